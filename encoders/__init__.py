@@ -1,0 +1,1 @@
+"""Content to vectors: towers, fusion, bundles. Knows torch; opens no socket."""

@@ -1,0 +1,126 @@
+"""What all messages share: identifiers, times, versions and the one way from bytes to a message."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from schemas.errors import BadMessage, Reason
+
+MAX_ID_CHARACTERS = 200
+"""Longest identifier accepted; Milvus keys and Redis keys are sized by it."""
+
+
+def _number_to_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("identifier has control characters or outer white space")
+    return value
+
+
+Identifier = Annotated[
+    str,
+    BeforeValidator(_number_to_text),
+    Field(min_length=1, max_length=MAX_ID_CHARACTERS),
+    AfterValidator(_printable),
+]
+"""A non-empty printable string of at most 200 characters; whole numbers are accepted and read as text."""
+
+ItemId = Identifier
+UserId = Identifier
+EventId = Identifier
+
+EncoderVersion = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+"""Names the exact weights and preprocessing that made a vector. Vectors of two versions are never compared."""
+
+UtcTime = AwareDatetime
+"""A time with a zone: ISO 8601 text with an offset, or a number of seconds since 1970 in UTC."""
+
+
+class Message(BaseModel):
+    """Base of everything that travels. Immutable; unknown fields are ignored so that producers may move first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+
+M = TypeVar("M", bound=Message)
+
+_REASON_OF_ERROR_TYPE = {
+    "json_invalid": Reason.NOT_JSON,
+    "timezone_aware": Reason.TIMESTAMP_WITHOUT_ZONE,
+    "no_content": Reason.NO_CONTENT,
+    "unknown_version": Reason.UNKNOWN_VERSION,
+}
+
+
+def decode(
+    model: type[M],
+    payload: bytes,
+    *,
+    now: datetime,
+    max_bytes: int,
+    field_map: Mapping[str, str] | None = None,
+    max_ahead: timedelta = timedelta(hours=1),
+) -> M:
+    """Turn the bytes of a record into a validated message.
+
+    `field_map` maps our field names to a platform's own (`{"item_id": "sku"}`); dots reach into nested objects and a
+    number picks from a list (`{"image_url": "pics.0.href"}`). `now` bounds the times that the message may claim: what
+    lies more than `max_ahead` ahead is refused.
+
+    Raises `BadMessage` with a stable reason and a text that names the field.
+    """
+    if len(payload) > max_bytes:
+        raise BadMessage(Reason.TOO_LARGE, f"record has {len(payload)} bytes, the limit is {max_bytes}")
+    try:
+        if field_map:
+            message = model.model_validate(rename_fields(_parse_object(payload), field_map))
+        else:
+            message = model.model_validate_json(payload)
+    except ValidationError as error:
+        raise _as_bad_message(error) from None
+    for name in model.model_fields:
+        value = getattr(message, name)
+        if isinstance(value, datetime) and value - now > max_ahead:
+            raise BadMessage(Reason.TIMESTAMP_IN_FUTURE, f"{name} is {value.isoformat()}, now is {now.isoformat()}")
+    return message
+
+
+def rename_fields(document: Mapping[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:
+    """A copy of `document` in which each of our names holds what stands at the platform's path; absent paths are left out."""
+    renamed = dict(document)
+    for ours, path in field_map.items():
+        value: Any = document
+        for step in path.split("."):
+            if isinstance(value, Mapping):
+                value = value.get(step)
+            elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
+                value = value[int(step)]
+            else:
+                value = None
+        if value is not None:
+            renamed[ours] = value
+    return renamed
+
+
+def _parse_object(payload: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(Reason.NOT_JSON, str(error)) from None
+    if not isinstance(document, dict):
+        raise BadMessage(Reason.WRONG_TYPE, f"expected a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _as_bad_message(error: ValidationError) -> BadMessage:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "record"
+    return BadMessage(_REASON_OF_ERROR_TYPE.get(first["type"], Reason.WRONG_TYPE), f"{where}: {first['msg']}")

@@ -1,0 +1,137 @@
+"""Items: what a shop publishes, and what the representation center holds of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import Base64Bytes, Field, FiniteFloat, model_validator
+from pydantic_core import PydanticCustomError
+
+from schemas.base import EncoderVersion, ItemId, Message, UtcTime
+from schemas.versions import SchemaVersion
+
+Price = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class ItemPublished(Message):
+    """The whole item as it now stands; a record of the compacted topic `items`, keyed by `item_id`.
+
+    A publish and an update look the same: each carries everything, because compaction keeps only the last record of
+    a key. A delete is a tombstone (a null value under the same key).
+    """
+
+    schema_version: SchemaVersion = 1
+    """Version of this schema."""
+    item_id: ItemId
+    """The item; must equal the record's key."""
+    event: Literal["publish", "update"] = "publish"
+    """What the producer did; informative, both are handled alike."""
+    title: str = Field(default="", max_length=2_000)
+    """Title as shown to buyers."""
+    text: str = Field(default="", max_length=20_000)
+    """Longer description; encoded together with the title."""
+    category: str | None = Field(default=None, max_length=200)
+    """Category name or path."""
+    price: Price | None = None
+    """Current price, in the shop's unit. A change of price alone does not change the vector."""
+    image: Base64Bytes | None = None
+    """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
+    image_url: str | None = Field(default=None, max_length=2_000)
+    """Where to fetch the picture if `image` is absent. The same URL means the same picture."""
+    published_at: UtcTime
+    """When the item first went on sale (event time); an update repeats it."""
+    updated_at: UtcTime | None = None
+    """When this version of the item was made (event time)."""
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if not (self.title.strip() or self.text.strip() or self.image or self.image_url):
+            raise PydanticCustomError("no_content", "an item needs a title, a text or a picture")
+        return self
+
+    def content_hash(self) -> str:
+        """32 hex digits over what an encoder may look at (title, text, category, picture), and nothing else."""
+        picture = hashlib.sha256(self.image).hexdigest() if self.image else self.image_url
+        content = json.dumps([self.title, self.text, self.category, picture], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class SourceOffset(Message):
+    """Where in `items` a row comes from; what makes a replayed write recognisable."""
+
+    partition: int = Field(ge=0)
+    """Partition of `items`."""
+    offset: int = Field(ge=0)
+    """Offset of the record in that partition."""
+
+
+class ItemEmbedding(Message):
+    """What the representation center holds of an item; a record of the compacted topic `embeddings`.
+
+    Keyed by `embedding_key(encoder_version, item_id)`; a tombstone under that key says that the center holds it no
+    longer.
+    """
+
+    schema_version: SchemaVersion = 1
+    """Version of this schema."""
+    item_id: ItemId
+    """The item."""
+    encoder_version: EncoderVersion
+    """The encoder that made `vector`."""
+    vector: Base64Bytes
+    """Unit vector: little-endian float32, base64 in JSON."""
+    dim: int = Field(ge=1, le=8192)
+    """Width of `vector`."""
+    content_hash: str
+    """`ItemPublished.content_hash()` of the version that was encoded."""
+    published_at: UtcTime
+    """When the item first went on sale (event time)."""
+    category: str | None = None
+    """Category at the time of writing."""
+    price: Price | None = None
+    """Price at first publish."""
+    has_title: bool = True
+    """Whether text took part in the vector."""
+    has_image: bool = True
+    """Whether a picture took part in the vector."""
+    source: SourceOffset
+    """The record of `items` that this row comes from."""
+
+    @model_validator(mode="after")
+    def _width_fits(self) -> Self:
+        if len(self.vector) != 4 * self.dim:
+            raise ValueError(f"vector has {len(self.vector)} bytes, {self.dim} float32 values need {4 * self.dim}")
+        return self
+
+
+class ImageRetry(Message):
+    """An item whose picture could not be fetched yet; a record of `items-retry`, keyed by `item_id`.
+
+    The retry writes only if the center still holds exactly the version at `source`: anything newer, or a delete, wins.
+    """
+
+    schema_version: SchemaVersion = 1
+    """Version of this schema."""
+    item: ItemPublished
+    """The item as it was published."""
+    source: SourceOffset
+    """Where the item stands in `items`."""
+    attempt: int = Field(ge=1)
+    """How many fetches have failed so far."""
+    not_before: UtcTime
+    """When to try again (wall clock)."""
+
+
+def embedding_key(encoder_version: str, item_id: str) -> bytes:
+    """Key of a record of `embeddings`. A version never contains a colon, so the first one separates."""
+    return f"{encoder_version}:{item_id}".encode()
+
+
+def parse_embedding_key(key: bytes) -> tuple[str, str]:
+    """The (encoder version, item id) of a key of `embeddings`; `ValueError` if it is not one."""
+    version, separator, item_id = key.decode().partition(":")
+    if not (version and separator and item_id):
+        raise ValueError(f"not a key of embeddings: {key!r}")
+    return version, item_id

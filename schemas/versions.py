@@ -1,0 +1,23 @@
+"""Schema versions: each topic's message says which one it follows, and a reader refuses what it does not know."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+KNOWN_VERSIONS = (1,)
+
+
+def _known(version: int) -> int:
+    if version not in KNOWN_VERSIONS:
+        raise PydanticCustomError(
+            "unknown_version",
+            "schema version {version} is not known here (known: {known}); upgrade the reader first",
+            {"version": version, "known": ", ".join(map(str, KNOWN_VERSIONS))},
+        )
+    return version
+
+
+SchemaVersion = Annotated[int, AfterValidator(_known)]

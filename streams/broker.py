@@ -1,0 +1,108 @@
+"""Kafka connections: one configuration, three clients, one translation of their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import errors as aio_errors
+from aiokafka.helpers import create_ssl_context
+from kafka import KafkaAdminClient
+from kafka import errors as kp_errors
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
+
+
+class BrokerConfig(BaseModel):
+    """How to reach Kafka."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    bootstrap_servers: str = "127.0.0.1:19092"
+    """Comma-separated `host:port` list. The default is the embedded stack's broker."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Transport security."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """SASL mechanism, where `security_protocol` asks for one."""
+    sasl_username: str | None = None
+    """SASL user."""
+    sasl_password: SecretStr | None = None
+    """SASL password; never logged."""
+    ssl_cafile: str | None = None
+    """Certificate authority file; the system's by default."""
+    request_timeout_ms: int = Field(default=20_000, ge=1_000)
+    """How long one request to the broker may take."""
+    max_record_bytes: int = Field(default=4_194_304, ge=1_024)
+    """Largest record that is produced or accepted, in bytes."""
+
+    def client_options(self) -> dict[str, Any]:
+        """Options that aiokafka and kafka-python share."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "security_protocol": self.security_protocol,
+            "request_timeout_ms": self.request_timeout_ms,
+        }
+        if "SASL" in self.security_protocol:
+            if self.sasl_username is None or self.sasl_password is None:
+                raise Misconfigured(
+                    f"MIM_KAFKA__SECURITY_PROTOCOL={self.security_protocol} needs MIM_KAFKA__SASL_USERNAME and "
+                    "MIM_KAFKA__SASL_PASSWORD"
+                )
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password.get_secret_value(),
+            }
+        if "SSL" in self.security_protocol:
+            options["ssl_context"] = create_ssl_context(cafile=self.ssl_cafile)
+        return options
+
+
+def make_producer(config: BrokerConfig, **overrides: Any) -> AIOKafkaProducer:
+    """An idempotent producer that waits for all replicas. Start it inside the running loop."""
+    options: dict[str, Any] = {
+        "enable_idempotence": True,
+        "acks": "all",
+        "compression_type": "lz4",
+        "linger_ms": 5,
+        "max_batch_size": 262_144,
+        "max_request_size": config.max_record_bytes + 65_536,
+    }
+    return AIOKafkaProducer(**config.client_options(), **(options | overrides))
+
+
+def make_consumer(config: BrokerConfig, *topics: str, **overrides: Any) -> AIOKafkaConsumer:
+    """A consumer of raw bytes that never commits by itself. Start it inside the running loop."""
+    options: dict[str, Any] = {
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",
+        "max_partition_fetch_bytes": config.max_record_bytes + 65_536,
+        "isolation_level": "read_committed",
+    }
+    return AIOKafkaConsumer(*topics, **config.client_options(), **(options | overrides))
+
+
+def make_admin(config: BrokerConfig) -> KafkaAdminClient:
+    """An administration client (blocking: call it from a thread or a command)."""
+    with broker_errors(config):
+        return KafkaAdminClient(**config.client_options())
+
+
+@contextmanager
+def broker_errors(config: BrokerConfig) -> Iterator[None]:
+    """Translate the clients' errors: what heals by waiting becomes `BrokerUnavailable`, a takeover becomes `Fenced`."""
+    try:
+        yield
+    except (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced) as error:
+        raise Fenced(f"another process took over this role in Kafka ({type(error).__name__})") from error
+    except (aio_errors.KafkaConnectionError, kp_errors.NoBrokersAvailable) as error:
+        raise BrokerUnavailable(
+            "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS): {error}"
+        ) from error
+    except (aio_errors.KafkaError, kp_errors.KafkaError) as error:
+        if getattr(error, "retriable", False):
+            raise BrokerUnavailable("Kafka", f"{config.bootstrap_servers}: {error!r}") from error
+        raise

@@ -1,0 +1,77 @@
+"""The `mimstream` command: a table of commands, each a module that is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
+from streams.logs import configure_logging
+from streams.settings import load_settings
+
+COMMANDS: dict[str, str] = {
+    "demo": "run the whole loop on embedded parts and report what came out",
+    "stack": "start, probe and stop an embedded Kafka, Valkey and Milvus Lite",
+    "topics": "create and list the topics",
+    "index": "encode published items and keep the representation center true",
+    "record": "keep users' recent takes ready for serving",
+    "train": "learn CiUBM from the live click stream and release it",
+    "serve": "answer scores and neighbours over HTTP",
+    "replay": "publish a data-set folder through Kafka in event-time order",
+    "import": "publish the items of a data-set folder, without behaviours",
+    "check": "test every connection and setting before the start",
+}
+
+EXIT_MISCONFIGURED = 2
+EXIT_UNAVAILABLE = 3
+EXIT_FENCED = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, load the settings, run the command. Returns the process's exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="mimstream", description="MIM as a stream-processing embedding system")
+    parser.add_argument("--config", type=Path, help="TOML file with settings (else MIM_CONFIG)")
+    parser.add_argument("--stack", dest="stack_name", help="use the embedded stack of this name (see `stack up`)")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in given if word in COMMANDS), None)
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:  # only the called command pays for its imports
+            import_module(f"streams.commands.{_module_of(name)}").add_arguments(sub)
+    options = parser.parse_args(given)
+    configure_logging(options.log_level)
+    try:
+        settings = load_settings(options.config, endpoints=_endpoints(options.stack_name))
+        return int(import_module(f"streams.commands.{_module_of(options.command)}").run(options, settings))
+    except Misconfigured as error:
+        return _fail(error, EXIT_MISCONFIGURED)
+    except Unavailable as error:
+        return _fail(error, EXIT_UNAVAILABLE)
+    except Fenced as error:
+        return _fail(error, EXIT_FENCED)
+    except PipelineError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _module_of(command: str) -> str:
+    return f"{command}_command"
+
+
+def _endpoints(stack_name: str | None) -> dict[str, object] | None:
+    if stack_name is None:
+        return None
+    from streams.stack.endpoints import read_endpoints  # the stack's code is not needed against real clusters
+
+    return read_endpoints(stack_name)
+
+
+def _fail(error: PipelineError, status: int) -> int:
+    print(f"mimstream: {error}", file=sys.stderr)
+    return status

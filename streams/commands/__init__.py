@@ -1,0 +1,1 @@
+"""One module per command of `mimstream`: arguments, then a call into the wiring."""

@@ -1,0 +1,1 @@
+"""aiokafka consumers: the click log, read in batches with explicit offsets."""

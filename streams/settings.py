@@ -1,0 +1,92 @@
+"""Settings: the only reader of the environment. Each component owns its part; here they are put together."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.errors import Misconfigured
+from streams.broker import BrokerConfig
+from streams.topics import TopicsConfig
+
+ENV_PREFIX = "MIM_"
+ENV_DELIMITER = "__"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set: `MIM_KAFKA__BOOTSTRAP_SERVERS=...` in the environment, `[kafka]` in a TOML file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    kafka: BrokerConfig = Field(default_factory=BrokerConfig)
+    """The broker."""
+    topics: TopicsConfig = Field(default_factory=TopicsConfig)
+    """Topic names and sizes."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, as people expect who set a variable."""
+        return env_settings, init_settings
+
+
+def load_settings(config_file: Path | None = None, *, endpoints: dict[str, Any] | None = None) -> Settings:
+    """Read the file (`config_file`, else the path in `MIM_CONFIG`), then the environment.
+
+    `endpoints` are the addresses of an embedded stack; file and environment win over them.
+
+    Raises `Misconfigured` naming each wrong setting.
+    """
+    path = config_file or (Path(os.environ["MIM_CONFIG"]) if os.environ.get("MIM_CONFIG") else None)
+    values: dict[str, Any] = dict(endpoints or {})
+    if path is not None:
+        try:
+            values = _merge(values, tomllib.loads(path.read_text()))
+        except FileNotFoundError:
+            raise Misconfigured(f"configuration file {path} does not exist (--config or MIM_CONFIG)") from None
+        except tomllib.TOMLDecodeError as error:
+            raise Misconfigured(f"configuration file {path} is not TOML: {error}") from None
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [
+            f"{ENV_PREFIX}{ENV_DELIMITER.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        ]
+        raise Misconfigured("settings are wrong:\n  " + "\n  ".join(lines)) from None
+
+
+def environment_of(values: dict[str, Any], prefix: str = ENV_PREFIX) -> dict[str, str]:
+    """Nested values as the environment variables that would set them: what a parent hands to the processes it starts."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= environment_of(value, f"{prefix}{name.upper()}{ENV_DELIMITER}")
+        else:
+            flat[f"{prefix}{name.upper()}"] = str(value)
+    return flat
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        merged[name] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,1 @@
+"""The embedded stack: Kafka, Valkey and Milvus Lite as child processes."""

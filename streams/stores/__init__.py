@@ -1,0 +1,1 @@
+"""Stores: each file holds a protocol, its real body and an in-memory one."""

@@ -1,0 +1,136 @@
+"""Event time: puts behaviours of several partitions into one order, refuses late and repeated ones.
+
+```text
+partition 0   10:00:01  10:00:04  10:00:09 ...        newest 10:00:09
+partition 1   10:00:02  10:00:03 ...                  newest 10:00:03
+watermark     = min over partitions that still have something to read - lateness
+released      = whole seconds before the watermark, each second at once
+```
+
+Which events are late or repeated is decided per partition, from that partition's own past alone. Kafka fixes the order
+inside a partition, so the verdicts do not depend on how fetches of several partitions happen to interleave.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from schemas.behaviours import Behaviour
+
+
+class Verdict(Enum):
+    """What became of an observed event."""
+
+    ACCEPTED = auto()
+    LATE = auto()
+    DUPLICATE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A behaviour with the place it was read from."""
+
+    partition: int
+    offset: int
+    second: int
+    behaviour: Behaviour
+
+    @property
+    def order(self) -> tuple[bool, str]:
+        """Order inside one second: exposures first, then by id, never by arrival."""
+        return (self.behaviour.kind.is_take, self.behaviour.event_id)
+
+
+@dataclass(slots=True)
+class _Partition:
+    newest: int | None = None
+    idle: bool = False
+    seen: dict[str, int] = field(default_factory=dict)
+    """event_id -> second, for everything inside the horizon."""
+    seen_order: deque[tuple[int, str]] = field(default_factory=deque)
+
+
+class EventWindow:
+    """Orders behaviours by event time and releases each second once, when nothing on time can still join it.
+
+    `lateness_seconds` is how far behind its partition's newest event an event may lie and still be taken;
+    `horizon_seconds` is how long an `event_id` is remembered (an older repetition is late and refused as such).
+    Memory grows with the events inside these two spans only.
+    """
+
+    def __init__(self, partitions: Collection[int], *, lateness_seconds: float, horizon_seconds: float) -> None:
+        self._partitions = {partition: _Partition() for partition in partitions}
+        self._lateness = lateness_seconds
+        self._horizon = max(horizon_seconds, lateness_seconds)
+        self._by_second: dict[int, list[Observed]] = {}
+        self._seconds: list[int] = []
+        self._released_before: int | None = None
+        self.held = 0
+
+    def observe(self, partition: int, offset: int, behaviour: Behaviour) -> Verdict:
+        """Take one event in; says whether it will be released later."""
+        state = self._partitions[partition]
+        state.idle = False
+        second = math.floor(behaviour.occurred_at.timestamp())
+        if behaviour.event_id in state.seen:
+            return Verdict.DUPLICATE
+        if state.newest is not None and second < state.newest - self._lateness:
+            return Verdict.LATE
+        if self._released_before is not None and second < self._released_before:
+            return Verdict.LATE  # only after this partition was idle and the others went on
+        self._remember(state, second, behaviour.event_id)
+        if second not in self._by_second:
+            self._by_second[second] = []
+            heapq.heappush(self._seconds, second)
+        self._by_second[second].append(Observed(partition, offset, second, behaviour))
+        self.held += 1
+        return Verdict.ACCEPTED
+
+    def idle(self, partitions: Collection[int]) -> None:
+        """These partitions have nothing more to read now: the watermark does not wait for them until they speak again."""
+        for partition in partitions:
+            self._partitions[partition].idle = True
+
+    @property
+    def watermark(self) -> float:
+        """Nothing on time can still come before this moment (seconds since 1970); -inf before every partition spoke."""
+        waiting = [state.newest for state in self._partitions.values() if not state.idle]
+        if any(newest is None for newest in waiting):
+            return -math.inf
+        spoken = [newest for newest in waiting if newest is not None]
+        if spoken:
+            return min(spoken) - self._lateness
+        newest_of_all = [state.newest for state in self._partitions.values() if state.newest is not None]
+        # all idle: whatever was read is complete, as far as anyone can know
+        return max(newest_of_all) + 1 if newest_of_all else -math.inf
+
+    def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
+        """Give out the seconds that are complete, oldest first, each with its events in a fixed order.
+
+        Stops where the caller stops iterating; the rest stays for the next call.
+        """
+        while self._seconds and (everything or self._seconds[0] < self.watermark):
+            second = heapq.heappop(self._seconds)
+            events = self._by_second.pop(second)
+            self._released_before = second + 1
+            self.held -= len(events)
+            yield sorted(events, key=lambda event: event.order)
+
+    def held_events(self) -> Iterator[Observed]:
+        """Everything that was accepted and not yet released, in no particular order."""
+        for events in self._by_second.values():
+            yield from events
+
+    def _remember(self, state: _Partition, second: int, event_id: str) -> None:
+        state.seen[event_id] = second
+        state.seen_order.append((second, event_id))
+        state.newest = second if state.newest is None else max(state.newest, second)
+        forgotten_before = state.newest - self._horizon
+        while state.seen_order and state.seen_order[0][0] < forgotten_before:
+            _, old = state.seen_order.popleft()
+            del state.seen[old]
