@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from schemas.errors import Misconfigured
 from streams.broker import BrokerConfig
+from streams.stores.behaviours import BehaviourStoreConfig
+from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
 
 ENV_PREFIX = "MIM_"
@@ -33,6 +35,10 @@ class Settings(BaseSettings):
     """The broker."""
     topics: TopicsConfig = Field(default_factory=TopicsConfig)
     """Topic names and sizes."""
+    redis: RedisConfig = Field(default_factory=RedisConfig)
+    """Redis or Valkey."""
+    behaviours: BehaviourStoreConfig = Field(default_factory=BehaviourStoreConfig)
+    """What is kept of each user."""
 
     @classmethod
     def settings_customise_sources(

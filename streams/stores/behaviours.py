@@ -1,0 +1,401 @@
+"""The behaviour store: users' recent takes for serving, and the position in the click log up to which they are true.
+
+A *view*: everything in it can be replayed from `behaviours`. What a batch changes and the position after it are
+written in one transaction, so data and position can never disagree, whoever is killed when.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from schemas.errors import Misconfigured, StoreUnavailable
+from streams.stores.redis_client import RedisConfig, redis_errors
+from streams.stores.takes import (
+    Numbered,
+    RecordReport,
+    Take,
+    UserTakes,
+    apply_batch,
+    fresh_part,
+    pack_recent,
+    pack_takes,
+    skipped,
+    unpack_recent,
+    unpack_takes,
+)
+
+__all__ = [
+    "BehaviourStore",
+    "BehaviourStoreConfig",
+    "InMemoryBehaviourStore",
+    "LogIdentity",
+    "Numbered",
+    "RecordReport",
+    "RedisBehaviourStore",
+    "Take",
+]
+
+COUNTS = ("exposures", "takes", "duplicates", "broken")
+
+
+class BehaviourStoreConfig(BaseModel):
+    """What is kept of each user."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    history_length: int = Field(default=100, ge=1, le=10_000)
+    """Newest takes kept per user."""
+    remembered_event_ids: int = Field(default=200, ge=1, le=10_000)
+    """How many of a user's last events a second delivery is recognised among; 8 bytes each."""
+    idle_days: int = Field(default=180, ge=1)
+    """A user without an event for so long (wall clock) is forgotten, which bounds the number of users."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """Which log the positions belong to. A topic that is deleted and created again has another id."""
+
+    cluster_id: str
+    topic: str
+    topic_id: str
+
+
+class BehaviourStore(Protocol):
+    """Per-user sequences of takes in event time, with the log position that they reflect."""
+
+    async def bind(self, log: LogIdentity) -> None:
+        """Tie the positions to `log`; call before the first `record`.
+
+        Raises `Misconfigured` if the store was filled from another log.
+        """
+
+    async def record(
+        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+    ) -> RecordReport:
+        """Take in one partition's records in [first_offset, next_offset), all or nothing, position included.
+
+        Offsets in that range that carry no record (transaction markers, deleted by retention) are passed over. What
+        lies below the stored position is left alone, so any replay, however it is cut, changes nothing. If the store
+        is behind `first_offset` (it lost data, or was cleared), it writes nothing and says where to read again.
+        """
+
+    async def history(self, user_id: str) -> list[Take]:
+        """Return the newest takes of a user, oldest first; empty for an unknown one."""
+
+    async def positions(self) -> dict[int, int]:
+        """Next offset of each partition seen so far."""
+
+    async def counts(self) -> dict[str, int]:
+        """Sum up `stored` (`exposures` + `takes`), `duplicates` and `broken` since the view began."""
+
+    async def clear(self) -> None:
+        """Forget everything, the log's identity included. At once for readers; a running recorder starts over."""
+
+    async def ping(self) -> None:
+        """Raise `StoreUnavailable` if the store does not answer."""
+
+    async def close(self) -> None:
+        """Give connections back."""
+
+
+def _foreign_log(found: LogIdentity, wanted: LogIdentity) -> Misconfigured:
+    what = "cluster" if found.cluster_id != wanted.cluster_id else "topic"
+    return Misconfigured(
+        f"the behaviour store was filled from topic {found.topic} (id {found.topic_id}) of cluster {found.cluster_id}, "
+        f"but {wanted.topic} now has id {wanted.topic_id} in cluster {wanted.cluster_id}: another {what}, so stored "
+        "positions mean nothing. Check MIM_KAFKA__BOOTSTRAP_SERVERS, MIM_TOPICS__PREFIX and MIM_REDIS__KEY_PREFIX; "
+        "if the log was replaced on purpose, run 'mimstream record --rebuild'"
+    )
+
+
+class InMemoryBehaviourStore:
+    """The protocol in a process's own memory."""
+
+    def __init__(self, config: BehaviourStoreConfig | None = None) -> None:
+        self._config = config or BehaviourStoreConfig()
+        self._users: dict[str, UserTakes] = {}
+        self._positions: dict[int, int] = {}
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._log: LogIdentity | None = None
+
+    async def bind(self, log: LogIdentity) -> None:
+        """See `BehaviourStore`."""
+        if self._log not in (None, log):
+            raise _foreign_log(self._log, log)
+        self._log = log
+
+    async def record(
+        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+    ) -> RecordReport:
+        """See `BehaviourStore`."""
+        stored = self._positions.get(partition, 0)
+        if self._log is None or stored < first_offset:
+            return RecordReport(partition, stored, resume_from=stored)
+        fresh = fresh_part(events, stored=stored)
+        for event in fresh:
+            if event.behaviour is not None:
+                self._users.setdefault(event.behaviour.user_id, UserTakes())
+        report, _, _ = apply_batch(
+            self._users,
+            fresh,
+            partition=partition,
+            next_offset=max(stored, next_offset),
+            length=self._config.history_length,
+            remembered=self._config.remembered_event_ids,
+        )
+        self._positions[partition] = report.next_offset
+        for name in COUNTS:
+            self._counts[name] += getattr(report, name)
+        return skipped(report, len(events) - len(fresh))
+
+    async def history(self, user_id: str) -> list[Take]:
+        """See `BehaviourStore`."""
+        user = self._users.get(user_id)
+        return user.history() if user else []
+
+    async def positions(self) -> dict[int, int]:
+        """See `BehaviourStore`."""
+        return dict(self._positions)
+
+    async def counts(self) -> dict[str, int]:
+        """See `BehaviourStore`."""
+        return _with_total(self._counts)
+
+    async def clear(self) -> None:
+        """See `BehaviourStore`."""
+        self.__init__(self._config)  # type: ignore[misc]
+
+    async def ping(self) -> None:
+        """See `BehaviourStore`."""
+
+    async def close(self) -> None:
+        """See `BehaviourStore`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The root of the view: one key, changed as a whole and watched by every write."""
+
+    generation: int
+    log: LogIdentity | None
+
+    @classmethod
+    def parse(cls, raw: bytes | None) -> _View:
+        if raw is None:
+            return cls(0, None)
+        document = json.loads(raw)
+        return cls(document["generation"], LogIdentity(**document["log"]) if document["log"] else None)
+
+    def dump(self) -> bytes:
+        return json.dumps({"generation": self.generation, "log": asdict(self.log) if self.log else None}).encode()
+
+
+_SET_ALL = "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1]) end"
+"""One command for all users of a batch: redis-py spends more on 500 commands than Redis does."""
+
+_SWEEP_PAGE = 1_000
+_MAX_CONFLICTS = 20
+
+
+class RedisBehaviourStore:
+    """The protocol in Redis. Keys, below the prefix:
+
+        record:view              generation and identity of the log
+        record:G:p:P             hash: next_offset and counts of partition P
+        record:G:partitions      set of the partitions seen
+        record:G:t:USER          packed takes
+        record:G:e:USER          packed hashes of recent event ids
+
+    Every key of the view carries its generation G, so clearing is one write; what is left of older generations is
+    swept afterwards. A batch costs three round trips, whatever its size. Writes are optimistic: two recorders that
+    believe to own a partition cannot both get through. How durable an acknowledged write is, is up to the server's
+    own persistence; what it loses is noticed by the position and replayed.
+    """
+
+    def __init__(self, client: Redis, config: RedisConfig, keep: BehaviourStoreConfig | None = None) -> None:
+        self._client: Any = client  # redis-py's stubs allow text everywhere; this client answers bytes
+        self._config = config
+        self._keep = keep or BehaviourStoreConfig()
+        self._root = f"{config.key_prefix}record:"
+        self._view = _View(0, None)
+
+    @property
+    def _view_key(self) -> str:
+        return f"{self._root}view"
+
+    def _key(self, generation: int, *parts: object) -> str:
+        return f"{self._root}{generation}:" + ":".join(map(str, parts))
+
+    async def bind(self, log: LogIdentity) -> None:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                async with self._client.pipeline(transaction=True) as pipe:
+                    await pipe.watch(self._view_key)
+                    found = _View.parse(await pipe.get(self._view_key))
+                    if found.log is not None and found.log != log:
+                        raise _foreign_log(found.log, log)
+                    wanted = replace(found, log=log)
+                    pipe.multi()
+                    pipe.set(self._view_key, wanted.dump())
+                    try:
+                        await pipe.execute()
+                    except WatchError:
+                        continue
+                    self._view = wanted
+                    return
+        raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
+
+    async def record(
+        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+    ) -> RecordReport:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                try:
+                    return await self._try_record(partition, events, first_offset, next_offset)
+                except WatchError:
+                    continue  # somebody else wrote: look again
+        raise StoreUnavailable("Redis", f"other processes keep writing to partition {partition} of the behaviour view")
+
+    async def _try_record(
+        self, partition: int, events: Sequence[Numbered], first_offset: int, next_offset: int
+    ) -> RecordReport:
+        view = self._view
+        position_key = self._key(view.generation, "p", partition)
+        everyone = dict.fromkeys(e.behaviour.user_id for e in events if e.behaviour is not None)
+        takers = dict.fromkeys(
+            e.behaviour.user_id for e in events if e.behaviour is not None and e.behaviour.kind.is_take
+        )
+        user_keys = [
+            *(self._key(view.generation, "e", user) for user in everyone),
+            *(self._key(view.generation, "t", user) for user in takers),
+        ]
+        async with self._client.pipeline(transaction=True) as pipe:
+            await pipe.watch(self._view_key, position_key, *user_keys)
+            stored_raw = await pipe.hget(position_key, "next_offset")
+            raw_view, *values = await pipe.mget([self._view_key, *user_keys])
+            stored = int(stored_raw or 0)
+            if _View.parse(raw_view) != view or view.log is None:
+                return RecordReport(partition, 0, resume_from=0)  # cleared meanwhile: whoever calls binds again
+            if stored < first_offset:
+                return RecordReport(partition, stored, resume_from=stored)
+            fresh = fresh_part(events, stored=stored)
+            if stored >= next_offset:
+                return RecordReport(partition, stored, replayed=len(events))
+            users = {user: UserTakes() for user in everyone}
+            for user, raw in zip(everyone, values, strict=False):
+                unpack_recent(raw, users[user])
+            for user, raw in zip(takers, values[len(everyone) :], strict=True):
+                unpack_takes(raw, users[user])
+            report, changed, took = apply_batch(
+                users,
+                fresh,
+                partition=partition,
+                next_offset=next_offset,
+                length=self._keep.history_length,
+                remembered=self._keep.remembered_event_ids,
+            )
+            pipe.multi()
+            self._write(pipe, view.generation, users, changed, took)
+            pipe.hset(position_key, "next_offset", str(next_offset))
+            for name in COUNTS:
+                if getattr(report, name):
+                    pipe.hincrby(position_key, name, getattr(report, name))
+            pipe.sadd(self._key(view.generation, "partitions"), partition)
+            await pipe.execute()
+        return skipped(report, len(events) - len(fresh))
+
+    def _write(
+        self, pipe: Any, generation: int, users: dict[str, UserTakes], changed: set[str], took: set[str]
+    ) -> None:
+        packed = {self._key(generation, "e", user): pack_recent(users[user]) for user in changed}
+        packed |= {self._key(generation, "t", user): pack_takes(users[user]) for user in took}
+        if packed:
+            pipe.eval(_SET_ALL, len(packed), *packed, self._keep.idle_days * 86_400, *packed.values())
+
+    async def history(self, user_id: str) -> list[Take]:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                raw_view, packed = await self._client.mget(
+                    [self._view_key, self._key(self._view.generation, "t", user_id)]
+                )
+                found = _View.parse(raw_view)
+                if found.generation == self._view.generation:
+                    user = UserTakes()
+                    unpack_takes(packed, user)
+                    return user.history()
+                self._view = replace(self._view, generation=found.generation)
+        return []
+
+    async def positions(self) -> dict[int, int]:
+        """See `BehaviourStore`."""
+        return {
+            partition: int(fields.get(b"next_offset", 0)) for partition, fields in (await self._partitions()).items()
+        }
+
+    async def counts(self) -> dict[str, int]:
+        """See `BehaviourStore`."""
+        rows = (await self._partitions()).values()
+        return _with_total({name: sum(int(row.get(name.encode(), 0)) for row in rows) for name in COUNTS})
+
+    async def _partitions(self) -> dict[int, dict[bytes, bytes]]:
+        with redis_errors(self._config):
+            generation = _View.parse(await self._client.get(self._view_key)).generation
+            numbers = sorted(map(int, await self._client.smembers(self._key(generation, "partitions"))))
+            async with self._client.pipeline(transaction=True) as pipe:
+                for number in numbers:
+                    pipe.hgetall(self._key(generation, "p", number))
+                return dict(zip(numbers, await pipe.execute(), strict=True))
+
+    async def clear(self) -> None:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                async with self._client.pipeline(transaction=True) as pipe:
+                    await pipe.watch(self._view_key)
+                    emptied = _View(_View.parse(await pipe.get(self._view_key)).generation + 1, None)
+                    pipe.multi()
+                    pipe.set(self._view_key, emptied.dump())
+                    try:
+                        await pipe.execute()
+                    except WatchError:
+                        continue
+                    self._view = emptied
+                    break
+            else:
+                raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
+            await self._sweep(emptied.generation)
+
+    async def _sweep(self, generation: int) -> None:
+        """Delete what older generations left behind, also those of a sweep that was cut short."""
+        root = self._root.encode()
+        cursor = 0
+        while True:
+            cursor, keys = await self._client.scan(cursor, match=f"{self._root}*", count=_SWEEP_PAGE)
+            old = [key for key in keys if (g := key[len(root) :].split(b":")[0]).isdigit() and int(g) < generation]
+            if old:
+                await self._client.unlink(*old)
+            if cursor == 0:
+                return
+
+    async def ping(self) -> None:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            await self._client.ping()
+
+    async def close(self) -> None:
+        """See `BehaviourStore`."""
+        await self._client.aclose()
+
+
+def _with_total(counts: dict[str, int]) -> dict[str, int]:
+    return {"stored": counts["exposures"] + counts["takes"], **counts}

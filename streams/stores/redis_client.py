@@ -1,0 +1,83 @@
+"""Redis connection: one configuration, one client, one translation of its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from schemas.errors import Misconfigured, StoreUnavailable
+
+_HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "OOM")
+"""Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
+
+
+class RedisConfig(BaseModel):
+    """How to reach Redis or Valkey: one server, or a primary with replicas (not a sharded cluster)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    url: str = Field(default="redis://127.0.0.1:16379/0", pattern=r"^(rediss?|unix)://")
+    """`redis://host:port/database`, `rediss://` with TLS, or `unix://path`. The default is the embedded stack's."""
+    username: str | None = None
+    """User, where the server has access lists."""
+    password: SecretStr | None = None
+    """Password; never logged. Give it here rather than in the URL."""
+    key_prefix: str = Field(default="mim:", pattern=r"^[A-Za-z0-9._:-]{1,64}$")
+    """Put before every key, so that several systems can share a server."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """How long to wait for a connection, and for each reply."""
+    max_connections: int = Field(default=64, ge=1)
+    """Connections that one process opens at most."""
+
+
+def make_redis(config: RedisConfig) -> Redis:
+    """Make a client with time limits and without hidden retries: the caller knows how long to hold. Opens no socket."""
+    try:
+        client: Redis = Redis.from_url(
+            config.url,
+            username=config.username,
+            password=config.password.get_secret_value() if config.password else None,
+            socket_timeout=config.timeout_seconds,
+            socket_connect_timeout=config.timeout_seconds,
+            max_connections=config.max_connections,
+            retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that the server has closed meanwhile
+        )
+    except ValueError as error:
+        raise Misconfigured(f"MIM_REDIS__URL is not an address of Redis: {error}") from None
+    return client
+
+
+@contextmanager
+def redis_errors(config: RedisConfig) -> Iterator[None]:
+    """Translate redis-py's errors: what heals by waiting is `StoreUnavailable`, a wrong password `Misconfigured`."""
+    try:
+        yield
+    except exceptions.AuthenticationError as error:
+        raise Misconfigured(
+            f"Redis at {_shown(config)} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
+        ) from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        raise StoreUnavailable("Redis", f"nothing answers at {_shown(config)} (MIM_REDIS__URL): {error}") from error
+    except exceptions.ResponseError as error:
+        text = str(error)
+        if text.startswith(_HEALED_BY_WAITING) or isinstance(
+            error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError
+        ):
+            raise StoreUnavailable("Redis", f"{_shown(config)} (MIM_REDIS__URL) answers: {text}") from error
+        if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
+            raise Misconfigured(
+                f"Redis at {_shown(config)} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
+            ) from error
+        raise
+
+
+def _shown(config: RedisConfig) -> str:
+    """Show the address without a password that somebody put into it."""
+    scheme, _, rest = config.url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

