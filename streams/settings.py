@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.errors import Misconfigured
 from streams.broker import BrokerConfig
+from streams.stack.config import StackConfig
 from streams.stores.behaviours import BehaviourStoreConfig
 from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
@@ -39,6 +40,8 @@ class Settings(BaseSettings):
     """Redis or Valkey."""
     behaviours: BehaviourStoreConfig = Field(default_factory=BehaviourStoreConfig)
     """What is kept of each user."""
+    stack: StackConfig = Field(default_factory=StackConfig)
+    """The embedded Kafka, Valkey and Milvus Lite."""
 
     @classmethod
     def settings_customise_sources(
@@ -50,7 +53,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file, as people expect who set a variable."""
-        return env_settings, init_settings
+        return env_settings, init_settings, InitSettingsSource(settings_cls, _user_folders())
 
 
 def load_settings(config_file: Path | None = None, *, endpoints: dict[str, Any] | None = None) -> Settings:
@@ -88,6 +91,17 @@ def environment_of(values: dict[str, Any], prefix: str = ENV_PREFIX) -> dict[str
         else:
             flat[f"{prefix}{name.upper()}"] = str(value)
     return flat
+
+
+def _user_folders() -> dict[str, Any]:
+    """Defaults that follow the user's own choice of folders (XDG base directories)."""
+    data, cache = os.environ.get("XDG_DATA_HOME"), os.environ.get("XDG_CACHE_HOME")
+    stack: dict[str, Any] = {}
+    if data:
+        stack["data_folder"] = Path(data) / "mimstream" / "stacks"
+    if cache:
+        stack["cache_folder"] = Path(cache) / "mimstream"
+    return {"stack": stack}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The embedded stack: Kafka, Valkey and Milvus Lite as child processes."""
+"""The embedded stack: Apache Kafka, Valkey and Milvus Lite as child processes, on this machine only."""

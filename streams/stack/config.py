@@ -1,0 +1,28 @@
+"""Configuration of the embedded stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_STACK = "default"
+
+
+class StackConfig(BaseModel):
+    """Where the embedded stack lives and how it is started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    data_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "stacks")
+    """Holds one folder per stack. Default: `mimstream/stacks` in the user's data folder (`XDG_DATA_HOME`)."""
+    cache_folder: Path = Field(default_factory=lambda: Path.home() / ".cache" / "mimstream")
+    """Holds Kafka's jars, shared by all stacks. Default: `mimstream` in the user's cache folder (`XDG_CACHE_HOME`)."""
+    kafka_jars: Path | None = None
+    """A folder with the jars of Apache Kafka 4 (`libs` of its release archive); then nothing is fetched."""
+    maven_repository: str | None = None
+    """Base URL of another Maven repository for Kafka's jars, such as a company's mirror; Maven Central by default."""
+    kafka_heap_mb: int = Field(default=256, ge=128)
+    """Largest heap of Kafka's Java process, in MiB."""
+    start_timeout_seconds: float = Field(default=90.0, gt=0)
+    """How long one part may take until it answers; the first start on a slow disk takes longest."""

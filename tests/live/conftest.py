@@ -1,0 +1,125 @@
+"""Live tests run against real parts, started through the code that users start them with."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.settings import Settings, environment_of, load_settings
+from streams.stack.launch import launch
+from streams.stack.running import RunningStack, running_stack
+from streams.topics import create_topics
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("live")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """One stack for all live tests; whoever kills a part waits until it is back."""
+    with running_stack(tmp_path_factory.mktemp("stack"), load_settings().stack) as running:
+        yield running
+
+
+@pytest.fixture
+def settings_values(stack: RunningStack, tmp_path: Path) -> dict[str, Any]:
+    """Nested settings of this test alone: its own topics, collection, keys and model folder on the shared stack."""
+    own = uuid.uuid4().hex[:10]
+    values: dict[str, dict[str, Any]] = {
+        "kafka": dict(stack.endpoints["kafka"]),
+        "topics": {"prefix": f"t{own}."},
+        "milvus": {**stack.endpoints["milvus"], "alias": f"items_{own}"},
+        "redis": {**stack.endpoints["redis"], "key_prefix": f"t{own}:"},
+        "models": {"folder": str(tmp_path / "models")},
+    }
+    return {name: value for name, value in values.items() if name in Settings.model_fields}
+
+
+@pytest.fixture
+def settings(settings_values: dict[str, Any]) -> Settings:
+    """Settings of this test alone; its topics exist."""
+    made = Settings(**settings_values)
+    create_topics(made.kafka, made.topics)
+    return made
+
+
+class MimstreamProcess:
+    """A `mimstream` command as a child process; its output goes to `log`."""
+
+    def __init__(self, arguments: tuple[str, ...], log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+        self.arguments = arguments
+        with log.open("wb") as output:
+            self._process = launch(
+                [sys.executable, "-m", "streams", *arguments], log=output, environment={**os.environ, **environment}
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout_seconds: float = 60.0) -> None:
+        """Wait until the output holds `text`, for instance `index.ready`."""
+        deadline = time.monotonic() + timeout_seconds
+        while text not in self.output():
+            status = self.returncode
+            if status is not None and text not in self.output():
+                raise AssertionError(f"{self.arguments} ended with {status} before {text!r}:\n{self.output()[-4000:]}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.arguments} did not say {text!r}:\n{self.output()[-4000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self._process.kill()
+        self._process.wait(timeout=30)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def stop(self, timeout_seconds: float = 30.0) -> int:
+        """SIGTERM; returns the exit status. Fails if the process does not end in time."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        return self.wait(timeout_seconds)
+
+    def wait(self, timeout_seconds: float = 60.0) -> int:
+        """Wait until it ends by itself; returns the exit status."""
+        try:
+            return self._process.wait(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.arguments} did not end:\n{self.output()[-4000:]}") from None
+
+
+@pytest.fixture
+def process(settings_values: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., MimstreamProcess]]:
+    """Start `mimstream ...` with this test's settings, as `process("index", "--slot", "0", env={...})`."""
+    started: list[MimstreamProcess] = []
+
+    def start(*arguments: str, env: dict[str, str] | None = None) -> MimstreamProcess:
+        log = tmp_path / f"{len(started)}-{arguments[0]}.log"
+        child = MimstreamProcess(arguments, log, environment_of(settings_values) | (env or {}))
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        if child.returncode is None:
+            child.kill()
