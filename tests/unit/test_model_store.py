@@ -1,0 +1,246 @@
+"""The model store keeps releases whole and its pointer in the hands of the newest trainer."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.errors import Fenced, Misconfigured, StoreUnavailable
+from schemas.manifests import Fence, ModelManifest
+from streams.stores.models import (
+    FolderModelStore,
+    InMemoryModelStore,
+    ModelStore,
+    ModelStoreConfig,
+    pack_weights,
+    weights_checksum,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def make_weights(number: int) -> dict[str, torch.Tensor]:
+    return {"layer.weight": torch.full((64, 8), float(number)), "layer.bias": torch.arange(8.0) + number}
+
+
+def make_manifest(number: int, *, fence: Fence | None = None, created_at: datetime = NOW) -> ModelManifest:
+    checksum = weights_checksum(pack_weights(make_weights(number)))
+    return ModelManifest(
+        release_id=f"r{number:06d}-{checksum[:12]}",
+        weights_sha256=checksum,
+        encoder_version="e1",
+        dim=8,
+        created_at=created_at,
+        rows_trained=number,
+        steps=number,
+        rows_sha256="0" * 64,
+        offsets={"behaviours": {0: number}},
+        fence=fence,
+    )
+
+
+def release(store: ModelStore, number: int, fence: Fence | None = None, created_at: datetime = NOW) -> str:
+    manifest = make_manifest(number, fence=fence, created_at=created_at)
+    store.publish(make_weights(number), manifest)
+    store.promote(manifest.release_id, fence)
+    return manifest.release_id
+
+
+def make_store(kind: str, folder: Path) -> ModelStore:
+    return FolderModelStore(ModelStoreConfig(folder=folder)) if kind == "folder" else InMemoryModelStore()
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+    return make_store(request.param, tmp_path)
+
+
+def test_what_was_released_comes_back_equal(store: ModelStore) -> None:
+    assert store.current() is None and store.list() == []
+    release_id = release(store, 1, Fence(producer_id=5, epoch=0))
+
+    pointer = store.current()
+    assert pointer is not None and pointer.release_id == release_id
+    weights, manifest = store.load(release_id)
+    assert manifest == make_manifest(1, fence=Fence(producer_id=5, epoch=0))
+    assert pointer.weights_sha256 == manifest.weights_sha256
+    assert all(torch.equal(weights[name], tensor) for name, tensor in make_weights(1).items())
+
+
+def test_a_published_release_is_not_current_before_its_promotion(store: ModelStore) -> None:
+    first = release(store, 1)
+    store.publish(make_weights(2), make_manifest(2))
+    store.publish(make_weights(2), make_manifest(2))  # twice is harmless
+    pointer = store.current()
+    assert pointer is not None and pointer.release_id == first
+    assert [manifest.rows_trained for manifest in store.list()] == [1, 2]
+
+
+@pytest.mark.parametrize("older", [Fence(producer_id=7, epoch=2), Fence(producer_id=6, epoch=9), None])
+def test_an_older_fence_is_refused_and_changes_nothing(store: ModelStore, older: Fence | None) -> None:
+    current = release(store, 1, Fence(producer_id=7, epoch=3))
+    with pytest.raises(Fenced, match=current):
+        release(store, 2, older)
+    pointer = store.current()
+    assert pointer is not None and pointer.release_id == current and pointer.fence == Fence(producer_id=7, epoch=3)
+
+
+@pytest.mark.parametrize(
+    "newer", [Fence(producer_id=7, epoch=3), Fence(producer_id=7, epoch=4), Fence(producer_id=8, epoch=0)]
+)
+def test_the_same_or_a_newer_fence_may_promote(store: ModelStore, newer: Fence) -> None:
+    release(store, 1, Fence(producer_id=7, epoch=3))
+    second = release(store, 2, newer)
+    pointer = store.current()
+    assert pointer is not None and pointer.release_id == second and pointer.fence == newer
+
+
+def test_promoting_what_was_never_published_is_refused(store: ModelStore) -> None:
+    with pytest.raises(StoreUnavailable):
+        store.promote(make_manifest(1).release_id, None)
+    assert store.current() is None
+
+
+def test_a_manifest_of_other_weights_is_refused(store: ModelStore) -> None:
+    with pytest.raises(ValueError, match="does not belong"):
+        store.publish(make_weights(2), make_manifest(1))
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_flipped_byte_is_found_on_load(tmp_path: Path, position: int) -> None:
+    store = make_store("folder", tmp_path)
+    release_id = release(store, 1)
+    path = tmp_path / "releases" / release_id / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Misconfigured, match="damaged"):
+        store.load(release_id)
+
+
+def test_a_truncated_manifest_or_pointer_is_reported_with_its_path(tmp_path: Path) -> None:
+    store = make_store("folder", tmp_path)
+    release_id = release(store, 1)
+    manifest = tmp_path / "releases" / release_id / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:50])
+    with pytest.raises(Misconfigured, match=r"manifest\.json"):
+        store.load(release_id)
+    (tmp_path / "current.json").write_text("{")
+    with pytest.raises(Misconfigured, match=r"current\.json"):
+        store.current()
+
+
+def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreUnavailable, match="MIM_MODELS__FOLDER"):
+        release(make_store("folder", tmp_path / "file"), 1)
+
+
+def _release_second_and_die(folder: Path, die_at: int) -> None:
+    countdown = [die_at]
+
+    def at_step(step: str) -> None:
+        if countdown[0] == 0:
+            os._exit(77)
+        countdown[0] -= 1
+
+    release(FolderModelStore(ModelStoreConfig(folder=folder), at_step=at_step), 2, Fence(producer_id=1, epoch=1))
+
+
+def test_a_death_at_any_step_leaves_the_old_release_or_the_new_one(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    seen = []
+    for die_at in range(100):
+        folder = tmp_path / str(die_at)
+        store = make_store("folder", folder)
+        first = release(store, 1, Fence(producer_id=1, epoch=0))
+        process = fork.Process(target=_release_second_and_die, args=(folder, die_at))
+        process.start()
+        process.join()
+        assert process.exitcode in (0, 77)
+
+        pointer = store.current()
+        assert pointer is not None
+        seen.append(pointer.release_id == first)
+        weights, manifest = store.load(pointer.release_id)
+        assert manifest.release_id == pointer.release_id
+        assert torch.equal(weights["layer.bias"], make_weights(manifest.rows_trained)["layer.bias"])
+        for kept in store.list():  # every release that has a name is whole
+            store.load(kept.release_id)
+        # the successor goes on as if nothing had happened
+        third = release(store, 3, Fence(producer_id=1, epoch=2))
+        after = store.current()
+        assert after is not None and after.release_id == third
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0 and die_at >= 10  # each step had its death
+    assert seen == sorted(seen, reverse=True) and seen[0] and not seen[-1]
+
+
+def _promote_many(folder: Path, epochs: list[int], results: multiprocessing.Queue[tuple[int, bool]]) -> None:
+    store = FolderModelStore(ModelStoreConfig(folder=folder))
+    for epoch in epochs:
+        try:
+            store.promote(make_manifest(1 + epoch % 5).release_id, Fence(producer_id=1, epoch=epoch))
+            results.put((epoch, True))
+        except Fenced:
+            results.put((epoch, False))
+
+
+def test_of_two_processes_that_promote_at_once_the_larger_fence_stays(tmp_path: Path) -> None:
+    store = make_store("folder", tmp_path)
+    for number in range(1, 6):
+        store.publish(make_weights(number), make_manifest(number))
+    fork = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[tuple[int, bool]] = fork.Queue()
+    rounds = [list(range(0, 200, 2)), list(range(1, 200, 2))]
+    processes = [fork.Process(target=_promote_many, args=(tmp_path, epochs, results)) for epochs in rounds]
+    for process in processes:
+        process.start()
+    outcomes = dict(results.get(timeout=60) for _ in range(200))
+    for process in processes:
+        process.join()
+    pointer = store.current()
+    assert pointer is not None and pointer.fence == Fence(producer_id=1, epoch=199)
+    assert pointer.release_id == make_manifest(1 + 199 % 5).release_id
+    assert outcomes[199]
+    assert not list(tmp_path.glob(".current*"))
+
+
+def test_a_lock_that_is_never_given_back_is_named(tmp_path: Path) -> None:
+    store = FolderModelStore(ModelStoreConfig(folder=tmp_path, lock_timeout_seconds=0.1))
+    release(store, 1)
+    with (tmp_path / "promote.lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreUnavailable, match=str(os.getpid())):
+            store.promote(make_manifest(1).release_id, None)
+    store.promote(make_manifest(1).release_id, None)
+
+
+def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -> None:
+    config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=60)
+    now = [NOW.timestamp()]
+    store = FolderModelStore(config, clock=lambda: now[0])
+    first = release(store, 1, created_at=NOW)
+    for number in range(2, 7):  # one release every 30 s
+        now[0] += 30
+        release(store, number, created_at=NOW + timedelta(seconds=30 * (number - 1)))
+    # the newest two are kept, and 4 was superseded 30 s ago; 3 was 60 s ago
+    assert [manifest.rows_trained for manifest in store.list()] == [4, 5, 6]
+    with pytest.raises(StoreUnavailable):
+        store.load(first)
+    now[0] += 3600
+    oldest = store.list()[0].release_id
+    store.promote(oldest, None)  # a step back: what is current now is old, and stays
+    for number in (7, 8):
+        store.publish(make_weights(number), make_manifest(number))
+    store.promote(oldest, None)
+    assert [manifest.rows_trained for manifest in store.list()] == [4, 7, 8]
+    assert store.load(oldest)[1].rows_trained == 4
