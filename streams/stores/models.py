@@ -112,9 +112,10 @@ class ModelStore(Protocol):
 
 def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
     """Make the bytes of `model.safetensors`: equal weights give equal bytes."""
-    packed: bytes = safetensors.torch.save(
-        {name: weights[name].detach().cpu().contiguous().clone() for name in sorted(weights)}
-    )
+    import safetensors.torch
+
+    plain = {name: weights[name].detach().cpu().contiguous().clone() for name in sorted(weights)}
+    packed: bytes = safetensors.torch.save(plain)
     return packed
 
 
