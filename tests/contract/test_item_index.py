@@ -1,0 +1,303 @@
+"""One suite for every item index."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
+from streams.stack.launch import launch
+from streams.stack.milvus_part import MilvusPart
+from streams.stack.parts import NotReady
+from streams.stores.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
+from streams.stores.milvus_client import MilvusConfig
+
+DIM = 16
+VERSION = "enc-1.a"
+STRANGE_IDS = ["it's", 'say "hi"', "back\\slash", "漢字é", "50 %", "a,b", "{x}", "item_id == 1 or true", "x" * 200]
+
+
+def unit(seed: int) -> NDArray[np.float32]:
+    vector = np.random.default_rng(seed).normal(size=DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def row(item_id: str, seed: int = 0, *, offset: int = 0, pending: bool = False, **changes: object) -> ItemRow:
+    plain = ItemRow(
+        item_id=item_id,
+        encoder_version=VERSION,
+        vector=np.zeros(DIM, np.float32) if pending else unit(seed),
+        content_hash="c" * 32,
+        published_at=datetime(2026, 3, 1, 12, 30, 15, 123456, tzinfo=UTC),
+        category="shoes",
+        price=3.5,
+        first_price=4.25,
+        has_title=not pending,
+        has_image=False,
+        source_partition=2,
+        source_offset=offset,
+        produced_at_ms=1_790_000_000_123,
+        title="a red shoe",
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def same(one: ItemRow, other: ItemRow) -> bool:
+    plain = [{**vars(r), "vector": None} for r in (one, other)]
+    return plain[0] == plain[1] and bool(np.allclose(one.vector, other.vector, atol=1e-6))
+
+
+class ItemIndexContract:
+    @pytest.fixture
+    def index(self) -> ItemIndex:
+        raise NotImplementedError
+
+    async def test_a_row_comes_back_as_it_was_written(self, index: ItemIndex) -> None:
+        written = [
+            row("a", 1),
+            row("b", 2, category=None, price=None, first_price=None, title="", has_image=True),
+            row("c", 3, price=0.0, source_offset=2**40, published_at=datetime(1969, 7, 20, tzinfo=UTC)),
+        ]
+        await index.upsert(written)
+        found = await index.fetch(["c", "b", "a", "missing", "a"])
+        assert set(found) == {"a", "b", "c"}
+        assert all(same(found[r.item_id], r) for r in written)
+
+    @pytest.mark.parametrize("item_id", STRANGE_IDS)
+    async def test_any_identifier_can_be_written_found_and_deleted(self, index: ItemIndex, item_id: str) -> None:
+        await index.upsert([row(item_id, 1), row("bystander", 2)])
+        assert set(await index.fetch([item_id])) == {item_id}
+        await index.delete([item_id])
+        assert set(await index.fetch([item_id, "bystander"])) == {"bystander"}
+
+    async def test_the_last_row_of_an_id_wins_inside_one_call(self, index: ItemIndex) -> None:
+        await index.upsert([row("a", 1, offset=1), row("b", 2), row("a", 3, offset=7)])
+        assert (await index.fetch(["a"]))["a"].source_offset == 7
+        assert await index.count() == 2
+        assert [hit for hit, _ in (await index.search(unit(3)[None], 5))[0]] == ["a", "b"]
+
+    async def test_an_upsert_replaces_the_whole_row(self, index: ItemIndex) -> None:
+        await index.upsert([row("a", 1, category="old", title="old")])
+        await index.upsert([row("a", 2, category=None, title="")])
+        found = (await index.fetch(["a"]))["a"]
+        assert found.category is None
+        assert found.title == ""
+        assert await index.count() == 1
+        assert np.allclose(found.vector, unit(2), atol=1e-6)
+
+    async def test_a_deleted_row_is_neither_read_nor_found_nor_counted(self, index: ItemIndex) -> None:
+        await index.upsert([row("a", 1), row("b", 2)])
+        await index.delete(["a", "never-there"])
+        assert set(await index.fetch(["a", "b"])) == {"b"}
+        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["b"]
+        assert await index.count() == 1
+
+    async def test_a_deleted_row_can_come_back(self, index: ItemIndex) -> None:
+        await index.upsert([row("a", 1)])
+        await index.delete(["a"])
+        await index.upsert([row("a", 2)])
+        assert np.allclose((await index.fetch(["a"]))["a"].vector, unit(2), atol=1e-6)
+
+    async def test_search_gives_cosines_nearest_first(self, index: ItemIndex) -> None:
+        rows = [row(f"i{n}", n) for n in range(50)]
+        await index.upsert(rows)
+        queries = np.stack([unit(7), unit(1000)])
+        answers = await index.search(queries, 4)
+        exact = queries @ np.stack([r.vector for r in rows]).T
+        for line, answer in zip(exact, answers, strict=True):
+            best = np.argsort(-line)[:4]
+            assert [item_id for item_id, _ in answer] == [f"i{n}" for n in best]
+            assert np.allclose([cosine for _, cosine in answer], line[best], atol=1e-5)
+
+    async def test_a_pending_row_is_read_only_on_request_and_never_found(self, index: ItemIndex) -> None:
+        await index.upsert([row("waiting", offset=5, pending=True), row("a", 1)])
+        assert await index.fetch(["waiting"]) == {}
+        assert (await index.fetch(["waiting"], pending=True))["waiting"].source_offset == 5
+        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["a"]
+        assert await index.count() == 1
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            np.full(DIM, np.nan, np.float32),
+            np.zeros(DIM, np.float32),
+            2 * unit(1),
+            np.where(np.arange(DIM) == 3, np.inf, unit(1)).astype(np.float32),
+            unit(1)[:-1],
+        ],
+        ids=["nan", "zero", "too-long", "infinite", "too-narrow"],
+    )
+    async def test_a_vector_that_is_no_unit_vector_is_refused_with_its_call(
+        self, index: ItemIndex, bad: NDArray[np.float32]
+    ) -> None:
+        with pytest.raises(WriteRejected) as caught:
+            await index.upsert([row("good", 1), row("bad", vector=bad)])
+        assert caught.value.reason is Reason.BAD_VECTOR
+        assert "'bad'" in str(caught.value)
+        assert await index.count() == 0
+
+    async def test_a_vector_of_another_encoder_is_refused(self, index: ItemIndex) -> None:
+        with pytest.raises(WriteRejected, match="other-2"):
+            await index.upsert([row("a", 1, encoder_version="other-2")])
+
+    async def test_nothing_asked_is_nothing_answered(self, index: ItemIndex) -> None:
+        await index.upsert([])
+        await index.delete([])
+        assert await index.fetch([]) == {}
+        assert await index.search(np.zeros((0, DIM), np.float32), 3) == []
+        assert await index.search(unit(1)[None], 3) == [[]]
+        assert await index.count() == 0
+
+    async def test_writes_of_many_tasks_all_arrive(self, index: ItemIndex) -> None:
+        await asyncio.gather(*(index.upsert([row(f"t{n}-{m}", n) for m in range(20)]) for n in range(10)))
+        await asyncio.gather(*(index.delete([f"t{n}-0"]) for n in range(10)))
+        assert await index.count() == 190
+
+
+class TestInMemoryItemIndex(ItemIndexContract):
+    @pytest.fixture
+    async def index(self) -> AsyncIterator[ItemIndex]:
+        index = InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
+        await index.open()
+        yield index
+        await index.close()
+
+
+class MilvusServer:
+    """An embedded server that a test may kill."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.part = MilvusPart(folder, free.getsockname()[1])
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.part.port}"
+
+    def start(self) -> None:
+        self.part.prepare(self.folder / "log")
+        with (self.folder / "log").open("ab") as output:
+            self.process = launch(self.part.command(), log=output, cwd=self.folder)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.part.probe(2)
+                return
+            except NotReady:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    server.start()
+    server.wait_ready()
+    yield server
+    server.kill()
+
+
+@pytest.mark.live
+class TestMilvusItemIndex(ItemIndexContract):
+    @pytest.fixture
+    def config(self, milvus: MilvusServer, request: pytest.FixtureRequest) -> MilvusConfig:
+        return MilvusConfig(uri=milvus.uri, alias=f"t{abs(hash(request.node.nodeid)):x}"[:40], timeout_seconds=5)
+
+    @pytest.fixture
+    async def index(self, config: MilvusConfig) -> AsyncIterator[ItemIndex]:
+        index = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
+        await index.open()
+        yield index
+        await index.close()
+
+    async def test_a_client_recovers_by_itself_when_the_server_was_killed(
+        self, milvus: MilvusServer, index: ItemIndex
+    ) -> None:
+        await index.upsert([row("a", 1), row("b", 2)])
+        await index.delete(["b"])
+        milvus.kill()
+        with pytest.raises(StoreUnavailable, match="MIM_MILVUS__URI"):
+            await index.fetch(["a"])
+        with pytest.raises(StoreUnavailable):
+            await index.upsert([row("c", 3)])
+        milvus.start()
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with suppress(StoreUnavailable):
+                await index.upsert([row("c", 3)])
+                break
+            await asyncio.sleep(0.1)
+        assert set(await index.fetch(["a", "b", "c"])) == {"a", "c"}
+        assert [hit for hit, _ in (await index.search(unit(1)[None], 1))[0]] == ["a"]
+
+    async def test_each_operation_loads_a_restarted_collection_again(
+        self, milvus: MilvusServer, index: ItemIndex
+    ) -> None:
+        await index.upsert([row("a", 1), row("b", 2)])
+        for operation in (
+            lambda: index.search(unit(1)[None], 1),
+            lambda: index.count(),
+            lambda: index.delete(["b"]),
+            lambda: index.fetch(["a"]),
+        ):
+            milvus.kill()
+            milvus.start()
+            milvus.wait_ready()
+            await operation()
+        assert set(await index.fetch(["a", "b"])) == {"a"}
+
+    async def test_opening_again_keeps_what_is_there(self, config: MilvusConfig, index: ItemIndex) -> None:
+        await index.upsert([row("a", 1)])
+        again = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
+        await again.open()
+        assert set(await again.fetch(["a"])) == {"a"}
+        await again.close()
+
+    async def test_an_alias_of_another_encoder_is_refused_with_a_way_out(
+        self, config: MilvusConfig, index: ItemIndex
+    ) -> None:
+        with pytest.raises(Misconfigured, match=r"enc_1_a.*enc-2.*MIM_MILVUS__ALIAS"):
+            await MilvusItemIndex(config, encoder_version="enc-2", dim=DIM).open()
+
+    async def test_workers_that_start_together_agree(self, config: MilvusConfig) -> None:
+        indexes = [
+            MilvusItemIndex(config.model_copy(update={"alias": "together"}), encoder_version=VERSION, dim=DIM)
+            for _ in range(4)
+        ]
+        await asyncio.gather(*(index.open() for index in indexes))
+        await indexes[0].upsert([row("a", 1)])
+        assert set(await indexes[3].fetch(["a"])) == {"a"}
+        for index in indexes:
+            await index.close()
+
+    async def test_an_address_where_nothing_listens_is_named_at_start(self) -> None:
+        index = MilvusItemIndex(
+            MilvusConfig(uri="http://127.0.0.1:9", timeout_seconds=1), encoder_version=VERSION, dim=DIM
+        )
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:9.*MIM_MILVUS__URI"):
+            await index.open()
+
+
+def test_versions_that_differ_only_in_punctuation_get_their_own_collections() -> None:
+    assert collection_name("a", "x-1.2") != collection_name("a", "x-1-2")
