@@ -94,7 +94,7 @@ def decode(
 
 
 def rename_fields(document: Mapping[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of `document` in which each of our names holds what stands at the platform's path; absent paths are left out."""
+    """A copy of `document` in which each of our names holds what stands at the platform's path, if anything does."""
     renamed = dict(document)
     for ours, path in field_map.items():
         value: Any = document

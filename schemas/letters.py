@@ -34,7 +34,7 @@ class DeadLetter:
 
     @property
     def letter_key(self) -> bytes:
-        """Key of the letter: the source coordinates, so that the same failure met again after a restart is recognisable."""
+        """Key of the letter: its source coordinates, by which the same failure is recognised after a restart."""
         return f"{self.topic}/{self.partition}/{self.offset}".encode()
 
     def headers(self) -> Headers:

@@ -1,1 +1,1 @@
-"""Clicks to better weights: window, space-time negatives, CiUBM, metrics. Knows torch; no socket, no clock, no global random state."""
+"""Clicks to better weights: window, space-time negatives, CiUBM, metrics. No socket, no clock, no global randomness."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,14 +30,13 @@ class TakeBank:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, takes: list[Take]) -> None:
-        """Put takes in, in event-time order; the oldest make room."""
+    def add(self, take: Take) -> None:
+        """Put one take in, in event-time order; the oldest makes room."""
         capacity = len(self._items)
-        for take in takes[-capacity:]:
-            self._items[self._next] = take.item
-            self._seconds[self._next] = take.second
-            self._next = (self._next + 1) % capacity
-            self._count = min(self._count + 1, capacity)
+        self._items[self._next] = take.item
+        self._seconds[self._next] = take.second
+        self._next = (self._next + 1) % capacity
+        self._count = min(self._count + 1, capacity)
 
     def items(self, now: int) -> NDArray[np.int64]:
         """Item numbers of the takes that are young enough at event time `now`, oldest first."""
@@ -62,27 +63,18 @@ class SpaceTimeMemory:
     A take enters the window and moves on to the bank when it is `window_seconds` old or the window is full.
     """
 
-    def __init__(
-        self, *, window_seconds: float, window_takes: int, bank_takes: int, bank_seconds: float
-    ) -> None:
-        self._window: list[Take] = []
+    def __init__(self, *, window_seconds: float, window_takes: int, bank_takes: int, bank_seconds: float) -> None:
+        self._window: deque[Take] = deque()
         self._window_seconds = window_seconds
         self._window_takes = window_takes
         self.bank = TakeBank(bank_takes, max_age_seconds=bank_seconds)
 
-    def add(self, takes: list[Take]) -> None:
-        """Put the takes of one second in (event-time order)."""
-        if not takes:
-            return
-        self._window.extend(takes)
-        oldest = takes[-1].second - self._window_seconds
-        leaving = max(
-            len(self._window) - self._window_takes,
-            next((i for i, take in enumerate(self._window) if take.second >= oldest), len(self._window)),
-        )
-        if leaving > 0:
-            self.bank.add(self._window[:leaving])
-            del self._window[:leaving]
+    def add(self, take: Take) -> None:
+        """Put one take in, in event-time order."""
+        self._window.append(take)
+        oldest = take.second - self._window_seconds
+        while len(self._window) > self._window_takes or self._window[0].second < oldest:
+            self.bank.add(self._window.popleft())
 
     def window_items(self) -> NDArray[np.int64]:
         """Item numbers of the takes in the window, oldest first."""
@@ -94,5 +86,5 @@ class SpaceTimeMemory:
 
     def purge(self, item: int) -> None:
         """Forget a deleted item."""
-        self._window = [take for take in self._window if take.item != item]
+        self._window = deque(take for take in self._window if take.item != item)
         self.bank.purge(item)

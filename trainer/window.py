@@ -92,7 +92,7 @@ class EventWindow:
         return Verdict.ACCEPTED
 
     def idle(self, partitions: Collection[int]) -> None:
-        """These partitions have nothing more to read now: the watermark does not wait for them until they speak again."""
+        """These partitions have nothing more to read now: the watermark does not wait for them before they speak again."""
         for partition in partitions:
             self._partitions[partition].idle = True
 
@@ -106,8 +106,8 @@ class EventWindow:
         if spoken:
             return min(spoken) - self._lateness
         newest_of_all = [state.newest for state in self._partitions.values() if state.newest is not None]
-        # all idle: whatever was read is complete, as far as anyone can know
-        return max(newest_of_all) + 1 if newest_of_all else -math.inf
+        # all idle: what was read is complete, but for the newest second, which whoever goes on may go on with
+        return max(newest_of_all) if newest_of_all else -math.inf
 
     def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
         """Give out the seconds that are complete, oldest first, each with its events in a fixed order.

@@ -1,0 +1,100 @@
+"""One learner: a CiUBM, its optimisers, and the step that first scores a batch and then learns from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from trainer.batches import ContrastiveBatch
+from trainer.ciubm import CiUBM, CiUBMConfig, CtrBatch
+from trainer.losses import info_nce
+
+
+class LearnerConfig(BaseModel):
+    """How a CiUBM learns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Step size of the dense weights."""
+    id_learning_rate: float = Field(default=1e-2, gt=0)
+    """Step size of the id table: a row is touched rarely and has to move when it is."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Decoupled weight decay of the dense weights."""
+    contrastive_weight: float = Field(default=0.1, ge=0)
+    """Weight of the contrastive term; 0 switches it off."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Temperature of the contrastive term."""
+    log_q_strength: float = Field(default=0.5, ge=0, le=1)
+    """How much of the sampling correction is applied: 1 takes popularity out of the content space entirely."""
+    max_gradient_norm: float = Field(default=5.0, gt=0)
+    """Dense gradients are scaled down to this norm."""
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What one step of one learner saw."""
+
+    probabilities_B: NDArray[np.float64]
+    """Predictions made before learning from these rows."""
+    loss: float
+    contrastive_loss: float | None
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss is not a number any more; nothing was learned from this batch."""
+
+
+class Learner:
+    """A model with its optimisers. `step` is the only verb that changes it."""
+
+    def __init__(self, model_config: CiUBMConfig, config: LearnerConfig, *, vector_width: int, seed: int) -> None:
+        self.config = config
+        self.model = CiUBM(model_config, vector_width=vector_width, seed=seed)
+        dense = [p for name, p in self.model.named_parameters() if not name.startswith("id_table")]
+        self._dense_parameters = dense
+        self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._sparse = torch.optim.SparseAdam([self.model.id_table.weight], lr=config.id_learning_rate)
+
+    def step(self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None) -> LearnReport:
+        """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done."""
+        model, config = self.model, self.config
+        content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
+        logits_B = model(batch, content_UC)
+        loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B)
+        contrastive_loss = None
+        if contrastive is not None and content_UC is not None and config.contrastive_weight:
+            contrastive_loss = self._contrastive(batch, content_UC, contrastive)
+            loss = click_loss + config.contrastive_weight * contrastive_loss
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
+        self._dense.zero_grad(set_to_none=True)
+        self._sparse.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
+        self._dense.step()
+        self._sparse.step()  # type: ignore[no-untyped-call]
+        return LearnReport(
+            probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
+            loss=float(click_loss.detach()),
+            contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
+        )
+
+    def _contrastive(self, batch: CtrBatch, content_UC: Tensor, contrastive: ContrastiveBatch) -> Tensor:
+        config = self.config
+        anchor_PC = self.model.anchor(content_UC, batch.history_BL[contrastive.rows_P])
+        return info_nce(
+            anchor_PC,
+            content_UC[contrastive.positives_P],
+            content_UC[contrastive.candidates_K],
+            contrastive.allowed_PK,
+            temperature=config.temperature,
+            positive_log_q_P=config.log_q_strength * contrastive.positive_log_q_P,
+            candidate_log_q_K=config.log_q_strength * contrastive.candidate_log_q_K,
+        )

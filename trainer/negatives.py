@@ -1,0 +1,145 @@
+"""Space-time negatives for the contrastive term: which items stand against which user's take (ST-NGS).
+
+Source: MIM (arXiv 2502.00321), section on space-time negative sampling. On one trainer, *space* is what other users
+took in this batch and in the current window, *time* is the bank of earlier windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.catalogue import Catalogue
+from trainer.impressions import Impression
+from trainer.memory import SpaceTimeMemory
+
+
+@dataclass(frozen=True)
+class ContrastivePlan:
+    """Ids only; no tensor, no weight. P = positives, K = candidates (batch, space and time together)."""
+
+    rows: NDArray[np.int64]
+    """(P,) index of each positive's impression in the batch."""
+    positives: NDArray[np.int64]
+    """(P,) item numbers."""
+    candidates: NDArray[np.int64]
+    """(K,) distinct item numbers."""
+    allowed: NDArray[np.bool_]
+    """(P, K) False where a candidate is the positive itself, the same content, or something this user took."""
+    log_q: NDArray[np.float32]
+    """(K,) log of how likely the item was to be drawn."""
+    positive_log_q: NDArray[np.float32]
+    """(P,) the same for each positive."""
+
+
+class TakeCounts:
+    """How often each item is taken, with exponential forgetting in event time: the q of the logQ correction.
+
+    Source: sampling-bias-corrected neural modeling (Yi et al., RecSys 2019); the scale grows instead of all counts
+    shrinking, so that one take costs one addition.
+    """
+
+    def __init__(self, half_life_seconds: float) -> None:
+        self._rate = np.log(2.0) / half_life_seconds
+        self._counts = np.zeros(1024)
+        self._total = 0.0
+        self._origin: int | None = None
+
+    def add(self, item: int, second: int) -> None:
+        """Count one take."""
+        if self._origin is None:
+            self._origin = second
+        exponent = self._rate * (second - self._origin)
+        if exponent > 50:
+            self._counts *= np.exp(-exponent)
+            self._total *= np.exp(-exponent)
+            self._origin, exponent = second, 0.0
+        if item >= len(self._counts):
+            self._counts = np.concatenate(
+                [self._counts, np.zeros(max(len(self._counts), item + 1 - len(self._counts)))]
+            )
+        weight = float(np.exp(exponent))
+        self._counts[item] += weight
+        self._total += weight
+
+    def log_q(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Log of each item's share of the takes, smoothed by a tenth of an average item's count."""
+        if not self._total:
+            return np.zeros(len(items), np.float32)
+        inside = np.minimum(items, len(self._counts) - 1)
+        counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
+        one = 0.1 * self._total / max(int(np.count_nonzero(self._counts)), 1)
+        return np.log((counts + one) / (self._total + one)).astype(np.float32)
+
+
+class SpaceTimeSampler:
+    """Plans the contrastive term of one batch.
+
+    Candidates are drawn without replacement from the window and from the bank with a generator that is passed in: the
+    same batch, memory and generator state give the same plan. A short supply gives a smaller plan, never repeated rows.
+    """
+
+    def __init__(self, *, space: int, time: int) -> None:
+        self._space = space
+        self._time = time
+
+    def plan(
+        self,
+        batch: Sequence[Impression],
+        memory: SpaceTimeMemory,
+        counts: TakeCounts,
+        catalogue: Catalogue,
+        rng: np.random.Generator,
+    ) -> ContrastivePlan | None:
+        """The plan for a batch; None if it holds no positive that has a vector and whose user has a past."""
+        rows = np.array(
+            [i for i, row in enumerate(batch) if row.label and row.history and catalogue.has_vector(row.item)], np.int64
+        )
+        if not len(rows):
+            return None
+        positives = np.array([batch[i].item for i in rows], np.int64)
+        now = max(row.second for row in batch)
+        window = memory.window_items()
+        bank = memory.bank_items(now)
+        drawn = np.concatenate(
+            [
+                positives,
+                rng.choice(window, min(self._space, len(window)), replace=False),
+                rng.choice(bank, min(self._time, len(bank)), replace=False),
+            ]
+        )
+        candidates = np.unique(drawn)
+        candidates = candidates[catalogue.vector_mask(candidates)]
+        return ContrastivePlan(
+            rows=rows,
+            positives=positives,
+            candidates=candidates,
+            allowed=_allowed(batch, rows, candidates, catalogue),
+            log_q=counts.log_q(candidates),
+            positive_log_q=counts.log_q(positives),
+        )
+
+
+def _allowed(
+    batch: Sequence[Impression], rows: NDArray[np.int64], candidates: NDArray[np.int64], catalogue: Catalogue
+) -> NDArray[np.bool_]:
+    taken: dict[str, set[int]] = {}
+    for row in batch:
+        own = taken.setdefault(row.user_id, set())
+        own.update(row.history)
+        if row.label:
+            own.add(row.item)
+    place = {int(item): column for column, item in enumerate(candidates)}
+    by_content: dict[str, list[int]] = {}
+    for column, item in enumerate(candidates):
+        by_content.setdefault(catalogue.content(int(item)), []).append(column)
+    allowed = np.ones((len(rows), len(candidates)), bool)
+    for p, i in enumerate(rows):
+        row = batch[i]
+        blocked = [place[item] for item in taken[row.user_id] if item in place]
+        blocked.extend(by_content.get(catalogue.content(row.item), ()))
+        allowed[p, blocked] = False
+    return allowed
