@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -287,18 +287,10 @@ class MilvusItemIndex:
                 f"{self._encoder_version!r}: set MIM_ENCODER__BUNDLE to the encoder that made them, or "
                 "MIM_MILVUS__ALIAS to a new name to build a second center from the topic"
             )
-        try:
-            if not client.has_collection(wanted):
-                self._create(client, wanted)
-            if not client.list_indexes(wanted):  # a kill may have come between the two
-                index = client.prepare_index_params()
-                index.add_index("emb", index_type="HNSW", metric_type="IP", params={"M": 16, "efConstruction": 200})
-                client.create_index(wanted, index)
-            if current is None:
-                client.create_alias(wanted, alias)
-        except MilvusException:
-            if _alias_target(client, alias) != wanted:  # unless another worker was faster
-                raise
+        # each step looks again when it fails: several workers may set up at once, and one may have died half-way
+        _ensure(lambda: client.has_collection(wanted), lambda: self._create(client, wanted))
+        _ensure(lambda: bool(client.list_indexes(wanted)), lambda: _create_vector_index(client, wanted))
+        _ensure(lambda: _alias_target(client, alias) == wanted, lambda: client.create_alias(wanted, alias))
         client.load_collection(wanted)
 
     def _create(self, client: MilvusClient, name: str) -> None:
@@ -338,6 +330,22 @@ _ALL_FIELDS = [
     "produced_at_ms",
     "title",
 ]
+
+
+def _ensure(done: Callable[[], bool], step: Callable[[], object]) -> None:
+    if done():
+        return
+    try:
+        step()
+    except MilvusException:
+        if not done():
+            raise
+
+
+def _create_vector_index(client: MilvusClient, name: str) -> None:
+    index = client.prepare_index_params()
+    index.add_index("emb", index_type="HNSW", metric_type="IP", params={"M": 16, "efConstruction": 200})
+    client.create_index(name, index)
 
 
 def _alias_target(client: MilvusClient, alias: str) -> str | None:

@@ -1,0 +1,191 @@
+"""Pictures by URL, from the open internet: bounded in bytes and time, and never from inside our own network.
+
+A product's picture URL is text that a stranger wrote. Every address that its host resolves to is looked at, the very
+address that was looked at is the one connected to, and each redirect starts over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from pydantic import BaseModel, ConfigDict, Field
+from yarl import URL
+
+from schemas.errors import ContentUnavailable, Reason, Unprocessable
+
+MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GONE_FOR_GOOD = frozenset({400, 401, 403, 405, 406, 410, 414, 451})
+"""Answers that waiting does not change. 404 is not among them: a picture is often uploaded after its item."""
+
+
+class ImageFetchConfig(BaseModel):
+    """How pictures are fetched by URL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that pictures may come from; `.example.com` stands for all below it. Empty: any public host."""
+    allow_private_addresses: bool = False
+    """Whether private, loopback and link-local addresses may be asked. For shops that keep pictures inside."""
+    max_bytes: int = Field(default=16 * 1024 * 1024, ge=1_024)
+    """Largest picture that is fetched, in bytes."""
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    """How long one fetch may take, redirects included."""
+    concurrency: int = Field(default=16, ge=1, le=512)
+    """Fetches under way at the same time."""
+
+
+class RefusedAddressError(OSError):
+    """A host resolved to an address that must not be asked."""
+
+
+def is_public(address: str) -> bool:
+    """Whether an address lies in the open internet, also when an IPv4 address hides inside an IPv6 one."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        hidden = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        if hidden is None and parsed in ipaddress.IPv6Network("64:ff9b::/96"):
+            hidden = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if hidden is not None:
+            return hidden.is_global and not hidden.is_multicast
+    return parsed.is_global and not parsed.is_multicast
+
+
+class CheckingResolver(AbstractResolver):
+    """Resolves, looks at every address, and gives the connector only addresses that were looked at."""
+
+    def __init__(self, inner: AbstractResolver, allowed: Callable[[str], bool] = is_public) -> None:
+        self._inner = inner
+        self._allowed = allowed
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Resolve `host`; one forbidden address among several refuses it as a whole."""
+        found = await self._inner.resolve(host, port, family)
+        for entry in found:
+            if not self._allowed(entry["host"]):
+                raise RefusedAddressError(f"{host} resolves to {entry['host']}, which is not a public address")
+        return found
+
+    async def close(self) -> None:
+        """Close the resolver inside."""
+        await self._inner.close()
+
+
+class ImageFetcher:
+    """Fetches pictures. Use it as an asynchronous context manager, inside the running loop."""
+
+    def __init__(self, config: ImageFetchConfig, *, resolver: Callable[[], AbstractResolver] | None = None) -> None:
+        self._config = config
+        self._make_resolver = resolver or aiohttp.ThreadedResolver
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the connection pool."""
+        resolver: AbstractResolver = self._make_resolver()
+        if not self._config.allow_private_addresses:
+            resolver = CheckingResolver(resolver)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=resolver, limit=self._config.concurrency, ttl_dns_cache=10),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "mimstream", "Accept": "image/*"},
+            trust_env=False,  # a proxy would resolve the host itself, unseen
+        )
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Close the connection pool."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+        """Get the bytes behind `url`, whatever they are: the encoder looks at what they hold.
+
+        Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED` or
+        `IMAGE_TOO_LARGE`) for what may not.
+        """
+        budget = timeout_seconds or self._config.timeout_seconds
+        try:
+            async with asyncio.timeout(budget), self._slots:
+                return await self._follow(url)
+        except TimeoutError:
+            raise ContentUnavailable(url, f"no picture within {budget:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, RefusedAddressError):
+                raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error.os_error}") from error
+            raise ContentUnavailable(url, str(error)) from error
+        except RefusedAddressError as error:
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error}") from error
+        except (aiohttp.InvalidURL, ValueError) as error:
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: not a usable URL ({error})") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ContentUnavailable(url, repr(error)) from error
+
+    async def _follow(self, url: str) -> bytes:
+        assert self._session is not None, "use the fetcher as a context manager"
+        where = URL(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            self._check(where)
+            async with self._session.get(where, allow_redirects=False, timeout=_NO_SECOND_TIMEOUT) as answer:
+                if answer.status in _REDIRECTS and "Location" in answer.headers:
+                    where = where.join(URL(answer.headers["Location"]))
+                    continue
+                if answer.status in _GONE_FOR_GOOD:
+                    raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: answered {answer.status}")
+                if answer.status != 200:
+                    raise ContentUnavailable(url, f"answered {answer.status}")
+                return await self._read(url, answer)
+        raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: more than {MAX_REDIRECTS} redirects")
+
+    def _check(self, where: URL) -> None:
+        if where.scheme not in ("http", "https") or not where.host:
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: only http and https URLs with a host are fetched")
+        if where.user is not None or where.password is not None:
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where.with_user(None)}: a URL must not carry a login")
+        host = where.host.lower().rstrip(".")
+        if self._config.allowed_hosts and not any(_matches(host, rule) for rule in self._config.allowed_hosts):
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: host {host} is not in MIM_IMAGES__ALLOWED_HOSTS")
+        if not self._config.allow_private_addresses and not _public_if_literal(host):
+            # a literal address is never resolved, so the resolver does not see it
+            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: {host} is not a public address")
+
+    async def _read(self, url: str, answer: aiohttp.ClientResponse) -> bytes:
+        if (answer.content_length or 0) > self._config.max_bytes:
+            raise self._too_large(url)
+        body = bytearray()
+        async for chunk in answer.content.iter_chunked(65_536):
+            body += chunk
+            if len(body) > self._config.max_bytes:
+                raise self._too_large(url)
+        if not body:
+            raise ContentUnavailable(url, "answered without content")
+        return bytes(body)
+
+    def _too_large(self, url: str) -> Unprocessable:
+        return Unprocessable(
+            Reason.IMAGE_TOO_LARGE, f"{url}: more than {self._config.max_bytes} bytes (MIM_IMAGES__MAX_BYTES)"
+        )
+
+
+_NO_SECOND_TIMEOUT: Any = aiohttp.ClientTimeout(total=None)
+
+
+def _matches(host: str, rule: str) -> bool:
+    rule = rule.lower()
+    return host.endswith(rule) if rule.startswith(".") else host == rule
+
+
+def _public_if_literal(host: str) -> bool:
+    try:
+        return is_public(host)
+    except ValueError:
+        return True  # a name: the resolver looks at what it stands for
