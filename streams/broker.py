@@ -98,7 +98,7 @@ def broker_errors(config: BrokerConfig) -> Iterator[None]:
         yield
     except (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced) as error:
         raise Fenced(f"another process took over this role in Kafka ({type(error).__name__})") from error
-    except (aio_errors.KafkaConnectionError, kp_errors.NoBrokersAvailable) as error:
+    except (aio_errors.KafkaConnectionError, kp_errors.KafkaConnectionError, kp_errors.KafkaTimeoutError) as error:
         raise BrokerUnavailable(
             "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS): {error}"
         ) from error

@@ -50,7 +50,7 @@ class ItemRecord:
     publish_ts: int
     """Seconds since 1970, UTC."""
     attributes: dict[str, Any]
-    """Columns that the caller asked for by name, for example what a title card shows."""
+    """Further columns that were asked for when the set was opened, for example what a title card shows."""
 
 
 class Pictures(Protocol):
@@ -108,6 +108,8 @@ class DataSet:
     pictures: Pictures
     day_resolution: bool
     """Whether all interactions stand at midnight, so that only their day is known."""
+    attributes: tuple[str, ...] = ()
+    """Further columns of the items that records carry along."""
 
     @property
     def start_ts(self) -> int:
@@ -120,7 +122,7 @@ class DataSet:
         """Per item: published in the set's first 24 hours, so its publish time says nothing about its age."""
         return np.asarray(self.publish_ts < self.start_ts + DAY_SECONDS)
 
-    def records(self, start: int, stop: int, attributes: Sequence[str] = ()) -> list[ItemRecord]:
+    def records(self, start: int, stop: int) -> list[ItemRecord]:
         """Items `start` to `stop` in publish order."""
         rows = self.items.slice(start, max(0, stop - start)).to_pylist()
         return [
@@ -131,7 +133,7 @@ class DataSet:
                 category=(row.get("category") or "")[:200] or None,
                 price=_price(row.get("price")),
                 publish_ts=int(row["publish_ts"]),
-                attributes={name: row.get(name) for name in attributes},
+                attributes={name: row.get(name) for name in self.attributes},
             )
             for row in rows
         ]
@@ -186,6 +188,7 @@ def open_data_set(
         negatives=negatives,
         pictures=pictures,
         day_resolution=len(interactions) > 0 and not np.any(interactions.ts % DAY_SECONDS),
+        attributes=tuple(attributes),
     )
 
 

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from schemas.errors import Misconfigured
 from streams.broker import BrokerConfig
+from streams.consumers.record_behaviours import RecordConfig
+from streams.metrics import MetricsConfig
+from streams.replay import ReplayConfig
 from streams.stack.config import StackConfig
 from streams.stores.behaviours import BehaviourStoreConfig
 from streams.stores.redis_client import RedisConfig
@@ -40,6 +43,12 @@ class Settings(BaseSettings):
     """Redis or Valkey."""
     behaviours: BehaviourStoreConfig = Field(default_factory=BehaviourStoreConfig)
     """What is kept of each user."""
+    record: RecordConfig = Field(default_factory=RecordConfig)
+    """`mimstream record`."""
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    """Where metrics are shown."""
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
+    """How far a replay runs ahead."""
     stack: StackConfig = Field(default_factory=StackConfig)
     """The embedded Kafka, Valkey and Milvus Lite."""
 
@@ -83,7 +92,7 @@ def load_settings(config_file: Path | None = None, *, endpoints: dict[str, Any] 
 
 
 def environment_of(values: dict[str, Any], prefix: str = ENV_PREFIX) -> dict[str, str]:
-    """Nested values as the environment variables that would set them: what a parent hands to the processes it starts."""
+    """Nested values as the environment variables that would set them: what a parent hands to its children."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, dict):

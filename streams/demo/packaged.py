@@ -1,0 +1,23 @@
+"""The stream that ships with the package: MovieTweetings 100K, with title cards drawn instead of posters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streams.datasets import DataSet, open_data_set
+from streams.demo.title_cards import TitleCards
+
+DESCRIPTION = (
+    "MovieTweetings 100K (MIT licence, Simon Dooms 2013): real ratings, titles, years and genres. The pictures are "
+    "title cards drawn from these by Pillow, not posters."
+)
+
+
+def packaged_folder() -> Path:
+    """Where the packaged parquet files lie."""
+    return Path(__file__).parent / "data"
+
+
+def open_packaged() -> DataSet:
+    """The packaged stream as a data set; its pictures are drawn when they are asked for."""
+    return open_data_set(packaged_folder(), attributes=("genres", "release_year"), pictures=TitleCards())
