@@ -78,6 +78,11 @@ class RunningStack:
         self._keeper = threading.Thread(target=self._keep, name=f"stack-{folder.name}", daemon=True)
 
     @property
+    def opened(self) -> bool:
+        """Whether all parts did their job once."""
+        return self._phase != "starting"
+
+    @property
     def endpoints(self) -> dict[str, dict[str, str]]:
         """Nested settings values with which clients find this stack."""
         return endpoints_of(self.ports)
@@ -171,6 +176,8 @@ class RunningStack:
 
     def _order(self, what: Callable[[], None]) -> None:
         """Have the keeper do something and wait for it."""
+        if not self._keeper.is_alive():
+            raise Unavailable(f"stack {self.folder.name!r}", "it was stopped")
         done: Future[None] = Future()
         self._orders.put((what, done))
         done.result()
@@ -180,7 +187,10 @@ class RunningStack:
             try:
                 what, done = self._orders.get(timeout=LOOK_EVERY_SECONDS)
             except queue.Empty:
-                self._look()
+                try:
+                    self._look()
+                except Exception:  # whatever it is: the end of this thread would be the end of all parts
+                    log.exception("stack.keeper_failed", stack=self.folder.name)
                 continue
             try:
                 what()
@@ -249,9 +259,9 @@ class RunningStack:
 
     def _stop_all(self, error: str | None) -> None:
         self._enter("stopping")
+        self._error = error
         self._stop(list(self._children.values()))
         self._closing = True
-        self._error = error
         self._enter("failed" if error else "stopped")
 
     def _stop(self, children: list[_Child]) -> None:
@@ -337,7 +347,7 @@ def running_stack(where: str | Path, config: StackConfig, *, console: Console | 
             stack.open()
             yield stack
         except BaseException as error:
-            failure = str(error) if stack._phase == "starting" else None
+            failure = None if stack.opened else str(error) or type(error).__name__
             raise
         finally:
             stack.close(error=failure)
