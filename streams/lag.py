@@ -10,6 +10,7 @@ from typing import Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from schemas.errors import Misconfigured
 from streams.broker import BrokerConfig, broker_errors, make_consumer
 from streams.topics import TopicName, TopicsConfig
 
@@ -32,11 +33,14 @@ class GroupPositions:
             try:
                 await self._admin.start()
                 await consumer.start()
-                for name in self._followed:
-                    topic = self._topics.full_name(name)
-                    await consumer.topics()  # fetches the metadata that the next line reads
-                    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-                    self._base |= await consumer.end_offsets(partitions)
+                topics = [self._topics.full_name(name) for name in self._followed]
+                partitions = []
+                for topic in await self._admin.describe_topics(topics):
+                    if not topic["partitions"]:
+                        raise Misconfigured(f"topic {topic['topic']} does not exist: run `mimstream topics create`")
+                    partitions += [TopicPartition(topic["topic"], one["partition"]) for one in topic["partitions"]]
+                consumer.assign(partitions)
+                self._base = await consumer.end_offsets(partitions)
             except BaseException:
                 await self._admin.close()
                 raise
