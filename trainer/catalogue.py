@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,18 @@ from schemas.items import ItemEmbedding
 _UNKNOWN_TIME = np.nan
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    vector: NDArray[np.float32]
+    published_at: float
+    content: str
+
+
 class Catalogue:
-    """Items met so far, numbered in the order in which they were met.
+    """Items met so far, numbered in the order in which behaviours met them.
+
+    Vectors of items that no behaviour has named yet wait aside: were they numbered as they arrive, the order of a
+    batch's items, and with it the last digit of every sum, would depend on how the topics' fetches interleave.
 
     Row 0 is padding and belongs to no item. A number is never given twice, so histories may hold numbers of items that
     were deleted since; their vector is gone (`has_vector` false).
@@ -22,6 +33,7 @@ class Catalogue:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._numbers: dict[str, int] = {}
+        self._unmet: dict[str, _Held] = {}
         self._ids: list[str] = [""]
         self._contents: list[str] = [""]
         self._vectors = np.zeros((1024, dim), np.float32)
@@ -43,7 +55,14 @@ class Catalogue:
             if number >= len(self._vectors):
                 self._grow()
             self._hashes[number] = id_hashes(item_id)
+            held = self._unmet.pop(item_id, None)
+            if held is not None:
+                self._write(number, held)
         return number
+
+    def find(self, item_id: str) -> int | None:
+        """The item's number, None if no behaviour has named it yet."""
+        return self._numbers.get(item_id)
 
     def item_id(self, number: int) -> str:
         """The item behind a number."""
@@ -53,15 +72,19 @@ class Catalogue:
         """Take over the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        number = self.number(embedding.item_id)
-        self._vectors[number] = np.frombuffer(embedding.vector, "<f4")
-        self._has_vector[number] = True
-        self._published_at[number] = embedding.published_at.timestamp()
-        self._contents[number] = embedding.content_hash
+        held = _Held(np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash)
+        number = self.find(embedding.item_id)
+        if number is None:
+            self._unmet[embedding.item_id] = held
+        else:
+            self._write(number, held)
 
     def drop(self, item_id: str) -> None:
         """Forget the vector of a deleted item."""
-        number = self.number(item_id)
+        self._unmet.pop(item_id, None)
+        number = self.find(item_id)
+        if number is None:
+            return
         self._vectors[number] = 0
         self._has_vector[number] = False
         self._contents[number] = ""
@@ -89,6 +112,12 @@ class Catalogue:
     def hashes(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Two stable hashes of each item's id, shape (len(numbers), 2)."""
         return self._hashes[numbers]
+
+    def _write(self, number: int, held: _Held) -> None:
+        self._vectors[number] = held.vector
+        self._has_vector[number] = True
+        self._published_at[number] = held.published_at
+        self._contents[number] = held.content
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)

@@ -202,7 +202,7 @@ class OnlineTrainer:
         """Take over an item's newest vector. `ValueError` if it is another encoder's: two versions never meet."""
         if embedding.encoder_version != self.encoder_version:
             raise ValueError(
-                f"item {embedding.item_id}: vector of encoder {embedding.encoder_version}, not of {self.encoder_version}"
+                f"item {embedding.item_id}: vector of {embedding.encoder_version}, not of {self.encoder_version}"
             )
         self.catalogue.hold(embedding)
         self._dropped.discard(embedding.item_id)
@@ -211,7 +211,9 @@ class OnlineTrainer:
     def drop(self, item_id: str) -> None:
         """The item was deleted: its vector, its place in the window and in the bank go."""
         self.catalogue.drop(item_id)
-        self._memory.purge(self.catalogue.number(item_id))
+        number = self.catalogue.find(item_id)
+        if number is not None:
+            self._memory.purge(number)
         self._dropped.add(item_id)
 
     # ---- behaviours ----------------------------------------------------------------------------------------------

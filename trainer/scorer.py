@@ -19,7 +19,7 @@ Vectors = Mapping[str, NDArray[np.float32]]
 
 
 class Scorer:
-    """A released model, ready to answer. Immutable (a newer release is a new scorer), safe to call from several threads."""
+    """A released model, ready to answer; immutable, safe to call from several threads."""
 
     def __init__(self, model: CiUBM, manifest: ModelManifest, *, history_length: int) -> None:
         self.manifest = manifest

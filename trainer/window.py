@@ -92,7 +92,7 @@ class EventWindow:
         return Verdict.ACCEPTED
 
     def idle(self, partitions: Collection[int]) -> None:
-        """These partitions have nothing more to read now: the watermark does not wait for them before they speak again."""
+        """These partitions have nothing more to read now; the watermark does not wait for them until they speak."""
         for partition in partitions:
             self._partitions[partition].idle = True
 
