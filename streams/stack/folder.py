@@ -26,6 +26,7 @@ log = structlog.get_logger()
 Phase = Literal["starting", "ready", "stopping", "stopped", "failed"]
 
 LOG_LIMIT_BYTES = 20_000_000
+CLAIM_ATTEMPTS = 10
 STRAY_PATIENCE_SECONDS = 10.0
 
 
@@ -105,16 +106,14 @@ class StackFolder:
         """Become the owner until `release` or death. Raises `Misconfigured` if another process is."""
         self.path.mkdir(parents=True, exist_ok=True)
         handle = (self.path / "owner.lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(handle):
             handle.close()
             state = self.read_state()
             owner = f" (process {state.owner.pid})" if state else ""
             raise Misconfigured(
                 f"stack {self.name!r} in {self.path} runs already{owner}: stop it with "
                 f"`mimstream stack down --name {self.name}`, or take another name"
-            ) from None
+            )
         self._lock = handle
 
     def release(self) -> None:
@@ -220,6 +219,17 @@ def tail(file: Path, *, since_byte: int = 0, lines: int = 15) -> str:
             return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return ""
+
+
+def _lock(handle: IO[str]) -> bool:
+    for _ in range(CLAIM_ATTEMPTS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)  # `owned`, asked by another process, holds it for a moment
+        else:
+            return True
+    return False
 
 
 def _free_ports() -> Ports:

@@ -96,8 +96,8 @@ class KafkaPart:
             except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
                 raise NotReady(f"Kafka at {HOST}:{self.port}: {type(error).__name__}: {error}") from error
 
-    def stopped_cleanly(self) -> None:
-        """Nothing to note: Kafka tells by itself."""
+    def stopped(self, status: int) -> None:
+        """Nothing to note: Kafka finds out by itself."""
 
     def properties(self) -> dict[str, str]:
         """The broker's configuration."""
@@ -142,9 +142,10 @@ class KafkaPart:
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
-            # at INFO everywhere a start writes 1,600 lines; `kafka.*` tells what matters
+            # at INFO everywhere a start writes 1,600 lines; these tell what matters: start, stop, topics, lost sessions
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.log.kafka=info",
+            "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.controller.ReplicationControlManager=info",
             "-Dorg.slf4j.simpleLogger.showDateTime=true",
             "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
             "-Dlog4j2.level=INFO",  # used where the jars are those of Kafka's own release

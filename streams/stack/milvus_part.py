@@ -69,9 +69,10 @@ class MilvusPart:
             except grpc.RpcError as error:
                 raise NotReady(f"Milvus Lite at {HOST}:{self.port}: {error}") from error
 
-    def stopped_cleanly(self) -> None:
-        """Remember it, so that the indexes are kept."""
-        self._clean.touch()
+    def stopped(self, status: int) -> None:
+        """Remember a clean stop, so that the indexes are kept."""
+        if status == 0:
+            self._clean.touch()
 
     @property
     def _data(self) -> Path:

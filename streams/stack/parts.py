@@ -36,8 +36,8 @@ class Part(Protocol):
     def probe(self, timeout_seconds: float) -> None:
         """Ask for the real service, as a client would. Raises `NotReady`."""
 
-    def stopped_cleanly(self) -> None:
-        """Called after a stop that the program ended by itself."""
+    def stopped(self, status: int) -> None:
+        """Take note of how the program ended after it was asked to; `status` is negative if a signal ended it."""
 
 
 def probe_port(port: int, timeout_seconds: float) -> None:

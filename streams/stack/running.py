@@ -278,9 +278,7 @@ class RunningStack:
                 log.warning("stack.part_killed", stack=self.folder.name, part=child.part.name, reason="did not stop")
                 child.process.kill()
                 child.process.wait()
-            else:
-                if child.process.returncode != -signal.SIGKILL:
-                    child.part.stopped_cleanly()
+            child.part.stopped(child.process.returncode)
             child.process = None
         self._note()
 

@@ -60,5 +60,5 @@ class ValkeyPart:
         if state["aof_enabled"] != 1 or state["aof_last_write_status"] != "ok":
             raise NotReady(f"Valkey at {HOST}:{self.port} does not write its append-only file")
 
-    def stopped_cleanly(self) -> None:
+    def stopped(self, status: int) -> None:
         """Nothing to note."""
