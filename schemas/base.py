@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Base64Encoder,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    EncodedBytes,
+    Field,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from schemas.errors import BadMessage, Reason
 
@@ -41,7 +53,20 @@ EncoderVersion = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names the exact weights and preprocessing that made a vector. Vectors of two versions are never compared."""
 
 UtcTime = AwareDatetime
-"""A time with a zone: ISO 8601 text with an offset, or a number of seconds since 1970 in UTC."""
+"""A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10)."""
+
+
+class _StrictBase64(Base64Encoder):
+    @classmethod
+    def decode(cls, data: bytes) -> bytes:
+        try:
+            return base64.b64decode(data, validate=True)  # the lenient form drops foreign characters silently
+        except ValueError as error:
+            raise PydanticCustomError("base64_decode", "not base64: {error}", {"error": str(error)}) from None
+
+
+Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
+"""Bytes that travel as base64 text; anything that is not base64 is refused."""
 
 
 class Message(BaseModel):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Base64Bytes, Field
+from pydantic import Field
 
-from schemas.base import EventId, ItemId, Message, UserId, UtcTime
+from schemas.base import Base64, EventId, ItemId, Message, UserId, UtcTime
 from schemas.versions import SchemaVersion
 
 
@@ -43,7 +43,7 @@ class Behaviour(Message):
     """For a take: the `event_id` of the exposure that it answers, where the platform knows it."""
     query_text: str | None = Field(default=None, max_length=1_000)
     """The search that led here."""
-    query_image: Base64Bytes | None = None
+    query_image: Base64 | None = None
     """The photo that was searched with, base64 in JSON."""
     trigger_item: ItemId | None = None
     """The item that was being looked at just before."""

@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Base64Bytes, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.base import EncoderVersion, ItemId, Message, UtcTime
+from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime
 from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
@@ -36,7 +36,7 @@ class ItemPublished(Message):
     """Category name or path."""
     price: Price | None = None
     """Current price, in the shop's unit. A change of price alone does not change the vector."""
-    image: Base64Bytes | None = None
+    image: Base64 | None = None
     """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
     """Where to fetch the picture if `image` is absent. The same URL means the same picture."""
@@ -80,7 +80,7 @@ class ItemEmbedding(Message):
     """The item."""
     encoder_version: EncoderVersion
     """The encoder that made `vector`."""
-    vector: Base64Bytes
+    vector: Base64
     """Unit vector: little-endian float32, base64 in JSON."""
     dim: int = Field(ge=1, le=8192)
     """Width of `vector`."""

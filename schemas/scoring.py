@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Base64Bytes, Field, model_validator
+from pydantic import Field, model_validator
 
-from schemas.base import ItemId, Message, UserId, UtcTime
+from schemas.base import Base64, ItemId, Message, UserId, UtcTime
 
 MAX_CANDIDATES = 1_000
 MAX_NEIGHBOURS = 100
@@ -61,7 +61,7 @@ class SimilarRequest(Message):
     """Neighbours of each of these items, in one round trip."""
     text: str | None = Field(default=None, min_length=1, max_length=2_000)
     """Neighbours of this text."""
-    image: Base64Bytes | None = None
+    image: Base64 | None = None
     """Neighbours of this picture (base64)."""
     k: int = Field(default=10, ge=1, le=MAX_NEIGHBOURS)
     """How many neighbours."""
