@@ -18,7 +18,8 @@ from pymilvus.exceptions import MilvusException
 
 from schemas.base import MAX_ID_CHARACTERS
 from schemas.errors import Misconfigured, Reason, WriteRejected
-from streams.stores.milvus_client import MilvusConfig, MilvusConnection
+from streams.stores.milvus_client import MilvusConnection
+from streams.stores.milvus_config import MilvusConfig
 
 MAX_TITLE_CHARACTERS = 500
 """How much of a title is kept in a row, for people who look at neighbours."""

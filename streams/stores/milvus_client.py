@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import grpc  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
 from schemas.errors import Reason, StoreUnavailable, WriteRejected
+from streams.stores.milvus_config import MilvusConfig
 
 T = TypeVar("T")
 
@@ -22,23 +22,6 @@ _COLLECTION_NOT_FOUND = 100
 _INPUT_REFUSED = frozenset({6, 1100, 1101, 1804})
 """Status codes that say the request itself is wrong: Milvus Lite's illegal argument, the server's invalid parameter,
 missing parameter and data mismatch. Everything else may heal and is held."""
-
-
-class MilvusConfig(BaseModel):
-    """How to reach Milvus, and where the vectors live in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    uri: str = "http://127.0.0.1:19530"
-    """Address of the server. The default is the embedded stack's Milvus Lite."""
-    token: SecretStr | None = None
-    """`user:password` or an API key; never logged."""
-    alias: str = Field(default="item_emb", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
-    """Alias of the collection in use. The collection itself is named after the encoder version of its vectors."""
-    timeout_seconds: float = Field(default=10.0, gt=0)
-    """How long one call may take."""
-    consistency_level: Literal["Strong", "Bounded", "Session", "Eventually"] = "Strong"
-    """Consistency of searches. Point reads are always strong: ordering depends on them."""
 
 
 class MilvusConnection:

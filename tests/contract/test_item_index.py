@@ -21,7 +21,7 @@ from streams.stack.launch import launch
 from streams.stack.milvus_part import MilvusPart
 from streams.stack.parts import NotReady
 from streams.stores.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
-from streams.stores.milvus_client import MilvusConfig
+from streams.stores.milvus_config import MilvusConfig
 
 DIM = 16
 VERSION = "enc-1.a"
