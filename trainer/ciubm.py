@@ -12,69 +12,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-
-class CiUBMConfig(BaseModel):
-    """Size and parts of the model. Every interest can be switched off, so that an ablation is a configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    id_width: int = Field(default=16, ge=1)
-    """Width of an item-id embedding."""
-    id_rows: int = Field(default=1 << 15, ge=1)
-    """Rows of the hashed id table; each id is the sum of two rows, so that two ids rarely look the same."""
-    content_width: int = Field(default=64, ge=1)
-    """Width that the stored vectors are projected to."""
-    hidden: tuple[int, ...] = (96, 48)
-    """Widths of the prediction layers."""
-    attention_hidden: int = Field(default=32, ge=1)
-    """Width of the target-attention unit."""
-    similarity_bins: int = Field(default=16, ge=1)
-    """Tiers of the similarity histogram over [-1, 1]."""
-    id_interest: bool = True
-    """Target attention over the ids of the history."""
-    content_interest: bool = True
-    """Similarity-weighted sum of the history's content."""
-    fusion_interest: bool = True
-    """Similarity-weighted sum of the history's ids."""
-    similarity_features: bool = True
-    """Histogram and summaries of the similarities themselves."""
-    target_content: bool = True
-    """The target's own content beside the interests."""
-    content_in_attention: bool = True
-    """Let the target attention see the content similarity."""
-    recency_half_life_items: float = Field(default=8.0, gt=0)
-    """After how many items a history item counts half in the recent similarity and the contrastive anchor."""
-
-    @property
-    def uses_content(self) -> bool:
-        """Whether any part looks at vectors."""
-        return any(
-            (
-                self.content_interest,
-                self.fusion_interest,
-                self.similarity_features,
-                self.target_content,
-                self.content_in_attention,
-            )
-        )
-
-    def without_content(self) -> CiUBMConfig:
-        """The same class as an id-only DIN."""
-        return self.model_copy(
-            update=dict.fromkeys(
-                (
-                    "content_interest",
-                    "fusion_interest",
-                    "similarity_features",
-                    "target_content",
-                    "content_in_attention",
-                ),
-                False,
-            )
-        )
+from trainer.config import CiUBMConfig
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from trainer.batches import ContrastiveBatch
-from trainer.ciubm import CiUBM, CiUBMConfig, CtrBatch
+from trainer.ciubm import CiUBM, CtrBatch
+from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.losses import info_nce
-
-
-class LearnerConfig(BaseModel):
-    """How a CiUBM learns."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Step size of the dense weights."""
-    id_learning_rate: float = Field(default=1e-2, gt=0)
-    """Step size of the id table: a row is touched rarely and has to move when it is."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """Decoupled weight decay of the dense weights."""
-    contrastive_weight: float = Field(default=0.1, ge=0)
-    """Weight of the contrastive term; 0 switches it off."""
-    temperature: float = Field(default=0.2, gt=0)
-    """Temperature of the contrastive term."""
-    log_q_strength: float = Field(default=0.5, ge=0, le=1)
-    """How much of the sampling correction is applied: 1 takes popularity out of the content space entirely."""
-    max_gradient_norm: float = Field(default=5.0, gt=0)
-    """Dense gradients are scaled down to this norm."""
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding
 from trainer.batches import collate
 from trainer.catalogue import Catalogue
-from trainer.ciubm import CiUBMConfig
-from trainer.ctr import Learner, LearnerConfig
+from trainer.config import TrainerConfig
+from trainer.ctr import Learner
 from trainer.evaluation import DAY, ScoredRows, log_loss, user_auc
 from trainer.impressions import Impression, ImpressionJoin, Take
 from trainer.memory import SpaceTimeMemory
@@ -32,49 +31,6 @@ from trainer.window import EventWindow, Observed, Verdict
 CIUBM, DIN, SHUFFLED = "ciubm", "din", "ciubm_shuffled"
 VARIANTS = (CIUBM, DIN, SHUFFLED)
 """What can be trained side by side on the same rows: the model, its id-only form, and the shuffled-vector control."""
-
-
-class TrainerConfig(BaseModel):
-    """The sliding window, the negatives and the cadence of releases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    seed: int = 20250201
-    """Seed of every random choice."""
-    batch_rows: int = Field(default=512, ge=2)
-    """Impressions per optimiser step."""
-    history_length: int = Field(default=50, ge=1, le=1_000)
-    """Most recent takes of a user that a row sees."""
-    max_users: int = Field(default=1_000_000, ge=1)
-    """Users whose history is kept; the one who was still for longest is forgotten first."""
-    lateness_seconds: float = Field(default=60.0, ge=0)
-    """How far an event may lie behind its partition's newest one and still count."""
-    duplicate_horizon_seconds: float = Field(default=6 * 3600.0, ge=0)
-    """How long an event_id is remembered, in event time."""
-    attribution_seconds: float = Field(default=60.0, ge=0)
-    """How long an impression waits for its take, in event time, before it counts as not taken."""
-    window_seconds: float = Field(default=6 * 3600.0, gt=0)
-    """Length of the sliding window that space negatives come from, in event time."""
-    window_takes: int = Field(default=1024, ge=1)
-    """Most takes in that window."""
-    bank_takes: int = Field(default=8192, ge=1)
-    """Most takes in the bank that time negatives come from."""
-    bank_seconds: float = Field(default=14 * 24 * 3600.0, gt=0)
-    """Oldest take in the bank, in event time."""
-    space_negatives: int = Field(default=256, ge=0)
-    """Items drawn from the window for each step."""
-    time_negatives: int = Field(default=256, ge=0)
-    """Items drawn from the bank for each step."""
-    popularity_half_life_seconds: float = Field(default=3 * 24 * 3600.0, gt=0)
-    """Half-life of the take counts behind the logQ correction."""
-    release_every_rows: int = Field(default=20_000, ge=1)
-    """Rows learned between two releases."""
-    max_pending: int = Field(default=200_000, ge=1)
-    """Events held in memory above which the reader should pause."""
-    model: CiUBMConfig = Field(default_factory=CiUBMConfig)
-    """The network."""
-    learner: LearnerConfig = Field(default_factory=LearnerConfig)
-    """Optimisers and losses."""
 
 
 @dataclass(frozen=True)

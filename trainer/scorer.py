@@ -13,7 +13,8 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.batches import dense_features, newest_first
 from trainer.catalogue import id_hashes
-from trainer.ciubm import CiUBM, CiUBMConfig, CtrBatch
+from trainer.ciubm import CiUBM, CtrBatch
+from trainer.config import CiUBMConfig
 
 Vectors = Mapping[str, NDArray[np.float32]]
 

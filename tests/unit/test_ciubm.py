@@ -11,8 +11,9 @@ from schemas.manifests import ModelManifest
 from tests.unit.trainer_factories import DIM, SMALL_MODEL, at, embedding, unit_vector
 from trainer.batches import collate
 from trainer.catalogue import Catalogue
-from trainer.ciubm import CiUBM, CiUBMConfig, CtrBatch
-from trainer.ctr import Learner, LearnerConfig, NonFiniteLoss
+from trainer.ciubm import CiUBM, CtrBatch
+from trainer.config import CiUBMConfig, LearnerConfig
+from trainer.ctr import Learner, NonFiniteLoss
 from trainer.impressions import Impression
 from trainer.scorer import Scorer
 

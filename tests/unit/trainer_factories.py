@@ -8,9 +8,8 @@ import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
-from trainer.ciubm import CiUBMConfig
-from trainer.ctr import LearnerConfig
-from trainer.online import OnlineTrainer, TrainerConfig
+from trainer.config import CiUBMConfig, LearnerConfig, TrainerConfig
+from trainer.online import OnlineTrainer
 
 DAY0 = 1_700_000_000
 DIM = 8
