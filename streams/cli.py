@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "replay": "publish a data-set folder through Kafka in event-time order",
     "import": "publish the items of a data-set folder, without behaviours",
     "check": "test every connection and setting before the start",
+    "settings": "list every setting with its default and meaning",
 }
 
 EXIT_MISCONFIGURED = 2
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _module_of(command: str) -> str:

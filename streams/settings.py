@@ -7,18 +7,25 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.errors import Misconfigured
+from streams.agents.index_config import IndexConfig
 from streams.broker import BrokerConfig
 from streams.consumers.record_behaviours import RecordConfig
+from streams.consumers.train_on_behaviours import TrainConsumerConfig
+from streams.images import ImageFetchConfig
 from streams.metrics import MetricsConfig
 from streams.replay import ReplayConfig
 from streams.stack.config import StackConfig
 from streams.stores.behaviours import BehaviourStoreConfig
+from streams.stores.milvus_config import MilvusConfig
+from streams.stores.models import ModelStoreConfig
 from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
+from trainer.config import TrainerConfig
 
 ENV_PREFIX = "MIM_"
 ENV_DELIMITER = "__"
@@ -41,10 +48,22 @@ class Settings(BaseSettings):
     """Topic names and sizes."""
     redis: RedisConfig = Field(default_factory=RedisConfig)
     """Redis or Valkey."""
+    milvus: MilvusConfig = Field(default_factory=MilvusConfig)
+    """Milvus, which holds the vectors."""
+    images: ImageFetchConfig = Field(default_factory=ImageFetchConfig)
+    """Pictures by URL."""
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    """`mimstream index`."""
     behaviours: BehaviourStoreConfig = Field(default_factory=BehaviourStoreConfig)
     """What is kept of each user."""
     record: RecordConfig = Field(default_factory=RecordConfig)
     """`mimstream record`."""
+    train: TrainConsumerConfig = Field(default_factory=TrainConsumerConfig)
+    """`mimstream train`: reading, waiting, reporting."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The sliding window, the model and how it learns."""
+    models: ModelStoreConfig = Field(default_factory=ModelStoreConfig)
+    """Where released models are kept."""
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     """Where metrics are shown."""
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
@@ -102,15 +121,42 @@ def environment_of(values: dict[str, Any], prefix: str = ENV_PREFIX) -> dict[str
     return flat
 
 
+def describe_settings(model: type[BaseModel] = Settings, prefix: str = ENV_PREFIX) -> list[dict[str, str]]:
+    """One row per setting: the variable that sets it, its default and its docstring."""
+    rows: list[dict[str, str]] = []
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            rows += describe_settings(inner, f"{variable}{ENV_DELIMITER}")
+            continue
+        default = field.get_default(call_default_factory=True)
+        rows.append(
+            {"variable": variable, "default": _shown(default), "meaning": " ".join((field.description or "").split())}
+        )
+    return rows
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, Path):
+        # the user's own folders differ from machine to machine
+        return "~/" + str(default.relative_to(Path.home())) if default.is_relative_to(Path.home()) else str(default)
+    return "required" if default is PydanticUndefined else "" if default is None else str(default)
+
+
 def _user_folders() -> dict[str, Any]:
     """Defaults that follow the user's own choice of folders (XDG base directories)."""
     data, cache = os.environ.get("XDG_DATA_HOME"), os.environ.get("XDG_CACHE_HOME")
     stack: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     if data:
         stack["data_folder"] = Path(data) / "mimstream" / "stacks"
+        train["state_folder"] = Path(data) / "mimstream" / "train"
+        models["folder"] = Path(data) / "mimstream" / "models"
     if cache:
         stack["cache_folder"] = Path(cache) / "mimstream"
-    return {"stack": stack}
+    return {"stack": stack, "train": train, "models": models}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""`mimstream settings`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from streams.settings import Settings, describe_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """List what can be set; the values in force are not shown, some are secrets."""
+    rows = describe_settings()
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    elif options.markdown:
+        print(as_markdown(rows))
+    else:
+        table = Table("variable", "default", "meaning")
+        for row in rows:
+            table.add_row(row["variable"], row["default"], row["meaning"])
+        Console().print(table)
+    return 0
+
+
+def as_markdown(rows: list[dict[str, str]]) -> str:
+    """The table that `deploy/settings.md` holds."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for row in rows:
+        cells = [row["variable"], f"`{row['default']}`" if row["default"] else "", row["meaning"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
