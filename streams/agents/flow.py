@@ -1,0 +1,110 @@
+"""What Faust's agents need around their loop: which events still count, when to stop, and acknowledging in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from schemas.errors import Fenced
+
+E = TypeVar("E")
+
+
+class Flow:
+    """The state that the agents of one process share.
+
+    No exception may leave an agent's body: what it had in hand would neither be acknowledged nor given again. So a
+    failure is put here, the agent stops reading, and whoever runs the process sees it.
+    """
+
+    def __init__(self, *, check_role: Callable[[], Awaitable[None]]) -> None:
+        self._check_role = check_role
+        self._epoch = 0
+        self._in_hand = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def partitions_moved(self) -> None:
+        """Partitions are being handed out anew: what is in hand will be read again, here or elsewhere."""
+        self._epoch += 1
+
+    def guard(self) -> Callable[[], Awaitable[None]]:
+        """A look before each write of what is in hand now. It raises `Fenced` once writing is no longer ours."""
+        epoch = self._epoch
+
+        async def check() -> None:
+            if epoch != self._epoch:
+                raise Fenced("the partitions were handed out anew; what was in hand is read again")
+            await self._check_role()
+
+        return check
+
+    @asynccontextmanager
+    async def hand(self) -> AsyncIterator[None]:
+        """Work that a clean stop waits for. Once stopping has begun, new work waits here until it is cancelled."""
+        if self._draining or self.failed.done():
+            await asyncio.Event().wait()
+        epoch = self._epoch
+        self._in_hand += 1
+        self._idle.clear()
+        try:
+            yield
+        except Fenced as error:
+            if epoch == self._epoch:
+                await self._fail(error)
+        except Exception as error:
+            await self._fail(error)
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._idle.set()
+
+    async def drain(self, within_seconds: float) -> bool:
+        """Take on nothing new and wait for what is in hand. False if that took too long."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), within_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _fail(self, error: Exception) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+
+@dataclass
+class _Pending(Generic[E]):
+    event: E
+    done: bool = False
+
+
+@dataclass
+class OrderedAcks(Generic[E]):
+    """Acknowledges in the order of arrival, whatever the order of completion.
+
+    Faust commits beyond a gap at the head of a partition: with 10 still in hand and 11 acknowledged it commits 12. So
+    nothing is acknowledged before everything that came before it in its partition.
+    """
+
+    ack: Callable[[E], Awaitable[Any]]
+    _waiting: dict[Hashable, deque[_Pending[E]]] = field(default_factory=dict)
+
+    def arrived(self, partition: Hashable, event: E) -> Callable[[], Awaitable[None]]:
+        """Take note of an event; call what this returns when it is done."""
+        line = self._waiting.setdefault(partition, deque())
+        mine = _Pending(event)
+        line.append(mine)
+
+        async def done() -> None:
+            mine.done = True
+            while line and line[0].done:
+                await self.ack(line.popleft().event)
+
+        return done
