@@ -16,6 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import Misconfigured
+from streams.agents.index_config import IndexReport, RetryReport
+from streams.consumers.train_ledger import TrainReport
 from streams.stores.takes import RecordReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -75,6 +77,8 @@ class Metrics:
         self._handlers: dict[type, Callable[[Any], None]] = {}
         self._declare_record()
         self._declare_serve()
+        self._declare_index()
+        self._declare_train()
 
     def record(self, report: object) -> None:
         """Count what a component reports. A type that is not known here is an error of ours."""
@@ -109,6 +113,33 @@ class Metrics:
 
         self._handlers[RecordReport] = handle
 
+    def _declare_index(self) -> None:
+        events = self._counter("mim_index_items_total", "Events of items by what became of them", "outcome")
+        letters = self._counter("mim_index_dead_letters_total", "Dead letters of the item path", "stage", "reason")
+        batches = self._seconds("mim_index_batch_seconds", "Decoding, encoding and writing one batch of items")
+        held = self._counter("mim_index_held_seconds_total", "Time that partitions waited for something away")
+        retries = self._counter("mim_index_image_retries_total", "Late pictures by what became of them", "outcome")
+        outcomes = ("superseded", "encoded", "rewritten", "pending", "deleted", "stale", "image_retries")
+        for outcome in outcomes:
+            events.labels(outcome)
+
+        def count_letters(report: IndexReport | RetryReport) -> None:
+            for (stage, reason), number in report.dead_lettered.items():
+                letters.labels(stage, reason).inc(number)
+
+        def on_batch(report: IndexReport) -> None:
+            for outcome in outcomes:
+                events.labels(outcome).inc(getattr(report, outcome))
+            count_letters(report)
+            batches.observe(report.seconds)
+            held.inc(report.held_seconds)
+
+        def on_retry(report: RetryReport) -> None:
+            retries.labels(report.outcome).inc()
+            count_letters(report)
+
+        self._handlers |= {IndexReport: on_batch, RetryReport: on_retry}
+
     def _declare_serve(self) -> None:
         requests = self._seconds("mim_http_request_seconds", "HTTP requests", "route", "status")
         loads = self._counter("mim_model_loads_total", "Attempts to take up a release", "outcome")
@@ -138,6 +169,31 @@ class Metrics:
             behind.set(report.behind_seconds)
 
         self._handlers |= {RequestReport: on_request, ModelReport: on_model, CacheReport: on_cache}
+
+    def _declare_train(self) -> None:
+        events = self._gauge("mim_train_events", "Behaviours read by what became of them", "outcome")
+        steps = self._gauge("mim_train_steps", "Optimiser steps since the start of the process")
+        rows = self._gauge("mim_train_rows", "Impressions learned from since the start of the process")
+        releases = self._gauge("mim_train_releases", "Releases made by this process")
+        waiting = self._gauge("mim_train_waiting_items", "Items whose vector the head of the stream waits for")
+        given_up = self._gauge("mim_train_given_up_items", "Items whose vector was not waited for any longer")
+        event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
+        metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
+
+        def handle(report: TrainReport) -> None:
+            for outcome, count in report.accounts.items():
+                events.labels(outcome).set(count)
+            steps.set(report.steps)
+            rows.set(report.rows_trained)
+            releases.set(report.releases)
+            waiting.set(report.waiting_for)
+            given_up.set(report.given_up)
+            event_time.set(report.last_event_at or 0)
+            for name, value in report.prequential.items():
+                if value is not None:
+                    metric.labels(name).set(value)
+
+        self._handlers[TrainReport] = handle
 
 
 def metrics_handler(metrics: Metrics) -> Callable[[web.Request], Any]:

@@ -19,6 +19,7 @@ from streams.consumers.train_on_behaviours import TrainConsumerConfig
 from streams.images import ImageFetchConfig
 from streams.metrics import MetricsConfig
 from streams.replay import ReplayConfig
+from streams.serve_config import ServeConfig
 from streams.stack.config import StackConfig
 from streams.stores.behaviours import BehaviourStoreConfig
 from streams.stores.milvus_config import MilvusConfig
@@ -64,6 +65,8 @@ class Settings(BaseSettings):
     """The sliding window, the model and how it learns."""
     models: ModelStoreConfig = Field(default_factory=ModelStoreConfig)
     """Where released models are kept."""
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    """`mimstream serve`."""
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     """Where metrics are shown."""
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
@@ -142,6 +145,11 @@ def _shown(default: object) -> str:
         # the user's own folders differ from machine to machine
         return "~/" + str(default.relative_to(Path.home())) if default.is_relative_to(Path.home()) else str(default)
     return "required" if default is PydanticUndefined else "" if default is None else str(default)
+
+
+def child_environment(values: dict[str, Any]) -> dict[str, str]:
+    """This process's environment with `values` on top: what a child is started with."""
+    return {**os.environ, **environment_of(values)}
 
 
 def _user_folders() -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""`mimstream train`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from schemas.errors import Misconfigured
+from streams.consumers.leadership import Leadership
+from streams.consumers.releasing import Releaser
+from streams.consumers.train_input import TrainingInput, describe_input
+from streams.consumers.train_ledger import SCORES_FOLDER, ScoreFiles, write_row_lines
+from streams.consumers.train_on_behaviours import TrainOnBehaviours
+from streams.metrics import Metrics, metrics_server
+from streams.processes import run_until_stopped
+from streams.settings import Settings
+from streams.stores.models import FolderModelStore, pack_weights, weights_checksum
+
+if TYPE_CHECKING:
+    from trainer.evaluation import ScoredRows
+    from trainer.online import OnlineTrainer
+
+log = structlog.get_logger()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--until-end", action="store_true", help="train to the ends of the topics as they are now, report"
+    )
+    parser.add_argument("--no-release", action="store_true", help="release nothing: runs beside an active trainer")
+    parser.add_argument("--json", action="store_true", help="with --until-end: print the report as JSON")
+    parser.add_argument("--variants", help="what to train side by side: ciubm[,din][,ciubm_shuffled]")
+    parser.add_argument("--state", type=Path, help="folder for accounts.json and prequential scores")
+    parser.add_argument("--scores", type=Path, metavar="DIR", help="keep all prequential scores here, as parquet files")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="with --until-end: list the training rows in order")
+    parser.add_argument("--fetch-max-records", type=int, help="records to fetch at a time")
+    parser.add_argument("--metrics-port", type=int, default=None, help="serve Prometheus metrics on this port")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Train until stopped, or to the end."""
+    if (options.json or options.rows) and not options.until_end:
+        raise Misconfigured("--json and --rows describe a finished run: add --until-end")
+    wished = {
+        "variants": options.variants,
+        "fetch_max_records": options.fetch_max_records,
+        "state_folder": options.state,
+    }
+    given = {name: value for name, value in wished.items() if value is not None}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
+    report = asyncio.run(_Train(options, settings).run())
+    if options.until_end and report is not None:
+        print(json.dumps(report, indent=2) if options.json else _for_people(report))
+    return 0
+
+
+class _Train:
+    """The wiring of one `mimstream train`."""
+
+    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        self._options = options
+        self._settings = settings
+        self._metrics = Metrics()
+        self._scored: list[ScoredRows] = []
+        self._report: dict[str, Any] | None = None
+        # a run that releases nothing leaves the state of the one that does alone, unless it is told where to write
+        self._has_state = options.state is not None or not options.no_release
+
+    async def run(self) -> dict[str, Any] | None:
+        """Run to the end or until stopped; the report of a bounded run."""
+        async with metrics_server(self._metrics, self._settings.metrics.host, self._options.metrics_port):
+            await run_until_stopped(self._alone if self._options.no_release else self._as_candidate)
+        return self._report
+
+    async def _alone(self, stop: asyncio.Event) -> None:
+        await self._train(stop, None)
+
+    async def _as_candidate(self, stop: asyncio.Event) -> None:
+        topics, train = self._settings.topics, self._settings.train
+        await asyncio.to_thread(describe_input, self._settings.kafka, topics)  # a wrong address is told at once
+        leadership = Leadership(
+            self._settings.kafka,
+            group=topics.group("train"),
+            topic=topics.full_name("models"),
+            transactional_id=topics.group("train"),
+            session_timeout_ms=train.session_timeout_ms,
+        )
+        async with leadership.candidate():
+            log.info("train.standby", group=topics.group("train"))
+            if await leadership.elected(stop):
+                log.info("train.elected", fence=leadership.fence and leadership.fence.as_pair())
+                await self._train(stop, leadership)
+
+    async def _train(self, stop: asyncio.Event, leadership: Leadership | None) -> None:
+        settings, options = self._settings, self._options
+        config = settings.train
+        make_trainer = self._trainer_maker()  # imports torch, which takes a moment
+        reads = TrainingInput(
+            settings.kafka,
+            settings.topics,
+            field_map=settings.record.field_map,
+            encoder_version=config.encoder_version,
+            fetch_max_records=config.fetch_max_records,
+            buffered_records=config.buffered_records,
+            idle_seconds=config.idle_seconds,
+            bounded=options.until_end,
+            clock=time.time,
+        )
+        scores = self._score_files()
+        if scores is not None:
+            scores.open()
+        consumer = TrainOnBehaviours(
+            config,
+            reads,
+            behaviours_topic=settings.topics.full_name("behaviours"),
+            make_trainer=make_trainer,
+            leadership=leadership,
+            make_releaser=None if leadership is None else self._releaser_maker(leadership),
+            clock=time.time,
+            bounded=options.until_end,
+            state_folder=config.state_folder if self._has_state else None,
+            scores=scores,
+            on_scored=self._scored.extend if options.until_end else lambda scored: None,
+            on_report=self._metrics.record,
+        )
+        await consumer.run(stop)
+        if options.until_end and not stop.is_set():
+            self._report = await asyncio.to_thread(self._describe, consumer)
+
+    def _trainer_maker(self) -> Any:
+        from trainer.online import OnlineTrainer
+
+        variants = [name.strip() for name in self._settings.train.variants.split(",") if name.strip()]
+
+        def make(encoder_version: str, dim: int, partitions: Sequence[int]) -> OnlineTrainer:
+            try:
+                return OnlineTrainer(
+                    self._settings.trainer,
+                    encoder_version=encoder_version,
+                    dim=dim,
+                    partitions=partitions,
+                    variants=variants,
+                )
+            except ValueError as error:
+                raise Misconfigured(f"MIM_TRAIN__VARIANTS (--variants): {error}") from None
+
+        return make
+
+    def _releaser_maker(self, leadership: Leadership) -> Any:
+        def make(encoder_version: str, dim: int) -> Releaser:
+            return Releaser(
+                FolderModelStore(self._settings.models),
+                leadership,
+                notices_topic=self._settings.topics.full_name("models"),
+                read_log=lambda: describe_input(self._settings.kafka, self._settings.topics),
+                encoder_version=encoder_version,
+                dim=dim,
+                clock=time.time,
+            )
+
+        return make
+
+    def _score_files(self) -> ScoreFiles | None:
+        if self._options.scores is not None:
+            return ScoreFiles(self._options.scores)
+        if not self._has_state:
+            return None
+        folder = self._settings.train.state_folder / SCORES_FOLDER
+        return ScoreFiles(folder, keep_files=self._settings.train.score_files)
+
+    def _describe(self, consumer: TrainOnBehaviours) -> dict[str, Any]:
+        from trainer.evaluation import ScoredRows, prequential_report
+
+        standing = asdict(consumer.standing())
+        for ours in ("updated_at", "prequential"):
+            del standing[ours]
+        trainer = consumer.trainer
+        weights = None if trainer is None else weights_checksum(pack_weights(trainer.candidate().weights))
+        if self._options.rows is not None:
+            write_row_lines(self._options.rows, self._scored)
+        return {
+            **standing,
+            "weights_sha256": weights,
+            "prequential": prequential_report(ScoredRows.concatenate(self._scored)) if self._scored else {},
+        }
+
+
+def _for_people(report: dict[str, Any]) -> str:
+    accounts = ", ".join(f"{count} {name}" for name, count in report["accounts"].items())
+    lines = [
+        f"behaviours: {accounts}",
+        f"{report['rows_trained']} rows in {report['steps']} steps, rows sha256 {report['rows_sha256']}",
+        f"{report['releases']} releases, current {report['release_id'] or 'none'}",
+    ]
+    for variant, buckets in report["prequential"].items():
+        for bucket, figures in buckets.items():
+            if figures is not None:
+                shown = ", ".join(
+                    f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in figures.items()
+                )
+                lines.append(f"{variant} {bucket}: {shown}")
+    return "\n".join(lines)

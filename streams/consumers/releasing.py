@@ -1,0 +1,195 @@
+"""Releases: folder first, then Kafka's word that we still lead, then the pointer.
+
+```text
+publish folder      harmless: nothing points to it
+notice on `models`  in a transaction; a superseded trainer is refused here
+promote pointer     refuses a smaller fence, for the one that was stopped between the two
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.manifests import ModelManifest, Offsets, ReleaseNotice
+from streams.consumers.leadership import Leadership
+from streams.consumers.train_input import InputTopics
+from streams.stores.models import ModelStore, pack_weights, weights_checksum
+
+if TYPE_CHECKING:
+    from trainer.online import Candidate
+
+log = structlog.get_logger()
+
+
+class Releaser:
+    """Releases candidates under this process's fence, each further along the log than the release before."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        leadership: Leadership,
+        *,
+        notices_topic: str,
+        read_log: Callable[[], InputTopics],
+        encoder_version: str,
+        dim: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._leadership = leadership
+        self._notices_topic = notices_topic
+        self._read_log = read_log
+        self._encoder_version = encoder_version
+        self._dim = dim
+        self._clock = clock
+        self._log: InputTopics | None = None
+        self._floor: dict[int, int] = {}
+        self._current: ModelManifest | None = None
+        self._unfinished: ModelManifest | None = None
+        self.released = 0
+        """Releases made by this process."""
+
+    @property
+    def current_id(self) -> str | None:
+        """The newest release this process knows of."""
+        return None if self._current is None else self._current.release_id
+
+    async def take_over(self) -> None:
+        """Learn what is current, and put our own fence on it: from here on an earlier trainer cannot move the pointer.
+
+        Raises `Misconfigured` if the current release comes from another log or for another encoder.
+        """
+        self._log = await asyncio.to_thread(self._read_log)
+        self._current = await asyncio.to_thread(self._find_current)
+        if self._current is None:
+            return
+        self._refuse_foreign(self._current)
+        self._floor = self._current.offsets.get("behaviours", {})
+        await asyncio.to_thread(self._store.promote, self._current.release_id, self._leadership.fence)
+
+    def beyond_current(self, offsets: Mapping[int, int]) -> bool:
+        """Whether a model trained up to these offsets of `behaviours` knows more than the current release."""
+        if self._current is None:
+            return True
+        ahead = any(offset > self._floor.get(partition, 0) for partition, offset in offsets.items())
+        behind = any(offsets.get(partition, 0) < floor for partition, floor in self._floor.items())
+        return ahead and not behind
+
+    async def release(self, candidate: Candidate, offsets: Offsets) -> str:
+        """Release; the new release's id.
+
+        Raises `Fenced` if another trainer leads now, `Misconfigured` if the log was replaced meanwhile, and what is
+        `Unavailable`; after the latter, `finish()` goes on where it stopped.
+        """
+        manifest = await asyncio.to_thread(self._publish, candidate, offsets)
+        self._unfinished = manifest
+        await self.finish()
+        return manifest.release_id
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a release was published and could not be announced or promoted yet."""
+        return self._unfinished is not None
+
+    async def finish(self) -> None:
+        """Announce and promote what was published. May be repeated."""
+        manifest = self._unfinished
+        if manifest is None:
+            return
+        notice = ReleaseNotice(
+            release_id=manifest.release_id,
+            weights_sha256=manifest.weights_sha256,
+            encoder_version=manifest.encoder_version,
+            released_at=manifest.created_at,
+        )
+        await self._leadership.transact(
+            [(self._notices_topic, manifest.release_id.encode(), notice.model_dump_json().encode())]
+        )
+        await asyncio.to_thread(self._store.promote, manifest.release_id, self._leadership.fence)
+        self._unfinished = None
+        self._current = manifest
+        self._floor = manifest.offsets.get("behaviours", {})
+        self.released += 1
+        log.info(
+            "train.released",
+            release_id=manifest.release_id,
+            rows=manifest.rows_trained,
+            steps=manifest.steps,
+            last_event_at=manifest.last_event_at and manifest.last_event_at.isoformat(),
+            **{name: value and round(value, 4) for name, value in manifest.metrics.items()},
+        )
+
+    def _publish(self, candidate: Candidate, offsets: Offsets) -> ModelManifest:
+        if self._read_log() != self._log:
+            raise Misconfigured(
+                "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
+                "`mimstream train` again, with an empty MIM_MODELS__FOLDER"
+            )
+        assert self._log is not None, "take_over comes first"
+        checksum = weights_checksum(pack_weights(candidate.weights))
+        manifest = ModelManifest(
+            release_id=f"r{self._next_number():06d}-{checksum[:12]}",
+            weights_sha256=checksum,
+            parent=self.current_id,
+            encoder_version=self._encoder_version,
+            dim=self._dim,
+            created_at=datetime.fromtimestamp(self._clock(), UTC),
+            first_event_at=_moment(candidate.first_event_at),
+            last_event_at=_moment(candidate.last_event_at),
+            rows_trained=candidate.rows_trained,
+            steps=candidate.steps,
+            rows_sha256=candidate.rows_sha256,
+            offsets=offsets,
+            cluster_id=self._log.cluster_id,
+            topic_ids=self._log.topic_ids,
+            config=candidate.config,
+            metrics=candidate.metrics,
+            fence=self._leadership.fence,
+        )
+        self._store.publish(candidate.weights, manifest)
+        return manifest
+
+    def _next_number(self) -> int:
+        kept = [manifest.release_id for manifest in self._store.list()]
+        current = [self.current_id] if self.current_id else []
+        return 1 + max((int(release_id[1:7]) for release_id in kept + current), default=0)
+
+    def _find_current(self) -> ModelManifest | None:
+        pointer = self._store.current()
+        if pointer is None:
+            return None
+        for manifest in self._store.list():
+            if manifest.release_id == pointer.release_id:
+                return manifest
+        raise StoreUnavailable(
+            "model store",
+            f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER): restore it, or remove "
+            "the pointer to start anew",
+        )
+
+    def _refuse_foreign(self, current: ModelManifest) -> None:
+        assert self._log is not None
+        if (current.cluster_id, current.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
+            raise Misconfigured(
+                f"the current release {current.release_id} was trained from other topics, in cluster "
+                f"{current.cluster_id}: its offsets mean nothing in cluster {self._log.cluster_id}. Set "
+                "MIM_MODELS__FOLDER to an empty folder, or MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to "
+                "where it came from"
+            )
+        if (current.encoder_version, current.dim) != (self._encoder_version, self._dim):
+            raise Misconfigured(
+                f"the current release {current.release_id} goes with vectors of encoder {current.encoder_version} "
+                f"({current.dim}-d), this trainer reads {self._encoder_version} ({self._dim}-d). Set "
+                "MIM_TRAIN__ENCODER_VERSION to the former, or MIM_MODELS__FOLDER to an empty folder"
+            )
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

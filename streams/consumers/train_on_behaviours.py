@@ -1,0 +1,450 @@
+"""Training from topics alone: `embeddings` and `behaviours` into the sliding-window trainer.
+
+```text
+embeddings  ──> whole topic first, then on and on ──> hold, drop ─┐
+                                                                  ├─> advance, step ──> accounts, scores, offsets
+behaviours  ──> aligned by event time ──> observe, idle ──────────┘                 └─> release, if we lead
+```
+
+How far training has got is told to the consumer group `<prefix>train` (topic `behaviours`), although no group hands out
+the data: lag tools and the back-pressure of a replay look there.
+
+The loop never computes: everything that touches the trainer runs in a worker thread, one turn at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from aiokafka import TopicPartition
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.base import EncoderVersion
+from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
+from schemas.manifests import Offsets
+from streams.consumers.aligned_reading import Entry
+from streams.consumers.leadership import Leadership
+from streams.consumers.releasing import Releaser
+from streams.consumers.train_input import TrainingInput
+from streams.consumers.train_ledger import NO_ACCOUNTS, ScoreFiles, TrainReport, write_accounts
+from streams.consumers.vector_waits import VectorWaits
+
+if TYPE_CHECKING:  # settings import this module for its configuration; no command should pay for torch because of that
+    from trainer.evaluation import ScoredRows
+    from trainer.online import Candidate, OnlineTrainer
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_CHUNK_EVENTS = 512
+_WAIT_SECONDS = 0.2
+
+
+class TrainConsumerConfig(BaseModel):
+    """How `mimstream train` reads, waits and reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    variants: str = "ciubm"
+    """What is trained side by side, comma-separated: `ciubm`, and for comparison `din` and `ciubm_shuffled`."""
+    encoder_version: EncoderVersion | None = None
+    """Encoder whose vectors are used; by default that of the first record of `embeddings`. Others are ignored."""
+    hold_seconds: float = Field(default=120.0, ge=0)
+    """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
+    idle_seconds: float = Field(default=5.0, gt=0)
+    """A partition that is read to its end and silent for this long does not hold the watermark any more."""
+    fetch_max_records: int = Field(default=5_000, ge=1)
+    """Records taken from the broker's answers at a time, over all partitions."""
+    buffered_records: int = Field(default=50_000, ge=1)
+    """Behaviours that were fetched and wait for their turn, over all partitions; above it fetching pauses."""
+    commit_interval_seconds: float = Field(default=2.0, gt=0)
+    """How often the group is told how far training has got."""
+    session_timeout_ms: int = Field(default=10_000, ge=1_000)
+    """How long a killed trainer keeps its role."""
+    state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")
+    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each."""
+    report_interval_seconds: float = Field(default=1.0, gt=0)
+    """How often `accounts.json` is written."""
+    score_files: int = Field(default=200, ge=1)
+    """How many files of prequential scores are kept, 50,000 rows each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one visit to the worker thread did."""
+
+    steps: int
+    rows: int
+    losses: Mapping[str, float]
+    last_event_at: int | None
+    progressed: bool
+    """Whether another turn without new input may do more."""
+    missing: frozenset[str]
+    release_due: bool
+    scored: Sequence[ScoredRows]
+
+
+class TrainOnBehaviours:
+    """Drives one trainer with what `reads` gives, and releases if it was given a releaser's maker.
+
+    `bounded` trains to the end of a bounded input, finishes and returns; figures then depend on the topics alone.
+    `make_trainer` gets encoder version, width of its vectors and the partitions of `behaviours`; `make_releaser` gets
+    the first two. Whoever gives a releaser gives the leadership that it acts under.
+    """
+
+    def __init__(
+        self,
+        config: TrainConsumerConfig,
+        reads: TrainingInput,
+        *,
+        behaviours_topic: str,
+        make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
+        clock: Callable[[], float],
+        leadership: Leadership | None = None,
+        make_releaser: Callable[[str, int], Releaser] | None = None,
+        bounded: bool = False,
+        state_folder: Path | None = None,
+        scores: ScoreFiles | None = None,
+        on_scored: Callable[[Sequence[ScoredRows]], None] = lambda scored: None,
+        on_report: Callable[[TrainReport], None] = lambda report: None,
+    ) -> None:
+        self._config = config
+        self._reads = reads
+        self._topic = behaviours_topic
+        self._make_trainer = make_trainer
+        self._clock = clock
+        self._leadership = leadership
+        self._make_releaser = make_releaser
+        self._bounded = bounded
+        self._state_folder = state_folder
+        self._scores = scores
+        self._on_scored = on_scored
+        self._on_report = on_report
+
+        self.trainer: OnlineTrainer | None = None
+        self._releaser: Releaser | None = None
+        self._waits = VectorWaits(hold_seconds=config.hold_seconds)
+        self._chunk: list[Entry] = []
+        self._stop = asyncio.Event()
+        self._missing: frozenset[str] = frozenset()
+        self._metrics: Mapping[str, float | None] = {}
+        self._rows = 0
+        self._steps_not_logged = 0
+        self._last_event_at: int | None = None
+        self._last_step_log = self._last_commit = self._last_report = float("-inf")
+        self._commit: asyncio.Task[None] | None = None
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Train until `stop` is set, or to the end of a bounded run.
+
+        Raises `Fenced` as soon as another trainer has taken over, `Misconfigured` if the log was replaced or cut off
+        under the trainer or if training diverged, `BrokerUnavailable` if Kafka does not answer at the start.
+        """
+        self._stop = stop
+        try:
+            await self._reads.open()
+            await self._read_vectors_first()
+            log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
+            await self._wait_for_first_vector()
+            turn = None
+            while self.trainer is not None and not stop.is_set():
+                turn = await self._go_on(self.trainer, turn)
+                await self._keep_up()
+                if self._bounded and turn is not None and not turn.progressed and self._all_is_trained():
+                    break
+            await self._leave()
+        finally:
+            if self._commit is not None:
+                self._commit.cancel()
+            await self._reads.close()
+
+    async def _read_vectors_first(self) -> None:
+        """Everything the center holds now comes before the first behaviour: old clicks need no waiting for it."""
+        while not self._stop.is_set() and not await self._reads.read_all_vectors_of_the_start():
+            await self._reads.fetch(embeddings=True, behaviours=False, wait_seconds=_WAIT_SECONDS)
+            await self._in_thread(self._hold_vectors)
+            await self._keep_up()
+
+    async def _wait_for_first_vector(self) -> None:
+        """Without a vector nobody knows how wide vectors are, and there is nothing to learn about content."""
+        if self.trainer is not None:
+            return
+        if self._bounded:
+            which = f" of encoder {self._reads.encoder_version}" if self._reads.encoder_version else ""
+            raise Misconfigured(
+                f"topic 'embeddings' holds no vector{which}: run 'mimstream index' first, or set "
+                "MIM_TRAIN__ENCODER_VERSION"
+            )
+        log.info("train.waiting_for_first_vector")
+        while self.trainer is None and not self._stop.is_set():
+            await self._reads.fetch(embeddings=True, behaviours=False, wait_seconds=_WAIT_SECONDS)
+            await self._in_thread(self._hold_vectors)
+            await self._keep_up()
+
+    async def _go_on(self, trainer: OnlineTrainer, before: Turn | None) -> Turn | None:
+        """Fetch, and give the trainer a turn if there is anything for it to do."""
+        busy = before is not None and before.progressed
+        await self._reads.fetch(
+            embeddings=not self._bounded,
+            behaviours=True,
+            wait_seconds=0 if busy or self._reads.has_vectors else _WAIT_SECONDS,
+        )
+        if self._may_feed(trainer):
+            self._fill_chunk()
+        idle = self._reads.newly_idle(except_for={entry.partition for entry in self._chunk})
+        give_up = self._overdue()
+        finish = self._bounded and self._reads.all_handed_out and not self._chunk
+        entries: list[Entry] = []
+        if self._chunk_is_due():
+            entries, self._chunk = self._chunk, []
+        if not (busy or entries or idle or give_up or finish or self._reads.has_vectors):
+            return None
+        turn = await self._in_thread(lambda: self._turn(trainer, entries, idle, give_up, finish=finish))
+        await self._after(turn)
+        return turn
+
+    def _all_is_trained(self) -> bool:
+        return self._reads.all_handed_out and not self._chunk and not self._missing
+
+    def _may_feed(self, trainer: OnlineTrainer) -> bool:
+        most = trainer.config.max_pending
+        if trainer.pending < most:
+            return True
+        if self._missing or self._reads.waits_for_silence:
+            return False
+        # full, and nothing else to wait for: only later events can move the window on
+        if trainer.pending < 2 * most:
+            return True
+        raise Misconfigured(
+            f"{trainer.pending} events wait in memory and event time does not move on: raise "
+            "MIM_TRAINER__MAX_PENDING, or lower MIM_TRAINER__LATENESS_SECONDS and MIM_TRAINER__ATTRIBUTION_SECONDS"
+        )
+
+    def _fill_chunk(self) -> None:
+        taken = self._reads.take_behaviours(_CHUNK_EVENTS - len(self._chunk))
+        for entry in taken:
+            if entry.behaviour is not None:
+                self._waits.needed(entry.behaviour.item_id, entry.produced_at)
+        self._chunk.extend(taken)
+
+    def _chunk_is_due(self) -> bool:
+        # a bounded run feeds chunks of one size, so that nothing at all depends on how the broker answers
+        if not self._bounded or self._reads.all_handed_out:
+            return bool(self._chunk)
+        return len(self._chunk) >= _CHUNK_EVENTS
+
+    def _overdue(self) -> set[str]:
+        if self._bounded:
+            return set(self._missing)  # all vectors were read before: no other will come
+        if not self._missing or not self._reads.vectors_are_current:
+            return set()
+        return self._waits.overdue(self._missing, self._clock())
+
+    # ---- in the worker thread ------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except ArithmeticError as error:
+            raise Misconfigured(
+                f"training diverged: {error}. Nothing was released from it; lower MIM_TRAINER__LEARNER__LEARNING_RATE"
+            ) from error
+
+    def _hold_vectors(self) -> None:
+        for record in self._reads.take_vectors():
+            embedding = record.embedding
+            if embedding is None:
+                self._waits.answered(record.item_id, has_vector=False)
+                if self.trainer is not None:
+                    self.trainer.drop(record.item_id)
+                continue
+            if self.trainer is None:
+                self.trainer = self._make_trainer(embedding.encoder_version, embedding.dim, self._reads.partitions)
+            try:
+                self.trainer.hold(embedding)
+            except ValueError as error:
+                log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
+            else:
+                self._waits.answered(record.item_id, has_vector=True)
+
+    def _turn(
+        self,
+        trainer: OnlineTrainer,
+        entries: Sequence[Entry],
+        idle: Collection[int],
+        give_up: Collection[str],
+        *,
+        finish: bool,
+    ) -> Turn:
+        """Feed the trainer and let it do what it can; stop early where a release can be made, or to end the process."""
+        self._hold_vectors()
+        for entry in entries:
+            if entry.behaviour is None:
+                trainer.observe_broken(entry.partition, entry.offset)
+            else:
+                trainer.observe(entry.partition, entry.offset, entry.behaviour)
+        trainer.idle(idle)
+        if finish:
+            trainer.finish()
+        self._waits.give_up(give_up)
+        missing = trainer.advance(give_up_on=give_up).missing
+        reports = []
+        progressed = enough = False
+        while not enough and (report := trainer.step()) is not None:
+            reports.append(report)
+            progressed = True
+            enough = self._stop.is_set() or (trainer.release_due() and self._may_release())
+            missing = trainer.advance().missing
+        return Turn(
+            steps=len(reports),
+            rows=sum(report.rows for report in reports),
+            losses=reports[-1].losses if reports else {},
+            last_event_at=reports[-1].last_event_at if reports else None,
+            progressed=progressed,
+            missing=missing,
+            release_due=trainer.release_due(),
+            scored=trainer.drain_scores(),
+        )
+
+    def _settled(self) -> dict[int, int]:
+        settled = {} if self.trainer is None else self.trainer.offsets()
+        return {p: max(settled.get(p, 0), first) for p, first in self._reads.beginnings.items()}
+
+    def _offsets(self) -> Offsets:
+        return {"behaviours": self._settled(), "embeddings": dict(self._reads.embedding_offsets)}
+
+    # ---- releases ------------------------------------------------------------------------------------------------
+
+    async def _after(self, turn: Turn) -> None:
+        self._missing = turn.missing
+        self._rows += turn.rows
+        self._steps_not_logged += turn.steps
+        if turn.scored:
+            self._last_event_at = turn.last_event_at
+            self._on_scored(turn.scored)
+            if self._scores is not None:
+                await asyncio.to_thread(self._scores.add, turn.scored)
+        if turn.steps and self._clock() - self._last_step_log >= 1.0:
+            self._last_step_log = self._clock()
+            losses = {name: round(loss, 5) for name, loss in turn.losses.items()}
+            log.info("train.stepped", steps=self._steps_not_logged, rows=self._rows, loss=losses)
+            self._steps_not_logged = 0
+        if turn.release_due and self._may_release():
+            await self._release()
+
+    def _may_release(self) -> bool:
+        """Whether a release could be made now; where it can not, it stays due."""
+        releaser, leadership = self._releaser, self._leadership
+        if releaser is None or leadership is None or not leadership.settled:
+            return False
+        return not releaser.unfinished and releaser.beyond_current(self._settled())
+
+    async def _release(self) -> None:
+        assert self._releaser is not None
+        assert self.trainer is not None
+        trainer = self.trainer
+
+        def copy() -> tuple[Candidate, Offsets]:
+            return trainer.candidate(), self._offsets()
+
+        candidate, offsets = await self._in_thread(copy)
+        self._metrics = candidate.metrics
+        try:
+            await self._releaser.release(candidate, offsets)
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+
+    async def release_last(self) -> None:
+        """Release what was learned since the newest release, after a bounded run."""
+        while self._leadership is not None and not self._leadership.settled and not self._stop.is_set():
+            self._leadership.confirm()  # an election is going on; it ends, one way or the other
+            await asyncio.sleep(_WAIT_SECONDS)
+        if self._rows and self._may_release():
+            await self._release()
+
+    # ---- at intervals --------------------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        """Look after what goes on whatever else happens: role, half-made release, offsets, reports."""
+        if self._leadership is not None:
+            self._leadership.confirm()
+        if self._releaser is None and self._make_releaser is not None and self.trainer is not None:
+            releaser = self._make_releaser(self.trainer.encoder_version, self.trainer.catalogue.dim)
+            await releaser.take_over()
+            self._releaser = releaser
+        if self._releaser is not None and self._releaser.unfinished:
+            try:
+                await self._releaser.finish()
+            except Unavailable as error:
+                log.warning("train.release_delayed", error=str(error))
+                await asyncio.sleep(_WAIT_SECONDS)
+        await self._tell_group()
+        if self._clock() - self._last_report >= self._config.report_interval_seconds:
+            await self._report()
+
+    async def _tell_group(self) -> None:
+        if self._leadership is None:
+            return
+        if self._commit is not None and self._commit.done():
+            finished, self._commit = self._commit, None
+            try:
+                finished.result()
+            except Unavailable as error:
+                log.warning("train.commit_delayed", error=str(error))
+        if self._commit is None and self._clock() - self._last_commit >= self._config.commit_interval_seconds:
+            self._last_commit = self._clock()
+            # not awaited: a broker that is away must not hold up what can be learned meanwhile
+            self._commit = asyncio.create_task(self._leadership.transact(offsets=self._commit_offsets()))
+
+    def _commit_offsets(self) -> dict[TopicPartition, int]:
+        return {TopicPartition(self._topic, number): offset for number, offset in self._settled().items()}
+
+    async def _leave(self) -> None:
+        """Say for the last time how far training has got."""
+        if self._bounded:
+            await self.release_last()
+        if self._leadership is not None:
+            if self._commit is not None:
+                await asyncio.wait([self._commit])
+            await self._leadership.transact(offsets=self._commit_offsets())
+        await self._report()
+
+    async def _report(self) -> None:
+        self._last_report = self._clock()
+        report = self.standing()
+        try:
+            if self._state_folder is not None:
+                await asyncio.to_thread(write_accounts, self._state_folder, report)
+            if self._scores is not None:
+                await asyncio.to_thread(self._scores.flush)
+        except StoreUnavailable as error:
+            log.warning("train.not_reported", error=str(error))
+        self._on_report(report)
+
+    def standing(self) -> TrainReport:
+        """Where training stands."""
+        trainer = self.trainer
+        return TrainReport(
+            accounts=NO_ACCOUNTS if trainer is None else asdict(trainer.accounts),
+            offsets=self._offsets(),
+            steps=0 if trainer is None else trainer.steps,
+            rows_trained=self._rows,
+            rows_sha256="" if trainer is None else trainer.rows_sha256,
+            releases=0 if self._releaser is None else self._releaser.released,
+            release_id=None if self._releaser is None else self._releaser.current_id,
+            last_event_at=self._last_event_at,
+            waiting_for=len(self._missing),
+            given_up=self._waits.given_up,
+            broken_vectors=self._reads.broken_vectors,
+            other_encoders=self._reads.other_encoders,
+            prequential=self._metrics,
+            updated_at=self._clock(),
+        )

@@ -1,0 +1,127 @@
+"""Reading several partitions side by side, and waiting for vectors: decided without a broker."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from streams.consumers.aligned_reading import AlignedReading, Entry
+from streams.consumers.vector_waits import VectorWaits
+
+
+def make_entry(partition: int, offset: int, second: float | None) -> Entry:
+    behaviour = None
+    if second is not None:
+        behaviour = Behaviour(
+            event_id=f"{partition}-{offset}",
+            kind=BehaviourKind.EXPOSURE,
+            user_id="u",
+            item_id="i",
+            occurred_at=datetime.fromtimestamp(second, UTC),
+        )
+    return Entry(partition, offset, 0.0, behaviour)
+
+
+def make_log(partition: int, seconds: list[float | None]) -> list[Entry]:
+    return [make_entry(partition, offset, second) for offset, second in enumerate(seconds)]
+
+
+def places(entries: list[Entry]) -> list[tuple[int, int]]:
+    return [(entry.partition, entry.offset) for entry in entries]
+
+
+def test_the_partition_furthest_behind_is_handed_out_first() -> None:
+    reading = AlignedReading([0, 1], room_per_partition=100)
+    reading.offer(0, make_log(0, [1, 4, 9]))
+    reading.offer(1, make_log(1, [2, 3, 10]))
+    reading.exhausted([0, 1])
+    assert places(reading.take(10)) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
+    assert reading.empty_and_exhausted() == [0, 1]
+
+
+def test_nothing_is_handed_out_while_a_partition_with_more_to_give_is_empty() -> None:
+    reading = AlignedReading([0, 1], room_per_partition=100)
+    reading.offer(0, make_log(0, [1, 2, 3]))
+    assert reading.take(10) == []
+    reading.exhausted([1])  # the broker says: nothing there
+    assert places(reading.take(2)) == [(0, 0), (0, 1)]
+    reading.exhausted([])  # new records there, not fetched yet
+    assert reading.take(10) == []
+
+
+def test_an_event_from_the_past_and_a_broken_one_do_not_set_a_partition_back() -> None:
+    reading = AlignedReading([0, 1], room_per_partition=100)
+    reading.offer(0, make_log(0, [10, 1, None, 12]))
+    reading.offer(1, make_log(1, [5, 11, 20]))
+    reading.exhausted([0, 1])
+    # 0 stands at 10 after its first event, so the old and the broken one come right behind it
+    assert places(reading.take(10)) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]
+
+
+def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
+    rng = random.Random(7)
+    logs = {p: make_log(p, [rng.choice([None, *range(100)]) for _ in range(rng.randrange(200))]) for p in range(5)}
+    orders = []
+    for most in (1, 3, 17, 1000):
+        reading = AlignedReading(list(logs), room_per_partition=10)
+        fetched = dict.fromkeys(logs, 0)
+        order: list[tuple[int, int]] = []
+        while len(order) < sum(map(len, logs.values())):
+            for p in rng.sample(reading.with_room(), k=rng.randint(0, len(reading.with_room()))):
+                size = rng.randint(0, most)
+                reading.offer(p, logs[p][fetched[p] : fetched[p] + size])
+                fetched[p] = min(len(logs[p]), fetched[p] + size)
+            reading.exhausted([p for p in logs if fetched[p] == len(logs[p])])
+            order += places(reading.take(rng.randint(1, 50)))
+        orders.append(order)
+    assert all(order == orders[0] for order in orders)
+    for p, entries in logs.items():
+        assert [offset for partition, offset in orders[0] if partition == p] == [entry.offset for entry in entries]
+
+
+def test_a_partition_without_room_is_not_fetched() -> None:
+    reading = AlignedReading([0, 1], room_per_partition=2)
+    reading.offer(0, make_log(0, [1, 2]))
+    assert reading.with_room() == [1]
+
+
+def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:
+    waits = VectorWaits(hold_seconds=120)
+    waits.needed("new", produced_at=1000)
+    waits.needed("new", produced_at=1100)
+    assert waits.overdue(["new"], now=1119) == set()
+    assert waits.overdue(["new"], now=1120) == {"new"}
+
+
+def test_an_old_log_does_not_wait_for_items_that_never_got_a_vector() -> None:
+    waits = VectorWaits(hold_seconds=120)
+    for number in range(50):
+        waits.needed(f"gone{number}", produced_at=0)
+    assert len(waits.overdue([f"gone{number}" for number in range(50)], now=86_400)) == 50
+
+
+def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
+    waits = VectorWaits(hold_seconds=120)
+    waits.needed("item", produced_at=0)
+    waits.answered("item", has_vector=True)
+    waits.needed("item", produced_at=10)  # known: no wait begins
+    assert waits.overdue([], now=1e9) == set()
+    waits.answered("item", has_vector=False)
+    waits.needed("item", produced_at=500)
+    assert waits.overdue(["item"], now=619) == set()
+    assert waits.overdue(["item"], now=620) == {"item"}
+
+
+def test_an_item_that_no_behaviour_named_is_waited_for_from_now_on() -> None:
+    waits = VectorWaits(hold_seconds=10)
+    assert waits.overdue(["history"], now=100) == set()
+    assert waits.overdue(["history"], now=110) == {"history"}
+
+
+def test_waits_are_bounded() -> None:
+    waits = VectorWaits(hold_seconds=10, most_waits=3)
+    for number in range(10):
+        waits.needed(str(number), produced_at=number)
+    assert waits.overdue(["9"], now=19) == {"9"}
+    assert waits.overdue(["0"], now=19) == set()  # forgotten, so it starts anew
