@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     configure_logging(options.log_level)
     try:
-        settings = load_settings(options.config, endpoints=_endpoints(options.stack_name))
+        settings = load_settings(options.config, endpoints=_endpoints(options.stack_name, options.config))
         return int(import_module(f"streams.commands.{_module_of(options.command)}").run(options, settings))
     except Misconfigured as error:
         return _fail(error, EXIT_MISCONFIGURED)
@@ -69,12 +69,12 @@ def _module_of(command: str) -> str:
     return f"{command}_command"
 
 
-def _endpoints(stack_name: str | None) -> dict[str, object] | None:
+def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
     if stack_name is None:
         return None
     from streams.stack.endpoints import read_endpoints  # the stack's code is not needed against real clusters
 
-    return read_endpoints(stack_name)
+    return read_endpoints(stack_name, config)
 
 
 def _fail(error: PipelineError, status: int) -> int:

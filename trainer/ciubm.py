@@ -58,6 +58,7 @@ class CiUBM(nn.Module):
             # near-isometric at the start: similarities mean something before anything was learned
             nn.init.orthogonal_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
+            self.projection.requires_grad_(config.refresh_projection)
         width = config.id_width + DENSE_FEATURES
         if config.id_interest:
             extra = 2 if config.content_in_attention else 0

@@ -16,6 +16,8 @@ class CiUBMConfig(BaseModel):
     """Rows of the hashed id table; each id is the sum of two rows, so that two ids rarely look the same."""
     content_width: int = Field(default=64, ge=1)
     """Width that the stored vectors are projected to."""
+    refresh_projection: bool = True
+    """Whether that projection keeps learning; otherwise it stays what it was at the start."""
     hidden: tuple[int, ...] = (96, 48)
     """Widths of the prediction layers."""
     attention_hidden: int = Field(default=32, ge=1)

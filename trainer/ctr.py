@@ -36,7 +36,7 @@ class Learner:
     def __init__(self, model_config: CiUBMConfig, config: LearnerConfig, *, vector_width: int, seed: int) -> None:
         self.config = config
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed)
-        dense = [p for name, p in self.model.named_parameters() if not name.startswith("id_table")]
+        dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters = dense
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._sparse = torch.optim.SparseAdam([self.model.id_table.weight], lr=config.id_learning_rate)
