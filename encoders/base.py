@@ -1,0 +1,87 @@
+"""What an encoder takes, what it makes of it, and the protocol that all encoders keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.items import ItemPublished
+
+
+@dataclass(frozen=True)
+class ItemContent:
+    """What an encoder may look at. Nothing here depends on time or on who asks."""
+
+    item_id: str = ""
+    """Only for error messages; never part of a vector."""
+    title: str = ""
+    """Title as shown to buyers."""
+    text: str = ""
+    """Longer description."""
+    category: str | None = None
+    """Category name or path."""
+    price: float | None = None
+    """Price at first publish. Today's encoders do not use it; those that do must be given the first one."""
+    image: bytes | None = None
+    """The encoded picture (JPEG, PNG or WebP); None where there is none."""
+
+    @classmethod
+    def of(cls, item: ItemPublished, image: bytes | None) -> Self:
+        """The content of a published item, with the picture that was fetched for it (or None: there is none)."""
+        return cls(
+            item_id=item.item_id,
+            title=item.title,
+            text=item.text,
+            category=item.category,
+            price=item.price,
+            image=image,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Opaque result of `Encoder.prepare`: small, immutable by convention, may cross threads."""
+
+    tokens: tuple[int, ...] | None
+    """Token ids with the specials of the text tower; None where there is no text."""
+    pixels: NDArray[np.uint8] | None
+    """(size, size, 3) RGB picture as the image tower wants it; None where there is none."""
+
+    @property
+    def has_title(self) -> bool:
+        """Whether text takes part in the vector."""
+        return self.tokens is not None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether a picture takes part in the vector."""
+        return self.pixels is not None
+
+
+class Encoder(Protocol):
+    """Content to unit vectors. Two encoders with one `version` give the same vectors (up to float rounding)."""
+
+    @property
+    def version(self) -> str:
+        """Content-addressed `EncoderVersion`: changes whenever vectors may change."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    def prepare(self, content: ItemContent) -> Prepared:
+        """Check, decode, resize and tokenise one item. Pure and thread-safe.
+
+        Raises `EncodingFailed` with `BAD_IMAGE`, `IMAGE_TOO_LARGE` or `NO_CONTENT`.
+        """
+        ...
+
+    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(n, dim) unit rows in the order of `batch`, each the same alone or in a batch within 1e-5."""
+        ...
