@@ -1,0 +1,72 @@
+"""A client of `mimstream serve` that knows what the demo asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+
+from schemas.base import Message
+from schemas.errors import StoreUnavailable
+from schemas.scoring import ItemView, ScoreResponse, SimilarResponse, SimilarResult
+
+M = TypeVar("M", bound=Message)
+
+
+class ServeApi:
+    """Calls of the HTTP API, answers validated by the schemas."""
+
+    def __init__(self, base_url: str, *, timeout_seconds: float = 30.0) -> None:
+        self._base_url = base_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(self._base_url, timeout=self._timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def ready(self) -> bool:
+        """Whether it can score now."""
+        assert self._session is not None
+        try:
+            async with self._session.get("/readyz") as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def score(self, user_id: str, item_ids: Sequence[str]) -> ScoreResponse:
+        """`POST /v1/score`. Raises `StoreUnavailable` unless it answers as it should."""
+        return await self._post("/v1/score", {"user_id": user_id, "item_ids": list(item_ids)}, ScoreResponse)
+
+    async def similar(self, item_ids: Sequence[str], *, k: int, include_self: bool) -> list[SimilarResult]:
+        """`POST /v1/similar` for several items."""
+        body = {"item_ids": list(item_ids), "k": k, "include_self": include_self}
+        return (await self._post("/v1/similar", body, SimilarResponse)).results
+
+    async def item(self, item_id: str) -> ItemView | None:
+        """`GET /v1/items/{id}` with its vector; None if the center does not hold it."""
+        assert self._session is not None
+        async with self._session.get(f"/v1/items/{item_id}", params={"vector": "1"}) as answer:
+            if answer.status == 404:
+                return None
+            answer.raise_for_status()
+            return ItemView.model_validate_json(await answer.read())
+
+    async def _post(self, path: str, body: dict[str, object], model: type[M]) -> M:
+        assert self._session is not None
+        try:
+            async with self._session.post(path, json=body) as answer:
+                payload = await answer.read()
+                if answer.status != 200:
+                    raise StoreUnavailable("mimstream serve", f"{path}: {answer.status} {payload[:300]!r}")
+                return model.model_validate_json(payload)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StoreUnavailable("mimstream serve", f"{path}: {error!r}") from error

@@ -1,0 +1,80 @@
+"""How long after an item was published can it be found?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from schemas.errors import PipelineError
+from streams.demo.api import ServeApi
+
+
+@dataclass
+class FreshnessReport:
+    """Milliseconds from the broker's acknowledgement of a publish to the first answer that holds the item."""
+
+    found_at: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds since the first probe, milliseconds) per probe."""
+    lost: int = 0
+    """Probes that were given up."""
+    resolution_ms: float = 0.0
+    """The pause between two looks: no figure is finer than that."""
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """All measurements."""
+        return [milliseconds for _, milliseconds in self.found_at]
+
+
+class FreshnessProbe:
+    """Follows a few items at a time from publish to searchable, by asking for their neighbours again and again."""
+
+    def __init__(
+        self,
+        api: ServeApi,
+        *,
+        at_once: int,
+        every_seconds: float,
+        patience_seconds: float = 120.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.report = FreshnessReport(resolution_ms=1000 * every_seconds)
+        self._api = api
+        self._at_once = at_once
+        self._every_seconds = every_seconds
+        self._patience_seconds = patience_seconds
+        self._monotonic = monotonic
+        self._open: dict[str, float] = {}
+        self._first: float | None = None
+
+    def published(self, item_id: str, at: float) -> None:
+        """The broker has the item since `at`; it is followed if there is room."""
+        if len(self._open) < self._at_once:
+            self._open[item_id] = at
+            self._first = at if self._first is None else self._first
+
+    async def run(self, stop: asyncio.Event) -> FreshnessReport:
+        """Look until `stop` is set and no probe is open any more."""
+        while self._open or not stop.is_set():
+            if self._open:
+                await self._look()
+            await asyncio.sleep(self._every_seconds)
+        return self.report
+
+    async def _look(self) -> None:
+        asked = list(self._open)
+        try:
+            results = await self._api.similar(asked, k=10, include_self=True)
+        except PipelineError:
+            results = []  # not ready yet, or busy: the next look counts
+        now = self._monotonic()
+        assert self._first is not None
+        for item_id, result in zip(asked, results, strict=False):
+            if result.found and any(neighbour.item_id == item_id for neighbour in result.neighbours):
+                self.report.found_at.append((now - self._first, 1000 * (now - self._open.pop(item_id))))
+        for item_id in asked:
+            if item_id in self._open and now - self._open[item_id] > self._patience_seconds:
+                del self._open[item_id]
+                self.report.lost += 1
