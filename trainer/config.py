@@ -73,7 +73,7 @@ class LearnerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=4e-3, gt=0)
     """Step size of the dense weights."""
     id_learning_rate: float = Field(default=1e-2, gt=0)
     """Step size of the id table: a row is touched rarely and has to move when it is."""
