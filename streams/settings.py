@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from encoders.config import EncoderConfig
 from schemas.errors import Misconfigured
 from streams.agents.index_config import IndexConfig
 from streams.broker import BrokerConfig
@@ -51,6 +52,8 @@ class Settings(BaseSettings):
     """Redis or Valkey."""
     milvus: MilvusConfig = Field(default_factory=MilvusConfig)
     """Milvus, which holds the vectors."""
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    """The encoder of items; all processes name the same one."""
     images: ImageFetchConfig = Field(default_factory=ImageFetchConfig)
     """Pictures by URL."""
     index: IndexConfig = Field(default_factory=IndexConfig)
