@@ -143,10 +143,12 @@ class _Run:
             display = asyncio.create_task(show(self._progress, self._console))
             stack.callback(display.cancel)
             stack.callback(self._stop_children)
-            for role in ROLES:
+            for role in ROLES[:-1]:
                 self._start(role)
             for child in self._children.values():
                 await child.ready()
+            self._start(ROLES[-1])  # it asks the center which encoder it serves, and the index worker has made it now
+            await self._children[ROLES[-1]].ready()
             api = await stack.enter_async_context(ServeApi(f"http://127.0.0.1:{self._settings.serve.port}"))
             return await self._unless_a_child_dies(self._stream(timeline, api))
 
