@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from encoders.similarity import top_k
 from schemas.base import MAX_ID_CHARACTERS
 from schemas.errors import Misconfigured, Reason, WriteRejected
 from streams.stores.milvus_client import MilvusConnection
@@ -142,7 +143,9 @@ class InMemoryItemIndex:
     async def upsert(self, rows: Sequence[ItemRow]) -> None:
         """Keep the rows."""
         check_rows(rows, encoder_version=self._encoder_version, dim=self._dim)
-        self.rows |= {row.item_id: replace(row, title=row.title[:MAX_TITLE_CHARACTERS]) for row in rows}
+        for row in rows:
+            fits = len(row.title) <= MAX_TITLE_CHARACTERS
+            self.rows[row.item_id] = row if fits else replace(row, title=row.title[:MAX_TITLE_CHARACTERS])
 
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Forget the rows."""
@@ -159,10 +162,10 @@ class InMemoryItemIndex:
         rows = [row for row in self.rows.values() if not row.is_pending]
         if not rows:
             return [[] for _ in vectors]
-        cosines = vectors @ np.stack([row.vector for row in rows]).T
+        nearest, cosines = top_k(vectors, np.stack([row.vector for row in rows]), k)
         return [
-            [(rows[index].item_id, float(line[index])) for index in np.argsort(-line, kind="stable")[:k]]
-            for line in cosines
+            [(rows[index].item_id, float(cosine)) for index, cosine in zip(line, its, strict=True)]
+            for line, its in zip(nearest, cosines, strict=True)
         ]
 
     async def count(self) -> int:
