@@ -23,6 +23,10 @@ _INPUT_REFUSED = frozenset({6, 1100, 1101, 1804})
 """Status codes that say the request itself is wrong: Milvus Lite's illegal argument, the server's invalid parameter,
 missing parameter and data mismatch. Everything else may heal and is held."""
 
+_NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time_ms": 300_000}
+"""pymilvus pings an idle connection every 10 s; a plain gRPC server, as the embedded one is, hangs up on such clients
+("too_many_pings"), and a call that is under way then fails."""
+
 
 class MilvusConnection:
     """An `AsyncMilvusClient` that is made inside the running loop, and made anew after the server was away."""
@@ -65,7 +69,9 @@ class MilvusConnection:
         """
 
         def run() -> T:
-            client = MilvusClient(self._config.uri, token=self._token, timeout=self._timeout)
+            client = MilvusClient(
+                self._config.uri, token=self._token, timeout=self._timeout, grpc_options=_NO_IDLE_PINGS
+            )
             try:
                 return operation(client)
             finally:
@@ -104,7 +110,11 @@ class MilvusConnection:
             if self._client is None:
                 quiet_client_logs()
                 self._client = AsyncMilvusClient(
-                    self._config.uri, token=self._token, timeout=self._timeout, dedicated=True
+                    self._config.uri,
+                    token=self._token,
+                    timeout=self._timeout,
+                    dedicated=True,
+                    grpc_options=_NO_IDLE_PINGS,
                 )
             return self._client
 
