@@ -24,11 +24,11 @@ import numpy as np
 import structlog
 from aiohttp import web
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from encoders.base import Encoder, ItemContent
 from schemas.base import MAX_ID_CHARACTERS, Message
-from schemas.errors import PipelineError, Unavailable, Unprocessable
+from schemas.errors import Misconfigured, PipelineError, Unavailable, Unprocessable
 from schemas.scoring import (
     ItemScore,
     ItemView,
@@ -40,6 +40,7 @@ from schemas.scoring import (
     SimilarResult,
 )
 from streams.metrics import Metrics, RequestReport, metrics_handler
+from streams.serve_config import ServeConfig
 from streams.serving_model import ModelWatcher, ServedModel
 from streams.stores.behaviours import BehaviourStore
 from streams.stores.item_index import ItemIndex
@@ -52,29 +53,6 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 RETRY_AFTER_SECONDS = "1"
-
-
-class ServeConfig(BaseModel):
-    """`mimstream serve`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    host: str = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` in a container. There is no authentication: put a gateway in front."""
-    port: int = Field(default=8080, ge=0, le=65_535)
-    """Port to listen on; 0 takes a free one, which `serve.ready` names."""
-    max_body_bytes: int = Field(default=8_388_608, ge=1_024)
-    """Largest request body (a picture to search with arrives in base64)."""
-    max_concurrent_requests: int = Field(default=256, ge=1)
-    """Requests in hand at once; more are answered 503 at once rather than late."""
-    compute_threads: int = Field(default=2, ge=1)
-    """Threads that score and encode queries."""
-    poll_models_seconds: float = Field(default=2.0, gt=0)
-    """How often to look for a newer release; a notice on `models` makes it look at once."""
-    load_encoder_at_start: bool = False
-    """Load the encoder before the first text or picture is asked about, rather than then."""
-    ready_timeout_seconds: float = Field(default=2.0, gt=0)
-    """How long `/readyz` waits for each store."""
 
 
 class Refused(Exception):
@@ -211,7 +189,13 @@ async def _near_items(service: ScoringService, item_ids: list[str], asked: Simil
 
 
 async def _encoded_query(service: ScoringService, asked: SimilarRequest) -> NDArray[np.float32]:
-    encoder = await service.encoder.get()
+    try:
+        encoder = await service.encoder.get()
+    except Misconfigured as error:
+        log.error("serve.no_query_encoder", error=str(error))
+        raise Refused(
+            503, "no_query_encoder", "this server cannot encode queries; ask for the neighbours of an item"
+        ) from None
     content = ItemContent(title=asked.text or "", image=asked.image)
     return await service.off_loop(lambda: encoder.encode([encoder.prepare(content)]))
 

@@ -26,6 +26,9 @@ log = structlog.get_logger()
 RETRY_REFUSED_SECONDS = 30.0
 """A release that could not be taken up is tried again this often: its folder may have been restored."""
 
+POINTER_FOLLOWS_SECONDS = 0.3
+"""A trainer gives notice just before it moves the pointer, so a second look follows a notice."""
+
 
 class Scorer(Protocol):
     """What serving needs of a model. Safe to call from several threads."""
@@ -170,6 +173,8 @@ async def follow_notices(
                 await consumer.start()
                 while not stop.is_set():
                     if await consumer.getmany(timeout_ms=500):
+                        watcher.notice()
+                        await asyncio.sleep(POINTER_FOLLOWS_SECONDS)
                         watcher.notice()
         except PipelineError as error:
             log.warning("serve.notices_held", error=str(error))

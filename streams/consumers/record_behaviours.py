@@ -52,6 +52,8 @@ class Record(Protocol):
     """The part of a Kafka record that matters here."""
 
     offset: int
+    timestamp: int
+    """When it was produced, in milliseconds since 1970."""
     key: bytes | None
     value: bytes | None
 
@@ -93,12 +95,15 @@ def read_batch(
     max_bytes: int,
     field_map: dict[str, str] | None = None,
 ) -> tuple[list[Numbered], list[DeadLetter]]:
-    """Decode the records of one partition; those that cannot be read are numbered too, and get a letter."""
+    """Decode the records of one partition; those that cannot be read are numbered too, and get a letter as of `now`.
+
+    A record's times are judged as of the moment it was produced: a replay comes to the same verdict.
+    """
     events: list[Numbered] = []
     letters: list[DeadLetter] = []
     for record in records:
         try:
-            behaviour = _read(record, now=now, max_bytes=max_bytes, field_map=field_map)
+            behaviour = _read(record, max_bytes=max_bytes, field_map=field_map)
         except BadMessage as error:
             events.append(Numbered(record.offset, None))
             letters.append(
@@ -119,10 +124,11 @@ def read_batch(
     return events, letters
 
 
-def _read(record: Record, *, now: datetime, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
+def _read(record: Record, *, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
     if record.value is None:
         raise BadMessage(Reason.NOT_JSON, "record has no value")
-    behaviour = decode(Behaviour, record.value, now=now, max_bytes=max_bytes, field_map=field_map)
+    produced_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    behaviour = decode(Behaviour, record.value, now=produced_at, max_bytes=max_bytes, field_map=field_map)
     if record.key is None:
         raise BadMessage(Reason.NO_KEY, "record has no key; it must be the user_id")
     if record.key != behaviour.user_id.encode():

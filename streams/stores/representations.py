@@ -24,33 +24,20 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from schemas.errors import Misconfigured, Unavailable
+from schemas.errors import Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker import BrokerConfig, broker_errors, make_consumer
 from streams.delivery import Patience, hold
+from streams.log_identity import read_partitions
 from streams.metrics import CacheReport
+from streams.serve_config import RepresentationsConfig
 from streams.stores.item_index import UNIT_TOLERANCE, ItemIndex
 
 log = structlog.get_logger()
 
 FIRST_ROWS = 1_024
-
-
-class RepresentationsConfig(BaseModel):
-    """The cache of vectors in a serving process."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    max_items: int = Field(default=200_000, ge=1)
-    """Vectors held at most; those not asked for longest go first."""
-    max_staleness_seconds: float = Field(default=5.0, gt=0)
-    """How long, at most, a score may still rest on a vector after the center replaced or deleted it."""
-    absent_seconds: float = Field(default=1.0, ge=0)
-    """How long it is remembered that the center does not hold an item."""
-    warm_up: bool = False
-    """Fill the cache at start by reading `embeddings` from its beginning."""
 
 
 class VectorTable:
@@ -275,9 +262,8 @@ class EmbeddingsFollower:
         try:
             with broker_errors(self._broker):
                 await consumer.start()
-                partitions = await self._partitions(consumer)
-                consumer.assign(partitions)
-                await self._seek(consumer, partitions)
+                partitions = await self._partitions()
+                await self._take_place(consumer, partitions)
             on_start()
             asking = asyncio.create_task(self._ask_for_ends(consumer, partitions, stop))
             try:
@@ -290,19 +276,14 @@ class EmbeddingsFollower:
         finally:
             await consumer.stop()
 
-    async def _partitions(self, consumer: Any) -> list[TopicPartition]:
-        await consumer.topics()  # fetches the metadata that the next line reads
-        numbers = consumer.partitions_for_topic(self._topic)
-        if not numbers:
-            raise Misconfigured(
-                f"topic {self._topic!r} does not exist at {self._broker.bootstrap_servers} (MIM_TOPICS__PREFIX); run "
-                "'mimstream topics create'"
-            )
-        return [TopicPartition(self._topic, number) for number in sorted(numbers)]
+    async def _partitions(self) -> list[TopicPartition]:
+        numbers = await asyncio.to_thread(read_partitions, self._broker, self._topic)
+        return [TopicPartition(self._topic, number) for number in numbers]
 
-    async def _seek(self, consumer: Any, partitions: list[TopicPartition]) -> None:
-        # asked for here and now: left to the client, "the end" would be the end at some later moment
+    async def _take_place(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        # asked for before the assignment: left to the client, "the end" would be the end at some later moment
         bounds = await (consumer.beginning_offsets if self._warm_up else consumer.end_offsets)(partitions)
+        consumer.assign(partitions)
         for partition, offset in bounds.items():
             consumer.seek(partition, offset)
 

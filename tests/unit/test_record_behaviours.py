@@ -29,6 +29,7 @@ class Raw:
     offset: int
     key: bytes | None
     value: bytes | None
+    timestamp: int = 1_767_225_600_000  # NOW
 
 
 def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> Raw:
@@ -65,6 +66,12 @@ def test_a_letter_carries_the_original_bytes_and_where_they_came_from() -> None:
     _, (letter,) = read_batch([Raw(9, b"k", b"{broken")], partition=3, now=NOW, max_bytes=1_000)
     assert (letter.topic, letter.partition, letter.offset, letter.key) == ("behaviours", 3, 9, b"k")
     assert (letter.value, letter.stage, letter.failed_at) == (b"{broken", "record", NOW)
+
+
+def test_a_replay_years_later_comes_to_the_same_verdict() -> None:
+    ahead = raw(0, occurred_at="2026-06-01T00:00:00Z")
+    events, _ = read_batch([ahead], partition=0, now=NOW.replace(year=2030), max_bytes=1_000)
+    assert events[0].behaviour is None
 
 
 def test_a_platforms_own_field_names_are_mapped() -> None:

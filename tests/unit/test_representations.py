@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
+from streams.serve_config import RepresentationsConfig
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
-from streams.stores.representations import Representations, RepresentationsConfig, VectorTable
+from streams.stores.representations import Representations, VectorTable
 
 VERSION = "test-1"
 DIM = 4

@@ -25,12 +25,13 @@ from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailab
 from schemas.items import embedding_key
 from schemas.manifests import ModelManifest
 from streams.metrics import Metrics
-from streams.scoring_api import ScoringService, ServeConfig, make_app
+from streams.scoring_api import ScoringService, make_app
+from streams.serve_config import RepresentationsConfig, ServeConfig
 from streams.serving_model import ModelWatcher
 from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, Numbered, Take
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 from streams.stores.models import InMemoryModelStore, pack_weights, weights_checksum
-from streams.stores.representations import Representations, RepresentationsConfig
+from streams.stores.representations import Representations
 
 VERSION = "words-1"
 DIM = 256
