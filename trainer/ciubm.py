@@ -92,21 +92,21 @@ class CiUBM(nn.Module):
         config = self.config
         ids_UE = self.id_table(batch.hashes_U2 % config.id_rows).sum(dim=1)
         mask_BL = batch.history_BL > 0
-        target_BE = ids_UE[batch.target_B]
-        history_BLE = ids_UE[batch.history_BL]
+        target_BE = ids_UE.index_select(0, batch.target_B)
+        history_BLE = _rows(ids_UE, batch.history_BL)
         parts = [target_BE, batch.dense_BF]
         similarity_BL = raw_BL = None
         if config.uses_content:
             if content_UC is None:
                 content_UC = self.content(batch.vectors_UV, batch.has_vector_U)
-            history_BLC = content_UC[batch.history_BL]
-            target_BC = content_UC[batch.target_B]
+            history_BLC = _rows(content_UC, batch.history_BL)
+            target_BC = content_UC.index_select(0, batch.target_B)
             mask_content_BL = (
                 mask_BL & batch.has_vector_U[batch.history_BL] & batch.has_vector_U[batch.target_B][:, None]
             )
             similarity_BL = torch.einsum("blc,bc->bl", history_BLC, target_BC) * mask_content_BL
             raw_BL = (
-                torch.einsum("blv,bv->bl", batch.vectors_UV[batch.history_BL], batch.vectors_UV[batch.target_B])
+                torch.einsum("blv,bv->bl", _rows(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
                 * mask_content_BL
             )
         if config.id_interest:
@@ -129,7 +129,7 @@ class CiUBM(nn.Module):
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
         """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
         weight_BL = self._recency(history_BL)
-        return F.normalize(torch.einsum("bl,blc->bc", weight_BL, content_UC[history_BL]), dim=-1)
+        return F.normalize(torch.einsum("bl,blc->bc", weight_BL, _rows(content_UC, history_BL)), dim=-1)
 
     def _recency(self, history_BL: Tensor) -> Tensor:
         steps_L = torch.arange(history_BL.shape[1], dtype=torch.float32, device=history_BL.device)
@@ -166,3 +166,8 @@ class CiUBM(nn.Module):
         recent_B = (similarity_BL * weight_BL).sum(1) / weight_BL.sum(1).clamp(min=1e-6)
         summaries_B4 = torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
         return torch.cat([torch.log1p(counts_BT), 3 * summaries_B4], dim=1)
+
+
+def _rows(table_UX: Tensor, places_BL: Tensor) -> Tensor:
+    """Rows of a table, shape (B, L, X): on a CPU the gradient of index_select costs half of that of plain indexing."""
+    return table_UX.index_select(0, places_BL.reshape(-1)).reshape(*places_BL.shape, -1)
