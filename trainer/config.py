@@ -96,7 +96,7 @@ class TrainerConfig(BaseModel):
 
     seed: int = 20250201
     """Seed of every random choice."""
-    batch_rows: int = Field(default=512, ge=2)
+    batch_rows: int = Field(default=256, ge=2)
     """Impressions per optimiser step."""
     history_length: int = Field(default=50, ge=1, le=1_000)
     """Most recent takes of a user that a row sees."""
@@ -116,9 +116,9 @@ class TrainerConfig(BaseModel):
     """Most takes in the bank that time negatives come from."""
     bank_seconds: float = Field(default=14 * 24 * 3600.0, gt=0)
     """Oldest take in the bank, in event time."""
-    space_negatives: int = Field(default=256, ge=0)
+    space_negatives: int = Field(default=128, ge=0)
     """Items drawn from the window for each step."""
-    time_negatives: int = Field(default=256, ge=0)
+    time_negatives: int = Field(default=128, ge=0)
     """Items drawn from the bank for each step."""
     popularity_half_life_seconds: float = Field(default=3 * 24 * 3600.0, gt=0)
     """Half-life of the take counts behind the logQ correction."""
