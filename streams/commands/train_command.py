@@ -67,6 +67,8 @@ class _Train:
     """The wiring of one `mimstream train`."""
 
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        # torch takes seconds to import: here, not while a loop that owes heartbeats waits for it
+        self._make_trainer = _trainer_maker(settings)
         self._options = options
         self._settings = settings
         self._metrics = Metrics()
@@ -103,7 +105,6 @@ class _Train:
     async def _train(self, stop: asyncio.Event, leadership: Leadership | None) -> None:
         settings, options = self._settings, self._options
         config = settings.train
-        make_trainer = self._trainer_maker()  # imports torch, which takes a moment
         reads = TrainingInput(
             settings.kafka,
             settings.topics,
@@ -122,7 +123,7 @@ class _Train:
             config,
             reads,
             behaviours_topic=settings.topics.full_name("behaviours"),
-            make_trainer=make_trainer,
+            make_trainer=self._make_trainer,
             leadership=leadership,
             make_releaser=None if leadership is None else self._releaser_maker(leadership),
             clock=time.time,
@@ -135,25 +136,6 @@ class _Train:
         await consumer.run(stop)
         if options.until_end and not stop.is_set():
             self._report = await asyncio.to_thread(self._describe, consumer)
-
-    def _trainer_maker(self) -> Any:
-        from trainer.online import OnlineTrainer
-
-        variants = [name.strip() for name in self._settings.train.variants.split(",") if name.strip()]
-
-        def make(encoder_version: str, dim: int, partitions: Sequence[int]) -> OnlineTrainer:
-            try:
-                return OnlineTrainer(
-                    self._settings.trainer,
-                    encoder_version=encoder_version,
-                    dim=dim,
-                    partitions=partitions,
-                    variants=variants,
-                )
-            except ValueError as error:
-                raise Misconfigured(f"MIM_TRAIN__VARIANTS (--variants): {error}") from None
-
-        return make
 
     def _releaser_maker(self, leadership: Leadership) -> Any:
         def make(encoder_version: str, dim: int) -> Releaser:
@@ -192,6 +174,26 @@ class _Train:
             "weights_sha256": weights,
             "prequential": prequential_report(ScoredRows.concatenate(self._scored)) if self._scored else {},
         }
+
+
+def _trainer_maker(settings: Settings) -> Any:
+    from trainer.online import OnlineTrainer
+
+    variants = [name.strip() for name in settings.train.variants.split(",") if name.strip()]
+
+    def make(encoder_version: str, dim: int, partitions: Sequence[int]) -> OnlineTrainer:
+        try:
+            return OnlineTrainer(
+                settings.trainer,
+                encoder_version=encoder_version,
+                dim=dim,
+                partitions=partitions,
+                variants=variants,
+            )
+        except ValueError as error:
+            raise Misconfigured(f"MIM_TRAIN__VARIANTS (--variants): {error}") from None
+
+    return make
 
 
 def _for_people(report: dict[str, Any]) -> str:

@@ -7,13 +7,16 @@ partition 1   10:00:02  10:00:03                furthest behind; none while one 
 
 Read so, a window over all partitions holds little more than its own length, and the order in which events are handed
 out depends on the log alone, not on how large the broker's answers were.
+
+A partition that is read to its end is passed by only when it is really silent, and not when its share of a burst is
+still under way: an event is handed out once each such partition was found empty some time after the event was made.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.behaviours import Behaviour
@@ -26,7 +29,7 @@ class Entry:
     partition: int
     offset: int
     produced_at: float
-    """The record's own timestamp, in seconds since 1970."""
+    """When it was produced, as far as known, in seconds since 1970; never later than when it was fetched."""
     behaviour: Behaviour | None
     """None for a record that cannot be read."""
 
@@ -35,16 +38,18 @@ class AlignedReading:
     """Buffers what was fetched of each partition and hands it out aligned.
 
     A partition's clock is the newest event time it has handed out; a single event from the far past does not set it
-    back. `room_per_partition` is how many entries of one partition are buffered before it should not be fetched.
+    back. `room_per_partition` is how many entries of one partition are buffered before it should not be fetched;
+    `silence_seconds` is how long after an event's production the partitions without events must have been silent.
     """
 
-    def __init__(self, partitions: Collection[int], *, room_per_partition: int) -> None:
+    def __init__(self, partitions: Collection[int], *, room_per_partition: int, silence_seconds: float = 0.0) -> None:
         self._buffers: dict[int, deque[Entry]] = {partition: deque() for partition in partitions}
         self._clocks = dict.fromkeys(partitions, float("-inf"))
         self._room = room_per_partition
         self._waiting: list[tuple[float, int]] = []
         self._hungry = set(partitions)
-        self._exhausted: set[int] = set()
+        self._exhausted: Mapping[int, float] = {}
+        self._silence = silence_seconds
 
     def offer(self, partition: int, entries: Sequence[Entry]) -> None:
         """Append what was fetched of one partition, in the order of its offsets."""
@@ -56,9 +61,9 @@ class AlignedReading:
             self._hungry.discard(partition)
             heapq.heappush(self._waiting, (self._clock_of_head(partition), partition))
 
-    def exhausted(self, partitions: Collection[int]) -> None:
-        """Say which partitions have nothing more to fetch at this moment: the others do not wait for them."""
-        self._exhausted = set(partitions)
+    def exhausted(self, partitions: Mapping[int, float]) -> None:
+        """Say which partitions have nothing more to fetch, and until when that is known (seconds since 1970)."""
+        self._exhausted = dict(partitions)
 
     def with_room(self) -> list[int]:
         """Partitions that should be fetched."""
@@ -66,21 +71,31 @@ class AlignedReading:
 
     def empty_and_exhausted(self) -> list[int]:
         """Partitions of which everything was handed out."""
-        return sorted(self._hungry & self._exhausted)
+        return sorted(self._hungry & self._exhausted.keys())
 
     def take(self, most: int) -> list[Entry]:
         """Hand out up to `most` entries; fewer where a partition that has more to give must be fetched first."""
         taken: list[Entry] = []
-        while len(taken) < most and self._waiting and self._hungry <= self._exhausted:
-            clock, partition = heapq.heappop(self._waiting)
+        settled_until = self._settled_until()
+        while len(taken) < most and self._waiting:
+            clock, partition = self._waiting[0]
             buffer = self._buffers[partition]
+            if buffer[0].produced_at > settled_until:
+                break
+            heapq.heappop(self._waiting)
             taken.append(buffer.popleft())
             self._clocks[partition] = clock
             if buffer:
                 heapq.heappush(self._waiting, (self._clock_of_head(partition), partition))
             else:
                 self._hungry.add(partition)
+                settled_until = self._settled_until()
         return taken
+
+    def _settled_until(self) -> float:
+        """What was produced until this moment can be handed out: the partitions without events have none of then."""
+        silent_until = (self._exhausted.get(partition, float("-inf")) for partition in self._hungry)
+        return min(silent_until, default=float("inf")) - self._silence
 
     def _clock_of_head(self, partition: int) -> float:
         behaviour = self._buffers[partition][0].behaviour

@@ -128,7 +128,7 @@ class TrainingInput:
         self.embedding_offsets = {number: int(beginnings[p]) for number, p in self._embeddings.items()}
         """Next offset to read of each partition of `embeddings`."""
         room = max(100, self._buffered_records // len(self._behaviours))
-        self._reading = AlignedReading(self._behaviours, room_per_partition=room)
+        self._reading = AlignedReading(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
         self._spoke_at = dict.fromkeys(self._behaviours, self._clock())
 
     async def close(self) -> None:
@@ -192,12 +192,19 @@ class TrainingInput:
         return min(position, self._ends[partition]) if self._bounded else position
 
     async def _mark_exhausted(self) -> None:
-        exhausted = []
+        exhausted = {}
         for number, partition in self._behaviours.items():
             end = self._ends[partition] if self._bounded else self._end_as_polled(partition)
             if end is not None and await self._position(partition) >= end:
-                exhausted.append(number)
+                exhausted[number] = self._polled_at(partition)
         self._reading.exhausted(exhausted)
+
+    def _polled_at(self, partition: TopicPartition) -> float:
+        """When the broker last answered for this partition; one that is away says nothing about silence."""
+        if self._bounded:
+            return float("inf")
+        polled_ms = self._consumer.last_poll_timestamp(partition)
+        return float("-inf") if polled_ms is None else polled_ms / 1000
 
     def _end_as_polled(self, partition: TopicPartition) -> int | None:
         """Where the partition ended in the broker's last answer; records of an open transaction lie beyond."""
@@ -271,7 +278,11 @@ class TrainingInput:
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
         """Partitions with nothing more to read since a while (a bounded run: ever), each told once until it speaks."""
         candidates = set(self._reading.empty_and_exhausted()) - self._idle - set(except_for)
-        idle = sorted(p for p in candidates if self._bounded or self._silent_for(p) >= self._idle_seconds)
+        idle = sorted(
+            number
+            for number in candidates
+            if self._polled_at(self._behaviours[number]) - self._spoke_at[number] >= self._idle_seconds
+        )
         self._idle.update(idle)
         return idle
 
@@ -285,11 +296,6 @@ class TrainingInput:
         """Whether nothing more can be taken before more is produced."""
         return len(self._reading.empty_and_exhausted()) == len(self._behaviours)
 
-    def _silent_for(self, number: int) -> float:
-        """How long the broker has been answering that there is nothing; a broker that is away does not count."""
-        polled_ms = self._consumer.last_poll_timestamp(self._behaviours[number])
-        return 0.0 if polled_ms is None else float(polled_ms / 1000 - self._spoke_at[number])
-
     def _entry(self, record: Any) -> Entry:
         read, _ = read_batch(
             [record],
@@ -298,7 +304,7 @@ class TrainingInput:
             max_bytes=self._broker.max_record_bytes,
             field_map=self._field_map,
         )
-        return Entry(record.partition, record.offset, record.timestamp / 1000, read[0].behaviour)
+        return Entry(record.partition, record.offset, min(record.timestamp / 1000, self._clock()), read[0].behaviour)
 
 
 def _produced_at(record: Any) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import UTC, datetime
 
@@ -9,8 +10,10 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from streams.consumers.aligned_reading import AlignedReading, Entry
 from streams.consumers.vector_waits import VectorWaits
 
+SILENT = {0: math.inf, 1: math.inf}
 
-def make_entry(partition: int, offset: int, second: float | None) -> Entry:
+
+def make_entry(partition: int, offset: int, second: float | None, *, produced_at: float = 0.0) -> Entry:
     behaviour = None
     if second is not None:
         behaviour = Behaviour(
@@ -20,7 +23,7 @@ def make_entry(partition: int, offset: int, second: float | None) -> Entry:
             item_id="i",
             occurred_at=datetime.fromtimestamp(second, UTC),
         )
-    return Entry(partition, offset, 0.0, behaviour)
+    return Entry(partition, offset, produced_at, behaviour)
 
 
 def make_log(partition: int, seconds: list[float | None]) -> list[Entry]:
@@ -35,7 +38,7 @@ def test_the_partition_furthest_behind_is_handed_out_first() -> None:
     reading = AlignedReading([0, 1], room_per_partition=100)
     reading.offer(0, make_log(0, [1, 4, 9]))
     reading.offer(1, make_log(1, [2, 3, 10]))
-    reading.exhausted([0, 1])
+    reading.exhausted(SILENT)
     assert places(reading.take(10)) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
     assert reading.empty_and_exhausted() == [0, 1]
 
@@ -44,9 +47,9 @@ def test_nothing_is_handed_out_while_a_partition_with_more_to_give_is_empty() ->
     reading = AlignedReading([0, 1], room_per_partition=100)
     reading.offer(0, make_log(0, [1, 2, 3]))
     assert reading.take(10) == []
-    reading.exhausted([1])  # the broker says: nothing there
+    reading.exhausted({1: math.inf})  # the broker says: nothing there
     assert places(reading.take(2)) == [(0, 0), (0, 1)]
-    reading.exhausted([])  # new records there, not fetched yet
+    reading.exhausted({})  # new records there, not fetched yet
     assert reading.take(10) == []
 
 
@@ -54,7 +57,7 @@ def test_an_event_from_the_past_and_a_broken_one_do_not_set_a_partition_back() -
     reading = AlignedReading([0, 1], room_per_partition=100)
     reading.offer(0, make_log(0, [10, 1, None, 12]))
     reading.offer(1, make_log(1, [5, 11, 20]))
-    reading.exhausted([0, 1])
+    reading.exhausted(SILENT)
     # 0 stands at 10 after its first event, so the old and the broken one come right behind it
     assert places(reading.take(10)) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]
 
@@ -72,12 +75,34 @@ def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
                 size = rng.randint(0, most)
                 reading.offer(p, logs[p][fetched[p] : fetched[p] + size])
                 fetched[p] = min(len(logs[p]), fetched[p] + size)
-            reading.exhausted([p for p in logs if fetched[p] == len(logs[p])])
+            reading.exhausted({p: math.inf for p in logs if fetched[p] == len(logs[p])})
             order += places(reading.take(rng.randint(1, 50)))
         orders.append(order)
     assert all(order == orders[0] for order in orders)
     for p, entries in logs.items():
         assert [offset for partition, offset in orders[0] if partition == p] == [entry.offset for entry in entries]
+
+
+def test_a_burst_after_silence_waits_for_the_share_of_the_other_partitions() -> None:
+    # partition 0's half of a burst arrives at 100; the broker found partition 1 empty at 100, and at 103 it is there
+    reading = AlignedReading([0, 1], room_per_partition=100, silence_seconds=5)
+    reading.offer(0, [make_entry(0, n, 1000 + 10 * n, produced_at=100) for n in range(3)])
+    for now in (100, 102):
+        reading.exhausted({0: now, 1: now})
+        assert reading.take(10) == []
+    reading.offer(1, [make_entry(1, n, 1005 + 10 * n, produced_at=100) for n in range(3)])
+    reading.exhausted({0: 103, 1: 103})
+    assert places(reading.take(10)) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]  # 0 is empty now, and may get more
+    reading.exhausted({0: 105, 1: 105})
+    assert places(reading.take(10)) == [(1, 2)]
+
+
+def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> None:
+    reading = AlignedReading([0, 1], room_per_partition=100, silence_seconds=5)
+    for second in range(20):  # one event a second in partition 0, none in partition 1
+        reading.offer(0, [make_entry(0, second, second, produced_at=second)])
+    reading.exhausted({1: 12.0})
+    assert len(reading.take(100)) == 8  # those produced at 0 to 7
 
 
 def test_a_partition_without_room_is_not_fetched() -> None:
