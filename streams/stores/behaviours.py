@@ -105,7 +105,8 @@ class BehaviourStore(Protocol):
         """Give connections back."""
 
 
-def _foreign_log(found: LogIdentity, wanted: LogIdentity) -> Misconfigured:
+def foreign_log(found: LogIdentity, wanted: LogIdentity) -> Misconfigured:
+    """Say that the positions belong to another log, and what to do."""
     what = "cluster" if found.cluster_id != wanted.cluster_id else "topic"
     return Misconfigured(
         f"the behaviour store was filled from topic {found.topic} (id {found.topic_id}) of cluster {found.cluster_id}, "
@@ -128,7 +129,7 @@ class InMemoryBehaviourStore:
     async def bind(self, log: LogIdentity) -> None:
         """See `BehaviourStore`."""
         if self._log not in (None, log):
-            raise _foreign_log(self._log, log)
+            raise foreign_log(self._log, log)
         self._log = log
 
     async def record(
@@ -241,7 +242,7 @@ class RedisBehaviourStore:
                     await pipe.watch(self._view_key)
                     found = _View.parse(await pipe.get(self._view_key))
                     if found.log is not None and found.log != log:
-                        raise _foreign_log(found.log, log)
+                        raise foreign_log(found.log, log)
                     wanted = replace(found, log=log)
                     pipe.multi()
                     pipe.set(self._view_key, wanted.dump())
@@ -252,6 +253,11 @@ class RedisBehaviourStore:
                     self._view = wanted
                     return
         raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
+
+    async def bound_log(self) -> LogIdentity | None:
+        """Tell which log the positions belong to; None before the first `bind`."""
+        with redis_errors(self._config):
+            return _View.parse(await self._client.get(self._view_key)).log
 
     async def record(
         self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
