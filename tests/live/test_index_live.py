@@ -1,0 +1,364 @@
+"""`mimstream index` as a process, against real Kafka, Valkey and Milvus Lite."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+from item_feed import (
+    Feed,
+    announced,
+    assert_ends_with_the_last_word,
+    b64,
+    center,
+    feeding,
+    held,
+    letters,
+    picture,
+    read_all,
+    until,
+)
+
+from schemas.errors import Reason
+from streams.settings import Settings
+from streams.stack.running import RunningStack
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+GOES_ON_WITHIN_SECONDS = 15.0
+
+Start = Callable[..., Any]
+
+
+def start_index(process: Start, *arguments: str, **env: str) -> Any:
+    worker = process("index", *arguments, env=ONE_THREAD | env)
+    worker.wait_for("index.ready", 120)
+    return worker
+
+
+async def test_200_keys_at_once_end_with_the_last_word_of_each(settings: Settings, process: Start) -> None:
+    start_index(process)
+    draw = random.Random(3)
+    async with feeding(settings) as feed, center(settings) as index:
+        fates = {}
+        for n in range(200):
+            fate = ["publish", *draw.choices(["publish", "price", "delete"], k=draw.randint(1, 4))]
+            fates[f"k{n}"] = [(step, what) for step, what in enumerate(fate)]
+        queue = [key for key, fate in fates.items() for _ in fate]
+        draw.shuffle(queue)
+        for key in queue:
+            step, what = fates[key].pop(0)
+            if what == "delete":
+                await feed.delete(key)
+            else:
+                title = f"{key} number {step}" if what == "publish" else feed.expected.get(key, f"{key} again")
+                await feed.publish(key, title, price=float(step))
+        await assert_ends_with_the_last_word(feed, index)
+        rows = await held(index, feed.ever)
+    last = await announced(settings)
+    assert set(last) == feed.ever
+    for key in feed.ever:
+        message = last[key]
+        if key not in feed.expected:
+            assert message is None
+            continue
+        assert message is not None
+        assert (message.source.partition, message.source.offset) == (
+            rows[key].source_partition,
+            rows[key].source_offset,
+        )
+        assert np.allclose(np.frombuffer(message.vector, "<f4"), rows[key].vector, atol=1e-6)
+
+
+async def stream_items(feed: Feed, stop: asyncio.Event, *, at_least: int) -> None:
+    """Publish, update and delete without pause until told to stop."""
+    draw = random.Random(11)
+    n = 0
+    while n < at_least or not stop.is_set():
+        await feed.publish(f"i{n}", f"item {n} as published")
+        if n > 20 and draw.random() < 0.3:
+            await feed.publish(f"i{draw.randrange(n)}", f"updated at {n}")
+        if n > 20 and draw.random() < 0.2:
+            await feed.delete(f"i{draw.randrange(n)}")
+        n += 1
+        await asyncio.sleep(0.01)
+
+
+async def goes_on(feed: Feed, index: Any, name: str) -> float:
+    """How long until something that is published only now can be read from the center."""
+    started = time.monotonic()
+    await feed.publish(name, "sent after the kill")
+
+    async def there() -> bool:
+        return name in await index.fetch([name])
+
+    await until(there, 60, every=0.05)
+    return time.monotonic() - started
+
+
+async def test_a_killed_worker_loses_nothing_and_is_back_soon(
+    settings: Settings, process: Start, record_property: Any
+) -> None:
+    worker = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        stop = asyncio.Event()
+        streaming = asyncio.create_task(stream_items(feed, stop, at_least=300))
+
+        async def under_way() -> bool:
+            return await index.count() > 60
+
+        await until(under_way)
+        times = []
+        for round_ in range(2):
+            worker.kill()
+            killed = time.monotonic()
+            worker = process("index", env=ONE_THREAD)
+            await goes_on(feed, index, f"after-kill-{round_}")
+            times.append(time.monotonic() - killed)
+            await asyncio.sleep(1)
+        stop.set()
+        await streaming
+        await assert_ends_with_the_last_word(feed, index)
+        print("\nindexing went on", [round(t, 1) for t in times], "s after kill -9 of the worker")
+        record_property("seconds_after_worker_kill", times)
+        assert max(times) < GOES_ON_WITHIN_SECONDS
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("part", ["kafka", "valkey", "milvus"])
+async def test_a_killed_part_is_waited_for_and_nothing_is_lost(
+    settings: Settings, process: Start, stack: RunningStack, part: Any, record_property: Any
+) -> None:
+    worker = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        stop = asyncio.Event()
+        streaming = asyncio.create_task(stream_items(feed, stop, at_least=300))
+
+        async def under_way() -> bool:
+            return await index.count() > 60
+
+        await until(under_way)
+        times = []
+        for round_ in range(2):
+            killed = time.monotonic()
+            await asyncio.to_thread(stack.kill, part)
+            await goes_on(feed, index, f"after-kill-{round_}")
+            times.append(time.monotonic() - killed)
+            await asyncio.to_thread(stack.wait_ready, part)
+            await asyncio.sleep(1)
+        stop.set()
+        await streaming
+        await assert_ends_with_the_last_word(feed, index)
+        print("\nindexing went on", [round(t, 1) for t in times], f"s after kill -9 of {part}")
+        record_property(f"seconds_after_{part}_kill", times)
+        assert max(times) < GOES_ON_WITHIN_SECONDS
+    assert worker.returncode is None
+    assert worker.stop() == 0
+
+
+async def test_bad_input_is_buried_one_by_one_and_its_neighbours_go_through(settings: Settings, process: Start) -> None:
+    start_index(process)
+
+    def event(**fields: Any) -> bytes:
+        return json.dumps({"item_id": "bad", "published_at": "2026-01-01T00:00:00Z", **fields}).encode()
+
+    bomb = b64(_png_that_says_it_is(100_000, 100_000))
+    bad: list[tuple[bytes, bytes, str, Reason]] = [
+        (b"bad", b"{not json", "decode", Reason.NOT_JSON),
+        (b"bad", event(title=5), "decode", Reason.WRONG_TYPE),
+        (b"bad", event(), "decode", Reason.NO_CONTENT),
+        (b"bad", event(title="x", image=b64(picture("red", 200)[:60])), "image", Reason.BAD_IMAGE),
+        (b"bad", event(title="x", image=bomb), "image", Reason.IMAGE_TOO_LARGE),
+        (b"bad", event(title="x", schema_version=77), "decode", Reason.UNKNOWN_VERSION),
+        (b"bad", event(title="x", published_at="2026-01-01T00:00:00"), "decode", Reason.TIMESTAMP_WITHOUT_ZONE),
+        (b"bad", event(title="x", published_at="2999-01-01T00:00:00Z"), "decode", Reason.TIMESTAMP_IN_FUTURE),
+        (b"bad", event(title="x", item_id="other"), "decode", Reason.KEY_MISMATCH),
+        (b"\xff\xfe", event(title="x"), "decode", Reason.KEY_MISMATCH),  # without a key Kafka itself refuses it
+    ]
+    async with feeding(settings) as feed, center(settings) as index:
+        sent = {}
+        for n, (key, value, stage, reason) in enumerate(bad):
+            await feed.publish(f"neighbour-{n}", f"a good one, {n}")
+            sent[await feed.send(key, value)] = (key, value, stage, reason)
+        await feed.publish("neighbour-last", "a good one at the end")
+        await assert_ends_with_the_last_word(feed, index)
+
+        async def all_buried() -> bool:
+            return len(await letters(settings)) >= len(bad)
+
+        await until(all_buried)
+        assert await index.fetch(["bad", "other"]) == {}
+    found = {(le.partition, le.offset): (le.key, le.value, le.stage, le.reason) for le in await letters(settings)}
+    assert found == sent
+
+
+def _png_that_says_it_is(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+async def test_a_second_worker_of_a_slot_is_turned_away_and_the_first_goes_on(
+    settings: Settings, process: Start
+) -> None:
+    first = start_index(process)
+    second = process("index", env=ONE_THREAD)
+    assert second.wait(60) == 2
+    assert "index-0" in second.output()
+    assert "--slot" in second.output()
+    async with feeding(settings) as feed, center(settings) as index:
+        await feed.publish("a", "still at work")
+        await assert_ends_with_the_last_word(feed, index)
+    assert first.returncode is None
+
+
+async def test_two_slots_share_the_work_and_one_that_leaves_comes_back(settings: Settings, process: Start) -> None:
+    first = start_index(process)
+    second = start_index(process, "--slot", "1")
+    async with feeding(settings) as feed, center(settings) as index:
+        for n in range(60):
+            await feed.publish(f"i{n}", f"title {n}")
+        await assert_ends_with_the_last_word(feed, index)
+
+        async def both_at_work() -> bool:
+            await feed.publish(f"i{len(feed.ever)}", "more")
+            return all("items.indexed" in worker.output() for worker in (first, second))
+
+        await until(both_at_work)
+        assert second.stop() == 0
+        second = start_index(process, "--slot", "1")
+        for n in range(60):
+            await feed.publish(f"i{n}", f"title {n} again")
+        await assert_ends_with_the_last_word(feed, index)
+
+
+async def test_a_clean_stop_leaves_nothing_to_do_twice(settings: Settings, process: Start) -> None:
+    worker = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        for n in range(30):
+            await feed.publish(f"i{n}", f"title {n}")
+        await assert_ends_with_the_last_word(feed, index)
+        assert worker.stop() == 0
+        again = start_index(process)
+        await feed.publish("after", "the stop")
+        await assert_ends_with_the_last_word(feed, index)
+        indexed = [json.loads(line) for line in again.output().splitlines() if "items.indexed" in line]
+        assert sum(line["count"] for line in indexed) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MIM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9"),
+        ("MIM_REDIS__URL", "redis://127.0.0.1:9/0"),
+        ("MIM_MILVUS__URI", "http://127.0.0.1:9"),
+    ],
+)
+async def test_a_part_that_is_down_at_start_is_named_with_its_setting(
+    settings: Settings, process: Start, variable: str, value: str
+) -> None:
+    worker = process("index", env=ONE_THREAD | {variable: value})
+    assert await asyncio.to_thread(worker.wait, 90) == 3
+    assert variable in worker.output()
+    assert "127.0.0.1:9" in worker.output()
+    assert "Traceback" not in worker.output()
+
+
+async def test_topics_that_are_missing_are_named_with_the_way_out(settings_values: Any, process: Start) -> None:
+    worker = process("index", env=ONE_THREAD)
+    assert await asyncio.to_thread(worker.wait, 60) == 2
+    assert "mimstream topics create" in worker.output()
+
+
+class Pictures:
+    """A site whose pictures a test uploads."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        name = request.path.lstrip("/")
+        self.asked.append(name)
+        return web.Response(body=self.there[name]) if name in self.there else web.Response(status=503)
+
+
+@pytest.fixture
+async def pictures() -> Any:
+    site = Pictures()
+    app = web.Application()
+    app.router.add_get("/{name}", site.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    server = web.TCPSite(runner, "127.0.0.1", 0)
+    await server.start()
+    port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    site.url = f"http://127.0.0.1:{port}/"
+    yield site
+    await runner.cleanup()
+
+
+async def test_a_late_picture_is_added_and_a_delete_wins_over_it_also_after_a_kill(
+    settings: Settings, process: Start, pictures: Pictures
+) -> None:
+    env = {
+        "MIM_IMAGES__ALLOW_PRIVATE_ADDRESSES": "true",
+        "MIM_INDEX__RETRY_INITIAL_SECONDS": "2",
+        "MIM_INDEX__RETRY_FACTOR": "1",
+        "MIM_INDEX__RETRY_MAX_ATTEMPTS": "60",
+    }
+    worker = start_index(process, **env)
+    async with feeding(settings) as feed, center(settings) as index:
+        await feed.publish("titled", "a title first", image_url=pictures.url + "one")
+        await feed.publish("bare", "", image_url=pictures.url + "one")
+        await feed.publish("gone", "", image_url=pictures.url + "one")
+        await feed.publish("titled-gone", "a title", image_url=pictures.url + "one")
+        await feed.publish("newer", "", image_url=pictures.url + "one")
+
+        async def titles_there() -> bool:
+            return set(await held(index, feed.ever)) == {"titled", "titled-gone"}
+
+        await until(titles_there)
+        assert not (await index.fetch(["titled"]))["titled"].has_image
+
+        async def retried() -> bool:
+            return len(await read_all(settings, "items-retry")) > 5
+
+        await until(retried)
+        worker.kill()
+        await feed.delete("gone")
+        await feed.delete("titled-gone")
+        await feed.publish("newer", "now with a title")
+        pictures.there["one"] = picture("blue")
+        start_index(process, **env)
+
+        async def pictures_there() -> bool:
+            rows = await held(index, feed.ever)
+            return all(item_id in rows and rows[item_id].has_image for item_id in ("titled", "bare"))
+
+        await until(pictures_there)
+        await asyncio.sleep(5)  # time for every retry that is still about
+        await assert_ends_with_the_last_word(feed, index)
+        rows = await held(index, feed.ever)
+        assert (rows["titled"].has_title, rows["bare"].has_title, rows["newer"].has_image) == (True, False, False)
+    last = await announced(settings)
+    assert {item_id for item_id, message in last.items() if message is not None} == {"titled", "bare", "newer"}
+    titled = last["titled"]
+    assert titled is not None
+    assert titled.has_image
