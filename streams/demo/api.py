@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from schemas.base import Message
 from schemas.errors import StoreUnavailable
@@ -51,14 +53,27 @@ class ServeApi:
         body = {"item_ids": list(item_ids), "k": k, "include_self": include_self}
         return (await self._post("/v1/similar", body, SimilarResponse)).results
 
+    async def holds(self, item_id: str) -> bool:
+        """Whether the center holds the item."""
+        return await self._get_item(item_id, vector=False) is not None
+
     async def item(self, item_id: str) -> ItemView | None:
         """`GET /v1/items/{id}` with its vector; None if the center does not hold it."""
+        return await self._get_item(item_id, vector=True)
+
+    async def _get_item(self, item_id: str, *, vector: bool) -> ItemView | None:
         assert self._session is not None
-        async with self._session.get(f"/v1/items/{item_id}", params={"vector": "1"}) as answer:
-            if answer.status == 404:
-                return None
-            answer.raise_for_status()
-            return ItemView.model_validate_json(await answer.read())
+        path = f"/v1/items/{quote(item_id, safe='')}"
+        try:
+            async with self._session.get(URL(path, encoded=True), params={"vector": "1"} if vector else {}) as answer:
+                payload = await answer.read()
+                if answer.status == 404:
+                    return None
+                if answer.status != 200:
+                    raise StoreUnavailable("mimstream serve", f"{path}: {answer.status} {payload[:300]!r}")
+                return ItemView.model_validate_json(payload)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StoreUnavailable("mimstream serve", f"{path}: {error!r}") from error
 
     async def _post(self, path: str, body: dict[str, object], model: type[M]) -> M:
         assert self._session is not None

@@ -29,7 +29,12 @@ class FreshnessReport:
 
 
 class FreshnessProbe:
-    """Follows a few items at a time from publish to searchable, by asking for their neighbours again and again."""
+    """Follows a few items at a time from publish to searchable.
+
+    An item is looked up by its id again and again, which costs next to nothing; once it is there, its neighbours are
+    asked for until it is among them. A search is dear in the embedded store, and a probe that searched all the time
+    would slow down what it measures.
+    """
 
     def __init__(
         self,
@@ -37,44 +42,49 @@ class FreshnessProbe:
         *,
         at_once: int,
         every_seconds: float,
+        spacing_seconds: float = 0.0,
         patience_seconds: float = 120.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Up to `at_once` probes are open, begun at least `spacing_seconds` apart, looked at every `every_seconds`."""
         self.report = FreshnessReport(resolution_ms=1000 * every_seconds)
         self._api = api
         self._at_once = at_once
         self._every_seconds = every_seconds
+        self._spacing_seconds = spacing_seconds
         self._patience_seconds = patience_seconds
         self._monotonic = monotonic
         self._open: dict[str, float] = {}
         self._first: float | None = None
+        self._newest = float("-inf")
 
     def published(self, item_id: str, at: float) -> None:
-        """The broker has the item since `at`; it is followed if there is room."""
-        if len(self._open) < self._at_once:
-            self._open[item_id] = at
+        """Note that the broker has the item since `at`; it is followed if there is room."""
+        if len(self._open) < self._at_once and at - self._newest >= self._spacing_seconds:
+            self._open[item_id] = self._newest = at
             self._first = at if self._first is None else self._first
 
     async def run(self, stop: asyncio.Event) -> FreshnessReport:
         """Look until `stop` is set and no probe is open any more."""
         while self._open or not stop.is_set():
-            if self._open:
-                await self._look()
+            for item_id in list(self._open):
+                await self._look(item_id)
             await asyncio.sleep(self._every_seconds)
         return self.report
 
-    async def _look(self) -> None:
-        asked = list(self._open)
+    async def _look(self, item_id: str) -> None:
         try:
-            results = await self._api.similar(asked, k=10, include_self=True)
+            found = await self._api.holds(item_id) and await self._is_its_own_neighbour(item_id)
         except PipelineError:
-            results = []  # not ready yet, or busy: the next look counts
+            found = False  # not ready yet, or busy: the next look counts
         now = self._monotonic()
         assert self._first is not None
-        for item_id, result in zip(asked, results, strict=False):
-            if result.found and any(neighbour.item_id == item_id for neighbour in result.neighbours):
-                self.report.found_at.append((now - self._first, 1000 * (now - self._open.pop(item_id))))
-        for item_id in asked:
-            if item_id in self._open and now - self._open[item_id] > self._patience_seconds:
-                del self._open[item_id]
-                self.report.lost += 1
+        if found:
+            self.report.found_at.append((now - self._first, 1000 * (now - self._open.pop(item_id))))
+        elif now - self._open[item_id] > self._patience_seconds:
+            del self._open[item_id]
+            self.report.lost += 1
+
+    async def _is_its_own_neighbour(self, item_id: str) -> bool:
+        (result,) = await self._api.similar([item_id], k=10, include_self=True)
+        return any(neighbour.item_id == item_id for neighbour in result.neighbours)

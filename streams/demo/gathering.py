@@ -15,12 +15,14 @@ from encoders.base import Encoder, ItemContent
 from schemas.errors import Reason
 from schemas.items import parse_embedding_key
 from schemas.letters import DeadLetter
+from schemas.scoring import MAX_SIMILAR_QUERIES
 from streams.broker import BrokerConfig, broker_errors, make_consumer
 from streams.datasets import DataSet
 from streams.demo.api import ServeApi
 from streams.topics import TOPICS, TopicName, TopicsConfig
 
-_QUERIES_AT_ONCE = 64
+_QUERIES_AT_ONCE = MAX_SIMILAR_QUERIES
+"""As many as one request may hold: in the embedded store a search costs about the same for one item as for many."""
 _FEW, _MANY = 10, 100
 """Neighbours asked for: few first, many for an item that has more identical twins than that."""
 

@@ -44,8 +44,9 @@ T = TypeVar("T")
 
 ROLES = ("index", "record", "train", "serve")
 
-FRESHNESS_PROBES_AT_ONCE = 4
+FRESHNESS_PROBES_AT_ONCE = 2
 FRESHNESS_EVERY_SECONDS = 0.05
+FRESHNESS_SPACING_SECONDS = 0.5
 QUIET_SECONDS = 8.0
 """The trainer is done when it has received everything and its accounts have not moved for this long."""
 STUCK_SECONDS = 180.0
@@ -182,7 +183,12 @@ class _Run:
 
     async def _stream(self, timeline: Timeline, api: ServeApi) -> Outcome:
         settings = self._settings
-        probe = FreshnessProbe(api, at_once=FRESHNESS_PROBES_AT_ONCE, every_seconds=FRESHNESS_EVERY_SECONDS)
+        probe = FreshnessProbe(
+            api,
+            at_once=FRESHNESS_PROBES_AT_ONCE,
+            every_seconds=FRESHNESS_EVERY_SECONDS,
+            spacing_seconds=FRESHNESS_SPACING_SECONDS,
+        )
         load = SteadyLoad(
             api,
             users=self._options.data.user_ids,

@@ -61,7 +61,22 @@ class FakeServer:
         return web.json_response({"results": results, "encoder_version": "v1"})
 
     async def item(self, request: web.Request) -> web.Response:
-        return web.Response(status=404)
+        if request.match_info["item_id"] not in self.held:
+            return web.Response(status=404)
+        view = {
+            "item_id": request.match_info["item_id"],
+            "encoder_version": "v1",
+            "content_hash": "0",
+            "published_at": "2026-01-01T00:00:00Z",
+            "category": None,
+            "price": None,
+            "has_title": True,
+            "has_image": False,
+            "source_partition": 0,
+            "source_offset": 0,
+            "vector": [1.0, 0.0] if "vector" in request.query else None,
+        }
+        return web.json_response(view)
 
 
 @asynccontextmanager
@@ -133,11 +148,12 @@ async def test_freshness_runs_from_acknowledgement_to_the_first_answer_that_hold
         clock = asyncio.get_running_loop().time
         probe = FreshnessProbe(api, at_once=2, every_seconds=0.01, monotonic=clock)
         stop = asyncio.Event()
-        for item_id in ("a", "b", "one too many"):
+        for item_id in ("a/1", "b", "one too many"):
             probe.published(item_id, clock())
         running = asyncio.create_task(probe.run(stop))
         await asyncio.sleep(0.2)
-        server.held.add("a")
+        assert server.asked_k == []  # no search before the item is there
+        server.held.add("a/1")
         await asyncio.sleep(0.2)
         server.held.add("b")
         stop.set()
@@ -146,6 +162,18 @@ async def test_freshness_runs_from_acknowledgement_to_the_first_answer_that_hold
         assert 190 < first < 350
         assert 390 < second < 600
         assert report.lost == 0
+        assert server.asked_k == [10, 10]
+
+
+async def test_probes_keep_their_distance() -> None:
+    async with serving() as (server, api):
+        server.held = {f"i{number}" for number in range(10)}
+        probe = FreshnessProbe(api, at_once=5, every_seconds=0.01, spacing_seconds=2.0)
+        for number in range(10):
+            probe.published(f"i{number}", 100.0 + number)
+        stop = asyncio.Event()
+        stop.set()
+        assert len((await probe.run(stop)).found_at) == 5
 
 
 async def test_a_probe_that_is_never_found_is_given_up_and_counted() -> None:
@@ -168,8 +196,13 @@ async def test_an_item_among_many_twins_is_searched_for_deeper() -> None:
 
 
 async def test_an_absent_item_is_none_and_a_dead_server_is_unavailable() -> None:
-    async with serving() as (_, api):
+    async with serving() as (server, api):
         assert await api.item("x") is None
+        server.held.add("x y/z")
+        view = await api.item("x y/z")
+        assert view is not None
+        assert view.vector == [1.0, 0.0]
+        assert await api.holds("x y/z")
     async with ServeApi("http://127.0.0.1:9") as dead:
         assert not await dead.ready()
         with pytest.raises(StoreUnavailable, match="mimstream serve"):
