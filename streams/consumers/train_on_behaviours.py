@@ -413,7 +413,7 @@ class TrainOnBehaviours:
             await self.release_last()
         if self._leadership is not None:
             if self._commit is not None:
-                await asyncio.wait([self._commit])
+                await asyncio.gather(self._commit, return_exceptions=True)  # the next line says it again
             await self._leadership.transact(offsets=self._commit_offsets())
         await self._report()
 
