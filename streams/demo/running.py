@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import structlog
 from rich.console import Console
 
-from schemas.errors import PipelineError, Unavailable
+from schemas.errors import Unavailable
 from streams.broker import broker_errors, make_producer
 from streams.consumers.train_ledger import ACCOUNTS_FILE, SCORES_FOLDER, read_scores
 from streams.datasets import DataSet, ItemRecord
@@ -176,10 +176,9 @@ class _Run:
                 watching.result()  # raises
             return working.result()
         finally:
-            for task in (working, watching):
-                task.cancel()
-                with suppress(asyncio.CancelledError, PipelineError):
-                    await task
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _stream(self, timeline: Timeline, api: ServeApi) -> Outcome:
         settings = self._settings
@@ -293,7 +292,7 @@ class _Run:
     async def _count(
         self, api: ServeApi, sent: Sent, probe: FreshnessProbe, load: LoadReport, standing: dict[str, Any]
     ) -> Outcome:
-        from encoders.bundle import load_encoder  # torch is not needed before
+        from encoders.loading import load_encoder  # torch is not needed before
 
         settings, data = self._settings, self._options.data
         encoded = await announced_items(settings.kafka, settings.topics)
