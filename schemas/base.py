@@ -111,8 +111,7 @@ def decode(
             message = model.model_validate_json(payload)
     except ValidationError as error:
         raise _as_bad_message(error) from None
-    for name in model.model_fields:
-        value = getattr(message, name)
+    for name, value in message.__dict__.items():
         if isinstance(value, datetime) and value - now > max_ahead:
             raise BadMessage(Reason.TIMESTAMP_IN_FUTURE, f"{name} is {value.isoformat()}, now is {now.isoformat()}")
     return message

@@ -24,10 +24,8 @@ from streams.stores.takes import (
     UserTakes,
     apply_batch,
     fresh_part,
-    pack_recent,
     pack_takes,
     skipped,
-    unpack_recent,
     unpack_takes,
 )
 
@@ -298,7 +296,7 @@ class RedisBehaviourStore:
                 return RecordReport(partition, stored, replayed=len(events))
             users = {user: UserTakes() for user in everyone}
             for user, raw in zip(everyone, values, strict=False):
-                unpack_recent(raw, users[user])
+                users[user].recent = raw or b""
             for user, raw in zip(takers, values[len(everyone) :], strict=True):
                 unpack_takes(raw, users[user])
             report, changed, took = apply_batch(
@@ -322,7 +320,7 @@ class RedisBehaviourStore:
     def _write(
         self, pipe: Any, generation: int, users: dict[str, UserTakes], changed: set[str], took: set[str]
     ) -> None:
-        packed = {self._key(generation, "e", user): pack_recent(users[user]) for user in changed}
+        packed = {self._key(generation, "e", user): users[user].recent for user in changed}
         packed |= {self._key(generation, "t", user): pack_takes(users[user]) for user in took}
         if packed:
             pipe.eval(_SET_ALL, len(packed), *packed, self._keep.idle_days * 86_400, *packed.values())

@@ -22,6 +22,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
 
 _LAYOUT = b"\x01"
+_HASH_BYTES = 8
 _KINDS = (BehaviourKind.CLICK, BehaviourKind.CART, BehaviourKind.PURCHASE)
 _CODE_OF_KIND = {kind: code for code, kind in enumerate(_KINDS)}
 
@@ -79,13 +80,14 @@ class UserTakes:
     times: list[float] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
     kinds: bytearray = field(default_factory=bytearray)
-    ids: list[int] = field(default_factory=list)
-    recent: list[int] = field(default_factory=list)
+    ids: list[bytes] = field(default_factory=list)
+    recent: bytes = b""
+    """Hashes one after the other, as they are stored: most events need no more than a search in them."""
 
     def observe(self, behaviour: Behaviour, *, length: int, remembered: int) -> bool:
         """Take one event in; False if it is a duplicate, which changes nothing."""
         id_hash = hash_of(behaviour.event_id)
-        if id_hash in self.recent:
+        if _holds(self.recent, id_hash):
             return False
         if behaviour.kind is BehaviourKind.EXPOSURE:
             self._remember(id_hash, remembered)
@@ -104,28 +106,34 @@ class UserTakes:
                 del column[: len(column) - length]
         return True
 
-    def _remember(self, id_hash: int, remembered: int) -> None:
-        self.recent.append(id_hash)
-        if len(self.recent) > remembered:
-            del self.recent[: len(self.recent) - remembered]
+    def _remember(self, id_hash: bytes, remembered: int) -> None:
+        self.recent = (self.recent + id_hash)[-_HASH_BYTES * remembered :]
 
     def history(self) -> list[Take]:
         """Oldest first."""
         return [Take(item, at, _KINDS[kind]) for item, at, kind in zip(self.items, self.times, self.kinds, strict=True)]
 
 
-def hash_of(event_id: str) -> int:
+def hash_of(event_id: str) -> bytes:
     """64 bits of an event id, the same in every process."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little")
+    return blake2b(event_id.encode(), digest_size=_HASH_BYTES).digest()
+
+
+def _holds(hashes: bytes, wanted: bytes) -> bool:
+    at = hashes.find(wanted)
+    while at % _HASH_BYTES and at >= 0:  # across two hashes: not one of them
+        at = hashes.find(wanted, at + 1)
+    return at >= 0
 
 
 def pack_takes(user: UserTakes) -> bytes:
-    """Pack `takes`: layout, count, times (float64), id hashes (uint64), kinds (uint8), items by line; little-endian."""
+    """Pack `takes`: layout, count, times (float64), id hashes, kinds (uint8), items by line; little-endian."""
     n = len(user.times)
     return b"".join(
         (
             _LAYOUT,
-            struct.pack(f"<I{n}d{n}Q", n, *user.times, *user.ids),
+            struct.pack(f"<I{n}d", n, *user.times),
+            *user.ids,
             bytes(user.kinds),
             "\n".join(user.items).encode(),  # identifiers are printable: no line ends in them
         )
@@ -142,20 +150,11 @@ def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
             "run 'mimstream record --rebuild'"
         )
     (n,) = struct.unpack_from("<I", packed, 1)
-    user.times = list(struct.unpack_from(f"<{n}d", packed, 5))
-    user.ids = list(struct.unpack_from(f"<{n}Q", packed, 5 + 8 * n))
-    user.kinds = bytearray(packed[5 + 16 * n : 5 + 17 * n])
-    user.items = packed[5 + 17 * n :].decode().split("\n") if n else []
-
-
-def pack_recent(user: UserTakes) -> bytes:
-    """`recent` as little-endian uint64."""
-    return struct.pack(f"<{len(user.recent)}Q", *user.recent)
-
-
-def unpack_recent(packed: bytes | None, user: UserTakes) -> None:
-    """Fill `user` from `pack_recent`'s bytes."""
-    user.recent = list(struct.unpack(f"<{len(packed) // 8}Q", packed)) if packed else []
+    times, kinds, items = 5, 5 + (8 + _HASH_BYTES) * n, 5 + (8 + _HASH_BYTES + 1) * n
+    user.times = list(struct.unpack_from(f"<{n}d", packed, times))
+    user.ids = [packed[at : at + _HASH_BYTES] for at in range(times + 8 * n, kinds, _HASH_BYTES)]
+    user.kinds = bytearray(packed[kinds:items])
+    user.items = packed[items:].decode().split("\n") if n else []
 
 
 def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]:

@@ -15,9 +15,9 @@ from schemas.errors import Misconfigured, Reason
 from streams.consumers.record_behaviours import Placement, place, read_batch
 from streams.stores.takes import (
     UserTakes,
-    pack_recent,
+    _holds,
+    hash_of,
     pack_takes,
-    unpack_recent,
     unpack_takes,
 )
 
@@ -118,10 +118,19 @@ def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourK
         user.observe(behaviour, length=20, remembered=30)
     again = UserTakes()
     unpack_takes(pack_takes(user), again)
-    unpack_recent(pack_recent(user), again)
+    again.recent = user.recent
     assert again == user
     assert user.times == sorted(user.times)
-    assert len(user.times) <= 20 and len(user.recent) <= 30
+    assert len(user.times) <= 20 and len(user.recent) <= 30 * 8
+
+
+def test_an_id_is_not_recognised_across_two_neighbouring_hashes() -> None:
+    first, second = hash_of("a"), hash_of("b")
+    across = (first + second)[3:11]
+    assert _holds(first + second, first) and _holds(first + second, second)
+    assert not _holds(first + second, across)
+    assert _holds(first + second + across, across)
+    assert not _holds(b"", first)
 
 
 def test_bytes_of_another_layout_are_refused_with_the_way_out() -> None:
