@@ -35,6 +35,8 @@ class BrokerConfig(BaseModel):
     """Certificate authority file; the system's by default."""
     request_timeout_ms: int = Field(default=20_000, ge=1_000)
     """How long one request to the broker may take."""
+    connect_timeout_ms: int = Field(default=10_000, ge=500)
+    """How long to look for a first broker that answers."""
     max_record_bytes: int = Field(default=4_194_304, ge=1_024)
     """Largest record that is produced or accepted, in bytes."""
 
@@ -88,7 +90,7 @@ def make_consumer(config: BrokerConfig, *topics: str, **overrides: Any) -> AIOKa
 def make_admin(config: BrokerConfig) -> KafkaAdminClient:
     """An administration client (blocking: call it from a thread or a command)."""
     with broker_errors(config):
-        return KafkaAdminClient(**config.client_options())
+        return KafkaAdminClient(**config.client_options(), bootstrap_timeout_ms=config.connect_timeout_ms)
 
 
 @contextmanager

@@ -27,3 +27,7 @@ def configure_logging(level: str = "info") -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=sys.stderr, level=max(threshold, logging.WARNING), force=True)
+    if threshold > logging.DEBUG:
+        # they tell every refused connection several times; our own errors say it once, with the setting
+        for chatty in ("kafka", "aiokafka", "pymilvus"):
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)

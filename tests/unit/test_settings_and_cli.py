@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import Misconfigured
+from streams.cli import COMMANDS, main
+from streams.settings import Settings, describe_settings, environment_of, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("MIM_") and name != "MIM_TEST_DATA":
+            monkeypatch.delenv(name)
+
+
+def test_environment_wins_over_file_and_file_over_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mim.toml"
+    file.write_text('[topics]\nprefix = "file."\npartitions = 7\n')
+    monkeypatch.setenv("MIM_TOPICS__PREFIX", "env.")
+    settings = load_settings(file, endpoints={"topics": {"partitions": 3}, "kafka": {"bootstrap_servers": "stack:1"}})
+    assert settings.topics.prefix == "env."
+    assert settings.topics.partitions == 7
+    assert settings.kafka.bootstrap_servers == "stack:1"
+
+
+def test_a_wrong_value_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_TOPICS__PARTITIONS", "many")
+    with pytest.raises(Misconfigured, match="MIM_TOPICS__PARTITIONS"):
+        load_settings()
+
+
+def test_an_unknown_setting_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "mim.toml"
+    file.write_text("[kafka]\nbootstrap = 'x'\n")
+    with pytest.raises(Misconfigured, match="MIM_KAFKA__BOOTSTRAP"):
+        load_settings(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"gone\.toml"):
+        load_settings(tmp_path / "gone.toml")
+
+
+def test_nested_values_become_the_variables_that_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"kafka": {"bootstrap_servers": "h:9"}, "topics": {"prefix": "p."}}
+    for name, value in environment_of(values).items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.kafka.bootstrap_servers, settings.topics.prefix) == ("h:9", "p.")
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = Settings(kafka={"sasl_password": "hunter2"}, redis={"password": "hunter2"}, milvus={"token": "hunter2"})  # type: ignore[arg-type]
+    assert "hunter2" not in repr(settings) + settings.model_dump_json()
+
+
+def test_every_setting_says_what_it_means() -> None:
+    rows = describe_settings()
+    assert len(rows) > 50
+    assert [row["variable"] for row in rows if len(row["meaning"]) < 10] == []
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert command in capsys.readouterr().out
+
+
+def test_a_wrong_setting_ends_a_command_with_status_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIM_TOPICS__PARTITIONS", "0")
+    assert main(["settings"]) == 2
+    assert "MIM_TOPICS__PARTITIONS" in capsys.readouterr().err
+
+
+def test_a_broker_that_is_not_there_ends_a_command_with_its_setting() -> None:
+    environment = os.environ | {"MIM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    command = [sys.executable, "-m", "streams", "topics", "list"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 3
+    assert "MIM_KAFKA__BOOTSTRAP_SERVERS" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_settings_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--json"]) == 0
+    assert {"variable", "default", "meaning"} == set(json.loads(capsys.readouterr().out)[0])
+
+
+def test_reading_settings_does_not_load_the_heavy_libraries() -> None:
+    code = "import sys, streams.settings; print([m for m in ('torch', 'faust', 'pymilvus', 'transformers') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
