@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from streams.datasets import DataSet, open_data_set
@@ -20,4 +21,5 @@ def packaged_folder() -> Path:
 
 def open_packaged() -> DataSet:
     """The packaged stream as a data set; its pictures are drawn when they are asked for."""
-    return open_data_set(packaged_folder(), attributes=("genres", "release_year"), pictures=TitleCards())
+    data = open_data_set(packaged_folder(), attributes=("genres", "release_year"), pictures=TitleCards())
+    return replace(data, name="movietweetings-100k")

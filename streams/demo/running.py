@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 ROLES = ("index", "record", "train", "serve")
 
+ITEMS_IN_FLIGHT = 256
+"""Two to four batches of the index worker: enough to keep it busy, little enough that no item waits long."""
 FRESHNESS_PROBES_AT_ONCE = 2
 FRESHNESS_EVERY_SECONDS = 0.05
 FRESHNESS_SPACING_SECONDS = 0.5
@@ -93,6 +95,7 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
         "train": {"state_folder": str(folder / "train"), "variants": ",".join(VARIANTS)},
         "trainer": {"release_every_rows": release_every_rows},
         "serve": {"host": "127.0.0.1", "port": port},
+        "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
     }
 
 
