@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.catalogue import Catalogue
+from trainer.numbering import ItemNumbers
 from trainer.window import Observed
+
+_RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
 
 
 @dataclass(slots=True)
@@ -30,6 +32,11 @@ class Impression:
     """Whether the user had already taken this very item."""
     defines_publish: bool
     label: int = 0
+    taken_as: BehaviourKind | None = None
+    """The most reliable kind of take that answered it so far."""
+    query_text: str | None = None
+    query_image: bytes | None = None
+    """The search that led here, where there was one."""
 
 
 @dataclass(slots=True)
@@ -56,7 +63,7 @@ class ImpressionJoin:
     """
 
     def __init__(
-        self, catalogue: Catalogue, *, history_length: int, attribution_seconds: float, max_users: int
+        self, catalogue: ItemNumbers, *, history_length: int, attribution_seconds: float, max_users: int
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -125,6 +132,8 @@ class ImpressionJoin:
             history_seconds=seconds,
             retaken=retaken,
             defines_publish=behaviour.defines_publish,
+            query_text=behaviour.query_text,
+            query_image=behaviour.query_image,
         )
         self._waiting.append(impression)
         self._by_event[impression.event_id] = impression
@@ -136,6 +145,8 @@ class ImpressionJoin:
         impression = self._answered(behaviour, item)
         if impression is not None:
             impression.label = 1
+            if impression.taken_as is None or _RELIABILITY[behaviour.kind] > _RELIABILITY[impression.taken_as]:
+                impression.taken_as = behaviour.kind
         return Take(event.second, behaviour.user_id, item)
 
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_NEVER = -1e30
+"""Logit of what is masked: where a whole row is, -inf would make its gradient NaN."""
 
 
 def info_nce(
@@ -32,3 +36,63 @@ def info_nce(
     candidate_PK = candidate_PK.masked_fill(~allowed_PK, -torch.inf)
     all_logits = torch.cat([positive_P[:, None], candidate_PK], dim=1)
     return (torch.logsumexp(all_logits, dim=1) - positive_P).mean()
+
+
+def chunked_info_nce(
+    query_PD: Tensor,
+    positive_PD: Tensor,
+    candidate_KD: Tensor,
+    allowed_PK: Tensor,
+    *,
+    temperature: Tensor | float,
+    positive_log_q_P: Tensor | None = None,
+    candidate_log_q_K: Tensor | None = None,
+    hard_PD: Tensor | None = None,
+    hard_allowed_P: Tensor | None = None,
+    hard_log_q_P: Tensor | None = None,
+    max_logits: int = 1 << 22,
+) -> Tensor:
+    """`info_nce` per query (P,), with one hard negative of its own each, at most `max_logits` logits at a time.
+
+    Chunks of candidates are folded into a running log-sum-exp and computed again for the gradient, so memory does not
+    grow with K and time grows linearly. With everything in one chunk nothing is computed twice.
+    """
+    positive_P = (query_PD * positive_PD).sum(-1) / temperature
+    if positive_log_q_P is not None:
+        positive_P = positive_P - positive_log_q_P
+    total_P = positive_P
+    if hard_PD is not None and hard_allowed_P is not None:
+        hard_P = (query_PD * hard_PD).sum(-1) / temperature
+        if hard_log_q_P is not None:
+            hard_P = hard_P - hard_log_q_P
+        total_P = torch.logaddexp(total_P, hard_P.masked_fill(~hard_allowed_P, _NEVER))
+    chunk = max(1, max_logits // max(1, len(query_PD)))
+    whole = len(candidate_KD) <= chunk
+    for start in range(0, len(candidate_KD), chunk):
+        part = slice(start, start + chunk)
+        log_q_K = None if candidate_log_q_K is None else candidate_log_q_K[part]
+        given = (query_PD, candidate_KD[part], allowed_PK[:, part], temperature, log_q_K)
+        summed_P = _log_sum(*given) if whole else checkpoint(_log_sum, *given, use_reentrant=False)
+        total_P = torch.logaddexp(total_P, summed_P)
+    loss_P: Tensor = total_P - positive_P
+    return loss_P
+
+
+def _log_sum(
+    query_PD: Tensor, candidate_KD: Tensor, allowed_PK: Tensor, temperature: Tensor | float, log_q_K: Tensor | None
+) -> Tensor:
+    logits_PK = query_PD @ candidate_KD.T / temperature
+    if log_q_K is not None:
+        logits_PK = logits_PK - log_q_K
+    summed: Tensor = torch.logsumexp(logits_PK.masked_fill(~allowed_PK, _NEVER), dim=1)
+    return summed
+
+
+def triplet(query_PD: Tensor, positive_PD: Tensor, negative_PD: Tensor, allowed_P: Tensor, *, margin: float) -> Tensor:
+    """Hinge on the cosines, max(0, margin - q.p + q.n) per query (P,); zero where there is no negative.
+
+    Source: the clicked-not-bought term of Taobao display's pre-training (arXiv 2407.19467).
+    """
+    gap_P = (query_PD * (negative_PD - positive_PD)).sum(-1)
+    hinge: Tensor = torch.relu(margin + gap_P) * allowed_P
+    return hinge

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.catalogue import Catalogue
 from trainer.impressions import Impression
 from trainer.memory import SpaceTimeMemory
+from trainer.numbering import ItemNumbers
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ContrastivePlan:
     candidates: NDArray[np.int64]
     """(K,) distinct item numbers."""
     allowed: NDArray[np.bool_]
-    """(P, K) False where a candidate is the positive itself, the same content, or something this user took."""
+    """(P, K) False where a candidate is the positive itself, the same content, something this user took, or something
+    that was taken after the same search."""
     log_q: NDArray[np.float32]
     """(K,) log of how likely the item was to be drawn."""
     positive_log_q: NDArray[np.float32]
@@ -82,16 +83,17 @@ class SpaceTimeSampler:
     same batch, memory and generator state give the same plan. A short supply gives a smaller plan, never repeated rows.
     """
 
-    def __init__(self, *, space: int, time: int) -> None:
+    def __init__(self, *, space: int, time: int, masks: bool = True) -> None:
         self._space = space
         self._time = time
+        self._masks = masks
 
     def plan(
         self,
         batch: Sequence[Impression],
         memory: SpaceTimeMemory,
         counts: TakeCounts,
-        catalogue: Catalogue,
+        catalogue: ItemNumbers,
         rng: np.random.Generator,
     ) -> ContrastivePlan | None:
         """The plan for a batch; None if it holds no positive that has a vector and whose user has a past."""
@@ -117,14 +119,16 @@ class SpaceTimeSampler:
             rows=rows,
             positives=positives,
             candidates=candidates,
-            allowed=_allowed(batch, rows, candidates, catalogue),
+            allowed=_allowed(batch, rows, candidates, catalogue)
+            if self._masks
+            else positives[:, None] != candidates[None, :],
             log_q=counts.log_q(candidates),
             positive_log_q=counts.log_q(positives),
         )
 
 
 def _allowed(
-    batch: Sequence[Impression], rows: NDArray[np.int64], candidates: NDArray[np.int64], catalogue: Catalogue
+    batch: Sequence[Impression], rows: NDArray[np.int64], candidates: NDArray[np.int64], catalogue: ItemNumbers
 ) -> NDArray[np.bool_]:
     taken: dict[str, set[int]] = {}
     for row in batch:
@@ -136,10 +140,18 @@ def _allowed(
     by_content: dict[str, list[int]] = {}
     for column, item in enumerate(candidates):
         by_content.setdefault(catalogue.content(int(item)), []).append(column)
+    by_query: dict[str | bytes, set[int]] = {}
+    for i in rows:
+        for query in (batch[i].query_text, batch[i].query_image):
+            if query:
+                by_query.setdefault(query, set()).add(batch[i].item)
     allowed = np.ones((len(rows), len(candidates)), bool)
     for p, i in enumerate(rows):
         row = batch[i]
         blocked = [place[item] for item in taken[row.user_id] if item in place]
         blocked.extend(by_content.get(catalogue.content(row.item), ()))
+        for query in (row.query_text, row.query_image):
+            if query:
+                blocked.extend(place[item] for item in by_query[query] if item in place)
         allowed[p, blocked] = False
     return allowed

@@ -1,0 +1,46 @@
+"""Shape of the trained part of an encoder; free of torch, so that reading settings stays quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FusionConfig(BaseModel):
+    """Heads F_V and F_L, the fusion of their outputs with publish-time attributes, and the width of the vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    width: int = Field(default=128, ge=8, le=4096)
+    """Width of an item embedding."""
+    nested_widths: tuple[int, ...] = (64,)
+    """Prefixes of the vector that are trained to stand alone, so that a platform may store fewer dimensions."""
+    kind: Literal["gated", "tensor", "mean"] = "gated"
+    """How text and picture meet: a gate per dimension, an outer product, or plainly side by side."""
+    tensor_width: int = Field(default=12, ge=2, le=64)
+    """Width that each side is projected to before the outer product."""
+    hidden: int = Field(default=256, ge=0)
+    """Width of the layer that lets text, picture and attributes interact; 0 leaves it out."""
+    text_rank: int = Field(default=192, ge=8)
+    """Principal components of the text features that the head sees."""
+    image_rank: int = Field(default=256, ge=8)
+    """Principal components of the picture features that the head sees."""
+    category: bool = True
+    """Whether the category takes part."""
+    category_width: int = Field(default=16, ge=1)
+    """Width of a category's hash embedding."""
+    category_rows: int = Field(default=2048, ge=16)
+    """Rows of the hashed category table; a category is the sum of two of them."""
+    year: bool = True
+    """Whether the year takes part."""
+    price: bool = True
+    """Whether the price at first publish takes part."""
+    knots: int = Field(default=16, ge=2)
+    """Quantiles between which year and price are interpolated."""
+
+    @model_validator(mode="after")
+    def _prefixes_fit(self) -> FusionConfig:
+        if any(not 0 < nested < self.width for nested in self.nested_widths):
+            raise ValueError(f"nested_widths {self.nested_widths} must lie between 0 and width {self.width}")
+        return self

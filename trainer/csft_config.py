@@ -1,0 +1,144 @@
+"""Configuration of pre-training and C-SFT; free of torch, so that reading settings stays quick."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.behaviours import BehaviourKind
+
+
+class CsftConfig(BaseModel):
+    """C-SFT: behaviour pairs, three-level InfoNCE, space-time negatives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = 20250201
+    """Seed of every random choice."""
+    epochs: int = Field(default=5, ge=1, le=1_000)
+    """Passes over the pairs."""
+    batch_pairs: int = Field(default=512, ge=2)
+    """Pairs per optimiser step, over all workers together."""
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e-2)
+    """Largest step size; reached after the warm-up, then falling as a cosine."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Decoupled weight decay."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of all steps over which the step size rises from zero."""
+    max_gradient_norm: float = Field(default=5.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    anchor_items: int = Field(default=3, ge=1, le=50)
+    """How many of the user's latest items make the anchor of a pair; 1 is the trigger item alone."""
+    anchor_decay: float = Field(default=0.7, gt=0, le=1)
+    """Weight of each earlier item of the anchor relative to the one after it."""
+    anchor_drop: float = Field(default=0.5, ge=0, lt=1)
+    """Chance to shorten an anchor to its last item alone, so that one item asks as well as several."""
+    purchase_weight: float = Field(default=1.0, ge=0)
+    """Weight of a purchase as a positive."""
+    cart_weight: float = Field(default=0.5, ge=0)
+    """Weight of a cart as a positive."""
+    click_weight: float = Field(default=0.25, ge=0)
+    """Weight of a click as a positive."""
+    fused_level: float = Field(default=1.0, ge=0)
+    """Weight of the loss from query to fused item."""
+    image_level: float = Field(default=0.1, ge=0)
+    """Weight of the loss from query to picture."""
+    title_level: float = Field(default=0.1, ge=0)
+    """Weight of the loss from query to title."""
+    nested_level: float = Field(default=0.25, ge=0)
+    """Weight of the fused loss for each nested width."""
+    anchor_view: Literal["fused", "same"] = "fused"
+    """What a trigger item asks with: its fused vector, or for each level its own view of that level."""
+    hard_negatives: bool = True
+    """Whether each pair gets one negative of its own: shown and not taken, else of the same category."""
+    hard_loss: Literal["info_nce", "triplet"] = "info_nce"
+    """Where the hard negative stands: among the others, or in a hinge of its own."""
+    triplet_margin: float = Field(default=0.1, ge=0)
+    """Margin of that hinge, in cosine."""
+    triplet_weight: float = Field(default=1.0, ge=0)
+    """Weight of that hinge."""
+    masks: bool = True
+    """Whether false negatives are masked (same content, same search, what the user took); the positive always is."""
+    space_negatives: int = Field(default=0, ge=0)
+    """Items drawn from the latest takes of all users for each step, beside the batch itself."""
+    window_takes: int = Field(default=1024, ge=1)
+    """How many latest takes that window holds before they move on to the bank."""
+    time_negatives: int = Field(default=0, ge=0)
+    """Items drawn from the bank for each step; 0 switches the bank off."""
+    bank_takes: int = Field(default=8192, ge=1, le=1 << 20)
+    """Most takes in the bank."""
+    bank_seconds: float = Field(default=90 * 24 * 3600.0, gt=0)
+    """Oldest take in the bank, in event time."""
+    bank_steps: int = Field(default=1_000, ge=1)
+    """Oldest take in the bank, in steps."""
+    bank_rows: Literal["projected", "stored"] = "projected"
+    """Whether bank items are projected with today's heads, or stand as a momentum encoder made them (MoCo)."""
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    """Share of the momentum encoder that stays at each step, where bank rows are stored."""
+    bank_age_half_life_steps: float = Field(default=200.0, gt=0)
+    """After how many steps a stored row counts half as a negative."""
+    bank_warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps before the bank takes part."""
+    log_q_strength: float = Field(default=0.5, ge=0, le=1)
+    """How much of the sampling correction is applied: 0 for vectors of a click model, 1 for plain recall."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Temperature at the start."""
+    learn_temperature: bool = True
+    """Whether the temperature is learned."""
+    min_temperature: float = Field(default=0.05, gt=0)
+    """Lower bound of the temperature."""
+    max_temperature: float = Field(default=0.5, gt=0)
+    """Upper bound of the temperature."""
+    drop_image: float = Field(default=0.1, ge=0, lt=1)
+    """Chance to hide the picture of an item that has a title, so that a missing picture is a known state."""
+    drop_text: float = Field(default=0.1, ge=0, lt=1)
+    """Chance to hide the title of an item that has a picture."""
+    centre_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the running means of the vectors that stays at each step."""
+    shuffle_seconds: float = Field(default=float(1 << 40), gt=0)
+    """Pairs are shuffled inside blocks of this length of event time; by default altogether."""
+    history_length: int = Field(default=50, ge=1, le=1_000)
+    """Takes of a user that are remembered, for anchors and for masks."""
+    max_logit_bytes: int = Field(default=1 << 26, ge=1 << 16)
+    """Largest block of logits that is computed at a time."""
+    collapse_cosine: float = Field(default=0.5, gt=0, le=1)
+    """Mean pairwise cosine above which the space counts as collapsed."""
+    collapse_loss_share: float = Field(default=0.98, gt=0, le=1)
+    """Share of ln(number of negatives + 1) above which an uncorrected loss counts as one that learned nothing."""
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> Self:
+        if not self.min_temperature <= self.temperature <= self.max_temperature:
+            raise ValueError("temperature must lie between min_temperature and max_temperature")
+        return self
+
+    def weight_of(self, kind: BehaviourKind) -> float:
+        """Weight of a positive of this kind."""
+        return {
+            BehaviourKind.PURCHASE: self.purchase_weight,
+            BehaviourKind.CART: self.cart_weight,
+            BehaviourKind.CLICK: self.click_weight,
+        }.get(kind, 0.0)
+
+    def as_scl(self) -> CsftConfig:
+        """SCL of Taobao display from the same parts: modality by modality, MoCo bank, triplet on what was passed over.
+
+        Source: arXiv 2407.19467, semantic-aware contrastive learning.
+        """
+        return self.model_copy(
+            update={
+                "fused_level": 0.0,
+                "nested_level": 0.0,
+                "image_level": 1.0,
+                "title_level": 1.0,
+                "anchor_view": "same",
+                "anchor_items": 1,
+                "hard_loss": "triplet",
+                "time_negatives": self.bank_takes,
+                "bank_rows": "stored",
+                "log_q_strength": 0.0,
+                "drop_image": 0.0,
+                "drop_text": 0.0,
+            }
+        )
