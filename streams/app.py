@@ -13,6 +13,7 @@ import structlog
 from aiokafka import errors as aio_errors
 from faust.types import AppT, EventT
 
+from schemas.errors import Misconfigured
 from streams.agents.flow import Flow
 from streams.agents.index_items import Center
 from streams.agents.item_streams import Report, index_items, retry_images
@@ -38,6 +39,7 @@ def create_index_app(
     instance_id: str,
     folder: Path,
     on_report: Report,
+    on_ready: Callable[[], None],
 ) -> AppT:
     """Make the application and bind its two agents to `items` and `items-retry`.
 
@@ -85,7 +87,24 @@ def create_index_app(
             return
         center.writing.release()
 
+    async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
+        items, later = (
+            sorted(tp.partition for tp in assigned if tp.topic == topics.full_name(name))
+            for name in ("items", "items-retry")
+        )
+        log.info("index.assigned", items=items, items_retry=later)
+        if items != later:
+            flow.fail(
+                Misconfigured(
+                    f"group {topics.group('index')!r} gives this worker partitions {items} of items but {later} of "
+                    "items-retry; they must go together: do all its workers run this version?"
+                )
+            )
+            return
+        on_ready()
+
     app.on_partitions_revoked.connect(on_revoked, weak=False)
+    app.on_partitions_assigned.connect(on_assigned, weak=False)
     return app
 
 
@@ -110,7 +129,6 @@ async def run_app(
     *,
     drain_seconds: float,
     patience: Patience,
-    on_ready: Callable[[], None],
 ) -> None:
     """Run the application until `stop` is set, then finish what is in hand and commit.
 
@@ -123,11 +141,6 @@ async def run_app(
         while not stop.is_set():
             app = make_app()
             started = asyncio.get_running_loop().time()
-
-            async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
-                on_ready()
-
-            app.on_partitions_assigned.connect(on_assigned, weak=False)
             running: asyncio.Future[Any] = asyncio.ensure_future(_run_until_crash(app))
             try:
                 ended: set[asyncio.Future[Any]] = {running, stopping, flow.failed}

@@ -57,9 +57,9 @@ class Flow:
             yield
         except Fenced as error:
             if epoch == self._epoch:
-                await self._fail(error)
+                self.fail(error)
         except Exception as error:
-            await self._fail(error)
+            self.fail(error)
         finally:
             self._in_hand -= 1
             if not self._in_hand:
@@ -74,7 +74,8 @@ class Flow:
             return False
         return True
 
-    async def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Stop the process for this reason; the first one counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
 

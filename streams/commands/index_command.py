@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from encoders.bundle import load_encoder
 
 from encoders.base import Encoder
-from schemas.errors import Fenced, Misconfigured
+from encoders.loading import load_encoder
+from schemas.errors import Misconfigured
 from streams.agents.flow import Flow
 from streams.agents.index_items import Center
 from streams.agents.item_encoding import ItemEncoding
@@ -72,10 +72,14 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
             name=slot_name,
             token=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
         )
-        encoder = await _load_while_claiming(settings, slot)
+        # loading the encoder takes seconds, and so does waiting for the lease of a worker that was killed
+        loading = asyncio.ensure_future(asyncio.to_thread(_load_encoder, settings))
+        opened.callback(loading.cancel)
+        await slot.claim()
         opened.push_async_callback(slot.release)
         keeping = asyncio.ensure_future(slot.keep())
         opened.callback(keeping.cancel)
+        encoder = await loading
 
         index = MilvusItemIndex(settings.milvus, encoder_version=encoder.version, dim=encoder.dim)
         opened.push_async_callback(index.close)
@@ -103,7 +107,15 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
             now=lambda: datetime.now(UTC),
         )
         flow = Flow(check_role=slot.assert_held)
-        keeping.add_done_callback(lambda ended: _fail_when_fenced(ended, flow))
+        said_ready = False
+
+        def say_ready() -> None:
+            nonlocal said_ready
+            if not said_ready:
+                log.info("index.ready", slot=slot.instance_id, encoder=encoder.version)
+            said_ready = True
+
+        keeping.add_done_callback(lambda ended: _fail_with_it(ended, flow))
 
         async def work(stop: asyncio.Event) -> None:
             await run_app(
@@ -115,31 +127,25 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
                     instance_id=slot.instance_id,
                     folder=folder,
                     on_report=metrics.record,
+                    on_ready=say_ready,
                 ),
                 flow,
                 stop,
                 drain_seconds=config.drain_seconds,
                 patience=patience,
-                on_ready=lambda: log.info("index.ready", slot=slot.instance_id, encoder=encoder.version),
             )
 
         await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
 
 
-async def _load_while_claiming(settings: Settings, slot: Slot) -> Encoder:
-    """Load the encoder while the lease of a dead worker runs out: both take seconds."""
-    loading = asyncio.ensure_future(asyncio.to_thread(load_encoder, settings.encoder))
-    try:
-        await slot.claim()
-    except BaseException:
-        loading.cancel()
-        raise
-    return await loading
+def _load_encoder(settings: Settings) -> Encoder:
+
+    return load_encoder(settings.encoder)
 
 
-def _fail_when_fenced(keeping: asyncio.Future[None], flow: Flow) -> None:
-    if not keeping.cancelled() and isinstance(error := keeping.exception(), Fenced) and not flow.failed.done():
-        flow.failed.set_exception(error)
+def _fail_with_it(keeping: asyncio.Future[None], flow: Flow) -> None:
+    if not keeping.cancelled() and isinstance(error := keeping.exception(), Exception):
+        flow.fail(error)
 
 
 def _check_topics(settings: Settings) -> None:

@@ -247,6 +247,47 @@ async def test_two_slots_share_the_work_and_one_that_leaves_comes_back(settings:
         await assert_ends_with_the_last_word(feed, index)
 
 
+def assigned(worker: Any) -> dict[str, list[int]]:
+    """What the worker was given last."""
+    lines = [json.loads(line) for line in worker.output().splitlines() if '"index.assigned"' in line]
+    return {"items": lines[-1]["items"], "items_retry": lines[-1]["items_retry"]}
+
+
+async def test_an_item_and_its_retries_are_always_read_by_one_worker(settings: Settings, process: Start) -> None:
+    # four partitions over three workers: handed out one by one, items-1 and items-retry-1 would part
+    workers = [start_index(process, "--slot", name, MIM_ENCODER__NUM_THREADS="1") for name in "abc"]
+
+    async def settled() -> bool:
+        given = [assigned(worker) for worker in workers]
+        return sorted(p for one in given for p in one["items"]) == [0, 1, 2, 3]
+
+    await until(settled)
+    for worker in workers:
+        assert assigned(worker)["items"] == assigned(worker)["items_retry"]
+
+
+async def test_a_worker_killed_while_it_waited_for_milvus_loses_nothing(
+    settings: Settings, process: Start, stack: RunningStack
+) -> None:
+    worker = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        await feed.publish("before", "the stop")
+        await assert_ends_with_the_last_word(feed, index)
+        await asyncio.to_thread(stack.stop, "milvus")
+        try:
+            for n in range(100):
+                await feed.publish(f"i{n}", f"title {n}")
+            await feed.delete("before")
+            await asyncio.to_thread(worker.wait_for, "delivery.held")
+            await asyncio.sleep(2)  # more than a commit's interval: what was acknowledged is committed by now
+            worker.kill()
+        finally:
+            await asyncio.to_thread(stack.start, "milvus")
+            await asyncio.to_thread(stack.wait_ready, "milvus")
+        start_index(process)
+        await assert_ends_with_the_last_word(feed, index)
+
+
 async def test_a_clean_stop_leaves_nothing_to_do_twice(settings: Settings, process: Start) -> None:
     worker = start_index(process)
     async with feeding(settings) as feed, center(settings) as index:
