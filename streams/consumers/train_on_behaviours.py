@@ -85,6 +85,8 @@ class Turn:
     last_event_at: int | None
     progressed: bool
     """Whether another turn without new input may do more."""
+    finishing: bool
+    """Whether the trainer knows that nothing more will come."""
     missing: frozenset[str]
     release_due: bool
     scored: Sequence[ScoredRows]
@@ -158,7 +160,7 @@ class TrainOnBehaviours:
             while self.trainer is not None and not stop.is_set():
                 turn = await self._go_on(self.trainer, turn)
                 await self._keep_up()
-                if self._bounded and turn is not None and not turn.progressed and self._all_is_trained():
+                if turn is not None and turn.finishing and not turn.progressed and not self._missing:
                     break
             await self._leave()
         finally:
@@ -210,9 +212,6 @@ class TrainOnBehaviours:
         turn = await self._in_thread(lambda: self._turn(trainer, entries, idle, give_up, finish=finish))
         await self._after(turn)
         return turn
-
-    def _all_is_trained(self) -> bool:
-        return self._reads.all_handed_out and not self._chunk and not self._missing
 
     def _may_feed(self, trainer: OnlineTrainer) -> bool:
         most = trainer.config.max_pending
@@ -309,6 +308,7 @@ class TrainOnBehaviours:
             losses=reports[-1].losses if reports else {},
             last_event_at=reports[-1].last_event_at if reports else None,
             progressed=progressed,
+            finishing=finish,
             missing=missing,
             release_due=trainer.release_due(),
             scored=trainer.drain_scores(),
