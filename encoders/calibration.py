@@ -20,6 +20,11 @@ from encoders.base import ItemContent
 CALIBRATION = "1"
 """Part of the version of every encoder that was fitted on this content. Raise it with any change below."""
 
+
+def _words_of(line: str) -> list[str]:
+    return line.split(",")
+
+
 # department: (kinds of thing, what they are made of or about, how they are described)
 _DEPARTMENTS: dict[str, tuple[str, str, str]] = {
     "Womenswear": (
@@ -108,17 +113,19 @@ _DEPARTMENTS: dict[str, tuple[str, str, str]] = {
         "paperback,with illustrations,second edition,large print,signed,for students",
     ),
 }
-_GENRES = "Drama,Comedy,Thriller,Action,Romance,Horror,Documentary,Animation,Adventure,Crime,Sci-Fi,Family,Mystery".split(",")
-_TITLE_WORDS = (
+_GENRES = _words_of(
+    "Drama,Comedy,Thriller,Action,Romance,Horror,Documentary,Animation,Adventure,Crime,Sci-Fi,Family,Mystery"
+)
+_TITLE_WORDS = _words_of(
     "night,house,king,river,shadow,last,summer,girl,war,heart,city,secret,stranger,fire,winter,road,brother,game,"
     "moon,dead,love,island,train,ghost,journey,blood,dream,star,father,silence,golden,broken,wild,storm,promise,"
     "mirror,garden,hunter,soldier,dance,bridge,revenge,angel,monster,escape,paradise,letter,return,crown,ocean"
-).split(",")
+)
 _TITLE_SHAPES = (
     "The {a} {b}", "{a} of the {b}", "{a}", "The {a}", "{a} & {b}", "{a} in the {b}", "My {a}", "{a}: The {b}",
     "Beyond the {a}", "{a} {n}", "A {a} for {b}", "No {a}",
 )  # fmt: skip
-_PLACES = "Paris,London,Tokyo,Texas,Moscow,Havana,Berlin,Cairo".split(",")
+_PLACES = _words_of("Paris,London,Tokyo,Texas,Moscow,Havana,Berlin,Cairo")
 _COLOURS = {
     "black": (25, 25, 28), "white": (244, 243, 240), "navy": (30, 40, 80), "red": (190, 35, 45),
     "light pink": (240, 200, 205), "beige": (215, 195, 165), "dark green": (35, 75, 55), "grey": (140, 140, 145),
@@ -128,9 +135,10 @@ _COLOURS = {
 
 
 def calibration_items(count: int, *, seed: int = 0) -> list[ItemContent]:
-    """`count` made-up items without pictures: half shop goods of all departments, half films. Same seed, same items."""
+    """`count` made-up items without pictures: shop goods, films, loose words, in turn. Same seed, same items."""
     rng = random.Random(seed)
-    return [_film(rng) if number % 2 else _product(rng) for number in range(count)]
+    kinds = [_product, _film, _product, _film, _words]
+    return [kinds[number % len(kinds)](rng) for number in range(count)]
 
 
 def _product(rng: random.Random) -> ItemContent:
@@ -154,6 +162,12 @@ def _film(rng: random.Random) -> ItemContent:
     return ItemContent(title=title, category=", ".join(rng.sample(_GENRES, rng.randint(1, 3))))
 
 
+def _words(rng: random.Random) -> ItemContent:
+    """Three words that have nothing to do with each other, so that the fit is not bound to the sentences above."""
+    pool = [part for lists in _DEPARTMENTS.values() for words in lists for part in words.split(",")] + _TITLE_WORDS
+    return ItemContent(title=" ".join(rng.sample(pool, 3)))
+
+
 def calibration_pictures(count: int, *, size: int, seed: int = 0) -> list[NDArray[np.uint8]]:
     """`count` drawn (size, size, 3) pictures: things on a plain ground, patterns, cards with lettering."""
     rng = random.Random(seed)
@@ -171,7 +185,9 @@ def _ground(rng: random.Random, size: int) -> Image.Image:
     if rng.random() < 0.5:
         return Image.new("RGB", (size, size), (rng.randint(225, 255),) * 3)
     mask = Image.linear_gradient("L").resize((size, size)).rotate(rng.choice([0, 90, 180, 270]))
-    return Image.composite(Image.new("RGB", (size, size), _colour(rng)), Image.new("RGB", (size, size), _colour(rng)), mask)
+    return Image.composite(
+        Image.new("RGB", (size, size), _colour(rng)), Image.new("RGB", (size, size), _colour(rng)), mask
+    )
 
 
 def _thing(rng: random.Random, size: int) -> Image.Image:
@@ -193,8 +209,9 @@ def _thing(rng: random.Random, size: int) -> Image.Image:
         mask = mask.filter(ImageFilter.GaussianBlur(size / 128))
         image.paste((90, 90, 95), (size // 40, size // 40), mask.filter(ImageFilter.GaussianBlur(size / 32)))
         shade = Image.radial_gradient("L").resize((size, size)).point(lambda v: 255 - v // 2)
-        filling = Image.composite(_pattern(rng, size) if rng.random() < 0.3 else Image.new("RGB", (size, size), _colour(rng)),
-                                  Image.new("RGB", (size, size), _colour(rng)), shade)  # fmt: skip
+        plain = Image.new("RGB", (size, size), _colour(rng))
+        worn = _pattern(rng, size) if rng.random() < 0.3 else Image.new("RGB", (size, size), _colour(rng))
+        filling = Image.composite(worn, plain, shade)
         image.paste(filling, (0, 0), mask)
     return _grain(rng, image)
 

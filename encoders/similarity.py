@@ -17,7 +17,8 @@ def unit_rows(vectors: ArrayLike) -> NDArray[np.float32]:
 
 def cosine(left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
     """(n, m) cosines of all rows of `left` (n, d) with all rows of `right` (m, d), in [-1, 1]."""
-    return np.clip(unit_rows(left) @ unit_rows(right).T, -1.0, 1.0)
+    similarities: NDArray[np.float32] = np.clip(unit_rows(left) @ unit_rows(right).T, -1.0, 1.0)
+    return similarities
 
 
 def top_k(queries: ArrayLike, vectors: ArrayLike, k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:

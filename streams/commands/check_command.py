@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Check everything; status 1 if something is wrong."""
 
     def load() -> Encoder:
-        from encoders.bundle import load_encoder  # seconds, and only here
+        from encoders.loading import load_encoder  # seconds, and only here
 
         return load_encoder(settings.encoder)
 

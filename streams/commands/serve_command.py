@@ -73,7 +73,7 @@ class LazyEncoder:
 
 
 def _load_encoder(settings: Settings) -> Encoder:
-    from encoders.bundle import load_encoder  # torch and the towers: seconds that only queries by content need
+    from encoders.loading import load_encoder  # torch and the towers: seconds that only queries by content need
 
     return load_encoder(settings.encoder)
 

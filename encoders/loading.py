@@ -1,0 +1,155 @@
+"""From configuration to a working encoder, and from two backbones to a new bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoders.base import Encoder
+from encoders.bundle import (
+    DEFAULT_BUNDLE,
+    BundleManifest,
+    FusionSpec,
+    ImageSpec,
+    TextSpec,
+    WeightsPlace,
+    read_bundle,
+    write_bundle,
+)
+from encoders.calibration import CALIBRATION, calibration_items, calibration_pictures
+from encoders.config import EncoderConfig
+from encoders.fixed_fusion import FixedFusion, draw_projection, fit_projection
+from encoders.image import EfficientNetLite0, ImageTower, TransformersVision, vision_model_sha256
+from encoders.multimodal import MultiModalEncoder
+from encoders.preprocess import ImageLimits, join_text
+from encoders.text import TextTower, text_model_sha256
+from schemas.errors import Misconfigured
+
+TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.25
+_DROP_TEXT, _DROP_IMAGE = 3, 2
+_FIT_TEXTS, _FIT_PICTURES = 6_000, 2_000
+_CENTRE_TEXTS, _CENTRE_PICTURES = 500, 100
+_DRAWN_RECIPE = f"centre of calibration {CALIBRATION}, directions drawn from seed 0"
+
+
+def load_encoder(config: EncoderConfig) -> Encoder:
+    """The encoder that the configuration names; a few seconds, mostly reading weights.
+
+    Raises `Misconfigured` if the bundle is damaged or foreign, weights are missing or are not the ones that the bundle
+    was made with, or a model cannot be found.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise Misconfigured(f"MIM_ENCODER__DEVICE={config.device}, but torch finds no CUDA device; set it to cpu")
+    folder = DEFAULT_BUNDLE if config.bundle == "default" else Path(config.bundle)
+    manifest, fusion = read_bundle(folder)
+    if config.text_model is None and config.image_model is None:
+        text, image = _text_tower(manifest.text, folder, config), _image_tower(manifest.image, folder, config)
+    else:
+        manifest, fusion, text, image = _with_other_towers(manifest, folder, config)
+    return MultiModalEncoder(
+        version=manifest.version,
+        text=text,
+        image=image,
+        fusion=fusion,
+        limits=ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
+    )
+
+
+def make_bundle(folder: Path, *, text: TextSpec, image: ImageSpec, config: EncoderConfig) -> BundleManifest:
+    """Fit a fusion for two backbones on made-up content and write it as a bundle: how the default one was made."""
+    text_tower, image_tower = _text_tower(text, folder, config), _image_tower(image, folder, config)
+    texts = _text_features(text_tower, _FIT_TEXTS)
+    fusion = FixedFusion(
+        text=fit_projection(texts, TEXT_DIM, drop=_DROP_TEXT),
+        image=fit_projection(
+            image_tower.features(calibration_pictures(_FIT_PICTURES, size=image.size)), IMAGE_DIM, drop=_DROP_IMAGE
+        ),
+        image_share=IMAGE_SHARE,
+    )
+    recipe = f"principal directions of calibration {CALIBRATION} ({_FIT_TEXTS} texts, {_FIT_PICTURES} pictures)"
+    return write_bundle(folder, text=text, image=image, fusion=fusion, recipe=recipe)
+
+
+def _with_other_towers(
+    manifest: BundleManifest, folder: Path, config: EncoderConfig
+) -> tuple[BundleManifest, FixedFusion, TextTower, ImageTower]:
+    """A bundle that exists only in memory: other towers, their centre measured now, directions drawn from a seed."""
+    text_spec, image_spec = manifest.text, manifest.image
+    if config.text_model is not None:
+        place = _model_folder(config.text_model, "MIM_ENCODER__TEXT_MODEL", config.allow_hub_download)
+        weights = WeightsPlace(path=str(place), sha256=text_model_sha256(place))
+        text_spec = TextSpec(weights=weights, max_tokens=manifest.text.max_tokens)
+    if config.image_model is not None:
+        place = _model_folder(config.image_model, "MIM_ENCODER__IMAGE_MODEL", config.allow_hub_download)
+        weights = WeightsPlace(path=str(place), sha256=vision_model_sha256(place))
+        size = TransformersVision(place, device=config.device).size
+        image_spec = ImageSpec(kind="transformers", weights=weights, size=size)
+    text, image = _text_tower(text_spec, folder, config), _image_tower(image_spec, folder, config)
+    texts = _text_features(text, _CENTRE_TEXTS)
+    pictures = image.features(calibration_pictures(_CENTRE_PICTURES, size=image.size))
+    fusion = FixedFusion(
+        text=draw_projection(texts, min(TEXT_DIM, text.width), seed=0),
+        image=draw_projection(pictures, min(IMAGE_DIM, image.width), seed=1),
+        image_share=manifest.fusion.image_share,
+    )
+    changed = manifest.model_copy(
+        update={
+            "dim": fusion.dim,
+            "text": text_spec,
+            "image": image_spec,
+            "fusion": FusionSpec(image_share=fusion.image_share, recipe=_DRAWN_RECIPE),
+        }
+    )
+    return changed.model_copy(update={"version": changed.address()}), fusion, text, image
+
+
+def _text_features(tower: TextTower, count: int) -> NDArray[np.float32]:
+    lines = [join_text(item, max_characters=2_000) for item in calibration_items(count)]
+    return tower.features([tokens for line in lines if (tokens := tower.tokenize(line)) is not None])
+
+
+def _text_tower(spec: TextSpec, bundle: Path, config: EncoderConfig) -> TextTower:
+    folder = spec.weights.resolve(bundle)
+    _check(text_model_sha256(folder), spec.weights, folder)
+    return TextTower(folder, max_tokens=spec.max_tokens, device=config.device)
+
+
+def _image_tower(spec: ImageSpec, bundle: Path, config: EncoderConfig) -> ImageTower:
+    place = spec.weights.resolve(bundle)
+    if spec.kind == "efficientnet-lite0":
+        return EfficientNetLite0(place, sha256=spec.weights.sha256, size=spec.size, device=config.device)
+    _check(vision_model_sha256(place), spec.weights, place)
+    return TransformersVision(place, size=spec.size, device=config.device)
+
+
+def _check(found: str, weights: WeightsPlace, place: Path) -> None:
+    if found != weights.sha256:
+        raise Misconfigured(
+            f"encoder weights in {place} are not the ones that the bundle was made with (SHA-256 {found[:12]}..., "
+            f"expected {weights.sha256[:12]}...); install the package version that the bundle names"
+        )
+
+
+def _model_folder(name: str, setting: str, allow_download: bool) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(
+            name,
+            local_files_only=not allow_download,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        )
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
+        raise Misconfigured(
+            f"{setting}={name} is neither a folder nor a model in the local hub cache; download it first "
+            f"(`hf download {name}`) or set MIM_ENCODER__ALLOW_HUB_DOWNLOAD=true ({type(error).__name__})"
+        ) from None
+    return Path(found)

@@ -1,0 +1,77 @@
+"""MultiModalEncoder: two towers and a fixed fusion behind the one `Encoder` protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.base import ItemContent, Prepared
+from encoders.fixed_fusion import FixedFusion
+from encoders.image import ImageTower
+from encoders.preprocess import ImageLimits, decode_image, join_text
+from encoders.text import TextTower
+from schemas.errors import EncodingFailed, Reason
+
+_CHARACTERS_PER_TOKEN = 12
+"""More than any text needs on average: what lies behind is cut before it costs time in the tokenizer."""
+
+
+class MultiModalEncoder:
+    """Title, category, description and picture of an item as one unit vector.
+
+    Vectors are the same alone or in a batch up to float rounding (within 1e-5), on one kind of machine; other
+    processors and torch releases round differently by about as much. `encode` is safe to call from several threads,
+    but gains nothing by it: torch already uses all of its threads in one call.
+    """
+
+    def __init__(
+        self, *, version: str, text: TextTower, image: ImageTower, fusion: FixedFusion, limits: ImageLimits
+    ) -> None:
+        if (text.width, image.width) != (len(fusion.text.mean), len(fusion.image.mean)):
+            raise ValueError(
+                f"towers make {text.width} and {image.width} features, the fusion was made for "
+                f"{len(fusion.text.mean)} and {len(fusion.image.mean)}"
+            )
+        self._version = version
+        self._text, self._image, self._fusion, self._limits = text, image, fusion, limits
+
+    @property
+    def version(self) -> str:
+        """Content-addressed `EncoderVersion`."""
+        return self._version
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self._fusion.dim
+
+    def prepare(self, content: ItemContent) -> Prepared:
+        """Check, decode, resize and tokenise one item. Pure and thread-safe.
+
+        Raises `EncodingFailed`: `BAD_IMAGE`, `IMAGE_TOO_LARGE`, or `NO_CONTENT` if there is neither text nor picture.
+        """
+        line = join_text(content, max_characters=_CHARACTERS_PER_TOKEN * self._text.max_tokens)
+        tokens = self._text.tokenize(line) if line else None
+        pixels = None
+        if content.image is not None:
+            pixels = decode_image(content.image, size=self._image.size, limits=self._limits)
+        if tokens is None and pixels is None:
+            raise EncodingFailed(Reason.NO_CONTENT, f"item {content.item_id!r} has neither text nor picture")
+        return Prepared(tokens=tokens, pixels=pixels)
+
+    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(n, dim) unit rows in the order of `batch`.
+
+        Raises `EncodingFailed` with `BAD_VECTOR` if a tower's output is not finite: a fault of the weights.
+        """
+        texts = [(row, item.tokens) for row, item in enumerate(batch) if item.tokens is not None]
+        pictures = [(row, item.pixels) for row, item in enumerate(batch) if item.pixels is not None]
+        return self._fusion(
+            len(batch),
+            np.array([row for row, _ in texts], dtype=np.intp),
+            self._text.features([tokens for _, tokens in texts]),
+            np.array([row for row, _ in pictures], dtype=np.intp),
+            self._image.features([pixels for _, pixels in pictures]),
+        )
