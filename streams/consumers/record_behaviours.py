@@ -241,6 +241,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
             beginnings = await self._consumer.beginning_offsets(waiting)
             ends = await self._consumer.end_offsets(waiting)
             committed = {partition: await self._consumer.committed(partition) for partition in waiting}
+        ahead: dict[TopicPartition, int] = {}
         for partition in waiting:
             number, at = partition.partition, stored.get(partition.partition, 0)
             found = place(
@@ -260,7 +261,10 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
             self._unplaced.discard(partition)
             self._positions[partition] = found.start
             self._buried_below[partition] = committed[partition] or 0
+            if found.start > (committed[partition] or 0):
+                ahead[partition] = found.start  # killed between write and commit: else the lag shown stays
             log.info("record.placed", partition=number, start=found.start, end=ends[partition])
+        await self._commit(ahead)
 
     async def _record(self, partition: TopicPartition, records: Sequence[Any]) -> int | None:
         """Bury and write one batch; the offset to commit, or None if the partition has to be placed anew."""

@@ -231,6 +231,25 @@ async def test_a_store_that_lost_everything_while_running_is_filled_again(settin
     assert "record.replaying" in child.output()
 
 
+async def test_the_groups_lag_is_zero_after_a_kill_between_write_and_commit(settings: Settings, process: Start) -> None:
+    await send(settings, click_log(11, 200))
+    child = process("record")
+    await wait_until_recorded(settings)
+    child.stop()
+    group = settings.topics.group("record")
+    admin = make_admin(settings.kafka)
+    try:
+        admin.delete_groups([group])  # as if no commit had ever come through
+        child = process("record")
+        child.wait_for("record.ready")
+        ends = (await recorded(settings))["positions"]
+        found = {tp.partition: row.offset for tp, row in admin.list_group_offsets({group: None})[group].items()}
+    finally:
+        admin.close()
+    assert found == {partition: end for partition, end in ends.items() if end}
+    assert child.stop() == 0
+
+
 async def test_a_topic_created_anew_is_refused_with_the_way_out(settings: Settings, process: Start) -> None:
     await send(settings, click_log(9, 100))
     child = process("record")

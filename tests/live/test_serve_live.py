@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,29 @@ async def test_a_part_that_is_down_at_the_start_is_named_by_its_setting(
     assert child.wait() == 3
     assert variable in child.output()
     assert "Traceback" not in child.output()
+
+
+async def test_a_text_finds_its_item_on_a_system_that_started_empty(settings: Settings, serve: Any) -> None:
+    from encoders.base import ItemContent
+    from encoders.loading import load_encoder
+
+    _, api = await serve()
+    status, answer = await api.post("/v1/similar", text="a red winter boot")
+    assert (status, answer["results"][0]["neighbours"]) == (200, [])
+    encoder = await asyncio.to_thread(load_encoder, settings.encoder)
+    index = MilvusItemIndex(settings.milvus, encoder_version=encoder.version, dim=encoder.dim)
+    await index.open()
+    titles = {"boot": "red winter boot", "lamp": "desk lamp with a green shade", "novel": "a crime novel"}
+    vectors = encoder.encode([encoder.prepare(ItemContent(title=title)) for title in titles.values()])
+    await index.upsert(
+        [
+            replace(row(item_id, 0), vector=vector, encoder_version=encoder.version)
+            for item_id, vector in zip(titles, vectors, strict=True)
+        ]
+    )
+    await index.close()
+    status, answer = await api.post("/v1/similar", text="a red winter boot", k=1)
+    assert answer["results"][0]["neighbours"][0]["item_id"] == "boot"
+    assert answer["encoder_version"] == encoder.version
+    status, answer = await api.post("/v1/similar", image="bm8gcGljdHVyZQ==")
+    assert (status, answer["error"]["code"]) == (422, "bad_image")
