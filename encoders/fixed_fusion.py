@@ -69,7 +69,7 @@ class FixedFusion:
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if rows.size and not (lengths > _SMALLEST_LENGTH).all():  # also false for NaN
+    if not ((lengths > _SMALLEST_LENGTH) & np.isfinite(lengths)).all():
         raise EncodingFailed(Reason.BAD_VECTOR, "features are not finite or have no direction; look at the weights")
     return np.asarray(rows / lengths, dtype=np.float32)
 

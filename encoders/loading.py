@@ -60,14 +60,26 @@ def load_encoder(config: EncoderConfig) -> Encoder:
     )
 
 
-def make_bundle(folder: Path, *, text: TextSpec, image: ImageSpec, config: EncoderConfig) -> BundleManifest:
-    """Fit a fusion for two backbones on made-up content and write it as a bundle: how the default one was made."""
+def make_bundle(
+    folder: Path,
+    *,
+    text: TextSpec,
+    image: ImageSpec,
+    config: EncoderConfig,
+    text_dim: int = TEXT_DIM,
+    image_dim: int = IMAGE_DIM,
+) -> BundleManifest:
+    """Fit a fusion for two backbones on made-up content and write it as a bundle: how the default one was made.
+
+    Takes a minute or two. Raises `Misconfigured` if a backbone cannot be loaded and `FileExistsError` if `folder` is
+    in use.
+    """
     text_tower, image_tower = _text_tower(text, folder, config), _image_tower(image, folder, config)
     texts = _text_features(text_tower, _FIT_TEXTS)
     fusion = FixedFusion(
-        text=fit_projection(texts, TEXT_DIM, drop=_DROP_TEXT),
+        text=fit_projection(texts, text_dim, drop=_DROP_TEXT),
         image=fit_projection(
-            image_tower.features(calibration_pictures(_FIT_PICTURES, size=image.size)), IMAGE_DIM, drop=_DROP_IMAGE
+            image_tower.features(calibration_pictures(_FIT_PICTURES, size=image.size)), image_dim, drop=_DROP_IMAGE
         ),
         image_share=IMAGE_SHARE,
     )
