@@ -196,8 +196,10 @@ class CsftTrainer:
         learned = np.unique(np.concatenate([batch.anchors_PA.ravel(), positives, batch.hard_P]))
         learned = learned[learned > 0]
         views_U3D = self._views(learned)
-        place = {int(item): u for u, item in enumerate(learned)}
-        position = np.vectorize(lambda item: place.get(int(item), 0), otypes=[np.int64])
+
+        def position(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.minimum(np.searchsorted(learned, numbers), len(learned) - 1)
+
 
         fresh = np.isin(plan.candidates, positives)
         others = plan.candidates[~fresh]

@@ -37,7 +37,7 @@ class Workers:
         """(rows, ...) rows of all workers in order, from each one's `share_of(rows)`; gradients flow back to all."""
         if self.count == 1:
             return own
-        gathered: Tensor = _Gather.apply(own, self, rows)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(own, self, rows)
         return gathered
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
