@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         sample_items=64,
         config_file=options.config,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop the children and remove the folder first
     with ExitStack() as stack:
         if options.keep:
             folder = Path(tempfile.mkdtemp(prefix="mimstream-demo-"))
