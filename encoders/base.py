@@ -28,6 +28,8 @@ class ItemContent:
     """Price at first publish. Today's encoders do not use it; those that do must be given the first one."""
     image: bytes | None = None
     """The encoded picture (JPEG, PNG or WebP); None where there is none."""
+    year: int | None = None
+    """Year of release or of the model, where the platform states one."""
 
     @classmethod
     def of(cls, item: ItemPublished, image: bytes | None) -> Self:
@@ -39,6 +41,7 @@ class ItemContent:
             category=item.category,
             price=item.price,
             image=image,
+            year=item.year,
         )
 
 
@@ -50,6 +53,13 @@ class Prepared:
     """Token ids with the specials of the text tower; None where there is no text."""
     pixels: NDArray[np.uint8] | None
     """(size, size, 3) RGB picture as the image tower wants it; None where there is none."""
+
+    category: str | None = None
+    """For encoders that look at publish-time attributes: the category,"""
+    year: int | None = None
+    """the year,"""
+    price: float | None = None
+    """and the price at first publish."""
 
     @property
     def has_title(self) -> bool:

@@ -12,6 +12,8 @@ class EncoderConfig(BaseModel):
 
     bundle: str = "default"
     """Bundle folder; `default` is the one that ships (MiniLM titles, EfficientNet-lite0 pictures, 128 dimensions)."""
+    width: int | None = Field(default=None, ge=8)
+    """Keep this many of a trained bundle's dimensions; it must be one of the nested widths that it was trained for."""
     text_model: str | None = None
     """Transformers text model in place of the bundle's: a local folder, or a hub name that is in the local cache."""
     image_model: str | None = None

@@ -26,6 +26,7 @@ from encoders.image import EfficientNetLite0, ImageTower, TransformersVision, vi
 from encoders.multimodal import MultiModalEncoder
 from encoders.preprocess import ImageLimits, join_text
 from encoders.text import TextTower, text_model_sha256
+from encoders.trained import TrainedEncoder, TrainedManifest, is_trained, read_trained
 from schemas.errors import Misconfigured
 
 TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.25
@@ -46,6 +47,16 @@ def load_encoder(config: EncoderConfig) -> Encoder:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise Misconfigured(f"MIM_ENCODER__DEVICE={config.device}, but torch finds no CUDA device; set it to cpu")
     folder = DEFAULT_BUNDLE if config.bundle == "default" else Path(config.bundle)
+    if is_trained(folder):
+        return _trained_encoder(folder, config)
+    if config.width is not None:
+        raise Misconfigured(f"MIM_ENCODER__WIDTH={config.width}: only a trained bundle has nested widths, unset it")
+    return load_towers(config)
+
+
+def load_towers(config: EncoderConfig) -> MultiModalEncoder:
+    """The untrained encoder that the configuration names. Raises `Misconfigured` as `load_encoder` does."""
+    folder = DEFAULT_BUNDLE if config.bundle == "default" else Path(config.bundle)
     manifest, fusion = read_bundle(folder)
     if config.text_model is None and config.image_model is None:
         text, image = _text_tower(manifest.text, folder, config), _image_tower(manifest.image, folder, config)
@@ -56,6 +67,33 @@ def load_encoder(config: EncoderConfig) -> Encoder:
         text=text,
         image=image,
         fusion=fusion,
+        limits=ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
+    )
+
+
+def _trained_encoder(folder: Path, config: EncoderConfig) -> TrainedEncoder:
+    if config.text_model is not None or config.image_model is not None:
+        raise Misconfigured(
+            f"encoder bundle {folder} was trained on its own towers; unset MIM_ENCODER__TEXT_MODEL and "
+            "MIM_ENCODER__IMAGE_MODEL"
+        )
+    manifest, _, fusion = read_trained(folder)
+    return TrainedEncoder(towers_of(manifest, folder, config), fusion, version=manifest.version, width=config.width)
+
+
+def towers_of(manifest: TrainedManifest, folder: Path, config: EncoderConfig) -> MultiModalEncoder:
+    """The towers below a trained fusion, with a fusion that nobody uses."""
+    text, image = _text_tower(manifest.text, folder, config), _image_tower(manifest.image, folder, config)
+    unused = FixedFusion(
+        text=draw_projection(np.eye(2, text.width, dtype=np.float32), 2, seed=0),
+        image=draw_projection(np.eye(2, image.width, dtype=np.float32), 2, seed=1),
+        image_share=IMAGE_SHARE,
+    )
+    return MultiModalEncoder(
+        version=manifest.version,
+        text=text,
+        image=image,
+        fusion=unused,
         limits=ImageLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
     )
 

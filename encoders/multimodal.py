@@ -47,6 +47,23 @@ class MultiModalEncoder:
         """Width of the vectors."""
         return self._fusion.dim
 
+    @property
+    def tower_widths(self) -> tuple[int, int]:
+        """Widths of the text and of the image features."""
+        return self._text.width, self._image.width
+
+    def tower_features(self, batch: Sequence[Prepared]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the towers make of a batch, before any fusion: (n, T) and (n, I), zero rows where there is nothing."""
+        text = np.zeros((len(batch), self._text.width), np.float32)
+        image = np.zeros((len(batch), self._image.width), np.float32)
+        texts = [(row, item.tokens) for row, item in enumerate(batch) if item.tokens is not None]
+        pictures = [(row, item.pixels) for row, item in enumerate(batch) if item.pixels is not None]
+        if texts:
+            text[[row for row, _ in texts]] = self._text.features([tokens for _, tokens in texts])
+        if pictures:
+            image[[row for row, _ in pictures]] = self._image.features([pixels for _, pixels in pictures])
+        return text, image
+
     def prepare(self, content: ItemContent) -> Prepared:
         """Check, decode, resize and tokenise one item. Pure and thread-safe.
 

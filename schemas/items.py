@@ -36,6 +36,8 @@ class ItemPublished(Message):
     """Category name or path."""
     price: Price | None = None
     """Current price, in the shop's unit. A change of price alone does not change the vector."""
+    year: int | None = Field(default=None, ge=0, le=9999)
+    """Year of release or of the model, where the platform states one; some encoders look at it."""
     image: Base64 | None = None
     """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
@@ -52,9 +54,12 @@ class ItemPublished(Message):
         return self
 
     def content_hash(self) -> str:
-        """32 hex digits over what an encoder may look at (title, text, category, picture), and nothing else."""
+        """32 hex digits over what an encoder may look at (title, text, category, picture, year), and nothing else."""
         picture = hashlib.sha256(self.image).hexdigest() if self.image else self.image_url
-        content = json.dumps([self.title, self.text, self.category, picture], ensure_ascii=False)
+        parts: list[object] = [self.title, self.text, self.category, picture]
+        if self.year is not None:  # hashes from before there were years stay as they were
+            parts.append(self.year)
+        content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

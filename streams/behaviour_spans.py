@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from streams.datasets import DAY_SECONDS, DataSet
-from streams.exposures import behaviours_of, spread_over_days
+from streams.exposures import behaviours_of
 from trainer.health import Questions
 from trainer.numbering import FeatureNumbers
 from trainer.pairs import Pair, PairMiner, join_all
@@ -165,7 +165,7 @@ class BehaviourLog:
         return _questions(questions)
 
     def basket_questions(self, span: Span) -> Questions | None:
-        """The other things of one day's basket, given one of them; None where more than days are known."""
+        """Each thing of one day's basket, given its neighbour in it; None where more than days are known."""
         if not self.data.day_resolution:
             return None
         inside = span.holds(self.ts) & self.liked
@@ -175,12 +175,10 @@ class BehaviourLog:
         found: list[tuple[list[int], int, set[int]]] = []
         for items in baskets.values():
             distinct = list(dict.fromkeys(items))
-            found.extend(([one], other, {one}) for one in distinct for other in distinct if one != other)
+            if len(distinct) > 1:
+                anchors = [distinct[1], *distinct]
+                found.extend(([one], other, {one}) for one, other in zip(anchors, distinct, strict=False))
         return _questions(found)
-
-    def spread_ts(self, seed: int) -> NDArray[np.int64]:
-        """Seconds as a replay spreads them over the day."""
-        return spread_over_days(self.ts, seed) if self.data.day_resolution else self.ts
 
 
 def _settle(

@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "topics": "create and list the topics",
     "index": "encode published items and keep the representation center true",
     "record": "keep users' recent takes ready for serving",
+    "pretrain": "adapt an encoder to the platform's own items, pictures to titles",
+    "csft": "teach an encoder what users take next, against space-time negatives",
     "train": "learn CiUBM from the live click stream and release it",
     "serve": "answer scores and neighbours over HTTP",
     "replay": "publish a data-set folder through Kafka in event-time order",

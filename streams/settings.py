@@ -12,11 +12,13 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from encoders.config import EncoderConfig
+from encoders.fusion_config import FusionConfig
 from schemas.errors import Misconfigured
 from streams.agents.index_config import IndexConfig
 from streams.broker import BrokerConfig
 from streams.consumers.record_behaviours import RecordConfig
 from streams.consumers.train_on_behaviours import TrainConsumerConfig
+from streams.encoder_training import EncoderTrainingConfig
 from streams.images import ImageFetchConfig
 from streams.metrics import MetricsConfig
 from streams.replay import ReplayConfig
@@ -28,6 +30,7 @@ from streams.stores.models import ModelStoreConfig
 from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
 from trainer.config import TrainerConfig
+from trainer.csft_config import CsftConfig, PretrainConfig
 
 ENV_PREFIX = "MIM_"
 ENV_DELIMITER = "__"
@@ -52,6 +55,14 @@ class Settings(BaseSettings):
     """Redis or Valkey."""
     milvus: MilvusConfig = Field(default_factory=MilvusConfig)
     """Milvus, which holds the vectors."""
+    csft: CsftConfig = Field(default_factory=CsftConfig)
+    """`mimstream csft`: how an encoder learns from behaviours."""
+    fusion: FusionConfig = Field(default_factory=FusionConfig)
+    """Shape of a newly trained encoder."""
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    """`mimstream pretrain`: how an encoder learns from items alone."""
+    encoders: EncoderTrainingConfig = Field(default_factory=EncoderTrainingConfig)
+    """Folders of trained encoders and of cached features."""
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     """The encoder of items; all processes name the same one."""
     images: ImageFetchConfig = Field(default_factory=ImageFetchConfig)
@@ -161,13 +172,16 @@ def _user_folders() -> dict[str, Any]:
     stack: dict[str, Any] = {}
     train: dict[str, Any] = {}
     models: dict[str, Any] = {}
+    encoders: dict[str, Any] = {}
     if data:
         stack["data_folder"] = Path(data) / "mimstream" / "stacks"
         train["state_folder"] = Path(data) / "mimstream" / "train"
         models["folder"] = Path(data) / "mimstream" / "models"
+        encoders["folder"] = Path(data) / "mimstream" / "encoders"
     if cache:
         stack["cache_folder"] = Path(cache) / "mimstream"
-    return {"stack": stack, "train": train, "models": models}
+        encoders["cache_folder"] = Path(cache) / "mimstream"
+    return {"stack": stack, "train": train, "models": models, "encoders": encoders}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

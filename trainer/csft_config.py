@@ -142,3 +142,24 @@ class CsftConfig(BaseModel):
                 "drop_text": 0.0,
             }
         )
+
+
+class PretrainConfig(BaseModel):
+    """Image-title alignment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = 20250201
+    """Seed of every random choice."""
+    epochs: int = Field(default=3, ge=1, le=1_000)
+    """Passes over the items."""
+    batch_items: int = Field(default=512, ge=2)
+    """Items per optimiser step."""
+    learning_rate: float = Field(default=5e-4, gt=0, le=1e-2)
+    """Largest step size; falls as a cosine."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Decoupled weight decay."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature of both terms."""
+    missing_weight: float = Field(default=0.5, ge=0)
+    """Weight of finding an item again by one of its modalities alone."""
