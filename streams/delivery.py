@@ -33,7 +33,7 @@ class BackOffConfig(BaseModel):
     """First wait."""
     factor: float = Field(default=2.0, ge=1)
     """Each wait is this many times the one before."""
-    max_seconds: float = Field(default=5.0, gt=0)
+    max_seconds: float = Field(default=2.0, gt=0)
     """Longest wait."""
     jitter: float = Field(default=0.3, ge=0, le=1)
     """Share of a wait that is drawn at random, so that many workers do not come back at once."""
