@@ -6,6 +6,7 @@ Source: MIM (arXiv 2502.00321), figures 2b and 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +201,6 @@ class CsftTrainer:
         def position(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.minimum(np.searchsorted(learned, numbers), len(learned) - 1)
 
-
         fresh = np.isin(plan.candidates, positives)
         others = plan.candidates[~fresh]
         others_K3D, log_weight = self._others(others, self.steps)
@@ -350,10 +350,10 @@ class CsftTrainer:
     def snapshot(self) -> dict[str, Any]:
         """Everything that goes on changing: weights, optimiser, memory, randomness, step."""
         return {
-            "fusion": {name: value.clone() for name, value in self.fusion.state_dict().items()},
-            "momentum": None if self._momentum is None else dict(self._momentum.state_dict()),
+            "fusion": deepcopy(self.fusion.state_dict()),
+            "momentum": None if self._momentum is None else deepcopy(self._momentum.state_dict()),
             "log_temperature": self.log_temperature.detach().clone(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": deepcopy(self._optimiser.state_dict()),
             "memory": self._memory.snapshot(),
             "rng": self._rng.bit_generator.state,
             "dropping": self._dropping.get_state(),
@@ -367,7 +367,7 @@ class CsftTrainer:
             self._momentum.load_state_dict(state["momentum"])
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimiser.load_state_dict(deepcopy(state["optimiser"]))
         self._memory.restore(state["memory"])
         self._rng.bit_generator.state = state["rng"]
         self._dropping.set_state(state["dropping"])

@@ -1,0 +1,109 @@
+"""C-SFT as a whole on a small made-up world."""
+
+import numpy as np
+import pytest
+import torch
+from csft_factories import make_features, make_fusion, make_numbers, make_pairs
+
+from trainer import health
+from trainer.csft import CsftTrainer, take_counts
+from trainer.csft_config import CsftConfig
+from trainer.csft_run import learn, padded
+from trainer.gathering import Workers
+from trainer.pairs import HardNegatives
+
+BASE = CsftConfig(batch_pairs=32, epochs=3, learning_rate=3e-3, time_negatives=16, bank_takes=50, bank_warmup_share=0.0)
+
+
+def world(config=BASE, noise=1.0):
+    features = make_features(noise=noise)
+    fusion = make_fusion(features)
+    return features, fusion, padded(fusion, features), make_numbers(), make_pairs(make_numbers())
+
+
+def usable(items):
+    flags = np.ones(len(items), bool)
+    flags[0] = False
+    return flags
+
+
+def run(config=BASE, noise=1.0, **kwargs):
+    torch.manual_seed(0)
+    _, fusion, items, numbers, pairs = world(config, noise)
+    result = learn(config, fusion, items, numbers, pairs, usable=usable(items), **kwargs)
+    return fusion, items, result
+
+
+def same_group_recall(fusion, items):
+    vectors = fusion.embed(items).fused_ND.numpy()[1:]
+    near = np.argsort(-(vectors @ vectors.T), axis=1)[:, 1:6]
+    return float((near % 6 == np.arange(60)[:, None] % 6).mean())
+
+
+def test_training_brings_what_is_taken_together_close():
+    _, untrained, items, _, _ = world(noise=4.0)
+    before = same_group_recall(untrained, items)
+    fusion, items, result = run(noise=4.0)
+    assert result.last is not None and result.steps > 10
+    assert same_group_recall(fusion, items) > before + 0.1
+
+
+def test_a_run_that_was_cut_and_resumed_ends_in_the_same_bits():
+    states = []
+    whole, _, _ = run(checkpoint=states.append)
+    middle = states[0]
+    resumed, _, _ = run(resume_from=middle)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_momentum_bank_is_part_of_the_checkpoint_too():
+    config = BASE.model_copy(update={"bank_rows": "stored", "momentum": 0.9})
+    states = []
+    whole, _, _ = run(config, checkpoint=states.append)
+    resumed, _, _ = run(config, resume_from=states[1])
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("bank", [8, 4096])
+def test_the_bank_does_not_collapse_the_space_anywhere_in_the_documented_range(rate, bank):
+    config = BASE.model_copy(update={"learning_rate": rate, "bank_takes": bank, "time_negatives": bank})
+    fusion, items, _ = run(config)
+    shape = health.geometry(fusion.embed(items).fused_ND.numpy()[1:])
+    assert shape.mean_pairwise_cosine < 0.3
+
+
+def test_gradient_reaches_queries_and_positives_and_not_the_bank():
+    _, fusion, items, numbers, pairs = world()
+    trainer = CsftTrainer(
+        BASE, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
+        hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable(items)), workers=Workers(),
+    )  # fmt: skip
+    seen = []
+    fusion.register_forward_hook(lambda module, args, views: seen.append(views.fused_ND.requires_grad))
+    for start in range(0, 96, 32):
+        trainer.step(pairs[start : start + 32])
+    # from the second step on there is a bank: one pass with gradient, one without
+    assert seen == [True, True, False, True, False]
+
+
+def test_temperature_stays_inside_its_bounds():
+    config = BASE.model_copy(update={"learning_rate": 1e-2, "min_temperature": 0.19, "max_temperature": 0.21})
+    _, _, result = run(config)
+    assert 0.19 - 1e-6 <= result.last.temperature <= 0.21 + 1e-6
+
+
+def test_scl_trains_each_modality_with_its_own_view():
+    fusion, items, result = run(BASE.as_scl().model_copy(update={"bank_takes": 50, "time_negatives": 16}))
+    assert set(result.last.levels) == {"image", "title"}
+    assert torch.isfinite(fusion.embed(items).fused_ND).all()
+
+
+def test_without_a_usable_pair_nothing_happens():
+    _, fusion, items, numbers, pairs = world()
+    before = {name: value.clone() for name, value in fusion.state_dict().items()}
+    result = learn(BASE, fusion, items, numbers, [], usable=usable(items))
+    assert result.steps == 0 and result.last is None
+    assert all(torch.equal(before[n], v) for n, v in fusion.state_dict().items() if n != "means_3D")
