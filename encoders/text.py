@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from encoders.bert import Bert
 from encoders.digests import files_sha256
 from schemas.errors import Misconfigured
 
+_States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOKENS_PER_BATCH = 4096
 """Bound on padded tokens in one forward pass; keeps memory flat whatever the batch."""
 
@@ -25,34 +28,26 @@ class TextTower:
     """
 
     def __init__(self, folder: Path, *, max_tokens: int, device: str = "cpu") -> None:
-        from transformers import AutoModel, AutoTokenizer  # slow to import, and only real towers need it
-
         self.max_tokens = max_tokens
         self._device = torch.device(device)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            # safetensors only: a pickle would run code on loading
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise Misconfigured(f"text model in {folder} cannot be loaded: {error}") from error
-        self._tokenizer: Any = tokenizer
-        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        self._lock = threading.Lock()
-        if self._backend is not None:
-            self._backend.no_padding()
-            self._backend.enable_truncation(max_tokens)
-        self._specials = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        self._pad = int(tokenizer.pad_token_id or 0)
-        self._model: Any = getattr(model, "text_model", model).eval().requires_grad_(False).to(self._device)
-        self.width: int = self._model.config.hidden_size
+            config = json.loads((folder / "config.json").read_text())
+            self._tokenizer = _load_tokenizer(folder)
+            self._states, self.width, longest = _load_model(folder, config, self._device)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise Misconfigured(f"text model in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
+        if max_tokens > longest:
+            raise Misconfigured(f"text model in {folder} reads {longest} tokens, the bundle asks for {max_tokens}")
+        self._pad = int(config.get("pad_token_id") or 0)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        added = self._tokenizer.get_added_tokens_decoder()
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self._specials = {number for number, token in added.items() if token.special and token.content != unknown}
 
     def tokenize(self, text: str) -> tuple[int, ...] | None:
         """Token ids with specials, at most `max_tokens`; None if the text holds no token at all. Thread-safe."""
-        if self._backend is not None:
-            ids = self._backend.encode(text).ids  # the settings were fixed above, so threads may share it
-        else:
-            with self._lock:  # a Python tokenizer promises nothing about threads
-                ids = self._tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+        ids = self._tokenizer.encode(text).ids  # its settings were fixed above, so threads may share it
         return tuple(ids) if any(token not in self._specials for token in ids) else None
 
     @torch.inference_mode()
@@ -66,12 +61,44 @@ class TextTower:
             for at, row in enumerate(rows):
                 ids[at, : len(texts[row])] = torch.tensor(texts[row])
                 mask[at, : len(texts[row])] = 1
-            hidden = self._model(
-                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
-            ).last_hidden_state.float()
-            weights = mask.to(self._device).unsqueeze(-1).float()
+            ids, mask = ids.to(self._device), mask.to(self._device)
+            hidden = self._states(ids, mask).float()
+            weights = mask.unsqueeze(-1).float()
             out[rows] = ((hidden * weights).sum(1) / weights.sum(1)).cpu().numpy()
         return out
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        try:
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the binding raises nothing more precise
+            raise ValueError(f"tokenizer.json: {error}") from error
+    from transformers import AutoTokenizer
+
+    backend = getattr(AutoTokenizer.from_pretrained(str(folder), local_files_only=True), "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError("it has no fast tokenizer (tokenizer.json)")
+    return backend
+
+
+def _load_model(folder: Path, config: dict[str, Any], device: torch.device) -> tuple[_States, int, int]:
+    """The function from ids and mask to last hidden states, their width, and how many tokens it can read."""
+    if Bert.reads(config):
+        with torch.inference_mode():
+            bert = Bert(folder, device)
+        return bert, bert.width, bert.longest
+    from transformers import AutoModel  # seconds to import, and only other architectures need it
+
+    # safetensors only: a pickle would run code on loading
+    whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    model = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
+
+    def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
+
+    return states, model.config.hidden_size, getattr(model.config, "max_position_embeddings", None) or 1 << 20
 
 
 def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:

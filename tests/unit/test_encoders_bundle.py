@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import DistilBertConfig, DistilBertModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from encoders.base import ItemContent
 from encoders.bundle import DEFAULT_BUNDLE, ImageSpec, TextSpec, WeightsPlace, read_bundle, write_bundle
@@ -19,9 +19,9 @@ from encoders.digests import file_sha256
 from encoders.fixed_fusion import FixedFusion, Projection, draw_projection, fit_projection
 from encoders.image import vision_model_sha256
 from encoders.loading import load_encoder, make_bundle
-from encoders.preprocess import join_text
 from encoders.text import text_model_sha256
 from schemas.errors import EncodingFailed, Misconfigured, Reason
+from tests.unit.encoder_factories import write_tokenizer
 
 FILES = ("bundle.json", "fusion.safetensors", "SHA256SUMS")
 ITEM = ItemContent(title="Linen dress", text="With a belt.")
@@ -40,18 +40,12 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT with random weights, saved as any local transformers model is."""
+    """A DistilBERT with random weights, saved as any local transformers model is."""
     folder = tmp_path_factory.mktemp("tiny-text")
-    words = sorted(
-        {word for item in calibration_items(200) for word in join_text(item, max_characters=200).lower().split()}
-    )
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    words = write_tokenizer(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words) + 5, hidden_size=48, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(folder)
+    config = DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)
+    DistilBertModel(config).save_pretrained(folder)
     return folder
 
 

@@ -1,0 +1,85 @@
+"""BERT's forward pass on plain torch: what transformers computes, without the seconds that importing it takes.
+
+A killed index worker has to be back at once, and most of its start used to be that import. Other architectures go
+through transformers.
+
+Source: BERT (arXiv 1810.04805); same layout and names as transformers' `BertModel`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+# B = batch, L = tokens, H = heads, D = hidden width
+
+
+class Bert:
+    """Last hidden states of a BERT encoder in evaluation mode."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        weights = {
+            name.removeprefix("bert."): tensor.float().to(device)
+            for path in sorted(folder.glob("*.safetensors"))
+            for name, tensor in load_file(path).items()
+        }
+        self._weights = weights
+        self._heads: int = config["num_attention_heads"]
+        self._layers: int = config["num_hidden_layers"]
+        self._epsilon: float = config["layer_norm_eps"]
+        self.width: int = config["hidden_size"]
+        self.longest: int = config["max_position_embeddings"]
+        probe = torch.zeros((1, 2), dtype=torch.long, device=device)
+        self(probe, torch.ones_like(probe))  # a missing tensor shows now, not in traffic
+
+    @staticmethod
+    def reads(config: dict[str, Any]) -> bool:
+        """Whether a `config.json` describes exactly what is computed here."""
+        return (
+            config.get("model_type") == "bert"
+            and config.get("hidden_act") == "gelu"
+            and config.get("position_embedding_type", "absolute") == "absolute"
+            and not config.get("is_decoder", False)
+        )
+
+    def __call__(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """(B, L, D) states of token ids; `mask_BL` is 1 where there is a token and 0 where there is padding."""
+        batch, length = ids_BL.shape
+        states_BLD = (
+            F.embedding(ids_BL, self._weights["embeddings.word_embeddings.weight"])
+            + self._weights["embeddings.token_type_embeddings.weight"][0]
+            + self._weights["embeddings.position_embeddings.weight"][:length]
+        )
+        states_BLD = self._norm("embeddings.LayerNorm", states_BLD)
+        seen_B11L = mask_BL.bool()[:, None, None, :]
+        for number in range(self._layers):
+            layer = f"encoder.layer.{number}"
+            query_BHLd, key_BHLd, value_BHLd = (
+                self._linear(f"{layer}.attention.self.{part}", states_BLD)
+                .view(batch, length, self._heads, -1)
+                .transpose(1, 2)
+                for part in ("query", "key", "value")
+            )
+            mixed_BHLd = F.scaled_dot_product_attention(query_BHLd, key_BHLd, value_BHLd, attn_mask=seen_B11L)
+            mixed_BLD = mixed_BHLd.transpose(1, 2).reshape(batch, length, self.width)
+            attended_BLD = self._linear(f"{layer}.attention.output.dense", mixed_BLD)
+            states_BLD = self._norm(f"{layer}.attention.output.LayerNorm", attended_BLD + states_BLD)
+            inner = F.gelu(self._linear(f"{layer}.intermediate.dense", states_BLD))
+            states_BLD = self._norm(
+                f"{layer}.output.LayerNorm", self._linear(f"{layer}.output.dense", inner) + states_BLD
+            )
+        return states_BLD
+
+    def _linear(self, name: str, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+
+    def _norm(self, name: str, inputs: Tensor) -> Tensor:
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        return F.layer_norm(inputs, (self.width,), weight, bias, self._epsilon)
