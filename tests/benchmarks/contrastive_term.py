@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from encoders import ItemContent, load_encoder
+from encoders.base import ItemContent
 from encoders.config import EncoderConfig
+from encoders.loading import load_encoder
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.datasets import DataSet, open_data_set
