@@ -162,6 +162,4 @@ def batches(
     block = np.array([pair.row.second // shuffle_seconds for pair in pairs])
     order = np.lexsort((rng.random(len(pairs)), block))
     for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        if len(chosen) >= 2:
-            yield [pairs[int(i)] for i in chosen]
+        yield [pairs[int(i)] for i in order[start : start + size]]

@@ -102,7 +102,7 @@ def test_scl_trains_each_modality_with_its_own_view():
 
 
 def test_without_a_usable_pair_nothing_happens():
-    _, fusion, items, numbers, pairs = world()
+    _, fusion, items, numbers, _ = world()
     before = {name: value.clone() for name, value in fusion.state_dict().items()}
     result = learn(BASE, fusion, items, numbers, [], usable=usable(items))
     assert result.steps == 0 and result.last is None
