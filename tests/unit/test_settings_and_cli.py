@@ -98,6 +98,7 @@ def test_settings_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_reading_settings_does_not_load_the_heavy_libraries() -> None:
-    code = "import sys, streams.settings; print([m for m in ('torch', 'faust', 'pymilvus', 'transformers') if m in sys.modules])"
+    heavy = "('torch', 'faust', 'pymilvus', 'transformers')"
+    code = f"import sys, streams.settings; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
