@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import numpy as np
+import torch
 
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion
@@ -38,6 +39,7 @@ def make_features(items: int = 60, groups: int = 6, seed: int = 0, noise: float 
 
 
 def make_fusion(features: ItemFeatures, config: FusionConfig = SMALL) -> ItemFusion:
+    torch.manual_seed(0)
     fusion = ItemFusion(config, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
     fusion.fit(features)
     return fusion
