@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import struct
 import time
 import zlib
@@ -224,6 +225,36 @@ async def test_a_second_worker_of_a_slot_is_turned_away_and_the_first_goes_on(
         await feed.publish("a", "still at work")
         await assert_ends_with_the_last_word(feed, index)
     assert first.returncode is None
+
+
+async def test_a_worker_that_wakes_up_after_it_was_replaced_writes_nothing_and_ends(
+    settings: Settings, process: Start
+) -> None:
+    sleeper = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        stop = asyncio.Event()
+        streaming = asyncio.create_task(stream_items(feed, stop, at_least=100))
+
+        async def under_way() -> bool:
+            return await index.count() > 20
+
+        await until(under_way)
+        sleeper.send_signal(signal.SIGSTOP)  # in the middle of a batch, as likely as not
+        successor = start_index(process)
+        stop.set()
+        await streaming
+        await assert_ends_with_the_last_word(feed, index)
+        for item_id in sorted(feed.expected)[:50]:
+            await feed.publish(item_id, "after the sleeper")
+        await assert_ends_with_the_last_word(feed, index)
+        said = len(sleeper.output())
+        sleeper.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(sleeper.wait, 60) == 4
+        assert "index-0" in sleeper.output()[said:]
+        assert '"items.indexed"' not in sleeper.output()[said:]
+        await feed.publish("last", "one more")
+        await assert_ends_with_the_last_word(feed, index)
+    assert successor.returncode is None
 
 
 async def test_two_slots_share_the_work_and_one_that_leaves_comes_back(settings: Settings, process: Start) -> None:

@@ -1,0 +1,129 @@
+"""The Faust application against a real broker, in this process; the center is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from item_feed import feeding, until
+
+from encoders.hashing import HashingEncoder
+from schemas.errors import ContentUnavailable
+from streams.agents.flow import Flow
+from streams.agents.index_config import IndexConfig
+from streams.agents.index_items import Center
+from streams.agents.item_encoding import ItemEncoding
+from streams.app import create_index_app, run_app
+from streams.delivery import Patience
+from streams.settings import Settings
+from streams.stores.dead_letters import InMemoryDeadLetters
+from streams.stores.item_index import InMemoryItemIndex
+from streams.stores.outbox import InMemoryOutbox
+
+# Faust leaves threads' sockets to the garbage collector when it is stopped after a crash
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+class Worker:
+    """An index worker whose application can be made to crash."""
+
+    def __init__(self, settings: Settings, folder: Path, name: str = "0") -> None:
+        self.apps: list[Any] = []
+        self.ready = 0
+        encoder = HashingEncoder(16)
+        self.index = InMemoryItemIndex(encoder_version=encoder.version, dim=16)
+        self.center = Center(
+            index=self.index,
+            outbox=InMemoryOutbox(),
+            dead_letters=InMemoryDeadLetters(),
+            encoding=ItemEncoding(encoder, prepare_threads=1),
+            fetch=self._fetch,
+            config=IndexConfig(commit_interval_seconds=0.2),
+            max_record_bytes=settings.kafka.max_record_bytes,
+            patience=Patience(),
+            now=lambda: datetime.now(UTC),
+        )
+        self.flow = Flow(check_role=self._held)
+        self.stop = asyncio.Event()
+
+        def make() -> Any:
+            app = create_index_app(
+                self.center,
+                self.flow,
+                broker=settings.kafka,
+                topics=settings.topics,
+                instance_id=f"index-{name}",
+                folder=folder,
+                on_report=lambda report: None,
+                on_ready=self._on_ready,
+            )
+            self.apps.append(app)
+            return app
+
+        self.running = asyncio.create_task(run_app(make, self.flow, self.stop, drain_seconds=5, patience=Patience()))
+
+    async def _fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+        raise ContentUnavailable(url, "no pictures here")
+
+    async def _held(self) -> None:
+        pass
+
+    def _on_ready(self) -> None:
+        self.ready += 1
+
+    async def titles(self) -> dict[str, str]:
+        return {item_id: row.title for item_id, row in self.index.rows.items()}
+
+
+def equals(worker: Worker, expected: dict[str, str]) -> Callable[[], Any]:
+    async def check() -> bool:
+        return await worker.titles() == expected
+
+    return check
+
+
+async def test_an_application_that_crashed_is_replaced_and_nothing_is_lost(settings: Settings, tmp_path: Path) -> None:
+    worker = Worker(settings, tmp_path)
+    async with feeding(settings) as feed:
+        for n in range(50):
+            await feed.publish(f"i{n}", "before")
+        await until(equals(worker, feed.expected))
+        held_back = asyncio.Event()
+        upsert = worker.index.upsert
+
+        async def slow(rows: Any) -> None:
+            held_back.set()
+            await asyncio.sleep(1)
+            await upsert(rows)
+
+        worker.index.upsert = slow  # type: ignore[method-assign]
+        for n in range(100):
+            await feed.publish(f"i{n}", "after")
+        await held_back.wait()  # a batch is in hand
+        await worker.apps[0].crash(RuntimeError("as a commit may"))
+        await until(equals(worker, feed.expected))
+    assert len(worker.apps) == 2
+    assert worker.ready == 2
+    worker.stop.set()
+    await asyncio.wait_for(worker.running, 30)
+
+
+async def test_what_an_agent_cannot_go_on_from_ends_the_process(settings: Settings, tmp_path: Path) -> None:
+    worker = Worker(settings, tmp_path)
+
+    async def broken(rows: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    worker.index.upsert = broken  # type: ignore[method-assign]
+    async with feeding(settings) as feed:
+        await feed.publish("a", "x")
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(worker.running, 60)
+    again = Worker(settings, tmp_path)  # under the same instance id: the record was not acknowledged
+    await until(equals(again, {"a": "x"}))
+    again.stop.set()
+    await asyncio.wait_for(again.running, 30)
