@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from yarl import URL
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 
 MAX_REDIRECTS = 3
+MAX_QUIET_HOSTS = 10_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE_FOR_GOOD = frozenset({400, 401, 403, 405, 406, 410, 414, 451})
 """Answers that waiting does not change. 404 is not among them: a picture is often uploaded after its item."""
@@ -39,7 +41,9 @@ class ImageFetchConfig(BaseModel):
     timeout_seconds: float = Field(default=10.0, gt=0)
     """How long one fetch may take, redirects included."""
     concurrency: int = Field(default=16, ge=1, le=512)
-    """Fetches under way at the same time."""
+    """Fetches under way at the same time, and as many late ones beside them."""
+    quiet_host_seconds: float = Field(default=10.0, ge=0)
+    """How long a host that did not answer is left alone by those in a hurry."""
 
 
 class RefusedAddressError(OSError):
@@ -83,10 +87,19 @@ class CheckingResolver(AbstractResolver):
 class ImageFetcher:
     """Fetches pictures. Use it as an asynchronous context manager, inside the running loop."""
 
-    def __init__(self, config: ImageFetchConfig, *, resolver: Callable[[], AbstractResolver] | None = None) -> None:
+    def __init__(
+        self,
+        config: ImageFetchConfig,
+        *,
+        resolver: Callable[[], AbstractResolver] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._clock = clock
+        self._quiet_until: dict[str, float] = {}
         self._make_resolver = resolver or aiohttp.ThreadedResolver
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._patient_slots = asyncio.Semaphore(config.concurrency)  # apart: slow ones must not keep the hurried out
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -95,7 +108,7 @@ class ImageFetcher:
         if not self._config.allow_private_addresses:
             resolver = CheckingResolver(resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=resolver, limit=self._config.concurrency, ttl_dns_cache=10),
+            connector=aiohttp.TCPConnector(resolver=resolver, limit=2 * self._config.concurrency, ttl_dns_cache=10),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "mimstream", "Accept": "image/*"},
             trust_env=False,  # a proxy would resolve the host itself, unseen
@@ -110,18 +123,31 @@ class ImageFetcher:
     async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
         """Get the bytes behind `url`, whatever they are: the encoder looks at what they hold.
 
+        Who gives a `timeout_seconds` is in a hurry: a host that lately did not answer is not asked again for him, so
+        that a dead host costs one batch its budget and not each batch. Who gives none always asks.
+
         Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED` or
         `IMAGE_TOO_LARGE`) for what may not.
         """
         budget = timeout_seconds or self._config.timeout_seconds
+        slots = self._patient_slots if timeout_seconds is None else self._slots
+        if timeout_seconds is not None and self._is_quiet(url):
+            raise ContentUnavailable(url, "its host did not answer a moment ago")
+        asked = False
         try:
-            async with asyncio.timeout(budget), self._slots:
-                return await self._follow(url)
+            async with asyncio.timeout(budget), slots:
+                asked = True
+                picture = await self._follow(url)
+            self._quiet_until.pop(_host_of(url), None)
+            return picture
         except TimeoutError:
+            if asked:
+                self._leave_alone(url)
             raise ContentUnavailable(url, f"no picture within {budget:g} s") from None
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, RefusedAddressError):
                 raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error.os_error}") from error
+            self._leave_alone(url)
             raise ContentUnavailable(url, str(error)) from error
         except RefusedAddressError as error:
             raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error}") from error
@@ -129,6 +155,18 @@ class ImageFetcher:
             raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: not a usable URL ({error})") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ContentUnavailable(url, repr(error)) from error
+
+    def _is_quiet(self, url: str) -> bool:
+        host = _host_of(url)
+        if self._quiet_until.get(host, 0.0) > self._clock():
+            return True
+        self._quiet_until.pop(host, None)
+        return False
+
+    def _leave_alone(self, url: str) -> None:
+        if len(self._quiet_until) >= MAX_QUIET_HOSTS:
+            self._quiet_until.clear()
+        self._quiet_until[_host_of(url)] = self._clock() + self._config.quiet_host_seconds
 
     async def _follow(self, url: str) -> bytes:
         assert self._session is not None, "use the fetcher as a context manager"
@@ -177,6 +215,13 @@ class ImageFetcher:
 
 
 _NO_SECOND_TIMEOUT: Any = aiohttp.ClientTimeout(total=None)
+
+
+def _host_of(url: str) -> str:
+    try:
+        return URL(url).host or ""
+    except ValueError:
+        return ""
 
 
 def _matches(host: str, rule: str) -> bool:

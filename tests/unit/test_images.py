@@ -134,6 +134,40 @@ async def test_a_slow_server_costs_no_more_than_the_budget(site: Site) -> None:
     assert asyncio.get_running_loop().time() - started < 1.5
 
 
+async def test_a_host_that_does_not_answer_costs_those_in_a_hurry_only_once(site: Site) -> None:
+    now = [0.0]
+    async with ImageFetcher(INSIDE, clock=lambda: now[0]) as fetcher:
+
+        async def hurried() -> None:
+            with pytest.raises(ContentUnavailable):
+                await fetcher.fetch(site.url("slow"), timeout_seconds=0.05)
+
+        await hurried()
+        await hurried()
+        assert site.asked == ["slow"]
+        now[0] += INSIDE.quiet_host_seconds
+        await hurried()
+        assert site.asked == ["slow", "slow"]
+        assert await fetcher.fetch(site.url("ok")) == PICTURE  # without a hurry it is asked all the same
+        assert await fetcher.fetch(site.url("ok"), timeout_seconds=1) == PICTURE  # and what answered is not quiet
+
+
+async def test_late_pictures_do_not_keep_those_in_a_hurry_out(site: Site) -> None:
+    async with ImageFetcher(INSIDE.model_copy(update={"concurrency": 2})) as fetcher:
+        late = [asyncio.create_task(fetcher.fetch(site.url("slow"))) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        assert await fetcher.fetch(site.url("ok"), timeout_seconds=0.5) == PICTURE
+        outcomes = await asyncio.gather(*late, return_exceptions=True)
+    assert all(isinstance(outcome, ContentUnavailable) for outcome in outcomes)
+
+
+async def test_an_answer_that_is_no_picture_does_not_make_a_host_quiet(site: Site) -> None:
+    async with ImageFetcher(INSIDE) as fetcher:
+        with pytest.raises(ContentUnavailable):
+            await fetcher.fetch(site.url("status/404"), timeout_seconds=1)
+        assert await fetcher.fetch(site.url("ok"), timeout_seconds=1) == PICTURE
+
+
 async def test_a_body_without_end_stops_at_the_cap(site: Site) -> None:
     assert await refused(site.url("endless"), INSIDE.model_copy(update={"max_bytes": 500_000})) is (
         Reason.IMAGE_TOO_LARGE
