@@ -5,7 +5,7 @@ in UTC or Arrow timestamps):
 
 | file | needed columns | optional columns |
 | --- | --- | --- |
-| `items.parquet` | item_id, title, publish_ts | text, category, price |
+| `items.parquet` | item_id, title, publish_ts | text, category, price, year or release_year |
 | `images.parquet` (optional; may miss items) | item_id, image (encoded bytes) | |
 | `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty, channel |
 | `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | neg_type |
@@ -51,6 +51,8 @@ class ItemRecord:
     """Seconds since 1970, UTC."""
     attributes: dict[str, Any]
     """Further columns that were asked for when the set was opened, for example what a title card shows."""
+    year: int | None = None
+    """Year of release or of the model."""
 
 
 class Pictures(Protocol):
@@ -134,6 +136,7 @@ class DataSet:
                 price=_price(row.get("price")),
                 publish_ts=int(row["publish_ts"]),
                 attributes={name: row.get(name) for name in self.attributes},
+                year=_year(row.get("year"), row.get("release_year")),
             )
             for row in rows
         ]
@@ -157,7 +160,9 @@ def open_data_set(
     if not folder.is_dir():
         raise Misconfigured(f"data set {folder} is not a folder")
     items = _read(
-        folder / "items.parquet", ["item_id", "title", "publish_ts"], ["text", "category", "price", *attributes]
+        folder / "items.parquet",
+        ["item_id", "title", "publish_ts"],
+        ["text", "category", "price", "year", "release_year", *attributes],
     )
     items = _with_text(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
     publish_ts = _seconds(items, folder / "items.parquet", "publish_ts")
@@ -388,6 +393,13 @@ def _positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: 
 def _price(value: object) -> float | None:
     price = float(value) if isinstance(value, int | float) else None
     return price if price is not None and np.isfinite(price) and price >= 0 else None
+
+
+def _year(*values: object) -> int | None:
+    for value in values:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 9999:
+            return int(value)
+    return None
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -129,7 +129,6 @@ def contents_of(data: DataSet, *, rows_per_read: int = 256) -> Iterator[ItemCont
     for start in range(0, len(data.item_ids), rows_per_read):
         records = data.records(start, start + rows_per_read)
         for record, picture in zip(records, data.pictures.of(records), strict=True):
-            year = record.attributes.get("year") or record.attributes.get("release_year")
             yield ItemContent(
                 item_id=record.item_id,
                 title=record.title,
@@ -137,7 +136,7 @@ def contents_of(data: DataSet, *, rows_per_read: int = 256) -> Iterator[ItemCont
                 category=record.category,
                 price=record.price,
                 image=picture,
-                year=int(year) if year else None,
+                year=record.year,
             )
 
 

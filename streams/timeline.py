@@ -126,6 +126,8 @@ def item_json(record: ItemRecord, picture: bytes | None) -> bytes:
         document["category"] = record.category
     if record.price is not None:
         document["price"] = record.price
+    if record.year is not None:
+        document["year"] = record.year
     if picture:
         document["image"] = base64.b64encode(picture).decode()
     return json.dumps(document, ensure_ascii=False).encode()

@@ -163,8 +163,9 @@ class CsftTrainer:
         anchors = np.zeros((len(used), config.anchor_items), np.int64)
         weights = np.zeros((len(used), config.anchor_items), np.float32)
         for p, pair in enumerate(used):
-            length = 1 if short[p] else config.anchor_items
-            newest_first = pair.anchor[-length:][::-1]
+            newest_first = pair.anchor[-config.anchor_items :][::-1]
+            if short[p]:
+                newest_first = (newest_first[int(self._rng.integers(len(newest_first)))],)
             anchors[p, : len(newest_first)] = newest_first
             weights[p, : len(newest_first)] = config.anchor_decay ** np.arange(len(newest_first))
         hard = np.zeros(len(used), np.int64)

@@ -33,7 +33,7 @@ class CsftConfig(BaseModel):
     anchor_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of each earlier item of the anchor relative to the one after it."""
     anchor_drop: float = Field(default=0.5, ge=0, lt=1)
-    """Chance to shorten an anchor to its last item alone, so that one item asks as well as several."""
+    """Chance to shorten an anchor to one of its items, so that one item asks as well as several."""
     purchase_weight: float = Field(default=1.0, ge=0)
     """Weight of a purchase as a positive."""
     cart_weight: float = Field(default=0.5, ge=0)

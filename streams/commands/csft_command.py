@@ -67,7 +67,7 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
     from trainer.csft_run import padded
     from trainer.numbering import FeatureNumbers
 
-    data = open_data_set(options.data, attributes=("year", "release_year", "cold_holdout"))
+    data = open_data_set(options.data, attributes=("cold_holdout",))
     behaviours = BehaviourLog.of(data, options.data)
     workshop = Workshop(settings.encoder, settings.encoders)
     contents = list(contents_of(data))

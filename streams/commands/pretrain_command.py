@@ -96,7 +96,7 @@ def _items(options: argparse.Namespace, settings: Settings) -> tuple[str, list[I
     if options.data is not None:
         from streams.datasets import open_data_set
 
-        data = open_data_set(options.data, behaviours=False, attributes=("year", "release_year"))
+        data = open_data_set(options.data, behaviours=False)
         return data.name, list(contents_of(data)), {}
     from streams.consumers.csft_input import read_topics
 

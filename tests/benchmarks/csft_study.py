@@ -66,7 +66,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         settings = load_settings()
-        data = open_data_set(folder, attributes=("year", "release_year", "cold_holdout"))
+        data = open_data_set(folder, attributes=("cold_holdout",))
         self.name = data.name
         self.log = BehaviourLog.of(data, folder)
         self.workshop = Workshop(settings.encoder, settings.encoders)
