@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         sample_items=64,
         config_file=options.config,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop the children and remove the folder first
+    signal.signal(signal.SIGTERM, _stop)
     with ExitStack() as stack:
         if options.keep:
             folder = Path(tempfile.mkdtemp(prefix="mimstream-demo-"))
@@ -84,3 +84,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     for one in broken:
         print(f"mimstream demo: does not add up: {one}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """Leave the way an exception leaves: children are stopped and the folder is removed first."""
+    print("mimstream demo: told to stop by SIGTERM", file=sys.stderr)
+    sys.exit(128 + number)

@@ -44,8 +44,9 @@ T = TypeVar("T")
 
 ROLES = ("index", "record", "train", "serve")
 
-ITEMS_IN_FLIGHT = 256
-"""Two to four batches of the index worker: enough to keep it busy, little enough that no item waits long."""
+ITEMS_IN_FLIGHT = 128
+INDEX_COMMIT_SECONDS = 0.3
+"""Two batches of the index worker and quick commits: enough to keep it busy, little enough that no item waits long."""
 FRESHNESS_PROBES_AT_ONCE = 2
 FRESHNESS_EVERY_SECONDS = 0.05
 FRESHNESS_SPACING_SECONDS = 0.5
@@ -96,6 +97,7 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
         "trainer": {"release_every_rows": release_every_rows},
         "serve": {"host": "127.0.0.1", "port": port},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
+        "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},
     }
 
 
