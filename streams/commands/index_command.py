@@ -28,6 +28,7 @@ from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.slots import Slot
+from streams.stores.center import read_center
 from streams.stores.dead_letters import KafkaDeadLetters
 from streams.stores.item_index import MilvusItemIndex
 from streams.stores.outbox import KafkaOutbox
@@ -60,6 +61,7 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
     metrics = Metrics()
     config = settings.index
     await asyncio.to_thread(_check_topics, settings)
+    await read_center(settings.milvus)  # a Milvus that is down is said now, not after the encoder was loaded
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
         redis = make_redis(settings.redis)
