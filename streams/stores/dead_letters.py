@@ -38,7 +38,7 @@ class InMemoryDeadLetters:
 class KafkaDeadLetters:
     """Letters in the topic `dead-letters`: the original bytes as value, everything else in headers.
 
-    The producer must be made with `producer_overrides`, or it refuses a letter that is larger than its source.
+    The producer needs a `max_request_size` that is `DEAD_LETTER_HEADROOM_BYTES` above the records that feed it.
     """
 
     def __init__(self, producer: AIOKafkaProducer, broker: BrokerConfig, topics: TopicsConfig) -> None:
