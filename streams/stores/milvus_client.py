@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
