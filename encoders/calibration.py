@@ -9,7 +9,7 @@ reproducibly.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,10 +135,15 @@ _COLOURS = {
 
 
 def calibration_items(count: int, *, seed: int = 0) -> list[ItemContent]:
-    """`count` made-up items without pictures: shop goods, films, loose words, in turn. Same seed, same items."""
+    """`count` made-up items without pictures: half shop goods of all departments, half films. Same seed, same items."""
     rng = random.Random(seed)
-    kinds = [_product, _film, _product, _film, _words]
-    return [kinds[number % len(kinds)](rng) for number in range(count)]
+    return [_film(rng) if number % 2 else _product(rng) for number in range(count)]
+
+
+def loose_words(vocabulary: Sequence[str], count: int, *, seed: int = 0) -> list[str]:
+    """`count` lines of three words that have nothing to do with each other, so that a fit is not bound to our lists."""
+    rng = random.Random(seed)
+    return [" ".join(rng.sample(vocabulary, 3)) for _ in range(count)]
 
 
 def _product(rng: random.Random) -> ItemContent:
@@ -160,12 +165,6 @@ def _film(rng: random.Random) -> ItemContent:
     shape = rng.choice(_TITLE_SHAPES)
     title = shape.format(a=a.capitalize(), b=rng.choice([b.capitalize(), rng.choice(_PLACES)]), n=rng.randint(2, 5))
     return ItemContent(title=title, category=", ".join(rng.sample(_GENRES, rng.randint(1, 3))))
-
-
-def _words(rng: random.Random) -> ItemContent:
-    """Three words that have nothing to do with each other, so that the fit is not bound to the sentences above."""
-    pool = [part for lists in _DEPARTMENTS.values() for words in lists for part in words.split(",")] + _TITLE_WORDS
-    return ItemContent(title=" ".join(rng.sample(pool, 3)))
 
 
 def calibration_pictures(count: int, *, size: int, seed: int = 0) -> list[NDArray[np.uint8]]:

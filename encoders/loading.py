@@ -19,7 +19,7 @@ from encoders.bundle import (
     read_bundle,
     write_bundle,
 )
-from encoders.calibration import CALIBRATION, calibration_items, calibration_pictures
+from encoders.calibration import CALIBRATION, calibration_items, calibration_pictures, loose_words
 from encoders.config import EncoderConfig
 from encoders.fixed_fusion import FixedFusion, draw_projection, fit_projection
 from encoders.image import EfficientNetLite0, ImageTower, TransformersVision, vision_model_sha256
@@ -29,10 +29,10 @@ from encoders.text import TextTower, text_model_sha256
 from encoders.trained import TrainedEncoder, TrainedManifest, is_trained, read_trained
 from schemas.errors import Misconfigured
 
-TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.25
+TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.2
 _DROP_TEXT, _DROP_IMAGE = 3, 2
-_FIT_TEXTS, _FIT_PICTURES = 6_000, 2_000
-_CENTRE_TEXTS, _CENTRE_PICTURES = 500, 100
+_FIT_TEXTS, _FIT_WORDS, _FIT_PICTURES = 5_000, 2_000, 2_000
+_CENTRE_TEXTS, _CENTRE_WORDS, _CENTRE_PICTURES = 400, 100, 100
 _DRAWN_RECIPE = f"centre of calibration {CALIBRATION}, directions drawn from seed 0"
 
 
@@ -113,7 +113,7 @@ def make_bundle(
     in use.
     """
     text_tower, image_tower = _text_tower(text, folder, config), _image_tower(image, folder, config)
-    texts = _text_features(text_tower, _FIT_TEXTS)
+    texts = _text_features(text_tower, _FIT_TEXTS, _FIT_WORDS)
     fusion = FixedFusion(
         text=fit_projection(texts, text_dim, drop=_DROP_TEXT),
         image=fit_projection(
@@ -121,7 +121,10 @@ def make_bundle(
         ),
         image_share=IMAGE_SHARE,
     )
-    recipe = f"principal directions of calibration {CALIBRATION} ({_FIT_TEXTS} texts, {_FIT_PICTURES} pictures)"
+    recipe = (
+        f"principal directions of calibration {CALIBRATION}: {_FIT_TEXTS} items, {_FIT_WORDS} lines of words, "
+        f"{_FIT_PICTURES} pictures"
+    )
     return write_bundle(folder, text=text, image=image, fusion=fusion, recipe=recipe)
 
 
@@ -140,7 +143,7 @@ def _with_other_towers(
         size = TransformersVision(place, device=config.device).size
         image_spec = ImageSpec(kind="transformers", weights=weights, size=size)
     text, image = _text_tower(text_spec, folder, config), _image_tower(image_spec, folder, config)
-    texts = _text_features(text, _CENTRE_TEXTS)
+    texts = _text_features(text, _CENTRE_TEXTS, _CENTRE_WORDS)
     pictures = image.features(calibration_pictures(_CENTRE_PICTURES, size=image.size))
     fusion = FixedFusion(
         text=draw_projection(texts, min(TEXT_DIM, text.width), seed=0),
@@ -158,8 +161,11 @@ def _with_other_towers(
     return changed.model_copy(update={"version": changed.address()}), fusion, text, image
 
 
-def _text_features(tower: TextTower, count: int) -> NDArray[np.float32]:
-    lines = [join_text(item, max_characters=2_000) for item in calibration_items(count)]
+def _text_features(tower: TextTower, items: int, words: int) -> NDArray[np.float32]:
+    lines = [join_text(item, max_characters=2_000) for item in calibration_items(items)]
+    vocabulary = tower.vocabulary()
+    if len(vocabulary) > 100:  # a tokenizer of bytes or of another script has hardly any
+        lines += loose_words(vocabulary, words)
     return tower.features([tokens for line in lines if (tokens := tower.tokenize(line)) is not None])
 
 

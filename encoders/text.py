@@ -50,6 +50,11 @@ class TextTower:
         ids = self._tokenizer.encode(text).ids  # its settings were fixed above, so threads may share it
         return tuple(ids) if any(token not in self._specials for token in ids) else None
 
+    def vocabulary(self) -> list[str]:
+        """Whole words that the tokenizer knows, in alphabetical order."""
+        words = {token.removeprefix("▁").removeprefix("Ġ") for token in self._tokenizer.get_vocab()}
+        return sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
+
     @torch.inference_mode()
     def features(self, texts: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
         """(n, width) features in the order given."""
