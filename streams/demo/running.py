@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 import time
@@ -160,7 +161,8 @@ class _Run:
 
     def _start(self, role: str) -> None:
         config = ["--config", str(self._options.config_file)] if self._options.config_file is not None else []
-        threads = {} if role == "index" else {"OMP_NUM_THREADS": "1"}
+        # threads of two processes that spin for the same core halve each other: only the encoder gets more than one
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1) if role == "index" else 1)}
         self._children[role] = Child(
             [*config, role],
             self._folder / f"{role}.log",
