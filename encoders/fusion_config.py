@@ -20,7 +20,7 @@ class FusionConfig(BaseModel):
     """How text and picture meet: a gate per dimension, an outer product, or plainly side by side."""
     tensor_width: int = Field(default=12, ge=2, le=64)
     """Width that each side is projected to before the outer product."""
-    hidden: int = Field(default=256, ge=0)
+    hidden: int = Field(default=128, ge=0)
     """Width of the layer that lets text, picture and attributes interact; 0 leaves it out."""
     text_rank: int = Field(default=192, ge=8)
     """Principal components of the text features that the head sees."""

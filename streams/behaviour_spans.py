@@ -96,6 +96,10 @@ class BehaviourLog:
         cold[0] = False
         return cold
 
+    def published(self, span: Span) -> NDArray[np.bool_]:
+        """Per item number: on sale before the span ended. An encoder of that time knows nothing of the others."""
+        return np.concatenate([[False], self.data.publish_ts < span.stop])
+
     def recent_takes(self, span: Span) -> NDArray[np.int64]:
         """Takes per item number over the last day before the span, or over its last 5 % of events if that is more."""
         before = self.ts < span.start

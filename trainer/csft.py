@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ class _Batch:
 class CsftTrainer:
     """One model, its optimiser, its memory. `step` is the only verb that changes it; `snapshot` and `restore` resume.
 
-    `items` holds the features of all items by number (row 0 is padding) in memory of this process. Randomness is
-    seeded by the configuration; no clock is read.
+    `items` holds the features of all items by number (row 0 is padding) in memory of this process; `catalogue` says on
+    which of them to centre (by default all). Randomness is seeded by the configuration; no clock is read.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class CsftTrainer:
         total_steps: int,
         counts: TakeCounts,
         hard_negatives: HardNegatives,
+        catalogue: NDArray[np.int64] | None = None,
         workers: Workers | None = None,
     ) -> None:
         self.config = config
@@ -86,6 +87,7 @@ class CsftTrainer:
         self._total_steps = max(1, total_steps)
         self._counts = counts
         self._hard = hard_negatives
+        self._catalogue = np.arange(1, len(items)) if catalogue is None else catalogue
         self._workers = workers or Workers.current()
         stored = config.bank_rows == "stored"
         self._memory = SpaceTimeMemory(
@@ -214,7 +216,6 @@ class CsftTrainer:
         if log_weight is not None:
             candidate_log_q[len(fresh_rows) :] -= log_weight
         positive_log_q = strength * torch.from_numpy(plan.positive_log_q)
-        hard_log_q = strength * torch.from_numpy(self._counts.log_q(batch.hard_P))
 
         own = self._workers.share_of(len(plan.rows))
         query_P3D = self._queries(batch, views_U3D, position)[own]
@@ -242,7 +243,8 @@ class CsftTrainer:
                 candidate_log_q_K=candidate_log_q,
                 hard_PD=hard if in_loss else None,
                 hard_allowed_P=has_hard & _present(hard),
-                hard_log_q_P=hard_log_q[own],
+                # chosen for this pair, not drawn by popularity: it stands beside the positive on equal terms
+                hard_log_q_P=positive_log_q[own],
                 max_logits=config.max_logit_bytes // 4,
             )
             if not in_loss:
@@ -282,9 +284,22 @@ class CsftTrainer:
         drop_image = both & (drop < config.drop_image)
         drop_text = both & (drop > 1 - config.drop_text)
         own = self._workers.share_of(len(items))
-        views = self.fusion(self._items.take(rows[own]), drop_text_N=drop_text[own], drop_image_N=drop_image[own])
+        given = self._items.take(rows[own])
+        if config.drop_features:
+            # drawn for all rows, so that every worker's generator moves alike
+            given = replace(
+                given,
+                text_NR=given.text_NR * self._kept(len(items), given.text_NR.shape[1])[own],
+                image_NR=given.image_NR * self._kept(len(items), given.image_NR.shape[1])[own],
+            )
+        views = self.fusion(given, drop_text_N=drop_text[own], drop_image_N=drop_image[own])
         stacked = torch.stack([views.image_ND, views.title_ND, views.fused_ND], 1)
         return self._workers.gather(stacked, len(items))
+
+    def _kept(self, rows: int, width: int) -> Tensor:
+        """(rows, width) zeros where a feature is hidden, else what keeps the expectation."""
+        share = self.config.drop_features
+        return (torch.rand(rows, width, generator=self._dropping) >= share).float() / (1 - share)
 
     @torch.no_grad()
     def _others(self, items: NDArray[np.int64], step: int) -> tuple[Tensor, Tensor | None]:
@@ -319,8 +334,8 @@ class CsftTrainer:
         config = self.config
         self.steps += 1
         self._memory.step = self.steps
-        catalogue = self._rng.integers(1, self._numbers_known() + 1, 512)
-        self.fusion.centre_on(self._items.take(torch.from_numpy(catalogue)), momentum=config.centre_momentum)
+        some = self._rng.choice(self._catalogue, 256)
+        self.fusion.centre_on(self._items.take(torch.from_numpy(some)), momentum=config.centre_momentum)
         if not (config.time_negatives or config.space_negatives):
             return
         if self._momentum is None:
@@ -339,12 +354,9 @@ class CsftTrainer:
         for pair, vector in zip(usable, vectors, strict=True):
             self._memory.bank.add(pair.take, step=self.steps, vector=vector)
 
-    def _numbers_known(self) -> int:
-        return len(self._items) - 1
-
     def finish(self) -> None:
         """Centre on the whole catalogue; nothing is learned after this."""
-        self.fusion.centre_on(self._items.take(torch.arange(1, len(self._items))))
+        self.fusion.centre_on(self._items.take(torch.from_numpy(self._catalogue)))
 
     # ---- checkpoint ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ class CsftConfig(BaseModel):
 
     seed: int = 20250201
     """Seed of every random choice."""
-    epochs: int = Field(default=5, ge=1, le=1_000)
+    epochs: int = Field(default=3, ge=1, le=1_000)
     """Passes over the pairs."""
     batch_pairs: int = Field(default=512, ge=2)
     """Pairs per optimiser step, over all workers together."""
@@ -90,11 +90,13 @@ class CsftConfig(BaseModel):
     """Lower bound of the temperature."""
     max_temperature: float = Field(default=0.5, gt=0)
     """Upper bound of the temperature."""
-    drop_image: float = Field(default=0.1, ge=0, lt=1)
+    drop_image: float = Field(default=0.3, ge=0, lt=1)
     """Chance to hide the picture of an item that has a title, so that a missing picture is a known state."""
-    drop_text: float = Field(default=0.1, ge=0, lt=1)
+    drop_text: float = Field(default=0.3, ge=0, lt=1)
     """Chance to hide the title of an item that has a picture."""
-    centre_momentum: float = Field(default=0.9, ge=0, lt=1)
+    drop_features: float = Field(default=0.1, ge=0, lt=1)
+    """Chance to hide each principal component of an item's features while training."""
+    centre_momentum: float = Field(default=0.95, ge=0, lt=1)
     """Share of the running means of the vectors that stays at each step."""
     shuffle_seconds: float = Field(default=float(1 << 40), gt=0)
     """Pairs are shuffled inside blocks of this length of event time; by default altogether."""
@@ -140,6 +142,7 @@ class CsftConfig(BaseModel):
                 "log_q_strength": 0.0,
                 "drop_image": 0.0,
                 "drop_text": 0.0,
+                "drop_features": 0.0,
             }
         )
 

@@ -57,7 +57,7 @@ def learn(
     resume_from: dict[str, Any] | None = None,
     workers: Workers | None = None,
 ) -> CsftRun:
-    """Train the fusion on the pairs. `usable` says per item number what may be drawn as a negative.
+    """Train the fusion on the pairs. `usable` says per item number what may be drawn as a negative and is centred on.
 
     `checkpoint` is handed a snapshot after every epoch; `resume_from` goes on from one, to the same last bit.
     """
@@ -72,6 +72,7 @@ def learn(
         total_steps=total,
         counts=take_counts([pair.take for pair in pairs]),
         hard_negatives=hard,
+        catalogue=np.flatnonzero(usable),
         workers=workers,
     )
     order = np.random.default_rng([config.seed, 1])

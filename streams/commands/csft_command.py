@@ -60,6 +60,8 @@ def configured(options: argparse.Namespace, config: CsftConfig) -> CsftConfig:
 
 
 def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftConfig) -> dict[str, Any]:
+    import numpy as np
+
     from streams import encoder_report
     from streams.behaviour_spans import BehaviourLog
     from streams.datasets import open_data_set
@@ -74,9 +76,10 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
     features = workshop.features(contents)
     numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
     pairs = behaviours.pairs(behaviours.learn, numbers, history_length=config.history_length, seed=config.seed)
-    fusion = workshop.fusion(_shape(settings, config), features, seed=config.seed)
+    known = behaviours.published(behaviours.learn)
+    fusion = workshop.fusion(_shape(settings, config), features.take(np.flatnonzero(known[1:])), seed=config.seed)
     log.info("csft.started", data=data.name, items=len(contents), pairs=len(pairs), parent=workshop.parent)
-    trained = learn_pairs(config, fusion, features, numbers, pairs, usable=~behaviours.held_out)
+    trained = learn_pairs(config, fusion, features, numbers, pairs, usable=known & ~behaviours.held_out)
     views = fusion.embed(padded(fusion, features))
     spans = {"validation": behaviours.validation} | ({"test": behaviours.test} if options.test else {})
     report: dict[str, Any] = {"data": data.name}

@@ -1,10 +1,10 @@
 """What each ingredient of C-SFT is worth: heads over cached features, arms by seeds, on data-set folders.
 
-    python tests/benchmarks/csft_study.py DIR [DIR ...] [--seeds 3] [--arms default,...] [--catalogue DIR]
-                                          [--out tests/benchmarks/results]
+    python tests/benchmarks/csft_study.py DIR [DIR ...] [--seeds 3] [--arms default,...]
+                                          [--features DIR] [--out tests/benchmarks/results]
 
 Settings were chosen on each set's validation span; the test span stands beside it and chooses nothing. Resumable: a row
-that stands in the results file already is not run again. Features come from the product's own cache.
+that stands in the results file already is not run again. Features come from the product's own cache, or from files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.features import ItemFeatures
+from encoders.base import ItemContent
+from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion
 from encoders.fusion_config import FusionConfig
 from streams import encoder_report
@@ -64,14 +66,16 @@ ARMS: dict[str, Arm] = {
 class Bench:
     """One data set with its features, pairs and questions."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, features: Path | None) -> None:
         settings = load_settings()
         data = open_data_set(folder, attributes=("cold_holdout",))
         self.name = data.name
         self.log = BehaviourLog.of(data, folder)
-        self.workshop = Workshop(settings.encoder, settings.encoders)
         contents = list(contents_of(data))
-        self.features = self.workshop.features(contents)
+        if features is None:
+            self.features = Workshop(settings.encoder, settings.encoders).features(contents)
+        else:
+            self.features = read_features(features, contents)
         self.numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
         self.csft, self.fusion, self.pretrain = settings.csft, settings.fusion, settings.pretrain
         self.pairs = self.log.pairs(
@@ -105,13 +109,15 @@ class Bench:
             config, shape = config.as_scl(), shape.model_copy(update={"kind": "mean"})
         torch.manual_seed(seed)
         fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
-        fusion.fit(features)
+        known = self.log.published(self.log.learn)
+        fusion.fit(features.take(np.flatnonzero(known[1:])))
         items = padded(fusion, features)
         if arm.get("pretrain"):
-            pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, items)
+            before = padded(fusion, features.take(np.flatnonzero(known[1:])))
+            pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, before)
         trained = None
         if not arm.get("skip_csft"):
-            trained = learn(config, fusion, items, self.numbers, self.pairs, usable=~self.log.held_out)
+            trained = learn(config, fusion, items, self.numbers, self.pairs, usable=known & ~self.log.held_out)
         views = fusion.embed(items)
         vectors = views.fused_ND.numpy()
         row: dict[str, Any] = {
@@ -134,6 +140,26 @@ class Bench:
             "temperature": trained.last.temperature if trained and trained.last else None,
             "cpu_seconds": round(time.process_time() - started, 1),
         }
+
+
+def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:
+    """Features that the same towers made elsewhere: arrays item_id, text_features, image_features, has_image."""
+    arrays = np.load(path)
+    place = {str(item): row for row, item in enumerate(arrays["item_id"])}
+    rows = np.array([place[content.item_id] for content in contents])
+    has_image = arrays["has_image"][rows]
+    columns = attribute_columns(
+        [content.category for content in contents],
+        [content.year for content in contents],
+        [content.price for content in contents],
+    )
+    return ItemFeatures(
+        arrays["text_features"][rows].astype(np.float32),
+        np.nan_to_num(arrays["image_features"][rows]).astype(np.float32) * has_image[:, None],
+        np.ones(len(rows), bool),
+        has_image,
+        **columns,  # type: ignore[arg-type]
+    )
 
 
 def _changed(features: ItemFeatures, arm: Arm, seed: int) -> ItemFeatures:
@@ -205,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--features", type=Path, help="folder with DIR.npz per set (default: the product's cache)")
     parser.add_argument("--arms", help="names separated by commas (default: all)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -221,7 +248,10 @@ def main() -> None:
             todo = [arm for arm in chosen if str(seed) not in rows.get(arm, {})]
             if not todo and all(name in rows for name in REFERENCES):
                 continue
-            bench = benches.setdefault(folder, Bench(folder)) if folder not in benches else benches[folder]
+            if folder not in benches:
+                file = options.features / f"{folder.resolve().name}.npz" if options.features else None
+                benches[folder] = Bench(folder, file)
+            bench = benches[folder]
             if any(name not in rows for name in REFERENCES):
                 for name, row in bench.references().items():
                     rows[name] = {"0": row}
