@@ -78,4 +78,3 @@ async def test_an_encoder_learns_from_the_topics_and_says_which_offsets_taught_i
     assert encoder.version == f"{manifest.version}-w64"
     vectors = encoder.encode([encoder.prepare(ItemContent(title="red dress", year=2000, price=3.0))])
     assert vectors.shape == (1, 64)
-
