@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import structlog
 
 from streams.stack.parts import HOST, NotReady, PartName, probe_port
