@@ -117,7 +117,13 @@ async def index_batch(center: Center, records: Sequence[SourceRecord], guard: Gu
         told = [*plan.stale, *written.delivered]
         gone = [*plan.delete, *(row.item_id for row in told if row.is_pending)]
         held = [row for row in told if not row.is_pending]
-        await hold(lambda: center.outbox.announce(held, gone), what="embeddings.announce", patience=center.patience)
+
+        async def announce() -> None:
+            # also for rows that were only read: told by a worker that was replaced, they could overtake newer news
+            await guard()
+            await center.outbox.announce(held, gone)
+
+        await hold(announce, what="embeddings.announce", patience=center.patience)
         if plan.retries:
             await hold(
                 lambda: center.outbox.retry_later(plan.retries), what="items-retry.send", patience=center.patience

@@ -409,6 +409,17 @@ class TestHolding:
         await path.take(path.publish("a", title="x"))
         assert path.outbox.announced == [path.rows["a"]]
 
+    async def test_a_fenced_worker_does_not_repeat_what_somebody_else_wrote(self, path: ItemPath) -> None:
+        old = path.publish("a", title="old")
+        await path.take(path.publish("a", title="new"))
+
+        async def fenced() -> None:
+            raise Fenced("gone")
+
+        with pytest.raises(Fenced):
+            await index_batch(path.center, [old], fenced)
+        assert len(path.outbox.announced) == 1
+
     async def test_a_fenced_worker_writes_and_announces_nothing(self, path: ItemPath) -> None:
         async def fenced() -> None:
             raise Fenced("gone")
