@@ -335,7 +335,8 @@ class CsftTrainer:
         self.steps += 1
         self._memory.step = self.steps
         some = self._rng.choice(self._catalogue, 256)
-        self.fusion.centre_on(self._items.take(torch.from_numpy(some)), momentum=config.centre_momentum)
+        if config.centred:
+            self.fusion.centre_on(self._items.take(torch.from_numpy(some)), momentum=config.centre_momentum)
         if not (config.time_negatives or config.space_negatives):
             return
         if self._momentum is None:
@@ -356,7 +357,8 @@ class CsftTrainer:
 
     def finish(self) -> None:
         """Centre on the whole catalogue; nothing is learned after this."""
-        self.fusion.centre_on(self._items.take(torch.from_numpy(self._catalogue)))
+        if self.config.centred:
+            self.fusion.centre_on(self._items.take(torch.from_numpy(self._catalogue)))
 
     # ---- checkpoint ----------------------------------------------------------------------------------------------
 

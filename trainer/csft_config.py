@@ -16,7 +16,7 @@ class CsftConfig(BaseModel):
 
     seed: int = 20250201
     """Seed of every random choice."""
-    epochs: int = Field(default=3, ge=1, le=1_000)
+    epochs: int = Field(default=4, ge=1, le=1_000)
     """Passes over the pairs."""
     batch_pairs: int = Field(default=512, ge=2)
     """Pairs per optimiser step, over all workers together."""
@@ -82,11 +82,11 @@ class CsftConfig(BaseModel):
     """Share of all steps before the bank takes part."""
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
     """How much of the sampling correction is applied: 0 for vectors of a click model, 1 for plain recall."""
-    temperature: float = Field(default=0.2, gt=0)
-    """Temperature at the start."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Temperature at the start; lower with few pairs (0.05), higher where many items would do (0.2)."""
     learn_temperature: bool = True
     """Whether the temperature is learned."""
-    min_temperature: float = Field(default=0.05, gt=0)
+    min_temperature: float = Field(default=0.02, gt=0)
     """Lower bound of the temperature."""
     max_temperature: float = Field(default=0.5, gt=0)
     """Upper bound of the temperature."""
@@ -96,6 +96,9 @@ class CsftConfig(BaseModel):
     """Chance to hide the title of an item that has a picture."""
     drop_features: float = Field(default=0.1, ge=0, lt=1)
     """Chance to hide each principal component of an item's features while training."""
+    centred: bool = True
+    """Whether vectors stay centred. Without it popularity becomes a direction: plain recall among known items rises, the
+    space turns into a cone, and new items find nobody; raise `collapse_cosine` if you want that."""
     centre_momentum: float = Field(default=0.95, ge=0, lt=1)
     """Share of the running means of the vectors that stays at each step."""
     shuffle_seconds: float = Field(default=float(1 << 40), gt=0)

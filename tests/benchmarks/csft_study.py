@@ -43,10 +43,15 @@ NAIVE = BANK | {"bank_rows": "stored", "momentum": 0.0, "bank_age_half_life_step
 # name: what differs from the defaults. "csft" and "fusion" are settings; stage 1 runs first where "pretrain" says so
 ARMS: dict[str, Arm] = {
     "stage 2 (default)": {},
+    "few pairs: temperature .05 and 8 epochs and .2 hidden": {
+        "csft": {"temperature": 0.05, "epochs": 8, "drop_features": 0.2}
+    },
+    "temperature .2": {"csft": {"temperature": 0.2}},
+    "logQ 1 (for plain recall)": {"csft": {"log_q_strength": 1.0}},
     "stage 1 only": {"pretrain": True, "skip_csft": True},
     "stage 1 + 2": {"pretrain": True},
     "logQ 0 (for click models)": {"csft": {"log_q_strength": 0.0}},
-    "logQ 1 (for plain recall)": {"csft": {"log_q_strength": 1.0}},
+    "uncentred and logQ 1": {"csft": {"log_q_strength": 1.0, "centred": False}},
     "no multi-level": {"csft": {"image_level": 0.0, "title_level": 0.0}},
     "no hard negatives": {"csft": {"hard_negatives": False}},
     "no masks": {"csft": {"masks": False}},
