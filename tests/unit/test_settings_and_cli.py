@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from schemas.errors import Misconfigured
 from streams.cli import COMMANDS, main
@@ -14,10 +17,16 @@ from streams.settings import Settings, describe_settings, environment_of, load_s
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings from outside, and no logging left behind: commands configure it for their process."""
     for name in list(os.environ):
         if name.startswith("MIM_") and name != "MIM_TEST_DATA":
             monkeypatch.delenv(name)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
 
 
 def test_environment_wins_over_file_and_file_over_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
