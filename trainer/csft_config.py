@@ -97,8 +97,8 @@ class CsftConfig(BaseModel):
     drop_features: float = Field(default=0.1, ge=0, lt=1)
     """Chance to hide each principal component of an item's features while training."""
     centred: bool = True
-    """Whether vectors stay centred. Without it popularity becomes a direction: plain recall among known items rises, the
-    space turns into a cone, and new items find nobody; raise `collapse_cosine` if you want that."""
+    """Whether vectors stay centred. Without it popularity may become a direction of its own: plain recall among known
+    items rises, the space turns into a cone, new items find nobody."""
     centre_momentum: float = Field(default=0.95, ge=0, lt=1)
     """Share of the running means of the vectors that stays at each step."""
     shuffle_seconds: float = Field(default=float(1 << 40), gt=0)
