@@ -1,0 +1,28 @@
+"""Offline models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from schemas.errors import Misconfigured
+from trainer.offline.model import CtrModel
+
+# name: "module:factory"; imported only when asked for, so that a missing optional package disturbs nobody else
+MODELS: dict[str, str] = {
+    "popularity": "trainer.offline.simple:Popularity",
+    "dense-only": "trainer.offline.simple:DenseOnly",
+    "category-affinity": "trainer.offline.simple:CategoryAffinity",
+    "content-knn": "trainer.offline.simple:ContentKnn",
+    "logistic": "trainer.offline.linear:Logistic",
+    "trees": "trainer.offline.trees:Trees",
+}
+
+
+def create(name: str) -> CtrModel:
+    """A fresh model. Raises `Misconfigured` for an unknown name, listing the known ones."""
+    if name not in MODELS:
+        raise Misconfigured(f"there is no model {name!r}; choose from {', '.join(MODELS)}")
+    module, factory = MODELS[name].split(":")
+    make: Callable[[], CtrModel] = getattr(import_module(module), factory)
+    return make()
