@@ -8,13 +8,16 @@ Letters: B rows, L history, U distinct items of the batch, E id width, V stored 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import CiUBMConfig
+from trainer.id_table import IdTable
+from trainer.numeric import CrossNetwork, NumericEmbedding, SharedHeads
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,11 @@ class CtrBatch:
     history_BL: Tensor
     """int64 index into U, newest first; 0 pads."""
     dense_BF: Tensor
-    """float32 context features."""
+    """float32 context features, as many as the model was built for."""
+
+    def to(self, device: torch.device) -> CtrBatch:
+        """The same batch on another device."""
+        return CtrBatch(**{one.name: getattr(self, one.name).to(device, non_blocking=True) for one in fields(self)})
 
 
 DENSE_FEATURES = 3
@@ -42,45 +49,45 @@ DENSE_FEATURES = 3
 class CiUBM(nn.Module):
     """Forward only: batch in, logits out. Loss, optimiser and storage are somebody else's."""
 
-    def __init__(self, config: CiUBMConfig, *, vector_width: int, seed: int) -> None:
+    def __init__(self, config: CiUBMConfig, *, vector_width: int, seed: int, dense_width: int = DENSE_FEATURES) -> None:
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build(vector_width)
+            self._build(vector_width, dense_width)
 
-    def _build(self, vector_width: int) -> None:
+    def _build(self, vector_width: int, dense_width: int) -> None:
         config = self.config
-        self.id_table = nn.Embedding(config.id_rows, config.id_width, sparse=True)
-        nn.init.normal_(self.id_table.weight, std=0.05)
+        self.id_table = IdTable(config.id_rows, config.id_width, admit_after=config.id_admit_after)
         if config.uses_content:
             self.projection = nn.Linear(vector_width, config.content_width)
             # near-isometric at the start: similarities mean something before anything was learned
             nn.init.orthogonal_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
             self.projection.requires_grad_(config.refresh_projection)
-        width = config.id_width + DENSE_FEATURES
+        width = config.id_width if config.target_id else 0
+        if config.numeric_bins:
+            self.numeric = NumericEmbedding(dense_width, bins=config.numeric_bins, width=config.numeric_width)
+            width += self.numeric.width
+        else:
+            width += dense_width
         if config.id_interest:
-            extra = 2 if config.content_in_attention else 0
-            self.attention = nn.Sequential(
-                nn.Linear(4 * config.id_width + extra, config.attention_hidden),
-                nn.PReLU(),
-                nn.Linear(config.attention_hidden, 1),
-            )
+            extra = config.content_in_attention * (1 + config.raw_similarities)
+            self.attention = TargetAttention(config.id_width, extra, config.attention_hidden)
             width += config.id_width
         if config.fusion_interest:
             width += config.id_width
         if config.content_interest:
             width += config.content_width
         if config.similarity_features:
-            width += 2 * (config.similarity_bins + 4)
+            width += (1 + config.raw_similarities) * (config.similarity_bins + 4)
+        if config.bilinear_interest:
+            self.bilinear = nn.Linear(config.content_width, config.content_width, bias=False)
+            nn.init.eye_(self.bilinear.weight)
+            width += 4
         if config.target_content:
             width += config.content_width
-        layers: list[nn.Module] = [nn.LayerNorm(width)]
-        for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.PReLU()]
-            width = size
-        self.head = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.head = Head(config, width)
 
     def content(self, vectors_UV: Tensor, has_vector_U: Tensor) -> Tensor:
         """Projected content of items, unit length, shape (U, C); zero rows for items without a vector."""
@@ -89,12 +96,20 @@ class CiUBM(nn.Module):
 
     def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
         """Logits, shape (B,). `content_UC` saves a second projection where the caller already has it."""
+        logits_BK = self.members(batch, content_UC)
+        if logits_BK.shape[1] == 1:
+            return logits_BK.squeeze(1)
+        return torch.sigmoid(logits_BK).mean(1).logit(eps=1e-7)
+
+    def members(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
+        """Logits of each head of the ensemble, shape (B, K)."""
         config = self.config
-        ids_UE = self.id_table(batch.hashes_U2 % config.id_rows).sum(dim=1)
+        ids_UE = self.id_table(batch.hashes_U2)
         mask_BL = batch.history_BL > 0
         target_BE = ids_UE.index_select(0, batch.target_B)
         history_BLE = _rows(ids_UE, batch.history_BL)
-        parts = [target_BE, batch.dense_BF]
+        dense_BX = self.numeric(batch.dense_BF) if config.numeric_bins else batch.dense_BF
+        parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
         similarity_BL = raw_BL = None
         if config.uses_content:
             if content_UC is None:
@@ -104,68 +119,132 @@ class CiUBM(nn.Module):
             mask_content_BL = (
                 mask_BL & batch.has_vector_U[batch.history_BL] & batch.has_vector_U[batch.target_B][:, None]
             )
-            similarity_BL = torch.einsum("blc,bc->bl", history_BLC, target_BC) * mask_content_BL
-            raw_BL = (
-                torch.einsum("blv,bv->bl", _rows(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
-                * mask_content_BL
-            )
+            similarity_BL = dots(history_BLC, target_BC) * mask_content_BL
+            if config.raw_similarities:
+                raw_BL = dots(_rows(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
+                raw_BL = raw_BL * mask_content_BL
         if config.id_interest:
-            parts.append(self._id_interest(history_BLE, target_BE, mask_BL, similarity_BL, raw_BL))
-        if similarity_BL is not None and raw_BL is not None:
-            length_B1 = mask_content_BL.sum(1, keepdim=True).clamp(min=1).float()
-            scale_B1 = length_B1.rsqrt()
+            extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
+            weight_BL = self.attention(ids_UE, batch.history_BL, target_BE, extra)
+            parts.append(weighted_sum(weight_BL, history_BLE) * _scale(mask_BL))
+        if similarity_BL is not None:
+            scale_B1 = _scale(mask_content_BL)
             if config.fusion_interest:
-                parts.append(torch.einsum("bl,ble->be", similarity_BL, history_BLE) * scale_B1)
+                parts.append(weighted_sum(similarity_BL, history_BLE) * scale_B1)
             if config.content_interest:
-                parts.append(torch.einsum("bl,blc->bc", similarity_BL, history_BLC) * scale_B1)
+                parts.append(weighted_sum(similarity_BL, history_BLC) * scale_B1)
             if config.similarity_features:
-                parts.append(self._similarity_features(similarity_BL, mask_content_BL))
-                parts.append(self._similarity_features(raw_BL, mask_content_BL))
+                for each_BL in (similarity_BL, raw_BL):
+                    if each_BL is not None:
+                        parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
+                        parts.append(3 * self._summaries(each_BL, mask_content_BL))
+            if config.bilinear_interest:
+                learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
+                parts.append(3 * self._summaries(learned_BL, mask_content_BL))
             if config.target_content:
                 parts.append(target_BC)
-        logits_B: Tensor = self.head(torch.cat(parts, dim=1)).squeeze(1)
-        return logits_B
+        logits_BK: Tensor = self.head(torch.cat(parts, dim=1))
+        return logits_BK
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
         """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
-        weight_BL = self._recency(history_BL)
-        return F.normalize(torch.einsum("bl,blc->bc", weight_BL, _rows(content_UC, history_BL)), dim=-1)
+        weight_BL = self._recency(history_BL) * (history_BL > 0)
+        return F.normalize(weighted_sum(weight_BL, _rows(content_UC, history_BL)), dim=-1)
 
     def _recency(self, history_BL: Tensor) -> Tensor:
         steps_L = torch.arange(history_BL.shape[1], dtype=torch.float32, device=history_BL.device)
-        decay_L = torch.exp2(-steps_L / self.config.recency_half_life_items)
-        return decay_L * (history_BL > 0)
+        return torch.exp2(-steps_L / self.config.recency_half_life_items)
 
-    def _id_interest(
-        self,
-        history_BLE: Tensor,
-        target_BE: Tensor,
-        mask_BL: Tensor,
-        similarity_BL: Tensor | None,
-        raw_BL: Tensor | None,
-    ) -> Tensor:
-        target_BLE = target_BE[:, None, :].expand_as(history_BLE)
-        seen = [history_BLE, target_BLE, history_BLE - target_BLE, history_BLE * target_BLE]
-        if self.config.content_in_attention and similarity_BL is not None and raw_BL is not None:
-            seen += [similarity_BL[..., None], raw_BL[..., None]]
-        weight_BL = self.attention(torch.cat(seen, dim=-1)).squeeze(-1) * mask_BL
-        scale_B1 = mask_BL.sum(1, keepdim=True).clamp(min=1).float().rsqrt()
-        return torch.einsum("bl,ble->be", weight_BL, history_BLE) * scale_B1
-
-    def _similarity_features(self, similarity_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """SimTier counts as log(1 + n), then maximum, mean, recent mean and newest; padding counts nowhere."""
-        bins = self.config.similarity_bins
-        tier_BL = ((similarity_BL.detach() + 1) / 2 * bins).long().clamp(0, bins - 1)
-        counts_BT = torch.zeros(len(tier_BL), bins, device=tier_BL.device)
-        counts_BT.scatter_add_(1, tier_BL, mask_BL.float())
-        known_B = mask_BL.any(1)
-        highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * known_B
+    def _summaries(self, similarity_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Maximum, mean, recent mean and newest, shape (B, 4); padding counts nowhere."""
+        highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * mask_BL.any(1)
         mean_B = similarity_BL.sum(1) / mask_BL.sum(1).clamp(min=1)
-        steps_L = torch.arange(similarity_BL.shape[1], dtype=torch.float32, device=similarity_BL.device)
-        weight_BL = torch.exp2(-steps_L / self.config.recency_half_life_items) * mask_BL
+        weight_BL = self._recency(similarity_BL) * mask_BL
         recent_B = (similarity_BL * weight_BL).sum(1) / weight_BL.sum(1).clamp(min=1e-6)
-        summaries_B4 = torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
-        return torch.cat([torch.log1p(counts_BT), 3 * summaries_B4], dim=1)
+        return torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
+
+
+class TargetAttention(nn.Module):
+    """DIN's attention unit: a weight for each history item from [h, t, h - t, h * t] and extra scalars, not normalised.
+
+    The first layer is linear, so it is taken apart: what depends on the item alone is computed once per distinct item,
+    what depends on the target alone once per row, and only the product h * t once per pair.
+    """
+
+    def __init__(self, width: int, extra: int, hidden: int) -> None:
+        super().__init__()
+        self.width = width
+        self.first = nn.Linear(4 * width + extra, hidden)
+        self.activation = nn.PReLU()
+        self.second = nn.Linear(hidden, 1)
+
+    def forward(self, ids_UE: Tensor, history_BL: Tensor, target_BE: Tensor, extra: Sequence[Tensor] = ()) -> Tensor:
+        """Weights, shape (B, L); 0 at padding. `extra`: further scalars of each pair, shape (B, L) each."""
+        of_item_HE, of_target_HE, of_difference_HE, of_product_HE, of_extra_HX = torch.tensor_split(
+            self.first.weight, [n * self.width for n in (1, 2, 3, 4)], dim=1
+        )
+        item_UH = ids_UE @ (of_item_HE + of_difference_HE).T
+        target_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
+        product_BEH = target_BE[:, :, None] * of_product_HE.T
+        hidden_BLH = _rows(item_UH, history_BL) + target_BH[:, None]
+        hidden_BLH = torch.baddbmm(hidden_BLH, _rows(ids_UE, history_BL), product_BEH)
+        if extra:
+            hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
+        weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)
+        return weight_BL * (history_BL > 0)
+
+
+class Head(nn.Module):
+    """From the concatenated interests to logits (B, K), normalised at the input; without that nothing is learned."""
+
+    def __init__(self, config: CiUBMConfig, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.cross = (
+            CrossNetwork(width, layers=config.cross_layers, rank=config.cross_rank) if config.cross_layers else None
+        )
+        self.network: nn.Module
+        if config.heads > 1:
+            self.network = SharedHeads(width, config.hidden, heads=config.heads, dropout=config.dropout)
+            return
+        layers: list[nn.Module] = []
+        for size in config.hidden:
+            layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
+            width = size
+        self.network = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(self, input_BX: Tensor) -> Tensor:
+        """Logits, shape (B, K)."""
+        input_BX = self.norm(input_BX)
+        if self.cross is not None:
+            input_BX = self.cross(input_BX)
+        logits_BK: Tensor = self.network(input_BX)
+        return logits_BK
+
+
+def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:
+    """Inner product of each history row with its target, shape (B, L)."""
+    return torch.bmm(history_BLX, target_BX[:, :, None]).squeeze(2)
+
+
+def weighted_sum(weight_BL: Tensor, history_BLX: Tensor) -> Tensor:
+    """Sum over the history, shape (B, X)."""
+    return torch.bmm(weight_BL[:, None], history_BLX).squeeze(1)
+
+
+def tiers(similarity_BL: Tensor, mask_BL: Tensor, bins: int) -> Tensor:
+    """SimTier: how many similarities fall into each of `bins` equal bins over [-1, 1], as log(1 + n), shape (B, bins).
+
+    Padding would fall into a bin like any other number, so it is masked. Source: arXiv 2407.19467.
+    """
+    tier_BL = ((similarity_BL.detach() + 1) / 2 * bins).long().clamp(0, bins - 1)
+    counts_BT = torch.zeros(len(tier_BL), bins, device=tier_BL.device)
+    return torch.log1p(counts_BT.scatter_add_(1, tier_BL, mask_BL.float()))
+
+
+def _scale(mask_BL: Tensor) -> Tensor:
+    """One over the root of the history's length: sums of few and of many items stay comparable."""
+    return mask_BL.sum(1, keepdim=True).clamp(min=1).float().rsqrt()
 
 
 def _rows(table_UX: Tensor, places_BL: Tensor) -> Tensor:

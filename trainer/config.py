@@ -12,8 +12,11 @@ class CiUBMConfig(BaseModel):
 
     id_width: int = Field(default=16, ge=1)
     """Width of an item-id embedding."""
-    id_rows: int = Field(default=1 << 15, ge=1)
-    """Rows of the hashed id table; each id is the sum of two rows, so that two ids rarely look the same."""
+    id_rows: int = Field(default=1 << 15, ge=8, multiple_of=8)
+    """Most ids with an embedding of their own; when the table is full, those not named for longest lose theirs."""
+    id_admit_after: int = Field(default=2, ge=1)
+    """In how many batches an id has to be named before it gets an embedding of its own; until then it reads the one
+    that all newcomers share."""
     content_width: int = Field(default=64, ge=1)
     """Width that the stored vectors are projected to."""
     refresh_projection: bool = True
@@ -32,10 +35,28 @@ class CiUBMConfig(BaseModel):
     """Similarity-weighted sum of the history's ids."""
     similarity_features: bool = True
     """Histogram and summaries of the similarities themselves."""
+    raw_similarities: bool = True
+    """Similarities of the stored vectors beside those of the projected ones."""
+    bilinear_interest: bool = False
+    """Summaries of a learned bilinear form of target and history content, beside their cosine."""
+    target_id: bool = True
+    """The target's own id embedding beside the interests."""
     target_content: bool = True
     """The target's own content beside the interests."""
     content_in_attention: bool = True
     """Let the target attention see the content similarity."""
+    numeric_bins: int = Field(default=0, ge=0)
+    """Bins per dense feature, at quantiles of the training rows; 0 takes the numbers as they are."""
+    numeric_width: int = Field(default=8, ge=1)
+    """Width of a binned feature's embedding."""
+    cross_layers: int = Field(default=0, ge=0)
+    """Layers of explicit feature crosses before the prediction layers."""
+    cross_rank: int = Field(default=32, ge=1)
+    """Rank of their matrices."""
+    heads: int = Field(default=1, ge=1)
+    """Prediction networks that share their matrices and are averaged."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of hidden units dropped in training."""
     recency_half_life_items: float = Field(default=8.0, gt=0)
     """After how many items a history item counts half in the recent similarity and the contrastive anchor."""
 
@@ -47,6 +68,7 @@ class CiUBMConfig(BaseModel):
                 self.content_interest,
                 self.fusion_interest,
                 self.similarity_features,
+                self.bilinear_interest,
                 self.target_content,
                 self.content_in_attention,
             )
@@ -60,6 +82,7 @@ class CiUBMConfig(BaseModel):
                     "content_interest",
                     "fusion_interest",
                     "similarity_features",
+                    "bilinear_interest",
                     "target_content",
                     "content_in_attention",
                 ),

@@ -26,6 +26,13 @@ class LearnReport:
     contrastive_loss: float | None
 
 
+def forget_rows(optimiser: torch.optim.SparseAdam, rows_N: Tensor) -> None:
+    """Rows that went to other ids start without the momentum of their former ones."""
+    for state in optimiser.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name][rows_N] = 0.0
+
+
 class NonFiniteLoss(ArithmeticError):
     """The loss is not a number any more; nothing was learned from this batch."""
 
@@ -39,7 +46,7 @@ class Learner:
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters = dense
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self._sparse = torch.optim.SparseAdam([self.model.id_table.weight], lr=config.id_learning_rate)
+        self._sparse = torch.optim.SparseAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
 
     def step(self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None) -> LearnReport:
         """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done."""
@@ -59,6 +66,7 @@ class Learner:
         torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
         self._dense.step()
         self._sparse.step()  # type: ignore[no-untyped-call]
+        forget_rows(self._sparse, model.id_table.admit(batch.hashes_U2))
         return LearnReport(
             probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
             loss=float(click_loss.detach()),

@@ -36,8 +36,10 @@ def batch_of(rows: list[Impression], known: Catalogue | None = None, *, length: 
 
 def model(config: CiUBMConfig = SMALL_MODEL, seed: int = 3) -> CiUBM:
     network = CiUBM(config, vector_width=DIM, seed=seed)
-    with torch.no_grad():  # the table starts small; make ids matter
-        network.id_table.weight.mul_(20)
+    network.id_table.admit(torch.from_numpy(catalogue().hashes(np.arange(20))))
+    with torch.no_grad():  # the table starts small and its rows equal; make ids matter
+        torch.nn.init.normal_(network.id_table.embedding.weight, std=0.05)
+        network.id_table.embedding.weight.mul_(20)
     return network.eval()
 
 
@@ -54,7 +56,7 @@ def test_interests_match_plain_loops() -> None:
     known, network = catalogue(), model()
     history, target = (3, 1, 2), 4  # oldest first
     seen: list[torch.Tensor] = []
-    network.head[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(batch_of([row(target, history)], known))
     features = seen[0][0].detach().numpy()
 
@@ -63,8 +65,7 @@ def test_interests_match_plain_loops() -> None:
         return projected / np.linalg.norm(projected)
 
     def identity(item: int) -> np.ndarray:
-        rows = known.hashes(np.array([item]))[0] % SMALL_MODEL.id_rows
-        return network.id_table.weight[torch.from_numpy(rows)].sum(0).detach().numpy()
+        return network.id_table(torch.from_numpy(known.hashes(np.array([item]))))[0].detach().numpy()
 
     newest_first = history[::-1]
     similarity = [float(content(item) @ content(target)) for item in newest_first]
@@ -74,7 +75,8 @@ def test_interests_match_plain_loops() -> None:
     for item, s, r in zip(newest_first, similarity, raw, strict=True):
         e, t = identity(item), identity(target)
         given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
-        attended += float(network.attention(torch.from_numpy(given)).detach()) * e
+        hidden = network.attention.activation(network.attention.first(torch.from_numpy(given)))
+        attended += float(network.attention.second(hidden).detach()) * e
     fusion = sum(s * identity(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
     interest = sum(s * content(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
 
@@ -116,7 +118,7 @@ def test_item_without_a_vector_adds_no_similarity() -> None:
     known.drop("i2")
     network = model()
     seen: list[torch.Tensor] = []
-    network.head[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(batch_of([row(4, (1, 2))], known))
     start = SMALL_MODEL.id_width * 3 + 3 + SMALL_MODEL.content_width
     histogram = seen[0][0, start : start + SMALL_MODEL.similarity_bins]
@@ -124,7 +126,17 @@ def test_item_without_a_vector_adds_no_similarity() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["id_interest", "content_interest", "fusion_interest", "similarity_features", "target_content"]
+    "part",
+    [
+        "id_interest",
+        "content_interest",
+        "fusion_interest",
+        "similarity_features",
+        "raw_similarities",
+        "target_content",
+        "target_id",
+        "content_in_attention",
+    ],
 )
 def test_every_part_can_be_switched_off(part: str) -> None:
     network = model(SMALL_MODEL.model_copy(update={part: False}))

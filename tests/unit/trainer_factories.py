@@ -53,7 +53,7 @@ def embedding(
     )
 
 
-SMALL_MODEL = CiUBMConfig(id_width=4, id_rows=64, content_width=DIM, hidden=(16,), attention_hidden=8)
+SMALL_MODEL = CiUBMConfig(id_width=4, id_rows=64, id_admit_after=1, content_width=DIM, hidden=(16,), attention_hidden=8)
 
 
 def small_config(**over: object) -> TrainerConfig:
