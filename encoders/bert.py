@@ -9,6 +9,7 @@ Source: BERT (arXiv 1810.04805); same layout and names as transformers' `BertMod
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ class Bert:
             for path in sorted(folder.glob("*.safetensors"))
             for name, tensor in load_file(path).items()
         }
-        self._weights = weights
+        self.weights = weights
+        """By name; whoever trains puts parameters in place of some of them."""
+        self.depth: int = config["num_hidden_layers"]
         self._heads: int = config["num_attention_heads"]
-        self._layers: int = config["num_hidden_layers"]
         self._epsilon: float = config["layer_norm_eps"]
         self.width: int = config["hidden_size"]
         self.longest: int = config["max_position_embeddings"]
@@ -51,15 +53,22 @@ class Bert:
 
     def __call__(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """(B, L, D) states of token ids; `mask_BL` is 1 where there is a token and 0 where there is padding."""
-        batch, length = ids_BL.shape
+        return self.layers(self.embed(ids_BL), mask_BL, range(self.depth))
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """(B, L, D) what the first layer is fed with."""
         states_BLD = (
-            F.embedding(ids_BL, self._weights["embeddings.word_embeddings.weight"])
-            + self._weights["embeddings.token_type_embeddings.weight"][0]
-            + self._weights["embeddings.position_embeddings.weight"][:length]
+            F.embedding(ids_BL, self.weights["embeddings.word_embeddings.weight"])
+            + self.weights["embeddings.token_type_embeddings.weight"][0]
+            + self.weights["embeddings.position_embeddings.weight"][: ids_BL.shape[1]]
         )
-        states_BLD = self._norm("embeddings.LayerNorm", states_BLD)
+        return self._norm("embeddings.LayerNorm", states_BLD)
+
+    def layers(self, states_BLD: Tensor, mask_BL: Tensor, numbers: range) -> Tensor:
+        """(B, L, D) states after these layers."""
+        batch, length = mask_BL.shape
         seen_B11L = mask_BL.bool()[:, None, None, :]
-        for number in range(self._layers):
+        for number in numbers:
             layer = f"encoder.layer.{number}"
             query_BHLd, key_BHLd, value_BHLd = (
                 self._linear(f"{layer}.attention.self.{part}", states_BLD)
@@ -77,9 +86,16 @@ class Bert:
             )
         return states_BLD
 
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights by name. Raises `ValueError` if one is not a weight of this model."""
+        for name, value in weights.items():
+            if name not in self.weights or self.weights[name].shape != value.shape:
+                raise ValueError(f"{name} is no weight of this tower")
+            self.weights[name] = value.to(self.weights[name])
+
     def _linear(self, name: str, inputs: Tensor) -> Tensor:
-        return F.linear(inputs, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+        return F.linear(inputs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     def _norm(self, name: str, inputs: Tensor) -> Tensor:
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return F.layer_norm(inputs, (self.width,), weight, bias, self._epsilon)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.digests import file_sha256, files_sha256
-from encoders.text import model_files
+from encoders.text import load_into, model_files
 from schemas.errors import Misconfigured
 
 _PICTURES_PER_PASS = {"cpu": 8}
@@ -27,6 +27,10 @@ class ImageTower(Protocol):
 
     def features(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(n, width) features in the order given."""
+        ...
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
         ...
 
 
@@ -53,8 +57,8 @@ class EfficientNetLite0:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         model = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         model.load_state_dict(state)
-        self._model: Any = _without_copies(_fold_batch_norms(model.eval())).requires_grad_(False)
-        self._model = self._model.to(device=self._device, memory_format=torch.channels_last)
+        network = _without_copies(_fold_batch_norms(model.eval())).requires_grad_(False)
+        self.network: Any = network.to(device=self._device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def features(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -62,10 +66,18 @@ class EfficientNetLite0:
         out = np.empty((len(pictures), self.width), dtype=np.float32)
         step = _PICTURES_PER_PASS.get(self._device.type, 64)
         for start in range(0, len(pictures), step):
-            batch = _to_tensor(pictures[start : start + step], self._device)
-            maps = self._model.extract_features((batch - 127.0) / 128.0)
+            batch = self.scaled(pictures[start : start + step])
+            maps = self.network.extract_features(batch)
             out[start : start + len(batch)] = maps.mean((2, 3)).cpu().numpy()
         return out
+
+    def scaled(self, pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """(n, 3, size, size) input of the network."""
+        return (_to_tensor(pictures, self._device) - 127.0) / 128.0
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        load_into(self.network, weights)
 
 
 def _to_tensor(pictures: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
@@ -112,7 +124,7 @@ class TransformersVision:
         except (OSError, ValueError, KeyError) as error:
             raise Misconfigured(f"image model in {folder} cannot be loaded: {error}") from error
         model = getattr(model, "vision_model", model)
-        self._model: Any = model.eval().requires_grad_(False).to(self._device)
+        self.network: Any = model.eval().requires_grad_(False).to(self._device)
         self.size = size or _declared_size(settings)
         mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1) * 255.0
@@ -121,15 +133,27 @@ class TransformersVision:
         self.width: int = self._forward([blank]).shape[1]
 
     def _forward(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        batch = (_to_tensor(pictures, self._device) - self._mean) / self._std
         with torch.inference_mode():
-            result = self._model(pixel_values=batch)
+            features: NDArray[np.float32] = self.pooled(self.scaled(pictures)).cpu().numpy()
+        return features
+
+    def scaled(self, pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """(n, 3, size, size) input of the network."""
+        return (_to_tensor(pictures, self._device) - self._mean) / self._std
+
+    def pooled(self, batch: torch.Tensor) -> torch.Tensor:
+        """(n, width) features of scaled pictures."""
+        result = self.network(pixel_values=batch)
         pooled = getattr(result, "pooler_output", None)
         if pooled is None:
             states = result.last_hidden_state
             pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
-        features: NDArray[np.float32] = pooled.flatten(1).float().cpu().numpy()
+        features: torch.Tensor = pooled.flatten(1).float()
         return features
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        load_into(self.network, weights)
 
     def features(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(n, width) features in the order given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from encoders.bert import Bert
 from encoders.digests import files_sha256
 from schemas.errors import Misconfigured
 
-_States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOKENS_PER_BATCH = 4096
 """Bound on padded tokens in one forward pass; keeps memory flat whatever the batch."""
 
@@ -33,11 +32,14 @@ class TextTower:
         try:
             config = json.loads((folder / "config.json").read_text())
             self._tokenizer = _load_tokenizer(folder)
-            self._states, self.width, longest = _load_model(folder, config, self._device)
+            self.model = _load_model(folder, config, self._device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise Misconfigured(f"text model in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
-        if max_tokens > longest:
-            raise Misconfigured(f"text model in {folder} reads {longest} tokens, the bundle asks for {max_tokens}")
+        self.width = self.model.width
+        if max_tokens > self.model.longest:
+            raise Misconfigured(
+                f"text model in {folder} reads {self.model.longest} tokens, the bundle asks for {max_tokens}"
+            )
         self._pad = int(config.get("pad_token_id") or 0)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
@@ -60,17 +62,29 @@ class TextTower:
         """(n, width) features in the order given."""
         out = np.empty((len(texts), self.width), dtype=np.float32)
         for rows in _by_length([len(text) for text in texts]):
-            longest = max(len(texts[row]) for row in rows)
-            ids = torch.full((len(rows), longest), self._pad, dtype=torch.long)
-            mask = torch.zeros((len(rows), longest), dtype=torch.long)
-            for at, row in enumerate(rows):
-                ids[at, : len(texts[row])] = torch.tensor(texts[row])
-                mask[at, : len(texts[row])] = 1
-            ids, mask = ids.to(self._device), mask.to(self._device)
-            hidden = self._states(ids, mask).float()
-            weights = mask.unsqueeze(-1).float()
-            out[rows] = ((hidden * weights).sum(1) / weights.sum(1)).cpu().numpy()
+            ids, mask = self.padded([texts[row] for row in rows])
+            out[rows] = mean_pool(self.model(ids, mask).float(), mask).cpu().numpy()
         return out
+
+    def padded(self, texts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, longest) token ids and mask on the tower's device."""
+        longest = max(len(text) for text in texts)
+        ids = torch.full((len(texts), longest), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(texts), longest), dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        return ids.to(self._device), mask.to(self._device)
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        self.model.load(weights)
+
+
+def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(n, width) mean over the real tokens."""
+    weights = mask.unsqueeze(-1).float()
+    return (states * weights).sum(1) / weights.sum(1)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -87,23 +101,42 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     return backend
 
 
-def _load_model(folder: Path, config: dict[str, Any], device: torch.device) -> tuple[_States, int, int]:
-    """The function from ids and mask to last hidden states, their width, and how many tokens it can read."""
-    if Bert.reads(config):
-        with torch.inference_mode():
-            bert = Bert(folder, device)
-        return bert, bert.width, bert.longest
-    from transformers import AutoModel  # seconds to import, and only other architectures need it
+class TransformersText:
+    """Last hidden states of any transformers text encoder."""
 
-    # safetensors only: a pickle would run code on loading
-    whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-    model = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from transformers import AutoModel  # seconds to import, and only other architectures need it
 
-    def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        # safetensors only: a pickle would run code on loading
+        whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        self.network: Any = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
+        self.width: int = self.network.config.hidden_size
+        self.longest: int = getattr(self.network.config, "max_position_embeddings", None) or 1 << 20
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(n, L, width) states of token ids."""
+        hidden: torch.Tensor = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden
 
-    return states, model.config.hidden_size, getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights by name."""
+        load_into(self.network, weights)
+
+
+def _load_model(folder: Path, config: dict[str, Any], device: torch.device) -> Bert | TransformersText:
+    if Bert.reads(config):
+        with torch.inference_mode():
+            return Bert(folder, device)
+    return TransformersText(folder, device)
+
+
+def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Replace some of a module's weights. Raises `ValueError` if one is not its own."""
+    own = network.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise ValueError(f"{name} is no weight of this tower")
+    network.load_state_dict(dict(weights), strict=False)
 
 
 def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -197,24 +197,23 @@ class CsftTrainer:
         """Each level's mean loss over all pairs (this worker's part of the sum), and their weighted sum."""
         config, plan = self.config, batch.plan
         positives = np.unique(plan.positives)
-        learned = np.unique(np.concatenate([batch.anchors_PA.ravel(), positives, batch.hard_P]))
+        # rows that today's heads make take part like all others; only what a slower encoder stored stands as it is
+        fresh = np.isin(plan.candidates, positives) | (self._momentum is None)
+        learned = np.unique(np.concatenate([batch.anchors_PA.ravel(), positives, batch.hard_P, plan.candidates[fresh]]))
         learned = learned[learned > 0]
-        views_U3D = self._views(learned)
+        views_U3D = self._views(self.fusion, learned)
 
         def position(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.minimum(np.searchsorted(learned, numbers), len(learned) - 1)
 
-        fresh = np.isin(plan.candidates, positives)
-        others = plan.candidates[~fresh]
-        others_K3D, log_weight = self._others(others, self.steps)
+        others_K3D, log_weight = self._stored(plan.candidates[~fresh])
         order = np.concatenate([np.flatnonzero(fresh), np.flatnonzero(~fresh)])
         fresh_rows = torch.from_numpy(position(plan.candidates[fresh]))
         candidates_K3D = torch.cat([views_U3D[fresh_rows], others_K3D])
         allowed_PK = torch.from_numpy(plan.allowed[:, order])
         strength = config.log_q_strength
         candidate_log_q = strength * torch.from_numpy(plan.log_q[order])
-        if log_weight is not None:
-            candidate_log_q[len(fresh_rows) :] -= log_weight
+        candidate_log_q[len(fresh_rows) :] -= log_weight
         positive_log_q = strength * torch.from_numpy(plan.positive_log_q)
 
         own = self._workers.share_of(len(plan.rows))
@@ -275,8 +274,11 @@ class CsftTrainer:
                 total = total + config.nested_level * loss
         return levels, total
 
-    def _views(self, items: NDArray[np.int64]) -> Tensor:
-        """(U, 3, D) views of items with gradient, some with a modality hidden; each worker computes its share."""
+    def _views(self, fusion: ItemFusion, items: NDArray[np.int64]) -> Tensor:
+        """(U, 3, D) views of items, some with a modality hidden; each worker computes its share.
+
+        All rows of a loss pass through the same noise: else it would tell positives from negatives by that.
+        """
         config = self.config
         drop = torch.rand(len(items), generator=self._dropping)
         rows = torch.from_numpy(items)
@@ -292,7 +294,7 @@ class CsftTrainer:
                 text_NR=given.text_NR * self._kept(len(items), given.text_NR.shape[1])[own],
                 image_NR=given.image_NR * self._kept(len(items), given.image_NR.shape[1])[own],
             )
-        views = self.fusion(given, drop_text_N=drop_text[own], drop_image_N=drop_image[own])
+        views = fusion(given, drop_text_N=drop_text[own], drop_image_N=drop_image[own])
         stacked = torch.stack([views.image_ND, views.title_ND, views.fused_ND], 1)
         return self._workers.gather(stacked, len(items))
 
@@ -301,15 +303,11 @@ class CsftTrainer:
         share = self.config.drop_features
         return (torch.rand(rows, width, generator=self._dropping) >= share).float() / (1 - share)
 
-    @torch.no_grad()
-    def _others(self, items: NDArray[np.int64], step: int) -> tuple[Tensor, Tensor | None]:
-        """(K, 3, D) views of window and bank items, without gradient, and the log weight of each by its age."""
+    def _stored(self, items: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """(K, 3, D) rows of the bank as the momentum encoder made them, and the log weight (K,) of each by its age."""
         if not len(items):
-            return torch.zeros(0, 3, self.fusion.dim), None
-        if self._momentum is None:
-            views = self.fusion(self._items.take(torch.from_numpy(items)))
-            return torch.stack([views.image_ND, views.title_ND, views.fused_ND], 1), None
-        vectors, ages = self._memory.bank.newest_rows(items, step=step)
+            return torch.zeros(0, 3, self.fusion.dim), torch.zeros(0)
+        vectors, ages = self._memory.bank.newest_rows(items, step=self.steps)
         log_weight = -np.log(2.0) * ages / self.config.bank_age_half_life_steps
         return (
             torch.from_numpy(vectors).view(len(items), 3, self.fusion.dim),
@@ -349,9 +347,8 @@ class CsftTrainer:
         usable = [pair for pair in pairs if self._numbers.has_vector(pair.row.item)]
         if not usable:
             return
-        rows = torch.tensor([pair.row.item for pair in usable])
-        views = self._momentum(self._items.take(rows))
-        vectors = torch.stack([views.image_ND, views.title_ND, views.fused_ND], 1).flatten(1).numpy()
+        rows = np.array([pair.row.item for pair in usable], np.int64)
+        vectors = self._views(self._momentum, rows).flatten(1).numpy()
         for pair, vector in zip(usable, vectors, strict=True):
             self._memory.bank.add(pair.take, step=self.steps, vector=vector)
 

@@ -73,7 +73,8 @@ class CsftConfig(BaseModel):
     bank_steps: int = Field(default=1_000, ge=1)
     """Oldest take in the bank, in steps."""
     bank_rows: Literal["projected", "stored"] = "projected"
-    """Whether bank items are projected with today's heads, or stand as a momentum encoder made them (MoCo)."""
+    """Whether bank items are projected with today's heads, which then learn from them too, or stand as a momentum
+    encoder made them (MoCo)."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
     """Share of the momentum encoder that stays at each step, where bank rows are stored."""
     bank_age_half_life_steps: float = Field(default=200.0, gt=0)

@@ -31,7 +31,7 @@ class ContrastivePlan:
     """(P, K) False where a candidate is the positive itself, the same content, something this user took, or something
     that was taken after the same search."""
     log_q: NDArray[np.float32]
-    """(K,) log of how likely the item was to be drawn."""
+    """(K,) log of the probability that the item is among the candidates."""
     positive_log_q: NDArray[np.float32]
     """(P,) the same for each positive."""
 
@@ -66,14 +66,19 @@ class TakeCounts:
         self._counts[item] += weight
         self._total += weight
 
-    def log_q(self, items: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Log of each item's share of the takes, smoothed by a tenth of an average item's count."""
+    def log_q(self, items: NDArray[np.int64], *, draws: int = 1) -> NDArray[np.float32]:
+        """Log of the probability that `draws` takes hold an item at least once, 1 - (1 - q)^draws.
+
+        q is the item's share of the takes, smoothed by a tenth of an average item's count. Candidates are distinct:
+        correcting by q alone would treat an item that comes up in every batch as if it stood there many times.
+        """
         if not self._total:
             return np.zeros(len(items), np.float32)
         inside = np.minimum(items, len(self._counts) - 1)
         counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
         one = 0.1 * self._total / max(int(np.count_nonzero(self._counts)), 1)
-        return np.log((counts + one) / (self._total + one)).astype(np.float32)
+        q = np.minimum((counts + one) / (self._total + one), 1 - 1e-9)
+        return np.log(-np.expm1(draws * np.log1p(-q))).astype(np.float32)
 
 
 class SpaceTimeSampler:
@@ -122,8 +127,8 @@ class SpaceTimeSampler:
             allowed=_allowed(batch, rows, candidates, catalogue)
             if self._masks
             else positives[:, None] != candidates[None, :],
-            log_q=counts.log_q(candidates),
-            positive_log_q=counts.log_q(positives),
+            log_q=counts.log_q(candidates, draws=len(drawn)),
+            positive_log_q=counts.log_q(positives, draws=len(drawn)),
         )
 
 

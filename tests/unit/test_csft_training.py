@@ -75,18 +75,44 @@ def test_the_bank_does_not_collapse_the_space_anywhere_in_the_documented_range(r
     assert shape.mean_pairwise_cosine < 0.3
 
 
-def test_gradient_reaches_queries_and_positives_and_not_the_bank():
+def trainer_of(config):
     _, fusion, items, numbers, pairs = world()
     trainer = CsftTrainer(
-        BASE, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
+        config, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
         hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable(items)), workers=Workers(),
     )  # fmt: skip
+    return trainer, fusion, items, pairs
+
+
+def test_gradient_reaches_queries_and_positives_and_not_a_stored_bank():
+    config = BASE.model_copy(update={"bank_rows": "stored", "momentum": 0.9, "anchor_drop": 0.0})
+    trainer, fusion, _, pairs = trainer_of(config)
+    seen = []
+    fusion.register_forward_hook(lambda module, args, views: seen.append((len(args[0]), views.fused_ND.requires_grad)))
+    for start in range(0, 96, 32):
+        report = trainer.step(pairs[start : start + 32])
+    # one pass of today's heads a step, over the batch's own items; the bank's rows come from the slower encoder
+    assert [graded for _, graded in seen] == [True, True, True]
+    assert report.candidates > 32 and all(p.grad is None for p in trainer._momentum.parameters())
+
+
+def test_a_projected_bank_learns_like_the_rest_of_the_batch():
+    trainer, fusion, _, pairs = trainer_of(BASE)
     seen = []
     fusion.register_forward_hook(lambda module, args, views: seen.append(views.fused_ND.requires_grad))
     for start in range(0, 96, 32):
-        trainer.step(pairs[start : start + 32])
-    # from the second step on there is a bank: one pass with gradient, one without
-    assert seen == [True, True, False, True, False]
+        report = trainer.step(pairs[start : start + 32])
+    assert seen == [True, True, True]
+    assert report.candidates > len({pair.row.item for pair in pairs[64:96]})
+
+
+def test_stored_rows_pass_through_the_noise_of_the_batch():
+    noisy = BASE.model_copy(update={"bank_rows": "stored", "drop_features": 0.5, "drop_image": 0.0, "drop_text": 0.0})
+    trainer, _, items, pairs = trainer_of(noisy)
+    trainer.step(pairs[:32])
+    stored, _ = trainer._memory.bank.newest_rows(np.array([pairs[31].row.item]), step=1)
+    clean = trainer._momentum(items.take(torch.tensor([pairs[31].row.item]))).fused_ND
+    assert not np.allclose(stored.reshape(3, -1)[2], clean.numpy()[0], atol=1e-3)
 
 
 def test_temperature_stays_inside_its_bounds():

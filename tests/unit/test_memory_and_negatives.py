@@ -132,6 +132,17 @@ def test_take_counts_forget_with_their_half_life() -> None:
     np.testing.assert_allclose(q, [(2 + smoothing) / (3 + smoothing), (1 + smoothing) / (3 + smoothing)], rtol=1e-6)
 
 
+def test_an_item_that_is_always_drawn_needs_no_correction() -> None:
+    counts = TakeCounts(1e12)
+    takes = np.random.default_rng(0).choice([1, 2, 3], p=[0.6, 0.3, 0.1], size=20_000)
+    for item in takes.tolist():
+        counts.add(item, DAY0)
+    drawn = np.random.default_rng(1).choice(takes, (4_000, 12))
+    seen = np.array([(drawn == item).any(1).mean() for item in (1, 2, 3)])
+    np.testing.assert_allclose(np.exp(counts.log_q(np.array([1, 2, 3]), draws=12)), seen, atol=0.12)
+    assert abs(counts.log_q(np.array([1]), draws=50)[0]) < 1e-6
+
+
 def test_take_counts_stay_finite_over_years() -> None:
     counts = TakeCounts(3600.0)
     for day in range(0, 4000, 7):
