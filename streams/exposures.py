@@ -54,7 +54,7 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Beh
     rows = data.interactions
     ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
     definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
-    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = _negatives(data, ts, seed)
+    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(data, ts, seed)
 
     take = np.flatnonzero(rows.taken)
     everything = np.arange(len(rows))
@@ -175,7 +175,11 @@ def id_prefix(data_name: str, seed: int) -> str:
     return hashlib.sha256(f"{data_name}\0{seed}".encode()).hexdigest()[:10]
 
 
-def _negatives(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
+def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
+    """Exposures that led to nothing: (user, item, second, row they stand beside, running number, where they come from).
+
+    `ts` are the seconds of the interactions. Rows are -1 - place where an exposure stands beside no interaction.
+    """
     rows = data.interactions
     none = np.zeros(0, np.int64)
     given = data.negatives

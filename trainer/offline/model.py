@@ -18,7 +18,7 @@ class CtrModel(Protocol):
     trials: Sequence[Mapping[str, Any]]
     """What tuning tries, four for every model; models without settings have one empty trial."""
     calibrated: bool
-    """Whether scores are probabilities; if not, only their order counts and log-loss, NE and calibration are left out."""
+    """Whether scores are probabilities; if not, only their order counts: no log-loss, NE or calibration."""
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
         """Learn. `validation` is for early stopping or calibration where it is given, and never the test span."""

@@ -10,10 +10,10 @@ from trainer.offline.model import CtrModel
 
 # name: "module:factory"; imported only when asked for, so that a missing optional package disturbs nobody else
 MODELS: dict[str, str] = {
-    "popularity": "trainer.offline.simple:Popularity",
-    "dense-only": "trainer.offline.simple:DenseOnly",
-    "category-affinity": "trainer.offline.simple:CategoryAffinity",
-    "content-knn": "trainer.offline.simple:ContentKnn",
+    "popularity": "trainer.offline.simple:popularity",
+    "dense-only": "trainer.offline.trees:DenseOnly",
+    "category-affinity": "trainer.offline.simple:category_affinity",
+    "content-knn": "trainer.offline.simple:content_knn",
     "logistic": "trainer.offline.linear:Logistic",
     "trees": "trainer.offline.trees:Trees",
 }

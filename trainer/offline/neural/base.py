@@ -1,0 +1,71 @@
+"""What all neural models of the comparison share: columns in, one training loop, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainer.numeric import NumericEmbedding
+from trainer.offline.data import CtrData
+from trainer.offline.neural.columns import ColumnBatches
+from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
+
+HISTORY_LENGTH = 50
+
+
+class NeuralModel:
+    """A `CtrModel` over a network. Trials mix fields of `FitSettings` with settings of the network itself."""
+
+    name = ""
+    calibrated = True
+    trials: Sequence[Mapping[str, Any]] = ({},)
+    fit_defaults: Mapping[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.network: nn.Module | None = None
+        self.report: FitReport | None = None
+
+    def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
+        """An untrained network; `settings` is what a trial says beyond `FitSettings`."""
+        raise NotImplementedError
+
+    def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
+        """Learn; where validation rows are given, the epoch that ranks them best is kept."""
+        names = {one.name for one in fields(FitSettings)}
+        chosen = {**self.fit_defaults, **trial}
+        settings = FitSettings(**{name: value for name, value in chosen.items() if name in names})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = self.build(
+                {name: value for name, value in chosen.items() if name not in names},
+                vector_width=train.items.vectors_EIV.shape[2],
+                dense_width=train.rows.dense_NF.shape[1],
+                seed=seed,
+            )
+            for module in self.network.modules():
+                if isinstance(module, NumericEmbedding):
+                    module.fit_bins(torch.from_numpy(train.rows.dense_NF))
+            self.report = self.learn(
+                ColumnBatches(train, history_length=HISTORY_LENGTH),
+                None if validation is None else ColumnBatches(validation, history_length=HISTORY_LENGTH),
+                settings,
+                seed=seed,
+            )
+
+    def learn(
+        self, train: ColumnBatches, validation: ColumnBatches | None, settings: FitSettings, *, seed: int
+    ) -> FitReport:
+        """Train the network that was built."""
+        assert self.network is not None
+        return fit(self.network, train, validation, settings, seed=seed)
+
+    def predict(self, data: CtrData) -> NDArray[np.float64]:
+        """Probabilities in the order of the rows."""
+        assert self.network is not None, "fit first"
+        return predict(self.network, ColumnBatches(data, history_length=HISTORY_LENGTH))

@@ -1,0 +1,170 @@
+"""DIN and what is usually added to it: content vectors beside the ids, and similarities beside those.
+
+Source: Deep Interest Network (arXiv 1706.06978): target attention without normalisation, over [h, t, h - t, h * t].
+Different here: the sum is divided by the root of the history's length, ids are admitted by count into a shared-row
+table, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
+
+Letters as in `trainer.ciubm`; X width of an item's representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.ciubm import CiUBM, CtrBatch, TargetAttention, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.config import CiUBMConfig
+from trainer.id_table import IdTable
+from trainer.numeric import NumericEmbedding
+from trainer.offline.neural.base import NeuralModel
+
+ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
+NUMERIC_BINS, NUMERIC_WIDTH = 24, 8
+HIDDEN = (96, 48)
+HALF_LIFE = 8.0
+"""Of the weight of an earlier history item, counted in items."""
+TRIALS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"group_weight": 0.5},
+    {"learning_rate": 1e-3, "epochs": 3},
+    {"dropout": 0.25},
+)
+"""The same four for every neural model: as it is, with a ranking term, slower and longer, with dropout."""
+
+
+class Tower(nn.Module):
+    """Normalised input, prediction layers, one logit."""
+
+    def __init__(self, width: int, *, hidden: tuple[int, ...] = HIDDEN, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList()
+        for size in hidden:
+            self.layers.append(nn.Sequential(nn.Linear(width, size), nn.PReLU(), nn.Dropout(dropout)))
+            width = size
+        self.last = nn.Linear(width, 1)
+
+    def hidden(self, input_BX: Tensor) -> list[Tensor]:
+        """Outputs of the prediction layers, first to last."""
+        outputs = []
+        flowing_BX = self.norm(input_BX)
+        for layer in self.layers:
+            flowing_BX = layer(flowing_BX)
+            outputs.append(flowing_BX)
+        return outputs
+
+    def forward(self, input_BX: Tensor) -> Tensor:
+        """Logits, shape (B, 1)."""
+        logits_B1: Tensor = self.last(self.hidden(input_BX)[-1])
+        return logits_B1
+
+
+class PeerNetwork(nn.Module):
+    """An id model with a place for what a peer adds: `extras` gives further inputs of the tower."""
+
+    def __init__(self, *, dense_width: int, extra_width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.id_table = IdTable(1 << 15, ID_WIDTH, admit_after=2)
+        self.numeric = NumericEmbedding(dense_width, bins=NUMERIC_BINS, width=NUMERIC_WIDTH)
+        self.attention = TargetAttention(ID_WIDTH, 0, ATTENTION_HIDDEN)
+        self.tower = Tower(2 * ID_WIDTH + self.numeric.width + extra_width, dropout=dropout)
+
+    def members(self, batch: CtrBatch) -> Tensor:
+        """Logits, shape (B, 1)."""
+        ids_UE = self.id_table(batch.hashes_U2)
+        target_BE = ids_UE.index_select(0, batch.target_B)
+        parts = [target_BE, self.numeric(batch.dense_BF), self.interest(batch, ids_UE, target_BE), *self.extras(batch)]
+        logits_B1: Tensor = self.tower(torch.cat(parts, dim=1))
+        return logits_B1
+
+    def interest(self, batch: CtrBatch, ids_UE: Tensor, target_BE: Tensor) -> Tensor:
+        """Target attention over the ids of the history, shape (B, E)."""
+        weight_BL = self.attention(ids_UE, batch.history_BL, target_BE)
+        history_BLE = gathered(ids_UE, batch.history_BL)
+        return weighted_sum(weight_BL, history_BLE) * length_scale(batch.history_BL > 0)
+
+    def extras(self, batch: CtrBatch) -> list[Tensor]:
+        """What the peer adds, shape (B, any) each."""
+        return []
+
+
+class VectorAttention(nn.Module):
+    """Target attention over projected content vectors: (target, interest), shape (B, C) each."""
+
+    def __init__(self, vector_width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(vector_width, CONTENT_WIDTH)
+        nn.init.orthogonal_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.attention = TargetAttention(CONTENT_WIDTH, 0, ATTENTION_HIDDEN)
+
+    def forward(self, batch: CtrBatch) -> tuple[Tensor, Tensor]:
+        """Items without a vector are zero rows and add nothing."""
+        content_UC = F.normalize(self.projection(batch.vectors_UV), dim=-1) * batch.has_vector_U[:, None]
+        target_BC = content_UC.index_select(0, batch.target_B)
+        weight_BL = self.attention(content_UC, batch.history_BL, target_BC)
+        history_BLC = gathered(content_UC, batch.history_BL)
+        return target_BC, weighted_sum(weight_BL, history_BLC) * length_scale(batch.history_BL > 0)
+
+
+class VectorDin(PeerNetwork):
+    """DIN with content vectors as a second field of every item, attended on its own; optionally similarities."""
+
+    def __init__(
+        self, *, vector_width: int, dense_width: int, similarities: bool = False, dropout: float = 0.0
+    ) -> None:
+        extra_width = 2 * CONTENT_WIDTH + (4 if similarities else 0)
+        super().__init__(dense_width=dense_width, extra_width=extra_width, dropout=dropout)
+        self.vectors = VectorAttention(vector_width)
+        self.similarities = similarities
+
+    def extras(self, batch: CtrBatch) -> list[Tensor]:
+        """Target content, content interest, and the four summaries of the stored vectors' cosines."""
+        found = list(self.vectors(batch))
+        if self.similarities:
+            found.append(3 * summaries(*cosines(batch), HALF_LIFE))
+        return found
+
+
+def cosines(batch: CtrBatch) -> tuple[Tensor, Tensor]:
+    """Cosine of the stored vectors of target and history, 0 where unknown, and where it is known; both (B, L)."""
+    known_U = batch.has_vector_U
+    mask_BL = (batch.history_BL > 0) & known_U[batch.history_BL] & known_U[batch.target_B][:, None]
+    history_BLV = gathered(batch.vectors_UV, batch.history_BL)
+    return dots(history_BLV, batch.vectors_UV.index_select(0, batch.target_B)) * mask_BL, mask_BL
+
+
+class Din(NeuralModel):
+    """DIN over ids alone: the id-only form of CiUBM is one."""
+
+    name = "din"
+    trials: Sequence[Mapping[str, Any]] = TRIALS
+
+    def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
+        """The network."""
+        shape = {"numeric_bins": NUMERIC_BINS, "numeric_width": NUMERIC_WIDTH, "hidden": HIDDEN, **settings}
+        config = CiUBMConfig(**shape).without_content()
+        return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
+
+
+class DinVectors(NeuralModel):
+    """DIN with content vectors."""
+
+    name = "din-vectors"
+    trials: Sequence[Mapping[str, Any]] = TRIALS
+    similarities = False
+
+    def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
+        """The network."""
+        return VectorDin(vector_width=vector_width, dense_width=dense_width, similarities=self.similarities, **settings)
+
+
+class DinSimilarities(DinVectors):
+    """DIN with content vectors and their similarities."""
+
+    name = "din-vectors-similarities"
+    similarities = True
