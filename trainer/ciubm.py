@@ -107,28 +107,28 @@ class CiUBM(nn.Module):
         ids_UE = self.id_table(batch.hashes_U2)
         mask_BL = batch.history_BL > 0
         target_BE = ids_UE.index_select(0, batch.target_B)
-        history_BLE = _rows(ids_UE, batch.history_BL)
+        history_BLE = gathered(ids_UE, batch.history_BL)
         dense_BX = self.numeric(batch.dense_BF) if config.numeric_bins else batch.dense_BF
         parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
         similarity_BL = raw_BL = None
         if config.uses_content:
             if content_UC is None:
                 content_UC = self.content(batch.vectors_UV, batch.has_vector_U)
-            history_BLC = _rows(content_UC, batch.history_BL)
+            history_BLC = gathered(content_UC, batch.history_BL)
             target_BC = content_UC.index_select(0, batch.target_B)
             mask_content_BL = (
                 mask_BL & batch.has_vector_U[batch.history_BL] & batch.has_vector_U[batch.target_B][:, None]
             )
             similarity_BL = dots(history_BLC, target_BC) * mask_content_BL
             if config.raw_similarities:
-                raw_BL = dots(_rows(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
+                raw_BL = dots(gathered(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
                 raw_BL = raw_BL * mask_content_BL
         if config.id_interest:
             extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
             weight_BL = self.attention(ids_UE, batch.history_BL, target_BE, extra)
-            parts.append(weighted_sum(weight_BL, history_BLE) * _scale(mask_BL))
+            parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
         if similarity_BL is not None:
-            scale_B1 = _scale(mask_content_BL)
+            scale_B1 = length_scale(mask_content_BL)
             if config.fusion_interest:
                 parts.append(weighted_sum(similarity_BL, history_BLE) * scale_B1)
             if config.content_interest:
@@ -137,10 +137,10 @@ class CiUBM(nn.Module):
                 for each_BL in (similarity_BL, raw_BL):
                     if each_BL is not None:
                         parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
-                        parts.append(3 * self._summaries(each_BL, mask_content_BL))
+                        parts.append(3 * summaries(each_BL, mask_content_BL, config.recency_half_life_items))
             if config.bilinear_interest:
                 learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
-                parts.append(3 * self._summaries(learned_BL, mask_content_BL))
+                parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
             if config.target_content:
                 parts.append(target_BC)
         logits_BK: Tensor = self.head(torch.cat(parts, dim=1))
@@ -148,20 +148,8 @@ class CiUBM(nn.Module):
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
         """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
-        weight_BL = self._recency(history_BL) * (history_BL > 0)
-        return F.normalize(weighted_sum(weight_BL, _rows(content_UC, history_BL)), dim=-1)
-
-    def _recency(self, history_BL: Tensor) -> Tensor:
-        steps_L = torch.arange(history_BL.shape[1], dtype=torch.float32, device=history_BL.device)
-        return torch.exp2(-steps_L / self.config.recency_half_life_items)
-
-    def _summaries(self, similarity_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Maximum, mean, recent mean and newest, shape (B, 4); padding counts nowhere."""
-        highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * mask_BL.any(1)
-        mean_B = similarity_BL.sum(1) / mask_BL.sum(1).clamp(min=1)
-        weight_BL = self._recency(similarity_BL) * mask_BL
-        recent_B = (similarity_BL * weight_BL).sum(1) / weight_BL.sum(1).clamp(min=1e-6)
-        return torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
+        weight_BL = _recency(history_BL, self.config.recency_half_life_items) * (history_BL > 0)
+        return F.normalize(weighted_sum(weight_BL, gathered(content_UC, history_BL)), dim=-1)
 
 
 class TargetAttention(nn.Module):
@@ -186,8 +174,8 @@ class TargetAttention(nn.Module):
         item_UH = ids_UE @ (of_item_HE + of_difference_HE).T
         target_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
         product_BEH = target_BE[:, :, None] * of_product_HE.T
-        hidden_BLH = _rows(item_UH, history_BL) + target_BH[:, None]
-        hidden_BLH = torch.baddbmm(hidden_BLH, _rows(ids_UE, history_BL), product_BEH)
+        hidden_BLH = gathered(item_UH, history_BL) + target_BH[:, None]
+        hidden_BLH = torch.baddbmm(hidden_BLH, gathered(ids_UE, history_BL), product_BEH)
         if extra:
             hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
         weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)
@@ -242,11 +230,26 @@ def tiers(similarity_BL: Tensor, mask_BL: Tensor, bins: int) -> Tensor:
     return torch.log1p(counts_BT.scatter_add_(1, tier_BL, mask_BL.float()))
 
 
-def _scale(mask_BL: Tensor) -> Tensor:
+def summaries(similarity_BL: Tensor, mask_BL: Tensor, half_life: float) -> Tensor:
+    """Maximum, mean, recent mean and newest, shape (B, 4); padding counts nowhere. `half_life` is in items."""
+    highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * mask_BL.any(1)
+    mean_B = similarity_BL.sum(1) / mask_BL.sum(1).clamp(min=1)
+    weight_BL = _recency(similarity_BL, half_life) * mask_BL
+    recent_B = (similarity_BL * weight_BL).sum(1) / weight_BL.sum(1).clamp(min=1e-6)
+    return torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
+
+
+def _recency(like_BL: Tensor, half_life: float) -> Tensor:
+    """Weights of history items by how far back they are, shape (L,)."""
+    steps_L = torch.arange(like_BL.shape[1], dtype=torch.float32, device=like_BL.device)
+    return torch.exp2(-steps_L / half_life)
+
+
+def length_scale(mask_BL: Tensor) -> Tensor:
     """One over the root of the history's length: sums of few and of many items stay comparable."""
     return mask_BL.sum(1, keepdim=True).clamp(min=1).float().rsqrt()
 
 
-def _rows(table_UX: Tensor, places_BL: Tensor) -> Tensor:
+def gathered(table_UX: Tensor, places_BL: Tensor) -> Tensor:
     """Rows of a table, shape (B, L, X): on a CPU the gradient of index_select costs half of that of plain indexing."""
     return table_UX.index_select(0, places_BL.reshape(-1)).reshape(*places_BL.shape, -1)

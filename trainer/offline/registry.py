@@ -16,6 +16,14 @@ MODELS: dict[str, str] = {
     "content-knn": "trainer.offline.simple:content_knn",
     "logistic": "trainer.offline.linear:Logistic",
     "trees": "trainer.offline.trees:Trees",
+    "ciubm": "trainer.offline.neural.ciubm:Ciubm",
+    "din": "trainer.offline.neural.din:Din",
+    "din-vectors": "trainer.offline.neural.din:DinVectors",
+    "din-vectors-similarities": "trainer.offline.neural.din:DinSimilarities",
+    "simtier": "trainer.offline.neural.simtier:SimTier",
+    "make": "trainer.offline.neural.simtier:Make",
+    "simtier-make": "trainer.offline.neural.simtier:SimTierMake",
+    "sa-ta": "trainer.offline.neural.sata:Sata",
 }
 
 

@@ -5,7 +5,7 @@ floor(10 cos) + 10 of 22 and feeds log(1 + count) times a learned scalar. MAKE t
 several epochs, then hands its interest, hidden outputs and logit to the id model, which is trained jointly for one.
 
 Different here: padded history is masked (in the authors' code zeros would land in a tier), the id model is the one of
-`trainer.offline.neural.din`, and vectors come from the encoder under comparison, not from a contrastive phase of theirs.
+`trainer.offline.neural.din`, and vectors come from the encoder under comparison, not from a contrastive phase apart.
 """
 
 from __future__ import annotations
