@@ -1,4 +1,4 @@
-"""Metrics: AUC, per-user AUC (GAUC), log-loss, and paired bootstrap over users."""
+"""Metrics: AUC, per-user AUC (GAUC), log-loss, NE, calibration, and paired bootstrap over users."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class UserAuc:
     def weighted(self) -> float:
         """GAUC: mean over users, weighted by impressions."""
         return float(np.average(self.auc, weights=self.impressions)) if len(self.auc) else float("nan")
+
+    @property
+    def unweighted(self) -> float:
+        """Plain mean over users."""
+        return float(self.auc.mean()) if len(self.auc) else float("nan")
 
 
 def auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
@@ -66,6 +71,42 @@ def log_loss(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> f
     """Mean binary cross-entropy in nats."""
     p = np.clip(probabilities, 1e-12, 1 - 1e-12)
     return float(-np.mean(np.where(labels == 1, np.log(p), np.log1p(-p))))
+
+
+def normalised_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    """Log-loss over that of always predicting the share of positives: below 1 says something; NaN if one label only.
+
+    Source: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook (ADKDD 2014), section 2.
+    """
+    share = float(np.mean(labels)) if len(labels) else 0.0
+    if not 0 < share < 1:
+        return float("nan")
+    return log_loss(labels, probabilities) / -(share * np.log(share) + (1 - share) * np.log(1 - share))
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """A tenth of the impressions by predicted probability: what was predicted, what came."""
+
+    impressions: int
+    predicted: float
+    observed: float
+
+    def as_dict(self) -> dict[str, float | int]:
+        """For reports."""
+        return {"impressions": self.impressions, "predicted": self.predicted, "observed": self.observed}
+
+
+def calibration(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], *, bins: int = 10
+) -> list[CalibrationBin]:
+    """Mean prediction and share of positives per decile of the predictions, lowest first; sizes differ by one."""
+    order = np.argsort(probabilities, kind="stable")
+    return [
+        CalibrationBin(len(part), float(probabilities[part].mean()), float(labels[part].mean()))
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
 
 
 @dataclass(frozen=True)

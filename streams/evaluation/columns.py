@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from streams.behaviour_spans import Span
 from streams.datasets import DAY_SECONDS, DataSet
+from streams.evaluation.facets import further_columns
 from streams.evaluation.protocols import Protocol
 from streams.exposures import defining_interactions, negatives_beside
 from trainer.catalogue import id_hashes
 from trainer.offline.buckets import RowFacts
 from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
+from trainer.offline.facets import Facet
 from trainer.offline.features import ItemFacts, Takes, features
 from trainer.offline.past import Past
 
@@ -84,7 +86,8 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         dense_NF=np.zeros((len(user), 0), np.float32),
         dense_names=(),
     )
-    facts_of_items = _item_facts(protocol, inferred_from)
+    facets, numbers = further_columns(data, folder)
+    facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
     dense, names = features(rows, histories, takes, facts_of_items, day_resolution=day_resolution)
     rows = replace(rows, dense_NF=dense, dense_names=names)
     age = (second - facts_of_items.published_I[item]).astype(float)
@@ -97,7 +100,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         has_history_N=length > 0,
         days_only=day_resolution,
     )
-    return Recorded(_item_columns(protocol), histories, rows, facts, log.held_out[item], drawn_from)
+    return Recorded(_item_columns(protocol, facts_of_items), histories, rows, facts, log.held_out[item], drawn_from)
 
 
 def _impressions(
@@ -134,7 +137,12 @@ def _ratings(data: DataSet, folder: Path, chosen: NDArray[np.bool_]) -> NDArray[
     return values[chosen]
 
 
-def _item_facts(protocol: Protocol, inferred_from: NDArray[np.bool_]) -> ItemFacts:
+def _item_facts(
+    protocol: Protocol,
+    inferred_from: NDArray[np.bool_],
+    facets: dict[str, Facet],
+    numbers: dict[str, NDArray[np.float64]],
+) -> ItemFacts:
     log, data = protocol.log, protocol.log.data
     inferred = np.zeros(len(data.item_ids) + 1, bool)
     inferred[log.item[inferred_from]] = True
@@ -144,7 +152,8 @@ def _item_facts(protocol: Protocol, inferred_from: NDArray[np.bool_]) -> ItemFac
         from_start_I=np.concatenate([[False], data.catalogue]),
         unpaired_I=log.held_out,
         category_I=_categories(data),
-        numbers_I=_numbers(data),
+        numbers_I=numbers,
+        facets=facets,
     )
 
 
@@ -166,12 +175,12 @@ def _numbers(data: DataSet) -> dict[str, NDArray[np.float64]]:
     return {"price": np.array(price, np.float64), "year": np.array(year, np.float64)}
 
 
-def _item_columns(protocol: Protocol) -> ItemColumns:
+def _item_columns(protocol: Protocol, facts: ItemFacts) -> ItemColumns:
     """Items without vectors. Attributes are standardised by the items that were published before the first row."""
     data = protocol.log.data
     records = data.records(0, len(data.item_ids))
     texts = ["", *(f"{record.title}. {record.text}".strip(". ") for record in records)]
-    columns: dict[str, NDArray[np.float64]] = dict(_numbers(data))
+    columns: dict[str, NDArray[np.float64]] = dict(facts.numbers_I)
     columns["title length"] = np.array([np.nan, *(np.log1p(len(record.title)) for record in records)])
     columns["text length"] = np.array([np.nan, *(np.log1p(len(one.text)) if one.text else np.nan for one in records)])
     known_then = protocol.log.published(protocol.encode)
@@ -190,7 +199,7 @@ def _item_columns(protocol: Protocol) -> ItemColumns:
         vectors_EIV=np.zeros((0, size, 0), np.float32),
         has_vector_EI=np.zeros((0, size), bool),
         hashes_I2=np.array([(0, 0), *(id_hashes(item) for item in data.item_ids)], np.int64),
-        category_I=_categories(data),
+        category_I=facts.category_I,
         attributes_IA=np.stack(list(attributes.values()), axis=1).astype(np.float32),
         attribute_names=tuple(attributes),
         titles=texts,

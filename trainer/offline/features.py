@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.offline.data import CtrData, Histories, ImpressionColumns
+from trainer.offline.facets import Facet
 from trainer.offline.past import Past
 
 HOUR, DAY = 3_600, 86_400
@@ -56,7 +57,9 @@ class ItemFacts:
     """Held-out items: in no pair."""
     category_I: NDArray[np.int64]
     numbers_I: dict[str, NDArray[np.float64]]
-    """Price and year by name, NaN where unknown."""
+    """Price, year and further ones by name, NaN where unknown."""
+    facets: dict[str, Facet]
+    """Section, colour, genres and the like, by name."""
 
 
 Columns = dict[str, NDArray[Any]]
@@ -224,6 +227,10 @@ def _one_pass(
         "category recent": summed(same_P * weight_P) / weight_N,
         "category newest": summed(same_P * (back_P == 0)),
     }
+    for name, facet in items.facets.items():
+        shared_P = facet.shared(target_P, history_P)
+        columns[f"{name} shared"] = summed(shared_P * weight_P) / weight_N
+        columns[f"{name} share"] = summed(shared_P) / np.maximum(summed(np.ones(len(row_P))), 1)
     for name, values_I in items.numbers_I.items():
         if np.isfinite(values_I).any():
             columns |= _number_against_history(

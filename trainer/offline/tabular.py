@@ -11,7 +11,8 @@ from trainer.offline.data import CtrData
 
 def tabular(data: CtrData) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Exactly the features that CiUBM gets, but for its tables of ids and the vectors themselves, whose place the
-    similarity columns take. Shape (N, F + A)."""
+    similarity columns take. Shape (N, F + A).
+    """
     attributes = data.items.attributes_IA[data.rows.item_N]
     names = (*data.rows.dense_names, *(f"target {name}" for name in data.items.attribute_names))
     return np.concatenate([data.rows.dense_NF, attributes], axis=1), names

@@ -1,0 +1,90 @@
+"""Metrics of one model's scores in one bucket, and intervals for it and against another model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.evaluation import (
+    MIN_IMPRESSIONS,
+    MIN_USERS,
+    Interval,
+    UserAuc,
+    auc,
+    calibration,
+    log_loss,
+    normalised_entropy,
+    user_auc,
+)
+
+ROUNDS = 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One model's scores of one bucket, as far as figures and intervals need them."""
+
+    figures: dict[str, Any]
+    """auc, gauc, gauc_unweighted, logloss, ne, impressions, users, calibration."""
+    per_user: UserAuc
+
+
+def judge(
+    users: NDArray[np.int64], labels: NDArray[np.int64], scores: NDArray[np.float64], *, calibrated: bool
+) -> Scored | None:
+    """All figures of a bucket; None where it has under 500 impressions or under 100 users with both labels."""
+    per_user = user_auc(users, labels, scores)
+    if len(labels) < MIN_IMPRESSIONS or len(per_user.auc) < MIN_USERS:
+        return None
+    figures: dict[str, Any] = {
+        "auc": auc(labels, scores),
+        "gauc": per_user.weighted,
+        "gauc_unweighted": per_user.unweighted,
+        "logloss": log_loss(labels, scores) if calibrated else None,
+        "ne": normalised_entropy(labels, scores) if calibrated else None,
+        "impressions": len(labels),
+        "users": len(per_user.auc),
+        "calibration": [one.as_dict() for one in calibration(labels, scores)] if calibrated else None,
+    }
+    return Scored(figures, per_user)
+
+
+class Bootstrap:
+    """Draws of the users of one bucket, the same for every model, so that models are compared user by user.
+
+    Source: percentile interval of the bootstrap over users (Efron and Tibshirani, 1993).
+    """
+
+    def __init__(self, per_user: UserAuc, *, rng: np.random.Generator, rounds: int = ROUNDS) -> None:
+        self._users = per_user.users
+        self._impressions = per_user.impressions.astype(np.float64)
+        n = len(self._users)
+        self._draws = rng.multinomial(n, np.full(n, 1 / n), size=rounds).astype(np.float32)
+        self._weights = self._draws @ self._impressions
+
+    def interval(self, one: UserAuc) -> tuple[float, float]:
+        """95 % interval of a GAUC."""
+        return self._percentiles(one.auc, one)
+
+    def difference(self, ours: UserAuc, theirs: UserAuc) -> Interval:
+        """GAUC of ours minus theirs with its 95 % interval."""
+        self._check(theirs)
+        low, high = self._percentiles(ours.auc - theirs.auc, ours)
+        return Interval(ours.weighted - theirs.weighted, low, high)
+
+    def _percentiles(self, values: NDArray[np.float64], of: UserAuc) -> tuple[float, float]:
+        self._check(of)
+        low, high = np.percentile(self._draws @ (values * self._impressions) / self._weights, [2.5, 97.5])
+        return float(low), float(high)
+
+    def _check(self, one: UserAuc) -> None:
+        if not np.array_equal(one.users, self._users):
+            raise ValueError("these figures are of other users than those that were drawn")
+
+
+def mean_over_seeds(seeds: list[UserAuc]) -> UserAuc:
+    """The AUC of each user, averaged over seeds of one model: what a comparison of models, not of seeds, looks at."""
+    return UserAuc(seeds[0].users, np.mean([one.auc for one in seeds], axis=0), seeds[0].impressions)
