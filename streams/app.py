@@ -14,8 +14,8 @@ from aiokafka import errors as aio_errors
 from faust.types import AppT, EventT
 
 from schemas.errors import Misconfigured
+from streams.agents.center import Center
 from streams.agents.flow import Flow
-from streams.agents.index_items import Center
 from streams.agents.item_streams import Report, index_items, retry_images
 from streams.broker import BrokerConfig
 from streams.delivery import Patience
@@ -56,14 +56,14 @@ def create_index_app(
         broker_session_timeout=config.session_timeout_seconds,
         broker_heartbeat_interval=config.session_timeout_seconds / 10,
         broker_request_timeout=max(90.0, config.session_timeout_seconds + 10),
-        broker_max_poll_records=config.batch_max_items * 4,
+        broker_max_poll_records=config.batch_max_items,
         consumer_group_instance_id=instance_id,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=broker.max_record_bytes + 65_536,
         key_serializer="raw",
         value_serializer="raw",
         stream_wait_empty=False,
-        stream_buffer_maxsize=config.batch_max_items * 4,
+        stream_buffer_maxsize=config.batch_max_items * 2,
         table_standby_replicas=1,  # no table, but above 0 it selects the assignor that keeps topics together
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -74,12 +74,16 @@ def create_index_app(
         loop=asyncio.get_running_loop(),
     )
 
+    between_assignments = False
+
     def is_current(event: EventT[Any]) -> bool:
-        return bool(event.message.generation_id == app.consumer_generation_id)
+        return not between_assignments and bool(event.message.generation_id == app.consumer_generation_id)
 
     bind_agents(app, center, flow, topics=topics, is_current=is_current, on_report=on_report)
 
     async def on_revoked(sender: AppT, revoked: Any, **_: Any) -> None:
+        nonlocal between_assignments
+        between_assignments = True  # until the next assignment Faust's generation is still that of what was taken away
         flow.partitions_moved()
         try:  # a write under way must be over before somebody else may read its partition
             await asyncio.wait_for(center.writing.acquire(), REVOKE_PATIENCE_SECONDS)
@@ -88,6 +92,8 @@ def create_index_app(
         center.writing.release()
 
     async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
+        nonlocal between_assignments
+        between_assignments = False
         items, later = (
             sorted(tp.partition for tp in assigned if tp.topic == topics.full_name(name))
             for name in ("items", "items-retry")

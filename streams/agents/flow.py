@@ -34,9 +34,17 @@ class Flow:
         """Partitions are being handed out anew: what is in hand will be read again, here or elsewhere."""
         self._epoch += 1
 
-    def guard(self) -> Callable[[], Awaitable[None]]:
-        """A look before each write of what is in hand now. It raises `Fenced` once writing is no longer ours."""
-        epoch = self._epoch
+    @property
+    def epoch(self) -> int:
+        """How often partitions were handed out anew. Note it with what is read: it tells later whether that counts."""
+        return self._epoch
+
+    def guard(self, epoch: int | None = None) -> Callable[[], Awaitable[None]]:
+        """A look before each write of what was read in `epoch` (by default, of what is in hand now).
+
+        It raises `Fenced` once writing is no longer ours.
+        """
+        epoch = self._epoch if epoch is None else epoch
 
         async def check() -> None:
             if epoch != self._epoch:
@@ -46,11 +54,14 @@ class Flow:
         return check
 
     @asynccontextmanager
-    async def hand(self) -> AsyncIterator[None]:
-        """Work that a clean stop waits for. Once stopping has begun, new work waits here until it is cancelled."""
+    async def hand(self, epoch: int | None = None) -> AsyncIterator[None]:
+        """Work that a clean stop waits for. Once stopping has begun, new work waits here until it is cancelled.
+
+        `epoch` is that of reading it (by default, of now): being fenced because partitions moved since is no failure.
+        """
         if self._draining or self.failed.done():
             await asyncio.Event().wait()
-        epoch = self._epoch
+        epoch = self._epoch if epoch is None else epoch
         self._in_hand += 1
         self._idle.clear()
         try:

@@ -20,6 +20,15 @@ class IndexConfig(BaseModel):
     """Most records that are encoded and written together."""
     batch_within_seconds: float = Field(default=0.2, gt=0)
     """Longest wait for a batch to fill up."""
+    batches_ahead: int = Field(default=2, ge=0, le=16)
+    """Batches whose pictures and titles are decoded and encoded while an earlier one is written. 0: one after another.
+
+    Memory is bounded whatever the speed of the topic: a worker holds at most `batches_ahead` + 2 batches and three
+    more in Faust's buffers, so (`batches_ahead` + 5) times `batch_max_items` records and their decoded pictures, and
+    one fetch of each of its partitions.
+    """
+    cache_items: int = Field(default=10_000, ge=0)
+    """Vectors kept by content, so that what was encoded a moment ago is not encoded again; 4 bytes a dimension each."""
     prepare_threads: int = Field(default=2, ge=1, le=64)
     """Threads that decode pictures and tokenise titles."""
     field_map: dict[str, str] = Field(default_factory=dict)

@@ -14,55 +14,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Protocol
+from datetime import timedelta
 
 import numpy as np
 import structlog
 
 from encoders.base import Prepared
-from schemas.errors import BadMessage, ContentUnavailable, EncodingFailed, Reason, Unprocessable
+from schemas.errors import Unprocessable
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
 from schemas.letters import DeadLetter
-from streams.agents.index_config import IndexConfig, IndexReport
-from streams.agents.item_changes import ItemChange, SourceRecord, is_newer, last_words, read_change
-from streams.agents.item_encoding import ItemEncoding
-from streams.delivery import Patience, deliver, hold
-from streams.stores.dead_letters import DeadLetters
-from streams.stores.item_index import MAX_TITLE_CHARACTERS, ItemIndex, ItemRow
-from streams.stores.outbox import Outbox
+from streams.agents.center import Center, Guard
+from streams.agents.contents import Contents, look_at
+from streams.agents.index_config import IndexReport
+from streams.agents.item_changes import ItemChange, SourceRecord, is_newer, last_words
+from streams.agents.look_ahead import Ahead, Vector, is_complete, read_batch
+from streams.delivery import deliver, hold
+from streams.stores.item_index import MAX_TITLE_CHARACTERS, ItemRow
 
 log = structlog.get_logger()
-
-Guard = Callable[[], Awaitable[None]]
-"""Called right before a write; raises `Fenced` if this worker must not write any more."""
-
-
-class Fetch(Protocol):
-    """Gets a picture by its URL (`ImageFetcher.fetch`)."""
-
-    async def __call__(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
-        """Raises `ContentUnavailable` or `Unprocessable`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Center:
-    """What both agents of the item path work with."""
-
-    index: ItemIndex
-    outbox: Outbox
-    dead_letters: DeadLetters
-    encoding: ItemEncoding
-    fetch: Fetch
-    config: IndexConfig
-    max_record_bytes: int
-    patience: Patience
-    now: Callable[[], datetime]
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held from reading a row to having announced what replaced it."""
 
 
 @dataclass
@@ -70,7 +41,7 @@ class _Plan:
     """What a batch comes to, item by item."""
 
     rewrite: list[ItemRow] = field(default_factory=list)
-    encode: list[tuple[ItemChange, Prepared, float | None]] = field(default_factory=list)
+    encode: list[tuple[ItemChange, Prepared, float | None, Vector | None]] = field(default_factory=list)
     wait: list[tuple[ItemChange, float | None]] = field(default_factory=list)
     delete: list[str] = field(default_factory=list)
     stale: list[ItemRow] = field(default_factory=list)
@@ -78,21 +49,27 @@ class _Plan:
     letters: list[DeadLetter] = field(default_factory=list)
 
 
-async def index_batch(center: Center, records: Sequence[SourceRecord], guard: Guard) -> IndexReport:
+async def index_batch(
+    center: Center, records: Sequence[SourceRecord], guard: Guard, ahead: Ahead | None = None
+) -> IndexReport:
     """Bring the center up to date with a batch of `items`. When it returns, all records may be acknowledged.
+
+    `ahead` is what `look_ahead` found for just these records. It saves time and decides nothing: what was guessed
+    wrong, or not at all, is worked out here.
 
     Holds while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
     """
     started = time.monotonic()
-    plan = _Plan()
-    changes = _decode(center, records, plan)
+    ahead = read_batch(center, records) if ahead is None else ahead
+    plan = _Plan(letters=list(ahead.letters))
+    changes = ahead.changes
     newest = last_words(changes)
     held_seconds = 0.0
     encoded = 0
     async with center.writing:
         ids = [change.item_id for change in newest]
         rows = await hold(lambda: center.index.fetch(ids, pending=True), what="items.fetch", patience=center.patience)
-        await _decide(center, newest, rows, plan)
+        await _decide(center, newest, rows, ahead, plan)
         fresh = await _encode(center, plan)
         upserts = [*fresh, *plan.rewrite, *(_row(center, change, None, price) for change, price in plan.wait)]
         by_id = {change.item_id: change for change in newest}
@@ -133,26 +110,9 @@ async def index_batch(center: Center, records: Sequence[SourceRecord], guard: Gu
     return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
 
 
-def _decode(center: Center, records: Sequence[SourceRecord], plan: _Plan) -> list[ItemChange]:
-    changes: list[ItemChange] = []
-    now = center.now()
-    for record in records:
-        try:
-            changes.append(
-                read_change(
-                    record,
-                    now=now,
-                    max_bytes=center.max_record_bytes,
-                    max_ahead=timedelta(seconds=center.config.max_ahead_seconds),
-                    field_map=center.config.field_map,
-                )
-            )
-        except BadMessage as error:
-            plan.letters.append(record.letter("decode", error, failed_at=now))
-    return changes
-
-
-async def _decide(center: Center, newest: Sequence[ItemChange], rows: dict[str, ItemRow], plan: _Plan) -> None:
+async def _decide(
+    center: Center, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Ahead, plan: _Plan
+) -> None:
     """Sort every item's change into the plan. One that turns out to be unusable gives way to the one before it."""
     waiting = list(newest)
     while waiting:
@@ -163,83 +123,41 @@ async def _decide(center: Center, newest: Sequence[ItemChange], rows: dict[str, 
                 plan.stale.append(row)
             elif change.item is None:
                 plan.delete.append(change.item_id)
-            elif row is not None and _is_complete(center, row, change.item):
+            elif row is not None and is_complete(center, row, change.item):
                 plan.rewrite.append(_rewritten(row, change, change.item))
             else:
                 to_encode.append((change, change.item, change.first_price(row)))
-        refused = await _prepare(center, to_encode, plan)
+        refused = await _prepare(center, to_encode, ahead, plan)
         waiting = [change.before for change in refused if change.before is not None]
 
 
-def _is_complete(center: Center, row: ItemRow, item: ItemPublished) -> bool:
-    """Whether the row's vector is the one that encoding `item` would give."""
-    return (
-        row.encoder_version == center.encoding.version
-        and row.content_hash == item.content_hash()
-        and row.has_image == bool(item.image or item.image_url)
-        and not row.is_pending
-    )
-
-
 async def _prepare(
-    center: Center, to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]], plan: _Plan
+    center: Center, to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]], ahead: Ahead, plan: _Plan
 ) -> list[ItemChange]:
-    """Get pictures and prepare. Returns the changes that are refused.
-
-    What an event carries itself must be whole, else the event is refused. Where only what its URL leads to is broken
-    or missing, the title is encoded and stays.
-    """
-    pictures = await asyncio.gather(*(_picture(center, item) for _, item, _ in to_encode))
+    """Get pictures and prepare, where that was not done ahead. Returns the changes that are refused."""
+    found = await asyncio.gather(*(_found(center, change, item, price, ahead) for change, item, price in to_encode))
     refused: list[ItemChange] = []
-    ready: list[tuple[ItemChange, ItemPublished, float | None, bytes | None]] = []
-    for (change, item, price), picture in zip(to_encode, pictures, strict=True):
-        if isinstance(picture, ContentUnavailable):
+    for (change, item, price), (contents, vector) in zip(to_encode, found, strict=True):
+        if contents.late:
             plan.retries.append(_first_retry(center, change, item))
-            if not _has_text(item):
-                plan.wait.append((change, price))
-                continue
-        elif isinstance(picture, Unprocessable):
-            plan.letters.append(change.record.letter("image", picture, failed_at=center.now()))
-            if not _has_text(item):
-                refused.append(change)
-                continue
-        ready.append((change, item, price, picture if isinstance(picture, bytes) else None))
-    prepared = await center.encoding.prepare([(item, price, picture) for _, item, price, picture in ready])
-    titles_only: list[tuple[ItemChange, ItemPublished, float | None]] = []
-    for (change, item, price, picture), outcome in zip(ready, prepared, strict=True):
-        if isinstance(outcome, Prepared):
-            plan.encode.append((change, outcome, price))
-            continue
-        plan.letters.append(change.record.letter(stage_of(outcome), outcome, failed_at=center.now()))
-        if picture is not None and item.image is None and _has_text(item):
-            titles_only.append((change, item, price))
-        else:
+        for stage, error in contents.wrong:
+            plan.letters.append(change.record.letter(stage, error, failed_at=center.now()))
+        if contents.prepared is not None:
+            plan.encode.append((change, contents.prepared, price, vector))
+        elif contents.wrong:
             refused.append(change)
-    again = await center.encoding.prepare([(item, price, None) for _, item, price in titles_only])
-    for (change, _, price), outcome in zip(titles_only, again, strict=True):
-        if isinstance(outcome, Prepared):
-            plan.encode.append((change, outcome, price))
         else:
-            refused.append(change)
+            plan.wait.append((change, price))
     return refused
 
 
-async def _picture(center: Center, item: ItemPublished) -> bytes | Unprocessable | ContentUnavailable | None:
-    if item.image is not None or item.image_url is None:
-        return item.image
-    try:
-        return await center.fetch(item.image_url, timeout_seconds=center.config.fetch_budget_seconds)
-    except (Unprocessable, ContentUnavailable) as error:
-        return error
-
-
-def stage_of(error: EncodingFailed) -> str:
-    """The stage that a failed preparation belongs to."""
-    return "image" if error.reason in (Reason.BAD_IMAGE, Reason.IMAGE_TOO_LARGE) else "encode"
-
-
-def _has_text(item: ItemPublished) -> bool:
-    return bool(item.title.strip() or item.text.strip())
+async def _found(
+    center: Center, change: ItemChange, item: ItemPublished, price: float | None, ahead: Ahead
+) -> tuple[Contents, Vector | None]:
+    guess = ahead.guesses.get((change.record.partition, change.record.offset))
+    if guess is not None and guess.price == price:
+        return guess.contents, guess.vector
+    return await look_at(center, item, price), None
 
 
 def _first_retry(center: Center, change: ItemChange, item: ItemPublished) -> ImageRetry:
@@ -252,7 +170,12 @@ def _first_retry(center: Center, change: ItemChange, item: ItemPublished) -> Ima
 
 
 async def _encode(center: Center, plan: _Plan) -> list[ItemRow]:
-    rows: list[ItemRow] = []
+    rows = [
+        _row(center, change, prepared, price, vector)
+        for change, prepared, price, vector in plan.encode
+        if vector is not None
+    ]
+    left = [(change, prepared, price) for change, prepared, price, vector in plan.encode if vector is None]
 
     async def encode(part: Sequence[tuple[ItemChange, Prepared, float | None]]) -> None:
         vectors = await center.encoding.encode([prepared for _, prepared, _ in part])
@@ -264,7 +187,7 @@ async def _encode(center: Center, plan: _Plan) -> list[ItemRow]:
     async def refuse(one: tuple[ItemChange, Prepared, float | None], error: Unprocessable) -> None:
         plan.letters.append(one[0].record.letter("encode", error, failed_at=center.now()))
 
-    await deliver(plan.encode, write=encode, quarantine=refuse, what="items.encode", patience=center.patience)
+    await deliver(left, write=encode, quarantine=refuse, what="items.encode", patience=center.patience)
     return rows
 
 
@@ -273,7 +196,7 @@ def _row(
     change: ItemChange,
     prepared: Prepared | None,
     first_price: float | None,
-    vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None = None,
+    vector: Vector | None = None,
 ) -> ItemRow:
     assert change.item is not None
     return ItemRow(

@@ -7,14 +7,18 @@ raised, or was stopped, before the event was written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from faust.types import EventT, StreamT
 
+from streams.agents.center import Center
 from streams.agents.flow import Flow, OrderedAcks
-from streams.agents.index_items import Center, index_batch
+from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord
+from streams.agents.look_ahead import Ahead, look_ahead, read_batch
 from streams.agents.retry_images import due_in_seconds, retry_image
 
 IsCurrent = Callable[[Any], bool]
@@ -36,19 +40,70 @@ def as_record(event: EventT[Any], topic: str) -> SourceRecord:
     )
 
 
+@dataclass(eq=False)
+class _Batch:
+    """Events on their way from the topic to the center."""
+
+    events: Sequence[EventT[Any]]
+    records: Sequence[SourceRecord]
+    epoch: int
+    ahead: Ahead
+    looking: asyncio.Task[None]
+    item_ids: frozenset[str]
+
+
 async def index_items(
     center: Center, flow: Flow, is_current: IsCurrent, on_report: Report, stream: StreamT[bytes]
 ) -> None:
-    """Handle publish, update and delete of `items`. One agent for all three: two would lose their order."""
+    """Handle publish, update and delete of `items`. One agent for all three: two would lose their order.
+
+    Batches are decided, written and acknowledged strictly one after another. Only what no order can change, decoding
+    and encoding, is done ahead for the next ones.
+    """
     config = center.config
-    async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
-        async with flow.hand():
-            current = [event for event in events if is_current(event)]
-            if not current:
-                continue
-            on_report(await index_batch(center, [as_record(event, "items") for event in current], flow.guard()))
-            for event in current:
-                await stream.ack(event)
+    room = asyncio.Semaphore(1 + config.batches_ahead)
+    line: deque[_Batch] = deque()
+    arrived = asyncio.Condition()
+
+    async def write(batch: _Batch) -> None:
+        await batch.looking
+        current = [event for event in batch.events if is_current(event)]
+        if batch.epoch != flow.epoch or not current:
+            return
+        whole = len(current) == len(batch.events)
+        records = batch.records if whole else [as_record(event, "items") for event in current]
+        guard = flow.guard(batch.epoch)
+        on_report(await index_batch(center, records, guard, batch.ahead if whole else None))
+        for event in current:
+            await stream.ack(event)
+
+    async def write_in_order() -> None:
+        while True:
+            async with arrived:
+                await arrived.wait_for(lambda: bool(line))
+            async with flow.hand(line[0].epoch):
+                await write(line[0])
+            line.popleft()
+            room.release()
+
+    writing = asyncio.ensure_future(write_in_order())
+    try:
+        await room.acquire()
+        async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
+            records = [as_record(event, "items") for event in events]
+            ahead = read_batch(center, records)
+            unwritten = frozenset().union(*(batch.item_ids for batch in line))
+            looking = asyncio.create_task(look_ahead(center, ahead, unwritten))
+            item_ids = frozenset(change.item_id for change in ahead.changes)
+            async with arrived:
+                line.append(_Batch(events, records, flow.epoch, ahead, looking, item_ids))
+                arrived.notify()
+            await room.acquire()
+    finally:
+        under_way = [writing, *(batch.looking for batch in line)]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def retry_images(

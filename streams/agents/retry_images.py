@@ -19,8 +19,9 @@ from encoders.base import Prepared
 from schemas.base import decode
 from schemas.errors import BadMessage, ContentUnavailable, EncodingFailed, Reason, Unprocessable
 from schemas.items import ImageRetry, SourceOffset
+from streams.agents.center import Center, Guard
+from streams.agents.contents import stage_of
 from streams.agents.index_config import RetryReport
-from streams.agents.index_items import Center, Guard, stage_of
 from streams.agents.item_changes import SourceRecord
 from streams.delivery import hold
 from streams.stores.item_index import ItemRow

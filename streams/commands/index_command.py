@@ -17,8 +17,8 @@ import structlog
 from encoders.base import Encoder
 from encoders.loading import load_encoder
 from schemas.errors import Misconfigured
+from streams.agents.center import Center
 from streams.agents.flow import Flow
-from streams.agents.index_items import Center
 from streams.agents.item_encoding import ItemEncoding
 from streams.app import create_index_app, run_app
 from streams.broker import broker_errors, make_producer
@@ -92,7 +92,7 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
         opened.push_async_callback(producer.stop)
         with broker_errors(settings.kafka):
             await producer.start()
-        encoding = ItemEncoding(encoder, prepare_threads=config.prepare_threads)
+        encoding = ItemEncoding(encoder, prepare_threads=config.prepare_threads, cache_items=config.cache_items)
         opened.callback(encoding.close)
         fetcher = await opened.enter_async_context(ImageFetcher(settings.images))
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))

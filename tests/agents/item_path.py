@@ -18,8 +18,9 @@ from encoders.base import ItemContent, Prepared
 from encoders.hashing import HashingEncoder
 from schemas.errors import ContentUnavailable, Unprocessable
 from schemas.items import ImageRetry
+from streams.agents.center import Center
 from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
-from streams.agents.index_items import Center, index_batch
+from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord
 from streams.agents.item_encoding import ItemEncoding
 from streams.agents.retry_images import retry_image
@@ -68,6 +69,7 @@ class ItemPath:
     """A center in memory, a clock to set, and a web of pictures."""
 
     config: IndexConfig = field(default_factory=IndexConfig)
+    cache_items: int = 0
     now: datetime = NOW
     web: dict[str, bytes | Unprocessable | ContentUnavailable] = field(default_factory=dict)
     index: Any = field(default_factory=lambda: InMemoryItemIndex(encoder_version=VERSION, dim=DIM))
@@ -82,7 +84,7 @@ class ItemPath:
             index=self.index,
             outbox=self.outbox,
             dead_letters=self.graveyard,
-            encoding=ItemEncoding(self.encoder, prepare_threads=2),
+            encoding=ItemEncoding(self.encoder, prepare_threads=2, cache_items=self.cache_items),
             fetch=self.fetch,
             config=self.config,
             max_record_bytes=100_000,

@@ -1,0 +1,44 @@
+"""What both agents of the item path work with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from streams.agents.index_config import IndexConfig
+from streams.agents.item_encoding import ItemEncoding
+from streams.delivery import Patience
+from streams.stores.dead_letters import DeadLetters
+from streams.stores.item_index import ItemIndex
+from streams.stores.outbox import Outbox
+
+Guard = Callable[[], Awaitable[None]]
+"""Called right before a write; raises `Fenced` if this worker must not write any more."""
+
+
+class Fetch(Protocol):
+    """Gets a picture by its URL (`ImageFetcher.fetch`)."""
+
+    async def __call__(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+        """Raises `ContentUnavailable` or `Unprocessable`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Center:
+    """What both agents of the item path work with."""
+
+    index: ItemIndex
+    outbox: Outbox
+    dead_letters: DeadLetters
+    encoding: ItemEncoding
+    fetch: Fetch
+    config: IndexConfig
+    max_record_bytes: int
+    patience: Patience
+    now: Callable[[], datetime]
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from reading a row to having announced what replaced it."""
