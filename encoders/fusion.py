@@ -6,7 +6,8 @@ Source: MIM (arXiv 2502.00321), figure 2b; tensor fusion after Zadeh et al. (arX
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +36,11 @@ class FusionInput:
     def __len__(self) -> int:
         return len(self.has_text_N)
 
+    @staticmethod
+    def concatenate(parts: Sequence[FusionInput]) -> FusionInput:
+        """Several as one."""
+        return FusionInput(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(FusionInput)))
+
     def take(self, rows: Tensor) -> FusionInput:
         """These rows, in this order."""
         return FusionInput(
@@ -45,6 +51,31 @@ class FusionInput:
             self.category_N2[rows],
             self.spline_NS[rows],
         )
+
+
+class ItemSource(Protocol):
+    """Items by number, frozen or not: `FusionInput`, or towers that learn (`encoders.tuning.TunedItems`)."""
+
+    @property
+    def has_text_N(self) -> Tensor:  # noqa: N802
+        """Which items have text."""
+        ...
+
+    @property
+    def has_image_N(self) -> Tensor:  # noqa: N802
+        """Which items have a picture."""
+        ...
+
+    @property
+    def category_N2(self) -> Tensor:  # noqa: N802
+        """Two hashes of each category; -1 where there is none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Tensor) -> FusionInput:
+        """These rows, in this order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +196,8 @@ class ItemFusion(nn.Module):
     def prepare(self, features: ItemFeatures) -> FusionInput:
         """The fixed part of the pass, which can be kept: principal components and interpolated attributes."""
         device = self.means_3D.device
-        text = F.normalize(torch.from_numpy(features.text_NT).to(device), dim=1)
-        image = F.normalize(torch.from_numpy(features.image_NI).to(device), dim=1)
+        text_NR = self.text_components(torch.from_numpy(features.text_NT).to(device))
+        image_NR = self.image_components(torch.from_numpy(features.image_NI).to(device))
         has_text = torch.from_numpy(features.has_text_N).to(device)
         has_image = torch.from_numpy(features.has_image_N).to(device)
         category = torch.from_numpy(features.category_N2).to(device)
@@ -180,13 +211,21 @@ class ItemFusion(nn.Module):
             )
         ]
         return FusionInput(
-            text_NR=((text - self.text_mean_T) @ self.text_basis_TR) * has_text[:, None],
-            image_NR=((image - self.image_mean_I) @ self.image_basis_IR) * has_image[:, None],
+            text_NR=text_NR * has_text[:, None],
+            image_NR=image_NR * has_image[:, None],
             has_text_N=has_text,
             has_image_N=has_image,
             category_N2=category,
             spline_NS=torch.cat(splines, 1),
         )
+
+    def text_components(self, text_NT: Tensor) -> Tensor:
+        """(N, R) principal components of features of the text tower."""
+        return (F.normalize(text_NT, dim=1) - self.text_mean_T) @ self.text_basis_TR
+
+    def image_components(self, image_NI: Tensor) -> Tensor:
+        """(N, R) principal components of features of the image tower."""
+        return (F.normalize(image_NI, dim=1) - self.image_mean_I) @ self.image_basis_IR
 
     def raw(
         self, items: FusionInput, *, drop_text_N: Tensor | None = None, drop_image_N: Tensor | None = None
@@ -234,7 +273,7 @@ class ItemFusion(nn.Module):
         self.means_3D.copy_(torch.where(counts > 0, momentum * self.means_3D + (1 - momentum) * means, self.means_3D))
 
     @torch.no_grad()
-    def embed(self, items: FusionInput, *, rows_per_pass: int = 4096) -> Views:
+    def embed(self, items: ItemSource, *, rows_per_pass: int = 4096) -> Views:
         """Views of all items, without gradient."""
         parts = [
             self(items.take(torch.arange(start, min(start + rows_per_pass, len(items)))))

@@ -141,9 +141,9 @@ class TransformersVision:
         """(n, 3, size, size) input of the network."""
         return (_to_tensor(pictures, self._device) - self._mean) / self._std
 
-    def pooled(self, batch: torch.Tensor) -> torch.Tensor:
-        """(n, width) features of scaled pictures."""
-        result = self.network(pixel_values=batch)
+    def pooled(self, batch: torch.Tensor, network: Any = None) -> torch.Tensor:
+        """(n, width) features of scaled pictures; `network` stands in for the tower's own while it is trained."""
+        result = (network or self.network)(pixel_values=batch)
         pooled = getattr(result, "pooler_output", None)
         if pooled is None:
             states = result.last_hidden_state

@@ -26,7 +26,7 @@ from encoders.image import EfficientNetLite0, ImageTower, TransformersVision, vi
 from encoders.multimodal import MultiModalEncoder
 from encoders.preprocess import ImageLimits, join_text
 from encoders.text import TextTower, text_model_sha256
-from encoders.trained import TrainedEncoder, TrainedManifest, is_trained, read_trained
+from encoders.trained import TrainedEncoder, TrainedManifest, is_trained, read_tower_weights, read_trained
 from schemas.errors import Misconfigured
 
 TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.2
@@ -84,6 +84,12 @@ def _trained_encoder(folder: Path, config: EncoderConfig) -> TrainedEncoder:
 def towers_of(manifest: TrainedManifest, folder: Path, config: EncoderConfig) -> MultiModalEncoder:
     """The towers below a trained fusion, with a fusion that nobody uses."""
     text, image = _text_tower(manifest.text, folder, config), _image_tower(manifest.image, folder, config)
+    further = read_tower_weights(folder, manifest)
+    try:
+        text.load(further.get("text", {}))
+        image.load(further.get("image", {}))
+    except ValueError as error:
+        raise Misconfigured(f"encoder bundle {folder}: trained tower weights do not fit: {error}") from None
     unused = FixedFusion(
         text=draw_projection(np.eye(2, text.width, dtype=np.float32), 2, seed=0),
         image=draw_projection(np.eye(2, image.width, dtype=np.float32), 2, seed=1),

@@ -35,7 +35,8 @@ class MultiModalEncoder:
                 f"{len(fusion.text.mean)} and {len(fusion.image.mean)}"
             )
         self._version = version
-        self._text, self._image, self._fusion, self._limits = text, image, fusion, limits
+        self.text, self.image = text, image
+        self._fusion, self._limits = fusion, limits
 
     @property
     def version(self) -> str:
@@ -50,18 +51,18 @@ class MultiModalEncoder:
     @property
     def tower_widths(self) -> tuple[int, int]:
         """Widths of the text and of the image features."""
-        return self._text.width, self._image.width
+        return self.text.width, self.image.width
 
     def tower_features(self, batch: Sequence[Prepared]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the towers make of a batch, before any fusion: (n, T) and (n, I), zero rows where there is nothing."""
-        text = np.zeros((len(batch), self._text.width), np.float32)
-        image = np.zeros((len(batch), self._image.width), np.float32)
+        text = np.zeros((len(batch), self.text.width), np.float32)
+        image = np.zeros((len(batch), self.image.width), np.float32)
         texts = [(row, item.tokens) for row, item in enumerate(batch) if item.tokens is not None]
         pictures = [(row, item.pixels) for row, item in enumerate(batch) if item.pixels is not None]
         if texts:
-            text[[row for row, _ in texts]] = self._text.features([tokens for _, tokens in texts])
+            text[[row for row, _ in texts]] = self.text.features([tokens for _, tokens in texts])
         if pictures:
-            image[[row for row, _ in pictures]] = self._image.features([pixels for _, pixels in pictures])
+            image[[row for row, _ in pictures]] = self.image.features([pixels for _, pixels in pictures])
         return text, image
 
     def prepare(self, content: ItemContent) -> Prepared:
@@ -69,11 +70,11 @@ class MultiModalEncoder:
 
         Raises `EncodingFailed`: `BAD_IMAGE`, `IMAGE_TOO_LARGE`, or `NO_CONTENT` if there is neither text nor picture.
         """
-        line = join_text(content, max_characters=_CHARACTERS_PER_TOKEN * self._text.max_tokens)
-        tokens = self._text.tokenize(line) if line else None
+        line = join_text(content, max_characters=_CHARACTERS_PER_TOKEN * self.text.max_tokens)
+        tokens = self.text.tokenize(line) if line else None
         pixels = None
         if content.image is not None:
-            pixels = decode_image(content.image, size=self._image.size, limits=self._limits)
+            pixels = decode_image(content.image, size=self.image.size, limits=self._limits)
         if tokens is None and pixels is None:
             raise EncodingFailed(Reason.NO_CONTENT, f"item {content.item_id!r} has neither text nor picture")
         return Prepared(tokens=tokens, pixels=pixels)
@@ -88,7 +89,7 @@ class MultiModalEncoder:
         return self._fusion(
             len(batch),
             np.array([row for row, _ in texts], dtype=np.intp),
-            self._text.features([tokens for _, tokens in texts]),
+            self.text.features([tokens for _, tokens in texts]),
             np.array([row for row, _ in pictures], dtype=np.intp),
-            self._image.features([pixels for _, pixels in pictures]),
+            self.image.features([pixels for _, pixels in pictures]),
         )

@@ -27,12 +27,13 @@ class TextTower:
     """
 
     def __init__(self, folder: Path, *, max_tokens: int, device: str = "cpu") -> None:
+        self.folder = folder
         self.max_tokens = max_tokens
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         try:
             config = json.loads((folder / "config.json").read_text())
             self._tokenizer = _load_tokenizer(folder)
-            self.model = _load_model(folder, config, self._device)
+            self.model = _load_model(folder, config, self.device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise Misconfigured(f"text model in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
         self.width = self.model.width
@@ -74,7 +75,7 @@ class TextTower:
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
-        return ids.to(self._device), mask.to(self._device)
+        return ids.to(self.device), mask.to(self.device)
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""

@@ -3,8 +3,9 @@
 ```text
 trained.json             towers (where, which SHA-256, how fed), shape of the fusion, version
 trained.safetensors      weights of heads and fusion
+towers.safetensors       weights of the towers that learned too; absent where only heads did
 training.json            what it learned from: span, offsets, parent, settings, metrics
-SHA256SUMS               of the three; `sha256sum -c SHA256SUMS` checks it too
+SHA256SUMS               of them all; `sha256sum -c SHA256SUMS` checks it too
 ```
 
 The version is a hash over weights, towers and preprocessing: it changes exactly if vectors may change. What it was
@@ -18,7 +19,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +44,7 @@ from schemas.errors import EncodingFailed, Misconfigured, Reason
 
 TRAINED = "trained.json"
 M = TypeVar("M", bound=BaseModel)
-_WEIGHTS, _TRAINING, _SUMS = "trained.safetensors", "training.json", "SHA256SUMS"
+_WEIGHTS, _TOWERS, _TRAINING, _SUMS = "trained.safetensors", "towers.safetensors", "training.json", "SHA256SUMS"
 
 
 class TrainingManifest(BaseModel):
@@ -93,6 +94,8 @@ class TrainedManifest(BaseModel):
     fusion: FusionConfig
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the weights' file."""
+    towers_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of the tower weights that were trained further; None where the towers are those of the packages."""
     version: str = ""
     """The address that the fields above come to."""
 
@@ -101,6 +104,8 @@ class TrainedManifest(BaseModel):
         content = self.model_dump(mode="json", exclude={"version": True})
         for part in ("text", "image"):
             content[part]["weights"] = content[part]["weights"]["sha256"]
+        if self.towers_sha256 is None:
+            del content["towers_sha256"]
         packed = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return f"csft{self.fusion.width}-{hashlib.sha256(packed.encode()).hexdigest()[:16]}"
 
@@ -176,20 +181,26 @@ def features_of(towers: MultiModalEncoder, batch: Sequence[Prepared]) -> ItemFea
 
 
 def write_trained(
-    folder: Path, *, towers: BundleManifest | TrainedManifest, fusion: ItemFusion, training: TrainingManifest
+    folder: Path,
+    *,
+    towers: BundleManifest | TrainedManifest,
+    fusion: ItemFusion,
+    training: TrainingManifest,
+    tower_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainedManifest:
-    """Write a trained bundle as `folder`, all of it or nothing. Raises `FileExistsError` if the folder is there."""
+    """Write a trained bundle as `folder`, all of it or nothing. Raises `FileExistsError` if the folder is there.
+
+    `tower_weights` are those that differ from the packages', named `text.…` and `image.…`.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; bundles are never changed, make a new one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     unfinished.mkdir()
     try:
-        weights = {
-            name: value.detach().cpu().contiguous().clone() for name, value in sorted(fusion.state_dict().items())
-        }
-        save_file(weights, unfinished / _WEIGHTS)
-        (unfinished / _WEIGHTS).chmod(0o644)
+        _save(fusion.state_dict(), unfinished / _WEIGHTS)
+        if tower_weights:
+            _save(tower_weights, unfinished / _TOWERS)
         manifest = TrainedManifest(
             text=towers.text,
             image=towers.image,
@@ -197,11 +208,13 @@ def write_trained(
             image_width=fusion.image_width,
             fusion=fusion.config,
             weights_sha256=file_sha256(unfinished / _WEIGHTS),
+            towers_sha256=file_sha256(unfinished / _TOWERS) if tower_weights else None,
         )
         manifest = manifest.model_copy(update={"version": manifest.address()})
         (unfinished / TRAINED).write_text(manifest.model_dump_json(indent=2) + "\n")
         (unfinished / _TRAINING).write_text(training.model_dump_json(indent=2) + "\n")
-        sums = [f"{file_sha256(unfinished / name)}  {name}\n" for name in (TRAINED, _WEIGHTS, _TRAINING)]
+        names = [TRAINED, _WEIGHTS, *([_TOWERS] if tower_weights else []), _TRAINING]
+        sums = [f"{file_sha256(unfinished / name)}  {name}\n" for name in names]
         (unfinished / _SUMS).write_text("".join(sums))
         if folder.exists():
             folder.rmdir()
@@ -210,6 +223,30 @@ def write_trained(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return manifest
+
+
+def _save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in sorted(weights.items())}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone, and installers keep modes
+
+
+def read_tower_weights(folder: Path, manifest: TrainedManifest) -> dict[str, dict[str, torch.Tensor]]:
+    """Tower weights that were trained further, by tower (`text`, `image`) and name; empty where none were.
+
+    Raises `Misconfigured` if they are damaged.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    if manifest.towers_sha256 is None:
+        return found
+    try:
+        if file_sha256(folder / _TOWERS) != manifest.towers_sha256:
+            raise Misconfigured(f"encoder bundle {folder}: {_TOWERS} is damaged (its SHA-256 is not the manifest's)")
+        for name, value in load_file(folder / _TOWERS).items():
+            tower, _, rest = name.partition(".")
+            found.setdefault(tower, {})[rest] = value
+    except (OSError, SafetensorError) as error:
+        raise Misconfigured(f"encoder bundle {folder}: cannot read {_TOWERS}: {error}") from None
+    return found
 
 
 def is_trained(folder: Path) -> bool:

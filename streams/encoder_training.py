@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from encoders.base import ItemContent
     from encoders.bundle import BundleManifest
     from encoders.config import EncoderConfig
+    from torch import Tensor
+
     from encoders.features import ItemFeatures
-    from encoders.fusion import ItemFusion
+    from encoders.fusion import ItemFusion, ItemSource
     from encoders.fusion_config import FusionConfig
     from encoders.multimodal import MultiModalEncoder
     from encoders.trained import TrainedManifest, TrainingManifest
+    from encoders.tuning import TunedTowers
+    from encoders.tuning_config import TuningConfig
     from streams.datasets import DataSet
     from streams.feature_cache import FeatureCache
 
@@ -50,16 +54,19 @@ class Workshop:
     def __init__(self, encoder: EncoderConfig, training: EncoderTrainingConfig) -> None:
         from encoders.bundle import DEFAULT_BUNDLE, read_bundle
         from encoders.loading import load_towers, towers_of
-        from encoders.trained import is_trained, read_trained
+        from encoders.trained import is_trained, read_tower_weights, read_trained
         from streams.feature_cache import FeatureCache
 
         bundle = DEFAULT_BUNDLE if encoder.bundle == "default" else Path(encoder.bundle)
         self.towers: MultiModalEncoder
         self.specs: BundleManifest | TrainedManifest
         self._parent_fusion: ItemFusion | None = None
+        self._tower_weights: dict[str, Tensor] = {}
         if is_trained(bundle):
             manifest, _, self._parent_fusion = read_trained(bundle)
             self.specs, self.towers = manifest, towers_of(manifest, bundle, encoder)
+            further = read_tower_weights(bundle, manifest)
+            self._tower_weights = {f"{side}.{name}": value for side in further for name, value in further[side].items()}
         elif encoder.text_model is not None or encoder.image_model is not None:
             raise Misconfigured(
                 "MIM_ENCODER__TEXT_MODEL and MIM_ENCODER__IMAGE_MODEL last only while a process runs; make a bundle of "
@@ -90,7 +97,24 @@ class Workshop:
         fusion.fit(features)
         return fusion
 
-    def write(self, fusion: ItemFusion, training: TrainingManifest, out: Path | None) -> tuple[Path, str]:
+    def items(
+        self, fusion: ItemFusion, features: ItemFeatures, contents: Sequence[ItemContent], tuning: TuningConfig
+    ) -> tuple[ItemSource, TunedTowers | None]:
+        """Items by number for training: from frozen features, or through the towers where these learn too."""
+        from encoders.tuning import TunedItems, TunedTowers
+        from streams.feature_cache import prepared
+        from trainer.csft_run import padded, with_padding
+
+        if tuning.layers == "heads":
+            return padded(fusion, features), None
+        towers = TunedTowers(self.towers, tuning)
+        with progress_bar("towers", len(contents)) as advance:
+            parts = prepared(self.towers, contents, on_progress=advance)
+            return TunedItems(fusion, with_padding(features), parts, towers), towers
+
+    def write(
+        self, fusion: ItemFusion, training: TrainingManifest, out: Path | None, *, towers: TunedTowers | None = None
+    ) -> tuple[Path, str]:
         """Write the bundle to `out`, or below the folder of encoders under its version; returns place and version.
 
         Raises `Misconfigured` if `out` is in use.
@@ -99,7 +123,9 @@ class Workshop:
 
         place = out or self._folder / f"new-{hashlib.sha256(training.model_dump_json().encode()).hexdigest()[:12]}"
         try:
-            manifest = write_trained(place, towers=self.specs, fusion=fusion, training=training)
+            # what an earlier training changed and this one did not touch goes on
+            weights = self._tower_weights | ({} if towers is None else towers.changes())
+            manifest = write_trained(place, towers=self.specs, fusion=fusion, training=training, tower_weights=weights)
         except FileExistsError as error:
             raise Misconfigured(f"--out: {error}") from None
         if out is None:
@@ -119,6 +145,9 @@ def towers_digest(specs: BundleManifest | TrainedManifest) -> str:
         specs.image.weights.sha256,
         specs.image.size,
     ]
+    further = getattr(specs, "towers_sha256", None)
+    if further is not None:
+        parts.append(further)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

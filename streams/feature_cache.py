@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -58,15 +58,13 @@ class FeatureCache:
         on_progress(len(contents) - len(missing))
         places = iter(missing.values())
         fresh: list[str] = []
-        with ThreadPoolExecutor(max_workers=2) as threads:
-            while chunk := list(islice(places, _ROWS_PER_PASS)):
-                prepared = list(threads.map(lambda place: _prepared(self._towers, contents[place]), chunk))
-                self._compute([keys[place] for place in chunk], prepared)
-                fresh += [keys[place] for place in chunk]
-                on_progress(len(chunk))
-                if len(fresh) >= _ROWS_PER_SHARD:
-                    self._write(fresh)
-                    fresh = []
+        for part in prepared(self._towers, [contents[place] for place in missing.values()], on_progress=on_progress):
+            chunk = [keys[place] for place in islice(places, len(part))]
+            self._compute(chunk, part)
+            fresh += chunk
+            if len(fresh) >= _ROWS_PER_SHARD:
+                self._write(fresh)
+                fresh = []
         if fresh:
             self._write(fresh)
         rows = [self._rows[key] for key in keys]
@@ -125,6 +123,22 @@ def content_key(content: ItemContent) -> str:
     picture = hashlib.sha256(content.image).hexdigest() if content.image else None
     parts = json.dumps([content.title, content.text, content.category, picture], ensure_ascii=False)
     return hashlib.sha256(parts.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def prepared(
+    towers: MultiModalEncoder,
+    contents: Sequence[ItemContent],
+    *,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[list[Prepared]]:
+    """Items as the towers want them, in parts. A picture that cannot be decoded counts as missing."""
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        for start in range(0, len(contents), _ROWS_PER_PASS):
+            part = list(
+                threads.map(lambda content: _prepared(towers, content), contents[start : start + _ROWS_PER_PASS])
+            )
+            yield part
+            on_progress(len(part))
 
 
 def _prepared(towers: MultiModalEncoder, content: ItemContent) -> Prepared:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from encoders.config import EncoderConfig
 from encoders.fusion_config import FusionConfig
+from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.agents.index_config import IndexConfig
 from streams.broker import BrokerConfig
@@ -59,6 +60,8 @@ class Settings(BaseSettings):
     """`mimstream csft`: how an encoder learns from behaviours."""
     fusion: FusionConfig = Field(default_factory=FusionConfig)
     """Shape of a newly trained encoder."""
+    tuning: TuningConfig = Field(default_factory=TuningConfig)
+    """Which layers of the towers learn in `pretrain` and `csft`."""
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     """`mimstream pretrain`: how an encoder learns from items alone."""
     encoders: EncoderTrainingConfig = Field(default_factory=EncoderTrainingConfig)

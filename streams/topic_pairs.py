@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from encoders.base import ItemContent
 from encoders.features import ItemFeatures
-from encoders.fusion import ItemFusion
+from encoders.fusion import Views
 from schemas.errors import Misconfigured
 from streams.consumers.csft_input import TopicContent
 from streams.encoder_training import Workshop
 from streams.feature_cache import content_key
 from trainer import health
 from trainer.csft_config import CsftConfig
-from trainer.csft_run import padded
 from trainer.numbering import FeatureNumbers
 from trainer.pairs import Pair, PairMiner, join_all
 from trainer.window import EventWindow
@@ -32,6 +31,8 @@ VALIDATION_SHARE = 0.1
 class TopicLog:
     """Pairs of the log in event-time order with the features of its items; queries stand among them as items do."""
 
+    contents: list[ItemContent]
+    """Items, then queries, as the features stand."""
     features: ItemFeatures
     numbers: FeatureNumbers
     usable: NDArray[np.bool_]
@@ -52,10 +53,11 @@ class TopicLog:
         items = len(contents)
         queries = _queries(read)
         asked = [ItemContent(title=query) if isinstance(query, str) else ItemContent(image=query) for query in queries]
-        features = workshop.features([*contents, *asked])
+        everything = [*contents, *asked]
+        features = workshop.features(everything)
         numbers = FeatureNumbers(
             [*(content.item_id for content in contents), *(f"\0query {place}" for place in range(len(queries)))],
-            [content_key(content) for content in [*contents, *asked]],
+            [content_key(content) for content in everything],
         )
         usable = np.arange(len(features) + 1) <= items
         usable[0] = False
@@ -70,7 +72,7 @@ class TopicLog:
                 f"the topics hold {read.behaviours_read} behaviours of {items} items, which make {len(pairs)} pairs of "
                 "something taken after something else; C-SFT needs at least 20"
             )
-        return TopicLog(features, numbers, usable, pairs)
+        return TopicLog(everything, features, numbers, usable, pairs)
 
     @property
     def _cut(self) -> int:
@@ -91,11 +93,10 @@ class TopicLog:
         """Event time of the last pair that was learned from."""
         return datetime.fromtimestamp(self.learned[-1].row.second, UTC)
 
-    def report(self, fusion: ItemFusion) -> dict[str, Any]:
+    def report(self, views: Views) -> dict[str, Any]:
         """Recall on the newest pairs, which were not learned from, and geometry."""
         from streams import encoder_report
 
-        views = fusion.embed(padded(fusion, self.features))
         fused = np.where(self.usable[:, None], views.fused_ND.numpy(), 0).astype(np.float32)
         held_back = [p for p in self.pairs[self._cut :] if all(self.usable[item] for item in p.anchor)]
         questions = _questions(held_back)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from encoders.fusion import FusionInput, ItemFusion, nested_unit
+from encoders.fusion import ItemFusion, ItemSource, nested_unit
 from trainer.csft_config import CsftConfig
 from trainer.gathering import Workers
 from trainer.impressions import Impression, Take
@@ -63,15 +63,16 @@ class _Batch:
 class CsftTrainer:
     """One model, its optimiser, its memory. `step` is the only verb that changes it; `snapshot` and `restore` resume.
 
-    `items` holds the features of all items by number (row 0 is padding) in memory of this process; `catalogue` says on
-    which of them to centre (by default all). Randomness is seeded by the configuration; no clock is read.
+    `items` holds the features of all items by number (row 0 is padding) in memory of this process, or makes them with
+    `towers` that learn too; `catalogue` says on which of them to centre (by default all). Randomness is seeded by the
+    configuration; no clock is read.
     """
 
     def __init__(
         self,
         config: CsftConfig,
         fusion: ItemFusion,
-        items: FusionInput,
+        items: ItemSource,
         numbers: ItemNumbers,
         *,
         total_steps: int,
@@ -79,9 +80,12 @@ class CsftTrainer:
         hard_negatives: HardNegatives,
         catalogue: NDArray[np.int64] | None = None,
         workers: Workers | None = None,
+        towers: nn.Module | None = None,
+        tower_learning_rate: float = 1e-4,
     ) -> None:
         self.config = config
         self.fusion = fusion
+        self.towers = towers
         self._items = items
         self._numbers = numbers
         self._total_steps = max(1, total_steps)
@@ -101,9 +105,15 @@ class CsftTrainer:
         self._momentum = _copy_of(fusion) if stored else None
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
         self._parameters = [p for p in fusion.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": self._parameters, "weight_decay": config.weight_decay}]
+        groups: list[dict[str, Any]] = [
+            {"params": self._parameters, "weight_decay": config.weight_decay, "peak": config.learning_rate}
+        ]
         if config.learn_temperature:
-            groups.append({"params": [self.log_temperature], "weight_decay": 0.0})
+            groups.append({"params": [self.log_temperature], "weight_decay": 0.0, "peak": config.learning_rate})
+        if towers is not None:
+            learning = [p for p in towers.parameters() if p.requires_grad]
+            groups.append({"params": learning, "weight_decay": config.weight_decay, "peak": tower_learning_rate})
+            self._parameters = [*self._parameters, *learning]
         self._optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
         self._rng = np.random.default_rng(config.seed)
         self._dropping = torch.Generator().manual_seed(config.seed)
@@ -189,7 +199,7 @@ class CsftTrainer:
         rising = min(1.0, (self.steps + 1) / max(1.0, warmup * self._total_steps))
         falling = 0.5 * (1 + np.cos(np.pi * max(0.0, (progress - warmup) / (1 - warmup))))
         for group in self._optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * rising * max(0.02, falling)
+            group["lr"] = group["peak"] * rising * max(0.02, falling)
 
     # ---- the loss ------------------------------------------------------------------------------------------------
 
@@ -352,6 +362,7 @@ class CsftTrainer:
         for pair, vector in zip(usable, vectors, strict=True):
             self._memory.bank.add(pair.take, step=self.steps, vector=vector)
 
+    @torch.no_grad()
     def finish(self) -> None:
         """Centre on the whole catalogue; nothing is learned after this."""
         if self.config.centred:
@@ -363,6 +374,7 @@ class CsftTrainer:
         """Everything that goes on changing: weights, optimiser, memory, randomness, step."""
         return {
             "fusion": deepcopy(self.fusion.state_dict()),
+            "towers": None if self.towers is None else _trained_state(self.towers),
             "momentum": None if self._momentum is None else deepcopy(self._momentum.state_dict()),
             "log_temperature": self.log_temperature.detach().clone(),
             "optimiser": deepcopy(self._optimiser.state_dict()),
@@ -375,6 +387,8 @@ class CsftTrainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Stand where `snapshot` was taken: what follows is the same to the last bit on the same machine."""
         self.fusion.load_state_dict(state["fusion"])
+        if self.towers is not None:
+            self.towers.load_state_dict(state["towers"], strict=False)
         if self._momentum is not None:
             self._momentum.load_state_dict(state["momentum"])
         with torch.no_grad():
@@ -392,6 +406,10 @@ def take_counts(takes: Sequence[Take]) -> TakeCounts:
     for take in takes:
         counts.add(take.item, take.second)
     return counts
+
+
+def _trained_state(towers: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in towers.named_parameters() if p.requires_grad}
 
 
 def _present(rows_ND: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from encoders.features import ItemFeatures
-from encoders.fusion import FusionInput, ItemFusion
+from encoders.fusion import FusionInput, ItemFusion, ItemSource
 from trainer.csft import CsftReport, CsftTrainer, take_counts
 from trainer.csft_config import CsftConfig
 from trainer.gathering import Workers
@@ -31,6 +32,11 @@ class CsftRun:
 
 def padded(fusion: ItemFusion, features: ItemFeatures) -> FusionInput:
     """The heads' input by item number: row 0 is padding."""
+    return fusion.prepare(with_padding(features))
+
+
+def with_padding(features: ItemFeatures) -> ItemFeatures:
+    """Features by item number: row 0 is an item without anything."""
     nothing = features.take(np.zeros(1, np.int64))
     empty = ItemFeatures(
         text_NT=np.zeros_like(nothing.text_NT),
@@ -41,13 +47,13 @@ def padded(fusion: ItemFusion, features: ItemFeatures) -> FusionInput:
         year_N=np.full(1, np.nan, np.float32),
         price_N=np.full(1, np.nan, np.float32),
     )
-    return fusion.prepare(ItemFeatures.concatenate([empty, features]))
+    return ItemFeatures.concatenate([empty, features])
 
 
 def learn(
     config: CsftConfig,
     fusion: ItemFusion,
-    items: FusionInput,
+    items: ItemSource,
     numbers: ItemNumbers,
     pairs: Sequence[Pair],
     *,
@@ -56,9 +62,12 @@ def learn(
     checkpoint: Callable[[dict[str, Any]], None] | None = None,
     resume_from: dict[str, Any] | None = None,
     workers: Workers | None = None,
+    towers: nn.Module | None = None,
+    tower_learning_rate: float = 1e-4,
 ) -> CsftRun:
-    """Train the fusion on the pairs. `usable` says per item number what may be drawn as a negative and is centred on.
+    """Train the fusion (and `towers`, where `items` come from them) on the pairs.
 
+    `usable` says per item number what may be drawn as a negative and is centred on.
     `checkpoint` is handed a snapshot after every epoch; `resume_from` goes on from one, to the same last bit.
     """
     per_epoch = -(-len(pairs) // config.batch_pairs)
@@ -74,6 +83,8 @@ def learn(
         hard_negatives=hard,
         catalogue=np.flatnonzero(usable),
         workers=workers,
+        towers=towers,
+        tower_learning_rate=tower_learning_rate,
     )
     order = np.random.default_rng([config.seed, 1])
     first = 0
@@ -97,7 +108,7 @@ def learn(
     return CsftRun(trainer.steps, len(pairs), last, float(np.mean(shares)) if shares else None)
 
 
-def _category_numbers(items: FusionInput) -> NDArray[np.int64]:
+def _category_numbers(items: ItemSource) -> NDArray[np.int64]:
     hashes = items.category_N2.numpy()
     _, numbers = np.unique(hashes[:, 0], return_inverse=True)
     return np.where(hashes[:, 0] >= 0, numbers.reshape(-1), -1)

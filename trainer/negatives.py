@@ -78,7 +78,7 @@ class TakeCounts:
         counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
         one = 0.1 * self._total / max(int(np.count_nonzero(self._counts)), 1)
         q = np.minimum((counts + one) / (self._total + one), 1 - 1e-9)
-        return np.log(-np.expm1(draws * np.log1p(-q))).astype(np.float32)
+        return np.asarray(np.log(-np.expm1(draws * np.log1p(-q))), np.float32)
 
 
 class SpaceTimeSampler:

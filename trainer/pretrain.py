@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from encoders.fusion import FusionInput, ItemFusion
+from encoders.fusion import ItemFusion, ItemSource
 from trainer.csft_config import PretrainConfig
 from trainer.losses import info_nce
 
@@ -30,16 +31,26 @@ class PretrainRun:
 def pretrain(
     config: PretrainConfig,
     fusion: ItemFusion,
-    items: FusionInput,
+    items: ItemSource,
     *,
     on_step: Callable[[int, int], None] = lambda step, total: None,
+    towers: nn.Module | None = None,
+    tower_learning_rate: float = 1e-4,
 ) -> PretrainRun:
-    """Train the heads on items (row 0 is padding) that have both a picture and a title; centre on all of them."""
+    """Train the heads (and `towers`, where `items` come from them) on items that have both a picture and a title.
+
+    Row 0 of the items is padding. Ends by centring on all of them.
+    """
     both = torch.nonzero(items.has_text_N & items.has_image_N).flatten().numpy()
     rng = np.random.default_rng(config.seed)
     per_epoch = len(both) // config.batch_items or int(len(both) >= 2)
     total = per_epoch * config.epochs
-    optimiser = torch.optim.AdamW(fusion.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": list(fusion.parameters()), "peak": config.learning_rate}]
+    if towers is not None:
+        learning = [p for p in towers.parameters() if p.requires_grad]
+        groups.append({"params": learning, "peak": tower_learning_rate})
+    learned = [p for group in groups for p in group["params"]]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses: list[float] = []
     step = 0
     for _ in range(config.epochs):
@@ -48,7 +59,7 @@ def pretrain(
         for start in range(per_epoch):
             rows = torch.from_numpy(order[start * config.batch_items : (start + 1) * config.batch_items])
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * 0.5 * (1 + np.cos(np.pi * step / total))
+                group["lr"] = group["peak"] * 0.5 * (1 + np.cos(np.pi * step / total))
             batch = items.take(rows)
             hide_text = torch.from_numpy(rng.random(len(rows)) < 0.5)
             whole = fusion(batch)
@@ -58,13 +69,14 @@ def pretrain(
             loss = alignment + config.missing_weight * again
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(fusion.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(learned, 5.0)
             optimiser.step()
             fusion.centre_on(batch, momentum=0.9)
             step += 1
             losses.append(float(alignment.detach()))
             on_step(step, total)
-    fusion.centre_on(items.take(torch.arange(1, len(items))))
+    with torch.no_grad():
+        fusion.centre_on(items.take(torch.arange(1, len(items))))
     return PretrainRun(step, len(both), float(np.mean(losses)) if losses else float("nan"))
 
 

@@ -17,8 +17,9 @@ from streams.encoder_training import Workshop, contents_of, progress_bar
 from streams.settings import Settings
 
 if TYPE_CHECKING:
-    from encoders.features import ItemFeatures
-    from encoders.fusion import ItemFusion
+    from encoders.fusion import ItemFusion, ItemSource
+    from encoders.tuning import TunedTowers
+    from encoders.tuning_config import TuningConfig
     from trainer.csft import CsftReport
     from trainer.csft_config import CsftConfig
     from trainer.csft_run import CsftRun
@@ -66,7 +67,6 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
     from streams.behaviour_spans import BehaviourLog
     from streams.datasets import open_data_set
     from streams.feature_cache import content_key
-    from trainer.csft_run import padded
     from trainer.numbering import FeatureNumbers
 
     data = open_data_set(options.data, attributes=("cold_holdout",))
@@ -79,8 +79,18 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
     known = behaviours.published(behaviours.learn)
     fusion = workshop.fusion(_shape(settings, config), features.take(np.flatnonzero(known[1:])), seed=config.seed)
     log.info("csft.started", data=data.name, items=len(contents), pairs=len(pairs), parent=workshop.parent)
-    trained = learn_pairs(config, fusion, features, numbers, pairs, usable=known & ~behaviours.held_out)
-    views = fusion.embed(padded(fusion, features))
+    items, towers = workshop.items(fusion, features, contents, settings.tuning)
+    trained = learn_pairs(
+        config,
+        fusion,
+        items,
+        numbers,
+        pairs,
+        usable=known & ~behaviours.held_out,
+        towers=towers,
+        tuning=settings.tuning,
+    )
+    views = fusion.embed(items)
     spans = {"validation": behaviours.validation} | ({"test": behaviours.test} if options.test else {})
     report: dict[str, Any] = {"data": data.name}
     for name, span in spans.items():
@@ -105,7 +115,10 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
         "pairs": len(pairs),
         "metrics": report["validation"],
     }
-    return _finish(options, workshop, config, fusion, trained, geometry_of=report["validation"], about=about) | report
+    finished = _finish(
+        options, workshop, config, fusion, trained, geometry_of=report["validation"], about=about, towers=towers
+    )
+    return finished | report
 
 
 def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftConfig) -> dict[str, Any]:
@@ -120,8 +133,12 @@ def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftCo
                          attribution_seconds=settings.trainer.attribution_seconds)  # fmt: skip
     fusion = workshop.fusion(_shape(settings, config), topics.features, seed=config.seed)
     log.info("csft.started", data="topics", items=len(topics.features), pairs=len(topics.pairs), parent=workshop.parent)
-    trained = learn_pairs(config, fusion, topics.features, topics.numbers, topics.learned, usable=topics.usable)
-    found = topics.report(fusion)
+    items, towers = workshop.items(fusion, topics.features, topics.contents, settings.tuning)
+    trained = learn_pairs(
+        config, fusion, items, topics.numbers, topics.learned, usable=topics.usable, towers=towers,
+        tuning=settings.tuning,
+    )  # fmt: skip
+    found = topics.report(fusion.embed(items))
     about = {
         "data": settings.topics.prefix,
         "first_event_at": topics.first_event_at,
@@ -132,7 +149,7 @@ def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftCo
         "pairs": len(topics.learned),
         "metrics": found,
     }
-    finished = _finish(options, workshop, config, fusion, trained, geometry_of=found, about=about)
+    finished = _finish(options, workshop, config, fusion, trained, geometry_of=found, about=about, towers=towers)
     return finished | {
         "data": settings.topics.prefix,
         "validation": found,
@@ -143,10 +160,18 @@ def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftCo
 
 
 def learn_pairs(
-    config: CsftConfig, fusion: ItemFusion, features: ItemFeatures, numbers: Any, pairs: list[Any], *, usable: Any
+    config: CsftConfig,
+    fusion: ItemFusion,
+    items: ItemSource,
+    numbers: Any,
+    pairs: list[Any],
+    *,
+    usable: Any,
+    towers: TunedTowers | None,
+    tuning: TuningConfig,
 ) -> CsftRun:
     """Train with a progress bar."""
-    from trainer.csft_run import learn, padded
+    from trainer.csft_run import learn
 
     steps = -(-len(pairs) // config.batch_pairs) * config.epochs
     with progress_bar("csft", steps) as advance:
@@ -156,7 +181,10 @@ def learn_pairs(
             if report.step % 50 == 0:
                 log.info("csft.step", step=report.step, of=total, loss=round(report.loss, 4), **_rounded(report.levels))
 
-        return learn(config, fusion, padded(fusion, features), numbers, pairs, usable=usable, on_step=on_step)
+        return learn(
+            config, fusion, items, numbers, pairs, usable=usable, on_step=on_step, towers=towers,
+            tower_learning_rate=tuning.learning_rate,
+        )  # fmt: skip
 
 
 def _finish(
@@ -168,6 +196,7 @@ def _finish(
     *,
     geometry_of: dict[str, Any],
     about: dict[str, Any],
+    towers: TunedTowers | None,
 ) -> dict[str, Any]:
     from encoders.trained import TrainingManifest
     from trainer.health import Geometry, collapse
@@ -203,7 +232,7 @@ def _finish(
             made_at=datetime.now(UTC),
             **about,
         )
-        place, version = workshop.write(fusion, manifest, options.out)
+        place, version = workshop.write(fusion, manifest, options.out, towers=towers)
         result |= {"bundle": str(place), "encoder_version": version}
     return result
 

@@ -35,7 +35,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Adapt an encoder to items and write its bundle; exit status 1 if the space collapsed."""
     from encoders.trained import TrainingManifest
     from trainer import health
-    from trainer.csft_run import padded
     from trainer.pretrain import pretrain
 
     started = time.monotonic()
@@ -48,10 +47,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise Misconfigured(f"{name} holds {len(contents)} items, pre-training needs at least 2")
     features = workshop.features(contents)
     fusion = workshop.fusion(settings.fusion, features, seed=config.seed)
-    items = padded(fusion, features)
+    items, towers = workshop.items(fusion, features, contents, settings.tuning)
     before = _geometry(fusion.embed(items))
     with progress_bar("pretrain", config.epochs * max(1, len(contents) // config.batch_items)) as advance:
-        trained = pretrain(config, fusion, items, on_step=lambda step, total: advance(1))
+        trained = pretrain(
+            config, fusion, items, on_step=lambda step, total: advance(1), towers=towers,
+            tower_learning_rate=settings.tuning.learning_rate,
+        )  # fmt: skip
     after = _geometry(fusion.embed(items))
     why = health.collapse(after, loss_share=None, cosine_limit=settings.csft.collapse_cosine, loss_limit=1.0)
     report: dict[str, Any] = {
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             metrics={key: report[key] for key in ("alignment_loss", "title_finds_image", "mean_pairwise_cosine")},
             made_at=datetime.now(UTC),
         )
-        place, version = workshop.write(fusion, manifest, options.out)
+        place, version = workshop.write(fusion, manifest, options.out, towers=towers)
         report |= {"bundle": str(place), "encoder_version": version}
     else:
         log.error("pretrain.collapsed", why=why, hint="lower MIM_PRETRAIN__LEARNING_RATE; no bundle was written")
