@@ -123,7 +123,7 @@ async def _decide(
                 plan.stale.append(row)
             elif change.item is None:
                 plan.delete.append(change.item_id)
-            elif row is not None and is_complete(center, row, change.item):
+            elif row is not None and is_complete(center, row, change, change.item):
                 plan.rewrite.append(_rewritten(row, change, change.item))
             else:
                 to_encode.append((change, change.item, change.first_price(row)))
@@ -222,7 +222,6 @@ def _rewritten(row: ItemRow, change: ItemChange, item: ItemPublished) -> ItemRow
         row,
         published_at=item.published_at,
         price=item.price,
-        first_price=change.first_price(row),
         source_partition=change.record.partition,
         source_offset=change.record.offset,
         produced_at_ms=change.record.timestamp_ms,

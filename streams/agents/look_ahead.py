@@ -97,15 +97,20 @@ async def look_ahead(center: Center, batch: Ahead, unwritten: Collection[str]) -
         batch.guesses[key] = replace(batch.guesses[key], vector=vector)
 
 
-def is_complete(center: Center, row: ItemRow, item: ItemPublished) -> bool:
-    """Whether the row's vector is the one that encoding `item` would give."""
+def is_complete(center: Center, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
+    """Whether the row's vector is the one that encoding `item` would give.
+
+    The price at first publish is part of what encoders may look at; it changes where an item was deleted and published
+    again within one batch, or had no price before.
+    """
     return (
         row.encoder_version == center.encoding.version
         and row.content_hash == item.content_hash()
         and row.has_image == bool(item.image or item.image_url)
+        and row.first_price == change.first_price(row)
         and not row.is_pending
     )
 
 
 def _is_settled(center: Center, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
-    return row is not None and (is_newer(row, change.record) or is_complete(center, row, item))
+    return row is not None and (is_newer(row, change.record) or is_complete(center, row, change, item))

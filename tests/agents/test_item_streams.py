@@ -3,80 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import faust
 import pytest
 
 from schemas.errors import Fenced
-from streams.agents.flow import Flow, OrderedAcks
+from streams.agents.flow import OrderedAcks
 from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
-from streams.app import bind_agents
-from streams.topics import TopicsConfig
 
-from .item_path import ItemPath, allowed, item, picture, retry_record
+from .item_path import ItemPath, item, picture, retry_record
+from .running_agent import running
 
 URL = "https://pictures.test/1.png"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-class Running:
-    """One agent under test."""
-
-    def __init__(self, path: ItemPath, flow: Flow) -> None:
-        self.path, self.flow = path, flow
-        self.reports: list[object] = []
-        self.acked: list[tuple[int, int]] = []
-        self.agent: Any = None
-
-    async def put(self, key: str | None, value: dict[str, Any] | bytes | None, **more: Any) -> None:
-        await self.agent.put(
-            json.dumps(value).encode() if isinstance(value, dict) else value,
-            key=key.encode() if key is not None else None,
-            **more,
-        )
-
-    async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not done():
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def running(
-    which: str,
-    path: ItemPath,
-    folder: Path,
-    *,
-    is_current: Callable[[Any], bool] = lambda event: True,
-    check_role: Any = allowed,
-) -> AsyncIterator[Running]:
-    flow = Flow(check_role=check_role)
-    run = Running(path, flow)
-    app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
-    agents = bind_agents(
-        app, path.center, flow, topics=TopicsConfig(), is_current=is_current, on_report=run.reports.append
-    )
-    agent = agents[0 if which == "items" else 1]
-    async with agent.test_context() as context:
-        run.agent = context
-        stream = context._stream
-        original = stream.ack
-
-        async def ack(event: Any) -> bool:
-            run.acked.append((event.message.partition, event.message.offset))
-            return bool(await original(event))
-
-        stream.ack = ack
-        yield run
-    flow.failed.cancel()
-    app.consumer._thread.thread_loop.close()  # made for a thread that no test starts
 
 
 async def test_publish_update_and_delete_of_one_key_are_handled_in_order(tmp_path: Path) -> None:
@@ -229,10 +171,16 @@ async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(tm
 
 async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
     path = ItemPath()
-    path.index.upsert = lambda rows: asyncio.Event().wait()
+    entered = asyncio.Event()
+
+    async def stuck(rows: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    path.index.upsert = stuck
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
-        await asyncio.sleep(0.5)
+        await asyncio.wait_for(entered.wait(), 10)
         assert not await run.flow.drain(0.1)
 
 

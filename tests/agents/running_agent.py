@@ -1,0 +1,71 @@
+"""The Faust agents of the item path, run on their local channels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import faust
+
+from streams.agents.flow import Flow
+from streams.app import bind_agents
+from streams.topics import TopicsConfig
+
+from .item_path import ItemPath, allowed
+
+
+class Running:
+    """One agent under test."""
+
+    def __init__(self, path: ItemPath, flow: Flow) -> None:
+        self.path, self.flow = path, flow
+        self.reports: list[object] = []
+        self.acked: list[tuple[int, int]] = []
+        self.agent: Any = None
+
+    async def put(self, key: str | None, value: dict[str, Any] | bytes | None, **more: Any) -> None:
+        await self.agent.put(
+            json.dumps(value).encode() if isinstance(value, dict) else value,
+            key=key.encode() if key is not None else None,
+            **more,
+        )
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not done():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(
+    which: str,
+    path: ItemPath,
+    folder: Path,
+    *,
+    is_current: Callable[[Any], bool] = lambda event: True,
+    check_role: Any = allowed,
+) -> AsyncIterator[Running]:
+    flow = Flow(check_role=check_role)
+    run = Running(path, flow)
+    app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
+    agents = bind_agents(
+        app, path.center, flow, topics=TopicsConfig(), is_current=is_current, on_report=run.reports.append
+    )
+    agent = agents[0 if which == "items" else 1]
+    async with agent.test_context() as context:
+        run.agent = context
+        stream = context._stream
+        original = stream.ack
+
+        async def ack(event: Any) -> bool:
+            run.acked.append((event.message.partition, event.message.offset))
+            return bool(await original(event))
+
+        stream.ack = ack
+        yield run
+    flow.failed.cancel()
+    app.consumer._thread.thread_loop.close()  # made for a thread that no test starts
