@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "record": "keep users' recent takes ready for serving",
     "pretrain": "adapt an encoder to the platform's own items, pictures to titles",
     "csft": "teach an encoder what users take next, against space-time negatives",
+    "evaluate": "compare models on a data-set folder, judged by what came later",
     "train": "learn CiUBM from the live click stream and release it",
     "serve": "answer scores and neighbours over HTTP",
     "replay": "publish a data-set folder through Kafka in event-time order",

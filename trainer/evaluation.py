@@ -81,7 +81,7 @@ def normalised_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.floa
     share = float(np.mean(labels)) if len(labels) else 0.0
     if not 0 < share < 1:
         return float("nan")
-    return log_loss(labels, probabilities) / -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    return log_loss(labels, probabilities) / float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,11 @@ EXPOSURE_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """All impressions from the first training row on, without vectors; rows and facts run in parallel."""
+    """Impressions of users with a history, from the first training row on, without vectors.
+
+    Of users without one no model of interests can say anything; what is compared is how models read histories. Rows and
+    facts run in parallel.
+    """
 
     items: ItemColumns
     """`vectors_EIV` has no versions yet."""
@@ -38,22 +42,23 @@ class Recorded:
     facts: RowFacts
     held_out_N: NDArray[np.bool_]
     """Rows of held-out items."""
+    only_cold: bool
+    """Only cold items are judged."""
+    without_history: int
+    """Impressions that were left out because their user had no history."""
     drawn_from: str | None
     """Where exposures that led to nothing come from, in words."""
 
     def learned_from(self, span: Span) -> NDArray[np.bool_]:
         """Rows of a span that models learn from.
 
-        Not of held-out items, no re-takes (no drawn negative ever is one, so being one would be the label), and only of
-        users who have a history: what is compared is how models read it.
+        Not of held-out items, and no re-takes: no drawn negative ever is one, so being one would be the label.
         """
-        return np.asarray(
-            span.holds(self.rows.second_N) & ~self.held_out_N & ~self.rows.retaken_N & self.facts.has_history_N
-        )
+        return np.asarray(span.holds(self.rows.second_N) & ~self.held_out_N & ~self.rows.retaken_N)
 
     def judged_by(self, span: Span) -> NDArray[np.bool_]:
-        """Rows of a span that models are scored on."""
-        return np.asarray(span.holds(self.rows.second_N))
+        """Rows of a span that models are scored on: all, or cold ones alone where the protocol says so."""
+        return np.asarray(span.holds(self.rows.second_N) & (self.facts.cold_N | (not self.only_cold)))
 
 
 def read_columns(protocol: Protocol, folder: Path) -> Recorded:
@@ -67,10 +72,14 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     taken = data.interactions.taken & ~_invisible(protocol)
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
     user, item, second, label, defines, drawn_from = _impressions(protocol, inferred_from)
+    length = Past(takes.user_T, takes.second_T).count(user, second)
+    kept = length > 0
+    without_history = int((~kept).sum())
+    user, item, second, length = user[kept], item[kept], second[kept], length[kept]
+    label, defines = label[kept], defines[kept]
     by_user = np.lexsort((takes.second_T, takes.user_T))
     histories = Histories(takes.item_T[by_user].astype(np.int32), takes.second_T[by_user])
     start = np.searchsorted(takes.user_T[by_user], user)
-    length = Past(takes.user_T, takes.second_T).count(user, second)
     everything = len(data.item_ids) + 1
     all_takes = data.interactions.taken
     mine = Past(log.user[all_takes] * everything + log.item[all_takes], log.ts[all_takes])
@@ -97,10 +106,18 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         takes_before_N=Past(takes.item_T, takes.second_T).count(item, second),
         cold_N=log.cold(protocol.test)[item],
         retaken_N=rows.retaken_N,
-        has_history_N=length > 0,
         days_only=day_resolution,
     )
-    return Recorded(_item_columns(protocol, facts_of_items), histories, rows, facts, log.held_out[item], drawn_from)
+    return Recorded(
+        _item_columns(protocol, facts_of_items),
+        histories,
+        rows,
+        facts,
+        log.held_out[item],
+        protocol.name == "cold",
+        without_history,
+        drawn_from,
+    )
 
 
 def _impressions(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -28,6 +27,11 @@ REFRESH_EPOCHS = 2
 """Passes over all pairs so far when an encoder is warm-started from the one before."""
 
 
+FOR_CLICK_MODELS = {"log_q_strength": 0.0, "temperature": 0.25, "learn_temperature": False}
+"""What differs from the settings of C-SFT where its vectors feed a click model: it learns popularity by itself, and
+needs the whole range of similarities rather than the nearest few. Chosen on validation spans."""
+
+
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """Unit rows per encoder version and item number; row 0 is padding."""
@@ -47,7 +51,7 @@ class EncoderSchool:
     shape: FusionConfig
     pretrain: PretrainConfig
 
-    def vectors(self, kind: VectorKind, seed: int, *, on_step: Callable[[int, int], None]) -> Vectors:
+    def vectors(self, kind: VectorKind, seed: int) -> Vectors:
         """Train what `kind` asks for and embed all items once per version.
 
         csft: C-SFT, warm-started for each later version. pretrained: pictures to titles only. frozen: tower features
@@ -62,7 +66,7 @@ class EncoderSchool:
         elif kind == "pretrained":
             found = [self._pretrained(features, seed)] * len(stops)
         else:
-            found = self._csft(features, stops, seed, on_step)
+            found = self._csft(features, stops, seed)
         found += found[-1:] * (len(self.protocol.encoder_stops) - len(found))
         vectors = np.stack(found) * has[:, None]
         if kind == "shuffled":
@@ -85,9 +89,7 @@ class EncoderSchool:
         pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, padded(fusion, before))
         return np.asarray(fusion.embed(padded(fusion, features)).fused_ND.numpy(), np.float32)
 
-    def _csft(
-        self, features: ItemFeatures, stops: tuple[int, ...], seed: int, on_step: Callable[[int, int], None]
-    ) -> list[NDArray[np.float32]]:
+    def _csft(self, features: ItemFeatures, stops: tuple[int, ...], seed: int) -> list[NDArray[np.float32]]:
         log = self.protocol.log
         fusion = self._fresh(features, seed)
         items = padded(fusion, features)
@@ -95,9 +97,8 @@ class EncoderSchool:
         pairs = log.pairs(Span(start, stops[-1]), self.numbers, history_length=self.csft.history_length, seed=0)
         found = []
         for version, stop in enumerate(stops):
-            config = self.csft.model_copy(
-                update={"seed": seed + 1_000 * version} | ({"epochs": REFRESH_EPOCHS} if version else {})
-            )
+            epochs = REFRESH_EPOCHS if version else self.csft.epochs
+            config = self.csft.model_copy(update=FOR_CLICK_MODELS | {"seed": seed + 1_000 * version, "epochs": epochs})
             seen = [pair for pair in pairs if pair.row.second < stop]
             learn(
                 config,
@@ -106,7 +107,6 @@ class EncoderSchool:
                 self.numbers,
                 seen,
                 usable=self._known(stop) & ~log.held_out,
-                on_step=lambda report, total: on_step(1, total),
             )
             fusion = copy.deepcopy(fusion)
             found.append(np.asarray(fusion.embed(items).fused_ND.numpy(), np.float32))

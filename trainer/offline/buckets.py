@@ -1,8 +1,4 @@
-"""Which impressions each reported bucket holds.
-
-Re-takes are in no bucket but their own, and so are impressions of users without history: about them no model of
-interests can say anything, and they would only pull every figure to the same middle.
-"""
+"""Which impressions each reported bucket holds. Re-takes are in no bucket but their own."""
 
 from __future__ import annotations
 
@@ -28,7 +24,6 @@ class RowFacts:
     cold_N: NDArray[np.bool_]
     """Held out, or not taken before the test span."""
     retaken_N: NDArray[np.bool_]
-    has_history_N: NDArray[np.bool_]
     days_only: bool
     """Only the day of each take is known, so no age is below a day but that of the first day."""
 
@@ -43,7 +38,7 @@ class RowFacts:
 
 def buckets(facts: RowFacts) -> dict[str, NDArray[np.bool_]]:
     """Rows per bucket, in the order in which they are reported."""
-    first = ~facts.retaken_N & facts.has_history_N
+    first = ~facts.retaken_N
     aged = first & ~np.isnan(facts.age_seconds_N)
     young = aged & ~facts.from_start_N
     age, taken = facts.age_seconds_N, facts.takes_before_N
@@ -59,6 +54,5 @@ def buckets(facts: RowFacts) -> dict[str, NDArray[np.bool_]]:
     for low, high in zip(POPULARITY_TIERS, (*POPULARITY_TIERS[1:], None), strict=True):
         name = f"taken_{low}_to_{high - 1}" if high is not None else f"taken_{low}_and_more"
         chosen[name] = first & (taken >= low) & (taken < (high or np.inf))
-    chosen["no_history"] = ~facts.retaken_N & ~facts.has_history_N
     chosen["retaken"] = facts.retaken_N
     return chosen

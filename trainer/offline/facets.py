@@ -33,6 +33,6 @@ class Facet:
         """Per pair of items: 1 or 0 for the same value, the cosine of their words."""
         if self.value_I is not None:
             value_P = self.value_I[one_P]
-            return ((value_P == self.value_I[other_P]) & (value_P > 0)).astype(np.float64)
+            return np.asarray((value_P == self.value_I[other_P]) & (value_P > 0), np.float64)
         assert self.words_IW is not None
-        return np.einsum("pw,pw->p", self.words_IW[one_P], self.words_IW[other_P]).astype(np.float64)
+        return np.asarray(np.einsum("pw,pw->p", self.words_IW[one_P], self.words_IW[other_P]), np.float64)

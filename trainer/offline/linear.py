@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import Misconfigured
 from trainer.offline.data import CtrData
 from trainer.offline.tabular import tabular, target_category
+
+_WIDEST = 8.0
+"""Standardised values are cut there: one odd price must not outweigh everything."""
 
 
 class Logistic:
@@ -21,24 +25,28 @@ class Logistic:
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
         """Learn to convergence; `seed` changes nothing."""
-        from sklearn.linear_model import LogisticRegression
-
+        try:
+            from sklearn.compose import ColumnTransformer
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import OneHotEncoder
+        except ImportError:
+            raise Misconfigured(f"model {self.name!r} needs scikit-learn: pip install 'mimstream[evaluate]'") from None
         columns, _ = tabular(train)
         self._mean, self._scale = columns.mean(0), columns.std(0)
         self._scale[self._scale < 1e-6] = 1.0
-        self._model = LogisticRegression(C=float(trial["c"]), max_iter=500)
+        category = [("category", OneHotEncoder(handle_unknown="ignore"), [columns.shape[1]])]
+        self._model = make_pipeline(
+            ColumnTransformer(category, remainder="passthrough", sparse_threshold=1.0),
+            LogisticRegression(C=float(trial["c"]), max_iter=1_000),
+        )
         self._model.fit(self._inputs(train), train.rows.label_N)
 
     def predict(self, data: CtrData) -> NDArray[np.float64]:
         """Probabilities."""
         return np.asarray(self._model.predict_proba(self._inputs(data))[:, 1], np.float64)
 
-    def _inputs(self, data: CtrData) -> Any:
-        from scipy.sparse import csr_matrix, hstack
-
+    def _inputs(self, data: CtrData) -> NDArray[np.float64]:
         columns, _ = tabular(data)
-        scaled = np.clip((columns - self._mean) / self._scale, -8, 8).astype(np.float64)
-        category, n = target_category(data), len(data)
-        size = int(data.items.category_I.max(initial=0)) + 1
-        one_hot = csr_matrix((np.ones(n), category, np.arange(n + 1)), shape=(n, size))
-        return hstack([csr_matrix(scaled), one_hot]).tocsr()
+        scaled = np.clip((columns - self._mean) / self._scale, -_WIDEST, _WIDEST)
+        return np.concatenate([scaled, target_category(data)[:, None]], axis=1).astype(np.float64)

@@ -21,10 +21,10 @@ class Trees:
     name = "trees"
     calibrated = True
     trials: Sequence[Mapping[str, Any]] = [
-        {"leaves": 15, "rounds": 200, "rate": 0.05, "leaf_rows": 100},
-        {"leaves": 31, "rounds": 300, "rate": 0.05, "leaf_rows": 100},
-        {"leaves": 63, "rounds": 400, "rate": 0.05, "leaf_rows": 50},
-        {"leaves": 31, "rounds": 800, "rate": 0.03, "leaf_rows": 200},
+        {"leaves": 7, "rounds": 200, "rate": 0.05, "leaf_rows": 200},
+        {"leaves": 15, "rounds": 300, "rate": 0.05, "leaf_rows": 100},
+        {"leaves": 31, "rounds": 400, "rate": 0.05, "leaf_rows": 100},
+        {"leaves": 63, "rounds": 600, "rate": 0.03, "leaf_rows": 200},
     ]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:

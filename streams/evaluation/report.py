@@ -1,0 +1,178 @@
+"""A study's report: Markdown, JSON, and one HTML page that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import Misconfigured
+
+SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken")
+_HEAD = ("model", "GAUC", "95 % interval", "unweighted", "AUC", "log-loss", "NE", "seeds")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; max-width: 1080px; margin: 2.5em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .2em .7em; text-align: right; }
+th { border-bottom: 1px solid #aab; } td:first-child, th:first-child { text-align: left; }
+tr:nth-child(even) td { background: #f5f7f9; } svg { max-width: 100%; height: auto; }
+"""
+
+Table = tuple[str, Sequence[str], list[list[str]]]
+"""Heading, column heads, cells."""
+
+
+def write_reports(document: dict[str, Any], out: Path) -> None:
+    """Write report.json, report.md and report.html. Raises `Misconfigured` if the folder cannot be written."""
+    try:
+        (out / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (out / "report.md").write_text(markdown(document), encoding="utf-8")
+        (out / "report.html").write_text(page(document), encoding="utf-8")
+    except OSError as error:
+        raise Misconfigured(f"the report cannot be written to {out} (--out): {error.strerror}") from None
+
+
+def statements(document: dict[str, Any]) -> list[str]:
+    """What was compared with what, in sentences."""
+    about = document["about"]
+    lines = [
+        f"Protocol {about['protocol']}, vectors {about['vectors']}: encoders learn from "
+        f"{about['spans']['encode']}, click models from {about['spans']['train']}, trials are compared on "
+        f"{about['spans']['validation']}, and after a refit on both {about['spans']['test']} is scored once.",
+        f"{about['versions']} encoder version(s); none saw anything of the rows that it serves or later.",
+        f"{about['rows']['train']:,} training, {about['rows']['validation']:,} validation and "
+        f"{about['rows']['test']:,} test impressions of users with a history; "
+        f"{about['rows']['without_history']:,} of users without one are left out. Held-out items and re-takes teach "
+        "nothing.",
+        f"Exposures that led to nothing: {about['negatives'] or 'as the set observed them'}.",
+        "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
+        "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",
+    ]
+    if document["too_small"]:
+        lines.append(
+            f"Not reported, under 500 impressions or 100 users with both labels: {', '.join(document['too_small'])}."
+        )
+    return lines
+
+
+def tables(document: dict[str, Any]) -> list[Table]:
+    """One table per bucket, then model against model, tuning, and cost."""
+    found: list[Table] = []
+    buckets = list(dict.fromkeys(row["bucket"] for row in document["means"]))
+    for bucket in [*(one for one in SHOWN if one in buckets), *(one for one in buckets if one not in SHOWN)]:
+        rows = sorted((row for row in document["means"] if row["bucket"] == bucket), key=lambda row: -row["gauc"])
+        title = f"{bucket}: {rows[0]['impressions']:,} impressions, {rows[0]['users']:,} users"
+        found.append((title, _HEAD, [_figures(row) for row in rows]))
+    paired = [row for row in document["paired"] if row["bucket"] in SHOWN]
+    if paired:
+        shown = [one for one in SHOWN if any(row["bucket"] == one for row in paired)]
+        at = {(row["model"], row["bucket"]): row for row in paired}
+        cells = [[model, *(_gain(at.get((model, one))) for one in shown)] for model in dict.fromkeys(k for k, _ in at)]
+        found.append((f"GAUC of {paired[0]['reference']} minus", ["model", *shown], cells))
+    trials = [
+        [model, json.dumps(row["trial"]), _number(row["gauc"]), "chosen" if row["chosen"] else ""]
+        for model, rows in document["tuning"].items()
+        for row in rows
+    ]
+    found.append(("Tuning: GAUC on the validation span", ["model", "trial", "GAUC", ""], trials))
+    cost = [[one["model"], f"{one['fit_seconds']:.1f}", f"{one['predict_seconds']:.1f}"] for one in document["cost"]]
+    found.append(("Cost per seed", ["model", "fit, s", "score the test span, s"], cost))
+    return found
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The whole report as Markdown."""
+    lines = [f"# {document['about']['data']}: {document['about']['protocol']}", ""]
+    lines += [f"- {one}" for one in statements(document)] + [""]
+    for title, head, rows in tables(document):
+        lines += [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+def page(document: dict[str, Any]) -> str:
+    """The whole report as one HTML page with plots."""
+    title = html.escape(f"{document['about']['data']}: {document['about']['protocol']}")
+    body = [f"<h1>{title}</h1>", "<ul>", *(f"<li>{html.escape(one)}</li>" for one in statements(document)), "</ul>"]
+    body += [_bars(document), _calibration(document)]
+    for heading, head, rows in tables(document):
+        cells = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+        heads = "".join(f"<th>{html.escape(one)}</th>" for one in head)
+        body.append(f"<h2>{html.escape(heading)}</h2><table><tr>{heads}</tr>{''.join(cells)}</table>")
+    return (
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    spread = f" ±{row['gauc_spread']:.3f}" if row["gauc_spread"] is not None else ""
+    return [
+        row["model"],
+        _number(row["gauc"]) + spread,
+        f"{_number(row['ci_low'])} to {_number(row['ci_high'])}",
+        *(_number(row[name]) for name in ("gauc_unweighted", "auc", "logloss", "ne")),
+        str(row["seeds"]),
+    ]
+
+
+def _gain(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _bars(document: dict[str, Any]) -> str:
+    """GAUC with intervals, bucket by bucket."""
+    means = document["means"]
+    shown = [one for one in SHOWN if any(row["bucket"] == one for row in means)]
+    figure, panels = _panels(len(shown), height=1.0 + 0.28 * len({row["model"] for row in means}))
+    for panel, bucket in zip(panels, shown, strict=True):
+        rows = sorted((row for row in means if row["bucket"] == bucket), key=lambda row: row["gauc"])
+        centre = [row["gauc"] for row in rows]
+        sides = [
+            [max(0.0, row["gauc"] - row["ci_low"]) for row in rows],
+            [max(0.0, row["ci_high"] - row["gauc"]) for row in rows],
+        ]
+        panel.errorbar(centre, range(len(rows)), xerr=sides, fmt="o", color="#0b6e99", ecolor="#9fb6c4", markersize=4)
+        panel.set_yticks(range(len(rows)), [row["model"] for row in rows], fontsize=7)
+        panel.axvline(0.5, color="#b0632a", linewidth=0.8)
+        panel.set_title(f"GAUC, {bucket}", fontsize=9)
+        panel.tick_params(axis="x", labelsize=7)
+    return _svg(figure)
+
+
+def _calibration(document: dict[str, Any]) -> str:
+    """Predicted against observed, first seed of each model."""
+    first: dict[str, list[dict[str, float]]] = {}
+    for row in document["calibration"]:
+        first.setdefault(row["model"], row["bins"])
+    if not first:
+        return ""
+    figure, (panel,) = _panels(1, height=4.0)
+    for model, bins in first.items():
+        panel.plot([one["predicted"] for one in bins], [one["observed"] for one in bins], marker=".", label=model)
+    top = max(one[name] for bins in first.values() for one in bins for name in ("predicted", "observed"))
+    panel.plot([0, top], [0, top], color="#8a8f98", linewidth=0.8)
+    panel.set_xlabel("predicted, by decile")
+    panel.set_ylabel("observed")
+    panel.legend(fontsize=7)
+    return _svg(figure)
+
+
+def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * max(1, count), height), layout="constrained")
+    return figure, list(figure.subplots(1, max(1, count), squeeze=False)[0])
+
+
+def _svg(figure: Any) -> str:
+    target = io.StringIO()
+    figure.savefig(target, format="svg")
+    text = target.getvalue()
+    return text[text.index("<svg") :]
