@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class EncoderConfig(BaseModel):
@@ -28,3 +32,7 @@ class EncoderConfig(BaseModel):
     """Threads that torch may use in this process; by default as many as there are cores."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?|mps)$")
     """Where the towers run."""
+    precision: Precision = "fp32"
+    """Arithmetic of the towers. Less than fp32 is another encoder version: its vectors differ by more than rounding."""
+    compile: bool = False
+    """Whether torch compiles the towers: faster on most devices after a start that takes up to a minute longer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.arithmetic import computing, sent
+from encoders.config import Precision
 from encoders.digests import file_sha256, files_sha256
 from encoders.text import load_into, model_files
 from schemas.errors import Misconfigured
@@ -38,15 +40,28 @@ class EfficientNetLite0:
     """EfficientNet-lite0, pre-trained on ImageNet; mean over the last feature map, 1280 features.
 
     Input is (rgb - 127) / 128, as it was trained. Batch normalisation is folded into the convolutions.
+
+    It computes in fp32 where bf16 is asked for: with 8 bits its features turn too far (lowest cosine to fp32 .99 on
+    product photos, where the text tower keeps .9999). With fp16 they keep .9999.
     """
 
     width = 1280
 
-    def __init__(self, weights: Path, *, sha256: str, size: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        weights: Path,
+        *,
+        sha256: str,
+        size: int,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
         from efficientnet_lite_pytorch import EfficientNet
 
         self.size = size
         self._device = torch.device(device)
+        self._precision: Precision = "fp32" if precision == "bf16" else precision
         found = file_sha256(weights)
         if found != sha256:
             raise Misconfigured(
@@ -59,17 +74,19 @@ class EfficientNetLite0:
         model.load_state_dict(state)
         network = _without_copies(_fold_batch_norms(model.eval())).requires_grad_(False)
         self.network: Any = network.to(device=self._device, memory_format=torch.channels_last)
+        maps = self.network.extract_features
+        self._maps: Any = torch.compile(maps, dynamic=True) if compiled else maps
 
     @torch.inference_mode()
     def features(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(n, 1280) features in the order given."""
-        out = np.empty((len(pictures), self.width), dtype=np.float32)
-        step = _PICTURES_PER_PASS.get(self._device.type, 64)
-        for start in range(0, len(pictures), step):
-            batch = self.scaled(pictures[start : start + step])
-            maps = self.network.extract_features(batch)
-            out[start : start + len(batch)] = maps.mean((2, 3)).cpu().numpy()
-        return out
+
+        def pooled(part: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+            with computing(self._device, self._precision):
+                maps: torch.Tensor = self._maps(self.scaled(part))
+            return maps.float().mean((2, 3))
+
+        return _in_passes(pictures, pooled, self._device, self.width)
 
     def scaled(self, pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """(n, 3, size, size) input of the network."""
@@ -82,7 +99,21 @@ class EfficientNetLite0:
 
 def _to_tensor(pictures: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
     """(n, 3, size, size) float32 in 0..255, channels last in memory."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float()
+    return sent(torch.from_numpy(np.stack(pictures)), device).permute(0, 3, 1, 2).float()
+
+
+def _in_passes(
+    pictures: Sequence[NDArray[np.uint8]],
+    pooled: Callable[[Sequence[NDArray[np.uint8]]], torch.Tensor],
+    device: torch.device,
+    width: int,
+) -> NDArray[np.float32]:
+    """(n, width) features, some pictures at a time; a GPU is waited for once, at the end."""
+    if not pictures:
+        return np.empty((0, width), np.float32)
+    step = _PICTURES_PER_PASS.get(device.type, 64)
+    parts = [pooled(pictures[start : start + step]) for start in range(0, len(pictures), step)]
+    return np.asarray(torch.cat(parts).cpu().numpy(), np.float32)
 
 
 def _fold_batch_norms(model: Any) -> Any:
@@ -114,10 +145,19 @@ def _without_copies(model: Any) -> Any:
 class TransformersVision:
     """Any transformers vision model in a local folder: its pooled output, else the mean over its last states."""
 
-    def __init__(self, folder: Path, *, size: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: int | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
         from transformers import AutoModel
 
         self._device = torch.device(device)
+        self._precision = precision
         try:
             model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
             settings = json.loads((folder / "preprocessor_config.json").read_text())
@@ -125,17 +165,14 @@ class TransformersVision:
             raise Misconfigured(f"image model in {folder} cannot be loaded: {error}") from error
         model = getattr(model, "vision_model", model)
         self.network: Any = model.eval().requires_grad_(False).to(self._device)
+        self._run: Any = torch.compile(self.network, dynamic=True) if compiled else self.network
         self.size = size or _declared_size(settings)
         mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1) * 255.0
         self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1) * 255.0
         blank = np.zeros((self.size, self.size, 3), dtype=np.uint8)
-        self.width: int = self._forward([blank]).shape[1]
-
-    def _forward(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            features: NDArray[np.float32] = self.pooled(self.scaled(pictures)).cpu().numpy()
-        return features
+            self.width: int = self.pooled(self.scaled([blank])).shape[1]
 
     def scaled(self, pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """(n, 3, size, size) input of the network."""
@@ -155,14 +192,15 @@ class TransformersVision:
         """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
         load_into(self.network, weights)
 
+    @torch.inference_mode()
     def features(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """(n, width) features in the order given."""
-        out = np.empty((len(pictures), self.width), dtype=np.float32)
-        step = _PICTURES_PER_PASS.get(self._device.type, 64)
-        for start in range(0, len(pictures), step):
-            part = pictures[start : start + step]
-            out[start : start + len(part)] = self._forward(part)
-        return out
+
+        def pooled(part: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+            with computing(self._device, self._precision):
+                return self.pooled(self.scaled(part), self._run)
+
+        return _in_passes(pictures, pooled, self._device, self.width)
 
 
 def _declared_size(settings: dict[str, Any]) -> int:

@@ -63,7 +63,7 @@ def load_towers(config: EncoderConfig) -> MultiModalEncoder:
     else:
         manifest, fusion, text, image = _with_other_towers(manifest, folder, config)
     return MultiModalEncoder(
-        version=manifest.version,
+        version=_version(manifest.version, config),
         text=text,
         image=image,
         fusion=fusion,
@@ -78,7 +78,13 @@ def _trained_encoder(folder: Path, config: EncoderConfig) -> TrainedEncoder:
             "MIM_ENCODER__IMAGE_MODEL"
         )
     manifest, _, fusion = read_trained(folder)
-    return TrainedEncoder(towers_of(manifest, folder, config), fusion, version=manifest.version, width=config.width)
+    towers = towers_of(manifest, folder, config)
+    return TrainedEncoder(towers, fusion, version=_version(manifest.version, config), width=config.width)
+
+
+def _version(version: str, config: EncoderConfig) -> str:
+    """Vectors of reduced precision are others than those of fp32 by more than rounding, so they do not mix."""
+    return version if config.precision == "fp32" else f"{version}-{config.precision}"
 
 
 def towers_of(manifest: TrainedManifest, folder: Path, config: EncoderConfig) -> MultiModalEncoder:
@@ -96,7 +102,7 @@ def towers_of(manifest: TrainedManifest, folder: Path, config: EncoderConfig) ->
         image_share=IMAGE_SHARE,
     )
     return MultiModalEncoder(
-        version=manifest.version,
+        version=_version(manifest.version, config),
         text=text,
         image=image,
         fusion=unused,
@@ -178,15 +184,30 @@ def _text_features(tower: TextTower, items: int, words: int) -> NDArray[np.float
 def _text_tower(spec: TextSpec, bundle: Path, config: EncoderConfig) -> TextTower:
     folder = spec.weights.resolve(bundle)
     _check(text_model_sha256(folder), spec.weights, folder)
-    return TextTower(folder, max_tokens=spec.max_tokens, device=config.device)
+    return TextTower(
+        folder,
+        max_tokens=spec.max_tokens,
+        device=config.device,
+        precision=config.precision,
+        compiled=config.compile,
+    )
 
 
 def _image_tower(spec: ImageSpec, bundle: Path, config: EncoderConfig) -> ImageTower:
     place = spec.weights.resolve(bundle)
     if spec.kind == "efficientnet-lite0":
-        return EfficientNetLite0(place, sha256=spec.weights.sha256, size=spec.size, device=config.device)
+        return EfficientNetLite0(
+            place,
+            sha256=spec.weights.sha256,
+            size=spec.size,
+            device=config.device,
+            precision=config.precision,
+            compiled=config.compile,
+        )
     _check(vision_model_sha256(place), spec.weights, place)
-    return TransformersVision(place, size=spec.size, device=config.device)
+    return TransformersVision(
+        place, size=spec.size, device=config.device, precision=config.precision, compiled=config.compile
+    )
 
 
 def _check(found: str, weights: WeightsPlace, place: Path) -> None:

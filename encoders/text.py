@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from encoders.arithmetic import computing, sent
 from encoders.bert import Bert
+from encoders.config import Precision
 from encoders.digests import files_sha256
 from schemas.errors import Misconfigured
+
+_States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _TOKENS_PER_BATCH = 4096
 """Bound on padded tokens in one forward pass; keeps memory flat whatever the batch."""
@@ -26,16 +30,26 @@ class TextTower:
     Texts are grouped by length, so that a short title does not pay for a long description beside it.
     """
 
-    def __init__(self, folder: Path, *, max_tokens: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_tokens: int,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> None:
         self.folder = folder
         self.max_tokens = max_tokens
         self.device = torch.device(device)
+        self._precision = precision
         try:
             config = json.loads((folder / "config.json").read_text())
             self._tokenizer = _load_tokenizer(folder)
             self.model = _load_model(folder, config, self.device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise Misconfigured(f"text model in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
+        self._states: _States = torch.compile(self.model, dynamic=True) if compiled else self.model
         self.width = self.model.width
         if max_tokens > self.model.longest:
             raise Misconfigured(
@@ -62,9 +76,16 @@ class TextTower:
     def features(self, texts: Sequence[tuple[int, ...]]) -> NDArray[np.float32]:
         """(n, width) features in the order given."""
         out = np.empty((len(texts), self.width), dtype=np.float32)
+        order: list[int] = []
+        parts: list[torch.Tensor] = []
         for rows in _by_length([len(text) for text in texts]):
             ids, mask = self.padded([texts[row] for row in rows])
-            out[rows] = mean_pool(self.model(ids, mask).float(), mask).cpu().numpy()
+            with computing(self.device, self._precision):
+                states = self._states(ids, mask)
+            parts.append(mean_pool(states.float(), mask))
+            order += rows
+        if parts:
+            out[order] = torch.cat(parts).cpu().numpy()  # one wait for the device, at the end
         return out
 
     def padded(self, texts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +96,7 @@ class TextTower:
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
-        return ids.to(self.device), mask.to(self.device)
+        return sent(ids, self.device), sent(mask, self.device)
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""

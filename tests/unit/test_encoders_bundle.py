@@ -203,6 +203,13 @@ class TestOtherModels:
         with pytest.raises(Misconfigured, match=r"MIM_ENCODER__TEXT_MODEL.*hf download"):
             load_encoder(EncoderConfig(text_model="nobody/never-downloaded-this"))
 
+    def test_reduced_precision_is_another_version_of_nearly_the_same_vectors(self) -> None:
+        full, reduced = (load_encoder(EncoderConfig(precision=precision)) for precision in ("fp32", "bf16"))
+        assert reduced.version == f"{full.version}-bf16"
+        item = ItemContent(title="Linen dress", text="With a tie belt.")
+        (a,), (b,) = (encoder.encode([encoder.prepare(item)]) for encoder in (full, reduced))
+        assert a @ b > 0.999
+
     def test_a_device_that_is_not_there_is_named(self) -> None:
         if torch.cuda.is_available():
             pytest.skip("this machine has one")

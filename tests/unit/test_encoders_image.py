@@ -34,6 +34,19 @@ def test_folding_and_padding_change_nothing(weights: tuple[Path, str], size: int
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def test_half_precision_stays_near_and_bf16_which_does_not_is_not_used(weights: tuple[Path, str]) -> None:
+    path, sha256 = weights
+    pictures = calibration_pictures(6, size=96)
+    full, half, bf16 = (
+        EfficientNetLite0(path, sha256=sha256, size=96, precision=precision).features(pictures)
+        for precision in ("fp32", "fp16", "bf16")
+    )
+    cosines = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosines.min() > 0.999
+    assert not np.array_equal(full, half)
+    np.testing.assert_array_equal(full, bf16)
+
+
 def test_weights_with_another_checksum_are_refused_unread(weights: tuple[Path, str], tmp_path: Path) -> None:
     """Bytes that torch.load would choke on: the checksum has to come first."""
     path = tmp_path / "model.pth"

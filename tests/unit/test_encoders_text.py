@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
+from encoders.config import Precision
 from encoders.text import TextTower
 from schemas.errors import Misconfigured
 from tests.unit.encoder_factories import write_tokenizer
@@ -103,3 +104,13 @@ def test_a_damaged_tokenizer_is_refused_at_start(tiny_bert: Path, tmp_path: Path
     (tmp_path / "tokenizer.json").write_text('{"version": 1')
     with pytest.raises(Misconfigured, match="tokenizer"):
         TextTower(tmp_path, max_tokens=32)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_stays_near_full_precision(tiny_bert: Path, precision: Precision) -> None:
+    texts = [tuple(range(5, 5 + n)) for n in (3, 9, 4, 20)]
+    full = TextTower(tiny_bert, max_tokens=32).features(texts)
+    reduced = TextTower(tiny_bert, max_tokens=32, precision=precision).features(texts)
+    cosines = (full * reduced).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(reduced, axis=1)
+    assert cosines.min() > 0.999
+    assert not np.array_equal(full, reduced)
