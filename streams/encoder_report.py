@@ -37,6 +37,25 @@ def recalls(
     }
 
 
+def recalls_with_popularity(
+    vectors_ND: NDArray[np.float32],
+    log: BehaviourLog,
+    span: Span,
+    questions: dict[str, health.Questions],
+    *,
+    temperature: float,
+    strength: float,
+) -> dict[str, dict[str, Any]]:
+    """The same where retrieval adds recent popularity, as far as training took it out (`health.with_popularity`)."""
+    cold, takes = log.cold(span), log.recent_takes(span)
+    found = {}
+    for kind, asked in questions.items():
+        queries = health.queries(vectors_ND, asked)
+        rows = health.with_popularity(queries, vectors_ND, takes, temperature=temperature, strength=strength)
+        found[kind] = health.recall_at_k(*rows, asked, cold, k=K).as_dict()
+    return found
+
+
 def popularity(log: BehaviourLog, span: Span, questions: dict[str, health.Questions]) -> dict[str, dict[str, Any]]:
     """The same for a ranking by recent popularity."""
     takes, cold = log.recent_takes(span), log.cold(span)
@@ -73,12 +92,12 @@ def geometry_of(views: Views, questions: dict[str, health.Questions]) -> health.
 
 def table(report: dict[str, Any]) -> str:
     """Recall rows for people."""
-    lines = [f"{'recall@50':<12}{'questions':<10}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
-    for name in ("popularity", "frozen", "trained", "trained_nested"):
+    lines = [f"{'recall@50':<24}{'questions':<10}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
+    for name in ("popularity", "frozen", "trained", "trained_nested", "trained_with_popularity"):
         for kind, row in report.get(name, {}).items():
             figures = [row["all"], row["cold"], row["cold_among_cold"]]
             shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-            lines.append(f"{name:<12}{kind:<10}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
+            lines.append(f"{name:<24}{kind:<10}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
     return "\n".join(lines)
 
 

@@ -109,7 +109,8 @@ class CsftTrainer:
             {"params": self._parameters, "weight_decay": config.weight_decay, "peak": config.learning_rate}
         ]
         if config.learn_temperature:
-            groups.append({"params": [self.log_temperature], "weight_decay": 0.0, "peak": config.learning_rate})
+            rate = config.temperature_learning_rate
+            groups.append({"params": [self.log_temperature], "weight_decay": 0.0, "peak": rate})
         if towers is not None:
             learning = [p for p in towers.parameters() if p.requires_grad]
             groups.append({"params": learning, "weight_decay": config.weight_decay, "peak": tower_learning_rate})

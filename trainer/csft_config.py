@@ -20,7 +20,7 @@ class CsftConfig(BaseModel):
     """Passes over the pairs."""
     batch_pairs: int = Field(default=512, ge=2)
     """Pairs per optimiser step, over all workers together."""
-    learning_rate: float = Field(default=1e-3, gt=0, le=1e-2)
+    learning_rate: float = Field(default=3e-3, gt=0, le=1e-2)
     """Largest step size; reached after the warm-up, then falling as a cosine."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay."""
@@ -84,9 +84,11 @@ class CsftConfig(BaseModel):
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
     """How much of the sampling correction is applied: 0 for vectors of a click model, 1 for plain recall."""
     temperature: float = Field(default=0.1, gt=0)
-    """Temperature at the start; lower with few pairs (0.05), higher where many items would do (0.2)."""
+    """Temperature at the start."""
     learn_temperature: bool = True
     """Whether the temperature is learned."""
+    temperature_learning_rate: float = Field(default=0.03, gt=0, le=1)
+    """Largest step size of its logarithm."""
     min_temperature: float = Field(default=0.02, gt=0)
     """Lower bound of the temperature."""
     max_temperature: float = Field(default=0.5, gt=0)

@@ -98,6 +98,26 @@ def popularity_recall(takes_N: NDArray[np.int64], questions: Questions, cold_N: 
     return recall_at_k(everybody, takes_N.astype(np.float32)[:, None], questions, cold_N, k=k)
 
 
+def with_popularity(
+    query_QD: Rows, vectors_ND: Rows, takes_N: NDArray[np.int64], *, temperature: float, strength: float
+) -> tuple[Rows, Rows]:
+    """Queries and vectors with one more column: their inner product is cosine / temperature + (1 - strength) log q.
+
+    InfoNCE with the logQ correction at `strength` s learns log p(item | query) - (1 - s) log q(item), so this asks for
+    p itself: what plain recall wants, while the vectors stay free of popularity. q is smoothed by a tenth of an average
+    item's takes.
+    """
+    total, taken = int(takes_N.sum()), int(np.count_nonzero(takes_N))
+    one = 0.1 * max(total, 1) / max(taken, 1)
+    log_q = np.log((takes_N + one) / (total + one))
+    column = (1 - strength) * log_q[:, None]
+    ones = np.ones((len(query_QD), 1))
+    return (
+        np.concatenate([query_QD / temperature, ones], axis=1).astype(np.float32),
+        np.concatenate([vectors_ND, column], axis=1).astype(np.float32),
+    )
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Shape of a space, of vectors without padding."""

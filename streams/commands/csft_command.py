@@ -102,6 +102,11 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
             "trained": encoder_report.recalls(views.fused_ND.numpy(), behaviours, span, questions),
             "geometry": encoder_report.geometry_dict(geometry),
         }
+        if trained.last is not None:
+            found["trained_with_popularity"] = encoder_report.recalls_with_popularity(
+                views.fused_ND.numpy(), behaviours, span, questions,
+                temperature=trained.last.temperature, strength=config.log_q_strength,
+            )  # fmt: skip
         for width in fusion.config.nested_widths[:1]:
             prefix = encoder_report.unit_rows(views.fused_ND.numpy()[:, :width])
             found["trained_nested"] = encoder_report.recalls(prefix, behaviours, span, questions)

@@ -1,10 +1,11 @@
-"""What each ingredient of C-SFT is worth: heads over cached features, arms by seeds, on data-set folders.
+"""What each ingredient of C-SFT is worth: arms by seeds, on data-set folders.
 
-    python tests/benchmarks/csft_study.py DIR [DIR ...] [--seeds 3] [--arms default,...]
-                                          [--features DIR] [--out tests/benchmarks/results]
+    python tests/benchmarks/csft_study.py DIR [DIR ...] [--seeds 3] [--arms default,...] [--catalogue FILE]
+                                          [--end-to-end] [--features DIR] [--out tests/benchmarks/results]
 
-Settings were chosen on each set's validation span; the test span stands beside it and chooses nothing. Resumable: a row
-that stands in the results file already is not run again. Features come from the product's own cache, or from files.
+Heads over cached features, but for the end-to-end arms. Settings were chosen on each set's validation span; the test
+span stands beside it and chooses nothing. Resumable: a row that stands in the results file is not run again. Features
+come from the product's own cache, or from files.
 """
 
 from __future__ import annotations
@@ -12,82 +13,96 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import backbones
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
+from csft_tables import REFERENCES, cell, plot, render
+from numpy.typing import NDArray
 
 from encoders.base import ItemContent
 from encoders.features import ItemFeatures, attribute_columns
-from encoders.fusion import ItemFusion
+from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
+from encoders.tuning_config import TuningConfig
 from streams import encoder_report
-from streams.behaviour_spans import BehaviourLog
+from streams.behaviour_spans import BehaviourLog, Span
 from streams.datasets import open_data_set
 from streams.encoder_training import Workshop, contents_of
 from streams.feature_cache import content_key
 from streams.settings import load_settings
 from trainer import health
 from trainer.csft_config import CsftConfig
-from trainer.csft_run import learn, padded
+from trainer.csft_run import CsftRun, learn, padded
 from trainer.numbering import FeatureNumbers
 from trainer.pretrain import pretrain
 
-Arm = dict[str, Any]
-BANK = {"time_negatives": 1024, "bank_takes": 8192}
-NAIVE = BANK | {"bank_rows": "stored", "momentum": 0.0, "bank_age_half_life_steps": 1e9, "bank_warmup_share": 0.0}
 
-# name: what differs from the defaults. "csft" and "fusion" are settings; stage 1 runs first where "pretrain" says so
-ARMS: dict[str, Arm] = {
-    "stage 2 (default)": {},
-    "few pairs: temperature .05 and 8 epochs and .2 hidden": {
-        "csft": {"temperature": 0.05, "epochs": 8, "drop_features": 0.2}
-    },
-    "temperature .2": {"csft": {"temperature": 0.2}},
-    "logQ 1 (for plain recall)": {"csft": {"log_q_strength": 1.0}},
-    "stage 1 only": {"pretrain": True, "skip_csft": True},
-    "stage 1 + 2": {"pretrain": True},
-    "logQ 0 (for click models)": {"csft": {"log_q_strength": 0.0}},
-    "uncentred and logQ 1": {"csft": {"log_q_strength": 1.0, "centred": False}},
-    "no multi-level": {"csft": {"image_level": 0.0, "title_level": 0.0}},
-    "no hard negatives": {"csft": {"hard_negatives": False}},
-    "no masks": {"csft": {"masks": False}},
-    "no attributes": {"fusion": {"category": False, "year": False, "price": False}},
-    "bank 1024": {"csft": BANK},
-    "batch 64": {"csft": {"batch_pairs": 64}},
-    "batch 64 + bank 1024": {"csft": BANK | {"batch_pairs": 64}},
-    "batch 64 + naive bank": {"csft": NAIVE | {"batch_pairs": 64}},
-    "SCL": {"scl": True},
-    "shuffled content": {"shuffle": True},
-    "tensor fusion": {"fusion": {"kind": "tensor"}},
-    "text only": {"only": "text"},
-    "image only": {"only": "image"},
-}
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Items of which the first ones are the data set's; the others are only candidates."""
+
+    features: ItemFeatures
+    numbers: FeatureNumbers
 
 
 class Bench:
     """One data set with its features, pairs and questions."""
 
-    def __init__(self, folder: Path, features: Path | None) -> None:
-        settings = load_settings()
-        data = open_data_set(folder, attributes=("cold_holdout",))
-        self.name = data.name
-        self.log = BehaviourLog.of(data, folder)
-        contents = list(contents_of(data))
-        if features is None:
-            self.features = Workshop(settings.encoder, settings.encoders).features(contents)
-        else:
-            self.features = read_features(features, contents)
-        self.numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
-        self.csft, self.fusion, self.pretrain = settings.csft, settings.fusion, settings.pretrain
+    def __init__(self, folder: Path, features: Path | None, catalogue: Path | None) -> None:
+        self.settings = load_settings()
+        self.data = open_data_set(folder, attributes=("cold_holdout",))
+        self.log = BehaviourLog.of(self.data, folder)
+        self.contents = list(contents_of(self.data))
+        self._folder, self._catalogue = features, catalogue
+        keys = [content_key(content) for content in self.contents]
+        self.items = Catalogue(self._features(self.data.name, self.contents), FeatureNumbers(self.data.item_ids, keys))
+        self.csft = self.settings.csft
         self.pairs = self.log.pairs(
-            self.log.learn, self.numbers, history_length=self.csft.history_length, seed=self.csft.seed
+            self.log.learn, self.items.numbers, history_length=self.csft.history_length, seed=self.csft.seed
         )
         self.spans = {"validation": self.log.validation, "test": self.log.test}
         self.questions = {name: encoder_report.questions_of(self.log, span) for name, span in self.spans.items()}
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """Towers."""
+        return Workshop(self.settings.encoder, self.settings.encoders)
+
+    def _features(self, name: str, contents: Sequence[ItemContent]) -> ItemFeatures:
+        if self._folder is not None:
+            return read_features(self._folder / f"{name}.npz", contents)
+        return self.workshop.features(contents)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The whole catalogue, the data set's items first, with texts and pictures of the catalogue for all."""
+        assert self._catalogue is not None
+        table = pq.read_table(self._catalogue)
+        rows = {str(item): place for place, item in enumerate(table["item_id"].to_pylist())}
+        own = [rows.get(item, -1) for item in self.data.item_ids]
+        order = [*own, *sorted(set(range(len(rows))) - set(own))]
+        contents = [
+            self.contents[place] if row < 0 else _content(table.slice(row, 1).to_pylist()[0])
+            for place, row in enumerate(order)
+        ]
+        keys = [content_key(content) for content in contents]
+        ids = [*self.data.item_ids, *(content.item_id for content in contents[len(own) :])]
+        return Catalogue(self._features("catalogue", contents), FeatureNumbers(ids, keys))
+
+    @cached_property
+    def weaker(self) -> ItemFeatures:
+        """Features of both weaker towers."""
+        text = backbones.token_vectors(self.contents)
+        image = backbones.mobilenet(self.contents)
+        return replace(self.items.features, text_NT=text, image_NI=image)
 
     def references(self) -> dict[str, Any]:
         """Rows that nothing is trained for."""
@@ -95,42 +110,91 @@ class Bench:
         for span, at in self.spans.items():
             asked = self.questions[span]
             rows.setdefault("popularity", {})[span] = encoder_report.popularity(self.log, at, asked)
-            for name, sides in (
-                ("frozen text", {"image": False}),
-                ("frozen image", {"text": False}),
-                ("frozen text + image", {}),
+            for name, features, sides in (
+                ("frozen text", self.items.features, {"image": False}),
+                ("frozen image", self.items.features, {"text": False}),
+                ("frozen text + image", self.items.features, {}),
+                ("frozen, weaker towers", self.weaker, {}),
             ):
-                vectors = encoder_report.frozen_vectors(self.features, **sides)
+                vectors = encoder_report.frozen_vectors(features, **sides)
                 rows.setdefault(name, {})[span] = encoder_report.recalls(vectors, self.log, at, asked)
         return rows
 
     def run(self, arm: Arm, seed: int) -> dict[str, Any]:
         """One arm with one seed."""
+        if "tuning" in arm:
+            return self._end_to_end(arm, seed)
         started = time.process_time()
-        features = _changed(self.features, arm, seed)
+        place = self.catalogue if arm.get("catalogue") else self.items
+        features = self._changed(place.features, arm, seed)
         config = CsftConfig(**(self.csft.model_dump() | {"seed": seed} | arm.get("csft", {})))
-        shape = FusionConfig(**(self.fusion.model_dump() | arm.get("fusion", {})))
+        shape = FusionConfig(**(self.settings.fusion.model_dump() | arm.get("fusion", {})))
         if arm.get("scl"):
             config, shape = config.as_scl(), shape.model_copy(update={"kind": "mean"})
-        torch.manual_seed(seed)
-        fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
         known = self.log.published(self.log.learn)
-        fusion.fit(features.take(np.flatnonzero(known[1:])))
+        fusion = self._started(shape, features, known, seed)
         items = padded(fusion, features)
         if arm.get("pretrain"):
             before = padded(fusion, features.take(np.flatnonzero(known[1:])))
-            pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, before)
-        trained = None
-        if not arm.get("skip_csft"):
-            trained = learn(config, fusion, items, self.numbers, self.pairs, usable=known & ~self.log.held_out)
+            pretrain(self.settings.pretrain.model_copy(update={"seed": seed}), fusion, before)
+        trained = None if arm.get("skip_csft") else self._learn(config, fusion, items, place.numbers, known)
+        return self._judged(fusion, items, config, trained, started)
+
+    def _end_to_end(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Goes on from the default: towers learn too, or the same steps on heads alone."""
+        known = self.log.published(self.log.learn)
+        fusion = self._started(self.settings.fusion, self.items.features, known, seed)
+        config = self.csft.model_copy(update={"seed": seed})
+        self._learn(config, fusion, padded(fusion, self.items.features), self.items.numbers, known)
+        started = time.process_time()
+        tuning = TuningConfig(**arm["tuning"])
+        items, towers = self.workshop.items(fusion, self.items.features, self.contents, tuning)
+        config = CsftConfig(**(config.model_dump() | arm["csft"]))
+        trained = self._learn(
+            config, fusion, items, self.items.numbers, known, towers=towers, tower_learning_rate=tuning.learning_rate,
+            on_step=lambda report, total: print(f"{report.step} of {total}: {report.loss:.4f}", flush=True),
+        )  # fmt: skip
+        return self._judged(fusion, items, config, trained, started)
+
+    def _started(self, shape: FusionConfig, features: ItemFeatures, known: NDArray[np.bool_], seed: int) -> ItemFusion:
+        torch.manual_seed(seed)
+        fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
+        fusion.fit(features.take(np.flatnonzero(known[1:])))
+        return fusion
+
+    def _learn(
+        self,
+        config: CsftConfig,
+        fusion: ItemFusion,
+        items: ItemSource,
+        numbers: FeatureNumbers,
+        known: NDArray[np.bool_],
+        **more: Any,
+    ) -> CsftRun:
+        usable = np.zeros(len(items), bool)
+        usable[: len(known)] = known & ~self.log.held_out
+        return learn(config, fusion, items, numbers, self.pairs, usable=usable, **more)
+
+    def _judged(
+        self, fusion: ItemFusion, items: ItemSource, config: CsftConfig, trained: CsftRun | None, started: float
+    ) -> dict[str, Any]:
         views = fusion.embed(items)
-        vectors = views.fused_ND.numpy()
+        own = slice(len(self.log.held_out))
+        vectors, everything = views.fused_ND.numpy()[own], views.fused_ND.numpy()
         row: dict[str, Any] = {
             span: encoder_report.recalls(vectors, self.log, at, self.questions[span]) for span, at in self.spans.items()
         }
-        for width in shape.nested_widths:
+        for width in fusion.config.nested_widths:
             prefix = encoder_report.unit_rows(vectors[:, :width])
             row[f"test_{width}"] = encoder_report.recalls(prefix, self.log, self.log.test, self.questions["test"])
+        if trained is not None and trained.last is not None:
+            row["test_with_popularity"] = encoder_report.recalls_with_popularity(
+                vectors, self.log, self.log.test, self.questions["test"],
+                temperature=trained.last.temperature, strength=config.log_q_strength,
+            )  # fmt: skip
+        if len(everything) > len(vectors):
+            for span, at in self.spans.items():
+                row[f"{span}_catalogue"] = self._among(everything, at, self.questions[span])
         geometry = encoder_report.geometry_of(views, self.questions["validation"])
         why = health.collapse(
             geometry,
@@ -145,6 +209,45 @@ class Bench:
             "temperature": trained.last.temperature if trained and trained.last else None,
             "cpu_seconds": round(time.process_time() - started, 1),
         }
+
+    def _among(
+        self, vectors_ND: NDArray[np.float32], at: Span, questions: dict[str, health.Questions]
+    ) -> dict[str, Any]:
+        cold = np.zeros(len(vectors_ND), bool)
+        cold[: len(self.log.held_out)] = self.log.cold(at)
+        return {
+            kind: health.recall_at_k(
+                health.queries(vectors_ND, asked), vectors_ND, asked, cold, k=encoder_report.K
+            ).as_dict()
+            for kind, asked in questions.items()
+        }
+
+    def _changed(self, features: ItemFeatures, arm: Arm, seed: int) -> ItemFeatures:
+        if "text" in arm.get("towers", ()):
+            features = replace(features, text_NT=self.weaker.text_NT)
+        if "image" in arm.get("towers", ()):
+            features = replace(features, image_NI=self.weaker.image_NI)
+        if arm.get("shuffle"):
+            features = features.take(np.random.default_rng(seed).permutation(len(features)))
+        if arm.get("only") == "text":
+            features = replace(
+                features, image_NI=np.zeros_like(features.image_NI), has_image_N=np.zeros_like(features.has_image_N)
+            )
+        if arm.get("only") == "image":
+            features = replace(
+                features, text_NT=np.zeros_like(features.text_NT), has_text_N=np.zeros_like(features.has_text_N)
+            )
+        return features
+
+
+def _content(row: dict[str, Any]) -> ItemContent:
+    return ItemContent(
+        item_id=str(row["item_id"]),
+        title=row["title"] or "",
+        text=row["text"] or "",
+        category=row["category"],
+        image=row["image"],
+    )
 
 
 def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:
@@ -167,111 +270,82 @@ def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:
     )
 
 
-def _changed(features: ItemFeatures, arm: Arm, seed: int) -> ItemFeatures:
-    if arm.get("shuffle"):
-        features = features.take(np.random.default_rng(seed).permutation(len(features)))
-    if arm.get("only") == "text":
-        features = replace(
-            features, image_NI=np.zeros_like(features.image_NI), has_image_N=np.zeros_like(features.has_image_N)
-        )
-    if arm.get("only") == "image":
-        features = replace(
-            features, text_NT=np.zeros_like(features.text_NT), has_text_N=np.zeros_like(features.has_text_N)
-        )
-    return features
-
-
-def render(results: dict[str, Any]) -> str:
-    """The results as Markdown: mean over seeds, with the range where there are several."""
-    lines = ["# C-SFT study", "", "Recall@50 of the next taken item: all / cold among all / cold among cold.", ""]
-    for name, rows in results.items():
-        kinds = sorted({kind for seeds in rows.values() for row in seeds.values() for kind in row["test"]})
-        lines += [f"## {name}", ""]
-        header = ["arm", "seeds", *(f"{kind} {span}" for kind in kinds for span in ("validation", "test")), "cosine"]
-        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        for arm, seeds in rows.items():
-            cells = [
-                _cell([row[span][kind] for row in seeds.values()]) for kind in kinds for span in ("validation", "test")
-            ]
-            cosines = [row["geometry"]["mean_pairwise_cosine"] for row in seeds.values() if "geometry" in row]
-            shown = f"{np.mean(cosines):.2f}" if cosines else ""
-            shown += " **collapsed**" if any(row.get("collapse") for row in seeds.values()) else ""
-            lines.append(f"| {arm} | {len(seeds)} | " + " | ".join(cells) + f" | {shown} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(rows: list[dict[str, Any]]) -> str:
-    parts = []
-    for key in ("all", "cold", "cold_among_cold"):
-        values = [row[key] for row in rows if row[key] is not None]
-        spread = f"±{(max(values) - min(values)) / 2:.3f}" if len(values) > 1 and key == "cold_among_cold" else ""
-        parts.append(f"{np.mean(values):.3f}{spread}".replace("0.", ".") if values else "-")
-    return " / ".join(parts)
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Cold among cold on the test span, arm by arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(results), figsize=(7 * len(results), 7), squeeze=False)
-    for axis, (name, rows) in zip(axes[0], results.items(), strict=True):
-        kind = "basket" if any("basket" in row["test"] for row in next(iter(rows.values())).values()) else "next"
-        arms = list(rows)
-        means = [np.mean([row["test"][kind]["cold_among_cold"] or 0 for row in rows[arm].values()]) for arm in arms]
-        axis.barh(arms[::-1], means[::-1], color=["#888" if arm in REFERENCES else "#27c" for arm in arms[::-1]])
-        axis.set_title(f"{name}: {kind}, cold among cold, recall@50, test span")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
-REFERENCES = ("popularity", "frozen text", "frozen image", "frozen text + image")
-
-
 def main() -> None:
     """Run what is missing, write JSON, table and plot after every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="names separated by semicolons (default: all that the options allow)")
+    parser.add_argument("--catalogue", type=Path, help="parquet file of a larger catalogue of the first folder's shop")
+    parser.add_argument("--end-to-end", action="store_true", help="also towers that learn: first folder, first seed")
     parser.add_argument("--features", type=Path, help="folder with DIR.npz per set (default: the product's cache)")
-    parser.add_argument("--arms", help="names separated by commas (default: all)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "csft_study.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    chosen = options.arms.split(",") if options.arms else list(ARMS)
     benches: dict[Path, Bench] = {}
-    # seeds outermost: what is cut short is cut short evenly
-    for seed in range(options.seeds):
-        for folder in options.folders:
-            rows = results.setdefault(folder.resolve().name, {})
-            todo = [arm for arm in chosen if str(seed) not in rows.get(arm, {})]
-            if not todo and all(name in rows for name in REFERENCES):
-                continue
-            if folder not in benches:
-                file = options.features / f"{folder.resolve().name}.npz" if options.features else None
-                benches[folder] = Bench(folder, file)
-            bench = benches[folder]
-            if any(name not in rows for name in REFERENCES):
-                for name, row in bench.references().items():
-                    rows[name] = {"0": row}
-            for arm in todo:
-                row = bench.run(ARMS[arm], seed)
-                rows.setdefault(arm, {})[str(seed)] = row
-                print(f"{bench.name} | {arm} | seed {seed} | {_shown(row)}", flush=True)
-                path.write_text(json.dumps(results, indent=1) + "\n")
-                (options.out / "csft_study.md").write_text(render(results))
+
+    def bench(folder: Path) -> Bench:
+        if folder not in benches:
+            catalogue = options.catalogue if folder == options.folders[0] else None
+            benches[folder] = Bench(folder, options.features, catalogue)
+        return benches[folder]
+
+    for folder, name, seed, arm in _plan(options):
+        # read anew each time: another process may be at other rows
+        rows = _read(path).get(folder.resolve().name, {})
+        if str(seed) in rows.get(name, {}):
+            continue
+        if arm is None:
+            found = bench(folder).references()
+            _store(path, folder, {reference: found[reference] for reference in REFERENCES}, seed)
+            continue
+        row = bench(folder).run(arm, seed)
+        print(f"{folder.name} | {name} | seed {seed} | {shown(row)}", flush=True)
+        _store(path, folder, {name: row}, seed)
+    results = _read(path)
     (options.out / "csft_study.md").write_text(render(results))
     plot(results, options.out / "csft_study.png")
 
 
-def _shown(row: dict[str, Any]) -> str:
-    recalls = "; ".join(f"{kind} {_cell([found])}" for kind, found in row["validation"].items())
+def _plan(options: argparse.Namespace) -> list[tuple[Path, str, int, Arm | None]]:
+    """Seeds outermost: what is cut short is cut short evenly. No arm stands for the references."""
+    wanted: Callable[[str], bool] = (
+        (lambda name: name in options.arms.split(";")) if options.arms else lambda name: True
+    )
+    plan: list[tuple[Path, str, int, Arm | None]] = []
+    for seed in range(options.seeds):
+        for folder in options.folders:
+            if seed == 0:
+                plan.append((folder, REFERENCES[0], 0, None))
+            plan += [(folder, name, seed, arm) for name, arm in ARMS.items() if wanted(name)]
+            if folder == options.folders[0]:
+                if options.catalogue:
+                    plan += [(folder, name, seed, arm) for name, arm in CATALOGUE_ARMS.items() if wanted(name)]
+                if options.end_to_end and seed == 0:
+                    plan += [(folder, name, seed, arm) for name, arm in END_TO_END_ARMS.items() if wanted(name)]
+    return plan
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _store(path: Path, folder: Path, found: dict[str, Any], seed: int) -> None:
+    results = _read(path)
+    rows = results.setdefault(folder.resolve().name, {})
+    for name, row in found.items():
+        rows.setdefault(name, {})[str(seed)] = row
+    order = [*REFERENCES, *ARMS, *CATALOGUE_ARMS, *END_TO_END_ARMS]
+    results[folder.resolve().name] = {name: rows[name] for name in order if name in rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.with_suffix(".md").write_text(render(results))
+
+
+def shown(row: dict[str, Any]) -> str:
+    """The validation span in a line."""
+    recalls = "; ".join(f"{kind} {cell([found])}" for kind, found in row["validation"].items())
     return f"validation {recalls}; {row['cpu_seconds']} cpu s"
 
 

@@ -92,3 +92,18 @@ def test_collapse_is_seen_in_the_cosine_and_in_the_loss_and_in_nothing_else():
     assert "told apart" in health.collapse(healthy, loss_share=float("nan"), **limits)
     flat = health.geometry(np.tile(unit(1, 16), (50, 1)))
     assert "alike" in health.collapse(flat, loss_share=0.1, **limits)
+
+
+def test_popularity_at_retrieval_gives_back_what_the_correction_took_out():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((6, 4)).astype(np.float32)
+    queries = vectors[1:3]
+    takes = np.array([0, 100, 10, 1, 0, 5])
+    rows, columns = health.with_popularity(queries, vectors, takes, temperature=0.2, strength=0.25)
+    one = 0.1 * 116 / 4
+    for q in range(2):
+        for n in range(6):
+            expected = queries[q] @ vectors[n] / 0.2 + 0.75 * np.log((takes[n] + one) / (116 + one))
+            assert rows[q] @ columns[n] == pytest.approx(expected, rel=1e-5)
+    fully, untouched = health.with_popularity(queries, vectors, takes, temperature=0.2, strength=1.0)
+    np.testing.assert_allclose(fully @ untouched.T, queries @ vectors.T / 0.2, rtol=1e-5)
