@@ -31,9 +31,8 @@ def render(results: Results) -> str:
             ("The first 64 of 128 dimensions, test span", "64"),
             ("Among the whole catalogue, test span", "catalogue"),
         ):
-            found = {
-                arm: seeds for arm, seeds in arms.items() if any(f"test_{suffix}" in row for row in seeds.values())
-            }
+            key = f"test_{suffix}"
+            found = {arm: seeds for arm, seeds in arms.items() if any(key in row for row in seeds.values())}
             if found:
                 lines += [f"### {title}", "", *_table(found, kinds, key=key), ""]
     return "\n".join(lines)
