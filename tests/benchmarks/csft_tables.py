@@ -14,7 +14,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def render(results: Results) -> str:
-    """The results as Markdown: mean over seeds, with half the range of cold among cold where there are several."""
+    """The results as Markdown, a table for each data set and way of asking."""
     lines = [
         "# C-SFT study",
         "",
