@@ -18,7 +18,7 @@ def render(results: Results) -> str:
     lines = [
         "# C-SFT study",
         "",
-        "Recall@50 of the next taken item: all / cold among all / cold among cold. Mean over seeds, ± half their range.",
+        "Recall@50 of the next taken item: all / cold among all / cold among cold. Means over seeds ± half the range.",
         "Settings were chosen on the validation span; the test span stands beside it and chose nothing.",
         "`cosine` is the mean pairwise cosine of the space.",
         "",
