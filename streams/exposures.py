@@ -146,6 +146,25 @@ def draw_around(
     return order[at][back], number[back], drawn[back]
 
 
+def sources_of_draws(ts: Ints, item: Ints, row: Ints, drawn: Ints, *, seed: int, window: int = WINDOW_EVENTS) -> Ints:
+    """For each item that `draw_around` drew beside a row: one of the interactions that it may have been drawn from.
+
+    Evenly one of the item's interactions in the row's window, as the draw itself took them. Returns rows of the
+    interactions, -1 where the window holds none of that item.
+    """
+    n = len(ts)
+    order = np.lexsort((np.arange(n), ts))
+    place = np.empty(n, dtype=np.int64)
+    place[order] = np.arange(n)
+    keys = item[order] * n + np.arange(n)
+    by_item = np.argsort(keys, kind="stable")
+    keys = keys[by_item]
+    low = np.searchsorted(keys, drawn * n + np.maximum(place[row] - window, 0))
+    high = np.searchsorted(keys, drawn * n + np.minimum(place[row] + window, n - 1), side="right")
+    chosen = low + (np.random.default_rng([seed, 37]).random(len(row)) * (high - low)).astype(np.int64)
+    return np.where(high > low, order[by_item[np.minimum(chosen, n - 1)]], -1)
+
+
 def match_to_rows(ts: Ints, user: Ints, shown_ts: Ints, shown_user: Ints) -> Ints:
     """Which interaction each exposure stands beside: of the same user and recorded time, shared out in file order.
 

@@ -15,12 +15,13 @@ from streams.behaviour_spans import Span
 from streams.datasets import DAY_SECONDS, DataSet
 from streams.evaluation.facets import further_columns
 from streams.evaluation.protocols import Protocol
-from streams.exposures import defining_interactions, negatives_beside
+from streams.exposures import defining_interactions, negatives_beside, sources_of_draws
 from trainer.catalogue import id_hashes
 from trainer.offline.buckets import RowFacts
 from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
 from trainer.offline.facets import Facet
-from trainer.offline.features import ItemFacts, Takes, features
+from trainer.offline.features import features
+from trainer.offline.moment import ItemFacts, Sources, Takes
 from trainer.offline.past import Past
 
 EXPOSURE_SEED = 0
@@ -71,12 +72,12 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         inferred_from = np.zeros(len(log.ts), bool)
     taken = data.interactions.taken & ~_invisible(protocol)
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
-    user, item, second, label, defines, drawn_from = _impressions(protocol, inferred_from)
+    user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
     length = Past(takes.user_T, takes.second_T).count(user, second)
     kept = length > 0
     without_history = int((~kept).sum())
     user, item, second, length = user[kept], item[kept], second[kept], length[kept]
-    label, defines = label[kept], defines[kept]
+    label, defines, source = label[kept], defines[kept], source[kept]
     by_user = np.lexsort((takes.second_T, takes.user_T))
     histories = Histories(takes.item_T[by_user].astype(np.int32), takes.second_T[by_user])
     start = np.searchsorted(takes.user_T[by_user], user)
@@ -97,7 +98,9 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     )
     facets, numbers = further_columns(data, folder)
     facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
-    dense, names = features(rows, histories, takes, facts_of_items, day_resolution=day_resolution)
+    place = np.where(taken, np.cumsum(taken) - 1, -1)  # rows of the file to places among the takes
+    sources = Sources.of(np.where(source >= 0, place[source], -1), takes)
+    dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
     rows = replace(rows, dense_NF=dense, dense_names=names)
     age = (second - facts_of_items.published_I[item]).astype(float)
     facts = RowFacts(
@@ -122,10 +125,21 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
 
 def _impressions(
     protocol: Protocol, inferred_from: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int8], NDArray[np.bool_], str | None]:
-    """Users, items, seconds, labels and whether the row defines a publish time, from the first training second on."""
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int8],
+    NDArray[np.bool_],
+    NDArray[np.int64],
+    str | None,
+]:
+    """Users, items, seconds, labels, whether the row defines a publish time, and the interaction it was drawn from.
+
+    From the first training second on.
+    """
     log, data = protocol.log, protocol.log.data
-    other_user, other_item, other_second, _, _, drawn_from = negatives_beside(data, log.ts, EXPOSURE_SEED)
+    other_user, other_item, other_second, beside, _, drawn_from = negatives_beside(data, log.ts, EXPOSURE_SEED)
     if data.day_resolution:
         other_second = other_second - other_second % DAY_SECONDS
     user = np.concatenate([log.user, other_user])
@@ -133,11 +147,14 @@ def _impressions(
     second = np.concatenate([log.ts, other_second])
     label = np.concatenate([data.interactions.taken, np.zeros(len(other_user), bool)]).astype(np.int8)
     defines = np.concatenate([inferred_from, np.zeros(len(other_user), bool)])
+    source = np.full(len(user), -1)
+    if data.negatives is None and len(other_user):
+        source[len(log.user) :] = sources_of_draws(log.ts, log.item, beside, other_item + 1, seed=EXPOSURE_SEED)
     kept = np.flatnonzero(second >= protocol.train.start)
     # a fixed place among the rows of a second would give the label away
     shuffle = np.random.default_rng([EXPOSURE_SEED, 29]).permutation(len(kept))
     kept = kept[np.lexsort((shuffle, second[kept]))]
-    return user[kept], item[kept], second[kept], label[kept], defines[kept], drawn_from
+    return user[kept], item[kept], second[kept], label[kept], defines[kept], source[kept], drawn_from
 
 
 def _invisible(protocol: Protocol) -> NDArray[np.bool_]:

@@ -32,8 +32,8 @@ from trainer.evaluation import user_auc
 from trainer.offline import registry
 from trainer.offline.buckets import buckets
 from trainer.offline.data import CtrData
-from trainer.offline.features import similarity_features
 from trainer.offline.model import CtrModel
+from trainer.offline.similarities import similarity_features
 
 log = structlog.get_logger()
 

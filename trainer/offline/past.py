@@ -21,6 +21,7 @@ class Past:
         place = number.reshape(-1) * self._span + (second_T - self._base)
         order = np.argsort(place, kind="stable")
         self._place = place[order]
+        self._order = order
         self._second = second_T[order]
         self._starts = np.searchsorted(self._place, np.arange(len(self._keys)) * self._span)
         self._sums = None if value_T is None else np.concatenate([[0.0], np.cumsum(value_T[order])])
@@ -53,9 +54,17 @@ class Past:
         start, stop = self.bounds(key_N, second_N)
         return np.asarray(self._sums[stop] - self._sums[start])
 
-    def last(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Second of the newest event, NaN where there is none."""
+    def last(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64], *, skip: int = 0) -> NDArray[np.float64]:
+        """Second of the newest event but `skip`, NaN where there is none."""
         start, stop = self.bounds(key_N, second_N)
         if not len(self._second):
             return np.full(len(key_N), np.nan)
-        return np.where(stop > start, self._second[np.maximum(stop - 1, 0)], np.nan)
+        place = stop - 1 - skip
+        return np.where(place >= start, self._second[np.maximum(place, 0)], np.nan)
+
+    def newest(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of the newest event as it was given, -1 where there is none."""
+        start, stop = self.bounds(key_N, second_N)
+        if not len(self._order):
+            return np.full(len(key_N), -1, np.int64)
+        return np.where(stop > start, self._order[np.maximum(stop - 1, 0)], -1)
