@@ -34,6 +34,7 @@ ARMS: dict[str, Arm] = {
     "uncentred, logQ 1": {"csft": {"log_q_strength": 1.0, "centred": False}},
     "tensor fusion": {"fusion": {"kind": "tensor"}},
     "384 + 512 components": {"fusion": {"text_rank": 384, "image_rank": 512}},
+    "bank 1024, 384 + 512 components": {"csft": PROJECTED, "fusion": {"text_rank": 384, "image_rank": 512}},
     "SCL": {"scl": True},
     "shuffled content": {"shuffle": True},
     "text only": {"only": "text"},
