@@ -25,8 +25,8 @@ class MultiModalEncoder:
     processors and torch releases round differently by about as much. That is for fp32: with bf16 a number may move by
     .01 from batch to batch and with fp16 by .001, at a cosine above .9999.
 
-    `encode` is safe to call from several threads, but gains nothing by it: torch already uses all of its threads in one
-    call.
+    `encode` is safe to call from several threads. On a CPU passes side by side, each on one core, are faster than one
+    that is split over all cores.
     """
 
     def __init__(

@@ -31,6 +31,9 @@ class IndexConfig(BaseModel):
     """Vectors kept by content, so that what was encoded a moment ago is not encoded again; 4 bytes a dimension each."""
     prepare_threads: int = Field(default=2, ge=1, le=64)
     """Threads that decode pictures and tokenise titles."""
+    encode_threads: int | None = Field(default=None, ge=1, le=256)
+    """Passes through the towers that run side by side. By default one per core that torch may use
+    (`MIM_ENCODER__NUM_THREADS`) on a CPU, each then on one core, and one on any other device."""
     field_map: dict[str, str] = Field(default_factory=dict)
     """Our field names to a platform's own: `{"item_id": "sku", "image_url": "pics.0.href"}`."""
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)

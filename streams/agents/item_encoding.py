@@ -19,15 +19,20 @@ from schemas.items import ItemPublished
 class ItemEncoding:
     """An encoder whose work never blocks the loop: a blocked loop stalls every agent, timer and heartbeat.
 
-    Keeps the vectors of the last `cache_items` contents, by a digest of all that the towers see.
+    Keeps the vectors of the last `cache_items` contents, by a digest of all that the towers see. With several
+    `encode_threads` each batch is shared out among them: passes side by side, of one core each, waste less than one
+    pass whose operations are split over all cores.
     """
 
-    def __init__(self, encoder: Encoder, *, prepare_threads: int, cache_items: int = 0) -> None:
+    def __init__(
+        self, encoder: Encoder, *, prepare_threads: int, encode_threads: int = 1, cache_items: int = 0
+    ) -> None:
         self._encoder = encoder
         self._preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="prepare")
-        self._towers = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encode_threads = encode_threads
+        self._towers = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
         self._cache_items = cache_items
-        self._vectors: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()  # only the tower thread touches it
+        self._vectors: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
     @property
     def version(self) -> str:
@@ -47,7 +52,25 @@ class ItemEncoding:
 
     async def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """(n, dim) unit rows."""
-        return await asyncio.get_running_loop().run_in_executor(self._towers, self._encode_new, batch)
+        found = {one.address: vector for one in batch if (vector := self._vectors.get(one.address)) is not None}
+        new = {one.address: one for one in batch if one.address not in found}
+        addresses, items = list(new), list(new.values())
+        loop = asyncio.get_running_loop()
+        shares = [range(start, len(items), self._encode_threads) for start in range(self._encode_threads)]
+        work = [
+            loop.run_in_executor(self._towers, self._encoder.encode, [items[place] for place in share])
+            for share in shares
+            if share
+        ]
+        for share, vectors in zip(shares, await asyncio.gather(*work), strict=False):
+            for place, vector in zip(share, vectors, strict=True):
+                found[addresses[place]] = vector.copy()  # a row of its own: a view would keep its whole batch alive
+        for address, vector in found.items():
+            self._vectors[address] = vector
+            self._vectors.move_to_end(address)
+        while len(self._vectors) > self._cache_items:
+            self._vectors.popitem(last=False)
+        return np.stack([found[one.address] for one in batch]) if batch else np.zeros((0, self.dim), np.float32)
 
     def close(self) -> None:
         """End the threads after what they have in hand."""
@@ -65,17 +88,5 @@ class ItemEncoding:
 
     def _prepare(self, content: ItemContent) -> Prepared:
         prepared = self._encoder.prepare(content)
-        _ = prepared.address  # computed here, so that the tower thread need not
+        _ = prepared.address  # computed here, so that the event loop need not
         return prepared
-
-    def _encode_new(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        found = {one.address: vector for one in batch if (vector := self._vectors.get(one.address)) is not None}
-        new = {one.address: one for one in batch if one.address not in found}
-        if new:
-            found |= zip(new, self._encoder.encode(list(new.values())), strict=True)
-        for address, vector in found.items():
-            self._vectors[address] = vector.copy()  # a row of its own: a view would keep its whole batch alive
-            self._vectors.move_to_end(address)
-        while len(self._vectors) > self._cache_items:
-            self._vectors.popitem(last=False)
-        return np.stack([found[one.address] for one in batch]) if batch else np.zeros((0, self.dim), np.float32)

@@ -140,8 +140,17 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
         await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
 
 
-def _load_encoder(settings: Settings) -> Encoder:
+def _share_cores(settings: Settings) -> int:
+    """How many passes run side by side. Torch is told to use as many cores for each as that leaves."""
+    import torch  # loaded with the encoder
 
+    cores = torch.get_num_threads()
+    wanted = settings.index.encode_threads or (cores if settings.encoder.device == "cpu" else 1)
+    torch.set_num_threads(max(1, cores // wanted))
+    return wanted
+
+
+def _load_encoder(settings: Settings) -> Encoder:
     return load_encoder(settings.encoder)
 
 

@@ -84,7 +84,7 @@ class ItemPath:
             index=self.index,
             outbox=self.outbox,
             dead_letters=self.graveyard,
-            encoding=ItemEncoding(self.encoder, prepare_threads=2, cache_items=self.cache_items),
+            encoding=ItemEncoding(self.encoder, prepare_threads=2, encode_threads=2, cache_items=self.cache_items),
             fetch=self.fetch,
             config=self.config,
             max_record_bytes=100_000,
