@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "serve": "answer scores and neighbours over HTTP",
     "replay": "publish a data-set folder through Kafka in event-time order",
     "import": "publish the items of a data-set folder, without behaviours",
+    "bench": "measure what this machine reaches",
     "check": "test every connection and setting before the start",
     "settings": "list every setting with its default and meaning",
 }

@@ -1,0 +1,1 @@
+"""Benchmarks that ship: what this machine reaches, measured by the real processes."""

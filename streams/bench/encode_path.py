@@ -1,0 +1,171 @@
+"""The whole path under measurement: an embedded stack, real `mimstream index` workers, records, rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from schemas.errors import Unavailable
+from streams.bench.encode_content import Content
+from streams.broker import broker_errors, make_producer
+from streams.demo.processes import Child
+from streams.settings import Settings, child_environment
+from streams.stack.running import RunningStack, running_stack
+from streams.topics import create_topics
+
+_STUCK_SECONDS = 120.0
+_START_BATCHES = 2
+"""A worker's first batches warm up caches, allocators and connections: they are its start, not its steady state."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell of the sweep, in steady state."""
+
+    workers: int
+    batch: int
+    items_per_second: float
+    peak_memory_bytes: int
+    """Largest resident set of a worker."""
+    measured_items: int
+    measured_seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that a worker has written and announced."""
+
+    second: float
+    """When, in seconds since 1970."""
+    items: int
+
+
+class EncodeBench:
+    """An embedded stack on which cells are measured one after another; each has topics and a collection of its own."""
+
+    def __init__(self, settings: Settings, content: Content, folder: Path, config_file: Path | None) -> None:
+        self._settings = settings
+        self._content = content
+        self._folder = folder
+        self._config_file = config_file
+        self._open = ExitStack()
+        self._stack: RunningStack | None = None
+
+    def __enter__(self) -> Self:
+        self._stack = self._open.enter_context(running_stack(self._folder / "stack", self._settings.stack))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def measure(self, workers: int, batch: int) -> Measured:
+        """Publish all records to workers that are ready, and wait until every row is written and announced."""
+        assert self._stack is not None
+        from streams.bench.encode import cores
+
+        name = f"b{uuid.uuid4().hex[:8]}"
+        parts = {part: dict(values) for part, values in self._stack.endpoints.items()}
+        values: dict[str, dict[str, Any]] = {
+            "kafka": parts["kafka"],
+            "milvus": parts["milvus"] | {"alias": name},
+            "redis": parts["redis"] | {"key_prefix": f"{name}:"},
+            "topics": {"prefix": f"{name}."},
+            "index": {"batch_max_items": batch},
+        }
+        own = {
+            part: type(getattr(self._settings, part)).model_validate(getattr(self._settings, part).model_dump() | given)
+            for part, given in values.items()
+        }
+        settings = self._settings.model_copy(update=own)
+        create_topics(settings.kafka, settings.topics)
+        threads = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
+        config = ["--config", str(self._config_file)] if self._config_file is not None else []
+        children: list[Child] = []
+        try:
+            for slot in range(workers):
+                arguments = [*config, "index", "--slot", str(slot)]
+                children.append(
+                    Child(arguments, self._folder / f"{name}-{slot}.log", child_environment(values) | threads)
+                )
+            asyncio.run(self._stream(settings, children))
+            peak = max(peak_memory_bytes(child.pid) for child in children)
+        finally:
+            for child in children:
+                child.stop()
+        start = _START_BATCHES + settings.index.batches_ahead
+        items, seconds, rate = steady_rate([written(child.log_file.read_text()) for child in children], start)
+        return Measured(workers, batch, rate, peak, items, seconds)
+
+    async def _stream(self, settings: Settings, children: Sequence[Child]) -> None:
+        await asyncio.gather(*(child.ready() for child in children))
+        producer = make_producer(settings.kafka)
+        with broker_errors(settings.kafka):
+            await producer.start()
+            try:
+                topic = settings.topics.full_name("items")
+                sent = [await producer.send(topic, key=key, value=value) for key, value in self._content.records]
+                await asyncio.gather(*sent)
+            finally:
+                await producer.stop()
+        seen, moved = 0, time.monotonic()
+        while (done := _count(children)) < len(self._content.records):
+            for child in children:
+                child.check()
+            if done > seen:
+                seen, moved = done, time.monotonic()
+            if time.monotonic() - moved > _STUCK_SECONDS:
+                raise Unavailable(
+                    "`mimstream index`", f"nothing moved for {_STUCK_SECONDS:.0f} s\n{children[0].tail()}"
+                )
+            await asyncio.sleep(0.5)
+
+
+def written(log: str) -> list[Batch]:
+    """The batches that a worker's log tells of; the line comes when rows are in Milvus and announced on Kafka."""
+    found = []
+    for line in log.splitlines():
+        if '"items.indexed"' in line:
+            entry = json.loads(line)
+            found.append(Batch(datetime.fromisoformat(entry["timestamp"]).timestamp(), entry["encoded"]))
+    return found
+
+
+def steady_rate(workers: Sequence[Sequence[Batch]], start_batches: int) -> tuple[int, float, float]:
+    """Items, seconds and items per second of all workers together while each of them was under way.
+
+    From when every worker had finished its start (`start_batches`: the slow first ones, and those that were encoded
+    while these were written) until the first one had nothing left to do; for each worker between ends of batches, so
+    that no batch counts in part.
+    """
+    begin = max(batches[min(start_batches, len(batches)) - 1].second for batches in workers)
+    end = min(batches[-1].second for batches in workers)
+    items, seconds, rate = 0, 0.0, 0.0
+    for batches in workers:
+        within = [batch for batch in batches if begin <= batch.second <= end]
+        if len(within) < 2:
+            continue
+        count = sum(batch.items for batch in within[1:])
+        took = within[-1].second - within[0].second
+        items, seconds, rate = items + count, max(seconds, took), rate + count / took
+    return items, seconds, rate
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """High-water mark of a process's resident set; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _count(children: Sequence[Child]) -> int:
+    return sum(batch.items for child in children for batch in written(child.log_file.read_text()))
