@@ -30,6 +30,7 @@ from streams.evaluation.protocols import Protocol
 from streams.evaluation.vectors import EncoderSchool, VectorKind, Vectors
 from trainer.evaluation import user_auc
 from trainer.offline import registry
+from trainer.offline.audit import leaks
 from trainer.offline.buckets import buckets
 from trainer.offline.data import CtrData
 from trainer.offline.model import CtrModel
@@ -130,7 +131,12 @@ class Study:
     def data(self, seed: int) -> CtrData:
         """The columns with vectors and similarities of one seed."""
         if self._data is None or self._data[0] != seed:
-            self._data = (seed, with_vectors(self.recorded, self._vectors(seed)))
+            data = with_vectors(self.recorded, self._vectors(seed))
+            learned = np.zeros(len(data), bool)
+            learned[np.concatenate([self.train_rows, self.validation_rows])] = True
+            found = leaks(data, encoder_stops=np.array(self.protocol.encoder_stops), learned_from_N=learned)
+            assert not found, "; ".join(found)
+            self._data = (seed, data)
         return self._data[1]
 
     # ---- inside --------------------------------------------------------------------------------------------------
