@@ -45,6 +45,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise Misconfigured(f"--items {options.items}: at least {BATCH_SIZES[0] * FEWEST_BATCHES} are needed")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # children and folder go first
     console = Console(stderr=True)
+    load = os.getloadavg()[0]
     content = read_content(options.data, options.items)
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         limits += measure_limit(settings.encoder, content, batches, cores())
     result = summary(cells, limits, precisions, device=settings.encoder.device)
     result["items"], result["data"], result["cores"] = len(content.records), content.name, cores()
+    result["load_average_before"] = round(load, 2)
     print(json.dumps(result)) if options.json else _print(result)
     return 0
 
