@@ -36,10 +36,17 @@ class CtrBatch:
     """int64 index into U, newest first; 0 pads."""
     dense_BF: Tensor
     """float32 context features, as many as the model was built for."""
+    category_U: Tensor | None = None
+    """int64 number of each item's category, 0 unknown; for models with a table of categories."""
 
     def to(self, device: torch.device) -> CtrBatch:
         """The same batch on another device."""
-        return CtrBatch(**{one.name: getattr(self, one.name).to(device, non_blocking=True) for one in fields(self)})
+        there = {
+            one.name: column.to(device, non_blocking=True)
+            for one in fields(self)
+            if (column := getattr(self, one.name)) is not None
+        }
+        return CtrBatch(**there)
 
 
 DENSE_FEATURES = 3
@@ -59,6 +66,9 @@ class CiUBM(nn.Module):
     def _build(self, vector_width: int, dense_width: int) -> None:
         config = self.config
         self.id_table = IdTable(config.id_rows, config.id_width, admit_after=config.id_admit_after)
+        if config.categories:
+            self.category_table = nn.Embedding(config.categories, config.id_width)
+            nn.init.normal_(self.category_table.weight, std=0.05)
         if config.uses_content:
             self.projection = nn.Linear(vector_width, config.content_width)
             # near-isometric at the start: similarities mean something before anything was learned
@@ -104,7 +114,14 @@ class CiUBM(nn.Module):
     def members(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
         """Logits of each head of the ensemble, shape (B, K)."""
         config = self.config
-        ids_UE = self.id_table(batch.hashes_U2)
+        hashes_U2 = batch.hashes_U2
+        if self.training and config.id_dropout:
+            forgotten_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < config.id_dropout
+            hashes_U2 = hashes_U2.masked_fill(forgotten_U[:, None], 0)  # nobody's hashes: reads the shared row
+        ids_UE = self.id_table(hashes_U2)
+        if config.categories and batch.category_U is not None:
+            # an item without a row of its own still is one of its kind
+            ids_UE = ids_UE + self.category_table(batch.category_U % config.categories)
         mask_BL = batch.history_BL > 0
         target_BE = ids_UE.index_select(0, batch.target_B)
         history_BLE = gathered(ids_UE, batch.history_BL)

@@ -17,6 +17,11 @@ class CiUBMConfig(BaseModel):
     id_admit_after: int = Field(default=2, ge=1)
     """In how many batches an id has to be named before it gets an embedding of its own; until then it reads the one
     that all newcomers share."""
+    id_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a batch's items that are treated as newcomers in training (as in DropoutNet): what is learned then holds
+    without their ids too, and ids are not learned by heart."""
+    categories: int = Field(default=0, ge=0)
+    """Rows of a table of categories that is added to the ids'; 0 leaves it out. Batches have to bring categories."""
     content_width: int = Field(default=64, ge=1)
     """Width that the stored vectors are projected to."""
     refresh_projection: bool = True

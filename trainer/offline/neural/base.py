@@ -17,6 +17,9 @@ from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
 
 HISTORY_LENGTH = 50
+CATEGORIES = 1024
+SIMILARITIES = ("cosine", "has vector")
+"""Columns made from vectors: for models with similarities only."""
 
 
 class NeuralModel:
@@ -25,6 +28,8 @@ class NeuralModel:
     name = ""
     calibrated = True
     trials: Sequence[Mapping[str, Any]] = ({},)
+    left_out: tuple[str, ...] = ()
+    """Beginnings of the names of features that would turn this model into another one."""
     fit_defaults: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
@@ -36,24 +41,25 @@ class NeuralModel:
         raise NotImplementedError
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Learn; where validation rows are given, the epoch that ranks them best is kept."""
+        """Learn for as many epochs as the trial says; validation rows are reported on, and change nothing."""
         names = {one.name for one in fields(FitSettings)}
         chosen = {**self.fit_defaults, **trial}
         settings = FitSettings(**{name: value for name, value in chosen.items() if name in names})
+        columns = self._columns(train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = self.build(
                 {name: value for name, value in chosen.items() if name not in names},
                 vector_width=train.items.vectors_EIV.shape[2],
-                dense_width=train.rows.dense_NF.shape[1],
+                dense_width=columns.dense_NF.shape[1],
                 seed=seed,
             )
             for module in self.network.modules():
                 if isinstance(module, NumericEmbedding):
-                    module.fit_bins(torch.from_numpy(train.rows.dense_NF))
+                    module.fit_bins(torch.from_numpy(columns.dense_NF))
             self.report = self.learn(
-                ColumnBatches(train, history_length=HISTORY_LENGTH),
-                None if validation is None else ColumnBatches(validation, history_length=HISTORY_LENGTH),
+                columns,
+                None if validation is None else self._columns(validation),
                 settings,
                 seed=seed,
             )
@@ -68,4 +74,7 @@ class NeuralModel:
     def predict(self, data: CtrData) -> NDArray[np.float64]:
         """Probabilities in the order of the rows."""
         assert self.network is not None, "fit first"
-        return predict(self.network, ColumnBatches(data, history_length=HISTORY_LENGTH))
+        return predict(self.network, self._columns(data))
+
+    def _columns(self, data: CtrData) -> ColumnBatches:
+        return ColumnBatches(data, history_length=HISTORY_LENGTH, left_out=self.left_out)

@@ -7,9 +7,10 @@ from typing import Any
 
 from trainer.ciubm import CiUBM
 from trainer.config import CiUBMConfig
-from trainer.offline.neural.base import NeuralModel
+from trainer.offline.neural.base import CATEGORIES, NeuralModel
 
 FULL: Mapping[str, Any] = {
+    "categories": CATEGORIES,
     "numeric_bins": 24,
     "numeric_width": 8,
     "heads": 8,

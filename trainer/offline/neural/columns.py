@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.ciubm import CtrBatch
 from trainer.offline.data import CtrData, history_matrix
+from trainer.offline.tabular import tabular
 
 _LENGTH_SORTED_BATCHES = 16
 """Batches whose rows are sorted by history length together: less padding, and still near-random batches."""
@@ -23,10 +24,21 @@ class ColumnBatches:
 
     An item that a batch sees in two versions stands in it twice, once per version. Not thread-safe: it keeps a scratch
     array with a place per (version, item), which finds distinct items faster than sorting does.
+
+    `left_out`: beginnings of the names of features that the model must not see.
     """
 
-    def __init__(self, data: CtrData, *, history_length: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        data: CtrData,
+        *,
+        history_length: int,
+        left_out: tuple[str, ...] = (),
+        device: torch.device | None = None,
+    ) -> None:
         self.data = data
+        self.dense_NF = numbers(data, left_out)
+        """The numbers of each row, in the order in which batches bring them."""
         self._length = history_length
         self._device = device or torch.device("cpu")
         items = data.items
@@ -66,7 +78,8 @@ class ColumnBatches:
             has_vector_U=torch.from_numpy(self._has_vector[distinct_U]),
             target_B=torch.from_numpy(target_B),
             history_BL=torch.from_numpy(history_BL),
-            dense_BF=torch.from_numpy(columns.dense_NF[rows]),
+            dense_BF=torch.from_numpy(self.dense_NF[rows]),
+            category_U=torch.from_numpy(items.category_I[distinct_U % self._count]),
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
@@ -94,3 +107,10 @@ class ColumnBatches:
         """Row numbers of one pass sorted by history length, for scoring."""
         by_length = np.argsort(self._lengths_N, kind="stable")
         yield from np.split(by_length, range(batch_rows, len(by_length), batch_rows)) if len(by_length) else ()
+
+
+def numbers(data: CtrData, left_out: tuple[str, ...] = ()) -> NDArray[np.float32]:
+    """What trees read, less what a model must not see, shape (N, at most F + A)."""
+    columns_NF, names = tabular(data)
+    chosen = [place for place, name in enumerate(names) if not name.startswith(left_out or ("\0",))]
+    return columns_NF if len(chosen) == len(names) else np.ascontiguousarray(columns_NF[:, chosen])

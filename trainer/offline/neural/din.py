@@ -1,8 +1,8 @@
 """DIN and what is usually added to it: content vectors beside the ids, and similarities beside those.
 
 Source: Deep Interest Network (arXiv 1706.06978): target attention without normalisation, over [h, t, h - t, h * t].
-Different here: the sum is divided by the root of the history's length, ids are admitted by count into a shared-row
-table, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
+Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and stand
+beside their category, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
 
 Letters as in `trainer.ciubm`; X width of an item's representation.
 """
@@ -20,7 +20,7 @@ from trainer.ciubm import CiUBM, CtrBatch, TargetAttention, dots, gathered, leng
 from trainer.config import CiUBMConfig
 from trainer.id_table import IdTable
 from trainer.numeric import NumericEmbedding
-from trainer.offline.neural.base import NeuralModel
+from trainer.offline.neural.base import CATEGORIES, SIMILARITIES, NeuralModel
 
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
 NUMERIC_BINS, NUMERIC_WIDTH = 24, 8
@@ -69,13 +69,16 @@ class PeerNetwork(nn.Module):
     def __init__(self, *, dense_width: int, extra_width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.id_table = IdTable(1 << 15, ID_WIDTH, admit_after=2)
+        self.category_table = nn.Embedding(CATEGORIES, ID_WIDTH)
+        nn.init.normal_(self.category_table.weight, std=0.05)
         self.numeric = NumericEmbedding(dense_width, bins=NUMERIC_BINS, width=NUMERIC_WIDTH)
         self.attention = TargetAttention(ID_WIDTH, 0, ATTENTION_HIDDEN)
         self.tower = Tower(2 * ID_WIDTH + self.numeric.width + extra_width, dropout=dropout)
 
     def members(self, batch: CtrBatch) -> Tensor:
         """Logits, shape (B, 1)."""
-        ids_UE = self.id_table(batch.hashes_U2)
+        assert batch.category_U is not None
+        ids_UE = self.id_table(batch.hashes_U2) + self.category_table(batch.category_U % CATEGORIES)
         target_BE = ids_UE.index_select(0, batch.target_B)
         parts = [target_BE, self.numeric(batch.dense_BF), self.interest(batch, ids_UE, target_BE), *self.extras(batch)]
         logits_B1: Tensor = self.tower(torch.cat(parts, dim=1))
@@ -143,10 +146,17 @@ class Din(NeuralModel):
 
     name = "din"
     trials: Sequence[Mapping[str, Any]] = TRIALS
+    left_out = SIMILARITIES
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
         """The network."""
-        shape = {"numeric_bins": NUMERIC_BINS, "numeric_width": NUMERIC_WIDTH, "hidden": HIDDEN, **settings}
+        shape = {
+            "categories": CATEGORIES,
+            "numeric_bins": NUMERIC_BINS,
+            "numeric_width": NUMERIC_WIDTH,
+            "hidden": HIDDEN,
+            **settings,
+        }
         config = CiUBMConfig(**shape).without_content()
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
@@ -156,6 +166,7 @@ class DinVectors(NeuralModel):
 
     name = "din-vectors"
     trials: Sequence[Mapping[str, Any]] = TRIALS
+    left_out: tuple[str, ...] = SIMILARITIES
     similarities = False
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
@@ -167,4 +178,5 @@ class DinSimilarities(DinVectors):
     """DIN with content vectors and their similarities."""
 
     name = "din-vectors-similarities"
+    left_out = ()
     similarities = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,15 +49,20 @@ class FitReport:
 
     losses: list[float]
     """Mean training loss of each epoch."""
-    validation_loss: list[float]
+    validation_losses: list[float]
     """Log-loss on the validation rows after each epoch; empty without any."""
-    best_epochs: int
+    validation_gauc: list[float]
+    """GAUC on the same rows."""
 
 
 def fit(
     network: nn.Module, train: ColumnBatches, validation: ColumnBatches | None, settings: FitSettings, *, seed: int
 ) -> FitReport:
-    """Train in place. With validation rows the weights of the best epoch (GAUC) are kept."""
+    """Train in place for all epochs of the settings; validation rows are reported on, and change nothing.
+
+    The step size falls to zero at the end, so a run that is stopped early is not the run of fewer epochs. How many
+    epochs are best is therefore tuned like any other setting, and a refit on more rows repeats exactly what was tuned.
+    """
     rng = np.random.default_rng(seed)
     tables = [module for module in network.modules() if isinstance(module, IdTable)]
     table_weights = {id(table.embedding.weight) for table in tables}
@@ -73,8 +77,7 @@ def fit(
         torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate(step / max(1, steps), settings.warm_up))
         for each in optimisers
     ]
-    report = FitReport([], [], settings.epochs)
-    best, kept, best_epochs = -np.inf, None, settings.epochs
+    report = FitReport([], [], [])
     for epoch in range(settings.epochs):
         network.train()
         total = 0.0
@@ -101,16 +104,11 @@ def fit(
                     forget_rows(sparse, table.admit(batch.hashes_U2))
         report.losses.append(total / max(1, len(train)))
         if validation is not None:
-            scores = predict(network, validation)
-            rows_of = validation.data.rows
-            report.validation_loss.append(log_loss(rows_of.label_N.astype(np.int64), scores))
-            gauc = user_auc(rows_of.user_N, rows_of.label_N.astype(np.int64), scores).weighted
-            if not gauc <= best:
-                best, best_epochs = gauc, epoch + 1
-                kept = copy.deepcopy(network.state_dict()) if epoch + 1 < settings.epochs else None
-    if kept is not None:
-        network.load_state_dict(kept)
-    return FitReport(report.losses, report.validation_loss, best_epochs)
+            scores, seen = predict(network, validation), validation.data.rows
+            labels = seen.label_N.astype(np.int64)
+            report.validation_losses.append(log_loss(labels, scores))
+            report.validation_gauc.append(user_auc(seen.user_N, labels, scores).weighted)
+    return report
 
 
 @torch.inference_mode()

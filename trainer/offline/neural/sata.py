@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.ciubm import CtrBatch, gathered, weighted_sum
-from trainer.offline.neural.base import HISTORY_LENGTH, NeuralModel
+from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, NeuralModel
 from trainer.offline.neural.din import ID_WIDTH, TRIALS, PeerNetwork, cosines
 from trainer.offline.neural.simtier import TIERS, SimTierFeatures
 
@@ -73,6 +73,7 @@ class Sata(NeuralModel):
 
     name = "sa-ta"
     trials: Sequence[Mapping[str, Any]] = TRIALS
+    left_out = SIMILARITIES
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
         """The network."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.ciubm import CtrBatch
-from trainer.offline.neural.base import NeuralModel
+from trainer.offline.neural.base import SIMILARITIES, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, TRIALS, PeerNetwork, Tower, VectorAttention, cosines
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit
@@ -82,6 +82,7 @@ class SimTier(NeuralModel):
 
     name = "simtier"
     trials: Sequence[Mapping[str, Any]] = TRIALS
+    left_out = SIMILARITIES
     simtier, make = True, False
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
