@@ -24,13 +24,24 @@ MODELS: dict[str, str] = {
     "make": "trainer.offline.neural.simtier:Make",
     "simtier-make": "trainer.offline.neural.simtier:SimTierMake",
     "sa-ta": "trainer.offline.neural.sata:Sata",
+    "flip": "trainer.offline.neural.flip:Flip",
+}
+
+# left out where no model is named
+ABLATIONS: dict[str, str] = {
+    "ciubm-without-ids": "trainer.offline.neural.ciubm:WithoutIds",
+    "ciubm-without-content": "trainer.offline.neural.ciubm:WithoutContent",
+    "ciubm-without-fusion": "trainer.offline.neural.ciubm:WithoutFusion",
+    "ciubm-without-similarities": "trainer.offline.neural.ciubm:WithoutSimilarities",
+    "ciubm-plain-head": "trainer.offline.neural.ciubm:PlainHead",
 }
 
 
 def create(name: str) -> CtrModel:
     """A fresh model. Raises `Misconfigured` for an unknown name, listing the known ones."""
-    if name not in MODELS:
-        raise Misconfigured(f"there is no model {name!r}; choose from {', '.join(MODELS)}")
-    module, factory = MODELS[name].split(":")
+    known = MODELS | ABLATIONS
+    if name not in known:
+        raise Misconfigured(f"there is no model {name!r}; choose from {', '.join(known)}")
+    module, factory = known[name].split(":")
     make: Callable[[], CtrModel] = getattr(import_module(module), factory)
     return make()

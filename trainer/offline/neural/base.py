@@ -18,6 +18,15 @@ from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
 
 HISTORY_LENGTH = 50
 CATEGORIES = 1024
+NUMERIC: Mapping[str, Any] = {"numeric_bins": 64, "numeric_width": 8}
+"""How every neural model reads numbers."""
+TRIALS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"epochs": 3},
+    {"dropout": 0.3, "group_weight": 0.5},
+    {"epochs": 1, "learning_rate": 4e-3},
+)
+"""The same four for every neural model: as it is, longer, with more dropout and ranking, short and fast."""
 SIMILARITIES = ("cosine", "has vector")
 """Columns made from vectors: for models with similarities only."""
 
@@ -30,7 +39,6 @@ class NeuralModel:
     trials: Sequence[Mapping[str, Any]] = ({},)
     left_out: tuple[str, ...] = ()
     """Beginnings of the names of features that would turn this model into another one."""
-    fit_defaults: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         self.network: nn.Module | None = None
@@ -43,7 +51,7 @@ class NeuralModel:
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
         """Learn for as many epochs as the trial says; validation rows are reported on, and change nothing."""
         names = {one.name for one in fields(FitSettings)}
-        chosen = {**self.fit_defaults, **trial}
+        chosen = dict(trial)
         settings = FitSettings(**{name: value for name, value in chosen.items() if name in names})
         columns = self._columns(train)
         with torch.random.fork_rng(devices=[]):

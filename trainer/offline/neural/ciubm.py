@@ -7,32 +7,77 @@ from typing import Any
 
 from trainer.ciubm import CiUBM
 from trainer.config import CiUBMConfig
-from trainer.offline.neural.base import CATEGORIES, NeuralModel
+from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
-FULL: Mapping[str, Any] = {
+OFFLINE: Mapping[str, Any] = {
+    **NUMERIC,
     "categories": CATEGORIES,
-    "numeric_bins": 24,
-    "numeric_width": 8,
-    "heads": 8,
-    "dropout": 0.1,
     "bilinear_interest": True,
+    "cross_layers": 3,
+    "cross_rank": 64,
+    "heads": 4,
+    "dropout": 0.1,
+    "id_dropout": 0.5,
 }
-"""What the offline form adds to the defaults: features as of the moment are many, so numbers get bins and heads."""
+"""What goes over the defaults, which are the stream's: features as of the moment are many here, and worth crossing."""
 
 
 class Ciubm(NeuralModel):
-    """CiUBM. `switches` go over the defaults; an ablation is a subclass that turns one off."""
+    """CiUBM. `switches` go over everything else: an ablation turns parts off."""
 
     name = "ciubm"
-    trials: Sequence[Mapping[str, Any]] = (
-        {},
-        {"group_weight": 0.5},
-        {"learning_rate": 1e-3, "epochs": 3},
-        {"dropout": 0.25},
-    )
+    trials: Sequence[Mapping[str, Any]] = TRIALS
     switches: Mapping[str, Any] = {}
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> CiUBM:
         """The network with these settings of `CiUBMConfig`."""
-        config = CiUBMConfig(**{**FULL, **settings, **self.switches})
+        config = CiUBMConfig(**{**OFFLINE, **settings, **self.switches})
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
+
+
+class WithoutIds(Ciubm):
+    """No table of ids: content, similarities and numbers alone."""
+
+    name = "ciubm-without-ids"
+    switches: Mapping[str, Any] = {"target_id": False, "id_interest": False, "fusion_interest": False}
+
+
+class WithoutContent(Ciubm):
+    """Nothing that looks at vectors, made of vectors or not: what is left is a DIN with CiUBM's head."""
+
+    name = "ciubm-without-content"
+    left_out = SIMILARITIES
+    switches: Mapping[str, Any] = {
+        "content_interest": False,
+        "fusion_interest": False,
+        "similarity_features": False,
+        "bilinear_interest": False,
+        "target_content": False,
+        "content_in_attention": False,
+    }
+
+
+class WithoutFusion(Ciubm):
+    """No similarity-weighted ids."""
+
+    name = "ciubm-without-fusion"
+    switches: Mapping[str, Any] = {"fusion_interest": False}
+
+
+class WithoutSimilarities(Ciubm):
+    """Content as vectors only: no histogram, no summaries, no similarity columns, none inside the attention."""
+
+    name = "ciubm-without-similarities"
+    left_out = SIMILARITIES
+    switches: Mapping[str, Any] = {
+        "similarity_features": False,
+        "bilinear_interest": False,
+        "content_in_attention": False,
+    }
+
+
+class PlainHead(Ciubm):
+    """The interests under the head that the peers have: no crosses, one head, ids never forgotten."""
+
+    name = "ciubm-plain-head"
+    switches: Mapping[str, Any] = {"cross_layers": 0, "heads": 1, "id_dropout": 0.0}

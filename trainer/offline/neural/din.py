@@ -20,20 +20,12 @@ from trainer.ciubm import CiUBM, CtrBatch, TargetAttention, dots, gathered, leng
 from trainer.config import CiUBMConfig
 from trainer.id_table import IdTable
 from trainer.numeric import NumericEmbedding
-from trainer.offline.neural.base import CATEGORIES, SIMILARITIES, NeuralModel
+from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
-NUMERIC_BINS, NUMERIC_WIDTH = 24, 8
 HIDDEN = (96, 48)
 HALF_LIFE = 8.0
 """Of the weight of an earlier history item, counted in items."""
-TRIALS: tuple[Mapping[str, Any], ...] = (
-    {},
-    {"group_weight": 0.5},
-    {"learning_rate": 1e-3, "epochs": 3},
-    {"dropout": 0.25},
-)
-"""The same four for every neural model: as it is, with a ranking term, slower and longer, with dropout."""
 
 
 class Tower(nn.Module):
@@ -71,7 +63,7 @@ class PeerNetwork(nn.Module):
         self.id_table = IdTable(1 << 15, ID_WIDTH, admit_after=2)
         self.category_table = nn.Embedding(CATEGORIES, ID_WIDTH)
         nn.init.normal_(self.category_table.weight, std=0.05)
-        self.numeric = NumericEmbedding(dense_width, bins=NUMERIC_BINS, width=NUMERIC_WIDTH)
+        self.numeric = NumericEmbedding(dense_width, bins=NUMERIC["numeric_bins"], width=NUMERIC["numeric_width"])
         self.attention = TargetAttention(ID_WIDTH, 0, ATTENTION_HIDDEN)
         self.tower = Tower(2 * ID_WIDTH + self.numeric.width + extra_width, dropout=dropout)
 
@@ -152,8 +144,7 @@ class Din(NeuralModel):
         """The network."""
         shape = {
             "categories": CATEGORIES,
-            "numeric_bins": NUMERIC_BINS,
-            "numeric_width": NUMERIC_WIDTH,
+            **NUMERIC,
             "hidden": HIDDEN,
             **settings,
         }

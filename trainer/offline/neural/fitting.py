@@ -32,11 +32,11 @@ class FitSettings:
     """How long and how fast to learn."""
 
     epochs: int = 2
-    batch_rows: int = 512
+    batch_rows: int = 256
     learning_rate: float = 2e-3
     id_learning_rate: float = 5e-3
     weight_decay: float = 1e-4
-    group_weight: float = 0.0
+    group_weight: float = 0.2
     """Weight of the ranking term among what one person was shown at one time (JRC, arXiv 2208.06164)."""
     warm_up: float = 0.1
     """Share of the steps over which the learning rate rises; it falls to zero as a cosine afterwards."""

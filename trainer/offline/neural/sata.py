@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.ciubm import CtrBatch, gathered, weighted_sum
-from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, NeuralModel
-from trainer.offline.neural.din import ID_WIDTH, TRIALS, PeerNetwork, cosines
+from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, TRIALS, NeuralModel
+from trainer.offline.neural.din import ID_WIDTH, PeerNetwork, cosines
 from trainer.offline.neural.simtier import TIERS, SimTierFeatures
 
 TEMPERATURE = 0.1

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.ciubm import CtrBatch
-from trainer.offline.neural.base import SIMILARITIES, NeuralModel
+from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
-from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, TRIALS, PeerNetwork, Tower, VectorAttention, cosines
+from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, PeerNetwork, Tower, VectorAttention, cosines
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit
 
 TIERS = 22
