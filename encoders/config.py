@@ -35,4 +35,4 @@ class EncoderConfig(BaseModel):
     precision: Precision = "fp32"
     """Arithmetic of the towers. Less than fp32 is another encoder version: its vectors differ by more than rounding."""
     compile: bool = False
-    """Whether torch compiles the towers: faster on most devices after a start that takes up to a minute longer."""
+    """Whether torch compiles the towers at the start. Meant for GPUs; on a CPU compiling takes minutes."""
