@@ -142,7 +142,7 @@ class CiUBM(nn.Module):
                 raw_BL = raw_BL * mask_content_BL
         if config.id_interest:
             extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
-            weight_BL = self.attention(ids_UE, batch.history_BL, target_BE, extra)
+            weight_BL = self.attention(ids_UE, batch.history_BL, history_BLE, target_BE, extra)
             parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
         if similarity_BL is not None:
             scale_B1 = length_scale(mask_content_BL)
@@ -183,8 +183,19 @@ class TargetAttention(nn.Module):
         self.activation = nn.PReLU()
         self.second = nn.Linear(hidden, 1)
 
-    def forward(self, ids_UE: Tensor, history_BL: Tensor, target_BE: Tensor, extra: Sequence[Tensor] = ()) -> Tensor:
-        """Weights, shape (B, L); 0 at padding. `extra`: further scalars of each pair, shape (B, L) each."""
+    def forward(
+        self,
+        ids_UE: Tensor,
+        history_BL: Tensor,
+        history_BLE: Tensor,
+        target_BE: Tensor,
+        extra: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Weights, shape (B, L); 0 at padding.
+
+        `history_BLE`: the rows of `ids_UE` at `history_BL`, which the caller needs too. `extra`: further scalars of
+        each pair, shape (B, L) each.
+        """
         of_item_HE, of_target_HE, of_difference_HE, of_product_HE, of_extra_HX = torch.tensor_split(
             self.first.weight, [n * self.width for n in (1, 2, 3, 4)], dim=1
         )
@@ -192,7 +203,7 @@ class TargetAttention(nn.Module):
         target_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
         product_BEH = target_BE[:, :, None] * of_product_HE.T
         hidden_BLH = gathered(item_UH, history_BL) + target_BH[:, None]
-        hidden_BLH = torch.baddbmm(hidden_BLH, gathered(ids_UE, history_BL), product_BEH)
+        hidden_BLH = torch.baddbmm(hidden_BLH, history_BLE, product_BEH)
         if extra:
             hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
         weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)

@@ -78,8 +78,8 @@ class PeerNetwork(nn.Module):
 
     def interest(self, batch: CtrBatch, ids_UE: Tensor, target_BE: Tensor) -> Tensor:
         """Target attention over the ids of the history, shape (B, E)."""
-        weight_BL = self.attention(ids_UE, batch.history_BL, target_BE)
         history_BLE = gathered(ids_UE, batch.history_BL)
+        weight_BL = self.attention(ids_UE, batch.history_BL, history_BLE, target_BE)
         return weighted_sum(weight_BL, history_BLE) * length_scale(batch.history_BL > 0)
 
     def extras(self, batch: CtrBatch) -> list[Tensor]:
@@ -101,8 +101,8 @@ class VectorAttention(nn.Module):
         """Items without a vector are zero rows and add nothing."""
         content_UC = F.normalize(self.projection(batch.vectors_UV), dim=-1) * batch.has_vector_U[:, None]
         target_BC = content_UC.index_select(0, batch.target_B)
-        weight_BL = self.attention(content_UC, batch.history_BL, target_BC)
         history_BLC = gathered(content_UC, batch.history_BL)
+        weight_BL = self.attention(content_UC, batch.history_BL, history_BLC, target_BC)
         return target_BC, weighted_sum(weight_BL, history_BLC) * length_scale(batch.history_BL > 0)
 
 
