@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from encoders.base import ItemContent
     from encoders.bundle import BundleManifest
     from encoders.config import EncoderConfig
-    from torch import Tensor
-
     from encoders.features import ItemFeatures
     from encoders.fusion import ItemFusion, ItemSource
     from encoders.fusion_config import FusionConfig

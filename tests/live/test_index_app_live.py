@@ -13,9 +13,9 @@ from item_feed import feeding, until
 
 from encoders.hashing import HashingEncoder
 from schemas.errors import ContentUnavailable
+from streams.agents.center import Center
 from streams.agents.flow import Flow
 from streams.agents.index_config import IndexConfig
-from streams.agents.center import Center
 from streams.agents.item_encoding import ItemEncoding
 from streams.app import create_index_app, run_app
 from streams.delivery import Patience
