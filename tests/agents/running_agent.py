@@ -35,7 +35,7 @@ class Running:
         )
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not done():
                 await asyncio.sleep(0.01)
 
