@@ -100,8 +100,8 @@ class EncodeBench:
         finally:
             for child in children:
                 child.stop()
-        start = _START_BATCHES + settings.index.batches_ahead
-        items, seconds, rate = steady_rate([written(child.log_file.read_text()) for child in children], start)
+        logs = [written(child.log_file.read_text()) for child in children]
+        items, seconds, rate = steady_rate(logs, _START_BATCHES, settings.index.batches_ahead)
         return Measured(workers, batch, rate, peak, items, seconds)
 
     async def _stream(self, settings: Settings, children: Sequence[Child]) -> None:
@@ -138,15 +138,16 @@ def written(log: str) -> list[Batch]:
     return found
 
 
-def steady_rate(workers: Sequence[Sequence[Batch]], start_batches: int) -> tuple[int, float, float]:
+def steady_rate(workers: Sequence[Sequence[Batch]], start_batches: int, ahead: int = 0) -> tuple[int, float, float]:
     """Items, seconds and items per second of all workers together while each of them was under way.
 
-    From when every worker had finished its start (`start_batches`: the slow first ones, and those that were encoded
-    while these were written) until the first one had nothing left to do; for each worker between ends of batches, so
-    that no batch counts in part.
+    From when every worker had finished its start (`start_batches`, and as many as were encoded `ahead` meanwhile) until
+    the first one had no further batches to encode ahead, so that as much lies encoded and unwritten at the end as at
+    the beginning; for each worker between ends of batches, so that no batch counts in part.
     """
-    begin = max(batches[min(start_batches, len(batches)) - 1].second for batches in workers)
-    end = min(batches[-1].second for batches in workers)
+    start = start_batches + ahead
+    begin = max(batches[min(start, len(batches)) - 1].second for batches in workers)
+    end = max(begin, min(batches[max(0, len(batches) - 1 - ahead)].second for batches in workers))
     items, seconds, rate = 0, 0.0, 0.0
     for batches in workers:
         within = [batch for batch in batches if begin <= batch.second <= end]

@@ -25,6 +25,13 @@ def test_one_batch_after_the_start_counts_whole() -> None:
     assert steady_rate([[Batch(0.0, 5), Batch(1.0, 5), Batch(3.0, 4)]], 2) == (4, 2.0, 2.0)
 
 
+def test_what_was_encoded_ahead_counts_neither_at_the_start_nor_at_the_end() -> None:
+    # two batches lie encoded all along; the last two are only written, in no time
+    seconds = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 7.01, 7.02]
+    items, took, rate = steady_rate([[Batch(second, 10) for second in seconds]], 1, 2)
+    assert (items, took, rate) == (40, 4.0, 10.0)
+
+
 def test_batches_are_read_from_the_log_of_a_worker() -> None:
     line = {"event": "items.indexed", "encoded": 7, "count": 9, "timestamp": "2026-05-01T12:00:00.500000Z"}
     log = "\n".join(['{"event": "index.ready"}', json.dumps(line), "a line of another library"])
