@@ -78,7 +78,7 @@ class TextTower:
         out = np.empty((len(texts), self.width), dtype=np.float32)
         order: list[int] = []
         parts: list[torch.Tensor] = []
-        for rows in _by_length([len(text) for text in texts]):
+        for rows in by_length([len(text) for text in texts]):
             ids, mask = self.padded([texts[row] for row in rows])
             with computing(self.device, self._precision):
                 states = self._states(ids, mask)
@@ -161,8 +161,8 @@ def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(dict(weights), strict=False)
 
 
-def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers grouped so that neighbours in length share a pass of at most `_TOKENS_PER_BATCH` padded tokens."""
+def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers grouped so that neighbours in length share a pass of at most 4,096 padded tokens."""
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         if group and (len(group) + 1) * lengths[row] > _TOKENS_PER_BATCH:

@@ -23,13 +23,12 @@ from encoders.features import ItemFeatures
 from encoders.fusion import FusionInput, ItemFusion
 from encoders.image import EfficientNetLite0, ImageTower, TransformersVision
 from encoders.multimodal import MultiModalEncoder
-from encoders.text import TextTower, TransformersText, mean_pool
+from encoders.text import TextTower, TransformersText, by_length, mean_pool
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 
 # n = items of one call, N = items by number (row 0 is padding), T and I = widths of the tower features
 
-_TOKENS_PER_PASS = 8_192
 _PICTURES_PER_PASS = 64
 _ROWS_PER_CALL = 256
 """Items per call where no gradient is needed, so that the whole catalogue may be asked for at once."""
@@ -88,7 +87,7 @@ class TunedBert(nn.Module):
         if self._whole:
             return [np.array(tokens, np.int32) for tokens in given]
         kept: list[Kept] = [np.empty(0)] * len(given)
-        for rows in _groups([len(tokens) for tokens in given]):
+        for rows in by_length([len(tokens) for tokens in given]):
             ids, mask = self._tower.padded([given[row] for row in rows])
             states = self._bert.layers(self._bert.embed(ids), mask, self._frozen).half().cpu().numpy()
             for row, state in zip(rows, states, strict=True):
@@ -98,7 +97,7 @@ class TunedBert(nn.Module):
     def forward(self, kept: Sequence[Kept]) -> Tensor:
         """(n, T) features."""
         order, parts = [], []
-        for rows in _groups([len(one) for one in kept]):
+        for rows in by_length([len(one) for one in kept]):
             parts.append(_recomputed(self._whole, self._pooled, [kept[row] for row in rows]))
             order += rows
         return torch.cat(parts)[torch.tensor(order).argsort()]
@@ -363,18 +362,6 @@ def _kept(tower: TunedTower | None, given: Sequence[Any]) -> list[Kept | None]:
         for row, one in zip(there, tower.keep([given[row] for row in there]), strict=True):
             found[row] = one
     return found
-
-
-def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows grouped by length, each group at most so many padded tokens."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[row] > _TOKENS_PER_PASS:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
 
 
 def _recomputed(again: bool, function: Callable[[Any], Tensor], given: Any) -> Tensor:
