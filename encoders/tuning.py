@@ -182,8 +182,12 @@ class TunedNetwork(nn.Module):
         self._adapted = tuning.layers == "lora"
         self._per_pass = per_pass
         if tuning.layers == "last_blocks":
-            longest = max((m for m in self.network.modules() if isinstance(m, nn.ModuleList)), key=len)
-            longest[-tuning.blocks :].requires_grad_(True)
+            lists = [module for module in self.network.modules() if isinstance(module, nn.ModuleList)]
+            if not lists:
+                raise Misconfigured(
+                    f"MIM_TUNING__LAYERS=last_blocks: {type(network).__name__} has no list of blocks; use lora or all"
+                )
+            max(lists, key=len)[-tuning.blocks :].requires_grad_(True)
         elif self._adapted:
             _add_adapters(self.network, adapters, tuning.lora_rank)
 

@@ -75,7 +75,9 @@ class Workshop:
         else:
             self.specs, self.towers = read_bundle(bundle)[0], load_towers(encoder)
         self.parent = self.specs.version
-        self.cache: FeatureCache = FeatureCache(training.cache_folder, self.towers, towers_digest(self.specs))
+        self.cache: FeatureCache = FeatureCache(
+            training.cache_folder, self.towers, towers_digest(self.specs, encoder.precision)
+        )
         self._folder = training.folder
 
     def features(self, contents: Sequence[ItemContent]) -> ItemFeatures:
@@ -135,8 +137,8 @@ class Workshop:
         return place, manifest.version
 
 
-def towers_digest(specs: BundleManifest | TrainedManifest) -> str:
-    """Names everything that decides tower features: weights, input sizes, preprocessing."""
+def towers_digest(specs: BundleManifest | TrainedManifest, precision: str = "fp32") -> str:
+    """Names everything that decides tower features: weights, input sizes, preprocessing, precision."""
     parts = [
         specs.preprocessing,
         specs.text.weights.sha256,
@@ -148,6 +150,8 @@ def towers_digest(specs: BundleManifest | TrainedManifest) -> str:
     further = getattr(specs, "towers_sha256", None)
     if further is not None:
         parts.append(further)
+    if precision != "fp32":
+        parts.append(precision)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

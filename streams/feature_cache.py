@@ -40,7 +40,8 @@ class FeatureCache:
     """Features of items from memory, disk or the towers, in that order of preference."""
 
     def __init__(self, folder: Path, towers: MultiModalEncoder, digest: str) -> None:
-        self._folder = folder / "features" / digest
+        self.folder = folder / "features" / digest
+        """Where the shards lie."""
         self._towers = towers
         self._rows: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]] = {}
         self._read = False
@@ -92,7 +93,7 @@ class FeatureCache:
 
     def _load(self) -> None:
         self._read = True
-        for path in sorted(self._folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 with safe_open(path, framework="numpy") as shard:
                     keys = json.loads((shard.metadata() or {})["keys"])
@@ -104,8 +105,8 @@ class FeatureCache:
 
     def _write(self, keys: list[str]) -> None:
         rows = [self._rows[key] for key in keys]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._folder / f".{uuid.uuid4().hex}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".{uuid.uuid4().hex}"
         save_file(
             {
                 "text": np.stack([row[0] for row in rows]),
@@ -115,7 +116,7 @@ class FeatureCache:
             unfinished,
             metadata={"keys": json.dumps(keys)},
         )
-        os.replace(unfinished, self._folder / f"{uuid.uuid4().hex}.safetensors")
+        os.replace(unfinished, self.folder / f"{uuid.uuid4().hex}.safetensors")
 
 
 def content_key(content: ItemContent) -> str:

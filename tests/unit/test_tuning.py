@@ -10,7 +10,7 @@ from encoders.config import EncoderConfig
 from encoders.fusion import ItemFusion
 from encoders.loading import load_encoder, load_towers
 from encoders.trained import TrainingManifest, features_of, read_tower_weights, read_trained, write_trained
-from encoders.tuning import TunedItems, TunedTowers
+from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.encoder_training import EncoderTrainingConfig, Workshop, towers_digest
@@ -149,3 +149,19 @@ def test_damaged_tower_weights_are_refused(tmp_path, towers, prepared):
     manifest, _, _ = read_trained(folder)
     with pytest.raises(Misconfigured, match=r"towers\.safetensors is damaged"):
         read_tower_weights(folder, manifest)
+
+
+def test_a_network_without_blocks_says_what_to_do_instead():
+    with pytest.raises(Misconfigured, match="use lora or all"):
+        TunedNetwork(
+            torch.nn.Linear(2, 2), lambda network, kept: network(torch.zeros(1, 2)), 2,
+            tuning=TuningConfig(layers="last_blocks"), adapters="", per_pass=1,
+        )  # fmt: skip
+
+
+def test_features_of_another_precision_are_kept_apart(tmp_path):
+    specs = Workshop(EncoderConfig(), folders(tmp_path)).specs
+    assert len({towers_digest(specs), towers_digest(specs, "bf16"), towers_digest(specs, "fp16")}) == 3
+    assert towers_digest(specs, "fp32") == towers_digest(specs)
+    kept = Workshop(EncoderConfig(precision="bf16"), folders(tmp_path)).cache
+    assert kept.folder.name == towers_digest(specs, "bf16")

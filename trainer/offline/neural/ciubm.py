@@ -41,6 +41,13 @@ class Ciubm(NeuralModel):
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
 
+_NO_SIMILARITIES: Mapping[str, Any] = {
+    "similarity_features": False,
+    "bilinear_interest": False,
+    "content_in_attention": False,
+}
+
+
 class WithoutIds(Ciubm):
     """No table of ids: content, similarities and numbers alone."""
 
@@ -54,12 +61,10 @@ class WithoutContent(Ciubm):
     name = "ciubm-without-content"
     left_out = SIMILARITIES
     switches: Mapping[str, Any] = {
+        **_NO_SIMILARITIES,
         "content_interest": False,
         "fusion_interest": False,
-        "similarity_features": False,
-        "bilinear_interest": False,
         "target_content": False,
-        "content_in_attention": False,
     }
 
 
@@ -75,11 +80,7 @@ class WithoutSimilarities(Ciubm):
 
     name = "ciubm-without-similarities"
     left_out = SIMILARITIES
-    switches: Mapping[str, Any] = {
-        "similarity_features": False,
-        "bilinear_interest": False,
-        "content_in_attention": False,
-    }
+    switches: Mapping[str, Any] = _NO_SIMILARITIES
 
 
 class PlainHead(Ciubm):
