@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -250,12 +251,16 @@ class OnlineTrainer:
         self._ready.extend(self._join.resolved(before))
 
     def _missing(self) -> frozenset[str]:
-        head = (self._ready[i] for i in range(min(len(self._ready), self.config.batch_rows)))
+        head = [self._ready[i] for i in range(min(len(self._ready), self.config.batch_rows))]
+        items = {row.item for row in head}
+        if head:
+            # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
+            items |= {take.item for take in takewhile(lambda take: take.second <= head[-1].second, self._takes)}
         return frozenset(
             item_id
-            for row in head
-            if not self.catalogue.has_vector(row.item)
-            and (item_id := self.catalogue.item_id(row.item)) not in self._dropped
+            for item in items
+            if not self.catalogue.has_vector(item)
+            and (item_id := self.catalogue.item_id(item)) not in self._dropped
             and item_id not in self._given_up
         )
 

@@ -136,6 +136,20 @@ def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound()
         assert report is not None and report.rows == 8
 
 
+def test_a_batch_waits_for_the_vectors_of_takes_that_may_become_its_negatives() -> None:
+    trainer = make_trainer(items=10)
+    for n in range(8):
+        trainer.observe(0, n, behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n))
+    trainer.observe(0, 8, behaviour("taken", "purchase", item="new", user="u9", second=7))
+    trainer.finish()
+    assert trainer.advance().missing == {"new"}
+    assert trainer.step() is None
+    trainer.hold(embedding("new", unit_vector(99)))
+    assert not trainer.advance().missing
+    report = trainer.step()
+    assert report is not None and report.rows == 8
+
+
 def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
     log = click_log(60)[0]
 
