@@ -102,11 +102,20 @@ async def index_batch(
 
         await hold(announce, what="embeddings.announce", patience=center.patience)
         if plan.retries:
-            await hold(
-                lambda: center.outbox.retry_later(plan.retries), what="items-retry.send", patience=center.patience
-            )
+
+            async def retry_later() -> None:
+                await guard()
+                await center.outbox.retry_later(plan.retries)
+
+            await hold(retry_later, what="items-retry.send", patience=center.patience)
     if plan.letters:
-        await hold(lambda: center.dead_letters.bury(plan.letters), what="dead-letters.send", patience=center.patience)
+
+        async def bury() -> None:
+            await guard()
+            await center.dead_letters.bury(plan.letters)
+
+        await hold(bury, what="dead-letters.send", patience=center.patience)
+    await guard()  # a worker that was replaced while it waited for an answer acknowledges nothing
     return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
 
 
