@@ -65,6 +65,25 @@ class ModelManifest(Message):
     """Who released it."""
 
 
+class GateVerdict(Message):
+    """`verdict.json` of a release folder: how the candidate compared with the release that answered then."""
+
+    schema_version: SchemaVersion = 1
+    """Version of this schema."""
+    passed: bool
+    """Whether it may answer; a refused one is kept, and serving stays as it is."""
+    reasons: list[str] = Field(default_factory=list)
+    """Why it was refused; empty if it passed."""
+    remarks: list[str] = Field(default_factory=list)
+    """What could not be compared, and why."""
+    against: str | None = None
+    """The release that it was compared with; None if nothing answered then."""
+    rows: int = 0
+    """Rows that both scored before either had learned from them."""
+    figures: dict[str, float | None] = Field(default_factory=dict)
+    """What was compared: `ciubm_*` of the candidate, `serving_*` of the release that answered."""
+
+
 class ReleaseNotice(Message):
     """A record of `models`: a release happened. Only a notice; the truth is the pointer in the model store."""
 

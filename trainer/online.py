@@ -27,6 +27,7 @@ from trainer.evaluation import DAY, ScoredRows, log_loss, user_auc
 from trainer.impressions import Impression, ImpressionJoin, Take
 from trainer.memory import SpaceTimeMemory
 from trainer.negatives import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.rival import Rival
 from trainer.window import EventWindow, Observed, Verdict
 
 CIUBM, DIN, SHUFFLED = "ciubm", "din", "ciubm_shuffled"
@@ -152,6 +153,8 @@ class OnlineTrainer:
         self._rows_hash = hashlib.sha256()
         self._scored: list[ScoredRows] = []
         self._recent = _RecentScores()
+        self.rival: Rival | None = None
+        """The release that answers, scoring the same rows; changes nothing of what is learned."""
 
     # ---- vectors -------------------------------------------------------------------------------------------------
 
@@ -295,6 +298,8 @@ class OnlineTrainer:
             probabilities[name], losses[name] = report.probabilities_B, report.loss
             if name == CIUBM:
                 contrastive_loss = report.contrastive_loss
+        if self.rival is not None:
+            self.rival.observe(rows, collated.batch, probabilities[CIUBM])
         self._account(rows, plan, probabilities)
         return StepReport(
             step=self._steps,
