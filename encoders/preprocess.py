@@ -9,19 +9,17 @@ from __future__ import annotations
 import io
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.base import ItemContent
+from encoders.image_formats import ImageFormat, sniff
 from schemas.errors import EncodingFailed, Reason
 
 PREPROCESSING = "1"
 """Part of every encoder version. Raise it with any change here that can change a text or a pixel."""
-
-ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 
 _MAX_JPEG_SCANS = 100
 """Progressive pictures have about ten scans; thousands make a small file cost minutes."""
@@ -67,17 +65,6 @@ def _clean(text: str) -> str:
         for character in unicodedata.normalize("NFC", text)
     )
     return " ".join(kept.split())
-
-
-def sniff(data: bytes) -> ImageFormat | None:
-    """The format that the first bytes show; None if it is not one that we decode."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return None
 
 
 def decode_image(data: bytes, *, size: int, limits: ImageLimits) -> NDArray[np.uint8]:

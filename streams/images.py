@@ -1,24 +1,28 @@
 """Pictures by URL, from the open internet: bounded in bytes and time, and never from inside our own network.
 
-A product's picture URL is text that a stranger wrote. Every address that its host resolves to is looked at, the very
-address that was looked at is the one connected to, and each redirect starts over.
+A product's picture URL is text that a stranger wrote. Scheme, port and host must be allowed, every address that its
+host resolves to is looked at, the very address that was looked at is the one connected to, and each redirect starts
+over. The last look is at the socket itself, whatever way the address came by.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Literal, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
+from encoders.image_formats import SNIFFED_BYTES, sniff
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
+from streams.addresses import is_address, is_name, may_be_asked
 
 MAX_REDIRECTS = 3
 MAX_QUIET_HOSTS = 10_000
@@ -32,10 +36,15 @@ class ImageFetchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    allowed_schemes: tuple[Literal["http", "https"], ...] = ("http", "https")
+    """Schemes of URLs that are fetched."""
+    allowed_ports: tuple[int, ...] = (80, 443)
+    """Ports that are asked. Empty: any."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts that pictures may come from; `.example.com` stands for all below it. Empty: any public host."""
-    allow_private_addresses: bool = False
-    """Whether private, loopback and link-local addresses may be asked. For shops that keep pictures inside."""
+    private_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks inside that may be asked all the same, as `["10.2.0.0/16"]`. For shops that keep pictures inside; else
+    no private, loopback, link-local, multicast or reserved address is."""
     max_bytes: int = Field(default=16 * 1024 * 1024, ge=1_024)
     """Largest picture that is fetched, in bytes."""
     timeout_seconds: float = Field(default=10.0, gt=0)
@@ -50,22 +59,10 @@ class RefusedAddressError(OSError):
     """A host resolved to an address that must not be asked."""
 
 
-def is_public(address: str) -> bool:
-    """Whether an address lies in the open internet, also when an IPv4 address hides inside an IPv6 one."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        hidden = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
-        if hidden is None and parsed in ipaddress.IPv6Network("64:ff9b::/96"):
-            hidden = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-        if hidden is not None:
-            return hidden.is_global and not hidden.is_multicast
-    return parsed.is_global and not parsed.is_multicast
-
-
 class CheckingResolver(AbstractResolver):
     """Resolves, looks at every address, and gives the connector only addresses that were looked at."""
 
-    def __init__(self, inner: AbstractResolver, allowed: Callable[[str], bool] = is_public) -> None:
+    def __init__(self, inner: AbstractResolver, allowed: Callable[[str], bool]) -> None:
         self._inner = inner
         self._allowed = allowed
 
@@ -100,20 +97,31 @@ class ImageFetcher:
         self._make_resolver = resolver or aiohttp.ThreadedResolver
         self._slots = asyncio.Semaphore(config.concurrency)
         self._patient_slots = asyncio.Semaphore(config.concurrency)  # apart: slow ones must not keep the hurried out
+        self._allowed = partial(may_be_asked, inside=config.private_networks)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         """Open the connection pool."""
-        resolver: AbstractResolver = self._make_resolver()
-        if not self._config.allow_private_addresses:
-            resolver = CheckingResolver(resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=resolver, limit=2 * self._config.concurrency, ttl_dns_cache=10),
+            connector=aiohttp.TCPConnector(
+                resolver=CheckingResolver(self._make_resolver(), self._allowed),
+                socket_factory=self._socket,
+                limit=2 * self._config.concurrency,
+                ttl_dns_cache=10,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "mimstream", "Accept": "image/*"},
+            headers={"User-Agent": "mimstream", "Accept": "image/*", "Accept-Encoding": "identity"},
+            auto_decompress=False,  # a few packed bytes could become gigabytes before they are counted
             trust_env=False,  # a proxy would resolve the host itself, unseen
         )
         return self
+
+    def _socket(self, where: aiohttp.AddrInfoType) -> socket.socket:
+        """Make the socket for one address, which nothing changes between here and the connection."""
+        family, kind, protocol, _, address = where
+        if not self._allowed(str(address[0])):
+            raise RefusedAddressError(f"{address[0]} is not a public address")
+        return socket.socket(family, kind, protocol)
 
     async def __aexit__(self, *exception: object) -> None:
         """Close the connection pool."""
@@ -121,13 +129,14 @@ class ImageFetcher:
             await self._session.close()
 
     async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
-        """Get the bytes behind `url`, whatever they are: the encoder looks at what they hold.
+        """Get the picture behind `url`: bytes that begin like one of the formats that are decoded, whatever the
+        server says they are.
 
         Who gives a `timeout_seconds` is in a hurry: a host that lately did not answer is not asked again for him, so
         that a dead host costs one batch its budget and not each batch. Who gives none always asks.
 
-        Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED` or
-        `IMAGE_TOO_LARGE`) for what may not.
+        Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED`, `IMAGE_TOO_LARGE`
+        or `BAD_IMAGE`) for what may not.
         """
         budget = timeout_seconds or self._config.timeout_seconds
         slots = self._patient_slots if timeout_seconds is None else self._slots
@@ -185,16 +194,26 @@ class ImageFetcher:
         raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: more than {MAX_REDIRECTS} redirects")
 
     def _check(self, where: URL) -> None:
-        if where.scheme not in ("http", "https") or not where.host:
-            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: only http and https URLs with a host are fetched")
+        host = (where.raw_host or "").lower()  # raw: just what will be resolved and connected to
+        bare = host.removesuffix(".")
+        if where.scheme not in self._config.allowed_schemes or not host:
+            schemes = " and ".join(self._config.allowed_schemes)
+            raise self._refused(where, f"only {schemes} URLs with a host are fetched")
         if where.user is not None or where.password is not None:
-            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where.with_user(None)}: a URL must not carry a login")
-        host = where.host.lower().rstrip(".")
-        if self._config.allowed_hosts and not any(_matches(host, rule) for rule in self._config.allowed_hosts):
-            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: host {host} is not in MIM_IMAGES__ALLOWED_HOSTS")
-        if not self._config.allow_private_addresses and not _public_if_literal(host):
-            # a literal address is never resolved, so the resolver does not see it
-            raise Unprocessable(Reason.IMAGE_REFUSED, f"{where}: {host} is not a public address")
+            raise self._refused(where, "a URL must not carry a login")
+        if self._config.allowed_ports and where.port not in self._config.allowed_ports:
+            raise self._refused(where, f"port {where.port} is not in MIM_IMAGES__ALLOWED_PORTS")
+        if self._config.allowed_hosts and not any(_matches(bare, rule) for rule in self._config.allowed_hosts):
+            raise self._refused(where, f"host {bare} is not in MIM_IMAGES__ALLOWED_HOSTS")
+        if is_address(bare):  # never resolved, so the resolver does not see it
+            if not self._allowed(bare):
+                raise self._refused(where, f"{bare} is not a public address")
+        elif not is_name(host):
+            raise self._refused(where, f"{host} is neither a host's name nor an address in full")
+
+    def _refused(self, where: URL, why: str) -> Unprocessable:
+        shown = where.with_user(None) if where.host else where
+        return Unprocessable(Reason.IMAGE_REFUSED, f"{shown}: {why}")
 
     async def _read(self, url: str, answer: aiohttp.ClientResponse) -> bytes:
         if (answer.content_length or 0) > self._config.max_bytes:
@@ -204,8 +223,12 @@ class ImageFetcher:
             body += chunk
             if len(body) > self._config.max_bytes:
                 raise self._too_large(url)
+            if len(body) >= SNIFFED_BYTES and sniff(body[:SNIFFED_BYTES]) is None:
+                break
         if not body:
             raise ContentUnavailable(url, "answered without content")
+        if sniff(body[:SNIFFED_BYTES]) is None:
+            raise Unprocessable(Reason.BAD_IMAGE, f"{url}: what it answers is not a JPEG, PNG or WebP")
         return bytes(body)
 
     def _too_large(self, url: str) -> Unprocessable:
@@ -227,10 +250,3 @@ def _host_of(url: str) -> str:
 def _matches(host: str, rule: str) -> bool:
     rule = rule.lower()
     return host.endswith(rule) if rule.startswith(".") else host == rule
-
-
-def _public_if_literal(host: str) -> bool:
-    try:
-        return is_public(host)
-    except ValueError:
-        return True  # a name: the resolver looks at what it stands for

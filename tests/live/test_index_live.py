@@ -389,7 +389,8 @@ async def test_a_late_picture_is_added_and_a_delete_wins_over_it_also_after_a_ki
     settings: Settings, process: Start, pictures: Pictures
 ) -> None:
     env = {
-        "MIM_IMAGES__ALLOW_PRIVATE_ADDRESSES": "true",
+        "MIM_IMAGES__PRIVATE_NETWORKS": '["127.0.0.0/8"]',
+        "MIM_IMAGES__ALLOWED_PORTS": "[]",
         "MIM_INDEX__RETRY_INITIAL_SECONDS": "2",
         "MIM_INDEX__RETRY_FACTOR": "1",
         "MIM_INDEX__RETRY_MAX_ATTEMPTS": "60",

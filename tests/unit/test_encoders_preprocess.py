@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from encoders.base import ItemContent
-from encoders.preprocess import ImageLimits, decode_image, join_text, sniff
+from encoders.image_formats import sniff
+from encoders.preprocess import ImageLimits, decode_image, join_text
 from schemas.errors import EncodingFailed, Reason
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)

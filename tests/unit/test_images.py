@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
 
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
-from streams.images import ImageFetchConfig, ImageFetcher, is_public
+from streams.addresses import is_public
+from streams.images import ImageFetchConfig, ImageFetcher
 
-PICTURE = b"\x89PNG and so on" * 100
+PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
+PICTURE = PNG_BEGINS + b"and so on" * 100
+LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
 class Site:
@@ -41,6 +45,7 @@ class Site:
         if path == "endless":
             response = web.StreamResponse()
             await response.prepare(request)
+            await response.write(PNG_BEGINS)
             while True:
                 await response.write(b"x" * 65_536)
         if path == "empty":
@@ -92,7 +97,8 @@ class Names(AbstractResolver):
         pass
 
 
-INSIDE = ImageFetchConfig(allow_private_addresses=True, timeout_seconds=2)
+INSIDE = ImageFetchConfig(private_networks=(LOOPBACK,), allowed_ports=(), timeout_seconds=2)
+PUBLIC = ImageFetchConfig(allowed_ports=(), timeout_seconds=2)
 
 
 async def fetch(url: str, config: ImageFetchConfig = INSIDE, names: Names | None = None) -> bytes:
@@ -219,7 +225,7 @@ async def test_only_plain_http_urls_are_fetched(url: str) -> None:
     ],
 )
 async def test_no_address_inside_is_asked_neither_literally_nor_by_name(site: Site, address: str) -> None:
-    strict = ImageFetchConfig(timeout_seconds=2)
+    strict = PUBLIC
     literal = f"[{address}]" if ":" in address else address
     if "%" not in address:
         assert await refused(f"http://{literal}:{site.port}/ok", strict) is Reason.IMAGE_REFUSED
@@ -232,13 +238,13 @@ async def test_no_address_inside_is_asked_neither_literally_nor_by_name(site: Si
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "127.1", "0177.0.0.1"])
 async def test_other_spellings_of_loopback_do_not_slip_through(site: Site, host: str) -> None:
     with pytest.raises((Unprocessable, ContentUnavailable)):
-        await fetch(site.url("ok", host), ImageFetchConfig(timeout_seconds=2))
+        await fetch(site.url("ok", host), PUBLIC)
     assert site.asked == []
 
 
 async def test_one_inner_address_among_public_ones_refuses_the_name(site: Site) -> None:
     names = Names(**{"shop.test": ["93.184.216.34", "127.0.0.1"]})
-    assert await refused(site.url("ok", "shop.test"), ImageFetchConfig(), names) is Reason.IMAGE_REFUSED
+    assert await refused(site.url("ok", "shop.test"), PUBLIC, names) is Reason.IMAGE_REFUSED
 
 
 async def test_a_redirect_is_checked_like_a_first_request(site: Site) -> None:
@@ -271,7 +277,7 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(site: Site) 
 
     names = Rebinding(**{"shop.test": ["192.0.2.1"]})
     with pytest.raises((Unprocessable, ContentUnavailable)):
-        await fetch(site.url("ok", "shop.test"), ImageFetchConfig(timeout_seconds=0.5), names)
+        await fetch(site.url("ok", "shop.test"), PUBLIC.model_copy(update={"timeout_seconds": 0.5}), names)
     assert names.asked == ["shop.test"]
     assert site.asked == []
 
