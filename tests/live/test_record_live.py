@@ -259,7 +259,7 @@ async def test_a_topic_created_anew_is_refused_with_the_way_out(settings: Settin
     admin = make_admin(settings.kafka)
     admin.delete_topics([settings.topics.full_name("behaviours")])
     admin.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while settings.topics.full_name("behaviours") not in create_topics(settings.kafka, settings.topics):
         assert time.monotonic() < deadline
         time.sleep(0.2)

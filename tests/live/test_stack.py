@@ -228,7 +228,7 @@ def test_stacks_run_side_by_side_and_come_back_after_any_kill(
     state = mimstream.state("one")
     os.kill(state["owner"]["pid"], signal.SIGKILL)
     parts = [part["process"]["pid"] for part in state["parts"].values()]
-    wait_until(lambda: not any(ProcessId.of(pid) for pid in parts), 5, "the parts died with their parent")
+    wait_until(lambda: not any(ProcessId.of(pid) for pid in parts), 30, "the parts died with their parent")
     said = mimstream("stack", "status", "--name", "one", ok=False)
     assert "does not run" in said
     assert "stack up --name one" in mimstream("--stack", "one", "topics", "list", ok=False)
