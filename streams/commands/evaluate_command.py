@@ -120,7 +120,7 @@ def _open(options: argparse.Namespace, settings: Settings) -> Study:
     from streams.evaluation.columns import read_columns
     from streams.evaluation.protocols import protocol_of
     from streams.evaluation.study import Study
-    from streams.evaluation.vectors import EncoderSchool
+    from streams.evaluation.vectors import FOR_CLICK_MODELS, REFRESH_EPOCHS, WIDE_HEADS, EncoderSchool
     from streams.feature_cache import content_key
     from trainer.numbering import FeatureNumbers
 
@@ -144,8 +144,8 @@ def _open(options: argparse.Namespace, settings: Settings) -> Study:
         options.out or settings.encoders.cache_folder / "evaluate" / name,
         encoder={
             "bundle": settings.encoder.bundle,
-            "csft": settings.csft.model_dump(mode="json"),
-            "fusion": settings.fusion.model_dump(mode="json"),
+            "csft": settings.csft.model_dump(mode="json") | FOR_CLICK_MODELS | {"refresh_epochs": REFRESH_EPOCHS},
+            "fusion": settings.fusion.model_dump(mode="json") | WIDE_HEADS,
             "pretrain": settings.pretrain.model_dump(mode="json"),
         },
     )

@@ -29,7 +29,10 @@ REFRESH_EPOCHS = 2
 
 FOR_CLICK_MODELS = {"log_q_strength": 0.0, "temperature": 0.25, "learn_temperature": False}
 """What differs from the settings of C-SFT where its vectors feed a click model: it learns popularity by itself, and
-needs the whole range of similarities rather than the nearest few. Chosen on validation spans."""
+needs the whole range of similarities rather than the nearest few. Chosen on validation spans, where a learned
+temperature, the memory bank and logQ .5 were no better or worse."""
+WIDE_HEADS = {"text_rank": 384, "image_rank": 512}
+"""The heads of such encoders see more of the towers' components. Chosen in the same way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,8 @@ class EncoderSchool:
 
     def _fresh(self, features: ItemFeatures, seed: int) -> ItemFusion:
         torch.manual_seed(seed)
-        fusion = ItemFusion(self.shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
+        shape = self.shape.model_copy(update=WIDE_HEADS)
+        fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
         fusion.fit(features.take(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:])))
         return fusion
 
