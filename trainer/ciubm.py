@@ -8,13 +8,13 @@ Letters: B rows, L history, U distinct items of the batch, E id width, V stored 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.attention import TargetAttention
 from trainer.config import CiUBMConfig
 from trainer.id_table import IdTable
 from trainer.numeric import CrossNetwork, NumericEmbedding, SharedHeads
@@ -142,7 +142,7 @@ class CiUBM(nn.Module):
                 raw_BL = raw_BL * mask_content_BL
         if config.id_interest:
             extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
-            weight_BL = self.attention(ids_UE, batch.history_BL, history_BLE, target_BE, extra)
+            weight_BL = self.attention(batch.history_BL, history_BLE, target_BE, extra)
             parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
         if similarity_BL is not None:
             scale_B1 = length_scale(mask_content_BL)
@@ -167,47 +167,6 @@ class CiUBM(nn.Module):
         """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
         weight_BL = _recency(history_BL, self.config.recency_half_life_items) * (history_BL > 0)
         return F.normalize(weighted_sum(weight_BL, gathered(content_UC, history_BL)), dim=-1)
-
-
-class TargetAttention(nn.Module):
-    """DIN's attention unit: a weight for each history item from [h, t, h - t, h * t] and extra scalars, not normalised.
-
-    The first layer is linear, so it is taken apart: what depends on the item alone is computed once per distinct item,
-    what depends on the target alone once per row, and only the product h * t once per pair.
-    """
-
-    def __init__(self, width: int, extra: int, hidden: int) -> None:
-        super().__init__()
-        self.width = width
-        self.first = nn.Linear(4 * width + extra, hidden)
-        self.activation = nn.PReLU()
-        self.second = nn.Linear(hidden, 1)
-
-    def forward(
-        self,
-        ids_UE: Tensor,
-        history_BL: Tensor,
-        history_BLE: Tensor,
-        target_BE: Tensor,
-        extra: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """Weights, shape (B, L); 0 at padding.
-
-        `history_BLE`: the rows of `ids_UE` at `history_BL`, which the caller needs too. `extra`: further scalars of
-        each pair, shape (B, L) each.
-        """
-        of_item_HE, of_target_HE, of_difference_HE, of_product_HE, of_extra_HX = torch.tensor_split(
-            self.first.weight, [n * self.width for n in (1, 2, 3, 4)], dim=1
-        )
-        item_UH = ids_UE @ (of_item_HE + of_difference_HE).T
-        target_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
-        product_BEH = target_BE[:, :, None] * of_product_HE.T
-        hidden_BLH = gathered(item_UH, history_BL) + target_BH[:, None]
-        hidden_BLH = torch.baddbmm(hidden_BLH, history_BLE, product_BEH)
-        if extra:
-            hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
-        weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)
-        return weight_BL * (history_BL > 0)
 
 
 class Head(nn.Module):

@@ -14,6 +14,7 @@ from trainer.batches import ContrastiveBatch
 from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.losses import info_nce
+from trainer.row_adam import RowAdam
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LearnReport:
     contrastive_loss: float | None
 
 
-def forget_rows(optimiser: torch.optim.SparseAdam, rows_N: Tensor) -> None:
+def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
     """Rows that went to other ids start without the momentum of their former ones."""
     for state in optimiser.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
@@ -45,8 +46,8 @@ class Learner:
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed)
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters = dense
-        self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self._sparse = torch.optim.SparseAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
+        self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
 
     def step(self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None) -> LearnReport:
         """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done."""
@@ -65,7 +66,7 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
         self._dense.step()
-        self._sparse.step()  # type: ignore[no-untyped-call]
+        self._sparse.step()
         forget_rows(self._sparse, model.id_table.admit(batch.hashes_U2))
         return LearnReport(
             probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.ciubm import CiUBM, CtrBatch, TargetAttention, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.attention import TargetAttention
+from trainer.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
 from trainer.config import CiUBMConfig
 from trainer.id_table import IdTable
 from trainer.numeric import NumericEmbedding
@@ -79,7 +80,7 @@ class PeerNetwork(nn.Module):
     def interest(self, batch: CtrBatch, ids_UE: Tensor, target_BE: Tensor) -> Tensor:
         """Target attention over the ids of the history, shape (B, E)."""
         history_BLE = gathered(ids_UE, batch.history_BL)
-        weight_BL = self.attention(ids_UE, batch.history_BL, history_BLE, target_BE)
+        weight_BL = self.attention(batch.history_BL, history_BLE, target_BE)
         return weighted_sum(weight_BL, history_BLE) * length_scale(batch.history_BL > 0)
 
     def extras(self, batch: CtrBatch) -> list[Tensor]:
@@ -102,7 +103,7 @@ class VectorAttention(nn.Module):
         content_UC = F.normalize(self.projection(batch.vectors_UV), dim=-1) * batch.has_vector_U[:, None]
         target_BC = content_UC.index_select(0, batch.target_B)
         history_BLC = gathered(content_UC, batch.history_BL)
-        weight_BL = self.attention(content_UC, batch.history_BL, history_BLC, target_BC)
+        weight_BL = self.attention(batch.history_BL, history_BLC, target_BC)
         return target_BC, weighted_sum(weight_BL, history_BLC) * length_scale(batch.history_BL > 0)
 
 

@@ -17,6 +17,7 @@ from trainer.ctr import NonFiniteLoss, forget_rows
 from trainer.evaluation import log_loss, user_auc
 from trainer.id_table import IdTable
 from trainer.offline.neural.columns import ColumnBatches
+from trainer.row_adam import RowAdam
 
 
 class ClickNetwork(Protocol):
@@ -67,10 +68,8 @@ def fit(
     tables = [module for module in network.modules() if isinstance(module, IdTable)]
     table_weights = {id(table.embedding.weight) for table in tables}
     dense = [p for p in network.parameters() if p.requires_grad and id(p) not in table_weights]
-    optimiser = torch.optim.AdamW(dense, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    sparse = (
-        torch.optim.SparseAdam([t.embedding.weight for t in tables], lr=settings.id_learning_rate) if tables else None
-    )
+    optimiser = torch.optim.AdamW(dense, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    sparse = RowAdam([t.embedding.weight for t in tables], lr=settings.id_learning_rate) if tables else None
     steps = settings.epochs * -(-len(train) // settings.batch_rows)
     optimisers = [optimiser, sparse] if sparse is not None else [optimiser]
     schedules = [
