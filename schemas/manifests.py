@@ -85,7 +85,7 @@ class GateVerdict(Message):
 
 
 class ReleaseNotice(Message):
-    """A record of `models`: a release happened. Only a notice; the truth is the pointer in the model store."""
+    """A record of `models`: a release was made or chosen. Only a notice; the truth is the model store's pointer."""
 
     schema_version: SchemaVersion = 1
     """Version of this schema."""
@@ -97,3 +97,7 @@ class ReleaseNotice(Message):
     """The vectors it goes with."""
     released_at: UtcTime
     """Wall clock at release."""
+    passed: bool = True
+    """Whether it may answer; a release that the promotion gate refused is announced too."""
+    chosen_by: str | None = None
+    """Who moved or pinned the pointer by hand, where it was not a trainer."""

@@ -32,6 +32,7 @@ from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
 from trainer.config import TrainerConfig
 from trainer.csft_config import CsftConfig, PretrainConfig
+from trainer.gate import GateConfig
 
 ENV_PREFIX = "MIM_"
 ENV_DELIMITER = "__"
@@ -80,6 +81,8 @@ class Settings(BaseSettings):
     """`mimstream train`: reading, waiting, reporting."""
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     """The sliding window, the model and how it learns."""
+    gate: GateConfig = Field(default_factory=GateConfig)
+    """The promotion gate: when a candidate may replace the release that answers."""
     models: ModelStoreConfig = Field(default_factory=ModelStoreConfig)
     """Where released models are kept."""
     serve: ServeConfig = Field(default_factory=ServeConfig)

@@ -126,6 +126,7 @@ class _Train:
             make_trainer=self._make_trainer,
             leadership=leadership,
             make_releaser=None if leadership is None else self._releaser_maker(leadership),
+            gate=settings.gate,
             clock=time.time,
             bounded=options.until_end,
             state_folder=config.state_folder if self._has_state else None,
@@ -201,7 +202,7 @@ def _for_people(report: dict[str, Any]) -> str:
     lines = [
         f"behaviours: {accounts}",
         f"{report['rows_trained']} rows in {report['steps']} steps, rows sha256 {report['rows_sha256']}",
-        f"{report['releases']} releases, current {report['release_id'] or 'none'}",
+        f"{report['releases']} releases, {report['refused']} refused, current {report['release_id'] or 'none'}",
     ]
     for variant, buckets in report["prequential"].items():
         for bucket, figures in buckets.items():

@@ -1,26 +1,31 @@
 """Releases: folder first, then Kafka's word that we still lead, then the pointer.
 
 ```text
-publish folder      harmless: nothing points to it
+publish folder      with the gate's verdict; harmless: nothing points to it
 notice on `models`  in a transaction; a superseded trainer is refused here
-promote pointer     refuses a smaller fence, for the one that was stopped between the two
+promote pointer     if it passed the gate; refuses a smaller fence, for the one that was stopped between the two, and
+                    leaves a pinned pointer alone
 ```
+
+A candidate that is made again, because the trainer restarted and learned the same rows again, is recognised by its
+weights and rows: it keeps the number and the verdict that it had.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from schemas.manifests import ModelManifest, Offsets, ReleaseNotice
+from schemas.manifests import GateVerdict, ModelManifest, Offsets, ReleaseNotice
 from streams.consumers.leadership import Leadership
 from streams.consumers.train_input import InputTopics
-from streams.stores.models import ModelStore, pack_weights, weights_checksum
+from streams.stores.models import ModelStore, Outcome, Weights, pack_weights, weights_checksum
+from streams.stores.shelf import NotThere
 
 if TYPE_CHECKING:
     from trainer.online import Candidate
@@ -52,13 +57,17 @@ class Releaser:
         self._log: InputTopics | None = None
         self._floor: dict[int, int] = {}
         self._current: ModelManifest | None = None
-        self._unfinished: ModelManifest | None = None
+        self._unfinished: tuple[ModelManifest, GateVerdict] | None = None
         self.released = 0
-        """Releases made by this process."""
+        """Releases made by this process that became current."""
+        self.refused = 0
+        """Candidates that the promotion gate kept back."""
+        self.held = 0
+        """Candidates that passed and did not become current, because a person had chosen otherwise."""
 
     @property
     def current_id(self) -> str | None:
-        """The newest release this process knows of."""
+        """The current release, as far as this process knows."""
         return None if self._current is None else self._current.release_id
 
     async def take_over(self) -> None:
@@ -71,62 +80,94 @@ class Releaser:
         if self._current is None:
             return
         self._refuse_foreign(self._current)
-        self._floor = self._current.offsets.get("behaviours", {})
-        await asyncio.to_thread(self._store.promote, self._current.release_id, self._leadership.fence)
+        self._floor = await asyncio.to_thread(self._settled_floor)
+        await asyncio.to_thread(self._store.take_over, self._leadership.fence)
 
     def beyond_current(self, offsets: Mapping[int, int]) -> bool:
-        """Whether a model trained up to these offsets of `behaviours` knows more than the current release."""
-        if self._current is None:
+        """Whether a model trained up to these offsets of `behaviours` knows more than each release that was decided on.
+
+        Decided on are the current one, those that were current before, and those that the gate refused: what a person
+        rolled back does not come back because a trainer restarts and learns the same rows again.
+        """
+        if not self._floor:
             return True
         ahead = any(offset > self._floor.get(partition, 0) for partition, offset in offsets.items())
         behind = any(offsets.get(partition, 0) < floor for partition, floor in self._floor.items())
         return ahead and not behind
 
-    async def release(self, candidate: Candidate, offsets: Offsets) -> str:
-        """Release; the new release's id.
+    async def release(self, candidate: Candidate, offsets: Offsets, verdict: GateVerdict) -> Outcome | None:
+        """Release, and promote if the gate let it pass; None if it was refused.
 
         Raises `Fenced` if another trainer leads now, `Misconfigured` if the log was replaced meanwhile, and what is
         `Unavailable`; after the latter, `finish()` goes on where it stopped.
         """
-        manifest = await asyncio.to_thread(self._publish, candidate, offsets)
-        self._unfinished = manifest
-        await self.finish()
-        return manifest.release_id
+        self._unfinished = await asyncio.to_thread(self._publish, candidate, offsets, verdict)
+        return await self.finish()
 
     @property
     def unfinished(self) -> bool:
         """Whether a release was published and could not be announced or promoted yet."""
         return self._unfinished is not None
 
-    async def finish(self) -> None:
+    async def finish(self) -> Outcome | None:
         """Announce and promote what was published. May be repeated."""
-        manifest = self._unfinished
-        if manifest is None:
-            return
+        if self._unfinished is None:
+            return None
+        manifest, verdict = self._unfinished
         notice = ReleaseNotice(
             release_id=manifest.release_id,
             weights_sha256=manifest.weights_sha256,
             encoder_version=manifest.encoder_version,
             released_at=manifest.created_at,
+            passed=verdict.passed,
         )
         await self._leadership.transact(
             [(self._notices_topic, manifest.release_id.encode(), notice.model_dump_json().encode())]
         )
-        await asyncio.to_thread(self._store.promote, manifest.release_id, self._leadership.fence)
+        outcome = None
+        if verdict.passed:
+            outcome = await asyncio.to_thread(
+                self._store.promote, manifest.release_id, self._leadership.fence, against=verdict.against
+            )
+        else:
+            await asyncio.to_thread(self._store.prune)
         self._unfinished = None
-        self._current = manifest
         self._floor = manifest.offsets.get("behaviours", {})
-        self.released += 1
-        log.info(
-            "train.released",
-            release_id=manifest.release_id,
-            rows=manifest.rows_trained,
-            steps=manifest.steps,
-            last_event_at=manifest.last_event_at and manifest.last_event_at.isoformat(),
-            **{name: value and round(value, 4) for name, value in manifest.metrics.items()},
-        )
+        figures = {name: value and round(value, 4) for name, value in (manifest.metrics | verdict.figures).items()}
+        about: dict[str, object] = {"release_id": manifest.release_id, "rows": manifest.rows_trained, **figures}
+        if outcome is Outcome.MOVED:
+            self._current = manifest
+            self.released += 1
+            log.info(
+                "train.released",
+                steps=manifest.steps,
+                last_event_at=manifest.last_event_at and manifest.last_event_at.isoformat(),
+                remarks=verdict.remarks,
+                **about,
+            )
+        elif outcome is None:
+            self.refused += 1
+            log.error("train.refused", against=verdict.against, reasons=verdict.reasons, **about)
+        else:
+            self.held += 1
+            log.warning("train.held", why=str(outcome), against=verdict.against, **about)
+        return outcome
 
-    def _publish(self, candidate: Candidate, offsets: Offsets) -> ModelManifest:
+    async def serving(self, known: str | None) -> tuple[Weights, ModelManifest] | None:
+        """The release that answers, if it is another one than `known`; None if it is not, or there is none.
+
+        Raises `StoreUnavailable`, and `Misconfigured` if it is damaged.
+        """
+
+        def load() -> tuple[Weights, ModelManifest] | None:
+            pointer = self._store.current()
+            return None if pointer is None or pointer.release_id == known else self._store.load(pointer.release_id)
+
+        return await asyncio.to_thread(load)
+
+    def _publish(
+        self, candidate: Candidate, offsets: Offsets, verdict: GateVerdict
+    ) -> tuple[ModelManifest, GateVerdict]:
         if self._read_log() != self._log:
             raise Misconfigured(
                 "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
@@ -134,10 +175,15 @@ class Releaser:
             )
         assert self._log is not None, "take_over comes first"
         checksum = weights_checksum(pack_weights(candidate.weights))
+        kept = self._store.list()
+        for manifest in reversed(kept):
+            if (manifest.weights_sha256, manifest.rows_sha256) == (checksum, candidate.rows_sha256):
+                return manifest, self._store.verdict(manifest.release_id) or verdict
+        pointer = self._store.current()
         manifest = ModelManifest(
-            release_id=f"r{self._next_number():06d}-{checksum[:12]}",
+            release_id=f"r{self._next_number(kept):06d}-{checksum[:12]}",
             weights_sha256=checksum,
-            parent=self.current_id,
+            parent=None if pointer is None else pointer.release_id,
             encoder_version=self._encoder_version,
             dim=self._dim,
             created_at=datetime.fromtimestamp(self._clock(), UTC),
@@ -153,26 +199,37 @@ class Releaser:
             metrics=candidate.metrics,
             fence=self._leadership.fence,
         )
-        self._store.publish(candidate.weights, manifest)
-        return manifest
+        self._store.publish(candidate.weights, manifest, verdict)
+        return manifest, verdict
 
-    def _next_number(self) -> int:
-        kept = [manifest.release_id for manifest in self._store.list()]
-        current = [self.current_id] if self.current_id else []
-        return 1 + max((int(release_id[1:7]) for release_id in kept + current), default=0)
+    def _next_number(self, kept: Sequence[ModelManifest]) -> int:
+        known = [manifest.release_id for manifest in kept] + ([self.current_id] if self.current_id else [])
+        return 1 + max((int(release_id[1:7]) for release_id in known), default=0)
+
+    def _settled_floor(self) -> dict[int, int]:
+        """Offsets of the newest release of this log that was current once, or refused."""
+        assert self._log is not None
+        been_current = {pointer.release_id for pointer in self._store.history()}
+        for manifest in reversed(self._store.list()):
+            if (manifest.cluster_id, manifest.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
+                continue
+            verdict = self._store.verdict(manifest.release_id)
+            if manifest.release_id in been_current or (verdict is not None and not verdict.passed):
+                return manifest.offsets.get("behaviours", {})
+        return {}
 
     def _find_current(self) -> ModelManifest | None:
         pointer = self._store.current()
         if pointer is None:
             return None
-        for manifest in self._store.list():
-            if manifest.release_id == pointer.release_id:
-                return manifest
-        raise StoreUnavailable(
-            "model store",
-            f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER): restore it, or remove "
-            "the pointer to start anew",
-        )
+        try:
+            return self._store.manifest(pointer.release_id)
+        except NotThere:
+            raise StoreUnavailable(
+                "model store",
+                f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER): restore it, or "
+                "remove the pointer to start anew",
+            ) from None
 
     def _refuse_foreign(self, current: ModelManifest) -> None:
         assert self._log is not None

@@ -32,7 +32,11 @@ class TrainReport:
     rows_trained: int = 0
     rows_sha256: str = ""
     releases: int = 0
-    """Releases made by this process."""
+    """Releases made by this process that became current."""
+    refused: int = 0
+    """Candidates that the promotion gate kept back."""
+    held: int = 0
+    """Candidates that passed and did not become current, because a person had chosen otherwise."""
     release_id: str | None = None
     """The current release, as far as this process knows."""
     last_event_at: int | None = None

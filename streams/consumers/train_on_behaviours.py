@@ -26,13 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import EncoderVersion
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from schemas.manifests import Offsets
+from schemas.manifests import GateVerdict, Offsets
 from streams.consumers.aligned_reading import Entry
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
 from streams.consumers.train_input import TrainingInput
 from streams.consumers.train_ledger import NO_ACCOUNTS, ScoreFiles, TrainReport, write_accounts
 from streams.consumers.vector_waits import VectorWaits
+from trainer.gate import NO_ROWS, GateConfig, judge
 
 if TYPE_CHECKING:  # settings import this module for its configuration; no command should pay for torch because of that
     from trainer.evaluation import ScoredRows
@@ -44,6 +45,9 @@ T = TypeVar("T")
 
 _CHUNK_EVENTS = 512
 _WAIT_SECONDS = 0.2
+
+LOOK_SECONDS = 10.0
+"""How often the trainer looks whether a person made another release the one that answers."""
 
 
 class TrainConsumerConfig(BaseModel):
@@ -110,6 +114,7 @@ class TrainOnBehaviours:
         clock: Callable[[], float],
         leadership: Leadership | None = None,
         make_releaser: Callable[[str, int], Releaser] | None = None,
+        gate: GateConfig | None = None,
         bounded: bool = False,
         state_folder: Path | None = None,
         scores: ScoreFiles | None = None,
@@ -123,6 +128,7 @@ class TrainOnBehaviours:
         self._clock = clock
         self._leadership = leadership
         self._make_releaser = make_releaser
+        self._gate = gate or GateConfig()
         self._bounded = bounded
         self._state_folder = state_folder
         self._scores = scores
@@ -139,7 +145,7 @@ class TrainOnBehaviours:
         self._rows = 0
         self._steps_not_logged = 0
         self._last_event_at: int | None = None
-        self._last_step_log = self._last_commit = self._last_report = float("-inf")
+        self._last_step_log = self._last_commit = self._last_report = self._last_look = float("-inf")
         self._commit: asyncio.Task[None] | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -352,15 +358,49 @@ class TrainOnBehaviours:
         assert self.trainer is not None
         trainer = self.trainer
 
-        def copy() -> tuple[Candidate, Offsets]:
-            return trainer.candidate(), self._offsets()
+        def copy() -> tuple[Candidate, Offsets, GateVerdict]:
+            candidate = trainer.candidate()
+            return candidate, self._offsets(), self._judged(candidate)
 
-        candidate, offsets = await self._in_thread(copy)
-        self._metrics = candidate.metrics
+        candidate, offsets, verdict = await self._in_thread(copy)
+        self._metrics = candidate.metrics | verdict.figures
         try:
-            await self._releaser.release(candidate, offsets)
+            await self._releaser.release(candidate, offsets, verdict)
         except Unavailable as error:
             log.warning("train.release_delayed", error=str(error))
+        await self._look_at_serving()
+
+    def _judged(self, candidate: Candidate) -> GateVerdict:
+        from trainer.rival import not_finite  # torch
+
+        rival = None if self.trainer is None else self.trainer.rival
+        return judge(
+            NO_ROWS if rival is None else rival.compared,
+            self._gate,
+            against=None if rival is None else rival.release_id,
+            not_finite=not_finite(candidate.weights),
+        )
+
+    async def _look_at_serving(self) -> None:
+        """Let the release that answers now score what comes, whoever made it the one that answers."""
+        assert self._releaser is not None
+        assert self.trainer is not None
+        trainer, releaser = self.trainer, self._releaser
+        self._last_look = self._clock()
+        rival = trainer.rival
+        try:
+            loaded = await releaser.serving(None if rival is None else rival.release_id)
+            if loaded is None:
+                return
+            from trainer.rival import Rival  # torch
+
+            # between two turns of the worker thread: no batch is scored by two releases
+            trainer.rival = Rival.from_release(*loaded, span_rows=self._gate.span_rows)
+        except StoreUnavailable as error:
+            log.warning("train.serving_release_not_compared", error=str(error))
+        except Misconfigured as error:
+            trainer.rival = None  # whatever answers cannot be scored here: it must not keep what is sound away for ever
+            log.warning("train.serving_release_not_compared", error=str(error))
 
     async def release_last(self) -> None:
         """Release what was learned since the newest release, after a bounded run."""
@@ -386,6 +426,8 @@ class TrainOnBehaviours:
             except Unavailable as error:
                 log.warning("train.release_delayed", error=str(error))
                 await asyncio.sleep(_WAIT_SECONDS)
+        if self._releaser is not None and self._clock() - self._last_look >= LOOK_SECONDS:
+            await self._look_at_serving()
         await self._tell_group()
         if self._clock() - self._last_report >= self._config.report_interval_seconds:
             await self._report()
@@ -439,6 +481,8 @@ class TrainOnBehaviours:
             rows_trained=self._rows,
             rows_sha256="" if trainer is None else trainer.rows_sha256,
             releases=0 if self._releaser is None else self._releaser.released,
+            refused=0 if self._releaser is None else self._releaser.refused,
+            held=0 if self._releaser is None else self._releaser.held,
             release_id=None if self._releaser is None else self._releaser.current_id,
             last_event_at=self._last_event_at,
             waiting_for=len(self._missing),

@@ -24,7 +24,7 @@ from aiokafka import TopicPartition
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Fenced
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
-from schemas.manifests import ReleaseNotice
+from schemas.manifests import GateVerdict, ReleaseNotice
 from streams.broker import make_admin, make_consumer, make_producer
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
@@ -360,7 +360,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
             clock=time.time,
         )
         await releaser.take_over()
-        await releaser.release(candidate, {"behaviours": {0: 5}})
+        await releaser.release(candidate, {"behaviours": {0: 5}}, GateVerdict(passed=True))
         assert not releaser.beyond_current({0: 5}) and releaser.beyond_current({0: 6})
         current = store.current()
 
@@ -369,13 +369,42 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
         try:
             newer = Candidate({"w": torch.ones(2)}, 2, 2, "1" * 64, 0, 2, {}, {})
             with pytest.raises(Fenced):
-                await releaser.release(newer, {"behaviours": {0: 6}})
+                await releaser.release(newer, {"behaviours": {0: 6}}, GateVerdict(passed=True))
             with pytest.raises(Fenced):  # and for good
                 await leadership.transact(offsets={TopicPartition(topics.full_name("behaviours"), 0): 6})
         finally:
             await successor.stop()
         assert store.current() == current
     assert len(await read_notices(settings)) == 1
+
+
+async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serving_stays(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, store = World(), FolderModelStore(settings.models)
+    gate = {"MIM_GATE__MIN_ROWS": "300", "MIM_GATE__MIN_TAKES": "50"}
+    await produce(settings, world=world, behaviours=world.behaviours(1800))
+    good = process("train", "--state", str(tmp_path / "good"), env=SMALL | gate)
+    wait_until(lambda: accounts(tmp_path / "good").get("releases", 0) >= 3, "three releases")
+    assert good.stop() == 0
+    before, verdict = store.current(), store.verdict(store.list()[-1].release_id)
+    assert before is not None and verdict is not None
+    assert verdict.passed and verdict.rows >= 300 and verdict.against == store.list()[-2].release_id
+
+    state = tmp_path / "wild"
+    wild = process("train", "--state", str(state), env=SMALL | gate | {"MIM_TRAINER__LEARNER__LEARNING_RATE": "2"})
+    wild.wait_for("train.ready")
+    await produce(settings, behaviours=world.behaviours(1200))
+    wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal")
+    current = store.current()
+    assert current is not None and current.release_id == before.release_id
+    refused = store.list()[-1]
+    verdict = store.verdict(refused.release_id)
+    assert verdict is not None and not verdict.passed and any("log-loss" in reason for reason in verdict.reasons)
+    assert refused.parent == before.release_id and store.load(refused.release_id)
+    assert accounts(state)["releases"] == 0 and "train.refused" in wild.output()
+    assert wild.stop() == 0
+    assert [notice.passed for notice in await read_notices(settings)][-1] is False
 
 
 async def test_the_stream_waits_for_a_vector_and_gives_up_when_it_does_not_come(

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from schemas.errors import Fenced, Misconfigured, StoreUnavailable
-from schemas.manifests import Fence, ModelManifest
+from schemas.errors import Fenced, Misconfigured, PipelineError, StoreUnavailable
+from schemas.manifests import Fence, GateVerdict, ModelManifest
 from streams.stores.models import (
     FolderModelStore,
     InMemoryModelStore,
     ModelStore,
     ModelStoreConfig,
+    Outcome,
     pack_weights,
     weights_checksum,
 )
+from streams.stores.promotion import Action
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -244,3 +246,117 @@ def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -
     store.promote(oldest, None)
     assert [manifest.rows_trained for manifest in store.list()] == [4, 7, 8]
     assert store.load(oldest)[1].rows_trained == 4
+
+
+def published(store: ModelStore, *numbers: int) -> list[str]:
+    """Releases that nobody serves yet."""
+    ids = []
+    for number in numbers:
+        store.publish(make_weights(number), make_manifest(number))
+        ids.append(make_manifest(number).release_id)
+    return ids
+
+
+def test_a_refused_release_carries_its_reasons_and_an_old_one_has_no_verdict(store: ModelStore) -> None:
+    refused = GateVerdict(passed=False, reasons=["GAUC"], against="r000001-0", rows=7, figures={"ciubm_gauc": 0.5})
+    store.publish(make_weights(1), make_manifest(1), refused)
+    (older,) = published(store, 2)
+    assert store.verdict(make_manifest(1).release_id) == refused
+    assert store.verdict(older) is None
+
+
+def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: ModelStore) -> None:
+    first = release(store, 1, Fence(producer_id=1, epoch=0))
+    release(store, 2, Fence(producer_id=1, epoch=0))
+    back = store.choose(first, seen=store.current(), rollback=True, why="2 is bad", by="ann")
+    assert back.pinned and back.fence == Fence(producer_id=1, epoch=0)  # outdated trainers stay outdated
+
+    store.take_over(Fence(producer_id=1, epoch=1))
+    (third,) = published(store, 3)
+    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is Outcome.PINNED
+    current = store.current()
+    assert current is not None and current.release_id == first
+    with pytest.raises(Fenced):
+        store.promote(third, Fence(producer_id=1, epoch=0))
+
+    assert store.pin(False, why=None) and not store.pin(False, why=None)
+    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is Outcome.MOVED
+    now = store.current()
+    assert now is not None and now.release_id == third and not now.pinned
+
+
+def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store: ModelStore) -> None:
+    first, second = release(store, 1), release(store, 2)
+    (third,) = published(store, 3)
+    store.choose(first, seen=store.current(), rollback=False, why=None)
+    assert store.promote(third, None, against=second) is Outcome.OVERTAKEN
+    assert store.promote(third, None, against=first) is Outcome.MOVED
+
+
+def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_again(store: ModelStore) -> None:
+    first = release(store, 1)
+    release(store, 2)
+    seen = store.current()
+    release(store, 3)  # the trainer, meanwhile: "back to the parent" would now be the bad one
+    with pytest.raises(PipelineError, match="look again"):
+        store.choose(first, seen=seen, rollback=True, why=None)
+    with pytest.raises(PipelineError, match="already"):
+        store.choose(make_manifest(3).release_id, seen=store.current(), rollback=False, why=None)
+    with pytest.raises(StoreUnavailable):
+        store.choose(make_manifest(9).release_id, seen=store.current(), rollback=False, why=None)
+
+
+def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelStore) -> None:
+    first = release(store, 1, Fence(producer_id=1, epoch=0))
+    second = release(store, 2, Fence(producer_id=1, epoch=0))
+    store.take_over(Fence(producer_id=1, epoch=1))
+    store.choose(first, seen=store.current(), rollback=True, why="worse on Sundays", by="ann")
+    store.pin(False, why="Monday", by="bob")
+    trail = store.history()
+    assert [(p.sequence, p.action, p.release_id, p.by) for p in trail[2:]] == [
+        (2, Action.TAKEN_OVER, second, trail[2].by),
+        (3, Action.ROLLED_BACK, first, "ann"),
+        (4, Action.UNPINNED, first, "bob"),
+    ]
+    assert [p.action for p in trail[:2]] == [Action.RELEASED] * 2 and trail[3].why == "worse on Sundays"
+    assert all(p.at is not None for p in trail) and trail[-1] == store.current()
+
+
+def test_nothing_can_be_pinned_before_the_first_release(store: ModelStore) -> None:
+    with pytest.raises(PipelineError, match="nothing"):
+        store.pin(True, why=None)
+
+
+def test_what_is_being_removed_cannot_come_back_and_a_pinned_release_is_never_removed(tmp_path: Path) -> None:
+    now = [NOW.timestamp()]
+    config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=0)
+    store = FolderModelStore(config, clock=lambda: now[0])
+    first = release(store, 1)
+    store.pin(True, why=None)
+    numbers = published(store, 2, 3, 4, 5)
+    now[0] += 10
+    chosen_in_time = numbers[0]
+    dropped: list[str] = []
+
+    def drop(step: str) -> None:
+        if step == "drop entry" and not dropped:
+            dropped.append(step)
+            with pytest.raises(PipelineError, match="being removed"):
+                store.choose(chosen_in_time, seen=store.current(), rollback=False, why=None)
+
+    FolderModelStore(config, clock=lambda: now[0], at_step=drop).prune()
+    assert dropped and [m.rows_trained for m in store.list()] == [1, 4, 5]
+    current = store.current()
+    assert current is not None and current.release_id == first
+
+
+def test_the_parent_of_the_current_release_is_kept_to_go_back_to(tmp_path: Path) -> None:
+    config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=0)
+    store = FolderModelStore(config, clock=lambda: NOW.timestamp() + 10)
+    (parent,) = published(store, 1)
+    child = make_manifest(2).model_copy(update={"parent": parent})
+    store.publish(make_weights(2), child)
+    store.promote(child.release_id, None)
+    published(store, 3, 4, 5)  # refused ones, say
+    store.prune()
+    assert [m.rows_trained for m in store.list()] == [1, 2, 4, 5]
