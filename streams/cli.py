@@ -23,9 +23,11 @@ COMMANDS: dict[str, str] = {
     "csft": "teach an encoder what users take next, against space-time negatives",
     "evaluate": "compare models on a data-set folder, judged by what came later",
     "train": "learn CiUBM from the live click stream and release it",
+    "models": "list what was released, roll back, pin what answers",
     "serve": "answer scores and neighbours over HTTP",
     "replay": "publish a data-set folder through Kafka in event-time order",
     "import": "publish the items of a data-set folder, without behaviours",
+    "dead-letters": "list, show, send again and drop what could not be processed",
     "bench": "measure what this machine reaches",
     "check": "test every connection and setting before the start",
     "settings": "list every setting with its default and meaning",
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module_of(command: str) -> str:
-    return f"{command}_command"
+    return f"{command.replace('-', '_')}_command"
 
 
 def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
