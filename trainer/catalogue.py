@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
+from trainer.state import State
 
 _UNKNOWN_TIME = np.nan
 
@@ -36,6 +38,7 @@ class Catalogue:
         self._unmet: dict[str, _Held] = {}
         self._ids: list[str] = [""]
         self._contents: list[str] = [""]
+        self._digests: dict[int, bytes] = {}
         self._vectors = np.zeros((1024, dim), np.float32)
         self._has_vector = np.zeros(1024, bool)
         self._published_at = np.full(1024, _UNKNOWN_TIME)
@@ -88,6 +91,7 @@ class Catalogue:
         self._vectors[number] = 0
         self._has_vector[number] = False
         self._contents[number] = ""
+        self._digests.pop(number, None)
 
     def has_vector(self, number: int) -> bool:
         """Whether the item has a vector now."""
@@ -96,6 +100,16 @@ class Catalogue:
     def content(self, number: int) -> str:
         """Content hash of the item's vector; empty if it has none."""
         return self._contents[number]
+
+    def digest(self, number: int) -> bytes:
+        """Sixteen bytes that tell the item's content and vector from every other; empty if it has none."""
+        digest = self._digests.get(number)
+        if digest is None:
+            if not self._has_vector[number]:
+                return b""
+            told = self._contents[number].encode() + b"\0" + self._vectors[number].tobytes()
+            digest = self._digests[number] = hashlib.blake2b(told, digest_size=16).digest()
+        return digest
 
     def published_at(self, number: int) -> float:
         """When the item went on sale, seconds since 1970; NaN if unknown."""
@@ -113,7 +127,62 @@ class Catalogue:
         """Two stable hashes of each item's id, shape (len(numbers), 2)."""
         return self._hashes[numbers]
 
+    def snapshot(self) -> State:
+        """Numbers, the newest vectors, and those that wait aside."""
+        count = len(self._ids)
+        unmet = self._unmet
+        state = State(values={})
+        state.put_texts("ids", self._ids)
+        state.put_texts("contents", self._contents)
+        state.put_texts("unmet.ids", unmet)
+        state.put_texts("unmet.contents", (held.content for held in unmet.values()))
+        state.arrays.update(
+            {
+                "vectors": self._vectors[:count].copy(),
+                "has_vector": self._has_vector[:count].copy(),
+                "published_at": self._published_at[:count].copy(),
+                "hashes": self._hashes[:count].copy(),
+                "unmet.vectors": np.array([held.vector for held in unmet.values()], np.float32).reshape(-1, self.dim),
+                "unmet.published_at": np.array([held.published_at for held in unmet.values()], np.float64),
+            }
+        )
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if its vectors have another width."""
+        arrays = state.arrays
+        if arrays["vectors"].shape[1] != self.dim:
+            raise ValueError(f"vectors are {arrays['vectors'].shape[1]}-d, expected {self.dim}-d")
+        self._ids, self._contents = state.texts("ids"), state.texts("contents")
+        self._numbers = {item_id: number for number, item_id in enumerate(self._ids) if number}
+        self._digests.clear()
+        count = len(self._ids)
+        while len(self._vectors) < count:
+            self._grow()
+        for own, kept in (
+            (self._vectors, arrays["vectors"]),
+            (self._has_vector, arrays["has_vector"]),
+            (self._published_at, arrays["published_at"]),
+            (self._hashes, arrays["hashes"]),
+        ):
+            own[:count] = kept
+        unmet = zip(
+            state.texts("unmet.ids"),
+            arrays["unmet.vectors"],
+            arrays["unmet.published_at"].tolist(),
+            state.texts("unmet.contents"),
+            strict=True,
+        )
+        self._unmet = {item_id: _Held(vector, published, content) for item_id, vector, published, content in unmet}
+
+    @property
+    def items_with_vector(self) -> list[str]:
+        """Ids of all items that have a vector now, met or not."""
+        met = [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
+        return met + list(self._unmet)
+
     def _write(self, number: int, held: _Held) -> None:
+        self._digests.pop(number, None)
         self._vectors[number] = held.vector
         self._has_vector[number] = True
         self._published_at[number] = held.published_at
@@ -134,3 +203,9 @@ def id_hashes(identifier: str) -> tuple[int, int]:
     first = int.from_bytes(digest[:8], "little") >> 1
     second = int.from_bytes(digest[8:], "little") >> 1
     return first, second
+
+
+def hash_columns(identifiers: Sequence[str]) -> NDArray[np.int64]:
+    """`id_hashes` of many ids, shape (n, 2)."""
+    digests = b"".join([hashlib.blake2b(each.encode(), digest_size=16).digest() for each in identifiers])
+    return (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64).reshape(-1, 2)

@@ -79,6 +79,11 @@ class CiUBMConfig(BaseModel):
             )
         )
 
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return bool(self.dropout or self.id_dropout)
+
     def without_content(self) -> CiUBMConfig:
         """The same class as an id-only DIN."""
         return self.model_copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.losses import info_nce
 from trainer.row_adam import RowAdam
+from trainer.state import State
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
     for state in optimiser.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name][rows_N] = 0.0
+
+
+def _copied(tensor: Tensor) -> NDArray[Any]:
+    copied: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return copied
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -73,6 +80,38 @@ class Learner:
             loss=float(click_loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
+
+    def snapshot(self) -> State:
+        """Weights and what the optimisers keep of earlier gradients."""
+        state = State(values={"dense": {}, "sparse": {}})
+        for name, tensor in self.model.state_dict().items():
+            state.arrays[f"model/{name}"] = _copied(tensor)
+        for which, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
+            for index, kept in optimiser.state_dict()["state"].items():
+                numbers = state.values[which].setdefault(str(index), {})
+                for name, value in kept.items():
+                    if isinstance(value, Tensor):
+                        state.arrays[f"{which}/{index}/{name}"] = _copied(value)
+                    else:
+                        numbers[name] = value
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if that was a model of another shape."""
+        arrays = {name: torch.from_numpy(np.array(array)) for name, array in state.arrays.items()}
+        model = {name.removeprefix("model/"): tensor for name, tensor in arrays.items() if name.startswith("model/")}
+        try:
+            self.model.load_state_dict(model)
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit the model: {error}") from None
+        optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
+        for which, optimiser in optimisers:
+            kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values[which].items()}
+            for name, tensor in arrays.items():
+                if name.startswith(f"{which}/"):
+                    _, index, key = name.split("/")
+                    kept[int(index)][key] = tensor
+            optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
 
     def _contrastive(self, batch: CtrBatch, content_UC: Tensor, contrastive: ContrastiveBatch) -> Tensor:
         config = self.config

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.numbering import ItemNumbers
+from trainer.state import State, ragged, unragged, whole_numbers
 from trainer.window import Observed
 
 _RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
@@ -100,11 +103,43 @@ class ImpressionJoin:
         """Give out the impressions whose label is settled once event time has reached `before`, oldest first."""
         while self._waiting and self._waiting[0].second + self._attribution < before:
             impression = self._waiting.popleft()
-            del self._by_event[impression.event_id]
-            pair = (impression.user_id, impression.item)
-            if self._by_pair.get(pair) is impression:
-                del self._by_pair[pair]
+            self._unname(impression)
             yield impression
+
+    def forget(self, user_id: str) -> list[Impression]:
+        """Take out a user's history and the impressions that wait; returns the latter."""
+        self._histories.pop(user_id, None)
+        own = [impression for impression in self._waiting if impression.user_id == user_id]
+        if own:
+            self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
+        for impression in own:
+            self._unname(impression)
+        return own
+
+    def snapshot(self) -> State:
+        """Histories, the longest still first, and waiting impressions, the oldest first."""
+        state = State(values={})
+        state.put_texts("users", self._histories)
+        state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
+        state.arrays.update(ragged("seconds", (history.seconds for history in self._histories.values())).arrays)
+        state.put("waiting", pack_impressions(self._waiting))
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken."""
+        histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
+        self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
+        self._waiting = deque(unpack_impressions(state.part("waiting")))
+        self._by_event = {impression.event_id: impression for impression in self._waiting}
+        self._by_pair = {(impression.user_id, impression.item): impression for impression in self._waiting}
+
+    def _unname(self, impression: Impression) -> None:
+        # another user's event may carry the same id, in another partition
+        if self._by_event.get(impression.event_id) is impression:
+            del self._by_event[impression.event_id]
+        pair = (impression.user_id, impression.item)
+        if self._by_pair.get(pair) is impression:
+            del self._by_pair[pair]
 
     def taken_by(self, user_id: str) -> frozenset[int]:
         """Items in the user's history now."""
@@ -168,3 +203,52 @@ class ImpressionJoin:
         history.seconds.append(take.second)
         if len(history.items) > self._length:
             del history.items[0], history.seconds[0]
+
+
+_KINDS = list(BehaviourKind)
+
+
+def pack_impressions(impressions: Iterable[Impression]) -> State:
+    """Impressions as arrays."""
+    rows = list(impressions)
+    state = State(values={})
+    for name in ("partition", "offset", "second", "item", "label"):
+        state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
+    state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else _RELIABILITY[row.taken_as] for row in rows)
+    for name in ("retaken", "defines_publish"):
+        state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
+    state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
+    state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
+    state.put_texts("event_id", (row.event_id for row in rows))
+    state.put_texts("user_id", (row.user_id for row in rows))
+    state.put_optional_texts("query_text", (row.query_text for row in rows))
+    state.arrays["has_image"] = np.array([row.query_image is not None for row in rows], bool)
+    state.put_bytes("query_image", (row.query_image or b"" for row in rows))
+    return state
+
+
+def unpack_impressions(state: State) -> list[Impression]:
+    """What `pack_impressions` was given."""
+    arrays = state.arrays
+    histories, seconds = unragged("history", state), unragged("history_seconds", state)
+    texts, images = state.optional_texts("query_text"), state.pieces("query_image")
+    events, users = state.texts("event_id"), state.texts("user_id")
+    return [
+        Impression(
+            event_id=events[i],
+            partition=int(arrays["partition"][i]),
+            offset=int(arrays["offset"][i]),
+            second=int(arrays["second"][i]),
+            user_id=users[i],
+            item=int(arrays["item"][i]),
+            history=tuple(histories[i]),
+            history_seconds=tuple(seconds[i]),
+            retaken=bool(arrays["retaken"][i]),
+            defines_publish=bool(arrays["defines_publish"][i]),
+            label=int(arrays["label"][i]),
+            taken_as=None if arrays["taken_as"][i] < 0 else _KINDS[arrays["taken_as"][i]],
+            query_text=texts[i],
+            query_image=images[i] if arrays["has_image"][i] else None,
+        )
+        for i in range(len(events))
+    ]

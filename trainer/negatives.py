@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trainer.impressions import Impression
 from trainer.memory import SpaceTimeMemory
 from trainer.numbering import ItemNumbers
+from trainer.state import State
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class TakeCounts:
         self._counts = np.zeros(1024)
         self._total = 0.0
         self._origin: int | None = None
+
+    def snapshot(self) -> State:
+        """The counts, as they stand."""
+        return State({"counts": self._counts.copy()}, {"total": self._total, "origin": self._origin})
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken."""
+        self._counts = state.arrays["counts"].copy()
+        self._total, self._origin = state.values["total"], state.values["origin"]
 
     def add(self, item: int, second: int) -> None:
         """Count one take."""

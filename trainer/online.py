@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,11 +25,16 @@ from trainer.batches import collate
 from trainer.catalogue import Catalogue
 from trainer.config import TrainerConfig
 from trainer.ctr import Learner
-from trainer.evaluation import DAY, ScoredRows, log_loss, user_auc
-from trainer.impressions import Impression, ImpressionJoin, Take
+from trainer.evaluation import DAY, ScoredRows
+from trainer.impressions import Impression, ImpressionJoin, Take, pack_impressions, unpack_impressions
+from trainer.journal import Journal, Segment
 from trainer.memory import SpaceTimeMemory
 from trainer.negatives import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.prequential import RecentScores
 from trainer.rival import Rival
+from trainer.settled import Offsets
+from trainer.shuffle import Shuffle
+from trainer.state import State
 from trainer.window import EventWindow, Observed, Verdict
 
 CIUBM, DIN, SHUFFLED = "ciubm", "din", "ciubm_shuffled"
@@ -37,19 +44,22 @@ VARIANTS = (CIUBM, DIN, SHUFFLED)
 
 @dataclass(frozen=True)
 class Accounts:
-    """Where every event went: received = trained + late + duplicate + dead_lettered + pending."""
+    """Where every event went: received = trained + late + duplicate + dead_lettered + erased + pending."""
 
     received: int
     trained: int
     late: int
     duplicate: int
     dead_lettered: int
+    erased: int
+    """Events of users who were forgotten before anything was learned from them."""
     pending: int
 
     @property
     def balanced(self) -> bool:
         """Whether nothing is missing and nothing was counted twice."""
-        return self.received == self.trained + self.late + self.duplicate + self.dead_lettered + self.pending
+        settled = self.trained + self.late + self.duplicate + self.dead_lettered + self.erased
+        return self.received == settled + self.pending
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,10 @@ class Candidate:
     last_event_at: int | None
     metrics: dict[str, float | None]
     config: dict[str, object]
+    offsets: Mapping[int, int] = field(default_factory=dict)
+    """Per partition of the click log, the offset after the last event learned from of which all before are settled."""
+    segment: Segment | None = None
+    """The rows learned since the candidate before."""
 
 
 class OnlineTrainer:
@@ -141,18 +155,20 @@ class OnlineTrainer:
             )
             for name in variants
         }
-        self._shuffle = _Shuffle(np.random.default_rng(config.seed + 1)) if SHUFFLED in variants else None
+        self._shuffle = Shuffle(np.random.default_rng(config.seed + 1)) if SHUFFLED in variants else None
         self._ready: deque[Impression] = deque()
-        self._takes: deque[Take] = deque()
-        self._offsets = _Offsets(partitions)
+        self._takes: deque[_QueuedTake] = deque()
+        self._offsets = Offsets(partitions)
         self._finished = False
-        self._received = self._trained = self._late = self._duplicate = self._dead_lettered = 0
+        self._received = self._trained = self._late = self._duplicate = self._dead_lettered = self._erased = 0
         self._steps = self._rows = self._rows_at_release = 0
         self._first_event_at: int | None = None
         self._last_event_at: int | None = None
-        self._rows_hash = hashlib.sha256()
+        self._rows_sha256 = ""
         self._scored: list[ScoredRows] = []
-        self._recent = _RecentScores()
+        self._recent = RecentScores()
+        self._journal = Journal()
+        self._torch_rng = _seeded(config) if config.model.draws_in_training else None
         self.rival: Rival | None = None
         """The release that answers, scoring the same rows; changes nothing of what is learned."""
 
@@ -193,6 +209,34 @@ class OnlineTrainer:
         self._dead_lettered += 1
         self._offsets.read(partition, offset, settled=True)
 
+    def observe_erased(self, partition: int, offset: int) -> None:
+        """Count an event of a user who wants to be forgotten, and look at nothing of it."""
+        self._received += 1
+        self._erased += 1
+        self._offsets.read(partition, offset, settled=True)
+
+    def forget(self, user_id: str) -> int:
+        """Remove a user: held events, history, waiting and ready impressions, scores, names; returns how many events.
+
+        What was learned from him stays learned, and which items were taken stays known, but not by whom.
+        """
+        places = [(event.partition, event.offset) for event in self._window.forget(user_id)]
+        rows = self._join.forget(user_id) + [row for row in self._ready if row.user_id == user_id]
+        self._ready = deque(row for row in self._ready if row.user_id != user_id)
+        places += [(row.partition, row.offset) for row in rows]
+        for partition, offset in places:
+            self._offsets.discard(partition, offset)
+        for queued in self._takes:
+            if queued.take.user_id == user_id:
+                self._offsets.discard(queued.partition, queued.offset)
+        self._takes = deque(queued for queued in self._takes if queued.take.user_id != user_id)
+        self._recent.forget(user_id)
+        self._journal.forget(user_id)
+        if self.rival is not None:
+            self.rival.forget(user_id)
+        self._erased += len(places)
+        return len(places)
+
     def idle(self, partitions: Collection[int]) -> None:
         """These partitions have nothing more to read now; the watermark does not wait for them."""
         self._window.idle(partitions)
@@ -210,6 +254,7 @@ class OnlineTrainer:
             late=self._late,
             duplicate=self._duplicate,
             dead_lettered=self._dead_lettered,
+            erased=self._erased,
             pending=self.pending,
         )
 
@@ -221,6 +266,10 @@ class OnlineTrainer:
     def offsets(self) -> dict[int, int]:
         """Next offset to read per partition such that everything below it is settled (trained or counted)."""
         return self._offsets.settled_below()
+
+    def next_to_read(self) -> dict[int, int]:
+        """Next offset to observe per partition; 0 for one of which nothing was observed yet."""
+        return self._offsets.next_to_read()
 
     # ---- motion --------------------------------------------------------------------------------------------------
 
@@ -240,15 +289,15 @@ class OnlineTrainer:
                 if len(self._ready) >= budget:
                     break
             else:
-                self._settle(before=float("inf") if self._finished else self._window.watermark)
+                self._settle(before=float("inf") if self._finished else self._window.complete_before)
         return Blocked(self._missing())
 
     def _add_second(self, events: list[Observed]) -> None:
-        self._takes.extend(self._join.add_second(events))
-        for event in events:
-            if event.behaviour.kind.is_take:
-                self._trained += 1
-                self._offsets.settle(event.partition, event.offset)
+        taken = (event for event in events if event.behaviour.kind.is_take)
+        for take, event in zip(self._join.add_second(events), taken, strict=True):
+            self._takes.append(_QueuedTake(take, event.partition, event.offset))
+            self._trained += 1
+            self._offsets.settle(event.partition, event.offset)
 
     def _settle(self, *, before: float) -> None:
         self._ready.extend(self._join.resolved(before))
@@ -258,7 +307,8 @@ class OnlineTrainer:
         items = {row.item for row in head}
         if head:
             # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
-            items |= {take.item for take in takewhile(lambda take: take.second <= head[-1].second, self._takes)}
+            due = takewhile(lambda queued: queued.take.second <= head[-1].second, self._takes)
+            items |= {queued.take.item for queued in due}
         return frozenset(
             item_id
             for item in items
@@ -280,10 +330,11 @@ class OnlineTrainer:
 
     def _remember_takes(self, *, until: int) -> None:
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
-        while self._takes and self._takes[0].second <= until:
-            take = self._takes.popleft()
-            self._memory.add(take)
-            self._counts.add(take.item, take.second)
+        while self._takes and self._takes[0].take.second <= until:
+            queued = self._takes.popleft()
+            self._memory.add(replace(queued.take, user_id=""))  # who took it is nobody's business from here on
+            self._counts.add(queued.take.item, queued.take.second)
+            self._offsets.learned(queued.partition, queued.offset)
 
     def _learn(self, rows: list[Impression], plan: ContrastivePlan | None) -> StepReport:
         collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length)
@@ -294,12 +345,14 @@ class OnlineTrainer:
             batch = collated.batch
             if name == SHUFFLED and self._shuffle is not None:
                 batch = replace(batch, **self._shuffle.vectors(collated.items_U, self.catalogue))
-            report = learner.step(batch, collated.labels_B, collated.contrastive)
+            with self._own_torch_rng():
+                report = learner.step(batch, collated.labels_B, collated.contrastive)
             probabilities[name], losses[name] = report.probabilities_B, report.loss
             if name == CIUBM:
                 contrastive_loss = report.contrastive_loss
         if self.rival is not None:
             self.rival.observe(rows, collated.batch, probabilities[CIUBM])
+        self._journal.record(self._steps, rows, plan, collated.items_U, self.catalogue)
         self._account(rows, plan, probabilities)
         return StepReport(
             step=self._steps,
@@ -318,14 +371,14 @@ class OnlineTrainer:
         self._steps += 1
         self._rows += len(rows)
         self._trained += len(rows)
+        lines = [self._rows_sha256]
         for row in rows:
             self._offsets.settle(row.partition, row.offset)
-            self._rows_hash.update(
-                f"{row.event_id}\t{row.user_id}\t{self.catalogue.item_id(row.item)}\t{row.label}\n".encode()
-            )
+            self._offsets.learned(row.partition, row.offset)
+            lines.append(f"{row.event_id}\t{row.user_id}\t{self.catalogue.item_id(row.item)}\t{row.label}")
         if plan is not None:
-            names = "\t".join(self.catalogue.item_id(int(item)) for item in plan.candidates)
-            self._rows_hash.update(f"negatives\t{names}\n".encode())
+            lines.append("\t".join(["negatives", *(self.catalogue.item_id(int(item)) for item in plan.candidates)]))
+        self._rows_sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         if self._first_event_at is None:
             self._first_event_at = rows[0].second
         self._last_event_at = rows[-1].second
@@ -357,7 +410,7 @@ class OnlineTrainer:
         return self._rows - self._rows_at_release >= self.config.release_every_rows
 
     def candidate(self) -> Candidate:
-        """A copy of the weights as they are now, with what they were trained on. Starts the next release's count."""
+        """A copy of the weights as they are now, with what they were trained on. Starts the next release's rows."""
         self._rows_at_release = self._rows
         model = self._learners[CIUBM].model
         return Candidate(
@@ -369,12 +422,14 @@ class OnlineTrainer:
             last_event_at=self._last_event_at,
             metrics=self._recent.metrics(),
             config=self.config.model_dump(mode="json"),
+            offsets=self._offsets.learned_below(),
+            segment=self._journal.cut(rows=self._rows, steps=self._steps),
         )
 
     @property
     def rows_sha256(self) -> str:
-        """Running hash over every training row: ids, label, negatives, order."""
-        return self._rows_hash.hexdigest()
+        """Hash over every training row, a chain over the steps: ids, label, negatives, order."""
+        return self._rows_sha256 or hashlib.sha256().hexdigest()
 
     @property
     def steps(self) -> int:
@@ -386,89 +441,99 @@ class OnlineTrainer:
         drained, self._scored = self._scored, []
         return drained
 
+    # ---- all of it -----------------------------------------------------------------------------------------------
 
-class _Offsets:
-    """Which offsets of each partition are settled, so that a reader knows from where nothing is owed any more."""
+    def snapshot(self) -> State:
+        """Everything, as a copy: `restore` on a trainer of the same configuration goes on to the last digit alike.
 
-    def __init__(self, partitions: Collection[int]) -> None:
-        self._next = dict.fromkeys(partitions, 0)
-        self._open: dict[int, dict[int, None]] = {partition: {} for partition in partitions}
+        Scores that were not drained are not part of it, nor the weights of a rival, which are a release's.
+        """
+        state = State(
+            values={
+                **{name: getattr(self, f"_{name}") for name in _NUMBERS},
+                "rng": self._rng.bit_generator.state,
+                "learners": list(self._learners),
+                "given_up": sorted(self._given_up),
+                "dropped": sorted(self._dropped),
+            }
+        )
+        for name, part in self._parts():
+            state.put(name, part.snapshot())
+        state.put("memory", State(dict(self._memory.snapshot())))
+        state.put("ready", pack_impressions(self._ready))
+        places = [(q.take.second, q.take.item, q.partition, q.offset) for q in self._takes]
+        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 4)
+        state.put_texts("takes.user", (queued.take.user_id for queued in self._takes))
+        if self._torch_rng is not None:
+            state.arrays["torch_rng"] = self._torch_rng.numpy().copy()
+        return state
 
-    def read(self, partition: int, offset: int, *, settled: bool) -> None:
-        self._next[partition] = offset + 1
-        if not settled:
-            self._open[partition][offset] = None
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if that was a trainer of another configuration."""
+        values = state.values
+        if values["learners"] != list(self._learners):
+            raise ValueError(f"the snapshot holds {values['learners']}, this trainer has {list(self._learners)}")
+        if (self._torch_rng is not None) != ("torch_rng" in state.arrays):
+            raise ValueError("the snapshot's model drew random numbers in training, or this one does")
+        for name in _NUMBERS:
+            setattr(self, f"_{name}", values[name])
+        self._rng.bit_generator.state = values["rng"]
+        self._given_up, self._dropped = set(values["given_up"]), set(values["dropped"])
+        for name, part in self._parts():
+            part.restore(state.part(name))
+        self._memory.restore(state.part("memory").arrays)
+        self._ready = deque(unpack_impressions(state.part("ready")))
+        takes = zip(state.arrays["takes"].tolist(), state.texts("takes.user"), strict=True)
+        self._takes = deque(_QueuedTake(Take(s, user, item), p, offset) for (s, item, p, offset), user in takes)
+        if self._torch_rng is not None:
+            self._torch_rng = torch.from_numpy(np.array(state.arrays["torch_rng"]))
+        self._scored, self._finished = [], False
 
-    def settle(self, partition: int, offset: int) -> None:
-        del self._open[partition][offset]
+    def _parts(self) -> Iterator[tuple[str, _Part]]:
+        yield "catalogue", self.catalogue
+        yield "window", self._window
+        yield "join", self._join
+        yield "counts", self._counts
+        yield "offsets", self._offsets
+        yield "recent", self._recent
+        yield "journal", self._journal
+        for name, learner in self._learners.items():
+            yield f"learner-{name}", learner
+        if self._shuffle is not None:
+            yield "shuffle", self._shuffle
 
-    def settled_below(self) -> dict[int, int]:
-        # offsets are read in order, so the first open one (dicts keep order) is the smallest
-        return {p: next(iter(self._open[p]), following) for p, following in self._next.items()}
-
-
-class _RecentScores:
-    """Running prequential metrics over the newest rows, for manifests and dashboards."""
-
-    def __init__(self, rows: int = 20_000) -> None:
-        self._rows = rows
-        self._tables: deque[ScoredRows] = deque()
-        self._count = 0
-
-    def add(self, table: ScoredRows) -> None:
-        self._tables.append(table)
-        self._count += len(table)
-        while self._count - len(self._tables[0]) >= self._rows:
-            self._count -= len(self._tables.popleft())
-
-    def metrics(self) -> dict[str, float | None]:
-        if not self._tables:
-            return {}
-        rows = ScoredRows.concatenate(list(self._tables))
-        first = ~rows.retaken
-        _, users = np.unique(rows.user[first], return_inverse=True)
-        metrics: dict[str, float | None] = {}
-        for name, scores in rows.scores.items():
-            gauc = user_auc(users.reshape(-1), rows.label[first], scores[first]).weighted
-            metrics[f"{name}_gauc"] = None if np.isnan(gauc) else gauc
-            metrics[f"{name}_logloss"] = log_loss(rows.label[first], scores[first]) if first.any() else None
-        return metrics
+    @contextmanager
+    def _own_torch_rng(self) -> Iterator[None]:
+        """Dropout draws from a generator of this trainer alone; where nothing is dropped it costs nothing."""
+        if self._torch_rng is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._torch_rng)
+            yield
+            self._torch_rng = torch.get_rng_state()
 
 
-class _Shuffle:
-    """Permutes vectors among the items met so far, in the order in which rows meet them.
+_NUMBERS = (
+    *("received", "trained", "late", "duplicate", "dead_lettered", "erased"),
+    *("steps", "rows", "rows_at_release", "first_event_at", "last_event_at", "rows_sha256"),
+)
 
-    Each newcomer swaps with a random earlier item (inside-out Fisher-Yates), so the assignment is a uniformly random
-    permutation at every moment and an item's wrong vector stays nearly as stable as its right one would.
-    """
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._place: dict[int, int] = {}
-        self._met: list[int] = []
-        self._other = np.zeros(1024, np.int64)
+class _Part(Protocol):
+    def snapshot(self) -> State: ...
 
-    def vectors(self, items_U: NDArray[np.int64], catalogue: Catalogue) -> dict[str, Tensor]:
-        """Vectors (U, V) and their mask (U,) for the distinct items of a batch, each taken from another item."""
-        for number in items_U.tolist():
-            if number and number not in self._place and catalogue.has_vector(number):
-                self._meet(number)
-        others = np.array([self._partner(number) for number in items_U.tolist()], np.int64)
-        return {
-            "vectors_UV": torch.from_numpy(catalogue.vectors(others)),
-            "has_vector_U": torch.from_numpy(catalogue.vector_mask(others)),
-        }
+    def restore(self, state: State) -> None: ...
 
-    def _partner(self, number: int) -> int:
-        place = self._place.get(number)
-        return 0 if place is None else int(self._other[place])
 
-    def _meet(self, number: int) -> None:
-        place = len(self._met)
-        self._place[number] = place
-        self._met.append(number)
-        if place >= len(self._other):
-            self._other = np.concatenate([self._other, np.zeros(len(self._other), np.int64)])
-        swapped = int(self._rng.integers(place + 1))
-        self._other[place] = self._other[swapped]
-        self._other[swapped] = number  # swapped == place: the newcomer keeps its own vector for now
+@dataclass(frozen=True, slots=True)
+class _QueuedTake:
+    """A take that training has not come to yet, with its place in the log."""
+
+    take: Take
+    partition: int
+    offset: int
+
+
+def _seeded(config: TrainerConfig) -> Tensor:
+    return torch.Generator().manual_seed(config.seed).get_state()

@@ -82,6 +82,13 @@ class Rival:
         while held - len(self._tables[0]) >= self._span_rows:
             held -= len(self._tables.popleft())
 
+    def forget(self, user_id: str) -> None:
+        """Drop a user's rows."""
+        columns = ("user", "label", "retaken", "candidate", "serving")
+        kept = ((table, table.user != user_id) for table in self._tables)
+        tables = (ComparedRows(**{name: getattr(t, name)[chosen] for name in columns}) for t, chosen in kept)
+        self._tables = deque(table for table in tables if len(table))
+
     @property
     def compared(self) -> ComparedRows:
         """The newest rows that both scored, at least `span_rows` of them if there were so many."""

@@ -20,7 +20,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+import numpy as np
+
 from schemas.behaviours import Behaviour
+from trainer.state import State, whole_numbers
 
 
 class Verdict(Enum):
@@ -41,9 +44,9 @@ class Observed:
     behaviour: Behaviour
 
     @property
-    def order(self) -> tuple[bool, str]:
-        """Order inside one second: exposures first, then by id, never by arrival."""
-        return (self.behaviour.kind.is_take, self.behaviour.event_id)
+    def order(self) -> tuple[bool, str, int, int]:
+        """Order inside one second: exposures first, then by id and place in the log, never by arrival."""
+        return (self.behaviour.kind.is_take, self.behaviour.event_id, self.partition, self.offset)
 
 
 @dataclass(slots=True)
@@ -61,9 +64,20 @@ class EventWindow:
     `lateness_seconds` is how far behind its partition's newest event an event may lie and still be taken;
     `horizon_seconds` is how long an `event_id` is remembered (an older repetition is late and refused as such).
     Memory grows with the events inside these two spans only.
+
+    One verdict alone depends on when: an event that comes after the others went on without its partition, because it
+    was idle, is late. These are listed in `overtaken`; given back as `overtaken`, they are late again wherever the
+    window stands, so that reading the log anew comes to the same rows.
     """
 
-    def __init__(self, partitions: Collection[int], *, lateness_seconds: float, horizon_seconds: float) -> None:
+    def __init__(
+        self,
+        partitions: Collection[int],
+        *,
+        lateness_seconds: float,
+        horizon_seconds: float,
+        overtaken: Collection[tuple[int, int]] = (),
+    ) -> None:
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
@@ -71,6 +85,8 @@ class EventWindow:
         self._seconds: list[int] = []
         self._released_before: int | None = None
         self.held = 0
+        self.overtaken = dict.fromkeys(overtaken)
+        """(partition, offset) of events that are late only because the others had gone on, in the order of reading."""
 
     def observe(self, partition: int, offset: int, behaviour: Behaviour) -> Verdict:
         """Take one event in; says whether it will be released later."""
@@ -81,8 +97,11 @@ class EventWindow:
             return Verdict.DUPLICATE
         if state.newest is not None and second < state.newest - self._lateness:
             return Verdict.LATE
+        if (partition, offset) in self.overtaken:
+            return Verdict.LATE
         if self._released_before is not None and second < self._released_before:
-            return Verdict.LATE  # only after this partition was idle and the others went on
+            self.overtaken[partition, offset] = None
+            return Verdict.LATE
         self._remember(state, second, behaviour.event_id)
         if second not in self._by_second:
             self._by_second[second] = []
@@ -109,6 +128,13 @@ class EventWindow:
         # all idle: what was read is complete, but for the newest second, which whoever goes on may go on with
         return max(newest_of_all) if newest_of_all else -math.inf
 
+    @property
+    def complete_before(self) -> float:
+        """Nothing that is accepted from now on lies before this moment, whoever was idle and speaks again."""
+        if not any(state.idle for state in self._partitions.values()):
+            return self.watermark
+        return -math.inf if self._released_before is None else min(self.watermark, self._released_before)
+
     def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
         """Give out the seconds that are complete, oldest first, each with its events in a fixed order.
 
@@ -119,12 +145,58 @@ class EventWindow:
             events = self._by_second.pop(second)
             self._released_before = second + 1
             self.held -= len(events)
+            if not events:
+                continue  # all of it was forgotten
             yield sorted(events, key=lambda event: event.order)
 
     def held_events(self) -> Iterator[Observed]:
         """Everything that was accepted and not yet released, in no particular order."""
         for events in self._by_second.values():
             yield from events
+
+    def forget(self, user_id: str) -> list[Observed]:
+        """Take out what is held of a user; returns it."""
+        found: list[Observed] = []
+        for second, events in self._by_second.items():
+            own = [event for event in events if event.behaviour.user_id == user_id]
+            if own:
+                found += own
+                self._by_second[second] = [event for event in events if event.behaviour.user_id != user_id]
+        self.held -= len(found)
+        return found
+
+    def snapshot(self) -> State:
+        """Everything but who is idle: that was true when it was said, and has to be said again."""
+        state = State(values={"released_before": self._released_before, "newest": {}})
+        for number, partition in self._partitions.items():
+            state.values["newest"][str(number)] = partition.newest
+            state.arrays[f"seen{number}.seconds"] = whole_numbers(second for second, _ in partition.seen_order)
+            state.put_texts(f"seen{number}", (event_id for _, event_id in partition.seen_order))
+        held = list(self.held_events())
+        state.arrays["held.places"] = np.array([(e.partition, e.offset, e.second) for e in held], np.int64)
+        state.put_texts("held", (event.behaviour.model_dump_json() for event in held))
+        state.arrays["overtaken"] = np.array(list(self.overtaken), np.int64).reshape(-1, 2)
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if the partitions are others."""
+        newest = state.values["newest"]
+        if set(newest) != {str(number) for number in self._partitions}:
+            raise ValueError(f"the window had partitions {sorted(newest)}, not {sorted(self._partitions)}")
+        for number in self._partitions:
+            order = zip(state.arrays[f"seen{number}.seconds"].tolist(), state.texts(f"seen{number}"), strict=True)
+            partition = _Partition(newest=newest[str(number)], seen_order=deque(order))
+            partition.seen = {event_id: second for second, event_id in partition.seen_order}
+            self._partitions[number] = partition
+        self._released_before = state.values["released_before"]
+        self.overtaken = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
+        self._by_second, self.held = {}, 0
+        places = state.arrays["held.places"].reshape(-1, 3).tolist()
+        for (partition_, offset, second), text in zip(places, state.texts("held"), strict=True):
+            event = Observed(partition_, offset, second, Behaviour.model_validate_json(text))
+            self._by_second.setdefault(second, []).append(event)
+            self.held += 1
+        self._seconds = sorted(self._by_second)
 
     def _remember(self, state: _Partition, second: int, event_id: str) -> None:
         state.seen[event_id] = second

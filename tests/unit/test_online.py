@@ -19,7 +19,8 @@ from tests.unit.trainer_factories import (
 )
 from trainer.catalogue import Catalogue
 from trainer.evaluation import ScoredRows
-from trainer.online import OnlineTrainer, StepReport, _Shuffle
+from trainer.online import OnlineTrainer, StepReport
+from trainer.shuffle import Shuffle
 
 
 def pump(trainer: OnlineTrainer) -> list[StepReport]:
@@ -253,7 +254,7 @@ def test_shuffle_is_a_permutation_at_every_moment() -> None:
     for n in range(1, 200):
         catalogue.hold(embedding(f"i{n}", unit_vector(n)))
         assert catalogue.number(f"i{n}") == n
-    shuffle = _Shuffle(np.random.default_rng(0))
+    shuffle = Shuffle(np.random.default_rng(0))
     for met in range(20, 200, 20):
         items = np.arange(met)
         found = shuffle.vectors(items, catalogue)["vectors_UV"].numpy()

@@ -131,6 +131,7 @@ async def test_a_bounded_run_leaves_nothing_pending_however_long_the_log_is(coun
         "late": 0,
         "duplicate": 0,
         "dead_lettered": 0,
+        "erased": 0,
         "pending": 0,
     }
     assert standing.offsets["behaviours"] == {0: count}
