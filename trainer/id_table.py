@@ -77,11 +77,12 @@ class IdTable(nn.Module):
         gives up its longest unseen id, but none that is named right now. An optimiser has to forget what it kept about
         the rows returned.
         """
-        hashes_U2 = hashes_U2[hashes_U2[:, 0] + hashes_U2[:, 1] != 0]  # padding is nobody
         self.clock += 1
         row_U = self.rows(hashes_U2)
-        self.seen_SW.view(-1)[row_U[row_U > 0] - 1] = self.clock
-        new_N2 = hashes_U2[row_U == 0]
+        known_U = row_U > 0
+        self.seen_SW.view(-1)[row_U[known_U].sub_(1)] = self.clock
+        new_N2 = hashes_U2[~known_U]
+        new_N2 = new_N2[new_N2.any(1)]  # padding is nobody
         frequent_N2 = new_N2[self._count(new_N2) >= self.admit_after]
         if not len(frequent_N2):
             return row_U.new_empty(0)

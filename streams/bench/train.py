@@ -29,7 +29,7 @@ from rich.table import Table
 
 from schemas.errors import Misconfigured
 from streams.settings import Settings
-from trainer.catalogue import id_hashes
+from trainer.catalogue import hash_columns
 from trainer.ciubm import CiUBM
 from trainer.config import CiUBMConfig
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
@@ -114,24 +114,28 @@ def write_log(folder: Path, *, rows: int, history: int, rng: np.random.Generator
     pq.write_table(pa.table({"vector": flat}), folder / "vectors.parquet")
 
 
-def read_log(folder: Path) -> CtrData:
-    """The same files as columns; histories stay the flat array that Parquet holds."""
+def read_log(folder: Path, *, content: bool = True) -> CtrData:
+    """The same files as columns; histories stay the flat array that Parquet holds. Without `content` no vectors."""
     rows = {name: column.to_numpy() for name, column in _columns(folder / "rows.parquet").items()}
     sequences = pq.read_table(folder / "users.parquet")["full_item_seq"].combine_chunks()
     offsets = sequences.offsets.to_numpy()
-    vectors = pq.read_table(folder / "vectors.parquet")["vector"].combine_chunks().flatten().to_numpy()
-    items = pq.read_table(folder / "items.parquet")["item_id"].to_pylist()
-    vectors_1IV = vectors.reshape(1, len(items), -1).copy()
-    has_1I = np.ones((1, len(items)), bool)
+    items = pq.read_table(folder / "items.parquet")["item_id"].cast(pa.string()).to_pylist()
+    hashes_I2 = hash_columns(items)
+    hashes_I2[0] = 0
+    vectors_1IV = np.zeros((1, len(items), 0), np.float32)
+    if content:
+        vectors = pq.read_table(folder / "vectors.parquet")["vector"].combine_chunks().flatten().to_numpy()
+        vectors_1IV = vectors.reshape(1, len(items), -1)
+    has_1I = np.full((1, len(items)), content)
     has_1I[:, 0] = False
     count, start = len(rows["label"]), offsets[rows["user_index"]].astype(np.int64)
     nothing = np.zeros(count, np.int64)
     return CtrData(
         ItemColumns(
-            item_ids=[str(item) for item in items],
+            item_ids=items,
             vectors_EIV=vectors_1IV,
             has_vector_EI=has_1I,
-            hashes_I2=_hashes(len(items)),
+            hashes_I2=hashes_I2,
             category_I=np.zeros(len(items), np.int64),
             attributes_IA=np.zeros((len(items), 0), np.float32),
             attribute_names=(),
@@ -158,8 +162,6 @@ def _columns(path: Path) -> dict[str, Any]:
     return {name: table[name] for name in table.column_names}
 
 
-def _hashes(items: int) -> NDArray[np.int64]:
-    return np.array([(0, 0), *(id_hashes(str(item)) for item in range(1, items))], np.int64)
 
 
 def _sizes() -> dict[str, Any]:
@@ -169,7 +171,7 @@ def _sizes() -> dict[str, Any]:
 def _ours(folder: Path, options: argparse.Namespace, config: CiUBMConfig) -> float:
     network = CiUBM(config, vector_width=VECTOR_WIDTH, dense_width=0, seed=0)
     started = time.perf_counter()
-    columns = ColumnBatches(read_log(folder), history_length=options.history)
+    columns = ColumnBatches(read_log(folder, content=config.uses_content), history_length=options.history)
     settings = FitSettings(epochs=1, batch_rows=options.batch, learning_rate=1e-3, group_weight=0.0)
     fit(network, columns, None, settings, seed=0)
     return time.perf_counter() - started

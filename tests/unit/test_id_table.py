@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.catalogue import id_hashes
+from trainer.catalogue import hash_columns, id_hashes
 from trainer.id_table import IdTable
 
 
@@ -116,3 +116,9 @@ def test_only_the_rows_of_a_batch_get_a_gradient() -> None:
 def test_a_capacity_that_does_not_fill_its_sets_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple"):
         IdTable(30, 4, admit_after=1)
+
+
+def test_hashes_of_many_ids_are_those_of_each() -> None:
+    names = ["", "a", "ß", "item-17"]
+    assert hash_columns(names).tolist() == [list(id_hashes(name)) for name in names]
+    assert hash_columns([]).shape == (0, 2)

@@ -95,8 +95,8 @@ def history_matrix(data: CtrData, rows: NDArray[np.int64], length: int) -> NDArr
     """
     start, stop = data.rows.history_start_N[rows], data.rows.history_stop_N[rows]
     width = max(1, min(length, int((stop - start).max(initial=0))))
-    place = stop[:, None] - 1 - np.arange(width)
-    inside = place >= start[:, None]
     if not len(data.histories.item_T):
-        return np.zeros(place.shape, np.int64)
-    return np.where(inside, data.histories.item_T[np.where(inside, place, 0)], 0).astype(np.int64)
+        return np.zeros((len(rows), width), np.int64)
+    place = stop[:, None] - 1 - np.arange(width)
+    taken = data.histories.item_T.take(place, mode="clip")
+    return np.multiply(taken, place >= start[:, None], dtype=np.int64)

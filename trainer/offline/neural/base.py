@@ -39,6 +39,8 @@ class NeuralModel:
     trials: Sequence[Mapping[str, Any]] = ({},)
     left_out: tuple[str, ...] = ()
     """Beginnings of the names of features that would turn this model into another one."""
+    content = True
+    """Whether the network looks at vectors; without, none are gathered for it."""
 
     def __init__(self) -> None:
         self.network: nn.Module | None = None
@@ -85,4 +87,4 @@ class NeuralModel:
         return predict(self.network, self._columns(data))
 
     def _columns(self, data: CtrData) -> ColumnBatches:
-        return ColumnBatches(data, history_length=HISTORY_LENGTH, left_out=self.left_out)
+        return ColumnBatches(data, history_length=HISTORY_LENGTH, left_out=self.left_out, content=self.content)

@@ -25,7 +25,8 @@ class ColumnBatches:
     An item that a batch sees in two versions stands in it twice, once per version. Not thread-safe: it keeps a scratch
     array with a place per (version, item), which finds distinct items faster than sorting does.
 
-    `left_out`: beginnings of the names of features that the model must not see.
+    `left_out`: beginnings of the names of features that the model must not see. Without `content` no vectors are
+    gathered: `vectors_UV` is 0 wide, for models that never look at them.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ColumnBatches:
         *,
         history_length: int,
         left_out: tuple[str, ...] = (),
+        content: bool = True,
         device: torch.device | None = None,
     ) -> None:
         self.data = data
@@ -43,16 +45,17 @@ class ColumnBatches:
         self._device = device or torch.device("cpu")
         items = data.items
         versions, count = items.has_vector_EI.shape
-        self._count = count
-        self._vectors = items.vectors_EIV.reshape(versions * count, -1)
+        self._versions, self._count = versions, count
+        self._vectors = items.vectors_EIV.reshape(versions * count, items.vectors_EIV.shape[2])
+        if not content:
+            self._vectors = self._vectors[:, :0]
         self._has_vector = items.has_vector_EI.reshape(-1)
+        self._named = np.zeros(versions * count, np.bool_)
         self._place = np.zeros(versions * count, np.int64)
         rows = data.rows
         self._lengths_N = np.minimum(rows.history_stop_N - rows.history_start_N, history_length)
         self._labels_N = rows.label_N.astype(np.float32)
-        moments = np.stack([rows.second_N, rows.user_N])
-        _, group_N = np.unique(moments, axis=1, return_inverse=True)
-        self.group_N: NDArray[np.int64] = group_N.reshape(-1)
+        self.group_N: NDArray[np.int64] = _numbered(rows.second_N, rows.user_N)
         """Number of the (moment, user) that each row belongs to: what one person was shown at one time."""
 
     def __len__(self) -> int:
@@ -61,25 +64,27 @@ class ColumnBatches:
     def batch(self, rows: NDArray[np.int64]) -> CtrBatch:
         """These rows as tensors."""
         columns, items = self.data.rows, self.data.items
-        offset_B = columns.encoder_N[rows] * self._count
-        history_BL = history_matrix(self.data, rows, self._length)
-        target_B = columns.item_N[rows] + offset_B
-        history_BL += np.where(history_BL > 0, offset_B[:, None], 0)
-        self._place[target_B] = 1
-        self._place[history_BL.ravel()] = 1
-        self._place[0] = 1
-        distinct_U = np.flatnonzero(self._place)
+        target_B, history_BL = columns.item_N[rows], history_matrix(self.data, rows, self._length)
+        if self._versions > 1:
+            offset_B = columns.encoder_N[rows] * self._count
+            target_B += offset_B
+            history_BL += np.where(history_BL > 0, offset_B[:, None], 0)
+        self._named[target_B] = True
+        self._named[history_BL] = True
+        self._named[0] = True
+        distinct_U = np.flatnonzero(self._named)
+        self._named[distinct_U] = False
         self._place[distinct_U] = np.arange(len(distinct_U))
         target_B, history_BL = self._place[target_B], self._place[history_BL]
-        self._place[distinct_U] = 0
+        item_U = distinct_U % self._count if self._versions > 1 else distinct_U
         batch = CtrBatch(
-            hashes_U2=torch.from_numpy(items.hashes_I2[distinct_U % self._count]),
+            hashes_U2=torch.from_numpy(items.hashes_I2[item_U]),
             vectors_UV=torch.from_numpy(self._vectors[distinct_U]),
             has_vector_U=torch.from_numpy(self._has_vector[distinct_U]),
             target_B=torch.from_numpy(target_B),
             history_BL=torch.from_numpy(history_BL),
             dense_BF=torch.from_numpy(self.dense_NF[rows]),
-            category_U=torch.from_numpy(items.category_I[distinct_U % self._count]),
+            category_U=torch.from_numpy(items.category_I[item_U]),
         )
         return batch if self._device.type == "cpu" else batch.to(self._device)
 
@@ -107,6 +112,16 @@ class ColumnBatches:
         """Row numbers of one pass sorted by history length, for scoring."""
         by_length = np.argsort(self._lengths_N, kind="stable")
         yield from np.split(by_length, range(batch_rows, len(by_length), batch_rows)) if len(by_length) else ()
+
+
+def _numbered(second_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of each distinct (second, user), in order, shape (N,)."""
+    order_N = np.lexsort((user_N, second_N))
+    later_N = order_N[1:], order_N[:-1]
+    number_N = np.zeros(len(order_N), np.int64)
+    changes = (second_N[later_N[0]] != second_N[later_N[1]]) | (user_N[later_N[0]] != user_N[later_N[1]])
+    number_N[later_N[0]] = np.cumsum(changes)
+    return number_N
 
 
 def numbers(data: CtrData, left_out: tuple[str, ...] = ()) -> NDArray[np.float32]:

@@ -140,6 +140,7 @@ class Din(NeuralModel):
     name = "din"
     trials: Sequence[Mapping[str, Any]] = TRIALS
     left_out = SIMILARITIES
+    content = False
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
         """The network."""
