@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.ciubm import CiUBM
 from trainer.config import CiUBMConfig
-from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, NeuralModel
+from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
 OFFLINE: Mapping[str, Any] = {
     **NUMERIC,
@@ -26,13 +26,7 @@ class Ciubm(NeuralModel):
     """CiUBM. `switches` go over everything else: an ablation turns parts off."""
 
     name = "ciubm"
-    trials: Sequence[Mapping[str, Any]] = (
-        {},
-        {"epochs": 3},
-        {"cross_layers": 0, "dropout": 0.3, "group_weight": 0.5},
-        {"cross_layers": 0},
-    )
-    """Crosses pay where rows are many and overfit where they are few."""
+    trials: Sequence[Mapping[str, Any]] = TRIALS
     switches: Mapping[str, Any] = {}
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> CiUBM:
