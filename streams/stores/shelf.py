@@ -154,7 +154,7 @@ class FolderShelf:
             self._at_step("make folder")
             unfinished.mkdir()
             for file, content in files.items():
-                self._write(unfinished / _checked(file), content)
+                self._write(unfinished / checked_name(file), content)
             _sync_folder(unfinished)
             self._at_step("rename entry")
             try:
@@ -168,7 +168,7 @@ class FolderShelf:
 
     def read(self, name: str, file: str) -> bytes:
         """See `Shelf`."""
-        path = self._entry(name) / _checked(file)
+        path = self._entry(name) / checked_name(file)
         with self._disk("read"):
             try:
                 return path.read_bytes()
@@ -223,7 +223,7 @@ class FolderShelf:
 
     def note(self, name: str, content: bytes) -> None:
         """See `Shelf`."""
-        path = self._notes / _checked(name)
+        path = self._notes / checked_name(name)
         with self._disk("write"):
             if path.exists():
                 return
@@ -242,7 +242,7 @@ class FolderShelf:
             return [path.read_bytes() for path in sorted(self._notes.glob("[!.]*"))]
 
     def _entry(self, name: str) -> Path:
-        return self._entries / _checked(name)
+        return self._entries / checked_name(name)
 
     def _write(self, path: Path, content: bytes) -> None:
         self._at_step(f"write {path.name.lstrip('.')}")
@@ -298,7 +298,7 @@ class MemoryShelf:
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
         """See `Shelf`."""
-        self._entries.setdefault(_checked(name), dict(files))
+        self._entries.setdefault(checked_name(name), dict(files))
 
     def read(self, name: str, file: str) -> bytes:
         """See `Shelf`."""
@@ -331,14 +331,15 @@ class MemoryShelf:
 
     def note(self, name: str, content: bytes) -> None:
         """See `Shelf`."""
-        self._notes.setdefault(_checked(name), content)
+        self._notes.setdefault(checked_name(name), content)
 
     def notes(self) -> list[bytes]:
         """See `Shelf`."""
         return [content for _, content in sorted(self._notes.items())]
 
 
-def _checked(name: str) -> str:
+def checked_name(name: str) -> str:
+    """The name itself. Raises `ValueError` for what could leave the shelf."""
     if not _NAME.match(name):
         raise ValueError(f"not a name of an entry or file: {name!r}")
     return name
