@@ -18,7 +18,7 @@ from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
 
 HISTORY_LENGTH = 50
 CATEGORIES = 1024
-NUMERIC: Mapping[str, Any] = {"numeric_bins": 64, "numeric_width": 8}
+NUMERIC: Mapping[str, Any] = {"numeric_bins": 32, "numeric_width": 8}
 """How every neural model reads numbers."""
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
