@@ -127,6 +127,12 @@ class ImageRetry(Message):
     """How many fetches have failed so far."""
     not_before: UtcTime
     """When to try again (wall clock)."""
+    requeued_from: str | None = None
+    """The dead letter that the item was sent again from, if it was."""
+    failed_before: int = Field(default=0, ge=0)
+    """Attempts before that."""
+    first_failed_at: UtcTime | None = None
+    """When it failed first, before that."""
 
 
 def embedding_key(encoder_version: str, item_id: str) -> bytes:

@@ -1,14 +1,22 @@
-"""Dead letters: the original bytes as value, everything else in headers."""
+"""Dead letters: the original bytes as value, everything else in headers.
+
+A letter is not changed once it is written. What became of it (`Handled`) is a record of its own under the same key, and
+so in the same partition; a record that is sent again says in its headers (`SentAgain`) which letter it comes from.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Literal
 
 from schemas.errors import Reason
 
 Headers = list[tuple[str, bytes]]
+Action = Literal["requeued", "dropped"]
+_ACTIONS: tuple[Action, ...] = ("requeued", "dropped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +39,36 @@ class DeadLetter:
     detail: str
     failed_at: datetime
     attempts: int = 1
+    first_failed_at: datetime | None = None
+    """When it failed first, if it was sent again since."""
+    requeued_from: str | None = None
+    """The letter (`letter_key`) that it was sent again from."""
 
     @property
     def letter_key(self) -> bytes:
         """Key of the letter: its source coordinates, by which the same failure is recognised after a restart."""
         return f"{self.topic}/{self.partition}/{self.offset}".encode()
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over key and value: tells records apart that got the same offset in two lives of a topic."""
+        digest = hashlib.sha256()
+        for part in (self.key, self.value):
+            digest.update(b"-" if part is None else b"%d:" % len(part))
+            digest.update(part or b"")
+        return digest.hexdigest()[:16]
+
+    def after(self, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
+        """The letter with what the record's own headers say of earlier failures."""
+        again = SentAgain.from_headers(headers)
+        if again is None:
+            return self
+        return replace(
+            self,
+            attempts=self.attempts + again.attempts,
+            first_failed_at=again.first_failed_at,
+            requeued_from=again.letter_key.decode(),
+        )
 
     def headers(self) -> Headers:
         """Everything but the value, as Kafka headers."""
@@ -52,12 +85,17 @@ class DeadLetter:
         headers = [(name, value.encode()) for name, value in plain.items()]
         if self.key is not None:
             headers.append(("key", self.key))
+        if self.first_failed_at is not None:
+            headers.append(("first-failed-at", self.first_failed_at.isoformat().encode()))
+        if self.requeued_from is not None:
+            headers.append(("requeued-from", self.requeued_from.encode()))
         return headers
 
     @classmethod
     def from_record(cls, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
         """Read a letter back; `ValueError` or `KeyError` if the headers are not those of a letter."""
         found = dict(headers)
+        first, origin = found.get("first-failed-at"), found.get("requeued-from")
         return cls(
             topic=found["topic"].decode(),
             partition=int(found["partition"]),
@@ -69,4 +107,72 @@ class DeadLetter:
             detail=found["detail"].decode(),
             failed_at=datetime.fromisoformat(found["failed-at"].decode()),
             attempts=int(found["attempts"]),
+            first_failed_at=datetime.fromisoformat(first.decode()) if first else None,
+            requeued_from=origin.decode() if origin else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SentAgain:
+    """What a record says in its headers that was sent again from a dead letter."""
+
+    letter_key: bytes
+    attempts: int
+    """How often it has failed."""
+    first_failed_at: datetime
+
+    @classmethod
+    def of(cls, letter: DeadLetter) -> SentAgain:
+        """What the record of this letter says when it is sent again."""
+        return cls(letter.letter_key, letter.attempts, letter.first_failed_at or letter.failed_at)
+
+    def headers(self) -> Headers:
+        """As Kafka headers."""
+        return [
+            ("requeued-from", self.letter_key),
+            ("attempts", str(self.attempts).encode()),
+            ("first-failed-at", self.first_failed_at.isoformat().encode()),
+        ]
+
+    @classmethod
+    def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> SentAgain | None:
+        """Read back; None if the record was never sent again, or says so in words that are not ours."""
+        found = dict(headers)
+        try:
+            return cls(
+                found["requeued-from"],
+                int(found["attempts"]),
+                datetime.fromisoformat(found["first-failed-at"].decode()),
+            )
+        except (KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What became of a letter: a record under the letter's key, without a value."""
+
+    letter_key: bytes
+    digest: str
+    action: Action
+    at: datetime
+
+    def headers(self) -> Headers:
+        """Everything, as Kafka headers."""
+        return [
+            ("handled", self.action.encode()),
+            ("digest", self.digest.encode()),
+            ("handled-at", self.at.isoformat().encode()),
+        ]
+
+    @classmethod
+    def from_record(cls, key: bytes | None, headers: Iterable[tuple[str, bytes]]) -> Handled | None:
+        """Read back; None if the record is a letter. `ValueError` or `KeyError` if it is neither."""
+        found = dict(headers)
+        if "handled" not in found or key is None:
+            return None
+        word = found["handled"].decode()
+        action = next((known for known in _ACTIONS if known == word), None)
+        if action is None:
+            raise ValueError(f"a dead letter can be requeued or dropped, not {word!r}")
+        return cls(key, found["digest"].decode(), action, datetime.fromisoformat(found["handled-at"].decode()))

@@ -24,7 +24,7 @@ import structlog
 from encoders.base import Prepared
 from schemas.errors import Unprocessable
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
-from schemas.letters import DeadLetter
+from schemas.letters import DeadLetter, SentAgain
 from streams.agents.center import Center, Guard
 from streams.agents.contents import Contents, look_at
 from streams.agents.index_config import IndexReport
@@ -170,11 +170,15 @@ async def _found(
 
 
 def _first_retry(center: Center, change: ItemChange, item: ItemPublished) -> ImageRetry:
+    again = SentAgain.from_headers(change.record.headers)
     return ImageRetry(
         item=item,
         source=SourceOffset(partition=change.record.partition, offset=change.record.offset),
         attempt=1,
         not_before=center.now() + timedelta(seconds=center.config.retry_wait_seconds(1)),
+        requeued_from=again.letter_key.decode() if again else None,
+        failed_before=again.attempts if again else 0,
+        first_failed_at=again.first_failed_at if again else None,
     )
 
 

@@ -28,6 +28,7 @@ class SourceRecord:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
 
     def letter(self, stage: str, error: Unprocessable, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
         """The dead letter of this record."""
@@ -42,7 +43,7 @@ class SourceRecord:
             detail=error.detail,
             failed_at=failed_at,
             attempts=attempts,
-        )
+        ).after(self.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ Report = Callable[[object], None]
 def as_record(event: EventT[Any], topic: str) -> SourceRecord:
     """The record that a Faust event stands for; `topic` is its name without prefix."""
     message = event.message
+    headers = message.headers or ()
     return SourceRecord(
         topic=topic,
         partition=message.partition,
@@ -37,6 +38,7 @@ def as_record(event: EventT[Any], topic: str) -> SourceRecord:
         timestamp_ms=round(message.timestamp * 1000),
         key=message.key,
         value=message.value,
+        headers=tuple(headers.items() if isinstance(headers, Mapping) else headers),
     )
 
 

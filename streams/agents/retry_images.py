@@ -19,6 +19,7 @@ from encoders.base import Prepared
 from schemas.base import decode
 from schemas.errors import BadMessage, ContentUnavailable, EncodingFailed, Reason, Unprocessable
 from schemas.items import ImageRetry, SourceOffset
+from schemas.letters import SentAgain
 from streams.agents.center import Center, Guard
 from streams.agents.contents import stage_of
 from streams.agents.index_config import RetryReport
@@ -139,6 +140,9 @@ async def _give_up(
     """Bury the retry. A vector of the title stays; a place that was only held for the picture is given up."""
     attempts = retry.attempt if retry else 1
     letter = record.letter(stage, error, failed_at=center.now(), attempts=attempts)
+    if retry is not None and retry.requeued_from is not None and retry.first_failed_at is not None:
+        again = SentAgain(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
+        letter = letter.after(again.headers())
     await hold(lambda: center.dead_letters.bury([letter]), what="dead-letters.send", patience=center.patience)
     if retry is not None:
         async with center.writing:

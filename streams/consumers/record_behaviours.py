@@ -56,6 +56,7 @@ class Record(Protocol):
     """When it was produced, in milliseconds since 1970."""
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def read_batch(
                     reason=error.reason,
                     detail=error.detail,
                     failed_at=now,
-                )
+                ).after(record.headers)
             )
         else:
             events.append(Numbered(record.offset, behaviour))

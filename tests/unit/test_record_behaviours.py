@@ -30,6 +30,7 @@ class Raw:
     key: bytes | None
     value: bytes | None
     timestamp: int = 1_767_225_600_000  # NOW
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> Raw:
