@@ -31,19 +31,33 @@ class TargetAttention(nn.Module):
     def forward(
         self, history_BL: Tensor, history_BLE: Tensor, target_BE: Tensor, extra: Sequence[Tensor] = ()
     ) -> Tensor:
-        """Weights, shape (B, L); 0 at padding. `extra`: further scalars of each pair, shape (B, L) each."""
+        """Weights, shape (B, L); 0 at padding. `extra`: further scalars of each pair, shape (B, L) each.
+
+        A single history, of shape (1, L) and (1, L, E), is that of all B targets.
+        """
         of_item_HE, of_target_HE, of_difference_HE, of_product_HE, of_extra_HX = torch.tensor_split(
             self.first.weight, [n * self.width for n in (1, 2, 3, 4)], dim=1
         )
         matrix_BEH = torch.addcmul((of_item_HE + of_difference_HE).T, target_BE[:, :, None], of_product_HE.T)
         offset_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
+        if len(history_BLE) == 1:
+            hidden_BLH = self._shared(history_BLE[0], matrix_BEH, offset_BH)
+            if extra:
+                hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
+            weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)
+            return weight_BL * (history_BL > 0)
         if extra:
             history_BLE = torch.cat([history_BLE, torch.stack(list(extra), dim=-1)], dim=-1)
             matrix_BEH = torch.cat([matrix_BEH, of_extra_HX.T.expand(len(matrix_BEH), -1, -1)], dim=1)
-        weight_BL: Tensor = _Scores.apply(
-            history_BLE, matrix_BEH, offset_BH, self.activation.weight, self.second.weight[0]
-        )
+        weight_BL = _Scores.apply(history_BLE, matrix_BEH, offset_BH, self.activation.weight, self.second.weight[0])
         return (weight_BL + self.second.bias) * (history_BL > 0)
+
+    @staticmethod
+    def _shared(history_LE: Tensor, matrix_BEH: Tensor, offset_BH: Tensor) -> Tensor:
+        """The hidden layer before its activation when all rows share one history: one product instead of B."""
+        rows, width, hidden = matrix_BEH.shape
+        hidden_LBH = (history_LE @ matrix_BEH.transpose(0, 1).reshape(width, rows * hidden)).view(-1, rows, hidden)
+        return hidden_LBH.add_(offset_BH).transpose(0, 1)
 
 
 class _Scores(torch.autograd.Function):

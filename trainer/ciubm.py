@@ -33,7 +33,8 @@ class CtrBatch:
     target_B: Tensor
     """int64 index into U."""
     history_BL: Tensor
-    """int64 index into U, newest first; 0 pads."""
+    """int64 index into U, newest first; 0 pads. A single row is the history of all B, whose user's side is then
+    computed once."""
     dense_BF: Tensor
     """float32 context features, as many as the model was built for."""
     category_U: Tensor | None = None
@@ -198,12 +199,16 @@ class Head(nn.Module):
 
 
 def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:
-    """Inner product of each history row with its target, shape (B, L)."""
+    """Inner product of each history row with its target, shape (B, L); a single history is that of all targets."""
+    if len(history_BLX) == 1:
+        return target_BX @ history_BLX[0].T
     return torch.bmm(history_BLX, target_BX[:, :, None]).squeeze(2)
 
 
 def weighted_sum(weight_BL: Tensor, history_BLX: Tensor) -> Tensor:
-    """Sum over the history, shape (B, X)."""
+    """Sum over the history, shape (B, X); a single history is that of all rows."""
+    if len(history_BLX) == 1:
+        return weight_BL @ history_BLX[0]
     return torch.bmm(weight_BL[:, None], history_BLX).squeeze(1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,11 +13,57 @@ from torch import Tensor
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.batches import dense_features, newest_first
-from trainer.catalogue import id_hashes
+from trainer.catalogue import hash_columns
 from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
 
 Vectors = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRows(Mapping[str, NDArray[np.float32]]):
+    """Vectors by item as rows of one matrix, with what else the network reads of an item. Row 0 is padding.
+
+    A mapping of the items that have a vector. Every item asked for has a place, whether it has a vector or not.
+    """
+
+    place: Mapping[str, int]
+    """Row of each item, from 1 on."""
+    vectors_UV: NDArray[np.float32]
+    """Zero rows where there is no vector."""
+    has_vector_U: NDArray[np.bool_]
+    hashes_U2: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, items: Sequence[str], vectors: Vectors, dim: int) -> ItemRows:
+        """Rows of these items (each once) from a mapping. `dim` is the width of the vectors."""
+        place = {item: number for number, item in enumerate(dict.fromkeys(items), start=1)}
+        rows = cls.empty(place, dim)
+        rows.hashes_U2[1:] = hash_columns(list(place))
+        for item, number in place.items():
+            vector = vectors.get(item)
+            if vector is not None:
+                rows.vectors_UV[number], rows.has_vector_U[number] = vector, True
+        return rows
+
+    @classmethod
+    def empty(cls, place: Mapping[str, int], dim: int) -> ItemRows:
+        """Rows to be filled in: no vectors, no hashes."""
+        count = len(place) + 1
+        return cls(place, np.zeros((count, dim), np.float32), np.zeros(count, bool), np.zeros((count, 2), np.int64))
+
+    def __getitem__(self, item: str) -> NDArray[np.float32]:
+        number = self.place[item]
+        if not self.has_vector_U[number]:
+            raise KeyError(item)
+        row: NDArray[np.float32] = self.vectors_UV[number]
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return (item for item, number in self.place.items() if self.has_vector_U[number])
+
+    def __len__(self) -> int:
+        return int(self.has_vector_U.sum())
 
 
 class Scorer:
@@ -54,27 +101,30 @@ class Scorer:
         `history` is oldest first; `vectors` holds unit vectors of whatever items have one. The user's side is encoded
         once for all candidates.
         """
+        return self.probabilities(self.prepare(history, candidates, vectors, trigger_item=trigger_item))
+
+    def prepare(
+        self, history: Sequence[str], candidates: Sequence[str], vectors: Vectors, *, trigger_item: str | None = None
+    ) -> CtrBatch:
+        """The same request as tensors: one row per candidate, and the history, which all share, once."""
         past = [*history, *([trigger_item] if trigger_item else [])][-self._history_length :]
-        distinct = list(dict.fromkeys([*past, *candidates]))
-        place = {item: number for number, item in enumerate(distinct, start=1)}
-        width = self.manifest.dim
-        matrix_UV = np.zeros((len(distinct) + 1, width), np.float32)
-        has_vector_U = np.zeros(len(distinct) + 1, bool)
-        for item, number in place.items():
-            vector = vectors.get(item)
-            if vector is not None:
-                matrix_UV[number], has_vector_U[number] = vector, True
-        hashes_U2 = np.array([(0, 0), *map(id_hashes, distinct)], np.int64)
+        items = (
+            vectors if isinstance(vectors, ItemRows) else ItemRows.of([*past, *candidates], vectors, self.manifest.dim)
+        )
+        place = items.place
         targets_B = np.array([place[item] for item in candidates], np.int64)
         history_1L = newest_first([[place[item] for item in past]], self._history_length)
         lengths_B = np.full(len(candidates), len(past))
-        batch = CtrBatch(
-            hashes_U2=torch.from_numpy(hashes_U2),
-            vectors_UV=torch.from_numpy(matrix_UV),
-            has_vector_U=torch.from_numpy(has_vector_U),
+        return CtrBatch(
+            hashes_U2=torch.from_numpy(items.hashes_U2),
+            vectors_UV=torch.from_numpy(items.vectors_UV),
+            has_vector_U=torch.from_numpy(items.has_vector_U),
             target_B=torch.from_numpy(targets_B),
-            history_BL=torch.from_numpy(history_1L).expand(len(candidates), -1),
-            dense_BF=torch.from_numpy(dense_features(lengths_B, has_vector_U[targets_B])),
+            history_BL=torch.from_numpy(history_1L),
+            dense_BF=torch.from_numpy(dense_features(lengths_B, items.has_vector_U[targets_B])),
         )
+
+    def probabilities(self, batch: CtrBatch) -> NDArray[np.float64]:
+        """The forward pass alone."""
         with torch.inference_mode():
             return torch.sigmoid(self._model(batch).double()).numpy()

@@ -22,13 +22,15 @@ class ChildDied(Unavailable):
 class Child:
     """One `mimstream` command; its output goes to a file."""
 
-    def __init__(self, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str], *, module: str = "streams"
+    ) -> None:
         """Start it. Call from the main thread: the child's life is tied to the thread that starts it."""
         self.role = next(word for word in arguments if not word.startswith("-"))
         self.log_file = log_file
         with log_file.open("ab") as output:
             self._process: subprocess.Popen[bytes] = launch(
-                [sys.executable, "-m", "streams", *arguments], log=output, environment=environment
+                [sys.executable, "-m", module, *arguments], log=output, environment=environment
             )
 
     @property

@@ -52,6 +52,16 @@ def test_padding_changes_nothing(config: CiUBMConfig) -> None:
     np.testing.assert_allclose(padded.detach().numpy(), alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
+@pytest.mark.parametrize("history", [(1, 2, 3), ()], ids=["history", "none"])
+def test_one_history_for_all_rows_scores_as_one_for_each(config: CiUBMConfig, history: tuple[int, ...]) -> None:
+    network = model(config)
+    batch = batch_of([row(target, history) for target in (4, 5, 2)])
+    shared = replace(batch, history_BL=batch.history_BL[:1])
+    with torch.no_grad():
+        np.testing.assert_allclose(network(shared).numpy(), network(batch).numpy(), atol=1e-5)
+
+
 def test_interests_match_plain_loops() -> None:
     known, network = catalogue(), model()
     history, target = (3, 1, 2), 4  # oldest first
