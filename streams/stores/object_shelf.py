@@ -3,6 +3,7 @@
 ```text
 <root>/<entries>/<name>.<attempt>/<file>   the files of one attempt to put this entry
 <root>/<entries>/<name>.json               written last, if not there: names the attempt that counts, sizes, checksums
+<root>/<entries>/<name>.attached/<file>    what was attached to it later, each written if not there
 <root>/history/<note>
 <root>/<pointer>
 ```
@@ -33,6 +34,7 @@ from schemas.errors import Misconfigured, StoreUnavailable
 from streams.stores.shelf import NOTES, Held, NotThere, checked_name
 
 _INDEX = ".json"
+_ATTACHED = ".attached"
 
 
 class _Conditional(Protocol):
@@ -74,13 +76,25 @@ class ObjectShelf:
             if not self._conditional.put(index, text, expected=None):
                 self._remove(f"{self._entries}/{attempt}")  # another writer was faster
 
+    def attach(self, name: str, file: str, content: bytes) -> None:
+        """See `Shelf`."""
+        with self._asked("write"):
+            if self._conditional.read(self._index(name)) is None:
+                raise NotThere("store", f"{name} is not there, or not any more, in {self._named}")
+            self._conditional.put(self._attached(name, file), content, expected=None)
+
     def read(self, name: str, file: str) -> bytes:
         """See `Shelf`."""
         with self._asked("read"):
             index = self._conditional.read(self._index(name))
             told = None if index is None else json.loads(index.content)
-            if told is None or checked_name(file) not in told["files"]:
-                raise NotThere("store", f"{name}/{file} is not there, or not any more, in {self._named}")
+            if told is None:
+                raise NotThere("store", f"{name} is not there, or not any more, in {self._named}")
+            if checked_name(file) not in told["files"]:
+                attached = self._conditional.read(self._attached(name, file))
+                if attached is None:
+                    raise NotThere("store", f"{name}/{file} is not there, or not any more, in {self._named}")
+                return attached.content
             try:
                 content: bytes = self._fs.cat_file(f"{self._entries}/{told['attempt']}/{file}")
             except FileNotFoundError:
@@ -106,6 +120,7 @@ class ObjectShelf:
                 return
             self._remove(self._index(name))
             self._remove(f"{self._entries}/{json.loads(index.content)['attempt']}")
+            self._remove(f"{self._entries}/{name}{_ATTACHED}")
 
     def sweep(self, older_than_seconds: float) -> None:
         """See `Shelf`."""
@@ -115,7 +130,7 @@ class ObjectShelf:
             for name in self.names():
                 index = self._conditional.read(self._index(name))
                 if index is not None:
-                    counted.add(json.loads(index.content)["attempt"])
+                    counted |= {json.loads(index.content)["attempt"], f"{name}{_ATTACHED}"}
             for row in rows:
                 attempt = row["name"].rstrip("/").rsplit("/", 1)[-1]
                 if row["type"] == "directory" and attempt not in counted:
@@ -143,6 +158,9 @@ class ObjectShelf:
         with self._asked("read"):
             paths = sorted(row["name"] for row in self._listed(self._notes) if row["type"] == "file")
             return [self._fs.cat_file(path) for path in paths]
+
+    def _attached(self, name: str, file: str) -> str:
+        return f"{self._entries}/{checked_name(name)}{_ATTACHED}/{checked_name(file)}"
 
     def _index(self, name: str) -> str:
         return f"{self._entries}/{checked_name(name)}{_INDEX}"

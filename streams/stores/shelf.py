@@ -1,7 +1,8 @@
 """Where releases and snapshots are kept: entries that never change, and one pointer that is compared and swapped.
 
 ```text
-entry      a name and some files, all of them or none to be seen, never changed; put again under its name: harmless
+entry      a name and some files, all of them or none to be seen, never changed; put again under its name: harmless.
+           What is found out about it later is attached, a file each, written once
 note       one small file that is written once, for ever: the audit trail
 pointer    one small text; replaced by whoever still knows what it holds, so that of two writers one is told "no"
 ```
@@ -63,8 +64,12 @@ class Shelf(Protocol):
         """Make an entry. If one of that name is there it stays as it is, whatever `files` hold now."""
         ...
 
+    def attach(self, name: str, file: str, content: bytes) -> None:
+        """Add one more file to an entry, once: if it has one of that name, that stays. Raises `NotThere`."""
+        ...
+
     def read(self, name: str, file: str) -> bytes:
-        """One file of an entry. Raises `NotThere` if the entry has none of that name, or is not there."""
+        """One file of an entry, attached or not. Raises `NotThere` if there is none of that name."""
         ...
 
     def names(self) -> list[str]:
@@ -166,6 +171,15 @@ class FolderShelf:
             self._at_step("sync entries")
             _sync_folder(self._entries)
 
+    def attach(self, name: str, file: str, content: bytes) -> None:
+        """See `Shelf`."""
+        entry = self._entry(name)
+        with self._disk("write"):
+            try:
+                self._write_once(entry / checked_name(file), content)
+            except FileNotFoundError:
+                raise NotThere("store", f"{entry} is not there, or not any more") from None
+
     def read(self, name: str, file: str) -> bytes:
         """See `Shelf`."""
         path = self._entry(name) / checked_name(file)
@@ -193,7 +207,10 @@ class FolderShelf:
 
     def sweep(self, older_than_seconds: float) -> None:
         """See `Shelf`."""
-        for entry in [*self._entries.glob(f"{_UNFINISHED}*"), *self._notes.glob(f"{_UNFINISHED}*")]:
+        patterns = (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*")
+        for entry in [
+            found for pattern in patterns for found in (*self._entries.glob(pattern), *self._notes.glob(pattern))
+        ]:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - entry.stat().st_mtime > older_than_seconds:
                     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
@@ -223,18 +240,9 @@ class FolderShelf:
 
     def note(self, name: str, content: bytes) -> None:
         """See `Shelf`."""
-        path = self._notes / checked_name(name)
         with self._disk("write"):
-            if path.exists():
-                return
             self._notes.mkdir(parents=True, exist_ok=True)
-            fresh = self._notes / f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
-            self._write(fresh, content)
-            self._at_step("link note")
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, path)
-            fresh.unlink()
-            _sync_folder(self._notes)
+            self._write_once(self._notes / checked_name(name), content)
 
     def notes(self) -> list[bytes]:
         """See `Shelf`."""
@@ -243,6 +251,17 @@ class FolderShelf:
 
     def _entry(self, name: str) -> Path:
         return self._entries / checked_name(name)
+
+    def _write_once(self, path: Path, content: bytes) -> None:
+        if path.exists():
+            return
+        fresh = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+        self._write(fresh, content)
+        self._at_step("link file")
+        with contextlib.suppress(FileExistsError):  # unlike a rename, a link replaces nothing
+            os.link(fresh, path)
+        fresh.unlink()
+        _sync_folder(path.parent)
 
     def _write(self, path: Path, content: bytes) -> None:
         self._at_step(f"write {path.name.lstrip('.')}")
@@ -299,6 +318,12 @@ class MemoryShelf:
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
         """See `Shelf`."""
         self._entries.setdefault(checked_name(name), dict(files))
+
+    def attach(self, name: str, file: str, content: bytes) -> None:
+        """See `Shelf`."""
+        if name not in self._entries:
+            raise NotThere("store", f"{name} is not there, or not any more")
+        self._entries[name].setdefault(checked_name(file), content)
 
     def read(self, name: str, file: str) -> bytes:
         """See `Shelf`."""

@@ -77,6 +77,25 @@ def test_an_entry_comes_back_from_another_process_and_never_changes(make_shelf: 
     assert other.names() == ["r0", "r1"]
 
 
+def test_what_is_attached_is_written_once_and_goes_with_its_entry(make_shelf: MakeShelf) -> None:
+    shelf, other = make_shelf(), make_shelf()
+    with pytest.raises(NotThere):
+        shelf.attach("r1", "verdict.json", b"{}")
+    shelf.put("r1", {"a": b"1"})
+    with pytest.raises(NotThere):
+        other.read("r1", "verdict.json")
+    shelf.attach("r1", "verdict.json", b"first")
+    other.attach("r1", "verdict.json", b"second")
+    other.attach("r1", "a", b"second")
+    shelf.sweep(-1)
+    assert other.read("r1", "verdict.json") == b"first" and other.read("r1", "a") == b"1"
+    assert other.names() == ["r1"]
+    other.drop("r1")
+    shelf.put("r1", {"a": b"2"})
+    with pytest.raises(NotThere):
+        shelf.read("r1", "verdict.json")
+
+
 def test_what_was_dropped_is_gone_and_its_name_is_free(make_shelf: MakeShelf) -> None:
     shelf, other = make_shelf(), make_shelf()
     shelf.put("r1", {"a": b"1"})
