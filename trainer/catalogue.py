@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,12 +203,6 @@ def id_hashes(identifier: str) -> tuple[int, int]:
     first = int.from_bytes(digest[:8], "little") >> 1
     second = int.from_bytes(digest[8:], "little") >> 1
     return first, second
-
-
-def hash_columns(identifiers: Sequence[str]) -> NDArray[np.int64]:
-    """`id_hashes` of many ids, shape (n, 2)."""
-    digests = b"".join([hashlib.blake2b(each.encode(), digest_size=16).digest() for each in identifiers])
-    return (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64).reshape(-1, 2)
 
 
 def hash_columns(identifiers: Sequence[str]) -> NDArray[np.int64]:

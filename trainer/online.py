@@ -405,6 +405,15 @@ class OnlineTrainer:
 
     # ---- results -------------------------------------------------------------------------------------------------
 
+    @property
+    def rows(self) -> int:
+        """Rows learned from."""
+        return self._rows
+
+    def learned_offsets(self) -> dict[int, int]:
+        """Per partition, the offset after the last event learned from of which all before are settled."""
+        return self._offsets.learned_below()
+
     def release_due(self) -> bool:
         """Whether enough was learned since the last candidate was taken."""
         return self._rows - self._rows_at_release >= self.config.release_every_rows

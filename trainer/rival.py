@@ -16,6 +16,7 @@ from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
 from trainer.gate import NO_ROWS, ComparedRows
 from trainer.impressions import Impression
+from trainer.state import State, whole_numbers
 
 
 class Rival:
@@ -88,6 +89,27 @@ class Rival:
         kept = ((table, table.user != user_id) for table in self._tables)
         tables = (ComparedRows(**{name: getattr(t, name)[chosen] for name in columns}) for t, chosen in kept)
         self._tables = deque(table for table in tables if len(table))
+
+    def snapshot(self) -> State:
+        """Which release this is, and its tables of rows."""
+        state = State({"lengths": whole_numbers(map(len, self._tables))}, {"release_id": self.release_id})
+        rows = self.compared
+        state.put_texts("user", rows.user.tolist())
+        for name in ("label", "retaken", "candidate", "serving"):
+            state.arrays[name] = getattr(rows, name)
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on with the rows of `snapshot`, if that was of the same release."""
+        if state.values["release_id"] != self.release_id:
+            return
+        columns = {name: state.arrays[name] for name in ("label", "retaken", "candidate", "serving")}
+        columns["user"] = np.array(state.texts("user"), np.str_)
+        ends = np.cumsum(state.arrays["lengths"]).tolist()
+        self._tables = deque(
+            ComparedRows(**{name: column[start:end] for name, column in columns.items()})
+            for start, end in zip([0, *ends[:-1]], ends, strict=False)
+        )
 
     @property
     def compared(self) -> ComparedRows:

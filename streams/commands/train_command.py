@@ -16,6 +16,7 @@ import structlog
 from schemas.errors import Misconfigured
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
+from streams.consumers.snapshotting import Snapshots, learning_config
 from streams.consumers.train_input import TrainingInput, describe_input
 from streams.consumers.train_ledger import SCORES_FOLDER, ScoreFiles, write_row_lines
 from streams.consumers.train_on_behaviours import TrainOnBehaviours
@@ -23,6 +24,8 @@ from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.stores.models import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.shelf import FolderShelf
+from streams.stores.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
     from trainer.evaluation import ScoredRows
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, help="folder for accounts.json and prequential scores")
     parser.add_argument("--scores", type=Path, metavar="DIR", help="keep all prequential scores here, as parquet files")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="with --until-end: list the training rows in order")
+    parser.add_argument("--from-snapshot", metavar="ID", help="go on from this snapshot instead of the newest")
     parser.add_argument("--fetch-max-records", type=int, help="records to fetch at a time")
     parser.add_argument("--metrics-port", type=int, default=None, help="serve Prometheus metrics on this port")
 
@@ -105,11 +109,16 @@ class _Train:
     async def _train(self, stop: asyncio.Event, leadership: Leadership | None) -> None:
         settings, options = self._settings, self._options
         config = settings.train
+        snapshots = self._snapshots(leadership)
+        resume = None
+        if leadership is not None or options.from_snapshot:
+            resume = await asyncio.to_thread(snapshots.resume, options.from_snapshot)
         reads = TrainingInput(
             settings.kafka,
             settings.topics,
             field_map=settings.record.field_map,
-            encoder_version=config.encoder_version,
+            encoder_version=config.encoder_version if resume is None else resume.meta.encoder_version,
+            start_at=None if resume is None else resume.meta.offsets,
             fetch_max_records=config.fetch_max_records,
             buffered_records=config.buffered_records,
             idle_seconds=config.idle_seconds,
@@ -117,8 +126,6 @@ class _Train:
             clock=time.time,
         )
         scores = self._score_files()
-        if scores is not None:
-            scores.open()
         consumer = TrainOnBehaviours(
             config,
             reads,
@@ -126,6 +133,8 @@ class _Train:
             make_trainer=self._make_trainer,
             leadership=leadership,
             make_releaser=None if leadership is None else self._releaser_maker(leadership),
+            snapshots=None if leadership is None else snapshots,
+            resume=resume,
             gate=settings.gate,
             clock=time.time,
             bounded=options.until_end,
@@ -137,6 +146,18 @@ class _Train:
         await consumer.run(stop)
         if options.until_end and not stop.is_set():
             self._report = await asyncio.to_thread(self._describe, consumer)
+
+    def _snapshots(self, leadership: Leadership | None) -> Snapshots:
+        settings = self._settings
+        trainer = settings.trainer.model_dump(mode="json")
+        return Snapshots(
+            make_snapshot_store(settings),
+            read_log=lambda: describe_input(settings.kafka, settings.topics),
+            config=learning_config(trainer, settings.train.variants, settings.record.field_map),
+            encoder_version=settings.train.encoder_version,
+            fence=None if leadership is None else leadership.fence,
+            clock=time.time,
+        )
 
     def _releaser_maker(self, leadership: Leadership) -> Any:
         def make(encoder_version: str, dim: int) -> Releaser:
@@ -175,6 +196,19 @@ class _Train:
             "weights_sha256": weights,
             "prequential": prequential_report(ScoredRows.concatenate(self._scored)) if self._scored else {},
         }
+
+
+def make_snapshot_store(settings: Settings) -> SnapshotStore:
+    """The snapshots that a trainer of these settings writes and goes on from."""
+    folder = training_folder(settings)
+    named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
+    shelf = FolderShelf(folder, entries="snapshots", pointer="current.json", named=named)
+    return SnapshotStore(shelf, keep=settings.train.keep_snapshots, named=named)
+
+
+def training_folder(settings: Settings) -> Path:
+    """Where snapshots, journal and archived vectors are kept."""
+    return settings.train.snapshot_folder or settings.models.folder / "training"
 
 
 def _trainer_maker(settings: Settings) -> Any:

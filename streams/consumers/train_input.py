@@ -1,12 +1,13 @@
 """What the trainer reads: all partitions of `embeddings` and `behaviours`, fetched, decoded and aligned.
 
-No consumer group hands out the data and nothing is committed here: whoever trains reads everything, from the beginning.
+No consumer group hands out the data and nothing is committed here: whoever trains reads everything, from the beginning
+or from where a snapshot was taken.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -79,6 +80,9 @@ def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> InputTopics:
 class TrainingInput:
     """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`.
 
+    `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
+    group's own offsets play no part.
+
     `encoder_version` names the vectors that count; None takes that of the first vector met. Behaviours are judged as of
     the moment they were produced, so that reading the log again next year comes to the same verdicts.
     """
@@ -94,6 +98,7 @@ class TrainingInput:
         buffered_records: int,
         idle_seconds: float,
         bounded: bool,
+        start_at: Mapping[str, Mapping[int, int]] | None = None,
         clock: Callable[[], float],
     ) -> None:
         self._broker = broker
@@ -103,6 +108,7 @@ class TrainingInput:
         self._buffered_records = buffered_records
         self._idle_seconds = idle_seconds
         self._bounded = bounded
+        self._start_at = start_at or {}
         self._clock = clock
         self._vectors: list[VectorRecord] = []
         self._idle: set[int] = set()
@@ -110,7 +116,10 @@ class TrainingInput:
         self.broken_vectors = self.other_encoders = 0
 
     async def open(self) -> None:
-        """Connect and stand at the beginning of every partition."""
+        """Connect and stand where reading begins.
+
+        Raises `Misconfigured` if the log does not hold what comes next any more, or not yet.
+        """
         found = await asyncio.to_thread(describe_input, self._broker, self._topics)
         self._embeddings = self._numbered("embeddings", found)
         self._behaviours = self._numbered("behaviours", found)
@@ -121,15 +130,39 @@ class TrainingInput:
             self._consumer.assign(everything)
             beginnings = await self._consumer.beginning_offsets(everything)
             self._ends = await self._consumer.end_offsets(everything)
-        for partition, offset in beginnings.items():
+        starts = self._starts(beginnings)
+        for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
         self.beginnings = {number: int(beginnings[partition]) for number, partition in self._behaviours.items()}
         """First offset there is of each partition of `behaviours`."""
-        self.embedding_offsets = {number: int(beginnings[p]) for number, p in self._embeddings.items()}
+        self.embedding_offsets = {number: starts[p] for number, p in self._embeddings.items()}
         """Next offset to read of each partition of `embeddings`."""
         room = max(100, self._buffered_records // len(self._behaviours))
         self._reading = AlignedReading(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
         self._spoke_at = dict.fromkeys(self._behaviours, self._clock())
+
+    def _starts(self, beginnings: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        starts = {}
+        for name, numbered in (("embeddings", self._embeddings), ("behaviours", self._behaviours)):
+            wished = self._start_at.get(name, {})
+            for number, partition in numbered.items():
+                first, end = int(beginnings[partition]), int(self._ends[partition])
+                start = wished.get(number, first)
+                if start < first and name == "behaviours":
+                    raise Misconfigured(
+                        f"partition {number} of {partition.topic!r} begins at offset {first} now, and reading has to "
+                        f"go on at {start}: the events between are gone, by retention or by hand. Restore the topic, "
+                        "or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER; and raise "
+                        "MIM_TOPICS__BEHAVIOURS_RETENTION_DAYS"
+                    )
+                if start > end:
+                    raise Misconfigured(
+                        f"partition {number} of {partition.topic!r} ends at offset {end}, and reading has to go on at "
+                        f"{start}: the topic has lost its end, or is another one. Restore it, or train anew with an "
+                        "empty MIM_TRAIN__SNAPSHOT_FOLDER"
+                    )
+                starts[partition] = max(start, first)  # a compacted topic holds its newest state all the same
+        return starts
 
     async def close(self) -> None:
         """Disconnect."""

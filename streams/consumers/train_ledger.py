@@ -25,7 +25,7 @@ class TrainReport:
     """Where the trainer stands."""
 
     accounts: Mapping[str, int]
-    """received = trained + late + duplicate + dead_lettered + pending."""
+    """received = trained + late + duplicate + dead_lettered + erased + pending."""
     offsets: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Next offset to read per topic (without prefix) and partition, such that everything below is settled."""
     steps: int = 0
@@ -56,7 +56,7 @@ class TrainReport:
 
 
 NO_ACCOUNTS: Mapping[str, int] = dict.fromkeys(
-    ("received", "trained", "late", "duplicate", "dead_lettered", "pending"), 0
+    ("received", "trained", "late", "duplicate", "dead_lettered", "erased", "pending"), 0
 )
 
 
@@ -75,8 +75,8 @@ class ScoreFiles:
     """Prequential scores as `scores-000001.parquet`, ... in a folder; every file is complete at every moment.
 
     The newest file is written again until it holds `rows_per_file` rows. Where `keep_files` is given, the oldest files
-    go. A folder belongs to one run: files of an earlier one are removed, since a run starts at the beginning of the log
-    and makes their rows again.
+    go. A folder belongs to one lineage of runs: what an earlier one wrote beyond the place where this one starts is
+    removed, since its rows are made again.
     """
 
     def __init__(self, folder: Path, *, rows_per_file: int = 50_000, keep_files: int | None = None) -> None:
@@ -87,15 +87,33 @@ class ScoreFiles:
         self._number = 0
         self._written = True
 
-    def open(self) -> None:
-        """Make the folder and clear it of an earlier run. Raises `StoreUnavailable`."""
+    def open(self, at: tuple[int, int] | None = None) -> None:
+        """Make the folder and clear it of an earlier run, but for what that had written `at` the place of a snapshot.
+
+        Raises `StoreUnavailable`.
+        """
+        import pyarrow.parquet as pq
+
+        self._number, rows = at or (1, 0)
+        self._tables, self._written = [], True
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for old in self._folder.glob("scores-*.parquet"):
-                old.unlink()
+                if old.name > self._path.name or (old.name == self._path.name and not rows) or at is None:
+                    old.unlink()
+            if rows and self._path.exists():
+                self._tables, self._written = [pq.read_table(self._path).slice(0, rows)], False
         except OSError as error:
             raise StoreUnavailable("state folder", f"{self._folder}: {error}") from error
-        self._tables, self._number, self._written = [], 1, True
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of the newest file, and its rows so far."""
+        return self._number, sum(table.num_rows for table in self._tables)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"scores-{self._number:06d}.parquet"
 
     def add(self, scored: Sequence[ScoredRows]) -> None:
         """Take over freshly scored rows, in training order; full files are written."""
@@ -113,7 +131,7 @@ class ScoreFiles:
         import pyarrow as pa  # not above: settings and metrics import this module, and most commands need no parquet
         import pyarrow.parquet as pq
 
-        path = self._folder / f"scores-{self._number:06d}.parquet"
+        path = self._path
         fresh = path.with_name(f".{path.name}")
         try:
             pq.write_table(pa.concat_tables(self._tables), fresh)

@@ -3,13 +3,18 @@
 ```text
 embeddings  ──> whole topic first, then on and on ──> hold, drop ─┐
                                                                   ├─> advance, step ──> accounts, scores, offsets
-behaviours  ──> aligned by event time ──> observe, idle ──────────┘                 └─> release, if we lead
+behaviours  ──> aligned by event time ──> observe, idle ──────────┘                 └─> snapshot, release, if we lead
 ```
+
+Everything is kept in snapshots, with the offsets that were read so far; a restart goes on from the newest, whatever the
+group's offsets say. A release is preceded by a snapshot of the very state it is made of: what was released is never
+learned again, whoever is killed when.
 
 How far training has got is told to the consumer group `<prefix>train` (topic `behaviours`), although no group hands out
 the data: lag tools and the back-pressure of a replay look there.
 
-The loop never computes: everything that touches the trainer runs in a worker thread, one turn at a time.
+The loop never computes: everything that touches the trainer runs in a worker thread, one turn at a time. Snapshots on
+the way are copied there and written beside it.
 """
 
 from __future__ import annotations
@@ -30,14 +35,17 @@ from schemas.manifests import GateVerdict, Offsets
 from streams.consumers.aligned_reading import Entry
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
+from streams.consumers.snapshotting import Snapshots
 from streams.consumers.train_input import TrainingInput
 from streams.consumers.train_ledger import NO_ACCOUNTS, ScoreFiles, TrainReport, write_accounts
 from streams.consumers.vector_waits import VectorWaits
+from streams.stores.snapshots import Snapshot
 from trainer.gate import NO_ROWS, GateConfig, judge
 
 if TYPE_CHECKING:  # settings import this module for its configuration; no command should pay for torch because of that
     from trainer.evaluation import ScoredRows
     from trainer.online import Candidate, OnlineTrainer
+    from trainer.state import State
 
 log = structlog.get_logger()
 
@@ -77,6 +85,14 @@ class TrainConsumerConfig(BaseModel):
     """How often `accounts.json` is written."""
     score_files: int = Field(default=200, ge=1)
     """How many files of prequential scores are kept, 50,000 rows each."""
+    snapshot_folder: Path | None = None
+    """Where snapshots, journal and archived vectors are kept, for all candidates of this trainer's role; by default
+    `training` in MIM_MODELS__FOLDER. A snapshot holds weights, optimisers, vectors and what waits in memory: about 8 MB
+    with the default model, 4 bytes per number of each known item's vector, 1 kB per user with a full history."""
+    snapshot_every_events: int = Field(default=100_000, ge=1)
+    """Events read between two snapshots; another one is taken before each release and at a clean stop."""
+    keep_snapshots: int = Field(default=3, ge=1)
+    """How many of the newest snapshots are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +108,6 @@ class Turn:
     finishing: bool
     """Whether the trainer knows that nothing more will come."""
     missing: frozenset[str]
-    release_due: bool
     scored: Sequence[ScoredRows]
 
 
@@ -114,6 +129,8 @@ class TrainOnBehaviours:
         clock: Callable[[], float],
         leadership: Leadership | None = None,
         make_releaser: Callable[[str, int], Releaser] | None = None,
+        snapshots: Snapshots | None = None,
+        resume: Snapshot | None = None,
         gate: GateConfig | None = None,
         bounded: bool = False,
         state_folder: Path | None = None,
@@ -128,6 +145,8 @@ class TrainOnBehaviours:
         self._clock = clock
         self._leadership = leadership
         self._make_releaser = make_releaser
+        self._snapshots = snapshots
+        self._resume = resume
         self._gate = gate or GateConfig()
         self._bounded = bounded
         self._state_folder = state_folder
@@ -147,6 +166,9 @@ class TrainOnBehaviours:
         self._last_event_at: int | None = None
         self._last_step_log = self._last_commit = self._last_report = self._last_look = float("-inf")
         self._commit: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._received_at_snapshot = 0
+        self._rival_rows: State | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -159,6 +181,7 @@ class TrainOnBehaviours:
         self._stop = stop
         try:
             await self._reads.open()
+            await self._begin()
             await self._read_vectors_first()
             log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
             await self._wait_for_first_vector()
@@ -170,9 +193,33 @@ class TrainOnBehaviours:
                     break
             await self._leave()
         finally:
-            if self._commit is not None:
-                self._commit.cancel()
+            for task in (self._commit, self._writing):
+                if task is not None:
+                    task.cancel()
             await self._reads.close()
+
+    async def _begin(self) -> None:
+        """Stand where the snapshot was taken, if there is one, and keep the scores up to there."""
+        found, at = self._resume, None
+        if found is not None:
+            meta, state, self._resume = found.meta, found.state, None
+            trainer = self._make_trainer(meta.encoder_version, meta.dim, self._reads.partitions)
+            try:
+                await asyncio.to_thread(trainer.restore, state.part("trainer"))
+            except (KeyError, ValueError) as error:
+                raise Misconfigured(
+                    f"snapshot {meta.snapshot_id} cannot be read by this version: {error!r}. Use the version that took "
+                    "it, or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+                ) from error
+            loop = state.part("loop")
+            self._waits.restore(loop.values["waits"], trainer.catalogue.items_with_vector)
+            self._last_event_at, self._metrics = loop.values["last_event_at"], loop.values["metrics"]
+            self._rows, self._received_at_snapshot = trainer.rows, trainer.accounts.received
+            at = loop.values["scores"]
+            self._rival_rows = state.part("rival") if "rival" in state.values else None
+            self.trainer = trainer
+        if self._scores is not None:
+            await asyncio.to_thread(self._scores.open, at and (at[0], at[1]))
 
     async def _read_vectors_first(self) -> None:
         """Everything the center holds now comes before the first behaviour: old clicks need no waiting for it."""
@@ -199,6 +246,8 @@ class TrainOnBehaviours:
 
     async def _go_on(self, trainer: OnlineTrainer, before: Turn | None) -> Turn | None:
         """Fetch, and give the trainer a turn if there is anything for it to do."""
+        if not await self._release_if_due(trainer):
+            return before
         busy = before is not None and before.progressed
         await self._reads.fetch(
             embeddings=not self._bounded,
@@ -306,7 +355,8 @@ class TrainOnBehaviours:
         while not enough and (report := trainer.step()) is not None:
             reports.append(report)
             progressed = True
-            enough = self._stop.is_set() or (trainer.release_due() and self._may_release())
+            # which rows a release is made of is a matter of the rows alone: not one more, whatever holds it up
+            enough = self._stop.is_set() or (trainer.release_due() and self._make_releaser is not None)
             missing = trainer.advance().missing
         return Turn(
             steps=len(reports),
@@ -316,7 +366,6 @@ class TrainOnBehaviours:
             progressed=progressed,
             finishing=finish,
             missing=missing,
-            release_due=trainer.release_due(),
             scored=trainer.drain_scores(),
         )
 
@@ -343,29 +392,45 @@ class TrainOnBehaviours:
             losses = {name: round(loss, 5) for name, loss in turn.losses.items()}
             log.info("train.stepped", steps=self._steps_not_logged, rows=self._rows, loss=losses)
             self._steps_not_logged = 0
-        if turn.release_due and self._may_release():
-            await self._release()
+        trainer = self.trainer
+        if trainer is None or self._writing is not None or trainer.release_due():
+            return  # a release takes its own
+        if trainer.accounts.received - self._received_at_snapshot >= self._config.snapshot_every_events:
+            await self._take_snapshot()
+
+    async def _release_if_due(self, trainer: OnlineTrainer) -> bool:
+        """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
+        if self._make_releaser is None or not trainer.release_due():
+            return True
+        if not self._may_release():
+            await asyncio.sleep(_WAIT_SECONDS)
+            return False
+        await self._release(trainer)
+        return True
 
     def _may_release(self) -> bool:
         """Whether a release could be made now; where it can not, it stays due."""
         releaser, leadership = self._releaser, self._leadership
-        if releaser is None or leadership is None or not leadership.settled:
-            return False
-        return not releaser.unfinished and releaser.beyond_current(self._settled())
+        return releaser is not None and leadership is not None and leadership.settled and not releaser.unfinished
 
-    async def _release(self) -> None:
-        assert self._releaser is not None
-        assert self.trainer is not None
-        trainer = self.trainer
+    async def _release(self, trainer: OnlineTrainer) -> None:
+        releaser = self._releaser
+        assert releaser is not None
+        if not releaser.beyond_current(self._learned(trainer.learned_offsets())):
+            await self._in_thread(trainer.candidate)  # learned again what was released before: go on to where it ended
+            return
+        # first the state that the release is made of: whoever is killed after it goes on from here, and releases it
+        await self._take_snapshot(wait=True)
 
         def copy() -> tuple[Candidate, Offsets, GateVerdict]:
             candidate = trainer.candidate()
-            return candidate, self._offsets(), self._judged(candidate)
+            offsets = {"behaviours": self._learned(candidate.offsets), "embeddings": self._vectors_read()}
+            return candidate, offsets, self._judged(candidate)
 
         candidate, offsets, verdict = await self._in_thread(copy)
         self._metrics = candidate.metrics | verdict.figures
         try:
-            await self._releaser.release(candidate, offsets, verdict)
+            await releaser.release(candidate, offsets, verdict)
         except Unavailable as error:
             log.warning("train.release_delayed", error=str(error))
         await self._look_at_serving()
@@ -394,8 +459,12 @@ class TrainOnBehaviours:
                 return
             from trainer.rival import Rival  # torch
 
+            rival = Rival.from_release(*loaded, span_rows=self._gate.span_rows)
+            if self._rival_rows is not None:
+                rival.restore(self._rival_rows)
+                self._rival_rows = None
             # between two turns of the worker thread: no batch is scored by two releases
-            trainer.rival = Rival.from_release(*loaded, span_rows=self._gate.span_rows)
+            trainer.rival = rival
         except StoreUnavailable as error:
             log.warning("train.serving_release_not_compared", error=str(error))
         except Misconfigured as error:
@@ -407,8 +476,77 @@ class TrainOnBehaviours:
         while self._leadership is not None and not self._leadership.settled and not self._stop.is_set():
             self._leadership.confirm()  # an election is going on; it ends, one way or the other
             await asyncio.sleep(_WAIT_SECONDS)
-        if self._rows and self._may_release():
-            await self._release()
+        if self.trainer is not None and self._rows and self._may_release():
+            await self._release(self.trainer)
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------
+
+    async def _take_snapshot(self, *, wait: bool = False) -> None:
+        """Copy everything between two turns, and write it beside what goes on; with `wait`, until it is written.
+
+        A disk that is full costs nothing but the snapshot: the one before stays, and another is tried later.
+        """
+        trainer, snapshots = self.trainer, self._snapshots
+        if trainer is None or snapshots is None:
+            return
+        if self._writing is not None:
+            await self._written()
+        if self._scores is not None:
+            await asyncio.to_thread(self._scores.flush)
+        self._received_at_snapshot = trainer.accounts.received
+
+        def copy() -> State:
+            from trainer.state import State  # torch's neighbours
+
+            self._hold_vectors()  # what was fetched lies before the offsets that are kept
+            state = State()
+            state.put("trainer", trainer.snapshot())
+            if trainer.rival is not None:
+                state.put("rival", trainer.rival.snapshot())
+            state.values["loop"] = {
+                "waits": self._waits.snapshot(),
+                "last_event_at": self._last_event_at,
+                "metrics": dict(self._metrics),
+                "scores": None if self._scores is None else self._scores.place,
+            }
+            return state
+
+        state = await self._in_thread(copy)
+        offsets = {"behaviours": self._to_read(trainer), "embeddings": self._vectors_read()}
+        rows, rows_sha256 = trainer.rows, trainer.rows_sha256
+        version, dim = trainer.encoder_version, trainer.catalogue.dim
+
+        async def write() -> None:
+            await asyncio.to_thread(
+                snapshots.write, state, offsets, encoder_version=version, dim=dim, rows=rows, rows_sha256=rows_sha256
+            )
+
+        self._writing = asyncio.create_task(write())
+        if wait:
+            await self._written()
+
+    async def _written(self) -> None:
+        """Wait until the snapshot that is being written is written, or has failed."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            await writing
+        except StoreUnavailable as error:
+            log.warning("snapshot.not_written", error=str(error))
+            return
+        self._last_commit = float("-inf")  # lag tools are told at once
+
+    def _to_read(self, trainer: OnlineTrainer) -> dict[int, int]:
+        """Where reading goes on after what the trainer holds."""
+        read = trainer.next_to_read()
+        return {number: max(read[number], first) for number, first in self._reads.beginnings.items()}
+
+    def _learned(self, offsets: Mapping[int, int]) -> dict[int, int]:
+        return {number: max(offsets[number], first) for number, first in self._reads.beginnings.items()}
+
+    def _vectors_read(self) -> dict[int, int]:
+        return dict(self._reads.embedding_offsets)
 
     # ---- at intervals --------------------------------------------------------------------------------------------
 
@@ -426,6 +564,8 @@ class TrainOnBehaviours:
             except Unavailable as error:
                 log.warning("train.release_delayed", error=str(error))
                 await asyncio.sleep(_WAIT_SECONDS)
+        if self._writing is not None and self._writing.done():
+            await self._written()
         if self._releaser is not None and self._clock() - self._last_look >= LOOK_SECONDS:
             await self._look_at_serving()
         await self._tell_group()
@@ -453,6 +593,7 @@ class TrainOnBehaviours:
         """Say for the last time how far training has got."""
         if self._bounded:
             await self.release_last()
+        await self._take_snapshot(wait=True)
         if self._leadership is not None:
             if self._commit is not None:
                 await asyncio.gather(self._commit, return_exceptions=True)  # the next line says it again

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 
 class VectorWaits:
@@ -41,6 +42,15 @@ class VectorWaits:
         for item_id in missing:
             self._since.setdefault(item_id, now)  # needed by something that is not a behaviour of its own
         return {item_id for item_id in missing if now - self._since[item_id] >= self._hold_seconds}
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is waited for since when, and how much was given up; which items have a vector is the trainer's."""
+        return {"since": dict(self._since), "given_up": self.given_up}
+
+    def restore(self, state: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Stand where `snapshot` was taken; `known` are the items that have a vector."""
+        self._since, self.given_up = dict(state["since"]), int(state["given_up"])
+        self._known = set(known)
 
     def give_up(self, item_ids: Collection[str]) -> None:
         """These are not waited for any longer."""

@@ -46,9 +46,7 @@ def fresh(config: Any = CONFIG, partitions: int = 2) -> OnlineTrainer:
 
 
 def digest(state: State) -> dict[str, bytes]:
-    arrays = {
-        name: a.tobytes() + str((a.shape, a.dtype)).encode() for name, a in state.arrays.items()
-    }
+    arrays = {name: a.tobytes() + str((a.shape, a.dtype)).encode() for name, a in state.arrays.items()}
     return arrays | {"values": json.dumps(state.values, sort_keys=True).encode()}
 
 

@@ -1,0 +1,131 @@
+"""A trainer that is killed goes on from its newest snapshot, over real Kafka, as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+
+from schemas.manifests import ModelManifest
+from streams.broker import make_admin
+from streams.commands.train_command import make_snapshot_store
+from streams.settings import Settings, environment_of
+from streams.stores.models import FolderModelStore, ModelStoreConfig
+from tests.live.test_train import SMALL, World, accounts, produce, wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+RESUMABLE = {
+    **SMALL,
+    "MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "700",
+    "MIM_TRAIN__SESSION_TIMEOUT_MS": "6000",
+    "MIM_TRAIN__KEEP_SNAPSHOTS": "50",
+    "MIM_MODELS__KEEP_RELEASES": "100",
+    "MIM_TRAINER__MODEL__DROPOUT": "0.1",
+    "MIM_GATE__GAUC_MARGIN": "1",
+    "MIM_GATE__LOG_LOSS_MARGIN": "9",
+}
+
+
+def what_was_learned(manifest: ModelManifest) -> tuple[Any, ...]:
+    told = manifest.model_dump(exclude={"release_id", "parent", "created_at", "fence"})
+    return tuple(sorted(told.items(), key=lambda item: item[0]))
+
+
+def releases(folder: Path) -> list[ModelManifest]:
+    return list(FolderModelStore(ModelStoreConfig(folder=folder)).list())
+
+
+async def test_training_killed_twice_makes_the_releases_of_a_run_that_nobody_disturbed(
+    settings: Settings, settings_values: dict[str, Any], process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world = World(items=200, users=100)
+    events = world.behaviours(5000)
+    await produce(settings, world=world, behaviours=events[:4000])
+    undisturbed = tmp_path / "undisturbed"
+
+    def disturbed(state: str) -> Any:
+        return process("train", "--state", str(tmp_path / state), env=RESUMABLE)
+
+    first = disturbed("a")
+    wait_until(lambda: len(releases(settings.models.folder)) >= 1, "a release")
+    first.kill()
+    second = disturbed("b")
+    second.wait_for("snapshot.resumed")
+    wait_until(lambda: len(releases(settings.models.folder)) >= 3, "further releases")
+    second.kill()
+    await produce(settings, behaviours=events[4000:])
+    third = disturbed("c")
+    wait_until(lambda: accounts(tmp_path / "c")["accounts"]["received"] >= len(events), "all to be read")
+    wait_until(lambda: len(releases(settings.models.folder)) >= 8, "the releases")
+    wait_until(lambda: accounts(tmp_path / "c")["accounts"]["pending"] < 300, "all to be trained")
+    assert third.stop() == 0
+    final = accounts(tmp_path / "c")
+    assert final["accounts"]["received"] == len(events) and final["accounts"]["late"] == 0
+
+    done = subprocess.run(
+        [sys.executable, "-m", "streams", "train", "--until-end", "--state", str(tmp_path / "d")],
+        env={
+            **os.environ,
+            **environment_of(settings_values),
+            **RESUMABLE,
+            "MIM_MODELS__FOLDER": str(undisturbed),
+            "MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "1000000",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = releases(settings.models.folder), releases(undisturbed)
+    assert len(ours) >= 8
+    for mine, yours in zip(ours, theirs, strict=False):
+        assert what_was_learned(mine) == what_was_learned(yours)
+    assert [manifest.rows_trained for manifest in ours] == [512 * n for n in range(1, len(ours) + 1)]
+
+
+async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_snapshot_does_not_belong_to(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, state = World(), tmp_path / "s"
+    await produce(settings, world=world, behaviours=world.behaviours(800))
+    first = process("train", "--state", str(state), env=RESUMABLE)
+    wait_until(lambda: accounts(state)["accounts"]["trained"] > 600, "the log to be read")
+    assert first.stop() == 0
+    before = accounts(state)
+    store = make_snapshot_store(settings)
+    assert store.current_id() == store.kept()[-1].snapshot_id
+    assert sum(store.kept()[-1].offsets["behaviours"].values()) == before["accounts"]["received"]
+
+    again = process("train", "--state", str(state), env=RESUMABLE)
+    again.wait_for("train.ready")
+    assert "snapshot.resumed" in again.output()
+    wait_until(lambda: accounts(state)["updated_at"] > before["updated_at"], "a report")
+    assert again.stop() == 0
+    after = accounts(state)
+    assert after["accounts"]["received"] == before["accounts"]["received"] and after["steps"] >= before["steps"]
+
+    def refused(**env: str) -> str:
+        child = process("train", "--state", str(tmp_path / "t"), env={**RESUMABLE, **env})
+        assert child.wait(60) == 2, child.output()[-2000:]
+        output: str = child.output()
+        return output
+
+    told = refused(MIM_TRAINER__LEARNER__LEARNING_RATE="0.5")
+    assert "MIM_TRAINER__LEARNER__LEARNING_RATE was 0.004, is 0.5" in told and "MIM_TRAIN__SNAPSHOT_FOLDER" in told
+    assert "MIM_TRAIN__ENCODER_VERSION" in refused(MIM_TRAIN__ENCODER_VERSION="another")
+    await produce(settings, behaviours=world.behaviours(300))
+    admin = make_admin(settings.kafka)
+    try:
+        topic = settings.topics.full_name("behaviours")
+        admin.delete_records({TopicPartition(topic, number): -1 for number in range(settings.topics.partitions)})
+    finally:
+        admin.close()
+    assert "are gone" in refused()
