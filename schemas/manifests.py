@@ -51,8 +51,13 @@ class ModelManifest(Message):
     """Optimiser steps taken."""
     rows_sha256: str
     """Running hash over every training row (ids, label, negatives, order): equal hashes, equal training sets."""
+    rows_tree_sha256: str | None = None
+    """Root of a hash tree over the users' rows of this release alone; it still verifies after a user was erased."""
+    segment: str | None = None
+    """Journal of these rows: those learned since the candidate before, from which `mimstream trainset` rebuilds them."""
     offsets: Offsets
-    """Next offset to read in each partition that took part."""
+    """`behaviours`: per partition, the offset after the last event learned from of which all before are done with;
+    `embeddings`: the next offset to read."""
     cluster_id: str | None = None
     """The Kafka cluster that `offsets` belong to."""
     topic_ids: dict[str, str] = Field(default_factory=dict)

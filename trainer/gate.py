@@ -1,18 +1,13 @@
 """The promotion gate: may a candidate replace the release that answers now? Decided from scores alone.
 
-Like is compared with like. From the moment a release answers, the trainer keeps its weights frozen beside the ones that
-learn (`trainer.rival`) and lets both score each new batch before anything is learned from it. Neither side has seen
-these rows, both have seen the same vectors and histories, and the rows are the newest there are: what the span of two
-different releases looked like at different times says nothing about either.
+Like is compared with like: a candidate is on trial (`trainer.trial`) for the next rows of the log. Its weights and
+those of the release that answers stay as they are, both score each row before anybody has learned from it, both see the
+same vectors and histories, and the rows are the newest there are. The model that goes on learning takes no part: scores
+of weights that change meanwhile cannot be put in one order, and were seen to lose .01 GAUC to weights that stay.
 
-Two things to know of the comparison:
-
-* It leans against the candidate. Its scores come from the weights on the way to the candidate, on average half a span
-  older; the release that answers is judged as it is. A candidate that learns is better than its figures.
-* What goes wrong in the last few steps hardly shows in the mean of a long span. Values that are not finite are looked
-  for in the candidate's weights themselves; anything else shows in the next comparison, and can be rolled back.
-
-The price is one more forward pass per batch, no gradient, and a second copy of the weights.
+The price is a delay of `trial_rows` rows before a candidate answers, and two more forward passes, without gradients,
+over these rows. What a difference of two models is worth on so few rows is told by resampling users: a candidate is
+refused for what is worse by more than the margin and by more than chance.
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.manifests import GateVerdict
-from trainer.evaluation import MIN_USERS, log_loss, user_auc
+from trainer.evaluation import MIN_USERS, log_loss, paired_gauc_difference, user_auc
 
 
 class GateConfig(BaseModel):
@@ -34,14 +29,12 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    min_rows: int = Field(default=2_000, ge=1)
-    """Rows that candidate and serving release must both have scored; below it nothing is compared and the candidate
-    passes, as the first release does."""
-    span_rows: int = Field(default=20_000, ge=1)
-    """The newest rows that are compared."""
+    trial_rows: int = Field(default=4_000, ge=1)
+    """Rows that candidate and serving release both score before it is decided; the candidate waits for that long.
+    Where candidates come faster than after twice as many rows (MIM_TRAINER__RELEASE_EVERY_ROWS), none is compared."""
     gauc_margin: float = Field(default=0.01, ge=0)
     """How far the candidate's GAUC may lie below that of the serving release."""
-    log_loss_margin: float = Field(default=0.02, ge=0)
+    log_loss_margin: float = Field(default=0.03, ge=0)
     """How far its log-loss may lie above that of the serving release, as a share of the latter."""
     calibration_low: float = Field(default=0.7, gt=0, le=1)
     """Least ratio of predicted to observed takes; it may be missed if the serving release misses it by more."""
@@ -53,13 +46,13 @@ class GateConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ComparedRows:
-    """Rows that both models scored before either learned from them, in training order; all of one length."""
+    """Rows that both models scored and neither learned from, in training order; all of one length."""
 
     user: NDArray[np.str_]
     label: NDArray[np.int64]
     retaken: NDArray[np.bool_]
     candidate: NDArray[np.float64]
-    """Probabilities of the model that learns."""
+    """Probabilities of the model that may answer."""
     serving: NDArray[np.float64]
     """Probabilities of the release that answers."""
 
@@ -84,9 +77,9 @@ def judge(
     remarks: list[str] = []
     figures: dict[str, float | None] = {}
     if against is None:
-        remarks.append("nothing to compare with: no release that answers could be scored beside it")
-    elif len(rows) < config.min_rows:
-        remarks.append(f"only {len(rows)} rows since {against}, {config.min_rows} are needed to compare")
+        remarks.append("nothing was compared: no release that answers could be scored beside it")
+    elif len(rows) < config.trial_rows:
+        remarks.append(f"{len(rows)} rows were scored beside {against}, {config.trial_rows} are needed to compare")
     elif not np.isfinite(rows.candidate).all():
         reasons.append(f"{int((~np.isfinite(rows.candidate)).sum())} of {len(rows)} scores are not finite")
     elif not np.isfinite(rows.serving).all():
@@ -116,7 +109,9 @@ def _compare_order(
     our_users, their_users = user_auc(users.reshape(-1), label, ours), user_auc(users.reshape(-1), label, theirs)
     our_loss, their_loss = log_loss(label, ours), log_loss(label, theirs)
     figures |= {"ciubm_logloss": our_loss, "serving_logloss": their_loss}
-    if our_loss > their_loss * (1 + config.log_loss_margin):
+    per_row = _losses(label, ours) - _losses(label, theirs)
+    chance = 1.96 * float(per_row.std()) / math.sqrt(len(label))
+    if our_loss > their_loss * (1 + config.log_loss_margin) and our_loss - their_loss > chance:
         reasons.append(
             f"log-loss {our_loss:.4f} against {their_loss:.4f} of the release that answers, more than "
             f"{config.log_loss_margin:.1%} above"
@@ -126,7 +121,11 @@ def _compare_order(
         return
     our_gauc, their_gauc = our_users.weighted, their_users.weighted
     figures |= {"ciubm_gauc": our_gauc, "serving_gauc": their_gauc}
-    if our_gauc < their_gauc - config.gauc_margin:
+    interval = paired_gauc_difference(
+        users.reshape(-1), label, ours, theirs, rng=np.random.default_rng(len(label)), rounds=500
+    )
+    assert interval is not None
+    if our_gauc < their_gauc - config.gauc_margin and interval.high < 0:
         reasons.append(
             f"GAUC {our_gauc:.4f} against {their_gauc:.4f} of the release that answers, more than "
             f"{config.gauc_margin:g} below"
@@ -155,6 +154,11 @@ def _compare_level(
         reasons.append(f"{outside}; the release that answers predicts {theirs:.2f}")
     else:
         remarks.append(f"{outside}, but the release that answers is farther off with {theirs:.2f}")
+
+
+def _losses(label: NDArray[np.int64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.clip(probability, 1e-12, 1 - 1e-12)
+    return np.where(label == 1, -np.log(p), -np.log1p(-p))
 
 
 def _off(ratio: float) -> float:

@@ -31,10 +31,10 @@ from trainer.journal import Journal, Segment
 from trainer.memory import SpaceTimeMemory
 from trainer.negatives import ContrastivePlan, SpaceTimeSampler, TakeCounts
 from trainer.prequential import RecentScores
-from trainer.rival import Rival
 from trainer.settled import Offsets
 from trainer.shuffle import Shuffle
 from trainer.state import State
+from trainer.trial import Trial
 from trainer.window import EventWindow, Observed, Verdict
 
 CIUBM, DIN, SHUFFLED = "ciubm", "din", "ciubm_shuffled"
@@ -169,8 +169,8 @@ class OnlineTrainer:
         self._recent = RecentScores()
         self._journal = Journal()
         self._torch_rng = _seeded(config) if config.model.draws_in_training else None
-        self.rival: Rival | None = None
-        """The release that answers, scoring the same rows; changes nothing of what is learned."""
+        self.trial: Trial | None = None
+        """A candidate and the release that answers, scoring the same rows; changes nothing of what is learned."""
 
     # ---- vectors -------------------------------------------------------------------------------------------------
 
@@ -232,8 +232,8 @@ class OnlineTrainer:
         self._takes = deque(queued for queued in self._takes if queued.take.user_id != user_id)
         self._recent.forget(user_id)
         self._journal.forget(user_id)
-        if self.rival is not None:
-            self.rival.forget(user_id)
+        if self.trial is not None:
+            self.trial.forget(user_id)
         self._erased += len(places)
         return len(places)
 
@@ -350,8 +350,8 @@ class OnlineTrainer:
             probabilities[name], losses[name] = report.probabilities_B, report.loss
             if name == CIUBM:
                 contrastive_loss = report.contrastive_loss
-        if self.rival is not None:
-            self.rival.observe(rows, collated.batch, probabilities[CIUBM])
+        if self.trial is not None:
+            self.trial.observe(rows, collated.batch)
         self._journal.record(self._steps, rows, plan, collated.items_U, self.catalogue)
         self._account(rows, plan, probabilities)
         return StepReport(
@@ -410,6 +410,11 @@ class OnlineTrainer:
         """Rows learned from."""
         return self._rows
 
+    @property
+    def overtaken(self) -> list[tuple[int, int]]:
+        """Partition and offset of events that were late only because the other partitions had gone on."""
+        return list(self._window.overtaken)
+
     def learned_offsets(self) -> dict[int, int]:
         """Per partition, the offset after the last event learned from of which all before are settled."""
         return self._offsets.learned_below()
@@ -417,6 +422,10 @@ class OnlineTrainer:
     def release_due(self) -> bool:
         """Whether enough was learned since the last candidate was taken."""
         return self._rows - self._rows_at_release >= self.config.release_every_rows
+
+    def segment(self) -> Segment:
+        """The journal of the rows that the next candidate adds, as far as they are learned."""
+        return self._journal.segment()
 
     def candidate(self) -> Candidate:
         """A copy of the weights as they are now, with what they were trained on. Starts the next release's rows."""
@@ -455,7 +464,7 @@ class OnlineTrainer:
     def snapshot(self) -> State:
         """Everything, as a copy: `restore` on a trainer of the same configuration goes on to the last digit alike.
 
-        Scores that were not drained are not part of it, nor the weights of a rival, which are a release's.
+        Scores that were not drained are not part of it, nor a trial, whose weights are those of releases.
         """
         state = State(
             values={

@@ -1,7 +1,8 @@
 """Releases: folder first, then Kafka's word that we still lead, then the pointer.
 
 ```text
-publish folder      with the gate's verdict; harmless: nothing points to it
+publish folder      harmless: nothing points to it
+attach verdict      of the promotion gate (`streams.consumers.gating`); the first one counts
 notice on `models`  in a transaction; a superseded trainer is refused here
 promote pointer     if it passed the gate; refuses a smaller fence, for the one that was stopped between the two, and
                     leaves a pinned pointer alone
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
 
-from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.manifests import GateVerdict, ModelManifest, Offsets, ReleaseNotice
 from streams.consumers.leadership import Leadership
 from streams.consumers.train_input import InputTopics
@@ -31,6 +33,17 @@ if TYPE_CHECKING:
     from trainer.online import Candidate
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release that is readable, and what is known of it already."""
+
+    manifest: ModelManifest
+    verdict: GateVerdict | None
+    """What the gate said, if it has."""
+    was_current: bool
+    """Whether the pointer ever came to it."""
 
 
 class Releaser:
@@ -95,14 +108,34 @@ class Releaser:
         behind = any(offsets.get(partition, 0) < floor for partition, floor in self._floor.items())
         return ahead and not behind
 
-    async def release(self, candidate: Candidate, offsets: Offsets, verdict: GateVerdict) -> Outcome | None:
-        """Release, and promote if the gate let it pass; None if it was refused.
+    async def publish(self, candidate: Candidate, offsets: Offsets) -> Published:
+        """Make a candidate readable. One of the same weights and rows that is there already keeps its number.
 
-        Raises `Fenced` if another trainer leads now, `Misconfigured` if the log was replaced meanwhile, and what is
-        `Unavailable`; after the latter, `finish()` goes on where it stopped.
+        Raises `Misconfigured` if the log was replaced meanwhile, `StoreUnavailable`.
         """
-        self._unfinished = await asyncio.to_thread(self._publish, candidate, offsets, verdict)
-        return await self.finish()
+        return await asyncio.to_thread(self._publish, candidate, offsets)
+
+    async def decided(self, manifest: ModelManifest) -> Published | None:
+        """What was decided about a release that was published; None if nothing was yet."""
+        published = await asyncio.to_thread(self._published, manifest)
+        return None if published.verdict is None else published
+
+    async def attach(self, manifest: ModelManifest, verdict: GateVerdict) -> GateVerdict:
+        """Keep the verdict beside the manifest; the one that counts, if there was one before."""
+        return await asyncio.to_thread(self._store.decide, manifest.release_id, verdict)
+
+    async def carry_out(self, manifest: ModelManifest, verdict: GateVerdict) -> Outcome | None:
+        """Announce, and promote if the gate let it pass; None if it was refused, or if something does not answer.
+
+        In the latter case `unfinished` says so, and `finish()` goes on where it stopped. Raises `Fenced` if another
+        trainer leads now.
+        """
+        self._unfinished = (manifest, verdict)
+        try:
+            return await self.finish()
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+            return None
 
     @property
     def unfinished(self) -> bool:
@@ -153,21 +186,30 @@ class Releaser:
             log.warning("train.held", why=str(outcome), against=verdict.against, **about)
         return outcome
 
-    async def serving(self, known: str | None) -> tuple[Weights, ModelManifest] | None:
-        """The release that answers, if it is another one than `known`; None if it is not, or there is none.
+    async def segments(self) -> set[str]:
+        """Journal segments of the releases that are kept. Raises `StoreUnavailable`."""
+        return {manifest.segment for manifest in await asyncio.to_thread(self._store.list) if manifest.segment}
 
-        Raises `StoreUnavailable`, and `Misconfigured` if it is damaged.
-        """
+    async def serving(self) -> tuple[Weights, ModelManifest] | None:
+        """The release that answers; None if there is none, or what it is cannot be told: it must not block others."""
 
         def load() -> tuple[Weights, ModelManifest] | None:
             pointer = self._store.current()
-            return None if pointer is None or pointer.release_id == known else self._store.load(pointer.release_id)
+            return None if pointer is None else self._store.load(pointer.release_id)
 
-        return await asyncio.to_thread(load)
+        try:
+            return await asyncio.to_thread(load)
+        except (StoreUnavailable, Misconfigured) as error:
+            log.warning("train.serving_release_not_loaded", error=str(error))
+            return None
 
-    def _publish(
-        self, candidate: Candidate, offsets: Offsets, verdict: GateVerdict
-    ) -> tuple[ModelManifest, GateVerdict]:
+    async def both(
+        self, release_id: str, other: str
+    ) -> tuple[tuple[Weights, ModelManifest], tuple[Weights, ModelManifest]]:
+        """Two releases. Raises as `ModelStore.load` does."""
+        return await asyncio.to_thread(lambda: (self._store.load(release_id), self._store.load(other)))
+
+    def _publish(self, candidate: Candidate, offsets: Offsets) -> Published:
         if self._read_log() != self._log:
             raise Misconfigured(
                 "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
@@ -178,7 +220,7 @@ class Releaser:
         kept = self._store.list()
         for manifest in reversed(kept):
             if (manifest.weights_sha256, manifest.rows_sha256) == (checksum, candidate.rows_sha256):
-                return manifest, self._store.verdict(manifest.release_id) or verdict
+                return self._published(manifest)
         pointer = self._store.current()
         manifest = ModelManifest(
             release_id=f"r{self._next_number(kept):06d}-{checksum[:12]}",
@@ -192,6 +234,8 @@ class Releaser:
             rows_trained=candidate.rows_trained,
             steps=candidate.steps,
             rows_sha256=candidate.rows_sha256,
+            rows_tree_sha256=None if candidate.segment is None else candidate.segment.root,
+            segment=None if candidate.segment is None else candidate.segment.name,
             offsets=offsets,
             cluster_id=self._log.cluster_id,
             topic_ids=self._log.topic_ids,
@@ -199,8 +243,12 @@ class Releaser:
             metrics=candidate.metrics,
             fence=self._leadership.fence,
         )
-        self._store.publish(candidate.weights, manifest, verdict)
-        return manifest, verdict
+        self._store.publish(candidate.weights, manifest)
+        return Published(manifest, None, was_current=False)
+
+    def _published(self, manifest: ModelManifest) -> Published:
+        was_current = any(pointer.release_id == manifest.release_id for pointer in self._store.history())
+        return Published(manifest, self._store.verdict(manifest.release_id), was_current=was_current)
 
     def _next_number(self, kept: Sequence[ModelManifest]) -> int:
         known = [manifest.release_id for manifest in kept] + ([self.current_id] if self.current_id else [])

@@ -31,8 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import EncoderVersion
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from schemas.manifests import GateVerdict, Offsets
+from schemas.manifests import Offsets
 from streams.consumers.aligned_reading import Entry
+from streams.consumers.gating import Gating
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
 from streams.consumers.snapshotting import Snapshots
@@ -40,7 +41,7 @@ from streams.consumers.train_input import TrainingInput
 from streams.consumers.train_ledger import NO_ACCOUNTS, ScoreFiles, TrainReport, write_accounts
 from streams.consumers.vector_waits import VectorWaits
 from streams.stores.snapshots import Snapshot
-from trainer.gate import NO_ROWS, GateConfig, judge
+from trainer.gate import GateConfig
 
 if TYPE_CHECKING:  # settings import this module for its configuration; no command should pay for torch because of that
     from trainer.evaluation import ScoredRows
@@ -53,9 +54,9 @@ T = TypeVar("T")
 
 _CHUNK_EVENTS = 512
 _WAIT_SECONDS = 0.2
-
-LOOK_SECONDS = 10.0
-"""How often the trainer looks whether a person made another release the one that answers."""
+_RETRY_SECONDS = 5.0
+JOIN_RULES = ("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users")
+"""Settings of the trainer that rows depend on."""
 
 
 class TrainConsumerConfig(BaseModel):
@@ -156,6 +157,7 @@ class TrainOnBehaviours:
 
         self.trainer: OnlineTrainer | None = None
         self._releaser: Releaser | None = None
+        self._gating: Gating | None = None
         self._waits = VectorWaits(hold_seconds=config.hold_seconds)
         self._chunk: list[Entry] = []
         self._stop = asyncio.Event()
@@ -164,11 +166,11 @@ class TrainOnBehaviours:
         self._rows = 0
         self._steps_not_logged = 0
         self._last_event_at: int | None = None
-        self._last_step_log = self._last_commit = self._last_report = self._last_look = float("-inf")
+        self._last_step_log = self._last_commit = self._last_report = float("-inf")
         self._commit: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._received_at_snapshot = 0
-        self._rival_rows: State | None = None
+        self._trial: State | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -201,6 +203,7 @@ class TrainOnBehaviours:
     async def _begin(self) -> None:
         """Stand where the snapshot was taken, if there is one, and keep the scores up to there."""
         found, at = self._resume, None
+        self._begins = dict(self._reads.starts)
         if found is not None:
             meta, state, self._resume = found.meta, found.state, None
             trainer = self._make_trainer(meta.encoder_version, meta.dim, self._reads.partitions)
@@ -216,7 +219,8 @@ class TrainOnBehaviours:
             self._last_event_at, self._metrics = loop.values["last_event_at"], loop.values["metrics"]
             self._rows, self._received_at_snapshot = trainer.rows, trainer.accounts.received
             at = loop.values["scores"]
-            self._rival_rows = state.part("rival") if "rival" in state.values else None
+            self._begins = {int(number): offset for number, offset in loop.values["begins"].items()}
+            self._trial = state.part("trial") if "trial" in state.values else None
             self.trainer = trainer
         if self._scores is not None:
             await asyncio.to_thread(self._scores.open, at and (at[0], at[1]))
@@ -357,6 +361,7 @@ class TrainOnBehaviours:
             progressed = True
             # which rows a release is made of is a matter of the rows alone: not one more, whatever holds it up
             enough = self._stop.is_set() or (trainer.release_due() and self._make_releaser is not None)
+            enough = enough or (trainer.trial is not None and trainer.trial.complete)
             missing = trainer.advance().missing
         return Turn(
             steps=len(reports),
@@ -400,6 +405,8 @@ class TrainOnBehaviours:
 
     async def _release_if_due(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
+        if trainer.trial is not None and (trainer.trial.complete or trainer.release_due()):
+            await self._decide(trainer)
         if self._make_releaser is None or not trainer.release_due():
             return True
         if not self._may_release():
@@ -413,63 +420,38 @@ class TrainOnBehaviours:
         releaser, leadership = self._releaser, self._leadership
         return releaser is not None and leadership is not None and leadership.settled and not releaser.unfinished
 
-    async def _release(self, trainer: OnlineTrainer) -> None:
-        releaser = self._releaser
+    async def _release(self, trainer: OnlineTrainer, *, more_rows: bool = True) -> None:
+        releaser, gating = self._releaser, self._gating
         assert releaser is not None
+        assert gating is not None
         if not releaser.beyond_current(self._learned(trainer.learned_offsets())):
             await self._in_thread(trainer.candidate)  # learned again what was released before: go on to where it ended
             return
         # first the state that the release is made of: whoever is killed after it goes on from here, and releases it
-        await self._take_snapshot(wait=True)
+        if not await self._take_snapshot(wait=True) or not await self._keep_segment(trainer):
+            await asyncio.sleep(_RETRY_SECONDS)  # a release that cannot be gone on from, or rebuilt, is none: it stays due
+            return
 
-        def copy() -> tuple[Candidate, Offsets, GateVerdict]:
+        def copy() -> tuple[Candidate, Offsets]:
             candidate = trainer.candidate()
-            offsets = {"behaviours": self._learned(candidate.offsets), "embeddings": self._vectors_read()}
-            return candidate, offsets, self._judged(candidate)
+            return candidate, {"behaviours": self._learned(candidate.offsets), "embeddings": self._vectors_read()}
 
-        candidate, offsets, verdict = await self._in_thread(copy)
-        self._metrics = candidate.metrics | verdict.figures
+        candidate, offsets = await self._in_thread(copy)
+        self._metrics = candidate.metrics
         try:
-            await releaser.release(candidate, offsets, verdict)
+            await gating.admit(trainer, candidate, offsets, more_rows=more_rows)
+            if self._snapshots is not None:
+                await asyncio.to_thread(self._snapshots.forget_segments_but, await releaser.segments())
         except Unavailable as error:
             log.warning("train.release_delayed", error=str(error))
-        await self._look_at_serving()
 
-    def _judged(self, candidate: Candidate) -> GateVerdict:
-        from trainer.rival import not_finite  # torch
-
-        rival = None if self.trainer is None else self.trainer.rival
-        return judge(
-            NO_ROWS if rival is None else rival.compared,
-            self._gate,
-            against=None if rival is None else rival.release_id,
-            not_finite=not_finite(candidate.weights),
-        )
-
-    async def _look_at_serving(self) -> None:
-        """Let the release that answers now score what comes, whoever made it the one that answers."""
-        assert self._releaser is not None
-        assert self.trainer is not None
-        trainer, releaser = self.trainer, self._releaser
-        self._last_look = self._clock()
-        rival = trainer.rival
+    async def _decide(self, trainer: OnlineTrainer) -> None:
+        """Decide about the candidate on trial."""
+        assert self._gating is not None
         try:
-            loaded = await releaser.serving(None if rival is None else rival.release_id)
-            if loaded is None:
-                return
-            from trainer.rival import Rival  # torch
-
-            rival = Rival.from_release(*loaded, span_rows=self._gate.span_rows)
-            if self._rival_rows is not None:
-                rival.restore(self._rival_rows)
-                self._rival_rows = None
-            # between two turns of the worker thread: no batch is scored by two releases
-            trainer.rival = rival
-        except StoreUnavailable as error:
-            log.warning("train.serving_release_not_compared", error=str(error))
-        except Misconfigured as error:
-            trainer.rival = None  # whatever answers cannot be scored here: it must not keep what is sound away for ever
-            log.warning("train.serving_release_not_compared", error=str(error))
+            await self._gating.decide(trainer)
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
 
     async def release_last(self) -> None:
         """Release what was learned since the newest release, after a bounded run."""
@@ -477,18 +459,39 @@ class TrainOnBehaviours:
             self._leadership.confirm()  # an election is going on; it ends, one way or the other
             await asyncio.sleep(_WAIT_SECONDS)
         if self.trainer is not None and self._rows and self._may_release():
-            await self._release(self.trainer)
+            await self._decide(self.trainer)
+            await self._release(self.trainer, more_rows=False)
+
+    async def _keep_segment(self, trainer: OnlineTrainer) -> bool:
+        if self._snapshots is None:
+            return True
+        config = trainer.config
+        try:
+            await asyncio.to_thread(
+                self._snapshots.keep_segment,
+                trainer.segment(),
+                begins=self._begins,
+                ends=self._to_read(trainer),
+                overtaken=trainer.overtaken,
+                rules={name: getattr(config, name) for name in JOIN_RULES},
+                encoder_version=trainer.encoder_version,
+                dim=trainer.catalogue.dim,
+            )
+        except StoreUnavailable as error:
+            log.warning("journal.not_written", error=str(error))
+            return False
+        return True
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
-    async def _take_snapshot(self, *, wait: bool = False) -> None:
+    async def _take_snapshot(self, *, wait: bool = False) -> bool:
         """Copy everything between two turns, and write it beside what goes on; with `wait`, until it is written.
 
-        A disk that is full costs nothing but the snapshot: the one before stays, and another is tried later.
+        False if it was waited for in vain. A disk that is full costs nothing but the snapshot: the one before stays, and another is tried later.
         """
         trainer, snapshots = self.trainer, self._snapshots
         if trainer is None or snapshots is None:
-            return
+            return True
         if self._writing is not None:
             await self._written()
         if self._scores is not None:
@@ -501,12 +504,13 @@ class TrainOnBehaviours:
             self._hold_vectors()  # what was fetched lies before the offsets that are kept
             state = State()
             state.put("trainer", trainer.snapshot())
-            if trainer.rival is not None:
-                state.put("rival", trainer.rival.snapshot())
+            if trainer.trial is not None:
+                state.put("trial", trainer.trial.snapshot())
             state.values["loop"] = {
                 "waits": self._waits.snapshot(),
                 "last_event_at": self._last_event_at,
                 "metrics": dict(self._metrics),
+                "begins": {str(number): offset for number, offset in self._begins.items()},
                 "scores": None if self._scores is None else self._scores.place,
             }
             return state
@@ -522,20 +526,20 @@ class TrainOnBehaviours:
             )
 
         self._writing = asyncio.create_task(write())
-        if wait:
-            await self._written()
+        return not wait or await self._written()
 
-    async def _written(self) -> None:
-        """Wait until the snapshot that is being written is written, or has failed."""
+    async def _written(self) -> bool:
+        """Wait until the snapshot that is being written is written; False if it has failed."""
         writing, self._writing = self._writing, None
         if writing is None:
-            return
+            return True
         try:
             await writing
         except StoreUnavailable as error:
             log.warning("snapshot.not_written", error=str(error))
-            return
+            return False
         self._last_commit = float("-inf")  # lag tools are told at once
+        return True
 
     def _to_read(self, trainer: OnlineTrainer) -> dict[int, int]:
         """Where reading goes on after what the trainer holds."""
@@ -557,7 +561,10 @@ class TrainOnBehaviours:
         if self._releaser is None and self._make_releaser is not None and self.trainer is not None:
             releaser = self._make_releaser(self.trainer.encoder_version, self.trainer.catalogue.dim)
             await releaser.take_over()
-            self._releaser = releaser
+            self._releaser, self._gating = releaser, Gating(releaser, self._gate)
+            if self._trial is not None:
+                await self._gating.go_on(self.trainer, self._trial)
+                self._trial = None
         if self._releaser is not None and self._releaser.unfinished:
             try:
                 await self._releaser.finish()
@@ -566,8 +573,6 @@ class TrainOnBehaviours:
                 await asyncio.sleep(_WAIT_SECONDS)
         if self._writing is not None and self._writing.done():
             await self._written()
-        if self._releaser is not None and self._clock() - self._last_look >= LOOK_SECONDS:
-            await self._look_at_serving()
         await self._tell_group()
         if self._clock() - self._last_report >= self._config.report_interval_seconds:
             await self._report()

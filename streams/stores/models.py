@@ -2,8 +2,8 @@
 
 ```text
 releases/r000007-3f2a.../model.safetensors     never changes once it has this name
-                         verdict.json          how it compared with what answered then
                          manifest.json
+                         verdict.json          attached later: how it compared with what answered then
 current.json             {"release_id", "fence", "pinned", who, when, why, ...}, compared and swapped
 history/00000012.json    what `current.json` was before its 13th change: written before that change, never changed
 ```
@@ -84,9 +84,7 @@ class ModelStoreConfig(BaseModel):
 class ModelStore(Protocol):
     """Where a trainer puts releases and a server finds them. All calls block: use a thread from inside a loop."""
 
-    def publish(
-        self, weights: Mapping[str, Tensor], manifest: ModelManifest, verdict: GateVerdict | None = None
-    ) -> None:
+    def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
         """Make a release readable under `manifest.release_id`; nobody serves it yet. Publishing it twice is harmless.
 
         Raises `ValueError` if `manifest.weights_sha256` is not the checksum of `weights`, `StoreUnavailable` if it
@@ -135,8 +133,12 @@ class ModelStore(Protocol):
         """The manifest alone. Raises as `load` does."""
         ...
 
+    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+        """Keep what the promotion gate says of a release, once; the verdict that counts. Raises as `promote` does."""
+        ...
+
     def verdict(self, release_id: str) -> GateVerdict | None:
-        """What the promotion gate said; None for a release that no gate has seen."""
+        """What the promotion gate said; None for a release that no gate has decided about."""
         ...
 
     def list(self) -> list[ModelManifest]:
@@ -177,14 +179,15 @@ class ShelvedModels:
         self._named = named
         self._clock = clock
 
-    def publish(
-        self, weights: Mapping[str, Tensor], manifest: ModelManifest, verdict: GateVerdict | None = None
-    ) -> None:
+    def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
         """See `ModelStore`."""
         files = {WEIGHTS_FILE: _packed_as_declared(weights, manifest)}
-        if verdict is not None:
-            files[VERDICT_FILE] = verdict.model_dump_json(indent=2).encode()
         self._shelf.put(manifest.release_id, files | {MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()})
+
+    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+        """See `ModelStore`."""
+        self._shelf.attach(release_id, VERDICT_FILE, verdict.model_dump_json(indent=2).encode())
+        return self._parsed(release_id, VERDICT_FILE, GateVerdict)
 
     def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> Outcome:
         """See `ModelStore`."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,7 +361,12 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
             clock=time.time,
         )
         await releaser.take_over()
-        await releaser.release(candidate, {"behaviours": {0: 5}}, GateVerdict(passed=True))
+
+        async def release(made: Candidate, offsets: dict[str, dict[int, int]]) -> None:
+            published = await releaser.publish(made, offsets)
+            await releaser.carry_out(published.manifest, GateVerdict(passed=True))
+
+        await release(candidate, {"behaviours": {0: 5}})
         assert not releaser.beyond_current({0: 5}) and releaser.beyond_current({0: 6})
         current = store.current()
 
@@ -369,7 +375,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
         try:
             newer = Candidate({"w": torch.ones(2)}, 2, 2, "1" * 64, 0, 2, {}, {})
             with pytest.raises(Fenced):
-                await releaser.release(newer, {"behaviours": {0: 6}}, GateVerdict(passed=True))
+                await release(newer, {"behaviours": {0: 6}})
             with pytest.raises(Fenced):  # and for good
                 await leadership.transact(offsets={TopicPartition(topics.full_name("behaviours"), 0): 6})
         finally:
@@ -381,30 +387,33 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
 async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serving_stays(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store = World(), FolderModelStore(settings.models)
-    gate = {"MIM_GATE__MIN_ROWS": "300", "MIM_GATE__MIN_TAKES": "50"}
-    await produce(settings, world=world, behaviours=world.behaviours(1800))
-    good = process("train", "--state", str(tmp_path / "good"), env=SMALL | gate)
-    wait_until(lambda: accounts(tmp_path / "good").get("releases", 0) >= 2, "two releases")
+    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    gate = {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__MIN_TAKES": "50"}
+    await produce(settings, world=world, behaviours=world.behaviours(700))
+    good = process("train", "--state", str(state), env=SMALL | gate)
+    wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a first release")
     assert good.stop() == 0
-    before, verdict = store.current(), store.verdict(store.list()[-1].release_id)
-    assert before is not None and verdict is not None
-    assert verdict.passed and verdict.rows >= 300 and verdict.against == store.list()[-2].release_id
+    before = store.current()
+    assert before is not None
 
-    state = tmp_path / "wild"
+    wild = process("train", "--state", str(state), env=SMALL | gate | {"MIM_TRAINER__LEARNER__LEARNING_RATE": "2"})
+    refused_to_go_on = wild.wait(60)
+    assert refused_to_go_on == 2, wild.output()  # another configuration than the snapshot's
+    shutil.rmtree(settings.models.folder / "training")
     wild = process("train", "--state", str(state), env=SMALL | gate | {"MIM_TRAINER__LEARNER__LEARNING_RATE": "2"})
     wild.wait_for("train.ready")
-    await produce(settings, behaviours=world.behaviours(1200))
+    await produce(settings, behaviours=world.behaviours(1400))
     wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal")
     current = store.current()
     assert current is not None and current.release_id == before.release_id
-    refused = store.list()[-1]
+    refused = store.list()[1]
     verdict = store.verdict(refused.release_id)
     assert verdict is not None and not verdict.passed and any("log-loss" in reason for reason in verdict.reasons)
+    assert verdict.against == before.release_id and verdict.rows >= 250
     assert refused.parent == before.release_id and store.load(refused.release_id)
     assert accounts(state)["releases"] == 0 and "train.refused" in wild.output()
     assert wild.stop() == 0
-    assert [notice.passed for notice in await read_notices(settings)][-1] is False
+    assert [notice.passed for notice in await read_notices(settings)][:2] == [True, False]
 
 
 async def test_the_stream_waits_for_a_vector_and_gives_up_when_it_does_not_come(

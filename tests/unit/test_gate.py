@@ -16,9 +16,9 @@ from trainer.ciubm import CiUBM
 from trainer.evaluation import log_loss
 from trainer.gate import NO_ROWS, ComparedRows, GateConfig, judge
 from trainer.online import OnlineTrainer
-from trainer.rival import Rival, not_finite
+from trainer.trial import Release, Trial, not_finite
 
-CONFIG = GateConfig(min_rows=1_000)
+CONFIG = GateConfig(trial_rows=1_000)
 
 
 def compared(rows: int = 6_000, *, seed: int = 0, users: int = 200) -> ComparedRows:
@@ -81,7 +81,7 @@ def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer() -> None:
 def test_too_few_rows_or_no_predecessor_compare_nothing_and_say_so() -> None:
     terrible = replace(compared(999), candidate=np.full(999, 1e-9))
     few = judge(terrible, CONFIG, against="r000001-0")
-    assert few.passed and "999 rows since r000001-0" in few.remarks[0] and not few.figures
+    assert few.passed and "999 rows were scored beside r000001-0" in few.remarks[0] and not few.figures
     assert judge(NO_ROWS, CONFIG, against=None).passed
     assert judge(compared(1_000), CONFIG, against="r").figures  # the bound itself is enough
 
@@ -109,67 +109,17 @@ def test_retakes_say_nothing_about_order() -> None:
     assert judge(replace(rows, candidate=spoilt, retaken=half), CONFIG, against="r").passed
 
 
-def run(trainer: OnlineTrainer, impressions: int = 120, *, first: int = 0) -> None:
-    for offset, event in enumerate(click_log(impressions)[0]):
-        if offset >= first:
-            trainer.observe(0, offset, event)
-            trainer.advance()
-            while trainer.step() is not None:
-                trainer.advance()
+def test_what_may_be_chance_refuses_nobody() -> None:
+    rows = compared(1_000, users=150)
+    lucky = replace(rows, candidate=blurred(rows.candidate, 0.05))
+    assert judge(lucky, CONFIG, against="r").passed
+    many = compared(60_000, users=300)
+    assert not judge(replace(many, candidate=blurred(many.candidate, 0.12)), CONFIG, against="r").passed
 
 
-def test_a_rival_changes_nothing_of_what_is_learned() -> None:
-    alone, watched = make_trainer(), make_trainer()
-    watched.rival = Rival("r", CiUBM(SMALL_MODEL, vector_width=8, seed=3), learned_until=None, span_rows=50)
-    run(alone)
-    run(watched)
-    ours, theirs = alone.candidate(), watched.candidate()
-    assert ours.rows_sha256 == theirs.rows_sha256
-    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
-
-
-def test_both_sides_score_the_same_rows_and_the_rival_does_not_learn() -> None:
-    trainer = make_trainer()
-    first = CiUBM(SMALL_MODEL, vector_width=8, seed=small_config().seed)  # what the learner itself starts from
-    trainer.rival = Rival("r", first, learned_until=None, span_rows=10_000)
-    run(trainer)
-    rows = trainer.rival.compared
-    scored = trainer.drain_scores()
-    np.testing.assert_array_equal(rows.label, np.concatenate([part.label for part in scored]))
-    np.testing.assert_array_equal(rows.candidate, np.concatenate([part.scores["ciubm"] for part in scored]))
-    np.testing.assert_allclose(rows.serving[:8], rows.candidate[:8])  # before the first step they are the same
-    assert not np.allclose(rows.serving[-8:], rows.candidate[-8:])
-
-
-def test_only_rows_that_the_release_has_not_learned_from_are_compared() -> None:
-    trainer = make_trainer()
-    seconds = sorted({int(event.occurred_at.timestamp()) for event in click_log(120)[0]})
-    until = seconds[len(seconds) // 2]
-    model = CiUBM(SMALL_MODEL, vector_width=8, seed=3)
-    trainer.rival = Rival("r", model, learned_until=until, span_rows=10_000)
-    run(trainer)
-    scored = trainer.drain_scores()
-    later = sum(int((part.occurred_at > until).sum()) for part in scored)
-    assert 0 < len(trainer.rival.compared) == later < sum(map(len, scored))
-
-
-def test_a_span_is_the_newest_rows_and_survives_a_restart() -> None:
-    trainer = make_trainer()
-    model = CiUBM(SMALL_MODEL, vector_width=8, seed=3)
-    trainer.rival = Rival("r", model, learned_until=None, span_rows=20)
-    run(trainer)
-    kept = trainer.rival.compared
-    assert 20 <= len(kept) < 20 + 8
-    again = Rival("r", model, learned_until=None, span_rows=20, rows=kept)
-    np.testing.assert_array_equal(again.compared.candidate, kept.candidate)
-    newest = trainer.drain_scores()[-1]
-    np.testing.assert_array_equal(kept.label[-8:], newest.label)
-
-
-def test_a_release_of_another_version_cannot_be_a_rival() -> None:
-    weights = make_trainer().candidate().weights
+def release(seed: int, *, until: float | None = None, release_id: str = "r000001-0123456789ab") -> Release:
     manifest = ModelManifest(
-        release_id="r000001-0123456789ab",
+        release_id=release_id,
         weights_sha256="0",
         encoder_version="e",
         dim=8,
@@ -179,11 +129,94 @@ def test_a_release_of_another_version_cannot_be_a_rival() -> None:
         rows_sha256="0",
         offsets={},
         config={"model": SMALL_MODEL.model_dump(mode="json")},
-        last_event_at=datetime.fromtimestamp(DAY0, UTC),
+        last_event_at=None if until is None else datetime.fromtimestamp(until, UTC),
     )
-    assert Rival.from_release(weights, manifest, span_rows=5).release_id == manifest.release_id
+    return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
+
+
+def make_trial(*, rows_needed: int = 10_000, until: float | None = None) -> Trial:
+    candidate = release(small_config().seed, release_id="r000002-0123456789ab")  # what the learner itself starts from
+    return Trial(candidate, release(3, until=until), rows_needed=rows_needed)
+
+
+def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
+    for offset, event in enumerate(click_log(impressions)[0]):
+        trainer.observe(0, offset, event)
+        trainer.advance()
+        while trainer.step() is not None:
+            trainer.advance()
+
+
+def test_a_trial_changes_nothing_of_what_is_learned() -> None:
+    alone, watched = make_trainer(), make_trainer()
+    watched.trial = make_trial(rows_needed=50)
+    run(alone)
+    run(watched)
+    ours, theirs = alone.candidate(), watched.candidate()
+    assert ours.rows_sha256 == theirs.rows_sha256
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+def test_both_sides_score_the_same_rows_and_neither_learns() -> None:
+    trainer = make_trainer()
+    trainer.trial = make_trial()
+    run(trainer)
+    rows = trainer.trial.compared
+    scored = trainer.drain_scores()
+    np.testing.assert_array_equal(rows.label, np.concatenate([part.label for part in scored]))
+    learner = np.concatenate([part.scores["ciubm"] for part in scored])
+    np.testing.assert_allclose(rows.candidate[:8], learner[:8])  # before the first step they are the same
+    assert not np.allclose(rows.candidate[-8:], learner[-8:])
+    assert not np.allclose(rows.candidate, rows.serving)
+
+
+def test_only_rows_that_neither_has_learned_from_are_compared() -> None:
+    trainer = make_trainer()
+    seconds = sorted({int(event.occurred_at.timestamp()) for event in click_log(120)[0]})
+    until = seconds[len(seconds) // 2]
+    trainer.trial = make_trial(until=until)
+    run(trainer)
+    scored = trainer.drain_scores()
+    later = sum(int((part.occurred_at > until).sum()) for part in scored)
+    assert 0 < len(trainer.trial.compared) == later < sum(map(len, scored))
+
+
+def test_a_trial_ends_by_itself_and_goes_on_after_a_restart() -> None:
+    trainer, other = make_trainer(), make_trainer()
+    trainer.trial, other.trial = make_trial(rows_needed=60), make_trial(rows_needed=60)
+    log = click_log(120)[0]
+    for offset, event in enumerate(log):
+        for one in (trainer, other):
+            one.observe(0, offset, event)
+            one.advance()
+            while one.step() is not None:
+                one.advance()
+        if offset == len(log) // 3:
+            assert 0 < len(trainer.trial.compared) < 60
+            again = make_trial(rows_needed=60)
+            again.restore(trainer.trial.snapshot())
+            trainer.trial = again
+    assert trainer.trial.complete and 60 <= len(trainer.trial.compared) < 60 + 8
+    for name in ("user", "label", "candidate", "serving"):
+        np.testing.assert_array_equal(getattr(trainer.trial.compared, name), getattr(other.trial.compared, name))
+    with pytest.raises(ValueError, match="not of"):
+        Trial(release(1), release(3), rows_needed=60).restore(trainer.trial.snapshot())
+
+
+def test_a_user_who_is_forgotten_is_in_no_trial_and_in_no_snapshot_of_it() -> None:
+    trainer = make_trainer()
+    trainer.trial = make_trial()
+    run(trainer)
+    assert "u3" in trainer.trial.compared.user
+    trainer.forget("u3")
+    assert "u3" not in trainer.trial.compared.user and len(trainer.trial.compared)
+    assert "u3" not in trainer.trial.snapshot().texts("user")
+
+
+def test_a_release_of_another_version_cannot_be_on_trial() -> None:
+    weights, manifest = release(1)
     with pytest.raises(Misconfigured, match="this version"):
-        Rival.from_release({}, manifest, span_rows=5)
+        Trial(({}, manifest), (weights, manifest), rows_needed=5)
 
 
 def test_the_figures_are_those_of_the_plain_definitions() -> None:

@@ -257,12 +257,15 @@ def published(store: ModelStore, *numbers: int) -> list[str]:
     return ids
 
 
-def test_a_refused_release_carries_its_reasons_and_an_old_one_has_no_verdict(store: ModelStore) -> None:
+def test_a_release_is_decided_once_and_one_that_was_not_has_no_verdict(store: ModelStore) -> None:
     refused = GateVerdict(passed=False, reasons=["GAUC"], against="r000001-0", rows=7, figures={"ciubm_gauc": 0.5})
-    store.publish(make_weights(1), make_manifest(1), refused)
-    (older,) = published(store, 2)
-    assert store.verdict(make_manifest(1).release_id) == refused
-    assert store.verdict(older) is None
+    first, other = published(store, 1, 2)
+    assert store.verdict(first) is None
+    assert store.decide(first, refused) == refused
+    assert store.decide(first, GateVerdict(passed=True)) == refused  # once
+    assert store.verdict(first) == refused and store.verdict(other) is None
+    with pytest.raises(StoreUnavailable):
+        store.decide(make_manifest(3).release_id, refused)
 
 
 def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: ModelStore) -> None:

@@ -28,7 +28,8 @@ def store(tmp_path: Path) -> FolderModelStore:
     for number in (1, 2, 3, 4):
         manifest = make_manifest(number).model_copy(update={"parent": parent})
         refused = GateVerdict(passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6})
-        store.publish(make_weights(number), manifest, refused)
+        store.publish(make_weights(number), manifest)
+        store.decide(manifest.release_id, refused)
         if number <= 2:
             store.promote(manifest.release_id, FENCE)
             parent = manifest.release_id
