@@ -10,6 +10,7 @@ from streams.settings import Settings
 BENCHMARKS: dict[str, str] = {
     "encode": "items per second from Kafka records to Milvus rows, against the bare limit of the towers",
     "train": "samples per second of click models from Parquet, beside FuxiCTR's DIN",
+    "score": "milliseconds per scored request over HTTP, beside what HTTP and the forward pass cost alone",
 }
 
 

@@ -1,0 +1,159 @@
+"""`mimstream bench score`: scores over HTTP from the real server and stores, beside what HTTP and the model cost alone.
+
+The floor is an aiohttp server that only parses the question, runs the bare forward pass of the same weights on tensors
+that lie ready, and answers a body of the same size. Both are asked the same questions by the same client, in turns, so
+that a machine that becomes faster or slower does so for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from schemas.errors import Misconfigured, Unavailable
+from schemas.scoring import MAX_CANDIDATES
+from streams.settings import Settings
+
+CLIENTS = (1, 8)
+ROUNDS = 10
+USERS = 64
+QUESTIONS = 256
+WARM_UP = 20
+"""Questions at the beginning of each turn that are not counted."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the benchmark's arguments."""
+    parser.add_argument("--candidates", type=int, default=200, metavar="N", help="items scored per request")
+    parser.add_argument("--history", type=int, default=100, metavar="N", help="takes of each user")
+    parser.add_argument("--items", type=int, default=5_000, metavar="N", help="items in the center")
+    parser.add_argument("--requests", type=int, default=200, metavar="N", help="counted requests of each turn")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Measure and print."""
+    if not 1 <= options.candidates <= min(MAX_CANDIDATES, options.items):
+        raise Misconfigured(f"--candidates lies between 1 and {MAX_CANDIDATES}, and is at most --items")
+    if min(options.history, options.requests) < 1 or options.history > settings.behaviours.history_length:
+        raise Misconfigured(
+            f"--history lies between 1 and {settings.behaviours.history_length} (MIM_BEHAVIOURS__HISTORY_LENGTH), "
+            "--requests is at least 1"
+        )
+    from streams.bench.score_system import ScoreSystem
+
+    load = os.getloadavg()[0]
+    world = {
+        "items": options.items,
+        "users": USERS,
+        "history": options.history,
+        "candidates": options.candidates,
+        "questions": QUESTIONS,
+    }
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        tempfile.TemporaryDirectory(prefix="mimstream-bench-") as folder,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("starting Kafka, Valkey, Milvus Lite and the servers", total=ROUNDS + 1)
+        with ScoreSystem(settings, Path(folder), world, options.config) as system:
+            progress.update(task, advance=1, description="asking in turns")
+            seconds = asyncio.run(_measure(system.routes, system.world.bodies(), options.requests, progress, task))
+    result = summary(seconds)
+    result |= {name: getattr(options, name) for name in ("candidates", "history", "items")}
+    result |= {"cores": os.cpu_count(), "load_average_before": round(load, 2)}
+    print(json.dumps(result)) if options.json else _print(result)
+    return 0
+
+
+Seconds = dict[tuple[int, str], list[float]]
+"""Of each request, by number of clients and who was asked."""
+
+
+async def _measure(
+    routes: Mapping[str, str], bodies: Sequence[bytes], requests: int, progress: Progress, task: Any
+) -> Seconds:
+    seconds: Seconds = {}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await ask(session, routes["system"], bodies, 1)  # every vector and history has been asked for once
+        for _ in range(ROUNDS):
+            for clients in CLIENTS:
+                for name, url in routes.items():
+                    asked = list(islice(cycle(bodies), requests + WARM_UP))
+                    took = await ask(session, url, asked, clients)
+                    seconds.setdefault((clients, name), []).extend(took[WARM_UP:])
+            progress.update(task, advance=1)
+    return seconds
+
+
+async def ask(session: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], clients: int) -> list[float]:
+    """Seconds that each question took, in order of answers, with so many clients that each ask one at a time."""
+    waiting = iter(bodies)
+    took: list[float] = []
+
+    async def client() -> None:
+        for body in waiting:
+            started = time.perf_counter()
+            async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
+                answer = await response.read()
+            took.append(time.perf_counter() - started)
+            if response.status != 200:
+                raise Unavailable(url, f"it answers {response.status}: {answer[:300]!r}")
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return took
+
+
+def summary(seconds: Seconds) -> dict[str, Any]:
+    """Percentiles in milliseconds, and the system's over those of the faster floor (by p50) at the same concurrency."""
+    cells: list[dict[str, Any]] = []
+    for clients in sorted({clients for clients, _ in seconds}):
+        cuts = {
+            name: [1e3 * float(cut) for cut in np.quantile(took, (0.5, 0.99))]
+            for (n, name), took in seconds.items()
+            if n == clients
+        }
+        floor = min((name for name in cuts if name != "system"), key=lambda name: cuts[name][0])
+        cells.append(
+            {
+                "clients": clients,
+                "p50_ms": round(cuts["system"][0], 3),
+                "p99_ms": round(cuts["system"][1], 3),
+                "floor_p50_ms": round(cuts[floor][0], 3),
+                "floor_p99_ms": round(cuts[floor][1], 3),
+                "ratio_to_floor": round(cuts["system"][0] / cuts[floor][0], 3),
+                "ratio_to_floor_p99": round(cuts["system"][1] / cuts[floor][1], 3),
+                "floor": floor,
+                "requests": len(seconds[clients, "system"]),
+            }
+        )
+    return {"ratio_to_floor": max(cell["ratio_to_floor"] for cell in cells), "by_clients": cells}
+
+
+def _print(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['candidates']} candidates, history of {result['history']}, over HTTP")
+    for name in ("clients", "p50 ms", "p99 ms", "floor p50", "floor p99", "ratio p50", "ratio p99"):
+        table.add_column(name, justify="right")
+    for cell in result["by_clients"]:
+        table.add_row(
+            str(cell["clients"]),
+            *(f"{cell[name]:.2f}" for name in ("p50_ms", "p99_ms", "floor_p50_ms", "floor_p99_ms")),
+            *(f"{cell[name]:.2f}" for name in ("ratio_to_floor", "ratio_to_floor_p99")),
+        )
+    Console(file=sys.stdout).print(table)

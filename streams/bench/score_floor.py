@@ -1,0 +1,73 @@
+"""The floor of a score over HTTP: an aiohttp server that parses the question, runs the bare forward pass on tensors
+that lie ready, and answers bytes that lie ready.
+
+    python -m streams.bench.score_floor floor PLAN      one JSON file: what to draw, the release's folder, the answer
+
+`POST /inline` computes on the event loop, `POST /threads` in as many threads as the real server has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from aiohttp import web
+
+from streams.bench.score_world import draw_world
+from streams.logs import configure_logging
+from streams.processes import run_until_stopped
+from streams.serve_config import ServeConfig
+from trainer.scorer import Scorer
+
+log = structlog.get_logger()
+
+READY_BATCHES = 64
+
+
+async def serve(plan: dict[str, Any], answer: bytes) -> None:
+    """Answer until stopped; `floor.ready` in the log says where."""
+    torch.set_num_threads(1)  # as the real server
+    world = draw_world(**plan["world"])
+    scorer = Scorer.from_release(*world.release(plan["world"]["history"]))
+    vectors = dict(zip(world.item_ids, world.vectors_IV, strict=True))
+    asked = world.questions[:READY_BATCHES]
+    batches = itertools.cycle([scorer.prepare(world.histories[user], items, vectors) for user, items in asked])
+    threads = ThreadPoolExecutor(ServeConfig().compute_threads)
+
+    async def inline(request: web.Request) -> web.Response:
+        json.loads(await request.read())
+        scorer.probabilities(next(batches))
+        return web.Response(body=answer, content_type="application/json")
+
+    async def threaded(request: web.Request) -> web.Response:
+        json.loads(await request.read())
+        await asyncio.get_running_loop().run_in_executor(threads, scorer.probabilities, next(batches))
+        return web.Response(body=answer, content_type="application/json")
+
+    async def work(stop: asyncio.Event) -> None:
+        app = web.Application()
+        app.router.add_post("/inline", inline)
+        app.router.add_post("/threads", threaded)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        log.info("floor.ready", address=f"http://{host}:{port}")
+        await stop.wait()
+        await runner.cleanup()
+
+    await run_until_stopped(work)
+    threads.shutdown()
+
+
+if __name__ == "__main__":
+    configure_logging()
+    told = json.loads(Path(sys.argv[2]).read_text())
+    asyncio.run(serve(told, Path(told["answer"]).read_bytes()))

@@ -1,0 +1,119 @@
+"""The system under the scoring benchmark: an embedded stack, filled stores, a real `mimstream serve`, and the floor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+from schemas.errors import Unavailable
+from streams.bench.score_world import DIM, ENCODER_VERSION, World, draw_world
+from streams.demo.processes import Child
+from streams.settings import Settings, child_environment
+from streams.stack.running import running_stack
+from streams.stores.behaviours import LogIdentity, Numbered, RedisBehaviourStore
+from streams.stores.item_index import MilvusItemIndex
+from streams.stores.models import FolderModelStore
+from streams.stores.redis_client import make_redis
+from streams.topics import create_topics
+
+_ROWS_AT_ONCE = 500
+
+
+class ScoreSystem:
+    """Both servers as processes of their own, over one drawn world. `routes` names where each is asked."""
+
+    def __init__(self, settings: Settings, folder: Path, world: dict[str, int], config_file: Path | None) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._plan = world
+        self._config_file = config_file
+        self._open = ExitStack()
+        self.world: World = draw_world(**world)
+        self.routes: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            stack = opening.enter_context(running_stack(self._folder / "stack", self._settings.stack))
+            values: dict[str, dict[str, Any]] = {part: dict(given) for part, given in stack.endpoints.items()}
+            values["models"] = {"folder": str(self._folder / "models")}
+            values["serve"] = {"port": 0, "host": "127.0.0.1"}
+            own = {
+                part: type(getattr(self._settings, part)).model_validate(
+                    getattr(self._settings, part).model_dump() | given
+                )
+                for part, given in values.items()
+            }
+            settings = self._settings.model_copy(update=own)
+            create_topics(settings.kafka, settings.topics)
+            asyncio.run(self._fill(settings))
+            environment = child_environment(values)
+            config = ["--config", str(self._config_file)] if self._config_file is not None else []
+            serving = self._start(opening, [*config, "serve"], environment, "streams")
+            self.routes["system"] = f"{serving}/v1/score"
+            plan = self._folder / "plan.json"
+            answer = self._folder / "answer.json"
+            answer.write_bytes(asyncio.run(self._first_answer(serving)))
+            plan.write_text(json.dumps({"world": self._plan, "answer": str(answer)}))
+            floor = self._start(opening, ["floor", str(plan)], environment, "streams.bench.score_floor")
+            self.routes |= {"inline": f"{floor}/inline", "threads": f"{floor}/threads"}
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def _start(self, opening: ExitStack, arguments: Sequence[str], environment: dict[str, str], module: str) -> str:
+        """Start a server and wait until it answers; where it does."""
+        child = Child(arguments, self._folder / f"{module}.log", environment, module=module)
+        opening.callback(child.stop)
+        asyncio.run(child.ready())
+        found = re.search(r'ready".*?(http://[0-9.:]+)|(http://[0-9.:]+).*?ready"', child.log_file.read_text())
+        if found is None:
+            raise Unavailable(f"`{module}`", f"it does not say where it answers\n{child.tail()}")
+        return found[1] or found[2]
+
+    async def _fill(self, settings: Settings) -> None:
+        """Items into Milvus, takes into Valkey, the release into its folder; each through the product's own store."""
+        index = MilvusItemIndex(settings.milvus, encoder_version=ENCODER_VERSION, dim=DIM)
+        try:
+            await index.open()
+            rows = self.world.rows()
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                await index.upsert(rows[start : start + _ROWS_AT_ONCE])
+        finally:
+            await index.close()
+        behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        try:
+            await behaviours.bind(LogIdentity("bench", "behaviours", "bench"))
+            takes = [Numbered(offset, take) for offset, take in enumerate(self.world.behaviours())]
+            for start in range(0, len(takes), _ROWS_AT_ONCE):
+                part = takes[start : start + _ROWS_AT_ONCE]
+                await behaviours.record(0, part, first_offset=0, next_offset=start + len(part))
+        finally:
+            await behaviours.close()
+        weights, manifest = self.world.release(self._plan["history"])
+        models = FolderModelStore(settings.models)
+        models.publish(weights, manifest)
+        models.promote(manifest.release_id, None)
+
+    async def _first_answer(self, address: str) -> bytes:
+        """One real answer, whose size the floor's will have. Raises `Unavailable` unless it is what it should be."""
+        async with aiohttp.ClientSession() as session:
+            user, items = self.world.questions[0]
+            async with session.post(f"{address}/v1/score", json={"user_id": user, "item_ids": items}) as response:
+                body = await response.read()
+        answer = json.loads(body)
+        if (
+            response.status != 200
+            or answer["history_length"] != self._plan["history"]
+            or not all(one["has_vector"] and one["probability"] is not None for one in answer["scores"])
+        ):
+            raise Unavailable("`mimstream serve`", f"it answers {response.status}: {body[:500]!r}")
+        return body

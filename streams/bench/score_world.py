@@ -1,0 +1,101 @@
+"""What the scoring benchmark asks about: items, users, requests and a release, the same for system and floor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.manifests import ModelManifest
+from streams.stores.item_index import ItemRow
+from streams.stores.models import Weights, pack_weights, weights_checksum
+from trainer.catalogue import hash_columns
+from trainer.ciubm import CiUBM
+from trainer.config import CiUBMConfig
+
+ENCODER_VERSION = "bench-1"
+DIM = 128
+_BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class World:
+    """Drawn once from a seed: whoever draws with the same numbers gets the same world."""
+
+    item_ids: list[str]
+    vectors_IV: NDArray[np.float32]
+    """Unit rows."""
+    histories: dict[str, list[str]]
+    """Of each user, oldest first."""
+    questions: list[tuple[str, list[str]]]
+    """User and candidates."""
+
+    def rows(self) -> list[ItemRow]:
+        """The items as the center holds them."""
+        return [
+            ItemRow(item, ENCODER_VERSION, vector, "", _BEGIN, None, None, None, True, False, 0, number, 0)
+            for number, (item, vector) in enumerate(zip(self.item_ids, self.vectors_IV, strict=True))
+        ]
+
+    def behaviours(self) -> list[Behaviour]:
+        """The takes that make the histories."""
+        return [
+            Behaviour(
+                event_id=f"{user}-{number}",
+                kind=BehaviourKind.CLICK,
+                user_id=user,
+                item_id=item,
+                occurred_at=_BEGIN + timedelta(seconds=number),
+            )
+            for user, history in self.histories.items()
+            for number, item in enumerate(history)
+        ]
+
+    def bodies(self) -> list[bytes]:
+        """The questions as bodies of `POST /v1/score`."""
+        return [json.dumps({"user_id": user, "item_ids": items}).encode() for user, items in self.questions]
+
+    def release(self, history_length: int) -> tuple[Weights, ModelManifest]:
+        """A CiUBM of default size in which every item has an embedding of its own."""
+        config = CiUBMConfig()
+        network = CiUBM(config, vector_width=DIM, seed=0)
+        for _ in range(config.id_admit_after):
+            network.id_table.admit(torch.from_numpy(hash_columns(self.item_ids)))
+        weights = network.state_dict()
+        checksum = weights_checksum(pack_weights(weights))
+        manifest = ModelManifest(
+            release_id=f"r000001-{checksum[:12]}",
+            weights_sha256=checksum,
+            encoder_version=ENCODER_VERSION,
+            dim=DIM,
+            created_at=_BEGIN,
+            rows_trained=0,
+            steps=0,
+            rows_sha256="",
+            offsets={},
+            config={"model": config.model_dump(mode="json"), "history_length": history_length},
+        )
+        return weights, manifest
+
+
+def draw_world(*, items: int, users: int, history: int, candidates: int, questions: int, seed: int = 0) -> World:
+    """Every user has a history of full length; candidates of a question are distinct."""
+    rng = np.random.default_rng(seed)
+    vectors_IV = rng.normal(size=(items, DIM)).astype(np.float32)
+    vectors_IV /= np.linalg.norm(vectors_IV, axis=1, keepdims=True)
+    ids = [f"item-{number:08d}" for number in range(items)]
+    names = [f"user-{number:06d}" for number in range(users)]
+    return World(
+        ids,
+        vectors_IV,
+        {name: [ids[n] for n in rng.integers(items, size=history)] for name in names},
+        [
+            (names[n % users], [ids[c] for c in rng.choice(items, size=candidates, replace=False)])
+            for n in range(questions)
+        ],
+    )
