@@ -101,7 +101,7 @@ class Metrics:
         events = self._counter("mim_record_events_total", "Records of behaviours by what became of them", "outcome")
         batches = self._seconds("mim_record_batch_seconds", "Decoding and writing one batch of a partition")
         position = self._gauge("mim_record_next_offset", "Next offset to record", "partition")
-        outcomes = ("exposures", "takes", "duplicates", "broken", "replayed")
+        outcomes = ("exposures", "takes", "duplicates", "broken", "erased", "replayed")
         for outcome in outcomes:
             events.labels(outcome)
 

@@ -10,11 +10,12 @@ from kafka.admin import NewTopic
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.behaviours import Behaviour
+from schemas.forgotten import ForgottenUser
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
 from schemas.manifests import ReleaseNotice
 from streams.broker import BrokerConfig, broker_errors, make_admin
 
-TopicName = Literal["items", "behaviours", "embeddings", "models", "items-retry", "dead-letters"]
+TopicName = Literal["items", "behaviours", "embeddings", "models", "forgotten", "items-retry", "dead-letters"]
 
 _DAY_MS = 24 * 3600 * 1000
 
@@ -92,6 +93,7 @@ TOPICS: dict[TopicName, TopicSpec] = {
             "what the representation center now holds, vector included",
             compacted=True,
         ),
+        TopicSpec("forgotten", "user_id", ForgottenUser, "users who asked to be forgotten", compacted=True),
         TopicSpec("models", "release_id", ReleaseNotice, "notices of releases", single_partition=True),
         TopicSpec(
             "items-retry",

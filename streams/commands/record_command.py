@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from streams.broker import broker_errors, make_consumer, make_producer
+from streams.consumers.forgotten_users import StoreForgets
 from streams.consumers.record_behaviours import Recorder
 from streams.log_identity import read_log_identity
 from streams.metrics import Metrics, metrics_server
@@ -71,6 +72,9 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             log.warning("record.rebuilding", topic=topic)
             await store.clear()
         await store.bind(identity)
+        forgets = StoreForgets(store, settings.kafka, settings.topics)
+        opened.push_async_callback(forgets.close)
+        await forgets.open()  # before anything is recorded
         recorder = Recorder(
             consumer,
             store,
@@ -83,4 +87,16 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             on_report=metrics.record,
             on_ready=lambda: log.info("record.ready", topic=topic),
         )
-        await run_until_stopped(recorder.run)
+
+        async def work(stop: asyncio.Event) -> None:
+            tasks = {asyncio.create_task(recorder.run(stop)), asyncio.create_task(forgets.run(stop))}
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        await run_until_stopped(work)

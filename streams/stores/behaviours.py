@@ -2,6 +2,10 @@
 
 A *view*: everything in it can be replayed from `behaviours`. What a batch changes and the position after it are
 written in one transaction, so data and position can never disagree, whoever is killed when.
+
+Who asked to be forgotten is marked here in the transaction that deletes what is kept of him. Every batch is written
+against these marks, so it does not matter which recorder knew of it, or how often the log is replayed: what the click
+log held of him when he asked is passed over. Marks outlive a rebuild.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.forgotten import ForgottenUser
+from streams.stores.erasures import Mark, RedisMarks
 from streams.stores.redis_client import RedisConfig, redis_errors
 from streams.stores.takes import (
     Numbered,
@@ -27,6 +33,7 @@ from streams.stores.takes import (
     pack_takes,
     skipped,
     unpack_takes,
+    without_erased,
 )
 
 __all__ = [
@@ -40,7 +47,7 @@ __all__ = [
     "Take",
 ]
 
-COUNTS = ("exposures", "takes", "duplicates", "broken")
+COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
 
 
 class BehaviourStoreConfig(BaseModel):
@@ -87,11 +94,22 @@ class BehaviourStore(Protocol):
     async def history(self, user_id: str) -> list[Take]:
         """Return the newest takes of a user, oldest first; empty for an unknown one."""
 
+    async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
+        """Delete what is kept of these users, and never take in again what the log held of them; how many were new.
+
+        They were read from `source`, a partition of one incarnation of the topic `forgotten`, whose position is kept
+        with it; what lies below that position is left alone, since a user who was forgotten may have come back as a new
+        one.
+        """
+
+    async def forgotten_positions(self) -> dict[str, int]:
+        """Next offset of each source of `forget`; what lies below has been obeyed."""
+
     async def positions(self) -> dict[int, int]:
         """Next offset of each partition seen so far."""
 
     async def counts(self) -> dict[str, int]:
-        """Sum up `stored` (`exposures` + `takes`), `duplicates` and `broken` since the view began."""
+        """Sum up `stored` (`exposures` + `takes`), `duplicates`, `broken` and `erased` since the view began."""
 
     async def clear(self) -> None:
         """Forget everything, the log's identity included. At once for readers; a running recorder starts over."""
@@ -123,6 +141,8 @@ class InMemoryBehaviourStore:
         self._positions: dict[int, int] = {}
         self._counts = dict.fromkeys(COUNTS, 0)
         self._log: LogIdentity | None = None
+        self._marks: dict[str, Mark] = {}
+        self._forgotten_positions: dict[str, int] = {}
 
     async def bind(self, log: LogIdentity) -> None:
         """See `BehaviourStore`."""
@@ -137,7 +157,9 @@ class InMemoryBehaviourStore:
         stored = self._positions.get(partition, 0)
         if self._log is None or stored < first_offset:
             return RecordReport(partition, stored, resume_from=stored)
-        fresh = fresh_part(events, stored=stored)
+        unread = fresh_part(events, stored=stored)
+        ends = {user: mark.ends_in(self._log.cluster_id, self._log.topic_id) for user, mark in self._marks.items()}
+        fresh = without_erased(unread, ends, partition=partition)
         for event in fresh:
             if event.behaviour is not None:
                 self._users.setdefault(event.behaviour.user_id, UserTakes())
@@ -149,10 +171,25 @@ class InMemoryBehaviourStore:
             length=self._config.history_length,
             remembered=self._config.remembered_event_ids,
         )
+        report = skipped(report, replayed=len(events) - len(unread), erased=len(unread) - len(fresh))
         self._positions[partition] = report.next_offset
         for name in COUNTS:
             self._counts[name] += getattr(report, name)
-        return skipped(report, len(events) - len(fresh))
+        return report
+
+    async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
+        """See `BehaviourStore`."""
+        if self._forgotten_positions.get(source, 0) >= next_offset:
+            return 0
+        for user in users:
+            self._marks[user.user_id] = Mark.of(user)
+            self._users.pop(user.user_id, None)
+        self._forgotten_positions[source] = next_offset
+        return len(users)
+
+    async def forgotten_positions(self) -> dict[str, int]:
+        """See `BehaviourStore`."""
+        return dict(self._forgotten_positions)
 
     async def history(self, user_id: str) -> list[Take]:
         """See `BehaviourStore`."""
@@ -169,7 +206,9 @@ class InMemoryBehaviourStore:
 
     async def clear(self) -> None:
         """See `BehaviourStore`."""
+        marks, positions = self._marks, self._forgotten_positions
         self.__init__(self._config)  # type: ignore[misc]
+        self._marks, self._forgotten_positions = marks, positions
 
     async def ping(self) -> None:
         """See `BehaviourStore`."""
@@ -211,6 +250,7 @@ class RedisBehaviourStore:
         record:G:partitions      set of the partitions seen
         record:G:t:USER          packed takes
         record:G:e:USER          packed hashes of recent event ids
+        record:forgotten         see `streams.stores.erasures`
 
     Every key of the view carries its generation G, so clearing is one write; what is left of older generations is
     swept afterwards. A batch costs three round trips, whatever its size. Writes are optimistic: two recorders that
@@ -223,6 +263,7 @@ class RedisBehaviourStore:
         self._config = config
         self._keep = keep or BehaviourStoreConfig()
         self._root = f"{config.key_prefix}record:"
+        self._marks = RedisMarks(self._root)
         self._view = _View(0, None)
 
     @property
@@ -283,7 +324,7 @@ class RedisBehaviourStore:
             *(self._key(view.generation, "t", user) for user in takers),
         ]
         async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._view_key, position_key, *user_keys)
+            await pipe.watch(self._view_key, position_key, self._marks.key, *user_keys)
             stored_raw = await pipe.hget(position_key, "next_offset")
             raw_view, *values = await pipe.mget([self._view_key, *user_keys])
             stored = int(stored_raw or 0)
@@ -291,9 +332,13 @@ class RedisBehaviourStore:
                 return RecordReport(partition, 0, resume_from=0)  # cleared meanwhile: whoever calls binds again
             if stored < first_offset:
                 return RecordReport(partition, stored, resume_from=stored)
-            fresh = fresh_part(events, stored=stored)
             if stored >= next_offset:
                 return RecordReport(partition, stored, replayed=len(events))
+            ends = await self._marks.ends(
+                pipe, list(everyone), cluster_id=view.log.cluster_id, topic_id=view.log.topic_id
+            )
+            unread = fresh_part(events, stored=stored)
+            fresh = without_erased(unread, ends, partition=partition)
             users = {user: UserTakes() for user in everyone}
             for user, raw in zip(everyone, values, strict=False):
                 users[user].recent = raw or b""
@@ -307,6 +352,7 @@ class RedisBehaviourStore:
                 length=self._keep.history_length,
                 remembered=self._keep.remembered_event_ids,
             )
+            report = skipped(report, replayed=len(events) - len(unread), erased=len(unread) - len(fresh))
             pipe.multi()
             self._write(pipe, view.generation, users, changed, took)
             pipe.hset(position_key, "next_offset", str(next_offset))
@@ -315,7 +361,32 @@ class RedisBehaviourStore:
                     pipe.hincrby(position_key, name, getattr(report, name))
             pipe.sadd(self._key(view.generation, "partitions"), partition)
             await pipe.execute()
-        return skipped(report, len(events) - len(fresh))
+        return report
+
+    async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                async with self._client.pipeline(transaction=True) as pipe:
+                    await pipe.watch(self._view_key, self._marks.at_key)
+                    generation = _View.parse(await pipe.get(self._view_key)).generation
+                    if await self._marks.position(pipe, source) >= next_offset:
+                        return 0
+                    pipe.multi()
+                    self._marks.add(pipe, users, source=source, next_offset=next_offset)
+                    for user in users:
+                        pipe.delete(*(self._key(generation, kind, user.user_id) for kind in "te"))
+                    try:
+                        await pipe.execute()
+                    except WatchError:
+                        continue
+                    return len(users)
+        raise StoreUnavailable("Redis", "other processes keep marking users as forgotten")
+
+    async def forgotten_positions(self) -> dict[str, int]:
+        """See `BehaviourStore`."""
+        with redis_errors(self._config):
+            return await self._marks.positions(self._client)
 
     def _write(
         self, pipe: Any, generation: int, users: dict[str, UserTakes], changed: set[str], took: set[str]

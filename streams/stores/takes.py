@@ -58,6 +58,8 @@ class RecordReport:
     """Events whose id had been seen."""
     broken: int = 0
     """Records that could not be read."""
+    erased: int = 0
+    """Records of users who asked to be forgotten since: passed over."""
     replayed: int = 0
     """Records below the stored position: recorded before, left alone."""
     users: int = 0
@@ -205,6 +207,17 @@ def apply_batch(
     return report, changed, took
 
 
-def skipped(report: RecordReport, replayed: int) -> RecordReport:
-    """Complete the report with the number of records left alone."""
-    return replace(report, replayed=replayed)
+def without_erased(
+    events: Sequence[Numbered], ends: Mapping[str, Mapping[int, int]], *, partition: int
+) -> list[Numbered]:
+    """Leave out what lies below the ends of users who were forgotten (user, then partition, to offset)."""
+    return [
+        event
+        for event in events
+        if event.behaviour is None or event.offset >= ends.get(event.behaviour.user_id, {}).get(partition, 0)
+    ]
+
+
+def skipped(report: RecordReport, *, replayed: int, erased: int) -> RecordReport:
+    """Complete the report with the numbers of records left alone."""
+    return replace(report, replayed=replayed, erased=erased)

@@ -12,6 +12,7 @@ import pytest
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.forgotten import ForgottenUser
 from streams.stack.launch import launch
 from streams.stack.parts import NotReady
 from streams.stack.valkey_part import ValkeyPart
@@ -46,6 +47,11 @@ def event(
         occurred_at=datetime.fromtimestamp(at, UTC),
     )
     return Numbered(offset, behaviour)
+
+
+def forgotten(user: str, ends: dict[int, int], *, topic_id: str = LOG.topic_id) -> ForgottenUser:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return ForgottenUser(user_id=user, forgotten_at=now, cluster_id=LOG.cluster_id, topic_id=topic_id, ends=ends)
 
 
 def random_log(seed: int, n: int) -> list[Numbered]:
@@ -109,7 +115,51 @@ class BehaviourStoreContract:
         report = await store.record(0, [event(0, kind="exposure"), event(1)], first_offset=0, next_offset=2)
         assert (report.exposures, report.takes, report.stored) == (1, 1, 2)
         assert len(await store.history("u1")) == 1
-        assert await store.counts() == {"stored": 2, "exposures": 1, "takes": 1, "duplicates": 0, "broken": 0}
+        assert await store.counts() == {
+            "stored": 2,
+            "exposures": 1,
+            "takes": 1,
+            "duplicates": 0,
+            "broken": 0,
+            "erased": 0,
+        }
+
+    async def test_who_is_forgotten_is_gone_and_no_replay_or_late_recorder_brings_him_back(
+        self, store: BehaviourStore
+    ) -> None:
+        await store.record(0, [event(0), event(1, user="u2"), event(2)], first_offset=0, next_offset=3)
+        assert await store.forget([forgotten("u1", {0: 5})], source="t:3", next_offset=8) == 1
+        assert await store.history("u1") == [] and len(await store.history("u2")) == 1
+
+        late = await store.record(0, [event(3), event(4, user="u2")], first_offset=3, next_offset=5)
+        assert (late.erased, late.takes) == (1, 1) and await store.history("u1") == []
+        again = await store.record(0, [event(5, item="new")], first_offset=5, next_offset=6)
+        assert again.takes == 1
+        assert [take.item_id for take in await store.history("u1")] == ["new"]  # a new user of the same id
+
+        await store.clear()
+        await store.bind(LOG)
+        assert await store.forgotten_positions() == {"t:3": 8}  # marks outlive a rebuild
+        everything = [event(0), event(1, user="u2"), event(2), event(3), event(5, item="new")]
+        replayed = await store.record(0, everything, first_offset=0, next_offset=6)
+        assert (replayed.erased, replayed.takes) == (3, 2)
+        assert [take.item_id for take in await store.history("u1")] == ["new"]
+        assert (await store.counts())["erased"] == 3
+
+    async def test_reading_of_an_erasure_again_does_not_erase_the_user_who_came_back(
+        self, store: BehaviourStore
+    ) -> None:
+        await store.forget([forgotten("u1", {0: 5})], source="t:0", next_offset=1)
+        await store.record(0, [event(5)], first_offset=0, next_offset=6)
+        assert await store.forget([forgotten("u1", {0: 5})], source="t:0", next_offset=1) == 0
+        assert len(await store.history("u1")) == 1
+        await store.forget([forgotten("u1", {0: 6})], source="t:0", next_offset=2)
+        assert await store.history("u1") == []
+
+    async def test_ends_of_another_log_erase_nothing_that_comes_in_this_one(self, store: BehaviourStore) -> None:
+        await store.forget([forgotten("u1", {0: 100}, topic_id="an older one")], source="t:0", next_offset=1)
+        report = await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        assert report.erased == 0 and len(await store.history("u1")) == 1
 
     async def test_only_the_newest_takes_are_kept(self, store: BehaviourStore) -> None:
         await store.record(0, [event(i, item=f"i{i}", at=i) for i in range(9)], first_offset=0, next_offset=9)

@@ -1,0 +1,112 @@
+"""`mimstream forget user`: nothing of him is found by search afterwards, and no replay brings him back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streams.commands.forget_command import forget_user
+from streams.settings import Settings
+from streams.stores.behaviours import RedisBehaviourStore
+from streams.stores.redis_client import make_redis
+from tests.live.test_record_live import send
+
+pytestmark = pytest.mark.timeout(240)
+
+USER = "user-whom-nobody-remembers"
+
+
+def clicks(user: str, first: int, count: int) -> list[tuple[bytes, bytes]]:
+    return [
+        (
+            user.encode(),
+            json.dumps(
+                {
+                    "event_id": f"{user}-{n}",
+                    "kind": "click",
+                    "user_id": user,
+                    "item_id": f"i{n}",
+                    "occurred_at": 1_700_000_000 + n,
+                }
+            ).encode(),
+        )
+        for n in range(first, first + count)
+    ]
+
+
+async def found_in_redis(settings: Settings, needle: bytes) -> list[bytes]:
+    """Keys below our prefix whose name or value holds `needle`."""
+    client: Any = make_redis(settings.redis)
+    found = []
+    try:
+        async for key in client.scan_iter(match=f"{settings.redis.key_prefix}*"):
+            kind = await client.type(key)
+            if kind == b"string":
+                value = await client.get(key)
+            elif kind == b"hash":
+                value = b"|".join(part for pair in (await client.hgetall(key)).items() for part in pair)
+            else:
+                value = b"|".join(await client.smembers(key))
+            if needle in key or needle in value:
+                found.append(key)
+    finally:
+        await client.aclose()
+    return found
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    print(f"waiting for {what}")
+    async with asyncio.timeout(60):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_forgotten_user_is_nowhere_in_redis_through_restart_and_rebuild_and_may_come_back_as_a_new_one(
+    settings: Settings, process: Callable[..., Any]
+) -> None:
+    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+
+    async def takes(user: str) -> list[str]:
+        return [take.item_id for take in await store.history(user)]
+
+    async def counted(name: str, least: int) -> bool:
+        return (await store.counts())[name] >= least
+
+    try:
+        await send(settings, clicks(USER, 0, 20) + clicks("other", 0, 5))
+        recorder = process("record")
+        await until(lambda: counted("takes", 25), "everything to be recorded")
+        assert await found_in_redis(settings, USER.encode())
+
+        await forget_user(settings, USER)
+
+        async def gone() -> bool:
+            return not await found_in_redis(settings, USER.encode())
+
+        await until(gone, "the user to be gone")
+        assert len(await takes("other")) == 5
+
+        await send(settings, clicks(USER, 100, 2))
+        await until(lambda: counted("takes", 27), "the new user")
+        assert await takes(USER) == ["i100", "i101"]
+        assert recorder.stop() == 0
+
+        rebuilding = process("record", "--rebuild")
+        rebuilding.wait_for("record.ready")
+        await until(lambda: counted("takes", 7), "the rebuild")
+        assert (await store.counts())["erased"] == 20
+        assert await takes(USER) == ["i100", "i101"] and len(await takes("other")) == 5
+
+        await forget_user(settings, USER)
+        await until(gone, "the user to be gone again")
+        assert rebuilding.stop() == 0
+        again = process("record")
+        again.wait_for("record.ready")
+        assert await gone()
+        assert again.stop() == 0
+    finally:
+        await store.close()
