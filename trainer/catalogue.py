@@ -107,8 +107,7 @@ class Catalogue:
         if digest is None:
             if not self._has_vector[number]:
                 return b""
-            told = self._contents[number].encode() + b"\0" + self._vectors[number].tobytes()
-            digest = self._digests[number] = hashlib.blake2b(told, digest_size=16).digest()
+            digest = self._digests[number] = vector_digest(self._contents[number], self._vectors[number])
         return digest
 
     def published_at(self, number: int) -> float:
@@ -195,6 +194,11 @@ class Catalogue:
         self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
         self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
         self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
+
+
+def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:
+    """Sixteen bytes that tell content and vector from every other."""
+    return hashlib.blake2b(content.encode() + b"\0" + vector.tobytes(), digest_size=16).digest()
 
 
 def id_hashes(identifier: str) -> tuple[int, int]:

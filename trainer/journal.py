@@ -24,7 +24,6 @@ from trainer.negatives import ContrastivePlan
 from trainer.state import State, ragged, unragged, whole_numbers
 
 EMPTY = b""
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,11 @@ class Segment:
     def rows(self) -> int:
         """How many rows it holds."""
         return sum(len(step.labels) for step in self.steps)
+
+    @property
+    def name(self) -> str:
+        """Its first row and the head of its hash."""
+        return f"s{self.first_row:09d}-{self.root[:12]}"
 
     @property
     def root(self) -> str:

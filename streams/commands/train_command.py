@@ -23,6 +23,7 @@ from streams.consumers.train_on_behaviours import TrainOnBehaviours
 from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
+from streams.stores.journal import JournalStore
 from streams.stores.models import FolderModelStore, pack_weights, weights_checksum
 from streams.stores.shelf import FolderShelf
 from streams.stores.snapshots import SnapshotStore
@@ -152,6 +153,7 @@ class _Train:
         trainer = settings.trainer.model_dump(mode="json")
         return Snapshots(
             make_snapshot_store(settings),
+            make_journal_store(settings),
             read_log=lambda: describe_input(settings.kafka, settings.topics),
             config=learning_config(trainer, settings.train.variants, settings.record.field_map),
             encoder_version=settings.train.encoder_version,
@@ -204,6 +206,17 @@ def make_snapshot_store(settings: Settings) -> SnapshotStore:
     named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
     shelf = FolderShelf(folder, entries="snapshots", pointer="current.json", named=named)
     return SnapshotStore(shelf, keep=settings.train.keep_snapshots, named=named)
+
+
+def make_journal_store(settings: Settings) -> JournalStore:
+    """The journal of a trainer of these settings."""
+    folder = training_folder(settings)
+    named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
+    segments, vectors = (
+        FolderShelf(folder, entries=entries, pointer=f"{entries}.json", named=named)
+        for entries in ("journal", "vectors")
+    )
+    return JournalStore(segments, vectors, named=named)
 
 
 def training_folder(settings: Settings) -> Path:

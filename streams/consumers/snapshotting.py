@@ -1,8 +1,8 @@
-"""Which snapshot a trainer may go on from, and what is written beside the trainer's own state."""
+"""Which snapshot a trainer may go on from, and what is kept beside its own state: whose it is, and its journal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -10,9 +10,11 @@ import structlog
 from schemas.errors import Misconfigured
 from schemas.manifests import Fence, Offsets
 from streams.consumers.train_input import InputTopics
+from streams.stores.journal import JournalStore, SegmentMeta
 from streams.stores.snapshots import Snapshot, SnapshotMeta, SnapshotStore, code_hash, moment
 
 if TYPE_CHECKING:
+    from trainer.journal import Segment
     from trainer.state import State
 
 log = structlog.get_logger()
@@ -44,6 +46,7 @@ class Snapshots:
     def __init__(
         self,
         store: SnapshotStore,
+        journal: JournalStore,
         *,
         read_log: Callable[[], InputTopics],
         config: Mapping[str, Any],
@@ -52,6 +55,7 @@ class Snapshots:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._journal = journal
         self._read_log = read_log
         self._config = dict(config)
         self._encoder_version = encoder_version
@@ -107,6 +111,38 @@ class Snapshots:
             rows_sha256=rows_sha256,
         )
         return self._store.write(state, meta, self._fence)
+
+    def keep_segment(
+        self,
+        segment: Segment,
+        *,
+        begins: Mapping[int, int],
+        ends: Mapping[int, int],
+        overtaken: Sequence[tuple[int, int]],
+        rules: Mapping[str, float],
+        encoder_version: str,
+        dim: int,
+    ) -> None:
+        """Keep the journal of the rows of a release, and the vectors they saw. Blocking. Raises `StoreUnavailable`."""
+        assert self._log is not None
+        meta = SegmentMeta(
+            segment_id=segment.name,
+            root=segment.root,
+            rows=segment.rows,
+            encoder_version=encoder_version,
+            dim=dim,
+            cluster_id=self._log.cluster_id,
+            topic_ids=self._log.topic_ids,
+            begins=dict(begins),
+            ends=dict(ends),
+            overtaken=list(overtaken),
+            rules=dict(rules),
+        )
+        self._journal.write(segment, meta)
+
+    def forget_segments_but(self, kept: Collection[str]) -> None:
+        """Forget the journals of releases that are gone. Blocking."""
+        self._journal.retain(kept)
 
     def _refuse_foreign(self, meta: SnapshotMeta) -> None:
         assert self._log is not None

@@ -81,7 +81,7 @@ class TrainingInput:
     """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`.
 
     `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
-    group's own offsets play no part.
+    group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
 
     `encoder_version` names the vectors that count; None takes that of the first vector met. Behaviours are judged as of
     the moment they were produced, so that reading the log again next year comes to the same verdicts.
@@ -99,6 +99,7 @@ class TrainingInput:
         idle_seconds: float,
         bounded: bool,
         start_at: Mapping[str, Mapping[int, int]] | None = None,
+        lost_is_fatal: bool = True,
         clock: Callable[[], float],
     ) -> None:
         self._broker = broker
@@ -109,6 +110,7 @@ class TrainingInput:
         self._idle_seconds = idle_seconds
         self._bounded = bounded
         self._start_at = start_at or {}
+        self._lost_is_fatal = lost_is_fatal
         self._clock = clock
         self._vectors: list[VectorRecord] = []
         self._idle: set[int] = set()
@@ -133,6 +135,8 @@ class TrainingInput:
         starts = self._starts(beginnings)
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
+        self.starts = {number: starts[partition] for number, partition in self._behaviours.items()}
+        """Offset of each partition of `behaviours` at which reading began."""
         self.beginnings = {number: int(beginnings[partition]) for number, partition in self._behaviours.items()}
         """First offset there is of each partition of `behaviours`."""
         self.embedding_offsets = {number: starts[p] for number, p in self._embeddings.items()}
@@ -148,7 +152,7 @@ class TrainingInput:
             for number, partition in numbered.items():
                 first, end = int(beginnings[partition]), int(self._ends[partition])
                 start = wished.get(number, first)
-                if start < first and name == "behaviours":
+                if start < first and name == "behaviours" and self._lost_is_fatal:
                     raise Misconfigured(
                         f"partition {number} of {partition.topic!r} begins at offset {first} now, and reading has to "
                         f"go on at {start}: the events between are gone, by retention or by hand. Restore the topic, "

@@ -429,7 +429,7 @@ class TrainOnBehaviours:
             return
         # first the state that the release is made of: whoever is killed after it goes on from here, and releases it
         if not await self._take_snapshot(wait=True) or not await self._keep_segment(trainer):
-            await asyncio.sleep(_RETRY_SECONDS)  # a release that cannot be gone on from, or rebuilt, is none: it stays due
+            await asyncio.sleep(_RETRY_SECONDS)  # what cannot be gone on from, or rebuilt, is no release: it stays due
             return
 
         def copy() -> tuple[Candidate, Offsets]:
@@ -487,7 +487,8 @@ class TrainOnBehaviours:
     async def _take_snapshot(self, *, wait: bool = False) -> bool:
         """Copy everything between two turns, and write it beside what goes on; with `wait`, until it is written.
 
-        False if it was waited for in vain. A disk that is full costs nothing but the snapshot: the one before stays, and another is tried later.
+        False if it was waited for in vain. A disk that is full costs nothing but the snapshot: the one before stays,
+        and another is tried later.
         """
         trainer, snapshots = self.trainer, self._snapshots
         if trainer is None or snapshots is None:

@@ -18,6 +18,7 @@ from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
 from streams.consumers.snapshotting import Snapshots, learning_config
 from streams.consumers.train_input import InputTopics
+from streams.stores.journal import JournalStore
 from streams.stores.shelf import FolderShelf
 from streams.stores.snapshots import SnapshotMeta, SnapshotStore
 from trainer.config import TrainerConfig
@@ -165,10 +166,18 @@ def test_a_damaged_snapshot_is_named_with_the_way_out(tmp_path: Path, file: str,
         store.load(name)
 
 
+def make_journal(folder: Path) -> JournalStore:
+    shelves = [
+        FolderShelf(folder, entries=name, pointer=f"{name}.json", named="here") for name in ("journal", "vectors")
+    ]
+    return JournalStore(shelves[0], shelves[1], named="here")
+
+
 def make_snapshots(folder: Path, log: InputTopics = LOG, encoder: str | None = None, **trainer: object) -> Snapshots:
     config = learning_config(TrainerConfig.model_validate(trainer).model_dump(mode="json"), "ciubm", {})
     return Snapshots(
         make_store(folder),
+        make_journal(folder),
         read_log=lambda: log,
         config=config,
         encoder_version=encoder,

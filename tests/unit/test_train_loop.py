@@ -59,6 +59,7 @@ class ListedInput:
         self.vectors, self.log, self.size = list(vectors), list(log), size
         self.reading = AlignedReading([0], room_per_partition=50)
         self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
+        self.starts = {0: 0}
         self.encoder_version = "e"
         self.broken_vectors = self.other_encoders = 0
         self.fetched = 0

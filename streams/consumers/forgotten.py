@@ -1,0 +1,36 @@
+"""Users who asked to be forgotten: up to which place of the click log nothing of theirs counts."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from schemas.forgotten import ForgottenUser
+
+
+class ForgottenUsers:
+    """Which records of one click log are to be treated as if they were never sent. Holds hashes, not ids."""
+
+    def __init__(self, cluster_id: str | None, topic_id: str | None) -> None:
+        self._log = (cluster_id, topic_id)
+        self._ends: dict[bytes, dict[int, int]] = {}
+
+    def add(self, user: ForgottenUser) -> bool:
+        """Take a user in; False if what he asks for concerns another log, or nothing that was not erased before."""
+        if (user.cluster_id, user.topic_id) != self._log:
+            return False
+        known = self._ends.setdefault(_key(user.user_id), {})
+        later = {partition: end for partition, end in user.ends.items() if end > known.get(partition, 0)}
+        known |= later
+        return bool(later)
+
+    def erases(self, user_id: str, partition: int, offset: int) -> bool:
+        """Whether the record of this user at this place counts for nothing."""
+        ends = self._ends.get(_key(user_id)) if self._ends else None
+        return ends is not None and offset < ends.get(partition, 0)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+
+def _key(user_id: str) -> bytes:
+    return blake2b(user_id.encode(), digest_size=16).digest()
