@@ -21,7 +21,7 @@ from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker import broker_errors, make_producer
 from streams.settings import Settings
-from streams.stores.models import CurrentPointer, FolderModelStore, ModelStore, whoever
+from streams.stores.models import CurrentPointer, ModelStore, open_models, whoever
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Look, or move the pointer."""
-    store: ModelStore = FolderModelStore(settings.models)
+    store: ModelStore = open_models(settings.models)
     if options.action == "list":
         _show_list(store, as_json=options.json)
     elif options.action == "show":

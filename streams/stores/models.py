@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,6 +48,7 @@ __all__ = [
     "ModelStoreConfig",
     "Outcome",
     "ShelvedModels",
+    "open_models",
     "pack_weights",
     "weights_checksum",
 ]
@@ -72,6 +73,11 @@ class ModelStoreConfig(BaseModel):
 
     folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "models")
     """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames."""
+    url: str | None = Field(default=None, pattern=r"^(s3|memory)://.+")
+    """An object store instead of the folder: `s3://bucket/prefix` (extra `s3`)."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of s3fs for it, as JSON: `{"endpoint_url": ...}` for a store that only speaks S3's protocol. Leave
+    credentials to where AWS's own tools look for them."""
     keep_releases: int = Field(default=10, ge=2)
     """How many of the newest releases are kept, refused ones included; the current one and its parent are kept in any
     case."""
@@ -376,6 +382,17 @@ class InMemoryModelStore(ShelvedModels):
 
     def __init__(self) -> None:
         super().__init__(MemoryShelf(), ModelStoreConfig(), named="memory")
+
+
+def open_models(config: ModelStoreConfig) -> ModelStore:
+    """The model store that the settings name. Raises `Misconfigured` if an object store cannot be used."""
+    if config.url is None:
+        return FolderModelStore(config)
+    from streams.stores.object_shelf import ObjectShelf  # its clients are an extra
+
+    named = f"{config.url} (MIM_MODELS__URL)"
+    shelf = ObjectShelf(config.url, entries=ENTRIES, pointer=POINTER_FILE, named=named, options=config.storage_options)
+    return ShelvedModels(shelf, config, named=named)
 
 
 def whoever() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from streams.stores.models import (
     ModelStore,
     ModelStoreConfig,
     Outcome,
+    open_models,
     pack_weights,
     weights_checksum,
 )
@@ -55,10 +57,13 @@ def release(store: ModelStore, number: int, fence: Fence | None = None, created_
 
 
 def make_store(kind: str, folder: Path) -> ModelStore:
-    return FolderModelStore(ModelStoreConfig(folder=folder)) if kind == "folder" else InMemoryModelStore()
+    if kind == "memory":
+        return InMemoryModelStore()
+    url = f"memory://{folder.name}-{uuid.uuid4().hex}" if kind == "object store" else None
+    return open_models(ModelStoreConfig(folder=folder, url=url))
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "object store"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
     return make_store(request.param, tmp_path)
 
@@ -363,3 +368,14 @@ def test_the_parent_of_the_current_release_is_kept_to_go_back_to(tmp_path: Path)
     published(store, 3, 4, 5)  # refused ones, say
     store.prune()
     assert [m.rows_trained for m in store.list()] == [1, 2, 4, 5]
+
+
+def test_the_settings_name_a_folder_or_an_object_store(tmp_path: Path) -> None:
+    assert isinstance(open_models(ModelStoreConfig(folder=tmp_path)), FolderModelStore)
+    url = f"memory://{tmp_path.name}"
+    elsewhere = open_models(ModelStoreConfig(folder=tmp_path, url=url))
+    first = release(elsewhere, 1, Fence(producer_id=1, epoch=0))
+    again = open_models(ModelStoreConfig(folder=tmp_path, url=url))
+    pointer = again.current()
+    assert pointer is not None and pointer.release_id == first and again.load(first)[1].rows_trained == 1
+    assert not list(tmp_path.iterdir())
