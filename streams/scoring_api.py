@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -25,16 +25,15 @@ import structlog
 from aiohttp import web
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from encoders.base import Encoder, ItemContent
 from schemas.base import MAX_ID_CHARACTERS, Message
 from schemas.errors import Misconfigured, PipelineError, Unavailable, Unprocessable
 from schemas.scoring import (
-    ItemScore,
     ItemView,
     Neighbour,
     ScoreRequest,
-    ScoreResponse,
     SimilarRequest,
     SimilarResponse,
     SimilarResult,
@@ -45,6 +44,7 @@ from streams.serving_model import ModelWatcher, ServedModel
 from streams.stores.behaviours import BehaviourStore
 from streams.stores.item_index import ItemIndex
 from streams.stores.representations import Representations
+from trainer.item_rows import ItemRows
 
 log = structlog.get_logger()
 
@@ -128,29 +128,30 @@ async def score(request: web.Request) -> web.Response:
     probabilities = await service.off_loop(
         lambda: model.scorer.score(history, asked.item_ids, looked.vectors, trigger_item=asked.trigger_item)
     )
-    return _json(_scored(asked, model, probabilities, looked.vectors, len(history)))
+    return _answer(_scored(asked, model, probabilities, looked.vectors, len(history)))
 
 
 def _scored(
     asked: ScoreRequest,
     model: ServedModel,
     probabilities: NDArray[np.float64],
-    vectors: Mapping[str, NDArray[np.float32]],
+    vectors: ItemRows,
     history_length: int,
-) -> ScoreResponse:
-    return ScoreResponse(
-        scores=[
-            ItemScore(
-                item_id=item_id,
-                probability=float(probability) if np.isfinite(probability) else None,
-                has_vector=item_id in vectors,
-            )
-            for item_id, probability in zip(asked.item_ids, probabilities, strict=True)
-        ],
-        release_id=model.manifest.release_id,
-        weights_sha256=model.manifest.weights_sha256,
-        encoder_version=model.manifest.encoder_version,
-        history_length=history_length,
+) -> bytes:
+    """A `ScoreResponse` as JSON: validating hundreds of our own numbers would cost a fifth of a request."""
+    has_vector = vectors.has_vector_U.tolist()
+    return to_json(
+        {
+            "scores": [
+                {"item_id": item_id, "probability": probability, "has_vector": has_vector[vectors.place[item_id]]}
+                for item_id, probability in zip(asked.item_ids, probabilities.tolist(), strict=True)
+            ],
+            "release_id": model.manifest.release_id,
+            "weights_sha256": model.manifest.weights_sha256,
+            "encoder_version": model.manifest.encoder_version,
+            "history_length": history_length,
+        },
+        inf_nan_mode="null",
     )
 
 
@@ -279,7 +280,11 @@ async def _body(request: web.Request, model: type[M]) -> M:
 
 
 def _json(answer: Message) -> web.Response:
-    return web.Response(body=answer.model_dump_json().encode(), content_type="application/json")
+    return _answer(answer.model_dump_json().encode())
+
+
+def _answer(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,57 +12,11 @@ from torch import Tensor
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.batches import dense_features, newest_first
-from trainer.catalogue import hash_columns
 from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
+from trainer.item_rows import ItemRows
 
 Vectors = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, eq=False)
-class ItemRows(Mapping[str, NDArray[np.float32]]):
-    """Vectors by item as rows of one matrix, with what else the network reads of an item. Row 0 is padding.
-
-    A mapping of the items that have a vector. Every item asked for has a place, whether it has a vector or not.
-    """
-
-    place: Mapping[str, int]
-    """Row of each item, from 1 on."""
-    vectors_UV: NDArray[np.float32]
-    """Zero rows where there is no vector."""
-    has_vector_U: NDArray[np.bool_]
-    hashes_U2: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, items: Sequence[str], vectors: Vectors, dim: int) -> ItemRows:
-        """Rows of these items (each once) from a mapping. `dim` is the width of the vectors."""
-        place = {item: number for number, item in enumerate(dict.fromkeys(items), start=1)}
-        rows = cls.empty(place, dim)
-        rows.hashes_U2[1:] = hash_columns(list(place))
-        for item, number in place.items():
-            vector = vectors.get(item)
-            if vector is not None:
-                rows.vectors_UV[number], rows.has_vector_U[number] = vector, True
-        return rows
-
-    @classmethod
-    def empty(cls, place: Mapping[str, int], dim: int) -> ItemRows:
-        """Rows to be filled in: no vectors, no hashes."""
-        count = len(place) + 1
-        return cls(place, np.zeros((count, dim), np.float32), np.zeros(count, bool), np.zeros((count, 2), np.int64))
-
-    def __getitem__(self, item: str) -> NDArray[np.float32]:
-        number = self.place[item]
-        if not self.has_vector_U[number]:
-            raise KeyError(item)
-        row: NDArray[np.float32] = self.vectors_UV[number]
-        return row
-
-    def __iter__(self) -> Iterator[str]:
-        return (item for item, number in self.place.items() if self.has_vector_U[number])
-
-    def __len__(self) -> int:
-        return int(self.has_vector_U.sum())
 
 
 class Scorer:

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from streams.log_identity import read_partitions
 from streams.metrics import CacheReport
 from streams.serve_config import RepresentationsConfig
 from streams.stores.item_index import UNIT_TOLERANCE, ItemIndex
+from trainer.catalogue import hash_columns, id_hashes
+from trainer.item_rows import ItemRows
 
 log = structlog.get_logger()
 
@@ -41,13 +44,17 @@ FIRST_ROWS = 1_024
 
 
 class VectorTable:
-    """Vectors by id in one growing (capacity, dim) float32 matrix; the least recently used make room."""
+    """Vectors by id in one growing (capacity, dim) float32 matrix; the least recently used make room.
+
+    The hashes by which models know an id lie beside them, so that a request does not make them again.
+    """
 
     def __init__(self, dim: int, max_items: int) -> None:
         self._dim = dim
         self._max_items = max_items
         self._matrix = np.empty((min(FIRST_ROWS, max_items), dim), dtype=np.float32)
         self._row_of: OrderedDict[str, int] = OrderedDict()
+        self._hashes = np.zeros((len(self._matrix), 2), np.int64)
         self._known_at = np.zeros(len(self._matrix))
         self._free: list[int] = []
 
@@ -63,6 +70,7 @@ class VectorTable:
         if row is None:
             row = self._take_row()
             self._row_of[item_id] = row
+            self._hashes[row] = id_hashes(item_id)
         self._row_of.move_to_end(item_id)
         self._matrix[row] = vector
         self._known_at[row] = at
@@ -73,17 +81,24 @@ class VectorTable:
         if row is not None:
             self._free.append(row)
 
-    def gather(self, item_ids: Iterable[str], *, since: float) -> dict[str, NDArray[np.float32]]:
-        """Copy the vectors that are held and were known to be true at `since` or later; marks them as used."""
-        found: list[str] = []
-        rows: list[int] = []
-        for item_id in item_ids:
-            row = self._row_of.get(item_id)
-            if row is not None and self._known_at[row] >= since:
-                self._row_of.move_to_end(item_id)
-                found.append(item_id)
-                rows.append(row)
-        return dict(zip(found, self._matrix[rows], strict=True)) if rows else {}
+    def gather(self, item_ids: Iterable[str], *, since: float) -> ItemRows:
+        """A place for each of the items (each once), with copies of the vectors that are held and were known to be true
+        at `since` or later; marks these as used.
+        """
+        place = {item_id: number for number, item_id in enumerate(dict.fromkeys(item_ids), start=1)}
+        items = ItemRows.empty(place, self._dim)
+        row_U = np.array([-1, *(self._row_of.get(item_id, -1) for item_id in place)])
+        held_U = row_U >= 0
+        held_U[held_U] = self._known_at[row_U[held_U]] >= since
+        row_K = row_U[held_U]
+        items.vectors_UV[held_U], items.hashes_U2[held_U] = self._matrix[row_K], self._hashes[row_K]
+        items.has_vector_U[held_U] = True
+        if len(row_K) < len(place):
+            others = [item_id for item_id, number in place.items() if not held_U[number]]
+            items.hashes_U2[1:][~held_U[1:]] = hash_columns(others)
+        for item_id in compress(place, held_U[1:].tolist()):
+            self._row_of.move_to_end(item_id)
+        return items
 
     def _take_row(self) -> int:
         if self._free:
@@ -95,6 +110,7 @@ class VectorTable:
         if used == len(self._matrix):
             capacity = min(2 * used, self._max_items)
             self._matrix = np.concatenate([self._matrix, np.empty((capacity - used, self._dim), dtype=np.float32)])
+            self._hashes = np.concatenate([self._hashes, np.zeros((capacity - used, 2), np.int64)])
             self._known_at = np.concatenate([self._known_at, np.zeros(capacity - used)])
         return used
 
@@ -103,8 +119,8 @@ class VectorTable:
 class Looked:
     """Answer to one look-up."""
 
-    vectors: dict[str, NDArray[np.float32]]
-    """(dim,) each; items that the center does not hold are left out."""
+    vectors: ItemRows
+    """(dim,) each; items that the center does not hold are left out of the mapping, but have a place."""
     report: CacheReport
 
 
@@ -142,18 +158,22 @@ class Representations:
 
         Raises `StoreUnavailable` if Milvus is needed and does not answer.
         """
-        wanted = list(dict.fromkeys(item_ids))
         now = self._clock()
         oldest = now - self._config.max_staleness_seconds
-        vectors = self._table.gather(wanted, since=float("-inf") if self._true_at >= oldest else oldest)
+        items = self._table.gather(item_ids, since=float("-inf") if self._true_at >= oldest else oldest)
+        wanted, found = len(items.place), len(items)
+        if found == wanted:
+            return self._looked(items, hits=wanted, misses=0)
         missing = [
-            item_id for item_id in wanted if item_id not in vectors and self._absent_until.get(item_id, now) <= now
+            item_id for item_id in items.place if item_id not in items and self._absent_until.get(item_id, now) <= now
         ]
-        hits = len(wanted) - len(missing)
         if missing:
-            vectors |= await self._read(missing)
-        absent = len(wanted) - len(vectors)
-        return Looked(vectors, CacheReport(hits, len(missing), absent, len(self._table), self.behind_seconds))
+            items.fill(await self._read(missing))
+        return self._looked(items, hits=wanted - len(missing), misses=len(missing))
+
+    def _looked(self, items: ItemRows, *, hits: int, misses: int) -> Looked:
+        absent = len(items.place) - len(items)
+        return Looked(items, CacheReport(hits, misses, absent, len(self._table), self.behind_seconds))
 
     async def _read(self, item_ids: list[str]) -> dict[str, NDArray[np.float32]]:
         asked_at, epoch = self._clock(), self._epoch

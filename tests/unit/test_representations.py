@@ -15,6 +15,7 @@ from schemas.items import ItemEmbedding, SourceOffset, embedding_key
 from streams.serve_config import RepresentationsConfig
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 from streams.stores.representations import Representations, VectorTable
+from trainer.item_rows import ItemRows
 
 VERSION = "test-1"
 DIM = 4
@@ -255,3 +256,19 @@ def test_the_table_grows_and_gives_copies() -> None:
     before = table.gather(["i0", "i2999"], since=0.0)
     table.put("i0", unit(77), at=0.0)
     assert np.array_equal(before["i0"], unit(0)) and np.array_equal(before["i2999"], unit(2999))
+
+
+def test_what_the_table_hands_out_is_what_would_be_made_from_a_plain_mapping() -> None:
+    table = VectorTable(DIM, max_items=3)
+    for i in range(5):  # the first two make room
+        table.put(f"i{i}", unit(i), at=0.0)
+    asked = ["i4", "never seen", "i2", "i0", "i4"]
+    found = table.gather(asked, since=0.0)
+    expected = ItemRows.of(asked, {"i4": unit(4), "i2": unit(2)}, DIM)
+    assert found.place == expected.place == {"i4": 1, "never seen": 2, "i2": 3, "i0": 4}
+    for name in ("vectors_UV", "has_vector_U", "hashes_U2"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert not found.hashes_U2[0].any() and found.hashes_U2[1:].all()
+    assert list(found) == ["i4", "i2"] and "i0" not in found and len(found) == 2
+    with pytest.raises(KeyError):
+        found["never seen"]

@@ -24,6 +24,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.items import embedding_key
 from schemas.manifests import ModelManifest
+from schemas.scoring import ScoreResponse
 from streams.metrics import Metrics
 from streams.scoring_api import ScoringService, make_app
 from streams.serve_config import RepresentationsConfig, ServeConfig
@@ -221,6 +222,9 @@ async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench:
     lamp, shoe, gone, nan = (s["probability"] for s in answer["scores"])
     assert shoe > lamp and gone == 0.5 and nan is None
     assert (answer["release_id"], answer["encoder_version"], answer["history_length"]) == (released, VERSION, 1)
+    assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer, (
+        "built by hand, and as the schema says"
+    )
 
 
 async def test_a_user_without_history_and_a_trigger_item_are_scored(open_bench: Open) -> None:
