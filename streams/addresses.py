@@ -50,6 +50,11 @@ def is_public(address: str) -> bool:
     return parsed.is_global and (int(parsed) >> 32) & 0xFFFFFFFF not in _ISATAP
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach what listens there. `ValueError` if this is no address."""
+    return ipaddress.ip_address(address).is_loopback
+
+
 def may_be_asked(address: str, inside: Sequence[Network]) -> bool:
     """Whether an address is public, or in a network `inside` that is allowed nonetheless. False if it is none."""
     try:

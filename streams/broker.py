@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -33,6 +34,10 @@ class BrokerConfig(BaseModel):
     """SASL password; never logged."""
     ssl_cafile: str | None = None
     """Certificate authority file; the system's by default."""
+    ssl_certfile: str | None = None
+    """Certificate that this client shows, where the broker asks for one."""
+    ssl_keyfile: str | None = None
+    """Key of that certificate."""
     request_timeout_ms: int = Field(default=20_000, ge=1_000)
     """How long one request to the broker may take."""
     connect_timeout_ms: int = Field(default=10_000, ge=500)
@@ -59,8 +64,19 @@ class BrokerConfig(BaseModel):
                 "sasl_plain_password": self.sasl_password.get_secret_value(),
             }
         if "SSL" in self.security_protocol:
-            options["ssl_context"] = create_ssl_context(cafile=self.ssl_cafile)
+            options["ssl_context"] = self._ssl_context()
         return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        try:
+            context: ssl.SSLContext = create_ssl_context(
+                cafile=self.ssl_cafile, certfile=self.ssl_certfile, keyfile=self.ssl_keyfile
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise Misconfigured(
+                f"MIM_KAFKA__SSL_CAFILE, MIM_KAFKA__SSL_CERTFILE or MIM_KAFKA__SSL_KEYFILE cannot be used: {error}"
+            ) from None
+        return context
 
 
 def make_producer(config: BrokerConfig, **overrides: Any) -> AIOKafkaProducer:

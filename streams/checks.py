@@ -17,7 +17,7 @@ from streams.log_identity import read_log_identity
 from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore, foreign_log
 from streams.stores.center import CenterIdentity, read_center
-from streams.stores.models import FolderModelStore
+from streams.stores.models import open_models
 from streams.stores.redis_client import make_redis, redis_errors
 from streams.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
 
@@ -213,7 +213,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Cen
     center = await read_center(settings.milvus)
     centers.append(center)
     if center is None:
-        return f"{settings.milvus.uri}, nothing indexed yet"
+        return f"{settings.milvus.shown_uri}, nothing indexed yet"
     held = f"{center.collection} ({center.encoder_version or 'empty'}, {center.dim}-d)"
     fix = (
         "set MIM_ENCODER__BUNDLE to the one that made them, or MIM_MILVUS__ALIAS to a new name to build another center"
@@ -222,14 +222,14 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Cen
         raise _Wrong(f"{held} holds {center.dim}-d vectors, the encoder makes {encoders[0].dim}-d", fix)
     if encoders and center.encoder_version not in (None, encoders[0].version):
         raise _Wrong(f"{held} holds vectors of another encoder than {encoders[0].version}", fix)
-    return f"{settings.milvus.uri}, {held}"
+    return f"{settings.milvus.shown_uri}, {held}"
 
 
 async def _model(settings: Settings, encoder_version: str | None) -> str:
-    store = FolderModelStore(settings.models)
+    store = open_models(settings.models)
     pointer = await asyncio.to_thread(store.current)
     if pointer is None:
-        return f"nothing released in {settings.models.folder} yet; 'mimstream train' does"
+        return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"
     _, manifest = await asyncio.to_thread(store.load, pointer.release_id)
     if encoder_version not in (None, manifest.encoder_version):
         raise _Wrong(

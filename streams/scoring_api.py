@@ -7,6 +7,8 @@
     GET  /readyz            it can answer; if not, why
     GET  /metrics           Prometheus
 
+With `MIM_SERVE__TOKENS` all but the two health checks want `Authorization: Bearer TOKEN`.
+
 Errors are `{"error": {"code", "message"}}`. Scores rest on cached vectors (see `stores/representations.py` for how old
 these may be); neighbours and items are read from the center itself. Computing happens in threads, off the loop.
 """
@@ -14,8 +16,9 @@ these may be); neighbours and items are read from the center itself. Computing h
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -40,6 +43,7 @@ from schemas.scoring import (
 )
 from streams.metrics import Metrics, RequestReport, metrics_handler
 from streams.serve_config import ServeConfig
+from streams.serve_edge import Bearers, RateLimit
 from streams.serving_model import ModelWatcher, ServedModel
 from streams.stores.behaviours import BehaviourStore
 from streams.stores.item_index import ItemIndex
@@ -58,11 +62,12 @@ RETRY_AFTER_SECONDS = "1"
 class Refused(Exception):
     """A request that is answered with an error of its own."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.headers = headers
 
 
 class QueryEncoder(Protocol):
@@ -99,7 +104,11 @@ def make_app(service: ScoringService) -> web.Application:
     """Assemble the routes. Collaborators are opened and closed by whoever calls."""
     app = web.Application(
         client_max_size=service.config.max_body_bytes,
-        middlewares=[_measured(service.metrics), _answers_errors(service.config.max_concurrent_requests)],
+        middlewares=[
+            _measured(service.metrics),
+            _answers_errors(service.config.max_concurrent_requests),
+            _admits(service.config),
+        ],
     )
     app[SERVICE] = service
     app.router.add_post("/v1/score", score)
@@ -268,7 +277,12 @@ async def readiness(service: ScoringService) -> dict[str, str]:
 
 async def _body(request: web.Request, model: type[M]) -> M:
     """Read and validate a request. Raises `Refused` naming each wrong field."""
-    raw = await request.read()
+    allowed_seconds = request.app[SERVICE].config.body_seconds
+    try:
+        async with asyncio.timeout(allowed_seconds):
+            raw = await request.read()
+    except TimeoutError:
+        raise Refused(408, "too_slow", f"the request did not arrive within {allowed_seconds:g} s") from None
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -287,13 +301,15 @@ def _answer(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json")
 
 
-def _error(status: int, code: str, message: str) -> web.Response:
-    headers = {"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else None
+def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    if status == 503:
+        headers = {"Retry-After": RETRY_AFTER_SECONDS}
     return web.json_response({"error": {"code": code, "message": message}}, status=status, headers=headers)
 
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_OPERATIONAL = ("/healthz", "/readyz", "/metrics")
+_HEALTH = ("/healthz", "/readyz")
+_OPERATIONAL = (*_HEALTH, "/metrics")
 
 
 def _answers_errors(max_concurrent_requests: int) -> Any:
@@ -309,7 +325,7 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
         try:
             return await handler(request)
         except Refused as error:
-            return _error(error.status, error.code, error.message)
+            return _error(error.status, error.code, error.message, error.headers)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
@@ -329,6 +345,31 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
             return _error(500, "internal", "this request failed; the reason is in the server's log")
         finally:
             in_hand -= 1
+
+    return middleware
+
+
+def _admits(config: ServeConfig) -> Any:
+    """Make the middleware that looks at who asks, before anything of the request is read."""
+    bearers = Bearers([token.get_secret_value() for token in config.tokens])
+    rate = RateLimit(config.max_requests_per_second, config.burst_requests, time.monotonic)
+
+    def count(client: str) -> None:
+        if wait := rate.wait_seconds(client):
+            headers = {"Retry-After": str(math.ceil(wait))}
+            raise Refused(429, "too_many_requests", "this client asks too often", headers)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in _HEALTH:
+            return await handler(request)
+        token = bearers.recognise(request.headers.get("Authorization"))
+        address = f"address {request.remote}"
+        if bearers.required and token is None:
+            count(address)  # guessing is slow too
+            raise Refused(401, "unauthorized", "give a bearer token", {"WWW-Authenticate": "Bearer"})
+        count(address if token is None else f"token {token}")
+        return await handler(request)
 
     return middleware
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+MIN_TOKEN_CHARACTERS = 16
 
 
 class RepresentationsConfig(BaseModel):
@@ -26,9 +28,18 @@ class ServeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` in a container. There is no authentication: put a gateway in front."""
+    """Address to listen on; `0.0.0.0` in a container, with `tokens`."""
     port: int = Field(default=8080, ge=0, le=65_535)
     """Port to listen on; 0 takes a free one, which `serve.ready` names."""
+    tokens: tuple[SecretStr, ...] = ()
+    """Bearer tokens, as `["one", "another"]`: who gives one of them may ask. With two, one can be replaced at a time.
+    Empty: no authentication. `/healthz` and `/readyz` need none."""
+    max_requests_per_second: float | None = Field(default=None, gt=0)
+    """How often one client may ask on average; a client is a token, or else an address. None: as often as it likes."""
+    burst_requests: int = Field(default=100, ge=1)
+    """Requests that a client may send at once after a pause."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """How long the body of a request may take to arrive."""
     max_body_bytes: int = Field(default=8_388_608, ge=1_024)
     """Largest request body (a picture to search with arrives in base64)."""
     max_concurrent_requests: int = Field(default=256, ge=1)
@@ -43,3 +54,10 @@ class ServeConfig(BaseModel):
     """How long `/readyz` waits for each store."""
     cache: RepresentationsConfig = Field(default_factory=RepresentationsConfig)
     """The cache of vectors."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_are_long(cls, tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(token.get_secret_value()) < MIN_TOKEN_CHARACTERS for token in tokens):
+            raise ValueError(f"a token needs at least {MIN_TOKEN_CHARACTERS} characters")
+        return tokens

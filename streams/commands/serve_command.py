@@ -16,6 +16,7 @@ from aiohttp import web
 from encoders.base import Encoder
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
+from streams.addresses import is_loopback
 from streams.metrics import Metrics
 from streams.processes import run_until_stopped
 from streams.scoring_api import ScoringService, make_app
@@ -25,7 +26,7 @@ from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore
 from streams.stores.center import read_center
 from streams.stores.item_index import MilvusItemIndex
-from streams.stores.models import FolderModelStore
+from streams.stores.models import open_models
 from streams.stores.redis_client import make_redis
 from streams.stores.representations import EmbeddingsFollower, Representations
 
@@ -103,7 +104,7 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
         await index.open()
         representations = Representations(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
         models = ModelWatcher(
-            FolderModelStore(settings.models),
+            open_models(settings.models),
             _make_scorer,
             encoder_version=version,
             poll_seconds=config.poll_models_seconds,
@@ -172,6 +173,8 @@ async def _listen(running: AsyncExitStack, app: web.Application, config: ServeCo
             f"cannot listen on {config.host}:{config.port} (MIM_SERVE__HOST, MIM_SERVE__PORT): {error.strerror}"
         ) from None
     host, port = runner.addresses[0][:2]
+    if not config.tokens and not is_loopback(host):
+        log.warning("serve.open_to_all", address=f"{host}:{port}", advice="set MIM_SERVE__TOKENS")
     log.info("serve.ready", address=f"http://{host}:{port}")
 
 

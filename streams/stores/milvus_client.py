@@ -70,7 +70,11 @@ class MilvusConnection:
 
         def run() -> T:
             client = MilvusClient(
-                self._config.uri, token=self._token, timeout=self._timeout, grpc_options=_NO_IDLE_PINGS
+                self._config.uri,
+                token=self._token,
+                timeout=self._timeout,
+                grpc_options=_NO_IDLE_PINGS,
+                **self._config.tls_options(),
             )
             try:
                 return operation(client)
@@ -115,6 +119,7 @@ class MilvusConnection:
                     timeout=self._timeout,
                     dedicated=True,
                     grpc_options=_NO_IDLE_PINGS,
+                    **self._config.tls_options(),
                 )
             return self._client
 
@@ -129,7 +134,7 @@ class MilvusConnection:
         return self._unavailable(what, f"{error.message} (code {error.code})")
 
     def _unavailable(self, what: str, detail: str) -> StoreUnavailable:
-        return StoreUnavailable("Milvus", f"{what} at {self._config.uri} (MIM_MILVUS__URI): {detail}")
+        return StoreUnavailable("Milvus", f"{what} at {self._config.shown_uri} (MIM_MILVUS__URI): {detail}")
 
 
 def quiet_client_logs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from redis import exceptions
@@ -28,6 +29,12 @@ class RedisConfig(BaseModel):
     """User, where the server has access lists."""
     password: SecretStr | None = None
     """Password; never logged. Give it here rather than in the URL."""
+    ssl_cafile: str | None = None
+    """Certificate authority file for `rediss://`; the system's by default."""
+    ssl_certfile: str | None = None
+    """Certificate that this client shows, where the server asks for one."""
+    ssl_keyfile: str | None = None
+    """Key of that certificate."""
     key_prefix: str = Field(default="mim:", pattern=r"^[A-Za-z0-9._:-]{1,64}$")
     """Put before every key, so that several systems can share a server."""
     timeout_seconds: float = Field(default=5.0, gt=0)
@@ -38,9 +45,14 @@ class RedisConfig(BaseModel):
 
 def make_redis(config: RedisConfig) -> Redis:
     """Make a client with time limits and without hidden retries: the caller knows how long to hold. Opens no socket."""
+    files = {"ssl_ca_certs": config.ssl_cafile, "ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
+    tls: dict[str, Any] = {name: file for name, file in files.items() if file is not None}
+    if tls and not config.url.startswith("rediss://"):
+        raise Misconfigured("MIM_REDIS__SSL_CAFILE, _CERTFILE and _KEYFILE need a MIM_REDIS__URL with rediss://")
     try:
         client: Redis = Redis.from_url(
             config.url,
+            **tls,
             username=config.username,
             password=config.password.get_secret_value() if config.password else None,
             socket_timeout=config.timeout_seconds,
