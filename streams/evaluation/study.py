@@ -162,8 +162,7 @@ class Study:
         data = self.data(TUNING_SEED)
         model = registry.create(name)
         started = time.perf_counter()
-        validation = data.take(self.validation_rows)
-        model.fit(data.take(self.train_rows), validation, seed=TUNING_SEED, trial=trial)
+        model.fit(data.take(self.train_rows), None, seed=TUNING_SEED, trial=trial)
         scores = self._checked(model, data.take(self.tuned_on))
         chosen = buckets(self.recorded.facts.take(self.tuned_on))["overall"]
         rows = self.recorded.rows

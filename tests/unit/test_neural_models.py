@@ -15,7 +15,7 @@ from trainer.evaluation import auc
 from trainer.id_table import IdTable
 from trainer.numeric import CrossNetwork, NumericEmbedding, SharedHeads
 from trainer.offline import registry
-from trainer.offline.neural.base import NeuralModel
+from trainer.offline.neural.base import TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.din import VectorDin, cosines
 from trainer.offline.neural.fitting import FitSettings, fit, predict
@@ -105,9 +105,14 @@ def test_ciubm_finds_what_din_cannot_see() -> None:
     assert found["ciubm"] > 0.85, found
 
 
-def test_every_model_gets_the_same_four_kinds_of_trial() -> None:
-    for name in NAMES:
-        assert len(registry.create(name).trials) == 4, name
+def test_every_model_and_every_ablation_is_tuned_by_the_same_four_trials() -> None:
+    for name in (*NAMES, *registry.ABLATIONS):
+        model = registry.create(name)
+        assert tuple(model.trials) == TRIALS, name
+        for trial in model.trials:
+            chosen = {key: value for key, value in trial.items() if key not in FitSettings.__dataclass_fields__}
+            model.build(chosen, vector_width=WIDTH, dense_width=3, seed=0)
+    assert len(TRIALS) == 4 == len({str(trial) for trial in TRIALS})
 
 
 # ---- what is particular to each ------------------------------------------------------------------------------------
