@@ -161,6 +161,7 @@ def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftCo
         "offsets": read.offsets,
         "behaviours": read.behaviours_read,
         "broken": read.broken,
+        "erased": read.erased,
     }
 
 

@@ -16,7 +16,10 @@ from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured
 from schemas.items import ItemPublished
 from streams.broker import BrokerConfig, broker_errors, make_admin, make_consumer
+from streams.consumers.forgotten import ForgottenUsers
+from streams.consumers.forgotten_users import read_forgotten_users
 from streams.consumers.record_behaviours import read_batch
+from streams.log_identity import read_log_identity
 from streams.topics import TopicName, TopicsConfig
 
 log = structlog.get_logger()
@@ -34,6 +37,8 @@ class TopicContent:
     cluster_id: str | None = None
     broken: int = 0
     """Records that could not be read; somebody else writes their dead letters."""
+    erased: int = 0
+    """Behaviours of users who asked to be forgotten since: passed over."""
 
     @property
     def behaviours_read(self) -> int:
@@ -59,6 +64,7 @@ async def read_topics(
     """
     names: list[TopicName] = ["items"] if only_items else ["items", "behaviours"]
     found = TopicContent()
+    gone = ForgottenUsers(None, None) if only_items else await _forgotten(broker, topics)
     partitions = await asyncio.to_thread(_describe, broker, topics, names, found)
     consumer = make_consumer(broker)
     with broker_errors(broker):
@@ -82,13 +88,19 @@ async def read_topics(
                         if partitions[partition] == "items":
                             _take_items(found, inside, broker, item_fields)
                         else:
-                            _take_behaviours(found, partition.partition, inside, broker, behaviour_fields)
+                            _take_behaviours(found, partition.partition, inside, broker, behaviour_fields, gone)
     finally:
         await consumer.stop()
     for partition, name in partitions.items():
         found.offsets.setdefault(name, {})[partition.partition] = int(ends[partition])
-    log.info("csft.topics_read", items=len(found.items), behaviours=len(found.behaviours), broken=found.broken)
+    counts = {"behaviours": len(found.behaviours), "broken": found.broken, "erased": found.erased}
+    log.info("csft.topics_read", items=len(found.items), **counts)
     return found
+
+
+async def _forgotten(broker: BrokerConfig, topics: TopicsConfig) -> ForgottenUsers:
+    log_now = await asyncio.to_thread(read_log_identity, broker, topics.full_name("behaviours"))
+    return await read_forgotten_users(broker, topics, cluster_id=log_now.cluster_id, topic_id=log_now.topic_id)
 
 
 def _describe(
@@ -133,7 +145,12 @@ def _take_items(found: TopicContent, records: list[Any], broker: BrokerConfig, f
 
 
 def _take_behaviours(
-    found: TopicContent, partition: int, records: list[Any], broker: BrokerConfig, fields: dict[str, str]
+    found: TopicContent,
+    partition: int,
+    records: list[Any],
+    broker: BrokerConfig,
+    fields: dict[str, str],
+    gone: ForgottenUsers,
 ) -> None:
     events, letters = read_batch(
         records,
@@ -144,5 +161,9 @@ def _take_behaviours(
     )
     found.broken += len(letters)
     for event in events:
-        if event.behaviour is not None:
+        if event.behaviour is None:
+            continue
+        if gone.erases(event.behaviour.user_id, partition, event.offset):
+            found.erased += 1
+        else:
             found.behaviours.append((partition, event.offset, event.behaviour))

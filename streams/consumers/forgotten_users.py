@@ -19,6 +19,7 @@ from schemas.base import decode
 from schemas.errors import BadMessage, Misconfigured, Reason, Unavailable
 from schemas.forgotten import ForgottenUser
 from streams.broker import BrokerConfig, broker_errors, make_consumer
+from streams.consumers.forgotten import ForgottenUsers
 from streams.delivery import Patience, hold
 from streams.log_identity import read_log_identity, read_partitions
 from streams.stores.behaviours import BehaviourStore
@@ -120,6 +121,25 @@ def read_forgotten(records: Sequence[Any], *, max_bytes: int) -> list[ForgottenU
         else:
             users.append(user)
     return users
+
+
+async def read_forgotten_users(
+    broker: BrokerConfig, topics: TopicsConfig, *, cluster_id: str | None, topic_id: str | None
+) -> ForgottenUsers:
+    """Everybody who was forgotten so far in the click log of this id. Raises as `ForgottenFollower.open` does."""
+    gone = ForgottenUsers(cluster_id, topic_id)
+
+    async def tell(users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
+        for user in users:
+            gone.add(user)
+
+    follower = ForgottenFollower(broker, topics, tell)
+    try:
+        await follower.open()
+        await follower.catch_up()
+    finally:
+        await follower.close()
+    return gone
 
 
 class StoreForgets:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streams.commands.forget_command import forget_user
+from streams.consumers.csft_input import read_topics
 from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore
 from streams.stores.redis_client import make_redis
@@ -100,6 +101,12 @@ async def test_a_forgotten_user_is_nowhere_in_redis_through_restart_and_rebuild_
         await until(lambda: counted("takes", 7), "the rebuild")
         assert (await store.counts())["erased"] == 20
         assert await takes(USER) == ["i100", "i101"] and len(await takes("other")) == 5
+
+        read = await read_topics(settings.kafka, settings.topics, {}, {})  # what teaches an encoder
+        assert read.erased == 20 and [event.item_id for _, _, event in read.behaviours if event.user_id == USER] == [
+            "i100",
+            "i101",
+        ]
 
         await forget_user(settings, USER)
         await until(gone, "the user to be gone again")
