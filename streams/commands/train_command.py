@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured
+from streams.consumers.forgotten import ForgottenUsers
+from streams.consumers.forgotten_users import ForgottenFollower
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
 from streams.consumers.snapshotting import Snapshots, learning_config
@@ -24,7 +26,7 @@ from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.stores.journal import JournalStore
-from streams.stores.models import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.models import open_models, pack_weights, weights_checksum
 from streams.stores.shelf import FolderShelf
 from streams.stores.snapshots import SnapshotStore
 
@@ -110,6 +112,7 @@ class _Train:
     async def _train(self, stop: asyncio.Event, leadership: Leadership | None) -> None:
         settings, options = self._settings, self._options
         config = settings.train
+        log_now = await asyncio.to_thread(describe_input, settings.kafka, settings.topics)
         snapshots = self._snapshots(leadership)
         resume = None
         if leadership is not None or options.from_snapshot:
@@ -136,6 +139,8 @@ class _Train:
             make_releaser=None if leadership is None else self._releaser_maker(leadership),
             snapshots=None if leadership is None else snapshots,
             resume=resume,
+            gone=ForgottenUsers(log_now.cluster_id, log_now.topic_ids["behaviours"]),
+            follow_forgotten=lambda tell: ForgottenFollower(settings.kafka, settings.topics, tell),
             gate=settings.gate,
             clock=time.time,
             bounded=options.until_end,
@@ -164,7 +169,7 @@ class _Train:
     def _releaser_maker(self, leadership: Leadership) -> Any:
         def make(encoder_version: str, dim: int) -> Releaser:
             return Releaser(
-                FolderModelStore(self._settings.models),
+                open_models(self._settings.models),
                 leadership,
                 notices_topic=self._settings.topics.full_name("models"),
                 read_log=lambda: describe_input(self._settings.kafka, self._settings.topics),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from schemas.forgotten import ForgottenUser
@@ -27,6 +28,15 @@ class ForgottenUsers:
         """Whether the record of this user at this place counts for nothing."""
         ends = self._ends.get(_key(user_id)) if self._ends else None
         return ends is not None and offset < ends.get(partition, 0)
+
+    def snapshot(self) -> dict[str, dict[str, int]]:
+        """Everything, as JSON can carry it."""
+        return {key.hex(): {str(number): end for number, end in ends.items()} for key, ends in self._ends.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        """Know what `snapshot` knew: those users are forgotten already."""
+        for key, ends in state.items():
+            self._ends[bytes.fromhex(key)] = {int(number): end for number, end in ends.items()}
 
     def __len__(self) -> int:
         return len(self._ends)

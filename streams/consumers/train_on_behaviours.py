@@ -31,8 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import EncoderVersion
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
+from schemas.forgotten import ForgottenUser
 from schemas.manifests import Offsets
 from streams.consumers.aligned_reading import Entry
+from streams.consumers.forgotten import ForgottenUsers
+from streams.consumers.forgotten_users import ForgottenFollower, Tell
 from streams.consumers.gating import Gating
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
@@ -55,6 +58,7 @@ T = TypeVar("T")
 _CHUNK_EVENTS = 512
 _WAIT_SECONDS = 0.2
 _RETRY_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 JOIN_RULES = ("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users")
 """Settings of the trainer that rows depend on."""
 
@@ -132,6 +136,8 @@ class TrainOnBehaviours:
         make_releaser: Callable[[str, int], Releaser] | None = None,
         snapshots: Snapshots | None = None,
         resume: Snapshot | None = None,
+        gone: ForgottenUsers | None = None,
+        follow_forgotten: Callable[[Tell], ForgottenFollower] | None = None,
         gate: GateConfig | None = None,
         bounded: bool = False,
         state_folder: Path | None = None,
@@ -148,6 +154,9 @@ class TrainOnBehaviours:
         self._make_releaser = make_releaser
         self._snapshots = snapshots
         self._resume = resume
+        self._gone = gone
+        self._follower = None if follow_forgotten is None else follow_forgotten(self._take_forgotten)
+        self._to_forget: list[str] = []
         self._gate = gate or GateConfig()
         self._bounded = bounded
         self._state_folder = state_folder
@@ -166,7 +175,7 @@ class TrainOnBehaviours:
         self._rows = 0
         self._steps_not_logged = 0
         self._last_event_at: int | None = None
-        self._last_step_log = self._last_commit = self._last_report = float("-inf")
+        self._last_step_log = self._last_commit = self._last_report = self._last_look = float("-inf")
         self._commit: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._received_at_snapshot = 0
@@ -184,6 +193,9 @@ class TrainOnBehaviours:
         try:
             await self._reads.open()
             await self._begin()
+            if self._follower is not None:
+                await self._follower.open()
+                await self._follower.catch_up()
             await self._read_vectors_first()
             log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
             await self._wait_for_first_vector()
@@ -198,6 +210,8 @@ class TrainOnBehaviours:
             for task in (self._commit, self._writing):
                 if task is not None:
                     task.cancel()
+            if self._follower is not None:
+                await self._follower.close()
             await self._reads.close()
 
     async def _begin(self) -> None:
@@ -219,6 +233,8 @@ class TrainOnBehaviours:
             self._last_event_at, self._metrics = loop.values["last_event_at"], loop.values["metrics"]
             self._rows, self._received_at_snapshot = trainer.rows, trainer.accounts.received
             at = loop.values["scores"]
+            if self._gone is not None:
+                self._gone.restore(loop.values["gone"])
             self._begins = {int(number): offset for number, offset in loop.values["begins"].items()}
             self._trial = state.part("trial") if "trial" in state.values else None
             self.trainer = trainer
@@ -266,7 +282,7 @@ class TrainOnBehaviours:
         entries: list[Entry] = []
         if self._chunk_is_due():
             entries, self._chunk = self._chunk, []
-        if not (busy or entries or idle or give_up or finish or self._reads.has_vectors):
+        if not (busy or entries or idle or give_up or finish or self._reads.has_vectors or self._to_forget):
             return None
         turn = await self._in_thread(lambda: self._turn(trainer, entries, idle, give_up, finish=finish))
         await self._after(turn)
@@ -333,6 +349,11 @@ class TrainOnBehaviours:
             else:
                 self._waits.answered(record.item_id, has_vector=True)
 
+    def _forget(self, trainer: OnlineTrainer) -> None:
+        users, self._to_forget = self._to_forget, []
+        for user_id in users:
+            log.info("train.user_forgotten", events=trainer.forget(user_id))
+
     def _turn(
         self,
         trainer: OnlineTrainer,
@@ -344,9 +365,12 @@ class TrainOnBehaviours:
     ) -> Turn:
         """Feed the trainer and let it do what it can; stop early where a release can be made, or to end the process."""
         self._hold_vectors()
+        self._forget(trainer)
         for entry in entries:
             if entry.behaviour is None:
                 trainer.observe_broken(entry.partition, entry.offset)
+            elif self._gone is not None and self._gone.erases(entry.behaviour.user_id, entry.partition, entry.offset):
+                trainer.observe_erased(entry.partition, entry.offset)
             else:
                 trainer.observe(entry.partition, entry.offset, entry.behaviour)
         trainer.idle(idle)
@@ -503,6 +527,7 @@ class TrainOnBehaviours:
             from trainer.state import State  # torch's neighbours
 
             self._hold_vectors()  # what was fetched lies before the offsets that are kept
+            self._forget(trainer)  # and who is known to be forgotten is so
             state = State()
             state.put("trainer", trainer.snapshot())
             if trainer.trial is not None:
@@ -511,6 +536,7 @@ class TrainOnBehaviours:
                 "waits": self._waits.snapshot(),
                 "last_event_at": self._last_event_at,
                 "metrics": dict(self._metrics),
+                "gone": {} if self._gone is None else self._gone.snapshot(),
                 "begins": {str(number): offset for number, offset in self._begins.items()},
                 "scores": None if self._scores is None else self._scores.place,
             }
@@ -574,9 +600,18 @@ class TrainOnBehaviours:
                 await asyncio.sleep(_WAIT_SECONDS)
         if self._writing is not None and self._writing.done():
             await self._written()
+        if self._follower is not None and self._clock() - self._last_look >= _LOOK_SECONDS:
+            self._last_look = self._clock()
+            try:
+                await self._follower.poll(wait_seconds=0)
+            except Unavailable as error:
+                log.warning("train.broker_away", error=str(error))
         await self._tell_group()
         if self._clock() - self._last_report >= self._config.report_interval_seconds:
             await self._report()
+
+    async def _take_forgotten(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
+        self._to_forget += [user.user_id for user in users if self._gone is not None and self._gone.add(user)]
 
     async def _tell_group(self) -> None:
         if self._leadership is None:

@@ -14,8 +14,10 @@ import pytest
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
+from schemas.forgotten import ForgottenUser
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.consumers.aligned_reading import AlignedReading, Entry
+from streams.consumers.forgotten import ForgottenUsers
 from streams.consumers.train_input import VectorRecord
 from streams.consumers.train_ledger import TrainReport
 from streams.consumers.train_on_behaviours import TrainConsumerConfig, TrainOnBehaviours
@@ -99,6 +101,49 @@ class ListedInput:
     @property
     def all_handed_out(self) -> bool:
         return bool(self.reading.empty_and_exhausted())
+
+
+class ToldAtOnce:
+    """A follower of `forgotten` that knows its users from the start, and of others when it is asked again."""
+
+    def __init__(self, tell: Any, now: list[ForgottenUser], later: list[ForgottenUser]) -> None:
+        self.tell, self.now, self.later = tell, now, later
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def catch_up(self) -> None:
+        await self.tell(self.now, "source", len(self.now))
+
+    async def poll(self, *, wait_seconds: float) -> int:
+        later, self.later = self.later, []
+        await self.tell(later, "source", len(self.now) + len(later))
+        return len(later)
+
+
+def forgotten(user_id: str, *, until: int, topic_id: str = "t") -> ForgottenUser:
+    moment = datetime.fromtimestamp(0, UTC)
+    return ForgottenUser(user_id=user_id, forgotten_at=moment, cluster_id="c", topic_id=topic_id, ends={0: until})
+
+
+async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_back() -> None:
+    log = make_log(700)
+    now = [forgotten("u1", until=350), forgotten("u2", until=700, topic_id="of another log")]
+    loop = make_loop(ListedInput(vectors(*ALL), log))
+    loop._gone = ForgottenUsers("c", "t")
+    loop._follower = ToldAtOnce(loop._take_forgotten, now, [forgotten("u3", until=10_000)])  # type: ignore[assignment]
+    standing = await trained(loop)
+    of = {user: [n for n, event in enumerate(log) if event and event.user_id == user] for user in ("u1", "u3")}
+    takes = [n for n in of["u3"] if n % 5 == 4]
+    erased = sum(n < 350 for n in of["u1"]) + len(of["u3"])
+    assert standing.accounts["pending"] == 0 and standing.accounts["received"] == 700
+    # of u3, what was counted as trained before he asked stays counted; nothing else of him
+    assert erased - len(takes) <= standing.accounts["erased"] <= erased
+    assert standing.accounts["trained"] == 700 - standing.accounts["erased"]
+    state = loop.trainer.snapshot() if loop.trainer else None
+    assert state is not None and "u3" not in state.part("join").texts("users")
+    assert {"u1", "u2"} <= set(state.part("join").texts("users"))
 
 
 def make_loop(
