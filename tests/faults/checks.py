@@ -1,0 +1,413 @@
+"""The invariants, looked at from outside after a round; a finding is a sentence that says what is wrong with what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pyarrow as pa
+from aiokafka.errors import KafkaError
+
+from encoders.base import Encoder, ItemContent
+from schemas.errors import PipelineError, Unavailable
+from schemas.items import ItemEmbedding, ItemPublished, parse_embedding_key
+from schemas.letters import DeadLetter
+from streams.consumers.train_ledger import SCORES_FOLDER, read_scores
+from streams.stores.behaviours import RedisBehaviourStore
+from streams.stores.item_index import MilvusItemIndex
+from streams.stores.models import FolderModelStore
+from streams.stores.redis_client import make_redis
+from tests.faults.reference import Reference
+from tests.faults.scenario import PARTITIONS
+from tests.faults.truth import Behaviours, Items, Row, expected_behaviours, expected_items, twice
+from tests.faults.world import World
+
+SETTLE_SECONDS = 90.0
+"""How long after a round everything may take to be as it should; then what is wrong is wrong."""
+FEW = 4
+
+
+@dataclass
+class Findings:
+    """What a look found."""
+
+    violations: list[str] = field(default_factory=list)
+    figures: dict[str, int] = field(default_factory=dict)
+
+    def add(self, text: str, which: Iterable[object] = ()) -> None:
+        """Note a violation, with a few of those concerned."""
+        names = list(which)
+        shown = ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
+        self.violations.append(f"{text}: {shown} ({len(names)})" if names else text)
+
+
+async def settled(look: Callable[[], Any]) -> Findings:
+    """Look until nothing is wrong any more, or time is up; the last findings."""
+    deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+    while True:
+        try:
+            findings: Findings = await look()
+        except (Unavailable, KafkaError, aiohttp.ClientError, TimeoutError, OSError, pa.ArrowException) as error:
+            findings = Findings([f"cannot look: {error}"])
+        if not findings.violations or asyncio.get_running_loop().time() > deadline:
+            return findings
+        await asyncio.sleep(0.25)
+
+
+# ---- the log itself ------------------------------------------------------------------------------------------------
+
+
+def look_at_log(world: World) -> Findings:
+    """Every record that the broker acknowledged is in the log, as it was sent."""
+    found = Findings()
+    for name, sent in world.acknowledged.items():
+        held = {(r.partition, r.offset): r for records in world.logs[name].records.values() for r in records}
+        lost = [(r.partition, r.offset) for r in sent if held.get((r.partition, r.offset)) != r]
+        if lost:
+            found.add(f"the broker acknowledged records of {name} and does not hold them", lost)
+    return found
+
+
+# ---- items ---------------------------------------------------------------------------------------------------------
+
+
+async def look_at_center(world: World, truth: Items, encoder: Encoder) -> Findings:
+    """Every published item once, with its newest content and the vector of it; deleted ones nowhere."""
+    found = Findings()
+    wanted = world.items_before | truth.held
+    for item_id in truth.gone:
+        wanted.pop(item_id, None)
+    index = MilvusItemIndex(world.settings.milvus, encoder_version="reader", dim=1)
+    try:
+        ids = await index._milvus.call(
+            "a look at all ids",
+            lambda client: client.query(
+                world.settings.milvus.alias,
+                filter='item_id != ""',
+                output_fields=["item_id"],
+                consistency_level="Strong",
+                limit=16_000,
+                timeout=10,
+            ),
+        )
+        counted = Counter(str(row["item_id"]) for row in ids)
+        rows = await index.fetch(sorted(counted.keys() | wanted.keys()), pending=True)
+    finally:
+        await index.close()
+    if several := [item_id for item_id, count in counted.items() if count > 1]:
+        found.add("items are in the center more than once", several)
+    if missing := sorted(wanted.keys() - rows.keys()):
+        found.add("published items are missing from the center", missing)
+    if deleted := sorted((rows.keys() - wanted.keys()) & truth.gone):
+        found.add("deleted items are in the center", deleted)
+    if unknown := sorted(rows.keys() - wanted.keys() - truth.gone):
+        found.add("items are in the center that nobody published", unknown)
+    outdated, wrong_vectors = [], []
+    contents, vectors = [], []
+    for item_id in sorted(rows.keys() & wanted.keys()):
+        record, row = wanted[item_id], rows[item_id]
+        item = ItemPublished.model_validate_json(record.value or b"")
+        at = (row.source_partition, row.source_offset)
+        if at != (record.partition, record.offset) or row.content_hash != item.content_hash() or row.is_pending:
+            outdated.append(f"{item_id} is from {at[0]}/{at[1]}, newest {record.partition}/{record.offset}")
+        else:
+            contents.append((item_id, encoder.prepare(ItemContent(title=item.title, text=item.text))))
+            vectors.append(row.vector)
+    if outdated:
+        found.add("items in the center are not the newest published", outdated)
+    if contents:
+        fresh = encoder.encode([prepared for _, prepared in contents])
+        cosines = (fresh * np.stack(vectors)).sum(axis=1)
+        wrong_vectors = [item_id for (item_id, _), cosine in zip(contents, cosines, strict=True) if cosine < 0.9999]
+    if wrong_vectors:
+        found.add("vectors in the center are not those of their items' content", wrong_vectors)
+    found.figures = {"items": len(wanted), "deleted": len(truth.gone)}
+    return found
+
+
+def look_at_announcements(world: World, truth: Items) -> Findings:
+    """The last announcement of each item tells what the center holds."""
+    found = Findings()
+    last: dict[str, ItemEmbedding | None] = {}
+    for records in world.logs["embeddings"].records.values():
+        for record in records:
+            _, item_id = parse_embedding_key(record.key or b"")
+            last[item_id] = None if record.value is None else ItemEmbedding.model_validate_json(record.value)
+    wrong = []
+    for item_id, record in truth.held.items():
+        message = last.get(item_id)
+        source = None if message is None else (message.source.partition, message.source.offset)
+        if source != (record.partition, record.offset):
+            wrong.append(f"{item_id} announced from {source}, newest {(record.partition, record.offset)}")
+    if wrong:
+        found.add("the last announcement of items is not of their newest content", wrong)
+    if alive := [item_id for item_id in truth.gone if last.get(item_id) is not None]:
+        found.add("the last announcement of deleted items is not a tombstone", alive)
+    return found
+
+
+async def look_at_acknowledgements(world: World) -> Findings:
+    """The index group has acknowledged everything: nothing is under way any more."""
+    found = Findings()
+    left = await world.unacknowledged(["index"])
+    if left.get("index", 1):
+        found.add(f"{left.get('index', 'an unknown number of')} records of items are still not acknowledged")
+    return found
+
+
+# ---- dead letters --------------------------------------------------------------------------------------------------
+
+
+def look_at_letters(world: World, items: Items, behaviours: Behaviours) -> Findings:
+    """Each broken record has its letter, with the bytes it had; nothing else has one. Copies count as one."""
+    found = Findings()
+    letters: Counter[tuple[str, int, int]] = Counter()
+    values: dict[tuple[str, int, int], set[bytes | None]] = {}
+    for logged, headers in world.logs["dead-letters"].headers:
+        letter = DeadLetter.from_record(logged.value, headers)
+        if logged.offset < world.letters_from.get(letter.topic, {}).get(logged.partition, 0):
+            continue
+        at = (letter.topic, letter.partition, letter.offset)
+        letters[at] += 1
+        values.setdefault(at, set()).add(letter.value)
+    wanted = {("items", *at): value for at, value in items.broken.items()}
+    wanted |= {("behaviours", *at): value for at, value in behaviours.broken.items()}
+    if missing := sorted(wanted.keys() - letters.keys()):
+        found.add("broken records have no dead letter", missing)
+    if unknown := sorted(letters.keys() - wanted.keys()):
+        found.add("dead letters are of records that are not broken", unknown)
+    if other := sorted(at for at in wanted.keys() & values.keys() if values[at] != {wanted[at]}):
+        found.add("dead letters do not hold the bytes of their record", other)
+    found.figures = {"letters": len(letters), "letter_copies": sum(letters.values()) - len(letters)}
+    return found
+
+
+# ---- histories -----------------------------------------------------------------------------------------------------
+
+
+async def look_at_histories(world: World, truth: Behaviours) -> Findings:
+    """What Redis holds is what one uninterrupted reading of the log gives."""
+    found = Findings()
+    store = RedisBehaviourStore(make_redis(world.settings.redis), world.settings.redis, world.settings.behaviours)
+    try:
+        counts, positions = await store.counts(), await store.positions()
+        histories = {
+            user: [(take.item_id, take.occurred_at) for take in await store.history(user)] for user in truth.histories
+        }
+    finally:
+        await store.close()
+    ends = {p: len(records) and records[-1].offset + 1 for p, records in world.logs["behaviours"].records.items()}
+    behind = {p: end - positions.get(p, 0) for p, end in ends.items() if end > positions.get(p, 0)}
+    if behind:
+        found.add(f"{sum(behind.values())} acknowledged behaviours are not recorded, by partition {behind}")
+    wanted = {
+        "exposures": truth.exposures,
+        "takes": truth.takes,
+        "duplicates": truth.repeated,
+        "broken": len(truth.broken),
+    }
+    told = {name: counts[name] for name in wanted}
+    if told != wanted:
+        found.add(f"the recorder counted {told}, the log holds {wanted}")
+    if wrong := sorted(user for user, history in truth.histories.items() if histories[user] != history):
+        found.add("histories in Redis are not those of the log", wrong)
+    return found
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def look_at_training(world: World, truth: Behaviours, reference: Reference, *, until: int) -> Findings:
+    """Every acceptable behaviour of before `until` (event time) was learned from, once; the accounts say so too."""
+    found = Findings()
+    standing = world.standing()
+    accounts = standing["accounts"]
+    if not accounts:
+        return Findings(["the trainer has not reported"])
+    parts = sum(accounts[name] for name in ("trained", "late", "duplicate", "dead_lettered", "pending"))
+    if accounts["received"] != parts:
+        found.add(f"the trainer's accounts do not balance: {accounts}")
+    # the last tick of a partition is handed out when every other partition has spoken after it, or been silent for long
+    if not truth.records - PARTITIONS <= accounts["received"] <= truth.records:
+        found.add(f"the trainer received {accounts['received']} of {truth.records} behaviours in the log")
+    wanted = {
+        "late": truth.late,
+        "duplicate": truth.repeated_in_training,
+        "dead_lettered": len(truth.broken),
+    }
+    told = {name: accounts[name] for name in wanted}
+    if told != wanted:
+        found.add(f"the trainer counted {told}, by the log it is {wanted}")
+    rows = rows_learned(world)
+    if repeated := twice(rows, truth.rows):
+        found.add("rows were learned from more than once, or are of no behaviour", repeated)
+    due = [row for row in truth.rows if row.second < until]
+    if lost := list((Counter(due) - Counter(rows)).elements()):
+        found.add("behaviours were not learned from, or with another label", sorted(lost))
+    if not (len(rows) == standing["rows_trained"] == accounts["trained"] - truth.accepted_takes):
+        found.add(
+            f"{len(rows)} rows have scores, {standing['rows_trained']} are said to be trained, the accounts say "
+            f"{accounts['trained']} of which {truth.accepted_takes} are takes"
+        )
+    uninterrupted = reference.after.get(standing["steps"])
+    if uninterrupted is None or (standing["rows_trained"], standing["rows_sha256"]) != tuple(uninterrupted):
+        found.add(
+            f"after {standing['steps']} steps the trainer stands at {standing['rows_trained']} rows, hash "
+            f"{standing['rows_sha256'][:12]}; one that nothing happened to stands at "
+            f"{uninterrupted and (uninterrupted.rows, uninterrupted.rows_sha256[:12])}"
+        )
+    found.figures = {"behaviours": truth.records, "rows": len(rows), "late": truth.late}
+    return found
+
+
+def rows_learned(world: World) -> list[Row]:
+    """Every row that the trainer at work and those before it have learned from, in order.
+
+    One that takes over goes on from a snapshot and lists its own rows alone; what was learned before the snapshot is
+    listed by its predecessors.
+    """
+    rows: list[Row] = []
+    begin: int | None = None
+    for state in reversed(world.states):
+        scored = read_scores(state / SCORES_FOLDER)
+        own = (
+            []
+            if scored is None
+            else [
+                Row(str(user), str(item), int(second), int(label))
+                for user, item, second, label in zip(
+                    scored.user, scored.item, scored.occurred_at, scored.label, strict=True
+                )
+            ]
+        )
+        total = int(world.standing(state)["rows_trained"])
+        ends = total if begin is None else begin
+        first = total - len(own)
+        rows = own[: max(0, ends - first)] + rows
+        begin = min(ends, first)
+        if begin <= 0:
+            break
+    return rows
+
+
+def look_at_releases(world: World, reference: Reference) -> Findings:
+    """Each release is a point on the way of the uninterrupted trainer, each goes beyond its parent, one is current."""
+    found = Findings()
+    store = FolderModelStore(world.settings.models)
+    try:
+        manifests, pointer = store.list(), store.current()
+        if pointer is not None:
+            store.load(pointer.release_id)
+    except PipelineError as error:
+        return Findings([f"the current release cannot be loaded: {error}"])
+    if pointer is None:
+        return Findings(["no release is current"] if manifests else [])
+    by_id = {manifest.release_id: manifest for manifest in manifests}
+    chain = []
+    at: str | None = pointer.release_id
+    while at is not None and at in by_id:
+        chain.append(by_id[at])
+        at = by_id[at].parent
+    for manifest in chain:
+        known = reference.after.get(manifest.steps)
+        if known is None or (manifest.rows_trained, manifest.rows_sha256) != tuple(known):
+            found.add(f"release {manifest.release_id} was trained on other rows than an uninterrupted run")
+    for newer, older in pairwise(chain):
+        behind = [p for p, end in older.offsets["behaviours"].items() if newer.offsets["behaviours"].get(p, 0) < end]
+        if newer.rows_trained <= older.rows_trained or behind:
+            found.add(f"release {newer.release_id} does not go beyond its parent {older.release_id}")
+    found.figures = {"releases": len(manifests)}
+    return found
+
+
+class PointerWatch:
+    """Follows the pointer all the time, as a server would: at every moment it names a whole release, or nothing."""
+
+    def __init__(self, world: World) -> None:
+        self._store = FolderModelStore(world.settings.models)
+        self._pointer = Path(world.settings.models.folder) / "current.json"
+        self.findings = Findings()
+        self.looks = 0
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        last: str | None = None
+        while True:
+            await asyncio.to_thread(self.look, last)
+            last = self._last
+            await asyncio.sleep(0.002)
+
+    _last: str | None = None
+
+    def look(self, last: str | None) -> None:
+        """One look; a release that was whole before is not loaded again."""
+        try:
+            text = self._pointer.read_text()
+        except FileNotFoundError:
+            if last is not None:
+                self.findings.add("the pointer to the current release is gone")
+            self._last = None
+            return
+        try:
+            release_id = str(json.loads(text)["release_id"])
+            if release_id != last:
+                self._store.load(release_id)
+            self._last = release_id
+        except (ValueError, KeyError, PipelineError) as error:
+            if self._pointer.exists() and self._pointer.read_text() == text:
+                self.findings.add(f"the pointer named a release that was not there or not whole: {error}")
+                self._last = last
+        self.looks += 1
+
+
+# ---- serving -------------------------------------------------------------------------------------------------------
+
+
+async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> Findings:
+    """The server tells the newest content of items, knows nothing of deleted ones, and scores with a release."""
+    found = Findings()
+    wanted = {item_id: r for item_id, r in (world.items_before | truth.held).items() if item_id not in truth.gone}
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{world.port}", timeout=timeout) as session:
+        for item_id in sorted(wanted)[:: max(1, len(wanted) // 8)]:
+            async with session.get(f"/v1/items/{item_id}") as answer:
+                view = await answer.json()
+                if answer.status != 200 or (view["source_partition"], view["source_offset"]) != wanted[item_id][:2]:
+                    found.add(f"the server does not tell the newest of item {item_id}: {answer.status} {view}")
+        for item_id in sorted(truth.gone)[:4]:
+            async with session.get(f"/v1/items/{item_id}") as answer:
+                if answer.status != 404:
+                    found.add(f"the server still tells of deleted item {item_id}: {answer.status}")
+        ids = sorted(wanted)[:10]
+        gone = sorted(truth.gone)[:4]
+        if ids:
+            body = {"item_ids": ids[:3], "k": 50, "include_self": True}
+            async with session.post("/v1/similar", json=body) as answer:
+                text = await answer.text()
+                near = {one["item_id"] for result in json.loads(text)["results"] for one in result["neighbours"] or []}
+                if answer.status != 200 or (ghosts := near & set(truth.gone)):
+                    found.add(f"the server finds deleted items, or nothing: {answer.status}", ghosts)
+        current = FolderModelStore(world.settings.models).current()
+        if current is not None and ids:
+            body = {"user_id": users[0], "item_ids": [*ids, *gone]}
+            async with session.post("/v1/score", json=body) as answer:
+                text = await answer.text()
+                if answer.status != 200 or current.release_id not in text:
+                    found.add(f"the server does not score with {current.release_id}: {answer.status} {text[:200]}")
+    return found
+
+
+def fresh_truth(world: World) -> tuple[Items, Behaviours]:
+    """What the log as read so far demands."""
+    return (
+        expected_items(world.logs["items"].records),
+        expected_behaviours(world.logs["behaviours"].records),
+    )

@@ -1,0 +1,156 @@
+"""Bugs that the harness must find, planted into running processes from outside: the product has no hook for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.faults.scenario import Fault
+
+
+def plant(name: str) -> None:
+    """Change the modules of this process so that they have the bug."""
+    BUGS[name]()
+
+
+def acknowledged_before_write() -> None:
+    """The index worker acknowledges a batch, and writes it a moment later."""
+    from streams.agents import item_streams
+    from streams.agents.index_config import IndexReport
+
+    write = item_streams.index_batch
+    under_way = set()
+
+    async def later(*given: Any) -> None:
+        await asyncio.sleep(1.0)
+        await write(*given)
+
+    async def acknowledge_first(center: Any, records: Any, guard: Any, ahead: Any = None) -> IndexReport:
+        task = asyncio.ensure_future(later(center, records, guard, None))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        return IndexReport(
+            events=len(records), superseded=0, encoded=0, rewritten=0, pending=0, deleted=0, stale=0, image_retries=0
+        )
+
+    item_streams.index_batch = acknowledge_first  # type: ignore[assignment]
+
+
+def bank_not_in_snapshot() -> None:
+    """A trainer that goes on from a snapshot has an empty memory bank."""
+    from trainer.memory import TakeBank
+
+    TakeBank.restore = lambda self, state: None  # type: ignore[method-assign]
+
+
+def pointer_before_rename() -> None:
+    """A release becomes current a moment before it is there under its name."""
+    from streams.stores.shelf import FolderShelf
+
+    put, read = FolderShelf.put, FolderShelf.read
+    not_yet: dict[str, Any] = {}
+
+    def put_later(self: FolderShelf, name: str, files: Any) -> None:
+        def really() -> None:
+            time.sleep(0.3)
+            put(self, name, files)
+            not_yet.pop(name, None)
+
+        not_yet[name] = files
+        threading.Thread(target=really, daemon=True).start()
+
+    def read_what_comes(self: FolderShelf, name: str, file: str) -> bytes:
+        files = not_yet.get(name)
+        return bytes(files[file]) if files is not None and file in files else read(self, name, file)
+
+    FolderShelf.put, FolderShelf.read = put_later, read_what_comes  # type: ignore[method-assign]
+
+
+def zombie_writes() -> None:
+    """An index worker never looks whether it was replaced; it also dawdles between its look at a row and its write."""
+    from streams import slots
+    from streams.agents import flow
+    from streams.stores.item_index import MilvusItemIndex
+
+    upsert = MilvusItemIndex.upsert
+
+    async def held(self: slots.Slot) -> None:
+        return None
+
+    async def kept(self: slots.Slot) -> None:
+        await asyncio.Event().wait()
+
+    async def current() -> None:
+        return None
+
+    async def slow_upsert(self: MilvusItemIndex, rows: Any) -> None:
+        await asyncio.sleep(0.2)
+        await upsert(self, rows)
+
+    slots.Slot.assert_held, slots.Slot.keep = held, kept  # type: ignore[method-assign]
+    flow.Flow.guard = lambda self, epoch=None: current  # type: ignore[method-assign]
+    MilvusItemIndex.upsert = slow_upsert  # type: ignore[method-assign]
+
+
+def lost_tombstone() -> None:
+    """Every third delete does not reach the center."""
+    from streams.stores.item_index import MilvusItemIndex
+
+    delete = MilvusItemIndex.delete
+    count = 0
+
+    async def some(self: MilvusItemIndex, item_ids: Any) -> None:
+        nonlocal count
+        count += 1
+        if count % 3:
+            await delete(self, item_ids)
+
+    MilvusItemIndex.delete = some  # type: ignore[method-assign]
+
+
+def event_id_ignored() -> None:
+    """Trainer and recorder take a second delivery of an event for another event."""
+    from streams.stores import takes
+    from trainer.window import EventWindow
+
+    remember = EventWindow._remember
+    takes.hash_of = lambda event_id: os.urandom(8)
+
+    def forget(self: Any, state: Any, second: int, event_id: str) -> None:
+        remember(self, state, second, os.urandom(8).hex())
+
+    EventWindow._remember = forget  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "acknowledged before write": acknowledged_before_write,
+    "bank not in snapshot": bank_not_in_snapshot,
+    "pointer before rename": pointer_before_rename,
+    "zombie writes": zombie_writes,
+    "lost tombstone": lost_tombstone,
+    "event_id ignored": event_id_ignored,
+}
+
+SHOWN_BY: dict[str, Fault] = {
+    "acknowledged before write": "kill index",
+    "bank not in snapshot": "kill train",
+    "pointer before rename": "kill train",
+    "zombie writes": "zombie index",
+    "lost tombstone": "kill serve",
+    "event_id ignored": "kill serve",
+}
+"""A fault under which each shows; a round or two of it must find the bug."""
+
+SIGNS: dict[str, tuple[str, ...]] = {
+    "acknowledged before write": ("missing from the center", "not the newest published", "deleted items are in"),
+    "bank not in snapshot": ("one that nothing happened to stands at", "other rows than an uninterrupted run"),
+    "pointer before rename": ("the pointer named a release that was not there",),
+    "zombie writes": ("not the newest published", "deleted items are in the center"),
+    "lost tombstone": ("deleted items are in the center",),
+    "event_id ignored": ("learned from more than once",),
+}
+"""Words of which one must be in the violations: the harness says what is wrong, not only that something is."""

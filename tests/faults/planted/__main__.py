@@ -1,0 +1,79 @@
+"""`python -m tests.faults.planted --out DIR`: plant each bug, run rounds until it is found, say what was said of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from streams.settings import load_settings
+from streams.stack.running import RunningStack, running_stack
+from tests.faults import checks
+from tests.faults.planted import BUGS, SHOWN_BY, SIGNS
+from tests.faults.processes import Hatchery
+from tests.faults.rounds import Rounds
+
+ROUNDS = 3
+SETTLE_SECONDS = 20.0
+"""A bug stays wrong however long one waits."""
+
+
+@dataclass
+class Hunt:
+    """What became of one planted bug."""
+
+    bug: str
+    rounds: int
+    found: bool
+    """Whether a violation says what is wrong."""
+    violations: list[str]
+
+
+async def hunt(stack: RunningStack, hatchery: Hatchery, folder: Path, bug: str, seed: int) -> Hunt:
+    """Run rounds with one bug planted until it is found."""
+    rounds = Rounds(stack, hatchery, folder, name=f"p{list(BUGS).index(bug)}{int(time.time()) % 10_000}", bug=bug)
+    said: list[str] = []
+    try:
+        for number in range(1, ROUNDS + 1):
+            report = await rounds.run(number, seed, (SHOWN_BY[bug],))
+            said += report.violations
+            if any(sign in violation for violation in said for sign in SIGNS[bug]):
+                return Hunt(bug, number, True, said)
+    finally:
+        await rounds.close()
+    return Hunt(bug, ROUNDS, False, said)
+
+
+def main() -> int:
+    """Hunt all bugs, or some."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.planted", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bug", action="append", choices=sorted(BUGS))
+    options = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    checks.SETTLE_SECONDS = SETTLE_SECONDS
+    work = options.out / "work" / f"planted-{int(time.time())}"
+    hunts = []
+    with (
+        running_stack(work / "stack", load_settings().stack) as stack,
+        Hatchery(work / "processes") as hatchery,
+        asyncio.Runner() as runner,
+    ):
+        for bug in options.bug or BUGS:
+            one = runner.run(hunt(stack, hatchery, work, bug, options.seed))
+            hunts.append(one)
+            print(f"{bug}: {'found' if one.found else 'NOT FOUND'} after {one.rounds} rounds", file=sys.stderr)
+            for violation in one.violations[:4]:
+                print(f"  {violation[:300]}", file=sys.stderr, flush=True)
+    (options.out / "planted.json").write_text(json.dumps([vars(one) for one in hunts], indent=2))
+    return 0 if all(one.found for one in hunts) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""A few rounds of faults, as many as a build has time for; `python -m tests.faults` runs them by the hundred."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.settings import load_settings
+from streams.stack.running import RunningStack, running_stack
+from tests.faults.planted import SHOWN_BY, SIGNS
+from tests.faults.processes import Hatchery
+from tests.faults.rounds import Rounds
+from tests.faults.scenario import WEIGHTS, Fault, plan_round
+from tests.faults.truth import Logged, expected_behaviours, expected_items
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+
+def test_a_round_is_its_seed() -> None:
+    assert plan_round(7, 3) == plan_round(7, 3)
+    assert plan_round(7, 3) != plan_round(8, 3) != plan_round(8, 4)
+    drawn = {fault for number in range(150) for fault in plan_round(number, 1).faults}
+    assert drawn == set(WEIGHTS)
+
+
+def test_the_truth_is_the_last_good_word_on_each_item() -> None:
+    good = b'{"item_id": "a", "title": "%d", "published_at": "2025-01-01T00:00:00Z"}'
+    records = [
+        Logged(0, 0, b"a", good % 1),
+        Logged(0, 1, b"a", good % 2),
+        Logged(0, 2, b"a", b"{"),
+        Logged(0, 3, b"b", good % 3),  # says that it is a
+        Logged(0, 4, b"c", None),
+    ]
+    found = expected_items({0: records})
+    assert found.held == {"a": records[1]} and found.gone == {"c"} and set(found.broken) == {(0, 2), (0, 3)}
+
+
+def test_the_truth_knows_late_and_repeated_behaviours() -> None:
+    text = '{"event_id": "%s", "kind": "%s", "user_id": "u", "item_id": "i", "occurred_at": "%s", "exposure_id": "e1"}'
+    events = [
+        ("e1", "exposure", "2025-01-01T00:01:00+00:00"),
+        ("e1", "exposure", "2025-01-01T00:01:00+00:00"),
+        ("t1", "click", "2025-01-01T00:01:05+00:00"),
+        ("e2", "exposure", "2025-01-01T00:00:40+00:00"),
+        ("e3", "exposure", "2025-01-01T00:00:30+00:00"),
+    ]
+    log = [Logged(0, at, b"u", (text % event).encode()) for at, event in enumerate(events)]
+    found = expected_behaviours({0: [*log, Logged(0, 9, b"u", b"{")]})
+    assert (found.records, found.repeated, found.late, len(found.broken)) == (6, 1, 1, 1)
+    assert [row.label for row in found.rows] == [0, 1] and found.histories == {"u": [("i", 1735689665.0)]}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningStack, Hatchery, Path]]:
+    """A stack and an interpreter that forks processes, for all rounds."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    folder = tmp_path_factory.mktemp("faults")
+    with running_stack(folder / "stack", load_settings().stack) as stack, Hatchery(folder / "processes") as hatchery:
+        yield stack, hatchery, folder
+    logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+
+
+def run(
+    parts: tuple[RunningStack, Hatchery, Path], name: str, plans: list[tuple[Fault, ...]], bug: str | None
+) -> list[str]:
+    """Violations of these rounds, one after the other."""
+
+    async def all_rounds() -> list[str]:
+        stack, hatchery, folder = parts
+        rounds = Rounds(stack, hatchery, folder, name=name, bug=bug)
+        try:
+            found: list[str] = []
+            for number, faults in enumerate(plans, start=1):
+                report = await rounds.run(number, random.Random(name).randrange(1_000), faults)
+                print(report.as_json())
+                found += report.violations
+            return found
+        finally:
+            await rounds.close()
+
+    return asyncio.run(all_rounds())
+
+
+def test_nothing_is_lost_and_nothing_is_done_twice(parts: tuple[RunningStack, Hatchery, Path]) -> None:
+    assert (
+        run(parts, "ci", [("kill index", "kill broker"), ("kill train", "kill record"), ("kill milvus",)], None) == []
+    )
+
+
+def test_a_planted_bug_is_found_and_named(parts: tuple[RunningStack, Hatchery, Path]) -> None:
+    bug = "event_id ignored"
+    found = run(parts, "planted", [(SHOWN_BY[bug],)], bug)
+    assert any(sign in violation for violation in found for sign in SIGNS[bug]), found
