@@ -85,7 +85,8 @@ def models_table(document: dict[str, Any]) -> list[str]:
     ahead = {(row["model"], row["bucket"]): row for row in document["paired"]}
     shown = [one for one in BUCKETS if any(bucket == one for _, bucket in at)]
     head = ["model", "seeds", *(f"{one}: GAUC [95 %] / AUC" for one in shown)]
-    head += [f"{REFERENCE} minus it, {one}" for one in shown[:2]]
+    reference = document["paired"][0]["reference"] if document["paired"] else REFERENCE
+    head += [f"{reference} minus it, {one}" for one in shown[:2]]
     names = sorted({model for model, _ in at}, key=lambda model: -at[model, shown[0]]["gauc"])
     rows = []
     for model in names:
@@ -104,7 +105,8 @@ def models_table(document: dict[str, Any]) -> list[str]:
 def variants_table(judged: Judged, studies: dict[str, Path], documents: dict[str, dict[str, Any]]) -> list[str]:
     """CiUBM with other vectors and without its parts, beside CiUBM as it is."""
     whole = scores(studies["csft"], REFERENCE)
-    variants = [(f"vectors: {kind}", kind, REFERENCE) for kind in VECTOR_KINDS if kind in studies and kind != "csft"]
+    others = [kind for kind in studies if kind != "csft"]
+    variants = [(f"vectors: {kind}", kind, REFERENCE) for kind in others]
     variants += [(name.removeprefix(f"{REFERENCE}-").replace("-", " "), "csft", name) for name in registry.ABLATIONS]
     rows = []
     for label, kind, model in variants:
@@ -125,9 +127,10 @@ def variants_table(judged: Judged, studies: dict[str, Path], documents: dict[str
 
 def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
     """Markdown, and the figures behind it."""
-    lines, kept = [f"# {folder.name}", ""], {}
+    lines: list[str] = [f"# {folder.name}", ""]
+    kept: dict[str, Any] = {}
     for protocol in PROTOCOLS:
-        found = {kind: studies / f"{protocol}-{kind}" for kind in VECTOR_KINDS}
+        found: dict[str, Path] = {kind: studies / f"{protocol}-{kind}" for kind in VECTOR_KINDS}
         found = {kind: path for kind, path in found.items() if (path / "report.json").exists()}
         if "csft" not in found:
             continue
