@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ from schemas.errors import Misconfigured
 from streams.agents.center import Center
 from streams.agents.flow import Flow
 from streams.agents.item_streams import Report, index_items, retry_images
+from streams.agents.take_over import TakeOver
 from streams.broker import BrokerConfig
 from streams.delivery import Patience
+from streams.heartbeats import Heartbeats
 from streams.topics import TopicsConfig
 
 log = structlog.get_logger()
@@ -79,7 +82,14 @@ def create_index_app(
     def is_current(event: EventT[Any]) -> bool:
         return not between_assignments and bool(event.message.generation_id == app.consumer_generation_id)
 
-    bind_agents(app, center, flow, topics=topics, is_current=is_current, on_report=on_report)
+    heartbeats = Heartbeats(time.monotonic)
+    flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
+    take_over = TakeOver(
+        window_seconds=config.session_timeout_seconds + config.write_deadline_seconds,
+        max_records=config.held_records,
+        clock=time.monotonic,
+    )
+    bind_agents(app, center, flow, take_over, topics=topics, is_current=is_current, on_report=on_report)
 
     async def on_revoked(sender: AppT, revoked: Any, **_: Any) -> None:
         nonlocal between_assignments
@@ -94,6 +104,8 @@ def create_index_app(
     async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
         nonlocal between_assignments
         between_assignments = False
+        heartbeats.watch(app.consumer._thread._consumer._coordinator)
+        take_over.began()
         items, later = (
             sorted(tp.partition for tp in assigned if tp.topic == topics.full_name(name))
             for name in ("items", "items-retry")
@@ -115,13 +127,20 @@ def create_index_app(
 
 
 def bind_agents(
-    app: AppT, center: Center, flow: Flow, *, topics: TopicsConfig, is_current: Any, on_report: Report
+    app: AppT,
+    center: Center,
+    flow: Flow,
+    take_over: TakeOver,
+    *,
+    topics: TopicsConfig,
+    is_current: Any,
+    on_report: Report,
 ) -> tuple[Any, Any]:
     """Bind both agents to their topics; returns them."""
     items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
     later = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
     return (
-        app.agent(items, name="index-items")(partial(index_items, center, flow, is_current, on_report)),
+        app.agent(items, name="index-items")(partial(index_items, center, flow, take_over, is_current, on_report)),
         app.agent(later, name="retry-images")(
             partial(retry_images, center, flow, is_current, on_report, asyncio.sleep)
         ),

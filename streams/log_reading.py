@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,6 +65,15 @@ class LogReader:
     async def end(self, partition: TopicPartition) -> int:
         """The offset after the last record, as of now."""
         return (await self.bounds([partition]))[partition][1]
+
+    async def first_since(
+        self, partitions: Sequence[TopicPartition], moment: datetime
+    ) -> dict[TopicPartition, int | None]:
+        """The first offset of each partition whose record was produced at `moment` or later; None if there is none."""
+        asked = dict.fromkeys(partitions, round(moment.timestamp() * 1000))
+        with broker_errors(self._broker):
+            found = await self._consumer.offsets_for_times(asked)
+        return {one: found[one].offset if found.get(one) is not None else None for one in partitions}
 
     async def committed(self, group_role: str) -> Mapping[TopicPartition, int]:
         """What the group of a role (`index`, `record`, `train`) has committed."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from schemas.errors import StoreUnavailable
 from streams.agents.index_config import IndexConfig
 from streams.agents.item_encoding import ItemEncoding
 from streams.delivery import Patience
 from streams.stores.dead_letters import DeadLetters
-from streams.stores.item_index import ItemIndex
+from streams.stores.item_index import ItemIndex, ItemRow
 from streams.stores.outbox import Outbox
 
 Guard = Callable[[], Awaitable[None]]
@@ -42,3 +43,23 @@ class Center:
     now: Callable[[], datetime]
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from reading a row to having announced what replaced it."""
+
+    async def upsert(self, rows: Sequence[ItemRow], guard: Guard) -> None:
+        """Write rows now, if `guard` lets us, and within the deadline. Raises `StoreUnavailable` after it."""
+        await guard()
+        await self._in_time(self.index.upsert(rows))
+
+    async def delete(self, item_ids: Sequence[str], guard: Guard) -> None:
+        """Delete rows, under the same conditions."""
+        await guard()
+        await self._in_time(self.index.delete(item_ids))
+
+    async def _in_time(self, write: Awaitable[None]) -> None:
+        deadline = self.config.write_deadline_seconds
+        try:
+            async with asyncio.timeout(deadline):
+                await write
+        except TimeoutError:
+            raise StoreUnavailable(
+                "Milvus", f"a write took more than {deadline:g} s, and may not take longer"
+            ) from None

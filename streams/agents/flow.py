@@ -23,6 +23,7 @@ class Flow:
 
     def __init__(self, *, check_role: Callable[[], Awaitable[None]]) -> None:
         self._check_role = check_role
+        self._check_session: Callable[[], Awaitable[None]] = check_role
         self._epoch = 0
         self._in_hand = 0
         self._idle = asyncio.Event()
@@ -33,6 +34,10 @@ class Flow:
     def partitions_moved(self) -> None:
         """Partitions are being handed out anew: what is in hand will be read again, here or elsewhere."""
         self._epoch += 1
+
+    def watch_session(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Ask this too before each write, until the next one is given; it raises what `hold` waits out."""
+        self._check_session = check
 
     @property
     def epoch(self) -> int:
@@ -50,6 +55,7 @@ class Flow:
             if epoch != self._epoch:
                 raise Fenced("the partitions were handed out anew; what was in hand is read again")
             await self._check_role()
+            await self._check_session()
 
         return check
 

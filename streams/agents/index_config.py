@@ -61,6 +61,23 @@ class IndexConfig(BaseModel):
     drain_seconds: float = Field(default=20.0, gt=0)
     """How long a worker that is told to stop may finish what it has in hand."""
 
+    @property
+    def write_deadline_seconds(self) -> float:
+        """How long one write to Milvus may take. Together with the time since the last heartbeat it stays below the
+        session's: nobody else can have the partition before the write is over.
+        """
+        return 0.4 * self.session_timeout_seconds
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long after the last confirmed heartbeat a write may begin."""
+        return self.session_timeout_seconds - self.write_deadline_seconds
+
+    @property
+    def held_records(self) -> int:
+        """Most records that a worker holds, whatever the speed of the topic."""
+        return (self.batches_ahead + 5) * self.batch_max_items
+
     def retry_wait_seconds(self, failed: int) -> float:
         """Wait after `failed` fetches (from 1)."""
         return min(self.retry_max_seconds, self.retry_initial_seconds * self.retry_factor ** min(failed - 1, 64))

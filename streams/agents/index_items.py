@@ -75,8 +75,7 @@ async def index_batch(
         by_id = {change.item_id: change for change in newest}
 
         async def write(part: Sequence[ItemRow]) -> None:
-            await guard()
-            await center.index.upsert(part)
+            await center.upsert(part, guard)
 
         async def refuse(row: ItemRow, error: Unprocessable) -> None:
             plan.letters.append(by_id[row.item_id].record.letter("write", error, failed_at=center.now()))
@@ -87,8 +86,7 @@ async def index_batch(
         if plan.delete:
 
             async def delete() -> None:
-                await guard()
-                await center.index.delete(plan.delete)
+                await center.delete(plan.delete, guard)
 
             await hold(delete, what="items.delete", patience=center.patience)
         told = [*plan.stale, *written.delivered]
@@ -115,7 +113,8 @@ async def index_batch(
             await center.dead_letters.bury(plan.letters)
 
         await hold(bury, what="dead-letters.send", patience=center.patience)
-    await guard()  # a worker that was replaced while it waited for an answer acknowledges nothing
+    # a worker that was replaced while it waited for an answer acknowledges nothing
+    await hold(guard, what="items.acknowledge", patience=center.patience)
     return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
 
 

@@ -20,6 +20,9 @@ from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord
 from streams.agents.look_ahead import Ahead, look_ahead, read_batch
 from streams.agents.retry_images import due_in_seconds, retry_image
+from streams.agents.take_over import TakeOver, look_again
+
+_DUE_EVERY_SECONDS = 1.0
 
 IsCurrent = Callable[[Any], bool]
 """Whether an event was read since partitions were last handed out; older ones are read again."""
@@ -55,7 +58,12 @@ class _Batch:
 
 
 async def index_items(
-    center: Center, flow: Flow, is_current: IsCurrent, on_report: Report, stream: StreamT[bytes]
+    center: Center,
+    flow: Flow,
+    take_over: TakeOver,
+    is_current: IsCurrent,
+    on_report: Report,
+    stream: StreamT[bytes],
 ) -> None:
     """Handle publish, update and delete of `items`. One agent for all three: two would lose their order.
 
@@ -76,6 +84,7 @@ async def index_items(
         records = batch.records if whole else [as_record(event, "items") for event in current]
         guard = flow.guard(batch.epoch)
         on_report(await index_batch(center, records, guard, batch.ahead if whole else None))
+        take_over.saw(records)
         for event in current:
             await stream.ack(event)
 
@@ -88,7 +97,16 @@ async def index_items(
             line.popleft()
             room.release()
 
+    async def look_again_when_due() -> None:
+        while True:
+            await asyncio.sleep(_DUE_EVERY_SECONDS)
+            epoch = flow.epoch
+            if records := take_over.due():
+                async with flow.hand(epoch):
+                    await look_again(center, records, flow.guard(epoch))
+
     writing = asyncio.ensure_future(write_in_order())
+    looking_again = asyncio.ensure_future(look_again_when_due())
     try:
         await room.acquire()
         async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
@@ -102,7 +120,7 @@ async def index_items(
                 arrived.notify()
             await room.acquire()
     finally:
-        under_way = [writing, *(batch.looking for batch in line)]
+        under_way = [writing, looking_again, *(batch.looking for batch in line)]
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)

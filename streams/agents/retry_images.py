@@ -108,8 +108,7 @@ async def _write(
         full = replace(row, vector=vector, has_title=prepared.has_title, has_image=prepared.has_image)
 
         async def write() -> None:
-            await guard()
-            await center.index.upsert([full])
+            await center.upsert([full], guard)
 
         await hold(write, what="items-retry.upsert", patience=center.patience)
         await hold(lambda: center.outbox.announce([full], []), what="embeddings.announce", patience=center.patience)
@@ -150,8 +149,7 @@ async def _give_up(
             if row is not None and row.is_pending:
 
                 async def delete() -> None:
-                    await guard()
-                    await center.index.delete([row.item_id])
+                    await center.delete([row.item_id], guard)
 
                 await hold(delete, what="items-retry.delete", patience=center.patience)
     report = RetryReport("given_up", attempts, {(stage, error.reason.value): 1})

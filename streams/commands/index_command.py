@@ -17,23 +17,20 @@ import structlog
 from encoders.base import Encoder
 from encoders.loading import load_encoder
 from schemas.errors import Misconfigured
-from streams.agents.center import Center
+from streams.agents.center import Guard
 from streams.agents.flow import Flow
-from streams.agents.item_encoding import ItemEncoding
 from streams.app import create_index_app, run_app
-from streams.broker import broker_errors, make_producer
-from streams.delivery import Patience
-from streams.images import ImageFetcher
+from streams.center_verify import find_overdue
+from streams.commands.opening_center import opened_center, opened_mender, opened_verification
+from streams.delivery import Patience, hold
+from streams.group_members import remove_member
 from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.slots import Slot
 from streams.stores.center import read_center
-from streams.stores.dead_letters import KafkaDeadLetters
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.outbox import KafkaOutbox
 from streams.stores.redis_client import make_redis
-from streams.topics import DEAD_LETTER_HEADROOM_BYTES, describe_topics
+from streams.topics import describe_topics
 
 log = structlog.get_logger()
 
@@ -46,6 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slot", default="0", help="this worker's slot; each worker of a cluster has its own, and keeps it"
     )
+    parser.add_argument(
+        "--leave",
+        action="store_true",
+        help="at the end leave the group at once: for a slot that does not come back, as on a scale-in",
+    )
+    parser.add_argument(
+        "--remove",
+        action="store_true",
+        help="index nothing: take this slot, whose worker has ended and does not come back, out of the group",
+    )
     parser.add_argument("--metrics-port", type=int, default=None, help="serve Prometheus metrics on this port")
 
 
@@ -53,27 +60,43 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Index until stopped."""
     if not options.slot.replace("-", "").replace("_", "").isalnum():
         raise Misconfigured(f"--slot {options.slot!r}: use letters, digits, - and _")
-    asyncio.run(_index(settings, slot_name=options.slot, metrics_port=options.metrics_port))
+    if options.remove:
+        asyncio.run(_remove(settings, options.slot))
+    else:
+        asyncio.run(_index(settings, options.slot, leave=options.leave, metrics_port=options.metrics_port))
     return 0
 
 
-async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None) -> None:
+async def _remove(settings: Settings, slot_name: str) -> None:
+    """Take the slot first: then nobody lives in it."""
+    async with AsyncExitStack() as opened:
+        slot = _open_slot(settings, slot_name, opened)
+        await slot.claim()
+        opened.push_async_callback(slot.release)
+        await _leave(settings, slot)
+
+
+async def _leave(settings: Settings, slot: Slot) -> None:
+    group = settings.topics.group("index")
+    was_there = await asyncio.to_thread(remove_member, settings.kafka, group, slot.instance_id)
+    log.info("index.left_group", slot=slot.instance_id, group=group, was_member=was_there)
+
+
+def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
+    redis = make_redis(settings.redis)
+    opened.push_async_callback(redis.aclose)
+    token = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    return Slot(redis, settings.redis, settings.index.lease, role="index", name=name, token=token)
+
+
+async def _index(settings: Settings, slot_name: str, *, leave: bool, metrics_port: int | None) -> None:
     metrics = Metrics()
     config = settings.index
     await asyncio.to_thread(_check_topics, settings)
     await read_center(settings.milvus)  # a Milvus that is down is said now, not after the encoder was loaded
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
-        redis = make_redis(settings.redis)
-        opened.push_async_callback(redis.aclose)
-        slot = Slot(
-            redis,
-            settings.redis,
-            config.lease,
-            role="index",
-            name=slot_name,
-            token=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
-        )
+        slot = _open_slot(settings, slot_name, opened)
         # loading the encoder takes seconds, and so does waiting for the lease of a worker that was killed
         loading = asyncio.ensure_future(asyncio.to_thread(_load_encoder, settings))
         opened.callback(loading.cancel)
@@ -83,31 +106,9 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
         opened.callback(keeping.cancel)
         encoder = await loading
 
-        index = MilvusItemIndex(settings.milvus, encoder_version=encoder.version, dim=encoder.dim)
-        opened.push_async_callback(index.close)
-        await index.open()
-        producer = make_producer(
-            settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
-        )
-        opened.push_async_callback(producer.stop)
-        with broker_errors(settings.kafka):
-            await producer.start()
-        encoding = ItemEncoding(encoder, prepare_threads=config.prepare_threads, cache_items=config.cache_items)
-        opened.callback(encoding.close)
-        fetcher = await opened.enter_async_context(ImageFetcher(settings.images))
+        center = await opened.enter_async_context(opened_center(settings, encoder))
+        await _verify_if_overdue(settings, encoder, slot.assert_held)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))
-        patience = Patience(config.back_off)
-        center = Center(
-            index=index,
-            outbox=KafkaOutbox(producer, settings.kafka, settings.topics, encoder_version=encoder.version),
-            dead_letters=KafkaDeadLetters(producer, settings.kafka, settings.topics),
-            encoding=encoding,
-            fetch=fetcher.fetch,
-            config=config,
-            max_record_bytes=settings.kafka.max_record_bytes,
-            patience=patience,
-            now=lambda: datetime.now(UTC),
-        )
         flow = Flow(check_role=slot.assert_held)
         said_ready = False
 
@@ -134,20 +135,38 @@ async def _index(settings: Settings, *, slot_name: str, metrics_port: int | None
                 flow,
                 stop,
                 drain_seconds=config.drain_seconds,
-                patience=patience,
+                patience=center.patience,
             )
 
         await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
+        if leave:
+            await _leave(settings, slot)
 
 
-def _share_cores(settings: Settings) -> int:
-    """How many passes run side by side. Torch is told to use as many cores for each as that leaves."""
-    import torch  # loaded with the encoder
-
-    cores = torch.get_num_threads()
-    wanted = settings.index.encode_threads or (cores if settings.encoder.device == "cpu" else 1)
-    torch.set_num_threads(max(1, cores // wanted))
-    return wanted
+async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard) -> None:
+    """Mend the center first, if deletes may have been forgotten while no worker read them."""
+    found = await read_center(settings.milvus)
+    is_empty = found is None or found.encoder_version is None
+    behind = await hold(
+        lambda: find_overdue(settings.kafka, settings.topics, now=datetime.now(UTC), center_is_empty=is_empty),
+        what="index.positions",  # a broker that never had a group yet needs a moment
+        patience=Patience(settings.index.back_off),
+    )
+    if not behind or found is None:
+        return
+    log.warning(
+        "index.verification_forced",
+        partitions=[one.partition for one in behind],
+        committed=[one.committed for one in behind],
+        retention_hours=settings.topics.tombstone_retention_hours,
+        reason="nothing was read for longer than deletes are kept: items may have been deleted unseen",
+    )
+    async with (
+        opened_mender(settings, encoder, guard) as mender,
+        opened_verification(settings, found, mender) as verification,
+    ):
+        report = await verification.run()
+    log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
 
 
 def _load_encoder(settings: Settings) -> Encoder:

@@ -12,6 +12,7 @@ from typing import Any
 import faust
 
 from streams.agents.flow import Flow
+from streams.agents.take_over import TakeOver
 from streams.app import bind_agents
 from streams.topics import TopicsConfig
 
@@ -48,12 +49,20 @@ async def running(
     *,
     is_current: Callable[[Any], bool] = lambda event: True,
     check_role: Any = allowed,
+    take_over: TakeOver | None = None,
 ) -> AsyncIterator[Running]:
     flow = Flow(check_role=check_role)
+    never = TakeOver(window_seconds=0, max_records=0, clock=lambda: 0.0)
     run = Running(path, flow)
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
     agents = bind_agents(
-        app, path.center, flow, topics=TopicsConfig(), is_current=is_current, on_report=run.reports.append
+        app,
+        path.center,
+        flow,
+        take_over or never,
+        topics=TopicsConfig(),
+        is_current=is_current,
+        on_report=run.reports.append,
     )
     agent = agents[0 if which == "items" else 1]
     async with agent.test_context() as context:

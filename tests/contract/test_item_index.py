@@ -10,18 +10,22 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pymilvus import MilvusClient
 
 from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
 from streams.stack.launch import launch
 from streams.stack.milvus_part import MilvusPart
 from streams.stack.parts import NotReady
 from streams.stores.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
+from streams.stores.milvus_client import MilvusConnection
 from streams.stores.milvus_config import MilvusConfig
+from streams.stores.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
 
 DIM = 16
 VERSION = "enc-1.a"
@@ -164,8 +168,38 @@ class ItemIndexContract:
         await asyncio.gather(*(index.delete([f"t{n}-0"]) for n in range(10)))
         assert await index.count() == 190
 
+    @pytest.fixture
+    def scan(self) -> RowScan:
+        raise NotImplementedError
+
+    async def test_rows_are_gone_through_by_their_source(self, index: ItemIndex, scan: RowScan) -> None:
+        rows = [row(f"i{n}", n, offset=n, source_partition=n % 3, pending=n % 7 == 0) for n in range(2_300)]
+        for start in range(0, len(rows), 500):
+            await index.upsert(rows[start : start + 500])
+        await index.delete(["i1"])
+        seen: list[str] = []
+
+        def odd(source: RowSource) -> bool:
+            seen.append(source.item_id)
+            return source.offset % 2 == 1
+
+        for first, last in ((0, 0), (1, None), (3, None)):
+            seen.clear()
+            there = {
+                (r.item_id, r.source_partition, r.source_offset)
+                for r in rows
+                if r.source_partition >= first and (last is None or r.source_partition <= last) and r.item_id != "i1"
+            }
+            chosen = await scan.choose(first, last, odd)
+            assert sorted(seen) == sorted(item_id for item_id, _, _ in there)
+            assert {(s.item_id, s.partition, s.offset) for s in chosen} == {one for one in there if one[2] % 2}
+
 
 class TestInMemoryItemIndex(ItemIndexContract):
+    @pytest.fixture
+    def scan(self, index: InMemoryItemIndex) -> RowScan:
+        return InMemoryRowScan(index)
+
     @pytest.fixture
     async def index(self) -> AsyncIterator[ItemIndex]:
         index = InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
@@ -225,11 +259,32 @@ class TestMilvusItemIndex(ItemIndexContract):
         return MilvusConfig(uri=milvus.uri, alias=f"t{abs(hash(request.node.nodeid)):x}"[:40], timeout_seconds=5)
 
     @pytest.fixture
+    def scan(self, config: MilvusConfig) -> RowScan:
+        return MilvusRowScan(config)
+
+    @pytest.fixture
     async def index(self, config: MilvusConfig) -> AsyncIterator[ItemIndex]:
         index = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
         await index.open()
         yield index
         await index.close()
+
+    async def test_a_delete_reaches_the_collections_of_other_encoders_behind_the_alias(
+        self, config: MilvusConfig, index: ItemIndex
+    ) -> None:
+        old_alias = MilvusConfig(uri=config.uri, alias=f"{config.alias}x", timeout_seconds=5)
+        for neighbour in (config, old_alias):
+            await index.upsert([row("a", 1), row("b", 2)])
+            name = collection_name(neighbour.alias, "an-older-encoder")
+            connection = MilvusConnection(config)
+            try:
+                await connection.call_blocking("copying", partial(_copy, collection_name(config.alias, VERSION), name))
+                await index.delete(["a"])
+                left = await connection.call_blocking("reading", partial(_ids, name))
+            finally:
+                await connection.close()
+            # another center's collection, whose alias only begins alike, is left alone
+            assert left == ({"b"} if neighbour is config else {"a", "b"})
 
     async def test_a_client_recovers_by_itself_when_the_server_was_killed(
         self, milvus: MilvusServer, index: ItemIndex
@@ -301,3 +356,25 @@ class TestMilvusItemIndex(ItemIndexContract):
 
 def test_versions_that_differ_only_in_punctuation_get_their_own_collections() -> None:
     assert collection_name("a", "x-1.2") != collection_name("a", "x-1-2")
+
+
+def _copy(source: str, target: str, client: MilvusClient) -> None:
+    """A collection as another encoder would have left it: the same fields, the same rows."""
+    described = client.describe_collection(source)
+    schema = client.create_schema(enable_dynamic_field=False)
+    for field in described["fields"]:
+        schema.add_field(
+            field["name"], field["type"], is_primary=bool(field.get("is_primary")), **(field.get("params") or {})
+        )
+    client.create_collection(target, schema=schema)
+    rows = client.query(source, filter='item_id != ""', output_fields=["*"], consistency_level="Strong")
+    client.insert(target, [{field["name"]: one[field["name"]] for field in described["fields"]} for one in rows])
+
+
+def _ids(name: str, client: MilvusClient) -> set[str]:
+    index = client.prepare_index_params()
+    index.add_index("emb", index_type="FLAT", metric_type="IP")
+    client.create_index(name, index)
+    client.load_collection(name)
+    rows = client.query(name, filter='item_id != ""', output_fields=["item_id"], consistency_level="Strong")
+    return {str(one["item_id"]) for one in rows}

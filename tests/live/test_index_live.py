@@ -292,6 +292,41 @@ async def test_an_item_and_its_retries_are_always_read_by_one_worker(settings: S
         assert assigned(worker)["items"] == assigned(worker)["items_retry"]
 
 
+async def test_a_slot_that_does_not_come_back_leaves_at_once_or_is_taken_out(
+    settings: Settings, process: Start
+) -> None:
+    env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "600"}  # nobody who waits it out passes
+    stays = start_index(process, **env)
+    leaves = start_index(process, "--slot", "1", "--leave", **env)
+
+    async def shared() -> bool:
+        return len(assigned(stays)["items"]) == len(assigned(leaves)["items"]) == 2
+
+    async def alone() -> bool:
+        return assigned(stays)["items"] == [0, 1, 2, 3]
+
+    await until(shared)
+    taking_out = process("index", "--slot", "1", "--remove", env=ONE_THREAD)
+    assert await asyncio.to_thread(taking_out.wait, 60) == 2  # somebody lives in it
+    assert leaves.stop() == 0
+    assert "index.left_group" in leaves.output()
+    await until(alone)
+    killed = start_index(process, "--slot", "2", **env)
+
+    async def shared_again() -> bool:
+        return len(assigned(stays)["items"]) == len(assigned(killed)["items"]) == 2
+
+    await until(shared_again)
+    killed.kill()
+    taking_out = process("index", "--slot", "2", "--remove", env=ONE_THREAD)
+    assert await asyncio.to_thread(taking_out.wait, 60) == 0, taking_out.output()
+    await until(alone)
+    async with feeding(settings) as feed, center(settings) as index:
+        for n in range(20):
+            await feed.publish(f"i{n}", f"title {n}")
+        await assert_ends_with_the_last_word(feed, index)
+
+
 async def test_a_worker_killed_while_it_waited_for_milvus_loses_nothing(
     settings: Settings, process: Start, stack: RunningStack
 ) -> None:

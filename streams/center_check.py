@@ -1,0 +1,213 @@
+"""Comparing the topic `items` with the center: what is decided, without reading or writing anything."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.items import ItemPublished
+from streams.stores.item_index import ItemRow
+
+Fault = Literal["missing", "stale", "resurrected", "wrong"]
+FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong")
+
+EXAMPLES = 100
+"""How many findings a report names; all are counted."""
+
+_SETTLE_EVERY = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One item about which topic and center disagree."""
+
+    fault: Fault
+    item_id: str
+    partition: int
+    offset: int | None
+    """The newest record of the item; None if the topic holds none any more."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A partition of which deletes may have been forgotten before they were read."""
+
+    partition: int
+    committed: int | None
+    end: int
+
+
+@dataclass
+class CenterReport:
+    """What a comparison found, and what became of it."""
+
+    records: int = 0
+    """Records of `items` that were looked at."""
+    items: int = 0
+    """Items that the topic says are on sale."""
+    waiting: int = 0
+    """Items whose newest record no worker has acknowledged yet; they are not judged."""
+    unusable: int = 0
+    """Items whose newest record cannot be used: it has a dead letter, or cannot be decoded."""
+    changed_meanwhile: int = 0
+    """Items that something new was said of while they were looked at; they are not judged."""
+    found: Counter[Fault] = field(default_factory=Counter)
+    examples: list[Finding] = field(default_factory=list)
+    mended: int = 0
+    left: int = 0
+    """Faults that are still there after a repair."""
+    repaired: bool = False
+    seconds: float = 0.0
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding; keep the first few whole."""
+        self.found[finding.fault] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(finding)
+
+    @property
+    def faults(self) -> int:
+        """How many items are not as they should be."""
+        return sum(self.found.values())
+
+
+class KeyedOffsets:
+    """The newest record of every key of a partition, in 16 bytes a key.
+
+    Keys are told apart by 64 bits of a hash. Two that share them would hide a fault of the older; among a hundred
+    million keys the chance that any two do is one in four thousand.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+        self._words = array("q")  # offset twice, plus one if the record is a delete
+        self._next_settling = _SETTLE_EVERY
+
+    def add(self, key: bytes, offset: int, *, deleted: bool) -> None:
+        """Take in a record. Records of one key come in the order of their offsets."""
+        self._hashes.append(_hash(key))
+        self._words.append(2 * offset + deleted)
+        if len(self._hashes) >= self._next_settling:
+            self.settle()
+            self._next_settling = len(self._hashes) + _SETTLE_EVERY
+
+    def settle(self) -> None:
+        """Drop all but the newest record of each key. Needed before asking."""
+        hashes, words = self._arrays()
+        order = np.lexsort((words, hashes))
+        hashes, words = hashes[order], words[order]
+        last = np.append(hashes[1:] != hashes[:-1], True) if len(hashes) else np.zeros(0, bool)
+        self._hashes, self._words = array("Q", hashes[last].tobytes()), array("q", words[last].tobytes())
+
+    def is_newest(self, key: bytes, offset: int) -> bool:
+        """Whether the record at `offset` is the newest of its key."""
+        word = self._word(key)
+        return word is not None and word >> 1 == offset
+
+    def knows(self, key: bytes) -> bool:
+        """Whether there is a record of this key at all, deletes included."""
+        return self._word(key) is not None
+
+    def alive(self) -> int:
+        """How many keys have a newest record that is no delete."""
+        return int(np.count_nonzero(self._arrays()[1] % 2 == 0))
+
+    def _word(self, key: bytes) -> int | None:
+        hashes, words = self._arrays()
+        wanted = np.uint64(_hash(key))
+        place = int(np.searchsorted(hashes, wanted))
+        return int(words[place]) if place < len(hashes) and hashes[place] == wanted else None
+
+    def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return (
+            np.frombuffer(self._hashes, np.uint64) if self._hashes else np.zeros(0, np.uint64),
+            np.frombuffer(self._words, np.int64) if self._words else np.zeros(0, np.int64),
+        )
+
+
+def _hash(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What of an item must be the same in its row."""
+
+    content_hash: str
+    price: float | None
+    published_at: datetime
+    category: str | None
+
+    @classmethod
+    def of(cls, item: ItemPublished) -> Content:
+        """What an item says."""
+        return cls(item.content_hash(), item.price, item.published_at, item.category or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the newest record of an item asks of the center."""
+
+    key: bytes
+    item_id: str
+    partition: int
+    offset: int
+    content: Content | None
+    """None: deleted."""
+    usable: bool = True
+    """Whether the record can be decoded."""
+
+
+def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[str], bool]) -> Finding | None:
+    """Compare the newest record of an item with its row; None if they agree.
+
+    `is_current` says of an encoder version whether it is the one whose vectors the center holds.
+    """
+    partition, offset, content = expected.partition, expected.offset, expected.content
+
+    def finding(fault: Fault, detail: str) -> Finding:
+        return Finding(fault, expected.item_id, partition, offset, detail)
+
+    if row is None:
+        return None if content is None else finding("missing", "published, yet not there")
+    came_from = f"{row.source_partition}/{row.source_offset}"
+    is_ahead = row.source_partition == partition and row.source_offset > offset
+    if content is None:
+        return None if is_ahead else finding("resurrected", f"deleted, yet there from {came_from}")
+    if is_ahead:
+        return finding("wrong", f"comes from {came_from}, which is no record of this item")
+    if (row.source_partition, row.source_offset) != (partition, offset):
+        return finding("stale", f"still from {came_from}")
+    same = {
+        "content": row.content_hash == content.content_hash,
+        "price": row.price == content.price,
+        "time of publishing": row.published_at == content.published_at,
+        "encoder version": is_current(row.encoder_version),
+    }
+    wrong = [name for name, agrees in same.items() if not agrees]
+    return finding("wrong", f"another {', '.join(wrong)} than its record says") if wrong else None
+
+
+def overdue(spans: Iterable[tuple[int, int | None, int, int | None]], *, center_is_empty: bool) -> list[Overdue]:
+    """Partitions in which a delete may have been compacted away before it was read.
+
+    Each span is (partition, committed position or None, end, first offset produced within the deletes' retention or
+    None). Whoever has read a record that is younger than the retention was not away for longer than that; whoever has
+    read everything has missed nothing. A position that is unknown beside a center that is not empty says nothing.
+    """
+    if center_is_empty:
+        return []
+    return [
+        Overdue(partition, committed, end)
+        for partition, committed, end, recent in spans
+        if end > 0 and (committed is None or (committed < end and (recent is None or recent >= committed)))
+    ]

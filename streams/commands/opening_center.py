@@ -1,0 +1,116 @@
+"""Opening what the index path works with, and what checks it: shared by `mimstream index` and `mimstream center`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+from encoders.base import Encoder
+from streams.agents.center import Center, Guard
+from streams.agents.item_encoding import ItemEncoding
+from streams.broker import broker_errors, make_producer
+from streams.center_verify import CenterVerification, Mender, Reading
+from streams.center_verify import Progress as OnProgress
+from streams.delivery import Patience
+from streams.images import ImageFetcher
+from streams.settings import Settings
+from streams.stores.center import CenterIdentity
+from streams.stores.dead_letters import KafkaDeadLetters
+from streams.stores.item_index import MilvusItemIndex, collection_name
+from streams.stores.outbox import KafkaOutbox
+from streams.stores.row_scan import MilvusRowScan
+from streams.topics import DEAD_LETTER_HEADROOM_BYTES
+
+
+@asynccontextmanager
+async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[Center]:
+    """The center with everything that writes to it. Sets it up if it does not exist; refuses another encoder's."""
+    config = settings.index
+    async with AsyncExitStack() as opened:
+        index = MilvusItemIndex(settings.milvus, encoder_version=encoder.version, dim=encoder.dim)
+        opened.push_async_callback(index.close)
+        await index.open()
+        producer = make_producer(
+            settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
+        )
+        opened.push_async_callback(producer.stop)
+        with broker_errors(settings.kafka):
+            await producer.start()
+        encoding = ItemEncoding(
+            encoder,
+            prepare_threads=config.prepare_threads,
+            encode_threads=_share_cores(settings),
+            cache_items=config.cache_items,
+        )
+        opened.callback(encoding.close)
+        fetcher = await opened.enter_async_context(ImageFetcher(settings.images))
+        yield Center(
+            index=index,
+            outbox=KafkaOutbox(producer, settings.kafka, settings.topics, encoder_version=encoder.version),
+            dead_letters=KafkaDeadLetters(producer, settings.kafka, settings.topics),
+            encoding=encoding,
+            fetch=fetcher.fetch,
+            config=config,
+            max_record_bytes=settings.kafka.max_record_bytes,
+            patience=Patience(config.back_off),
+            now=lambda: datetime.now(UTC),
+        )
+
+
+@asynccontextmanager
+async def opened_mender(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Mender]:
+    """What mends the center; `guard` is asked before each write."""
+    current = collection_name(settings.milvus.alias, encoder.version)
+    async with opened_center(settings, encoder) as center:
+        yield Mender(center, guard, _reading(settings), lambda version: _is(settings, version, current))
+
+
+@asynccontextmanager
+async def opened_verification(
+    settings: Settings,
+    center: CenterIdentity,
+    mender: Mender | None,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> AsyncIterator[CenterVerification]:
+    """A comparison of the topic with `center`."""
+    # to read rows their encoder need not be known
+    rows = MilvusItemIndex(settings.milvus, encoder_version=center.encoder_version or "reader", dim=center.dim)
+    try:
+        async with CenterVerification(
+            settings.kafka,
+            settings.topics,
+            rows,
+            MilvusRowScan(settings.milvus),
+            _reading(settings),
+            is_current=lambda version: _is(settings, version, center.collection),
+            mender=mender,
+            on_progress=on_progress,
+        ) as verification:
+            yield verification
+    finally:
+        await rows.close()
+
+
+def _is(settings: Settings, version: str, collection: str) -> bool:
+    return collection_name(settings.milvus.alias, version) == collection
+
+
+def _reading(settings: Settings) -> Reading:
+    """How records of `items` are decoded."""
+    return Reading(
+        max_record_bytes=settings.kafka.max_record_bytes,
+        field_map=settings.index.field_map,
+        max_ahead=timedelta(seconds=settings.index.max_ahead_seconds),
+        now=lambda: datetime.now(UTC),
+    )
+
+
+def _share_cores(settings: Settings) -> int:
+    """How many passes run side by side. Torch is told to use as many cores for each as that leaves."""
+    import torch  # loaded with the encoder
+
+    cores = torch.get_num_threads()
+    wanted = settings.index.encode_threads or (cores if settings.encoder.device == "cpu" else 1)
+    torch.set_num_threads(max(1, cores // wanted))
+    return wanted
