@@ -130,13 +130,16 @@ async def score(request: web.Request) -> web.Response:
         log.debug("serve.no_model", reason=reason)
         raise Refused(503, "no_model", "no model has been released yet; /v1/similar works without one")
     takes = await service.behaviours.history(asked.user_id)
-    history = [take.item_id for take in takes][-model.scorer.history_length :]
+    gone = service.representations.gone
+    history = [take.item_id for take in takes if take.item_id not in gone][-model.scorer.history_length :]
     related = [*asked.item_ids, *history, *([asked.trigger_item] if asked.trigger_item else [])]
     looked = await service.representations.look_up(related)
     service.metrics.record(looked.report)
     probabilities = await service.off_loop(
         lambda: model.scorer.score(history, asked.item_ids, looked.vectors, trigger_item=asked.trigger_item)
     )
+    deleted = [number for number, item_id in enumerate(asked.item_ids) if item_id in gone]
+    probabilities[deleted] = np.nan
     return _answer(_scored(asked, model, probabilities, looked.vectors, len(history)))
 
 

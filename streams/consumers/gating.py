@@ -57,9 +57,7 @@ class Gating:
         if serving is None:
             verdict = judge(NO_ROWS, self._config, against=None, not_finite=bad)
             if not slow:
-                verdict = verdict.model_copy(
-                    update={"remarks": [*verdict.remarks, "candidates follow faster than trials last"]}
-                )
+                verdict = verdict.model_copy(update={"remarks": ["not compared: candidates follow faster than trials"]})
             await self._conclude(manifest, verdict)
             return
         try:

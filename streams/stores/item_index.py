@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import DataType, MilvusClient
+from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from encoders.similarity import top_k
@@ -183,6 +184,11 @@ def collection_name(alias: str, encoder_version: str) -> str:
     return f"{alias}__{plain}_{hashlib.sha256(encoder_version.encode()).hexdigest()[:6]}"
 
 
+def is_generation(collection: str, alias: str) -> bool:
+    """Whether a collection is one that some encoder version has, or had, behind this alias."""
+    return re.fullmatch(rf"{re.escape(alias)}__[A-Za-z0-9_]+_[0-9a-f]{{6}}", collection) is not None
+
+
 class MilvusItemIndex:
     """The index in Milvus: one collection per encoder version, behind an alias.
 
@@ -220,16 +226,19 @@ class MilvusItemIndex:
             )
 
     async def delete(self, item_ids: Sequence[str]) -> None:
-        """Remove rows by id."""
+        """Remove rows by id, also from what other encoders left behind the same alias."""
         if not item_ids:
             return
         async with self._writing:
-            await self._milvus.call(
-                f"a delete of {len(item_ids)} rows",
-                lambda client: client.delete(
-                    self._config.alias, filter=_among(item_ids), timeout=self._config.timeout_seconds
-                ),
-            )
+            await self._milvus.call(f"a delete of {len(item_ids)} rows", partial(self._delete, item_ids))
+
+    async def _delete(self, item_ids: Sequence[str], client: AsyncMilvusClient) -> None:
+        alias, timeout = self._config.alias, self._config.timeout_seconds
+        await client.delete(alias, filter=_among(item_ids), timeout=timeout)
+        own = collection_name(alias, self._encoder_version)
+        for name in await client.list_collections(timeout=timeout):
+            if name != own and is_generation(name, alias):
+                await client.delete(name, filter=_among(item_ids), timeout=timeout)
 
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
         """Read the rows that are there, by a strong read in one round trip."""

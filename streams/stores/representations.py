@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
@@ -143,10 +143,19 @@ class Representations:
         self._clock = clock
         self._table = VectorTable(dim, config.max_items)
         self._absent_until: dict[str, float] = {}
+        self._gone: dict[str, None] = {}
         self._true_at = float("-inf")
         self._epoch = 0
         self._touched: list[set[str]] = []
         """One set per read of Milvus in flight: items that changed since it began, whose answer may be outdated."""
+
+    @property
+    def gone(self) -> Collection[str]:
+        """Items whose delete was followed and that did not come back: not to be scored, whatever a model knows of them.
+
+        Of deletes before the follower's start, those that `embeddings` still holds are known with `warm_up`.
+        """
+        return self._gone
 
     @property
     def behind_seconds(self) -> float:
@@ -223,7 +232,11 @@ class Representations:
         self._absent_until.pop(item_id, None)
         if value is None:
             self._table.drop(item_id)
+            if len(self._gone) >= self._config.max_items:
+                del self._gone[next(iter(self._gone))]
+            self._gone[item_id] = None
             return
+        self._gone.pop(item_id, None)
         try:
             announced = ItemEmbedding.model_validate_json(value)
             vector = np.frombuffer(announced.vector, dtype="<f4").astype(np.float32)

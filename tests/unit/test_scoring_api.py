@@ -33,6 +33,7 @@ from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, Numbe
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 from streams.stores.models import InMemoryModelStore, pack_weights, weights_checksum
 from streams.stores.representations import Representations
+from tests.unit.test_representations import announced
 
 VERSION = "words-1"
 DIM = 256
@@ -431,10 +432,20 @@ async def test_a_deleted_item_leaves_scores_neighbours_and_items(open_bench: Ope
     assert (await bench.post("/v1/score", score))[1]["scores"][0]["has_vector"] is True
     await bench.index.delete(["shoe"])
     bench.service.representations.apply(embedding_key(VERSION, "shoe"), None)
-    assert (await bench.post("/v1/score", score))[1]["scores"][0]["has_vector"] is False
+    assert (await bench.post("/v1/score", score))[1]["scores"][0] == {
+        "item_id": "shoe",
+        "probability": None,  # a model may know its id all the same
+        "has_vector": False,
+    }
+    bench.service.representations.apply(embedding_key(VERSION, "boot"), None)
+    assert (await bench.post("/v1/score", score))[1]["history_length"] == 0  # nor does it speak for a user any more
     assert (await bench.get("/v1/items/shoe"))[0] == 404
     _, answer = await bench.post("/v1/similar", {"item_id": "boot"})
     assert "shoe" not in {n["item_id"] for n in answer["results"][0]["neighbours"]}
+    again = row("shoe", "red summer shoe")
+    await bench.index.upsert([again])
+    bench.service.representations.apply(*announced("shoe", again.vector, VERSION))
+    assert (await bench.post("/v1/score", score))[1]["scores"][0]["probability"] is not None  # published again
 
 
 async def test_requests_are_measured_by_route_never_by_path(open_bench: Open) -> None:
