@@ -157,6 +157,8 @@ class TrainerConfig(BaseModel):
     """Half-life of the take counts behind the logQ correction."""
     release_every_rows: int = Field(default=20_000, ge=1)
     """Rows learned between two releases."""
+    release_every_event_seconds: float | None = Field(default=None, gt=0)
+    """Event time between two releases, where that comes before `release_every_rows`."""
     max_pending: int = Field(default=200_000, ge=1)
     """Events held in memory above which the reader should pause."""
     model: CiUBMConfig = Field(default_factory=CiUBMConfig)

@@ -163,6 +163,7 @@ class OnlineTrainer:
         self._received = self._trained = self._late = self._duplicate = self._dead_lettered = self._erased = 0
         self._steps = self._rows = self._rows_at_release = 0
         self._first_event_at: int | None = None
+        self._event_at_release: int | None = None
         self._last_event_at: int | None = None
         self._rows_sha256 = ""
         self._scored: list[ScoredRows] = []
@@ -380,7 +381,7 @@ class OnlineTrainer:
             lines.append("\t".join(["negatives", *(self.catalogue.item_id(int(item)) for item in plan.candidates)]))
         self._rows_sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         if self._first_event_at is None:
-            self._first_event_at = rows[0].second
+            self._first_event_at = self._event_at_release = rows[0].second
         self._last_event_at = rows[-1].second
         scored = self._scored_rows(rows, scores)
         self._scored.append(scored)
@@ -411,6 +412,11 @@ class OnlineTrainer:
         return self._rows
 
     @property
+    def rows_since_candidate(self) -> int:
+        """Rows learned from since the last candidate."""
+        return self._rows - self._rows_at_release
+
+    @property
     def overtaken(self) -> list[tuple[int, int]]:
         """Partition and offset of events that were late only because the other partitions had gone on."""
         return list(self._window.overtaken)
@@ -421,7 +427,10 @@ class OnlineTrainer:
 
     def release_due(self) -> bool:
         """Whether enough was learned since the last candidate was taken."""
-        return self._rows - self._rows_at_release >= self.config.release_every_rows
+        if self._rows - self._rows_at_release >= self.config.release_every_rows:
+            return True
+        span, since = self.config.release_every_event_seconds, self._event_at_release
+        return span is not None and since is not None and (self._last_event_at or since) - since >= span
 
     def segment(self) -> Segment:
         """The journal of the rows that the next candidate adds, as far as they are learned."""
@@ -429,7 +438,7 @@ class OnlineTrainer:
 
     def candidate(self) -> Candidate:
         """A copy of the weights as they are now, with what they were trained on. Starts the next release's rows."""
-        self._rows_at_release = self._rows
+        self._rows_at_release, self._event_at_release = self._rows, self._last_event_at
         model = self._learners[CIUBM].model
         return Candidate(
             weights={name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
@@ -534,7 +543,7 @@ class OnlineTrainer:
 
 _NUMBERS = (
     *("received", "trained", "late", "duplicate", "dead_lettered", "erased"),
-    *("steps", "rows", "rows_at_release", "first_event_at", "last_event_at", "rows_sha256"),
+    *("steps", "rows", "rows_at_release", "event_at_release", "first_event_at", "last_event_at", "rows_sha256"),
 )
 
 

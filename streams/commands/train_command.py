@@ -8,18 +8,21 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from schemas.errors import Misconfigured
+from schemas.manifests import Offsets
+from streams.consumers.event_times import EventTimeFinder
 from streams.consumers.forgotten import ForgottenUsers
 from streams.consumers.forgotten_users import ForgottenFollower
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
 from streams.consumers.snapshotting import Snapshots, learning_config
-from streams.consumers.train_input import TrainingInput, describe_input
+from streams.consumers.train_input import InputTopics, TrainingInput, describe_input
 from streams.consumers.train_ledger import SCORES_FOLDER, ScoreFiles, write_row_lines
 from streams.consumers.train_on_behaviours import TrainOnBehaviours
 from streams.metrics import Metrics, metrics_server
@@ -48,13 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, help="folder for accounts.json and prequential scores")
     parser.add_argument("--scores", type=Path, metavar="DIR", help="keep all prequential scores here, as parquet files")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="with --until-end: list the training rows in order")
-    parser.add_argument("--from-snapshot", metavar="ID", help="go on from this snapshot instead of the newest")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--from-snapshot", metavar="ID", help="go on from this snapshot instead of the newest")
+    begin.add_argument(
+        "--from-offsets", type=Path, metavar="FILE", help="begin anew at the offsets in this JSON file, or manifest"
+    )
+    begin.add_argument(
+        "--from", dest="from_time", metavar="TIME", help="begin anew where the log reaches this event time (ISO 8601)"
+    )
+    parser.add_argument(
+        "--until", metavar="TIME", help="train to where the log reaches this event time, like --until-end"
+    )
     parser.add_argument("--fetch-max-records", type=int, help="records to fetch at a time")
     parser.add_argument("--metrics-port", type=int, default=None, help="serve Prometheus metrics on this port")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Train until stopped, or to the end."""
+    options.until_end = options.until_end or options.until is not None
     if (options.json or options.rows) and not options.until_end:
         raise Misconfigured("--json and --rows describe a finished run: add --until-end")
     wished = {
@@ -115,14 +129,16 @@ class _Train:
         log_now = await asyncio.to_thread(describe_input, settings.kafka, settings.topics)
         snapshots = self._snapshots(leadership)
         resume = None
+        start_at, end_at = await self._span(log_now)
         if leadership is not None or options.from_snapshot:
-            resume = await asyncio.to_thread(snapshots.resume, options.from_snapshot)
+            resume = await asyncio.to_thread(snapshots.resume, options.from_snapshot, anew=start_at is not None)
         reads = TrainingInput(
             settings.kafka,
             settings.topics,
             field_map=settings.record.field_map,
             encoder_version=config.encoder_version if resume is None else resume.meta.encoder_version,
-            start_at=None if resume is None else resume.meta.offsets,
+            start_at=start_at if resume is None else resume.meta.offsets,
+            end_at=end_at,
             fetch_max_records=config.fetch_max_records,
             buffered_records=config.buffered_records,
             idle_seconds=config.idle_seconds,
@@ -152,6 +168,25 @@ class _Train:
         await consumer.run(stop)
         if options.until_end and not stop.is_set():
             self._report = await asyncio.to_thread(self._describe, consumer)
+
+    async def _span(self, log_now: InputTopics) -> tuple[Offsets | None, dict[int, int] | None]:
+        """Where reading begins, if not where a snapshot or the log does, and where it ends before the log does."""
+        options, settings = self._options, self._settings
+        start_at = None if options.from_offsets is None else read_offsets(options.from_offsets)
+        wished = {"--from": options.from_time, "--until": options.until}
+        moments = {name: parse_moment(name, text) for name, text in wished.items() if text is not None}
+        if not moments:
+            return start_at, None
+        finder = EventTimeFinder(
+            settings.kafka,
+            settings.topics,
+            field_map=settings.record.field_map,
+            log_now=log_now,
+            file=training_folder(settings) / "event-times.json",
+        )
+        found = dict(zip(moments, await finder.reached(*moments.values()), strict=True))
+        log.info("train.span", **{name.strip("-"): offsets for name, offsets in found.items()})
+        return {"behaviours": found["--from"]} if "--from" in found else start_at, found.get("--until")
 
     def _snapshots(self, leadership: Leadership | None) -> Snapshots:
         settings = self._settings
@@ -203,6 +238,31 @@ class _Train:
             "weights_sha256": weights,
             "prequential": prequential_report(ScoredRows.concatenate(self._scored)) if self._scored else {},
         }
+
+
+def parse_moment(option: str, text: str) -> datetime:
+    """A time with a zone. Raises `Misconfigured`."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Misconfigured(f"{option} {text!r} is not ISO 8601: write it like 2026-09-16T00:00Z") from None
+    if moment.tzinfo is None:
+        raise Misconfigured(f"{option} {text!r} has no zone: write it like 2026-09-16T00:00Z")
+    return moment
+
+
+def read_offsets(path: Path) -> Offsets:
+    """Offsets per topic and partition from a JSON file, or from a manifest. Raises `Misconfigured`."""
+    try:
+        held = json.loads(path.read_text())
+        held = held.get("offsets", held)
+        return {topic: {int(number): int(offset) for number, offset in parts.items()} for topic, parts in held.items()}
+    except FileNotFoundError:
+        raise Misconfigured(f"offsets file {path} does not exist (--from-offsets)") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Misconfigured(
+            f'{path} (--from-offsets) is not like {{"behaviours": {{"0": 1200, "1": 1170}}}}: {error}'
+        ) from None
 
 
 def make_snapshot_store(settings: Settings) -> SnapshotStore:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-HARMLESS = ("release_every_rows", "max_pending")
+HARMLESS = ("release_every_rows", "release_every_event_seconds", "max_pending")
 """Settings of the trainer that decide when something happens, not what is learned."""
 
 

@@ -27,6 +27,8 @@ from streams.topics import TopicName, TopicsConfig
 
 log = structlog.get_logger()
 
+_FAR = 1 << 62
+
 INPUT_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
 
 
@@ -78,7 +80,8 @@ def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> InputTopics:
 
 
 class TrainingInput:
-    """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`.
+    """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`, or of
+    `behaviours` at `end_at` if that comes first.
 
     `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
     group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
@@ -99,6 +102,7 @@ class TrainingInput:
         idle_seconds: float,
         bounded: bool,
         start_at: Mapping[str, Mapping[int, int]] | None = None,
+        end_at: Mapping[int, int] | None = None,
         lost_is_fatal: bool = True,
         clock: Callable[[], float],
     ) -> None:
@@ -110,6 +114,7 @@ class TrainingInput:
         self._idle_seconds = idle_seconds
         self._bounded = bounded
         self._start_at = start_at or {}
+        self._end_at = end_at or {}
         self._lost_is_fatal = lost_is_fatal
         self._clock = clock
         self._vectors: list[VectorRecord] = []
@@ -133,6 +138,8 @@ class TrainingInput:
             beginnings = await self._consumer.beginning_offsets(everything)
             self._ends = await self._consumer.end_offsets(everything)
         starts = self._starts(beginnings)
+        for number, partition in self._behaviours.items():
+            self._ends[partition] = max(starts[partition], min(self._ends[partition], self._end_at.get(number, _FAR)))
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
         self.starts = {number: starts[partition] for number, partition in self._behaviours.items()}
@@ -293,7 +300,7 @@ class TrainingInput:
         if record.value is None:
             return None
         embedding = decode(
-            ItemEmbedding, record.value, now=_produced_at(record), max_bytes=self._broker.max_record_bytes
+            ItemEmbedding, record.value, now=produced_at(record), max_bytes=self._broker.max_record_bytes
         )
         if (embedding.encoder_version, embedding.item_id) != (version, item_id):
             raise ValueError(f"key {record.key!r} does not belong to item {embedding.item_id!r}")
@@ -337,12 +344,13 @@ class TrainingInput:
         read, _ = read_batch(
             [record],
             partition=record.partition,
-            now=_produced_at(record),
+            now=produced_at(record),
             max_bytes=self._broker.max_record_bytes,
             field_map=self._field_map,
         )
         return Entry(record.partition, record.offset, min(record.timestamp / 1000, self._clock()), read[0].behaviour)
 
 
-def _produced_at(record: Any) -> datetime:
+def produced_at(record: Any) -> datetime:
+    """When a record was produced."""
     return datetime.fromtimestamp(record.timestamp / 1000, UTC)

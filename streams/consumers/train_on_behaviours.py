@@ -90,6 +90,9 @@ class TrainConsumerConfig(BaseModel):
     """How often `accounts.json` is written."""
     score_files: int = Field(default=200, ge=1)
     """How many files of prequential scores are kept, 50,000 rows each."""
+    release_every_seconds: float | None = Field(default=None, gt=0)
+    """Wall time between two releases, where that comes before MIM_TRAINER__RELEASE_EVERY_ROWS and
+    MIM_TRAINER__RELEASE_EVERY_EVENT_SECONDS; which rows a release ends with then depends on when they were read."""
     snapshot_folder: Path | None = None
     """Where snapshots, journal and archived vectors are kept, for all candidates of this trainer's role; by default
     `training` in MIM_MODELS__FOLDER. A snapshot holds weights, optimisers, vectors and what waits in memory: about 8 MB
@@ -157,6 +160,7 @@ class TrainOnBehaviours:
         self._gone = gone
         self._follower = None if follow_forgotten is None else follow_forgotten(self._take_forgotten)
         self._to_forget: list[str] = []
+        self._released_at = clock()
         self._gate = gate or GateConfig()
         self._bounded = bounded
         self._state_folder = state_folder
@@ -431,13 +435,19 @@ class TrainOnBehaviours:
         """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
         if trainer.trial is not None and (trainer.trial.complete or trainer.release_due()):
             await self._decide(trainer)
-        if self._make_releaser is None or not trainer.release_due():
+        if self._make_releaser is None or not (trainer.release_due() or self._overdue_release(trainer)):
             return True
         if not self._may_release():
             await asyncio.sleep(_WAIT_SECONDS)
             return False
         await self._release(trainer)
         return True
+
+    def _overdue_release(self, trainer: OnlineTrainer) -> bool:
+        every = self._config.release_every_seconds
+        if every is None or not trainer.rows_since_candidate:
+            return False
+        return self._clock() - self._released_at >= every
 
     def _may_release(self) -> bool:
         """Whether a release could be made now; where it can not, it stays due."""
@@ -461,6 +471,7 @@ class TrainOnBehaviours:
             return candidate, {"behaviours": self._learned(candidate.offsets), "embeddings": self._vectors_read()}
 
         candidate, offsets = await self._in_thread(copy)
+        self._released_at = self._clock()
         self._metrics = candidate.metrics
         try:
             await gating.admit(trainer, candidate, offsets, more_rows=more_rows)

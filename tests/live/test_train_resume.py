@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from streams.broker import make_admin
 from streams.commands.train_command import make_snapshot_store
 from streams.settings import Settings, environment_of
 from streams.stores.models import FolderModelStore, ModelStoreConfig
-from tests.live.test_train import SMALL, World, accounts, produce, wait_until
+from tests.live.test_train import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -129,3 +131,29 @@ async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_sn
     finally:
         admin.close()
     assert "are gone" in refused()
+
+
+async def test_event_time_and_offsets_cut_the_log_into_spans_that_lose_and_repeat_nothing(
+    settings: Settings, settings_values: dict[str, Any], process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world = World()
+    events = world.behaviours(2400)
+    await produce(settings, world=world, behaviours=events)
+    moment = START + timedelta(seconds=1500)
+    rows, offsets = tmp_path / "rows", tmp_path / "offsets.json"
+    before = train_to_the_end(settings_values, "--until", moment.isoformat(), "--rows", str(rows))
+    trained_at = [int(line.split("\t")[2]) for line in rows.read_text().splitlines()]
+    assert max(trained_at) < moment.timestamp() <= max(trained_at) + 10
+    offsets.write_text(json.dumps(before["offsets"]))
+
+    after = train_to_the_end(settings_values, "--from", moment.isoformat(), "--rows", str(rows))
+    assert (
+        int(rows.read_text().split("\t")[2]) >= moment.timestamp() - 2
+    )  # clicks come two seconds later
+    assert before["accounts"]["received"] + after["accounts"]["received"] == len(events)
+    again = train_to_the_end(settings_values, "--from-offsets", str(offsets))
+    assert again["rows_sha256"] == after["rows_sha256"] and again["weights_sha256"] == after["weights_sha256"]
+
+    for wrong in ("yesterday", "2026-09-16T00:00"):
+        child = process("train", "--no-release", "--from", wrong, env=SMALL)
+        assert child.wait(60) == 2 and "2026-09-16T00:00Z" in child.output()
