@@ -41,7 +41,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
     world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
     await produce(settings, world=world, behaviours=world.behaviours(1400))
     trainer = process("train", "--state", str(state), env=SMALL)
-    wait_until(lambda: accounts(state).get("releases", 0) >= 2, "two releases")
+    wait_until(lambda: accounts(state).get("releases", 0) >= 2, "two releases", 120)
     watcher = ModelWatcher(store, _make_scorer, encoder_version=ENCODER, poll_seconds=0.2)
     stop = asyncio.Event()
     watching = asyncio.create_task(watcher.run(stop))
@@ -59,7 +59,9 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
         await answers(first)
 
         await produce(settings, behaviours=world.behaviours(700))
-        await asyncio.to_thread(wait_until, lambda: accounts(state).get("held", 0) >= 1, "a candidate that is held")
+        await asyncio.to_thread(
+            wait_until, lambda: accounts(state).get("held", 0) >= 1, "a candidate that is held", 120
+        )
         current = store.current()
         assert current is not None and current.release_id == first and trainer.returncode is None
         listed = await asyncio.to_thread(models, "list")
@@ -69,7 +71,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
         await asyncio.to_thread(models, "unpin")
         await produce(settings, behaviours=world.behaviours(700))
         await asyncio.to_thread(
-            wait_until, lambda: (now := store.current()) and now.release_id not in (first, second), "a new release"
+            wait_until, lambda: (now := store.current()) and now.release_id not in (first, second), "a new release", 120
         )
         newest = store.current()
         assert newest is not None and store.manifest(newest.release_id).parent == first

@@ -391,19 +391,19 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
     gate = {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__MIN_TAKES": "50"}
     await produce(settings, world=world, behaviours=world.behaviours(700))
     good = process("train", "--state", str(state), env=SMALL | gate)
-    wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a first release")
+    wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a first release", 120)
     assert good.stop() == 0
     before = store.current()
     assert before is not None
 
     wild = process("train", "--state", str(state), env=SMALL | gate | {"MIM_TRAINER__LEARNER__LEARNING_RATE": "2"})
-    refused_to_go_on = wild.wait(60)
+    refused_to_go_on = wild.wait(120)
     assert refused_to_go_on == 2, wild.output()  # another configuration than the snapshot's
     shutil.rmtree(settings.models.folder / "training")
     wild = process("train", "--state", str(state), env=SMALL | gate | {"MIM_TRAINER__LEARNER__LEARNING_RATE": "2"})
     wild.wait_for("train.ready")
     await produce(settings, behaviours=world.behaviours(1400))
-    wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal")
+    wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal", 120)
     current = store.current()
     assert current is not None and current.release_id == before.release_id
     refused = store.list()[1]
