@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ class TrainReport:
     """received = trained + late + duplicate + dead_lettered + erased + pending."""
     offsets: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Next offset to read per topic (without prefix) and partition, such that everything below is settled."""
+    corrected: int = 0
+    """Rows learned as not taken that a late take has corrected: rows, but no events of their own."""
     steps: int = 0
     rows_trained: int = 0
     rows_sha256: str = ""
@@ -75,8 +77,8 @@ class ScoreFiles:
     """Prequential scores as `scores-000001.parquet`, ... in a folder; every file is complete at every moment.
 
     The newest file is written again until it holds `rows_per_file` rows. Where `keep_files` is given, the oldest files
-    go. A folder belongs to one lineage of runs: what an earlier one wrote beyond the place where this one starts is
-    removed, since its rows are made again.
+    go. Rows of users who are forgotten lose the user's name. A folder belongs to one lineage of runs: what an earlier
+    one wrote beyond the place where this one starts is removed, since its rows are made again.
     """
 
     def __init__(self, folder: Path, *, rows_per_file: int = 50_000, keep_files: int | None = None) -> None:
@@ -86,6 +88,7 @@ class ScoreFiles:
         self._tables: list[pa.Table] = []
         self._number = 0
         self._written = True
+        self._to_forget: set[str] = set()
 
     def open(self, at: tuple[int, int] | None = None) -> None:
         """Make the folder and clear it of an earlier run, but for what that had written `at` the place of a snapshot.
@@ -124,8 +127,31 @@ class ScoreFiles:
                 self.flush()
                 self._tables, self._number = [], self._number + 1
 
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Take these users' names out of all files, by the next `flush` that gets through."""
+        self._to_forget |= set(user_ids)
+        self._tables = [_without_names(table, self._to_forget) for table in self._tables]
+        self._written = self._written and not self._tables
+
+    def _erase_names(self) -> None:
+        import pyarrow.parquet as pq
+
+        try:
+            for path in sorted(self._folder.glob("scores-*.parquet")):
+                table = pq.read_table(path)
+                without = _without_names(table, self._to_forget)
+                if not without.equals(table):
+                    fresh = path.with_name(f".{path.name}")
+                    pq.write_table(without, fresh)
+                    os.replace(fresh, path)
+        except OSError as error:
+            raise StoreUnavailable("state folder", f"{self._folder}: {error}") from error
+        self._to_forget = set()
+
     def flush(self) -> None:
         """Write what has not been written. Raises `StoreUnavailable`."""
+        if self._to_forget:
+            self._erase_names()
         if self._written:
             return
         import pyarrow as pa  # not above: settings and metrics import this module, and most commands need no parquet
@@ -142,6 +168,16 @@ class ScoreFiles:
         except OSError as error:
             raise StoreUnavailable("state folder", f"{self._folder}: {error}") from error
         self._written = True
+
+
+def _without_names(table: pa.Table, user_ids: Collection[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    users = table.column("user")
+    named = pc.is_in(users, value_set=pa.array(sorted(user_ids), users.type))
+    erased = pc.if_else(named, pa.scalar("", users.type), users)
+    return table.set_column(table.schema.get_field_index("user"), "user", erased)
 
 
 def scores_table(rows: ScoredRows) -> pa.Table:

@@ -59,7 +59,10 @@ _CHUNK_EVENTS = 512
 _WAIT_SECONDS = 0.2
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
-JOIN_RULES = ("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users")
+JOIN_RULES = (
+    *("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users"),
+    *("correction_seconds", "correction_rows"),
+)
 """Settings of the trainer that rows depend on."""
 
 
@@ -357,6 +360,8 @@ class TrainOnBehaviours:
         users, self._to_forget = self._to_forget, []
         for user_id in users:
             log.info("train.user_forgotten", events=trainer.forget(user_id))
+        if users and self._scores is not None:
+            self._scores.forget(users)
 
     def _turn(
         self,
@@ -670,6 +675,7 @@ class TrainOnBehaviours:
         return TrainReport(
             accounts=NO_ACCOUNTS if trainer is None else asdict(trainer.accounts),
             offsets=self._offsets(),
+            corrected=0 if trainer is None else trainer.corrected,
             steps=0 if trainer is None else trainer.steps,
             rows_trained=self._rows,
             rows_sha256="" if trainer is None else trainer.rows_sha256,

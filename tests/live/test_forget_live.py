@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from streams.commands.forget_command import forget_user
@@ -15,6 +17,7 @@ from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore
 from streams.stores.redis_client import make_redis
 from tests.live.test_record_live import send
+from tests.live.test_train import SMALL, World, accounts, produce, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -117,3 +120,42 @@ async def test_a_forgotten_user_is_nowhere_in_redis_through_restart_and_rebuild_
         assert again.stop() == 0
     finally:
         await store.close()
+
+
+def files_with(folder: Path, needle: bytes) -> list[str]:
+    """Files below `folder` that hold `needle`, packed ones unpacked."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content += repr(pq.read_table(path).to_pydict()).encode()
+        if needle in content or needle in str(path).encode():
+            found.append(str(path.relative_to(folder)))
+    return found
+
+
+async def test_a_forgotten_user_is_in_no_snapshot_score_journal_or_account_of_the_trainer(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, state = World(), tmp_path / "state"
+    user = "user7"
+    env = {**SMALL, "MIM_TRAIN__KEEP_SNAPSHOTS": "1"}
+    events = world.behaviours(1200)
+    await produce(settings, world=world, behaviours=events)
+    trainer = process("train", "--state", str(state), env=env)
+    await asyncio.to_thread(wait_until, lambda: accounts(state).get("releases", 0) >= 1, "a release", 120)
+    assert trainer.stop() == 0
+    assert files_with(settings.models.folder, user.encode()) and files_with(state, user.encode())
+
+    await forget_user(settings, user)
+    again = process("train", "--state", str(state), env=env)
+    await asyncio.to_thread(again.wait_for, "train.user_forgotten", 120)
+    await asyncio.to_thread(
+        wait_until, lambda: accounts(state)["accounts"]["received"] == len(events), "everything to be read", 120
+    )
+    assert again.stop() == 0
+    assert files_with(settings.models.folder, user.encode()) == []
+    assert files_with(state, user.encode()) == []
+    assert accounts(state)["accounts"]["erased"] > 0

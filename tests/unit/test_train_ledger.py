@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,23 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_row_lines_stand_in_training_order(tmp_path: Path) -> None:
     write_row_lines(tmp_path / "rows", [make_rows(0, 2), make_rows(5, 1)])
     assert (tmp_path / "rows").read_text() == "u0\titem-0\t0\t0\nu1\titem-1\t1\t1\nu5\titem-5\t5\t1\n"
+
+
+def test_a_forgotten_user_is_in_no_file_full_or_not_and_rows_keep_their_places(tmp_path: Path) -> None:
+    files = ScoreFiles(tmp_path, rows_per_file=10)
+    files.open()
+    for start in range(0, 25, 5):
+        rows = make_rows(start, 5)
+        files.add([replace(rows, user=np.array([f"somebody-{name}" for name in rows.user]))])
+    files.flush()
+    names = read_scores(tmp_path)
+    assert names is not None
+    user = str(names.user[3])
+    files.forget([user])
+    place = files.place
+    files.flush()
+    after = read_scores(tmp_path)
+    assert after is not None and files.place == place
+    assert after.user.tolist() == ["" if name == user else name for name in names.user.tolist()]
+    assert after.scores["ciubm"].tolist() == names.scores["ciubm"].tolist()
+    assert not [path for path in tmp_path.iterdir() if user.encode() in path.read_bytes()]
