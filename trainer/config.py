@@ -141,6 +141,10 @@ class TrainerConfig(BaseModel):
     """How long an event_id is remembered, in event time."""
     attribution_seconds: float = Field(default=60.0, ge=0)
     """How long an impression waits for its take, in event time, before it counts as not taken."""
+    correction_seconds: float = Field(default=3600.0, ge=0)
+    """How long after that a late take still corrects it: the impression is learned from once more, as taken."""
+    correction_rows: int = Field(default=10_000, ge=0)
+    """The newest impressions learned as not taken that a late take can correct; 0 switches corrections off."""
     window_seconds: float = Field(default=6 * 3600.0, gt=0)
     """Length of the sliding window that space negatives come from, in event time."""
     window_takes: int = Field(default=1024, ge=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.batches import ContrastiveBatch
 from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig, LearnerConfig
-from trainer.losses import info_nce
+from trainer.losses import fake_negative_weights, info_nce
 from trainer.row_adam import RowAdam
 from trainer.state import State
 
@@ -56,12 +56,18 @@ class Learner:
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
 
-    def step(self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None) -> LearnReport:
-        """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done."""
+    def step(
+        self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None, *, in_time: float = 1.0
+    ) -> LearnReport:
+        """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done.
+
+        `in_time` is the share of takes that come before their impression counts as not taken.
+        """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
         logits_B = model(batch, content_UC)
-        loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B)
+        weights_B = None if in_time == 1 else fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
+        loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
         contrastive_loss = None
         if contrastive is not None and content_UC is not None and config.contrastive_weight:
             contrastive_loss = self._contrastive(batch, content_UC, contrastive)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Impression:
     query_text: str | None = None
     query_image: bytes | None = None
     """The search that led here, where there was one."""
+    correction: bool = False
+    """Whether this is the same impression once more, as taken, after it was resolved as not taken; id and place are
+    then those of the late take."""
 
 
 @dataclass(slots=True)
@@ -63,10 +66,20 @@ class ImpressionJoin:
     All impressions of a second see the histories as they were before that second; only then do its takes count. An
     impression waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and
     item); then it is resolved, in the order of its second.
+
+    A take that comes later, but within `correction_seconds` more, corrects what was resolved as not taken: the
+    impression comes a second time, as taken. The newest `correction_rows` of those not taken are remembered for that.
     """
 
     def __init__(
-        self, catalogue: ItemNumbers, *, history_length: int, attribution_seconds: float, max_users: int
+        self,
+        catalogue: ItemNumbers,
+        *,
+        history_length: int,
+        attribution_seconds: float,
+        max_users: int,
+        correction_seconds: float = 0.0,
+        correction_rows: int = 0,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -76,6 +89,8 @@ class ImpressionJoin:
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
+        self._correctable = _Correctable(attribution_seconds + correction_seconds, correction_rows)
+        self._corrections: list[Impression] = []
 
     @property
     def waiting(self) -> int:
@@ -89,6 +104,7 @@ class ImpressionJoin:
     def add_second(self, events: list[Observed]) -> list[Take]:
         """Take in all events of one second (exposures first, as the window orders them); returns the takes."""
         takes: list[Take] = []
+        self._correctable.forget_before(events[0].second)
         for event in events:
             if event.behaviour.kind is BehaviourKind.EXPOSURE:
                 self._expose(event)
@@ -104,11 +120,19 @@ class ImpressionJoin:
         while self._waiting and self._waiting[0].second + self._attribution < before:
             impression = self._waiting.popleft()
             self._unname(impression)
+            if not impression.label:
+                self._correctable.add(impression)
             yield impression
+
+    def corrections(self) -> list[Impression]:
+        """Impressions that late takes answered since the last call, in the order of the takes."""
+        corrections, self._corrections = self._corrections, []
+        return corrections
 
     def forget(self, user_id: str) -> list[Impression]:
         """Take out a user's history and the impressions that wait; returns the latter."""
         self._histories.pop(user_id, None)
+        self._correctable.forget(user_id)
         own = [impression for impression in self._waiting if impression.user_id == user_id]
         if own:
             self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
@@ -123,6 +147,7 @@ class ImpressionJoin:
         state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
         state.arrays.update(ragged("seconds", (history.seconds for history in self._histories.values())).arrays)
         state.put("waiting", pack_impressions(self._waiting))
+        state.put("correctable", self._correctable.snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -130,6 +155,7 @@ class ImpressionJoin:
         histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
         self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
         self._waiting = deque(unpack_impressions(state.part("waiting")))
+        self._correctable.restore(state.part("correctable"))
         self._by_event = {impression.event_id: impression for impression in self._waiting}
         self._by_pair = {(impression.user_id, impression.item): impression for impression in self._waiting}
 
@@ -182,6 +208,18 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or _RELIABILITY[behaviour.kind] > _RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
+        elif (late := self._correctable.take(behaviour, item)) is not None:
+            self._corrections.append(
+                replace(
+                    late,
+                    event_id=behaviour.event_id,
+                    partition=event.partition,
+                    offset=event.offset,
+                    label=1,
+                    taken_as=behaviour.kind,
+                    correction=True,
+                )
+            )
         return Take(event.second, behaviour.user_id, item)
 
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:
@@ -205,6 +243,73 @@ class ImpressionJoin:
             del history.items[0], history.seconds[0]
 
 
+class _Correctable:
+    """The newest impressions that were resolved as not taken, oldest first, as long as a late take may correct them."""
+
+    def __init__(self, seconds: float, rows: int) -> None:
+        self._seconds = seconds
+        self._rows = rows
+        self._order: OrderedDict[tuple[int, int], Impression] = OrderedDict()
+        self._by_event: dict[str, Impression] = {}
+        self._by_pair: dict[tuple[str, int], Impression] = {}
+
+    def __iter__(self) -> Iterator[Impression]:
+        return iter(self._order.values())
+
+    def add(self, impression: Impression) -> None:
+        if not self._rows:
+            return
+        self._order[impression.partition, impression.offset] = impression
+        self._by_event[impression.event_id] = impression
+        self._by_pair[impression.user_id, impression.item] = impression
+        while len(self._order) > self._rows:
+            self._drop(next(iter(self._order.values())))
+
+    def take(self, behaviour: Behaviour, item: int) -> Impression | None:
+        """The impression that this take answers; each is given out once."""
+        if behaviour.exposure_id is not None:
+            found = self._by_event.get(behaviour.exposure_id)
+        else:
+            found = self._by_pair.get((behaviour.user_id, item))
+        if found is None or (found.user_id, found.item) != (behaviour.user_id, item):
+            return None
+        self._drop(found)
+        return found
+
+    def forget_before(self, second: int) -> None:
+        while self._order and (oldest := next(iter(self._order.values()))).second + self._seconds < second:
+            self._drop(oldest)
+
+    def forget(self, user_id: str) -> None:
+        for impression in [row for row in self if row.user_id == user_id]:
+            self._drop(impression)
+
+    def snapshot(self) -> State:
+        state = pack_impressions(self)
+        state.arrays["named"] = np.array([self._by_event.get(row.event_id) is row for row in self], bool)
+        state.arrays["paired"] = np.array([self._by_pair.get((row.user_id, row.item)) is row for row in self], bool)
+        return state
+
+    def restore(self, state: State) -> None:
+        rows = unpack_impressions(state)
+        self._order = OrderedDict(((row.partition, row.offset), row) for row in rows)
+        marked = zip(rows, state.arrays["named"].tolist(), state.arrays["paired"].tolist(), strict=True)
+        self._by_event, self._by_pair = {}, {}
+        for row, named, paired in marked:
+            if named:
+                self._by_event[row.event_id] = row
+            if paired:
+                self._by_pair[row.user_id, row.item] = row
+
+    def _drop(self, impression: Impression) -> None:
+        del self._order[impression.partition, impression.offset]
+        if self._by_event.get(impression.event_id) is impression:
+            del self._by_event[impression.event_id]
+        pair = (impression.user_id, impression.item)
+        if self._by_pair.get(pair) is impression:
+            del self._by_pair[pair]
+
+
 _KINDS = list(BehaviourKind)
 
 
@@ -215,7 +320,7 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
     for name in ("partition", "offset", "second", "item", "label"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else _RELIABILITY[row.taken_as] for row in rows)
-    for name in ("retaken", "defines_publish"):
+    for name in ("retaken", "defines_publish", "correction"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
     state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
@@ -249,6 +354,7 @@ def unpack_impressions(state: State) -> list[Impression]:
             taken_as=None if arrays["taken_as"][i] < 0 else _KINDS[arrays["taken_as"][i]],
             query_text=texts[i],
             query_image=images[i] if arrays["has_image"][i] else None,
+            correction=bool(arrays["correction"][i]),
         )
         for i in range(len(events))
     ]

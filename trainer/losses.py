@@ -96,3 +96,18 @@ def triplet(query_PD: Tensor, positive_PD: Tensor, negative_PD: Tensor, allowed_
     gap_P = (query_PD * (negative_PD - positive_PD)).sum(-1)
     hinge: Tensor = torch.relu(margin + gap_P) * allowed_P
     return hinge
+
+
+def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float) -> Tensor:
+    """Weights of rows whose takes may come late: a row not taken counts (1 - p) / (1 - in_time p), a take counts 1.
+
+    Of all takes the share `in_time` comes while its impression waits; the others make it a row not taken first and a
+    row taken later. So a user who takes with probability p gives p rows taken and 1 - in_time p rows not taken; with
+    these weights the latter count 1 - p, and the loss has its minimum at p again. Where every take comes in time all
+    weights are 1. `probability_B` is the model's own estimate of p, and carries no gradient.
+
+    Source: fake negative weighted loss (Ktena et al., RecSys 2019, arXiv 1907.06558), which is the case in_time = 0 up
+    to a factor; the waiting makes it the case in between.
+    """
+    p_B = probability_B.detach()
+    return torch.where(label_B > 0, torch.ones_like(p_B), (1 - p_B) / (1 - in_time * p_B).clamp_min(1e-6))

@@ -136,6 +136,8 @@ class OnlineTrainer:
             history_length=config.history_length,
             attribution_seconds=config.attribution_seconds,
             max_users=config.max_users,
+            correction_seconds=config.correction_seconds,
+            correction_rows=config.correction_rows,
         )
         self._memory = SpaceTimeMemory(
             window_seconds=config.window_seconds,
@@ -162,6 +164,7 @@ class OnlineTrainer:
         self._finished = False
         self._received = self._trained = self._late = self._duplicate = self._dead_lettered = self._erased = 0
         self._steps = self._rows = self._rows_at_release = 0
+        self._taken_in_time = self._corrected = self._corrections_ready = 0
         self._first_event_at: int | None = None
         self._event_at_release: int | None = None
         self._last_event_at: int | None = None
@@ -222,8 +225,10 @@ class OnlineTrainer:
         What was learned from him stays learned, and which items were taken stays known, but not by whom.
         """
         places = [(event.partition, event.offset) for event in self._window.forget(user_id)]
-        rows = self._join.forget(user_id) + [row for row in self._ready if row.user_id == user_id]
+        rows = self._join.forget(user_id)
+        rows += [row for row in self._ready if row.user_id == user_id and not row.correction]
         self._ready = deque(row for row in self._ready if row.user_id != user_id)
+        self._corrections_ready = sum(row.correction for row in self._ready)
         places += [(row.partition, row.offset) for row in rows]
         for partition, offset in places:
             self._offsets.discard(partition, offset)
@@ -262,7 +267,12 @@ class OnlineTrainer:
     @property
     def pending(self) -> int:
         """Events held in memory: not yet released, waiting for their label, or for a full batch."""
-        return self._window.held + self._join.waiting + len(self._ready)
+        return self._window.held + self._join.waiting + len(self._ready) - self._corrections_ready
+
+    @property
+    def corrected(self) -> int:
+        """Rows learned as not taken that a late take has corrected; they are rows, but no events of their own."""
+        return self._corrected
 
     def offsets(self) -> dict[int, int]:
         """Next offset to read per partition such that everything below it is settled (trained or counted)."""
@@ -299,6 +309,9 @@ class OnlineTrainer:
             self._takes.append(_QueuedTake(take, event.partition, event.offset))
             self._trained += 1
             self._offsets.settle(event.partition, event.offset)
+        corrections = self._join.corrections()
+        self._ready.extend(corrections)
+        self._corrections_ready += len(corrections)
 
     def _settle(self, *, before: float) -> None:
         self._ready.extend(self._join.resolved(before))
@@ -347,7 +360,7 @@ class OnlineTrainer:
             if name == SHUFFLED and self._shuffle is not None:
                 batch = replace(batch, **self._shuffle.vectors(collated.items_U, self.catalogue))
             with self._own_torch_rng():
-                report = learner.step(batch, collated.labels_B, collated.contrastive)
+                report = learner.step(batch, collated.labels_B, collated.contrastive, in_time=self._in_time)
             probabilities[name], losses[name] = report.probabilities_B, report.loss
             if name == CIUBM:
                 contrastive_loss = report.contrastive_loss
@@ -371,21 +384,37 @@ class OnlineTrainer:
     ) -> None:
         self._steps += 1
         self._rows += len(rows)
-        self._trained += len(rows)
+        corrections = sum(row.correction for row in rows)
+        self._trained += len(rows) - corrections
+        self._corrected += corrections
+        self._corrections_ready -= corrections
+        self._taken_in_time += sum(row.label for row in rows) - corrections
         lines = [self._rows_sha256]
         for row in rows:
-            self._offsets.settle(row.partition, row.offset)
-            self._offsets.learned(row.partition, row.offset)
+            if not row.correction:  # the take's own place is settled where the take is
+                self._offsets.settle(row.partition, row.offset)
+                self._offsets.learned(row.partition, row.offset)
             lines.append(f"{row.event_id}\t{row.user_id}\t{self.catalogue.item_id(row.item)}\t{row.label}")
         if plan is not None:
             lines.append("\t".join(["negatives", *(self.catalogue.item_id(int(item)) for item in plan.candidates)]))
         self._rows_sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         if self._first_event_at is None:
             self._first_event_at = self._event_at_release = rows[0].second
-        self._last_event_at = rows[-1].second
+        self._last_event_at = max(self._last_event_at or 0, rows[-1].second)
+        first = np.array([not row.correction for row in rows])
+        if not first.all():  # what is scored once more, knowing the answer, is no prediction
+            rows = [row for row in rows if not row.correction]
+            scores = {name: values[first] for name, values in scores.items()}
+        if not rows:
+            return
         scored = self._scored_rows(rows, scores)
         self._scored.append(scored)
         self._recent.add(scored)
+
+    @property
+    def _in_time(self) -> float:
+        """Share of the takes learned from so far that came before their impression counted as not taken."""
+        return 1.0 if not self._corrected else self._taken_in_time / (self._taken_in_time + self._corrected)
 
     def _scored_rows(self, rows: list[Impression], scores: dict[str, NDArray[np.float64]]) -> ScoredRows:
         second = np.array([row.second for row in rows], np.float64)
@@ -543,6 +572,7 @@ class OnlineTrainer:
 
 _NUMBERS = (
     *("received", "trained", "late", "duplicate", "dead_lettered", "erased"),
+    *("taken_in_time", "corrected", "corrections_ready"),
     *("steps", "rows", "rows_at_release", "event_at_release", "first_event_at", "last_event_at", "rows_sha256"),
 )
 

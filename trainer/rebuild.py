@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class JoinRules:
     attribution_seconds: float
     history_length: int
     max_users: int
+    correction_seconds: float = 0.0
+    correction_rows: int = 0
     overtaken: Collection[Place] = ()
     """Events that were late only because the other partitions had gone on."""
 
@@ -48,6 +50,8 @@ class TrainingRow:
     item: str
     second: int
     label: int
+    correction: bool
+    """Whether a late take brought this row once more, as taken."""
     history: tuple[str, ...]
     history_seconds: tuple[int, ...]
     negatives: list[str] | None
@@ -94,6 +98,8 @@ class Rebuild:
             history_length=rules.history_length,
             attribution_seconds=rules.attribution_seconds,
             max_users=rules.max_users,
+            correction_seconds=rules.correction_seconds,
+            correction_rows=rules.correction_rows,
         )
         self._wanted = {(int(p), int(o)) for step in segment.steps for p, o in step.places}
         self._found: dict[Place, Impression] = {}
@@ -113,6 +119,8 @@ class Rebuild:
         for events in self._window.released(everything=everything):
             self._settle(events[0].second)
             self._join.add_second(events)
+            for row in self._join.corrections():
+                self._find(row)
         self._settle(float("inf") if everything else self._window.complete_before)
 
     @property
@@ -132,6 +140,7 @@ class Rebuild:
                     item=self._numbers.item_id(row.item),
                     second=row.second,
                     label=row.label,
+                    correction=row.correction,
                     history=tuple(self._numbers.item_id(item) for item in row.history),
                     history_seconds=row.history_seconds,
                     negatives=step.negatives if row.label else None,
@@ -180,8 +189,11 @@ class Rebuild:
 
     def _settle(self, before: float) -> None:
         for row in self._join.resolved(before):
-            if (row.partition, row.offset) in self._wanted:
-                self._found[row.partition, row.offset] = row
+            self._find(row)
+
+    def _find(self, row: Impression) -> None:
+        if (row.partition, row.offset) in self._wanted:
+            self._found[row.partition, row.offset] = replace(row)  # as it was resolved, whatever a late take says
 
 
 def damaged_vectors(uses: Collection[VectorUse], vectors: Mapping[bytes, NDArray[np.float32]]) -> list[str]:

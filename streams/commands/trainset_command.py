@@ -62,6 +62,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             attribution_seconds=rules["attribution_seconds"],
             history_length=int(rules["history_length"]),
             max_users=int(rules["max_users"]),
+            correction_seconds=rules["correction_seconds"],
+            correction_rows=int(rules["correction_rows"]),
             overtaken=kept.meta.overtaken,
         ),
     )
@@ -190,6 +192,7 @@ def _write_parquet(path: Path, rows: Sequence[TrainingRow]) -> None:
         "item_id": pa.array([row.item for row in rows], pa.string()),
         "occurred_at": pa.array([row.second for row in rows], pa.timestamp("s", tz="UTC")),
         "label": pa.array([row.label for row in rows], pa.int8()),
+        "correction": pa.array([row.correction for row in rows], pa.bool_()),
         "history": pa.array([row.history for row in rows], pa.list_(pa.string())),
         "history_seconds": pa.array([row.history_seconds for row in rows], pa.list_(pa.int64())),
         "negatives": pa.array([row.negatives for row in rows], pa.list_(pa.string())),

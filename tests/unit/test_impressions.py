@@ -18,7 +18,8 @@ class Timeline:
     def second(self, second: int, *events: object) -> None:
         observed = [Observed(0, 0, DAY0 + second, event) for event in events]  # type: ignore[arg-type]
         self.rows += self.join.resolved(DAY0 + second)
-        self.join.add_second(sorted(observed, key=lambda event: event.order))
+        if observed:
+            self.join.add_second(sorted(observed, key=lambda event: event.order))
 
     def end(self) -> list[Impression]:
         self.rows += self.join.resolved(float("inf"))
@@ -102,3 +103,51 @@ def test_users_beyond_the_bound_are_forgotten_oldest_first() -> None:
     for n, user in enumerate(["u1", "u2", "u1", "u3"]):
         line.second(n, behaviour(f"t{n}", "click", user=user, item="a"))
     assert [bool(line.join.taken_by(user)) for user in ("u1", "u2", "u3")] == [True, False, True]
+
+
+def corrected(line: Timeline) -> list[tuple[str, str, int, int, bool]]:
+    return [
+        (row.event_id, row.user_id, row.second - DAY0, row.label, row.correction) for row in line.join.corrections()
+    ]
+
+
+def test_a_late_take_brings_its_exposure_once_more_as_taken_with_the_history_of_then() -> None:
+    line = Timeline(correction_seconds=100, correction_rows=10)
+    line.second(0, behaviour("t0", "click", item="z"))
+    line.second(1, behaviour("x1", item="a"))
+    line.second(2, behaviour("t1", "click", item="y"))
+    line.second(50, behaviour("late", "purchase", item="a", exposure_id="x1"))
+    (row,) = line.join.corrections()
+    assert (row.event_id, row.second - DAY0, row.label, row.correction) == ("late", 1, 1, True)
+    assert line.history(row) == ["z"] and row.taken_as == "purchase"
+    assert [(row.event_id, row.label) for row in line.end()] == [("x1", 0)]
+    line.second(51, behaviour("again", "purchase", item="a", exposure_id="x1"))
+    assert corrected(line) == []  # once
+
+
+def test_a_take_that_is_too_late_of_another_user_or_of_what_was_taken_corrects_nothing() -> None:
+    line = Timeline(correction_seconds=100, correction_rows=10)
+    line.second(0, behaviour("x1", item="a"))
+    line.second(3, behaviour("t1", "click", item="a", exposure_id="x1"))
+    line.second(4, behaviour("x2", item="b"))
+    line.second(30, behaviour("t2", "cart", item="a"))
+    line.second(31, behaviour("t3", "cart", user="u2", item="b", exposure_id="x2"))
+    line.second(115, behaviour("t4", "cart", item="b"))
+    assert corrected(line) == []
+
+
+def test_what_can_be_corrected_is_bounded_and_goes_with_its_user() -> None:
+    line = Timeline(correction_seconds=1000, correction_rows=1)
+    for second, item in enumerate("ab"):
+        event = behaviour(f"x{second}", item=item, second=second)
+        line.rows += line.join.resolved(DAY0 + second)
+        line.join.add_second([Observed(0, second, DAY0 + second, event)])
+    line.second(50, behaviour("t1", "cart", item="a"))
+    assert corrected(line) == []
+    line.second(51, behaviour("t2", "cart", item="b"))
+    assert [name for name, *_ in corrected(line)] == ["t2"]
+    line.second(60, behaviour("x3", item="c"))
+    line.second(90)
+    line.join.forget("u1")
+    line.second(91, behaviour("t3", "cart", item="c"))
+    assert corrected(line) == []

@@ -18,7 +18,7 @@ from trainer.evaluation import (
     prequential_report,
     user_auc,
 )
-from trainer.losses import info_nce
+from trainer.losses import fake_negative_weights, info_nce
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:
@@ -139,3 +139,22 @@ def test_small_buckets_are_not_reported() -> None:
     assert prequential_report(scored(450))["ciubm"]["overall"] is None  # too few impressions
     few_users = scored(600, user=np.array([f"u{i % 99}" for i in range(600)]))
     assert prequential_report(few_users)["ciubm"]["overall"] is None
+
+
+@pytest.mark.parametrize("in_time", [0.0, 0.4, 0.9, 1.0])
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.8])
+def test_fake_negatives_weighted_have_their_minimum_at_the_true_rate(in_time: float, p: float) -> None:
+    # of an impression taken with probability p come p rows taken and 1 - in_time p rows not taken
+    logit = torch.tensor(math.log(p / (1 - p)), dtype=torch.float64, requires_grad=True)
+    mass, labels = torch.tensor([p, 1 - in_time * p], dtype=torch.float64), torch.tensor([1.0, 0.0])
+    weights = fake_negative_weights(torch.sigmoid(logit).expand(2), labels, in_time)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        logit.expand(2), labels.double(), mass * weights, reduction="sum"
+    )
+    (gradient,) = torch.autograd.grad(loss, logit)
+    assert abs(float(gradient)) < 1e-12
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logit.expand(2), labels.double(), mass)
+    if in_time < 1:  # without the weights it lies lower
+        assert float(torch.autograd.grad(plain, logit)[0]) > 1e-5
+    else:
+        assert torch.equal(weights.detach(), torch.ones(2, dtype=torch.float64))

@@ -88,6 +88,8 @@ def rules(trainer: OnlineTrainer) -> JoinRules:
         attribution_seconds=config.attribution_seconds,
         history_length=config.history_length,
         max_users=config.max_users,
+        correction_seconds=config.correction_seconds,
+        correction_rows=config.correction_rows,
         overtaken=trainer.overtaken,
     )
 
@@ -114,7 +116,7 @@ def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: End
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other: int) -> None:
-    logs = click_log(150, partitions=2, seed=seed)
+    logs = click_log(150, partitions=2, seed=seed, late_takes=5)
     config = CONFIG.model_copy(update={"max_users": 8})  # users are forgotten for others: that is rebuilt too
     trainer, segments, _ = trained(logs, seed=seed, config=config)
     scored = [row for part in trainer.drain_scores() for row in zip(part.user, part.item, part.label, strict=True)]
@@ -129,13 +131,15 @@ def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other
         assert (verdict.rows, verdict.rebuilt, verdict.erased) == (segment.rows, segment.rows, 0)
         assert not damaged_vectors(segment.vectors, segment.archive)
         rows += list(rebuild.rows())
-    assert [(row.user_id, row.item, row.label) for row in rows] == scored
+    first = [row for row in rows if not row.correction]
+    assert [(row.user_id, row.item, row.label) for row in first] == scored
+    assert len(rows) - len(first) == trainer.corrected > 0
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_after_users_were_forgotten_the_rest_still_verifies_and_they_are_not_shown(seed: int) -> None:
-    logs = click_log(150, partitions=2, seed=seed)
+    logs = click_log(150, partitions=2, seed=seed, late_takes=5)
     trainer, segments, ends = trained(logs, seed=seed, forget=True)
     # and one who was forgotten long after everything was trained
     late = {**ends, "u3": (len(logs[0]), len(logs[1]))}

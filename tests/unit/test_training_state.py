@@ -62,7 +62,7 @@ Action = tuple[str, Any]
 def script(seed: int) -> list[Action]:
     """What a trainer lives through: vectors, deletes, events of two partitions, odd events, turns, releases."""
     rng = np.random.default_rng(seed)
-    logs: list[list[Behaviour]] = click_log(90, partitions=2, seed=seed)
+    logs: list[list[Behaviour]] = click_log(90, partitions=2, seed=seed, late_takes=5)
     actions: list[Action] = [("hold", embedding(f"i{i}", unit_vector(i))) for i in range(35)]
     positions = [0, 0]
     while waiting := [p for p in range(2) if positions[p] < len(logs[p])]:

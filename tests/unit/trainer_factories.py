@@ -82,9 +82,12 @@ def make_trainer(
 
 
 def click_log(
-    impressions: int, *, users: int = 12, items: int = 40, seed: int = 0, partitions: int = 1
+    impressions: int, *, users: int = 12, items: int = 40, seed: int = 0, partitions: int = 1, late_takes: int = 0
 ) -> list[list[Behaviour]]:
-    """A log per partition (by user), in event-time order: every third impression is taken in its own second."""
+    """A log per partition (by user), in event-time order: every third impression is taken in its own second.
+
+    With `late_takes` every so many of the others is taken 20 seconds later, half of them without saying which.
+    """
     rng = np.random.default_rng(seed)
     logs: list[list[Behaviour]] = [[] for _ in range(partitions)]
     second = 0
@@ -96,4 +99,7 @@ def click_log(
         log.append(behaviour(f"x{n}", user=f"u{user}", item=item, second=second))
         if n % 3 == 0:
             log.append(behaviour(f"t{n}", "click", user=f"u{user}", item=item, second=second, exposure_id=f"x{n}"))
-    return logs
+        elif late_takes and n % late_takes == 0:
+            named = {"exposure_id": f"x{n}"} if n % 2 else {}
+            log.append(behaviour(f"l{n}", "cart", user=f"u{user}", item=item, second=second + 20, **named))
+    return [sorted(log, key=lambda event: event.occurred_at) for log in logs]
