@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -12,6 +13,8 @@ import structlog
 log = structlog.get_logger()
 
 GRACE_SECONDS = 10.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of `mallopt` in malloc.h."""
 
 
 async def run_until_stopped(
@@ -44,3 +47,15 @@ async def run_until_stopped(
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next allocation, as far as it can be told (glibc).
+
+    A forward pass takes and gives back megabytes within milliseconds. By default that memory goes to the kernel each
+    time and comes back page by page: seen to double the time of a pass.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)

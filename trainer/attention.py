@@ -40,24 +40,14 @@ class TargetAttention(nn.Module):
         )
         matrix_BEH = torch.addcmul((of_item_HE + of_difference_HE).T, target_BE[:, :, None], of_product_HE.T)
         offset_BH = F.linear(target_BE, of_target_HE - of_difference_HE, self.first.bias)
-        if len(history_BLE) == 1:
-            hidden_BLH = self._shared(history_BLE[0], matrix_BEH, offset_BH)
-            if extra:
-                hidden_BLH = hidden_BLH + torch.stack(list(extra), dim=-1) @ of_extra_HX.T
-            weight_BL: Tensor = self.second(self.activation(hidden_BLH)).squeeze(-1)
-            return weight_BL * (history_BL > 0)
+        history_BLE = history_BLE.expand(len(target_BE), -1, -1)
         if extra:
             history_BLE = torch.cat([history_BLE, torch.stack(list(extra), dim=-1)], dim=-1)
             matrix_BEH = torch.cat([matrix_BEH, of_extra_HX.T.expand(len(matrix_BEH), -1, -1)], dim=1)
-        weight_BL = _Scores.apply(history_BLE, matrix_BEH, offset_BH, self.activation.weight, self.second.weight[0])
+        weight_BL: Tensor = _Scores.apply(
+            history_BLE, matrix_BEH, offset_BH, self.activation.weight, self.second.weight[0]
+        )
         return (weight_BL + self.second.bias) * (history_BL > 0)
-
-    @staticmethod
-    def _shared(history_LE: Tensor, matrix_BEH: Tensor, offset_BH: Tensor) -> Tensor:
-        """The hidden layer before its activation when all rows share one history: one product instead of B."""
-        rows, width, hidden = matrix_BEH.shape
-        hidden_LBH = (history_LE @ matrix_BEH.transpose(0, 1).reshape(width, rows * hidden)).view(-1, rows, hidden)
-        return hidden_LBH.add_(offset_BH).transpose(0, 1)
 
 
 class _Scores(torch.autograd.Function):
@@ -75,10 +65,8 @@ class _Scores(torch.autograd.Function):
     ) -> Tensor:
         hidden_BLH = torch.baddbmm(offset_BH[:, None], history_BLE, matrix_BEH).relu_()
         rectified_BL = hidden_BLH @ weight_H
-        linear_BL = torch.baddbmm(
-            (offset_BH @ weight_H)[:, None, None], history_BLE, (matrix_BEH @ weight_H)[:, :, None]
-        )
-        linear_BL = linear_BL.squeeze(2)
+        linear_BL = ((matrix_BEH @ weight_H)[:, None] @ history_BLE.transpose(1, 2)).squeeze(1)
+        linear_BL += (offset_BH @ weight_H)[:, None]
         ctx.save_for_backward(
             history_BLE, matrix_BEH, offset_BH, slope_1, weight_H, hidden_BLH, linear_BL - rectified_BL
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class ItemRows(Mapping[str, NDArray[np.float32]]):
     """
 
     place: Mapping[str, int]
-    """Row of each item, from 1 on."""
+    """Row of each item, from 1 on, in this order."""
     vectors_UV: NDArray[np.float32]
     """Zero rows where there is no vector."""
     has_vector_U: NDArray[np.bool_]
@@ -54,7 +55,7 @@ class ItemRows(Mapping[str, NDArray[np.float32]]):
         return row
 
     def __iter__(self) -> Iterator[str]:
-        return (item for item, number in self.place.items() if self.has_vector_U[number])
+        return compress(self.place, self.has_vector_U[1:].tolist())
 
     def __len__(self) -> int:
-        return int(self.has_vector_U.sum())
+        return int(np.count_nonzero(self.has_vector_U))

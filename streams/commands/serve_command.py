@@ -18,7 +18,7 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from streams.addresses import is_loopback
 from streams.metrics import Metrics
-from streams.processes import run_until_stopped
+from streams.processes import keep_freed_memory, run_until_stopped
 from streams.scoring_api import ScoringService, make_app
 from streams.serve_config import ServeConfig
 from streams.serving_model import ModelWatcher, Scorer, follow_notices
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Serve until stopped."""
     given = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    keep_freed_memory()
     asyncio.run(_serve(settings, settings.serve.model_copy(update=given)))
     return 0
 

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class VectorTable:
     def __init__(self, dim: int, max_items: int) -> None:
         self._dim = dim
         self._max_items = max_items
-        self._matrix = np.empty((min(FIRST_ROWS, max_items), dim), dtype=np.float32)
+        # row 0 is no item's: what is not held reads zeros there
+        self._matrix = np.zeros((min(FIRST_ROWS, max_items) + 1, dim), np.float32)
         self._row_of: OrderedDict[str, int] = OrderedDict()
         self._hashes = np.zeros((len(self._matrix), 2), np.int64)
         self._known_at = np.zeros(len(self._matrix))
@@ -86,32 +87,28 @@ class VectorTable:
         at `since` or later; marks these as used.
         """
         place = {item_id: number for number, item_id in enumerate(dict.fromkeys(item_ids), start=1)}
-        items = ItemRows.empty(place, self._dim)
-        row_U = np.array([-1, *(self._row_of.get(item_id, -1) for item_id in place)])
-        held_U = row_U >= 0
-        held_U[held_U] = self._known_at[row_U[held_U]] >= since
-        row_K = row_U[held_U]
-        items.vectors_UV[held_U], items.hashes_U2[held_U] = self._matrix[row_K], self._hashes[row_K]
-        items.has_vector_U[held_U] = True
-        if len(row_K) < len(place):
-            others = [item_id for item_id, number in place.items() if not held_U[number]]
-            items.hashes_U2[1:][~held_U[1:]] = hash_columns(others)
-        for item_id in compress(place, held_U[1:].tolist()):
+        row_U = np.fromiter(chain((0,), map(self._row_of.get, place, repeat(0))), np.int64, len(place) + 1)
+        row_U[self._known_at[row_U] < since] = 0
+        items = ItemRows(place, self._matrix.take(row_U, 0), row_U > 0, self._hashes.take(row_U, 0))
+        if len(items) < len(place):
+            others = [item_id for item_id in place if item_id not in items]
+            items.hashes_U2[[place[item_id] for item_id in others]] = hash_columns(others)
+        for item_id in items:
             self._row_of.move_to_end(item_id)
         return items
 
     def _take_row(self) -> int:
         if self._free:
             return self._free.pop()
-        used = len(self._row_of)
-        if used >= self._max_items:
+        if len(self._row_of) >= self._max_items:
             _, row = self._row_of.popitem(last=False)
             return row
+        used = len(self._row_of) + 1
         if used == len(self._matrix):
-            capacity = min(2 * used, self._max_items)
-            self._matrix = np.concatenate([self._matrix, np.empty((capacity - used, self._dim), dtype=np.float32)])
-            self._hashes = np.concatenate([self._hashes, np.zeros((capacity - used, 2), np.int64)])
-            self._known_at = np.concatenate([self._known_at, np.zeros(capacity - used)])
+            more = min(2 * used, self._max_items + 1) - used
+            self._matrix = np.concatenate([self._matrix, np.zeros((more, self._dim), np.float32)])
+            self._hashes = np.concatenate([self._hashes, np.zeros((more, 2), np.int64)])
+            self._known_at = np.concatenate([self._known_at, np.zeros(more)])
         return used
 
 
