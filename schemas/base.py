@@ -52,7 +52,16 @@ EventId = Identifier
 EncoderVersion = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names the exact weights and preprocessing that made a vector. Vectors of two versions are never compared."""
 
-UtcTime = AwareDatetime
+
+def _in_the_calendar(value: datetime) -> datetime:
+    if not _FIRST_YEAR < value.year < _LAST_YEAR:  # a day off either end, no offset leads beyond it
+        raise ValueError(f"the year {value.year} lies at the end of the calendar")
+    return value
+
+
+_FIRST_YEAR, _LAST_YEAR = 1, 9999
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(_in_the_calendar)]
 """A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10)."""
 
 

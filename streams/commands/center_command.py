@@ -70,11 +70,10 @@ def as_object(report: CenterReport) -> dict[str, Any]:
     """The report as one object."""
     plain = asdict(replace(report, found=Counter(), examples=[]))
     del plain["found"]
-    return plain | {
-        "faults": report.faults,
-        **{fault: report.found[fault] for fault in FAULTS},
-        "examples": [asdict(one) for one in report.examples],
-    }
+    plain["faults"] = report.faults
+    plain |= {fault: report.found[fault] for fault in FAULTS}
+    plain["examples"] = [asdict(one) for one in report.examples]
+    return plain
 
 
 def _tell(report: CenterReport, *, as_json: bool) -> None:

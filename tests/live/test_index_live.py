@@ -295,7 +295,7 @@ async def test_an_item_and_its_retries_are_always_read_by_one_worker(settings: S
 async def test_a_slot_that_does_not_come_back_leaves_at_once_or_is_taken_out(
     settings: Settings, process: Start
 ) -> None:
-    env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "600"}  # nobody who waits it out passes
+    env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "120"}  # twice as long as the test waits for what it expects
     stays = start_index(process, **env)
     leaves = start_index(process, "--slot", "1", "--leave", **env)
 

@@ -1,0 +1,188 @@
+"""Every decoder that takes bytes from outside, and the errors that it may answer with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from encoders.base import ItemContent
+from encoders.bundle import DEFAULT_BUNDLE, read_bundle
+from encoders.preprocess import ImageLimits, decode_image, join_text
+from schemas.base import decode
+from schemas.behaviours import Behaviour
+from schemas.errors import BadMessage, EncodingFailed, Misconfigured
+from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
+from schemas.letters import DeadLetter, Handled, SentAgain
+from schemas.manifests import ModelManifest, ReleaseNotice
+from schemas.scoring import ScoreRequest, SimilarRequest
+from streams.stores.item_index import ItemRow, _from_milvus, _to_milvus
+from streams.stores.takes import UserTakes, pack_takes, unpack_takes
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+MAX_BYTES = 1_000_000
+LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=4_000_000)
+FIELD_MAP = {"item_id": "sku", "image_url": "pics.0.href", "title": "names.en"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One decoder."""
+
+    name: str
+    run: Callable[[bytes], None]
+    """Takes any bytes; ends well or with an expected error."""
+    expected: tuple[type[Exception], ...]
+    binary: bool = False
+    """Whether it takes something else than text."""
+
+    def take(self, data: bytes) -> None:
+        """Run; whatever is not expected passes through."""
+        with suppress(*self.expected):
+            self.run(data)
+
+
+def _item(data: bytes, field_map: dict[str, str] | None = None) -> None:
+    item = decode(ItemPublished, data, now=NOW, max_bytes=MAX_BYTES, field_map=field_map)
+    join_text(ItemContent.of(item, None), max_characters=2_000)
+    row = ItemRow(
+        item_id=item.item_id,
+        encoder_version="e1",
+        vector=np.zeros(4, np.float32),
+        content_hash=item.content_hash(),
+        published_at=item.published_at,
+        category=item.category or None,
+        price=item.price,
+        first_price=item.price,
+        has_title=bool(item.title),
+        has_image=False,
+        source_partition=0,
+        source_offset=0,
+        produced_at_ms=0,
+        title=item.title[:500],
+    )
+    back = _from_milvus(_to_milvus(row))
+    assert (back.item_id, back.published_at, back.price) == (row.item_id, row.published_at, row.price)
+    ItemPublished.model_validate_json(item.model_dump_json())
+
+
+def _item_by_map(data: bytes) -> None:
+    _item(data, FIELD_MAP)
+
+
+def _behaviour(data: bytes) -> None:
+    behaviour = decode(Behaviour, data, now=NOW, max_bytes=MAX_BYTES)
+    user, back = UserTakes(), UserTakes()
+    user.observe(behaviour, length=10, remembered=10)
+    unpack_takes(pack_takes(user), back)
+    assert back.history() == user.history()
+    Behaviour.model_validate_json(behaviour.model_dump_json())
+
+
+def _retry(data: bytes) -> None:
+    decode(ImageRetry, data, now=NOW, max_bytes=MAX_BYTES).model_dump_json()
+
+
+def _embedding(data: bytes) -> None:
+    embedding = decode(ItemEmbedding, data, now=NOW, max_bytes=MAX_BYTES)
+    assert len(np.frombuffer(embedding.vector, "<f4")) == embedding.dim
+
+
+def _notice(data: bytes) -> None:
+    decode(ReleaseNotice, data, now=NOW, max_bytes=MAX_BYTES)
+
+
+def _manifest(data: bytes) -> None:
+    ModelManifest.model_validate_json(data)
+
+
+def _requests(data: bytes) -> None:
+    for model in (ScoreRequest, SimilarRequest):
+        try:
+            model.model_validate_json(data)
+        except ValidationError as error:
+            error.errors(include_url=False, include_input=False, include_context=False)
+
+
+def _headers(data: bytes) -> None:
+    """Lines of `name=value` as headers of a record."""
+    pairs = (line.partition(b"=") for line in data.split(b"\n"))
+    headers = [(name.decode("latin-1"), value) for name, _, value in pairs]
+    SentAgain.from_headers(headers)
+    Handled.from_record(data[:20], headers)
+    letter = DeadLetter.from_record(data, headers)
+    assert DeadLetter.from_record(data, letter.headers()).letter_key == letter.letter_key
+    letter.after(headers)
+
+
+def _key(data: bytes) -> None:
+    parse_embedding_key(data)
+
+
+def _picture(data: bytes) -> None:
+    pixels = decode_image(data, size=32, limits=LIMITS)
+    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
+
+
+def _bundle(name: str) -> Callable[[bytes], None]:
+    """The default bundle with one file replaced, and its checksum put right."""
+    whole = {path.name: path.read_bytes() for path in DEFAULT_BUNDLE.iterdir() if path.is_file()}
+    assert name in whole
+
+    def run(data: bytes) -> None:
+        files = whole | {name: data}
+        if name != SUMS:
+            digest = hashlib.sha256(data).hexdigest()
+            lines = [line for line in whole[SUMS].decode().splitlines() if not line.endswith(f"  {name}")]
+            files[SUMS] = "\n".join([*lines, f"{digest}  {name}"]).encode()
+            if name == FUSION:
+                files[MANIFEST] = _addressed(whole[MANIFEST], digest)
+                lines = [line for line in lines if not line.endswith(f"  {MANIFEST}")]
+                sums = [*lines, f"{digest}  {name}", f"{hashlib.sha256(files[MANIFEST]).hexdigest()}  {MANIFEST}"]
+                files[SUMS] = "\n".join(sums).encode()
+        with tempfile.TemporaryDirectory() as folder:
+            for file_name, content in files.items():
+                (Path(folder) / file_name).write_bytes(content)
+            read_bundle(Path(folder))
+
+    return run
+
+
+def _addressed(manifest: bytes, fusion_sha256: str) -> bytes:
+    from encoders.bundle import BundleManifest
+
+    plain = json.loads(manifest)
+    plain["fusion"]["sha256"] = fusion_sha256
+    made = BundleManifest.model_validate(plain)
+    return made.model_copy(update={"version": made.address()}).model_dump_json().encode()
+
+
+SUMS, MANIFEST, FUSION = "SHA256SUMS", "bundle.json", "fusion.safetensors"
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("items", _item, (BadMessage,)),
+        Target("items-by-map", _item_by_map, (BadMessage,)),
+        Target("behaviours", _behaviour, (BadMessage,)),
+        Target("items-retry", _retry, (BadMessage,)),
+        Target("embeddings", _embedding, (BadMessage,)),
+        Target("models", _notice, (BadMessage,)),
+        Target("manifest", _manifest, (ValidationError,)),
+        Target("requests", _requests, ()),
+        Target("letters", _headers, (KeyError, ValueError), binary=True),
+        Target("embedding-keys", _key, (ValueError,), binary=True),
+        Target("pictures", _picture, (EncodingFailed,), binary=True),
+        Target("bundle-manifest", _bundle(MANIFEST), (Misconfigured,)),
+        Target("bundle-sums", _bundle(SUMS), (Misconfigured,)),
+        Target("bundle-fusion", _bundle(FUSION), (Misconfigured,), binary=True),
+    )
+}

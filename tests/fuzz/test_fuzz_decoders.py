@@ -1,0 +1,84 @@
+"""The decoders at the edge take whatever comes: an expected error at worst, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from fuzz import CORPUS, HERE, mutated, seeds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from targets import TARGETS
+
+CORPUS_FILES = [(path.parent.name, path.name) for path in sorted(CORPUS.glob("*/*"))]
+SPARE = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+FIELDS = [
+    *("item_id", "title", "text", "category", "price", "year", "image", "image_url", "published_at", "updated_at"),
+    *("event", "event_id", "user_id", "kind", "occurred_at", "schema_version", "query", "trigger_item", "session_id"),
+    *("encoder_version", "vector", "dim", "content_hash", "source", "partition", "offset", "item", "attempt"),
+    *("not_before", "item_ids", "k", "include_self", "sku", "pics", "names", "en", "href"),
+]
+GOOD = ["a", "click", "2026-01-01T00:00:00Z", "iVBORw0KGgo=", "http://x.test/a.png", 1, 1.5, True, None, 1_760_000_000]
+leaf = (
+    st.sampled_from(GOOD)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=40)
+    | st.datetimes(timezones=st.timezones()).map(lambda moment: moment.isoformat())
+)
+document: st.SearchStrategy[Any] = st.recursive(
+    leaf, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=8)
+)
+DOCUMENTS = sorted(name for name, target in TARGETS.items() if not target.binary and name != "bundle-sums")
+
+
+def test_every_target_has_a_corpus_and_every_corpus_a_target() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
+
+
+@pytest.mark.parametrize(("name", "file"), CORPUS_FILES)
+def test_what_was_found_once_breaks_nothing_now(name: str, file: str) -> None:
+    TARGETS[name].take((CORPUS / name / file).read_bytes())
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_any_document_is_read_or_refused(name: str) -> None:
+    target = TARGETS[name]
+
+    @SPARE
+    @given(st.dictionaries(st.sampled_from(FIELDS), document, min_size=1, max_size=14))
+    def take(fields: dict[str, Any]) -> None:
+        target.take(json.dumps(fields).encode())
+
+    take()
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_changed_samples_and_any_bytes_are_read_or_refused(name: str) -> None:
+    target, known = TARGETS[name], seeds(name)
+
+    @SPARE
+    @given(st.sampled_from(known), st.randoms(use_true_random=False), st.binary(max_size=64))
+    def take(sample: bytes, draw: Any, anything: bytes) -> None:
+        target.take(mutated(sample, known, draw))
+        target.take(anything)
+
+    take()
+
+
+def test_the_fuzzer_runs_each_target_in_bounded_memory() -> None:
+    chosen = ["items", "pictures"]
+    command = [sys.executable, str(HERE / "fuzz.py"), *chosen, "--runs", "150", "--seed", "7"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing broke" in done.stdout
+    assert done.stdout.count(": 150 inputs") == len(chosen)
