@@ -68,8 +68,10 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             with broker_errors(settings.kafka):
                 await client.start()
         identity = await identify()
+        log_replaced = False
         if rebuild:
             log.warning("record.rebuilding", topic=topic)
+            log_replaced = await store.bound_log() not in (None, identity)
             await store.clear()
         await store.bind(identity)
         forgets = StoreForgets(store, settings.kafka, settings.topics)
@@ -84,6 +86,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             identify=identify,
             config=settings.record,
             clock=time.time,
+            log_replaced=log_replaced,
             on_report=metrics.record,
             on_ready=lambda: log.info("record.ready", topic=topic),
         )

@@ -142,6 +142,9 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
 
     While the store or the broker is away it holds and tries again; nothing is skipped. Freshly assigned partitions
     are paused until their position is known.
+
+    `log_replaced`: the topic was deleted and created again since the store was filled. What the group has committed may
+    then be of the topic before, and says nothing about which broken records have their letter.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         identify: Callable[[], Awaitable[LogIdentity]],
         config: RecordConfig,
         clock: Callable[[], float],
+        log_replaced: bool = False,
         patience: Patience | None = None,
         on_report: Callable[[RecordReport], None] = lambda report: None,
         on_ready: Callable[[], None] = lambda: None,
@@ -167,9 +171,11 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         self._identify = identify
         self._config = config
         self._clock = clock
+        self._log_replaced = log_replaced
         self._patience = patience or Patience()
         self._on_report = on_report
         self._on_ready = on_ready
+        self._committed_anew: set[TopicPartition] = set()
         self._unplaced: set[TopicPartition] = set()
         self._positions: dict[TopicPartition, int] = {}
         self._buried_below: dict[TopicPartition, int] = {}
@@ -203,7 +209,8 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.subscribe([self._topic], listener=self)
         ready = False
         while not stop.is_set():
-            if self._unplaced or self._clock() - self._identified_at > self._config.identity_check_seconds:
+            since = self._clock() - self._identified_at
+            if self._unplaced or not 0 <= since <= self._config.identity_check_seconds:  # a clock may be set back
                 await hold(self._place_all, what="record", patience=self._patience)
             if self._assigned and not ready and not self._unplaced:
                 ready = True
@@ -242,6 +249,9 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
             beginnings = await self._consumer.beginning_offsets(waiting)
             ends = await self._consumer.end_offsets(waiting)
             committed = {partition: await self._consumer.committed(partition) for partition in waiting}
+        foreign = set(waiting) - self._committed_anew if self._log_replaced else set()
+        foreign |= {partition for partition in waiting if (committed[partition] or 0) > ends[partition]}
+        committed |= dict.fromkeys(foreign)
         ahead: dict[TopicPartition, int] = {}
         for partition in waiting:
             number, at = partition.partition, stored.get(partition.partition, 0)
@@ -262,8 +272,9 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
             self._unplaced.discard(partition)
             self._positions[partition] = found.start
             self._buried_below[partition] = committed[partition] or 0
-            if found.start > (committed[partition] or 0):
+            if partition in foreign or found.start > (committed[partition] or 0):
                 ahead[partition] = found.start  # killed between write and commit: else the lag shown stays
+                self._committed_anew.add(partition)
             log.info("record.placed", partition=number, start=found.start, end=ends[partition])
         await self._commit(ahead)
 

@@ -30,8 +30,10 @@ from tests.faults.scenario import PARTITIONS
 from tests.faults.truth import Behaviours, Items, Row, expected_behaviours, expected_items, twice
 from tests.faults.world import World
 
+QUIET_SECONDS = 180.0
+"""How long after a round everything may take to be acknowledged."""
 SETTLE_SECONDS = 90.0
-"""How long after a round everything may take to be as it should; then what is wrong is wrong."""
+"""How long from then on everything may take to be as it should; then what is wrong is wrong."""
 FEW = 4
 
 
@@ -49,9 +51,9 @@ class Findings:
         self.violations.append(f"{text}: {shown} ({len(names)})" if names else text)
 
 
-async def settled(look: Callable[[], Any]) -> Findings:
+async def settled(look: Callable[[], Any], within_seconds: float | None = None) -> Findings:
     """Look until nothing is wrong any more, or time is up; the last findings."""
-    deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+    deadline = asyncio.get_running_loop().time() + (within_seconds or SETTLE_SECONDS)
     while True:
         try:
             findings: Findings = await look()
@@ -118,15 +120,19 @@ async def look_at_center(world: World, truth: Items, encoder: Encoder) -> Findin
         at = (row.source_partition, row.source_offset)
         if at != (record.partition, record.offset) or row.content_hash != item.content_hash() or row.is_pending:
             outdated.append(f"{item_id} is from {at[0]}/{at[1]}, newest {record.partition}/{record.offset}")
-        else:
-            contents.append((item_id, encoder.prepare(ItemContent(title=item.title, text=item.text))))
+        elif (known := (item_id, *at, row.vector.tobytes())) not in world.right_vectors:
+            contents.append((known, encoder.prepare(ItemContent(title=item.title, text=item.text))))
             vectors.append(row.vector)
     if outdated:
         found.add("items in the center are not the newest published", outdated)
     if contents:
         fresh = encoder.encode([prepared for _, prepared in contents])
         cosines = (fresh * np.stack(vectors)).sum(axis=1)
-        wrong_vectors = [item_id for (item_id, _), cosine in zip(contents, cosines, strict=True) if cosine < 0.9999]
+        for (known, _), cosine in zip(contents, cosines, strict=True):
+            if cosine < 0.9999:
+                wrong_vectors.append(known[0])
+            else:
+                world.right_vectors.add(known)
     if wrong_vectors:
         found.add("vectors in the center are not those of their items' content", wrong_vectors)
     found.figures = {"items": len(wanted), "deleted": len(truth.gone)}
@@ -155,11 +161,12 @@ def look_at_announcements(world: World, truth: Items) -> Findings:
 
 
 async def look_at_acknowledgements(world: World) -> Findings:
-    """The index group has acknowledged everything: nothing is under way any more."""
+    """Indexer and recorder have acknowledged everything: nothing is under way any more."""
     found = Findings()
-    left = await world.unacknowledged(["index"])
-    if left.get("index", 1):
-        found.add(f"{left.get('index', 'an unknown number of')} records of items are still not acknowledged")
+    left = await world.unacknowledged(("index", "record"))
+    for role in ("index", "record"):
+        if left.get(role, 1):
+            found.add(f"{left.get(role, 'an unknown number of')} records are still not acknowledged by {role}")
     return found
 
 

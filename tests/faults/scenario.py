@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Literal
 
 from aiokafka.partitioner import murmur2
@@ -135,6 +136,7 @@ def _draw_faults(rng: random.Random) -> tuple[Fault, ...]:
     return (first, second)
 
 
+@cache
 def user_in(partition: int) -> str:
     """A user whose events lie in this partition and who does nothing else."""
     n = 0

@@ -155,6 +155,8 @@ class World:
         """How often the topic of behaviours was created again."""
         self.items_before: dict[str, Logged] = {}
         """What the center held when the topic of items was created again."""
+        self.right_vectors: set[tuple[str, int, int, bytes]] = set()
+        """Rows whose vectors were found to be those of their content."""
         self._producer: AIOKafkaProducer | None = None
         self._admin: AIOKafkaAdminClient | None = None
         self._redis = RedisBehaviourStore(make_redis(self.settings.redis), self.settings.redis)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import kafka
 import pytest
 from aiokafka import TopicPartition
 
@@ -271,6 +272,35 @@ async def test_a_topic_created_anew_is_refused_with_the_way_out(settings: Settin
     await wait_until_recorded(settings)
     assert child.stop() == 0
     assert await recorded(settings) == await expected(settings)
+
+
+async def test_a_late_commit_of_the_topic_before_takes_no_letter_away(settings: Settings, process: Start) -> None:
+    await send(settings, click_log(12, 100))
+    child = process("record")
+    await wait_until_recorded(settings)
+    assert child.stop() == 0
+    topic, group = settings.topics.full_name("behaviours"), settings.topics.group("record")
+    admin = make_admin(settings.kafka)
+    try:
+        admin.delete_topics([topic])
+        deadline = time.monotonic() + 20
+        while topic not in create_topics(settings.kafka, settings.topics):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        # a recorder that still had records of the old topic in hand commits by the topic's name
+        partitions = [kafka.TopicPartition(topic, p) for p in range(settings.topics.partitions)]
+        admin.alter_group_offsets(group, {p: kafka.structs.OffsetAndMetadata(30, "", None) for p in partitions})
+    finally:
+        admin.close()
+    broken = [(b"u1", b"{" + bytes([32] * n)) for n in range(5)]
+    await send(settings, [*broken, *(row for row in click_log(13, 200) if row[1].endswith(b"}"))])
+    child = process("record", "--rebuild")
+    await wait_until_recorded(settings)
+    assert child.stop() == 0
+    found = await read_all(settings, settings.topics.full_name("dead-letters"))
+    values = [record.value for records in found.values() for record in records]
+    assert {value for _, value in broken} <= set(values)
+    assert "record.replaying" not in child.output()
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from tests.faults.processes import Hatchery
 from tests.faults.rounds import Rounds
 
 ROUNDS = 3
-SETTLE_SECONDS = 20.0
-"""A bug stays wrong however long one waits."""
+SETTLE_SECONDS = 15.0
+"""What is wrong once everything is acknowledged stays wrong however long one waits."""
 
 
 @dataclass
