@@ -45,6 +45,9 @@ def as_markdown(rounds: Sequence[Line], command: str) -> str:
             f"{_median([line['settled_seconds'] for line in lines]):.1f} | "
             f"{sum(bool(line['violations']) for line in lines)} |"
         )
+    if mended := [line for line in rounds if line.get("mended")]:
+        text += ["", f"A zombie's writes were found and mended in {len(mended)} rounds:", ""]
+        text += [f"- round {line['number']}: {line['mended']}" for line in mended]
     if violated:
         text += ["", "## Violations", ""]
         for line in violated:

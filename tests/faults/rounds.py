@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.base import Encoder
+from streams.settings import environment_of
 from streams.stack.running import RunningStack
 from tests.faults.checks import (
     QUIET_SECONDS,
@@ -54,6 +56,8 @@ class RoundReport:
     violations: list[str] = field(default_factory=list)
     unacknowledged: dict[str, dict[str, int]] = field(default_factory=dict)
     """For each fault, at its moment, by role: records acknowledged to the producer and not yet by the role."""
+    mended: str = ""
+    """What a zombie wrote before it noticed, if it did: allowed, because `center verify --repair` mends it."""
     figures: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     settled_seconds: float = 0.0
@@ -221,6 +225,23 @@ class _Round:
             await RECIPES[fault](strike)
             report.violations += strike.violations
 
+    async def _mend(self) -> None:
+        """What a zombie wrote in its last moment is mended by `center verify --repair`, and counted."""
+        world, report = self._world, self._report
+        arguments = ("center", "verify", "--repair", "--json")
+        verifying = await world.hatchery.start("center", arguments, environment_of(world.values))
+        status = await verifying.ended(QUIET_SECONDS)
+        said = verifying.output()
+        try:
+            answer, _ = json.JSONDecoder().raw_decode(said[said.index("\n{\n") + 1 :] if said[:2] != "{\n" else said)
+        except ValueError:
+            report.violations.append(f"center verify --repair ended with {status}: {said[-600:]}")
+            return
+        if status != 0 or answer["left"]:
+            report.violations.append(f"center verify --repair left {answer['left']} faults, status {status}")
+        if answer["mended"]:
+            report.mended = f"center verify mended {answer['mended']} items after a zombie: {answer['found']}"
+
     async def _look(self) -> None:
         world, report = self._world, self._report
         base = int((START + timedelta(seconds=self._plan.number * ROUND_SECONDS)).timestamp())
@@ -247,6 +268,8 @@ class _Round:
             return together
 
         quiet = await settled(lambda: look_at_acknowledgements(world), QUIET_SECONDS)
+        if "zombie index" in self._plan.faults and not quiet.violations:
+            await self._mend()
         findings = quiet if quiet.violations else await settled(look)
         report.violations += findings.violations
         report.figures = findings.figures

@@ -41,7 +41,7 @@ async def hunt(stack: RunningStack, hatchery: Hatchery, folder: Path, bug: str, 
     try:
         for number in range(1, ROUNDS + 1):
             report = await rounds.run(number, seed, (SHOWN_BY[bug],))
-            said += report.violations
+            said += [*report.violations, *filter(None, [report.mended])]
             if any(sign in violation for violation in said for sign in SIGNS[bug]):
                 return Hunt(bug, number, True, said)
     finally:
