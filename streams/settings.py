@@ -18,7 +18,7 @@ from schemas.errors import Misconfigured
 from streams.agents.index_config import IndexConfig
 from streams.broker import BrokerConfig
 from streams.consumers.record_behaviours import RecordConfig
-from streams.consumers.train_on_behaviours import TrainConsumerConfig
+from streams.consumers.train_config import TrainConsumerConfig
 from streams.encoder_training import EncoderTrainingConfig
 from streams.images import ImageFetchConfig
 from streams.metrics import MetricsConfig

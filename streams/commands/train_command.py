@@ -132,12 +132,14 @@ class _Train:
         start_at, end_at = await self._span(log_now)
         if leadership is not None or options.from_snapshot:
             resume = await asyncio.to_thread(snapshots.resume, options.from_snapshot, anew=start_at is not None)
+        # deletes may have been compacted away since: what is left of `embeddings` is read from its beginning
+        outdated = resume is not None and self._outdated(resume.meta.created_at)
         reads = TrainingInput(
             settings.kafka,
             settings.topics,
             field_map=settings.record.field_map,
             encoder_version=config.encoder_version if resume is None else resume.meta.encoder_version,
-            start_at=start_at if resume is None else resume.meta.offsets,
+            start_at=start_at if resume is None else _without(resume.meta.offsets, "embeddings" if outdated else None),
             end_at=end_at,
             fetch_max_records=config.fetch_max_records,
             buffered_records=config.buffered_records,
@@ -155,6 +157,7 @@ class _Train:
             make_releaser=None if leadership is None else self._releaser_maker(leadership),
             snapshots=None if leadership is None else snapshots,
             resume=resume,
+            vectors_anew=outdated,
             gone=ForgottenUsers(log_now.cluster_id, log_now.topic_ids["behaviours"]),
             follow_forgotten=lambda tell: ForgottenFollower(settings.kafka, settings.topics, tell),
             gate=settings.gate,
@@ -187,6 +190,9 @@ class _Train:
         found = dict(zip(moments, await finder.reached(*moments.values()), strict=True))
         log.info("train.span", **{name.strip("-"): offsets for name, offsets in found.items()})
         return {"behaviours": found["--from"]} if "--from" in found else start_at, found.get("--until")
+
+    def _outdated(self, taken_at: datetime) -> bool:
+        return time.time() - taken_at.timestamp() >= self._settings.topics.tombstone_retention_hours * 3600
 
     def _snapshots(self, leadership: Leadership | None) -> Snapshots:
         settings = self._settings
@@ -238,6 +244,10 @@ class _Train:
             "weights_sha256": weights,
             "prequential": prequential_report(ScoredRows.concatenate(self._scored)) if self._scored else {},
         }
+
+
+def _without(offsets: Offsets, topic: str | None) -> Offsets:
+    return {name: parts for name, parts in offsets.items() if name != topic}
 
 
 def parse_moment(option: str, text: str) -> datetime:

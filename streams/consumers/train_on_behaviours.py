@@ -27,9 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from aiokafka import TopicPartition
-from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.base import EncoderVersion
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.forgotten import ForgottenUser
 from schemas.manifests import Offsets
@@ -37,9 +35,11 @@ from streams.consumers.aligned_reading import Entry
 from streams.consumers.forgotten import ForgottenUsers
 from streams.consumers.forgotten_users import ForgottenFollower, Tell
 from streams.consumers.gating import Gating
+from streams.consumers.keeping import Keeping
 from streams.consumers.leadership import Leadership
 from streams.consumers.releasing import Releaser
 from streams.consumers.snapshotting import Snapshots
+from streams.consumers.train_config import TrainConsumerConfig
 from streams.consumers.train_input import TrainingInput
 from streams.consumers.train_ledger import NO_ACCOUNTS, ScoreFiles, TrainReport, write_accounts
 from streams.consumers.vector_waits import VectorWaits
@@ -59,51 +59,6 @@ _CHUNK_EVENTS = 512
 _WAIT_SECONDS = 0.2
 _RETRY_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
-JOIN_RULES = (
-    *("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users"),
-    *("correction_seconds", "correction_rows"),
-)
-"""Settings of the trainer that rows depend on."""
-
-
-class TrainConsumerConfig(BaseModel):
-    """How `mimstream train` reads, waits and reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    variants: str = "ciubm"
-    """What is trained side by side, comma-separated: `ciubm`, and for comparison `din` and `ciubm_shuffled`."""
-    encoder_version: EncoderVersion | None = None
-    """Encoder whose vectors are used; by default that of the first record of `embeddings`. Others are ignored."""
-    hold_seconds: float = Field(default=120.0, ge=0)
-    """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
-    idle_seconds: float = Field(default=5.0, gt=0)
-    """A partition that is read to its end and silent for this long does not hold the watermark any more."""
-    fetch_max_records: int = Field(default=5_000, ge=1)
-    """Records taken from the broker's answers at a time, over all partitions."""
-    buffered_records: int = Field(default=50_000, ge=1)
-    """Behaviours that were fetched and wait for their turn, over all partitions; above it fetching pauses."""
-    commit_interval_seconds: float = Field(default=2.0, gt=0)
-    """How often the group is told how far training has got."""
-    session_timeout_ms: int = Field(default=10_000, ge=1_000)
-    """How long a killed trainer keeps its role."""
-    state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")
-    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each."""
-    report_interval_seconds: float = Field(default=1.0, gt=0)
-    """How often `accounts.json` is written."""
-    score_files: int = Field(default=200, ge=1)
-    """How many files of prequential scores are kept, 50,000 rows each."""
-    release_every_seconds: float | None = Field(default=None, gt=0)
-    """Wall time between two releases, where that comes before MIM_TRAINER__RELEASE_EVERY_ROWS and
-    MIM_TRAINER__RELEASE_EVERY_EVENT_SECONDS; which rows a release ends with then depends on when they were read."""
-    snapshot_folder: Path | None = None
-    """Where snapshots, journal and archived vectors are kept, for all candidates of this trainer's role; by default
-    `training` in MIM_MODELS__FOLDER. A snapshot holds weights, optimisers, vectors and what waits in memory: about 8 MB
-    with the default model, 4 bytes per number of each known item's vector, 1 kB per user with a full history."""
-    snapshot_every_events: int = Field(default=100_000, ge=1)
-    """Events read between two snapshots; another one is taken before each release and at a clean stop."""
-    keep_snapshots: int = Field(default=3, ge=1)
-    """How many of the newest snapshots are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +82,8 @@ class TrainOnBehaviours:
 
     `bounded` trains to the end of a bounded input, finishes and returns; figures then depend on the topics alone.
     `make_trainer` gets encoder version, width of its vectors and the partitions of `behaviours`; `make_releaser` gets
-    the first two. Whoever gives a releaser gives the leadership that it acts under.
+    the first two. Whoever gives a releaser gives the leadership that it acts under. `vectors_anew` says that `reads`
+    gives all vectors from the beginning although there is a snapshot: items that it does not name are gone.
     """
 
     def __init__(
@@ -142,6 +98,7 @@ class TrainOnBehaviours:
         make_releaser: Callable[[str, int], Releaser] | None = None,
         snapshots: Snapshots | None = None,
         resume: Snapshot | None = None,
+        vectors_anew: bool = False,
         gone: ForgottenUsers | None = None,
         follow_forgotten: Callable[[Tell], ForgottenFollower] | None = None,
         gate: GateConfig | None = None,
@@ -159,7 +116,9 @@ class TrainOnBehaviours:
         self._leadership = leadership
         self._make_releaser = make_releaser
         self._snapshots = snapshots
+        self._keeping: Keeping | None = None
         self._resume = resume
+        self._told: set[str] | None = set() if vectors_anew else None
         self._gone = gone
         self._follower = None if follow_forgotten is None else follow_forgotten(self._take_forgotten)
         self._to_forget: list[str] = []
@@ -184,8 +143,6 @@ class TrainOnBehaviours:
         self._last_event_at: int | None = None
         self._last_step_log = self._last_commit = self._last_report = self._last_look = float("-inf")
         self._commit: asyncio.Task[None] | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._received_at_snapshot = 0
         self._trial: State | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------------
@@ -204,6 +161,7 @@ class TrainOnBehaviours:
                 await self._follower.open()
                 await self._follower.catch_up()
             await self._read_vectors_first()
+            await self._in_thread(self._drop_untold)
             log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
             await self._wait_for_first_vector()
             turn = None
@@ -214,9 +172,10 @@ class TrainOnBehaviours:
                     break
             await self._leave()
         finally:
-            for task in (self._commit, self._writing):
-                if task is not None:
-                    task.cancel()
+            if self._commit is not None:
+                self._commit.cancel()
+            if self._keeping is not None:
+                self._keeping.cancel()
             if self._follower is not None:
                 await self._follower.close()
             await self._reads.close()
@@ -224,7 +183,9 @@ class TrainOnBehaviours:
     async def _begin(self) -> None:
         """Stand where the snapshot was taken, if there is one, and keep the scores up to there."""
         found, at = self._resume, None
-        self._begins = dict(self._reads.starts)
+        if self._snapshots is not None:
+            every = self._config.snapshot_every_events
+            self._keeping = Keeping(self._snapshots, every_events=every, begins=self._reads.starts)
         if found is not None:
             meta, state, self._resume = found.meta, found.state, None
             trainer = self._make_trainer(meta.encoder_version, meta.dim, self._reads.partitions)
@@ -238,11 +199,12 @@ class TrainOnBehaviours:
             loop = state.part("loop")
             self._waits.restore(loop.values["waits"], trainer.catalogue.items_with_vector)
             self._last_event_at, self._metrics = loop.values["last_event_at"], loop.values["metrics"]
-            self._rows, self._received_at_snapshot = trainer.rows, trainer.accounts.received
+            self._rows = trainer.rows
             at = loop.values["scores"]
             if self._gone is not None:
                 self._gone.restore(loop.values["gone"])
-            self._begins = {int(number): offset for number, offset in loop.values["begins"].items()}
+            if self._keeping is not None:
+                self._keeping.stand_at(trainer, loop.values["begins"])
             self._trial = state.part("trial") if "trial" in state.values else None
             self.trainer = trainer
         if self._scores is not None:
@@ -254,6 +216,14 @@ class TrainOnBehaviours:
             await self._reads.fetch(embeddings=True, behaviours=False, wait_seconds=_WAIT_SECONDS)
             await self._in_thread(self._hold_vectors)
             await self._keep_up()
+
+    def _drop_untold(self) -> None:
+        """What the center does not hold any more was deleted, even where its tombstone is gone already."""
+        told, self._told = self._told, None
+        if told is not None and self.trainer is not None:
+            for item_id in self.trainer.catalogue.items_with_vector:
+                if item_id not in told:
+                    self.trainer.drop(item_id)
 
     async def _wait_for_first_vector(self) -> None:
         """Without a vector nobody knows how wide vectors are, and there is nothing to learn about content."""
@@ -341,6 +311,8 @@ class TrainOnBehaviours:
 
     def _hold_vectors(self) -> None:
         for record in self._reads.take_vectors():
+            if self._told is not None:
+                self._told.add(record.item_id)
             embedding = record.embedding
             if embedding is None:
                 self._waits.answered(record.item_id, has_vector=False)
@@ -430,11 +402,9 @@ class TrainOnBehaviours:
             losses = {name: round(loss, 5) for name, loss in turn.losses.items()}
             log.info("train.stepped", steps=self._steps_not_logged, rows=self._rows, loss=losses)
             self._steps_not_logged = 0
-        trainer = self.trainer
-        if trainer is None or self._writing is not None or trainer.release_due():
-            return  # a release takes its own
-        if trainer.accounts.received - self._received_at_snapshot >= self._config.snapshot_every_events:
-            await self._take_snapshot()
+        trainer, keeping = self.trainer, self._keeping
+        if trainer is not None and keeping is not None and keeping.due(trainer) and not trainer.release_due():
+            await self._take_snapshot()  # a release takes its own
 
     async def _release_if_due(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
@@ -445,8 +415,7 @@ class TrainOnBehaviours:
         if not self._may_release():
             await asyncio.sleep(_WAIT_SECONDS)
             return False
-        await self._release(trainer)
-        return True
+        return await self._release(trainer)
 
     def _overdue_release(self, trainer: OnlineTrainer) -> bool:
         every = self._config.release_every_seconds
@@ -459,17 +428,21 @@ class TrainOnBehaviours:
         releaser, leadership = self._releaser, self._leadership
         return releaser is not None and leadership is not None and leadership.settled and not releaser.unfinished
 
-    async def _release(self, trainer: OnlineTrainer, *, more_rows: bool = True) -> None:
+    async def _release(self, trainer: OnlineTrainer, *, more_rows: bool = True) -> bool:
+        """Release what was learned; False if it has to wait, and nothing may be learned meanwhile."""
         releaser, gating = self._releaser, self._gating
         assert releaser is not None
         assert gating is not None
         if not releaser.beyond_current(self._learned(trainer.learned_offsets())):
             await self._in_thread(trainer.candidate)  # learned again what was released before: go on to where it ended
-            return
+            return True
         # first the state that the release is made of: whoever is killed after it goes on from here, and releases it
-        if not await self._take_snapshot(wait=True) or not await self._keep_segment(trainer):
-            await asyncio.sleep(_RETRY_SECONDS)  # what cannot be gone on from, or rebuilt, is no release: it stays due
-            return
+        keeping = self._keeping
+        if keeping is not None:
+            kept = await self._take_snapshot() and await keeping.written()
+            if not kept or not await keeping.segment(trainer, self._to_read(trainer)):
+                await asyncio.sleep(_RETRY_SECONDS)  # what cannot be gone on from, or rebuilt, is no release
+                return False
 
         def copy() -> tuple[Candidate, Offsets]:
             candidate = trainer.candidate()
@@ -480,10 +453,11 @@ class TrainOnBehaviours:
         self._metrics = candidate.metrics
         try:
             await gating.admit(trainer, candidate, offsets, more_rows=more_rows)
-            if self._snapshots is not None:
-                await asyncio.to_thread(self._snapshots.forget_segments_but, await releaser.segments())
+            if keeping is not None:
+                await keeping.forget_segments_but(await releaser.segments())
         except Unavailable as error:
             log.warning("train.release_delayed", error=str(error))
+        return True
 
     async def _decide(self, trainer: OnlineTrainer) -> None:
         """Decide about the candidate on trial."""
@@ -502,87 +476,44 @@ class TrainOnBehaviours:
             await self._decide(self.trainer)
             await self._release(self.trainer, more_rows=False)
 
-    async def _keep_segment(self, trainer: OnlineTrainer) -> bool:
-        if self._snapshots is None:
-            return True
-        config = trainer.config
-        try:
-            await asyncio.to_thread(
-                self._snapshots.keep_segment,
-                trainer.segment(),
-                begins=self._begins,
-                ends=self._to_read(trainer),
-                overtaken=trainer.overtaken,
-                rules={name: getattr(config, name) for name in JOIN_RULES},
-                encoder_version=trainer.encoder_version,
-                dim=trainer.catalogue.dim,
-            )
-        except StoreUnavailable as error:
-            log.warning("journal.not_written", error=str(error))
-            return False
-        return True
-
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
-    async def _take_snapshot(self, *, wait: bool = False) -> bool:
-        """Copy everything between two turns, and write it beside what goes on; with `wait`, until it is written.
-
-        False if it was waited for in vain. A disk that is full costs nothing but the snapshot: the one before stays,
-        and another is tried later.
-        """
-        trainer, snapshots = self.trainer, self._snapshots
-        if trainer is None or snapshots is None:
-            return True
-        if self._writing is not None:
-            await self._written()
-        if self._scores is not None:
-            await asyncio.to_thread(self._scores.flush)
-        self._received_at_snapshot = trainer.accounts.received
-
-        def copy() -> State:
-            from trainer.state import State  # torch's neighbours
-
-            self._hold_vectors()  # what was fetched lies before the offsets that are kept
-            self._forget(trainer)  # and who is known to be forgotten is so
-            state = State()
-            state.put("trainer", trainer.snapshot())
-            if trainer.trial is not None:
-                state.put("trial", trainer.trial.snapshot())
-            state.values["loop"] = {
-                "waits": self._waits.snapshot(),
-                "last_event_at": self._last_event_at,
-                "metrics": dict(self._metrics),
-                "gone": {} if self._gone is None else self._gone.snapshot(),
-                "begins": {str(number): offset for number, offset in self._begins.items()},
-                "scores": None if self._scores is None else self._scores.place,
-            }
-            return state
-
-        state = await self._in_thread(copy)
-        offsets = {"behaviours": self._to_read(trainer), "embeddings": self._vectors_read()}
-        rows, rows_sha256 = trainer.rows, trainer.rows_sha256
-        version, dim = trainer.encoder_version, trainer.catalogue.dim
-
-        async def write() -> None:
-            await asyncio.to_thread(
-                snapshots.write, state, offsets, encoder_version=version, dim=dim, rows=rows, rows_sha256=rows_sha256
-            )
-
-        self._writing = asyncio.create_task(write())
-        return not wait or await self._written()
-
-    async def _written(self) -> bool:
-        """Wait until the snapshot that is being written is written; False if it has failed."""
-        writing, self._writing = self._writing, None
-        if writing is None:
+    async def _take_snapshot(self) -> bool:
+        """Copy everything between two turns; it is written beside what goes on. False if that cannot begin now."""
+        trainer, keeping = self.trainer, self._keeping
+        if trainer is None or keeping is None:
             return True
         try:
-            await writing
+            if self._scores is not None:
+                await asyncio.to_thread(self._scores.flush)
         except StoreUnavailable as error:
             log.warning("snapshot.not_written", error=str(error))
             return False
-        self._last_commit = float("-inf")  # lag tools are told at once
+        await keeping.snapshot(
+            trainer,
+            lambda: self._in_thread(lambda: self._copied(trainer)),
+            lambda: {"behaviours": self._to_read(trainer), "embeddings": self._vectors_read()},
+        )
         return True
+
+    def _copied(self, trainer: OnlineTrainer) -> State:
+        from trainer.state import State  # torch's neighbours
+
+        self._hold_vectors()  # what was fetched lies before the offsets that are kept
+        self._forget(trainer)  # and who is known to be forgotten is so
+        state = State()
+        state.put("trainer", trainer.snapshot())
+        if trainer.trial is not None:
+            state.put("trial", trainer.trial.snapshot())
+        state.values["loop"] = {
+            "waits": self._waits.snapshot(),
+            "last_event_at": self._last_event_at,
+            "metrics": dict(self._metrics),
+            "gone": {} if self._gone is None else self._gone.snapshot(),
+            "begins": {} if self._keeping is None else {str(p): offset for p, offset in self._keeping.begins.items()},
+            "scores": None if self._scores is None else self._scores.place,
+        }
+        return state
 
     def _to_read(self, trainer: OnlineTrainer) -> dict[int, int]:
         """Where reading goes on after what the trainer holds."""
@@ -614,8 +545,8 @@ class TrainOnBehaviours:
             except Unavailable as error:
                 log.warning("train.release_delayed", error=str(error))
                 await asyncio.sleep(_WAIT_SECONDS)
-        if self._writing is not None and self._writing.done():
-            await self._written()
+        if self._keeping is not None and self._keeping.just_written and await self._keeping.written():
+            self._last_commit = float("-inf")  # lag tools are told at once
         if self._follower is not None and self._clock() - self._last_look >= _LOOK_SECONDS:
             self._last_look = self._clock()
             try:
@@ -650,7 +581,9 @@ class TrainOnBehaviours:
         """Say for the last time how far training has got."""
         if self._bounded:
             await self.release_last()
-        await self._take_snapshot(wait=True)
+        await self._take_snapshot()
+        if self._keeping is not None:
+            await self._keeping.written()
         if self._leadership is not None:
             if self._commit is not None:
                 await asyncio.gather(self._commit, return_exceptions=True)  # the next line says it again

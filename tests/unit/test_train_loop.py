@@ -18,11 +18,14 @@ from schemas.forgotten import ForgottenUser
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.consumers.aligned_reading import AlignedReading, Entry
 from streams.consumers.forgotten import ForgottenUsers
+from streams.consumers.train_config import TrainConsumerConfig
 from streams.consumers.train_input import VectorRecord
 from streams.consumers.train_ledger import TrainReport
-from streams.consumers.train_on_behaviours import TrainConsumerConfig, TrainOnBehaviours
+from streams.consumers.train_on_behaviours import TrainOnBehaviours
+from streams.stores.snapshots import Snapshot, SnapshotMeta
 from trainer.config import TrainerConfig
 from trainer.online import OnlineTrainer
+from trainer.state import State
 
 DIM = 8
 CONFIG = TrainerConfig(batch_rows=16, space_negatives=4, time_negatives=4, max_pending=200)
@@ -238,3 +241,31 @@ async def test_reading_stops_while_a_vector_is_waited_for_and_goes_on_when_it_is
     stop.set()
     await asyncio.wait_for(running, 30)
     assert loop.standing().given_up == 0 and loop.standing().accounts["late"] == 0
+
+
+async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vectors_are_read_again() -> None:
+    first = make_loop(ListedInput(vectors(*ALL), make_log(300)))
+    await trained(first)
+    assert first.trainer is not None
+    state = State()
+    state.put("trainer", first.trainer.snapshot())
+    none: dict[str, int] = {}
+    state.values["loop"] = {"waits": {"since": none, "given_up": 0}, "last_event_at": None, "metrics": {}}
+    state.values["loop"] |= {"scores": None, "begins": {"0": 0}, "gone": {}}
+    meta = SnapshotMeta(
+        created_at=datetime.fromtimestamp(0, UTC),
+        encoder_version="e",
+        dim=DIM,
+        offsets={},
+        cluster_id="c",
+        topic_ids={},
+        config={},
+        code_sha256="",
+        rows_trained=1,
+        rows_sha256="",
+    )
+    for anew, left in ((True, ["i0", "i2"]), (False, list(ALL))):
+        loop = make_loop(ListedInput(vectors("i0", "i2"), make_log(0)))
+        loop._resume, loop._told = Snapshot(meta, state), set() if anew else None
+        await trained(loop)
+        assert loop.trainer is not None and sorted(loop.trainer.catalogue.items_with_vector) == left
