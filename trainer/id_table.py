@@ -71,7 +71,7 @@ class IdTable(nn.Module):
 
     @torch.no_grad()
     def admit(self, hashes_U2: Tensor) -> Tensor:
-        """Count these ids (once each) and admit those named `admit_after` times; says which rows changed hands.
+        """Count these ids (once each) and admit those named in `admit_after` calls; says which rows changed hands.
 
         A new row starts as a copy of the shared one, so that admission by itself changes no score. A set that is full
         gives up its longest unseen id, but none that is named right now. An optimiser has to forget what it kept about
@@ -82,7 +82,7 @@ class IdTable(nn.Module):
         known_U = row_U > 0
         self.seen_SW.view(-1)[row_U[known_U].sub_(1)] = self.clock
         new_N2 = hashes_U2[~known_U]
-        new_N2 = new_N2[new_N2.any(1)]  # padding is nobody
+        new_N2 = _distinct(new_N2[new_N2.any(1)])  # padding is nobody
         frequent_N2 = new_N2[self._count(new_N2) >= self.admit_after]
         if not len(frequent_N2):
             return row_U.new_empty(0)
@@ -110,3 +110,11 @@ class IdTable(nn.Module):
             self.counts //= 2
             self.counted.zero_()
         return named_N
+
+
+def _distinct(hashes_N2: Tensor) -> Tensor:
+    """Each id once, though a batch names an item once per encoder version: of two rows `rows` would add the numbers."""
+    hashes_N2 = hashes_N2[hashes_N2[:, 0].argsort(stable=True)]
+    first_N = torch.ones(len(hashes_N2), dtype=torch.bool, device=hashes_N2.device)
+    first_N[1:] = (hashes_N2[1:] != hashes_N2[:-1]).any(1)
+    return hashes_N2[first_N]

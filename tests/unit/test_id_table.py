@@ -77,6 +77,17 @@ def test_a_rare_id_among_many_others_is_not_admitted_for_their_sake() -> None:
     assert known.admitted < 15, "a few collide in the sketch, most do not"
 
 
+def test_an_id_named_twice_in_one_batch_counts_once_and_gets_one_row() -> None:
+    known = table(1024)
+    names = [str(one) for one in range(12)]
+    twice = hashes(*names, *reversed(names))
+    assert not len(known.admit(twice))
+    changed = known.admit(twice)
+    assert len(changed) == known.admitted == len(set(known.rows(hashes(*names)).tolist()) - {0})
+    rows = known.rows(twice)
+    assert rows.max() <= 1024 and torch.equal(rows[:12], rows[12:].flip(0))
+
+
 def test_padding_is_nobody() -> None:
     known = table(admit_after=1)
     known.admit(torch.zeros(3, 2, dtype=torch.int64))
