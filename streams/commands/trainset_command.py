@@ -22,7 +22,7 @@ from streams.consumers.forgotten_users import ForgottenFollower
 from streams.consumers.train_input import InputTopics, TrainingInput, describe_input
 from streams.settings import Settings
 from streams.stores.journal import KeptSegment, SegmentMeta
-from streams.stores.models import FolderModelStore
+from streams.stores.models import open_models
 
 if TYPE_CHECKING:
     from trainer.rebuild import Rebuild, TrainingRow
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Rebuild, verify, show; 0 if everything is as it was trained, else 1."""
     from trainer.rebuild import JoinRules, Rebuild, damaged_vectors
 
-    manifest = FolderModelStore(settings.models).manifest(options.release)
+    manifest = open_models(settings.models).manifest(options.release)
     if manifest.segment is None or manifest.rows_tree_sha256 is None:
         raise Misconfigured(f"release {options.release} was made before there was a journal: its rows are not known")
     journal = make_journal_store(settings)

@@ -71,16 +71,17 @@ class Gating:
         log.info("train.on_trial", release_id=manifest.release_id, against=trainer.trial.against)
 
     async def decide(self, trainer: OnlineTrainer) -> None:
-        """Give the verdict of the trial as it stands, and carry it out."""
+        """Give the verdict of the trial as it stands, and carry it out. Raises `StoreUnavailable`; the trial stays."""
         trial, manifest = trainer.trial, self._on_trial
         if trial is None or manifest is None:
             return
         verdict = await asyncio.to_thread(judge, trial.compared, self._config, against=trial.against)
-        trainer.trial = self._on_trial = None
-        await self._conclude(manifest, verdict)
+        verdict = await self._releaser.attach(manifest, verdict)
+        trainer.trial = self._on_trial = None  # only now: a store that is away is asked again
+        await self._releaser.carry_out(manifest, verdict)
 
     async def go_on(self, trainer: OnlineTrainer, state: State) -> None:
-        """Go on with the trial of a snapshot, unless it was decided since. Raises `StoreUnavailable`."""
+        """Go on with the trial of a snapshot, unless it was decided since."""
         from trainer.trial import Trial  # torch
 
         release_id, against = state.values["release_id"], state.values["against"]

@@ -191,7 +191,10 @@ class Releaser:
         return {manifest.segment for manifest in await asyncio.to_thread(self._store.list) if manifest.segment}
 
     async def serving(self) -> tuple[Weights, ModelManifest] | None:
-        """The release that answers; None if there is none, or what it is cannot be told: it must not block others."""
+        """The release that answers; None if there is none, or if it is damaged or gone: it must not block others.
+
+        Raises `StoreUnavailable` if the store does not answer.
+        """
 
         def load() -> tuple[Weights, ModelManifest] | None:
             pointer = self._store.current()
@@ -199,7 +202,7 @@ class Releaser:
 
         try:
             return await asyncio.to_thread(load)
-        except (StoreUnavailable, Misconfigured) as error:
+        except (NotThere, Misconfigured) as error:
             log.warning("train.serving_release_not_loaded", error=str(error))
             return None
 

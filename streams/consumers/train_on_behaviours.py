@@ -365,8 +365,8 @@ class TrainOnBehaviours:
             reports.append(report)
             progressed = True
             # which rows a release is made of is a matter of the rows alone: not one more, whatever holds it up
-            enough = self._stop.is_set() or (trainer.release_due() and self._make_releaser is not None)
-            enough = enough or (trainer.trial is not None and trainer.trial.complete)
+            due = trainer.release_due() if trainer.trial is None else trainer.trial.complete
+            enough = self._stop.is_set() or (due and self._make_releaser is not None)
             missing = trainer.advance().missing
         return Turn(
             steps=len(reports),
@@ -408,8 +408,13 @@ class TrainOnBehaviours:
 
     async def _release_if_due(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
-        if trainer.trial is not None and (trainer.trial.complete or trainer.release_due()):
-            await self._decide(trainer)
+        if trainer.trial is not None:
+            if trainer.trial.complete and self._may_release():
+                await self._decide(trainer)
+            if trainer.trial is not None:
+                return True  # one candidate at a time: the next is taken once this one was decided about
+        if self._make_releaser is None and trainer.release_due():
+            await self._in_thread(trainer.candidate)  # for nobody: the journal begins anew, and does not grow for ever
         if self._make_releaser is None or not (trainer.release_due() or self._overdue_release(trainer)):
             return True
         if not self._may_release():

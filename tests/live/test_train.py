@@ -141,7 +141,7 @@ def train_to_the_end(values: dict[str, Any], *arguments: str, env: dict[str, str
     return report
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_seconds: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_seconds: float = 100.0) -> Any:
     deadline = time.monotonic() + timeout_seconds
     while True:
         if found := condition():
@@ -414,6 +414,36 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
     assert accounts(state)["releases"] == 0 and "train.refused" in wild.output()
     assert wild.stop() == 0
     assert [notice.passed for notice in await read_notices(settings)][:2] == [True, False]
+
+
+async def test_a_trial_that_was_cut_short_by_a_kill_goes_on_and_is_decided_once(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    env = SMALL | {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__LOG_LOSS_MARGIN": "9", "MIM_GATE__MIN_TAKES": "9999"}
+    env |= {"MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "100"}
+    events = world.behaviours(1200)  # ends within the second candidate's trial
+    await produce(settings, world=world, behaviours=events)
+    first = process("train", "--state", str(state), env=env)
+    await asyncio.to_thread(first.wait_for, "train.on_trial", 120)
+    await asyncio.to_thread(
+        wait_until, lambda: accounts(state)["accounts"]["received"] == len(events), "everything to be read", 120
+    )
+    first.kill()
+    before = [manifest.release_id for manifest in store.list()]
+    assert len(before) == 2 and store.verdict(before[1]) is None
+
+    second = process("train", "--state", str(state), env=env)
+    await asyncio.to_thread(second.wait_for, "train.ready", 120)
+    await produce(settings, behaviours=world.behaviours(300))
+    await asyncio.to_thread(wait_until, lambda: store.verdict(before[1]), "the verdict", 120)
+    await asyncio.to_thread(wait_until, lambda: accounts(state).get("releases", 0) == 1, "the promotion", 120)
+    assert second.stop() == 0
+    verdict, current = store.verdict(before[1]), store.current()
+    assert verdict is not None and 250 <= verdict.rows < 250 + 64 and verdict.against == before[0]
+    assert current is not None and current.release_id == before[1]
+    assert [manifest.release_id for manifest in store.list()][:2] == before
+    assert [notice.release_id for notice in await read_notices(settings)] == before
 
 
 async def test_the_stream_waits_for_a_vector_and_gives_up_when_it_does_not_come(
