@@ -45,7 +45,8 @@ class ServeConfig(BaseModel):
     max_concurrent_requests: int = Field(default=256, ge=1)
     """Requests in hand at once; more are answered 503 at once rather than late."""
     compute_threads: int = Field(default=2, ge=1)
-    """Threads that score and encode queries."""
+    """Threads that encode queries. Scores need none: one process uses about one core for them, more cores want more
+    processes."""
     poll_models_seconds: float = Field(default=2.0, gt=0)
     """How often to look for a newer release; a notice on `models` makes it look at once."""
     load_encoder_at_start: bool = False

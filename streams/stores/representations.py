@@ -13,7 +13,6 @@ Where neither holds, because the broker does not answer or the follower is behin
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -54,9 +53,11 @@ class VectorTable:
         self._max_items = max_items
         # row 0 is no item's: what is not held reads zeros there
         self._matrix = np.zeros((min(FIRST_ROWS, max_items) + 1, dim), np.float32)
-        self._row_of: OrderedDict[str, int] = OrderedDict()
+        self._row_of: dict[str, int] = {}
         self._hashes = np.zeros((len(self._matrix), 2), np.int64)
         self._known_at = np.zeros(len(self._matrix))
+        self._used_at = np.zeros(len(self._matrix), np.int64)
+        self._asked = 0
         self._free: list[int] = []
 
     def __len__(self) -> int:
@@ -72,7 +73,8 @@ class VectorTable:
             row = self._take_row()
             self._row_of[item_id] = row
             self._hashes[row] = id_hashes(item_id)
-        self._row_of.move_to_end(item_id)
+        self._asked += 1
+        self._used_at[row] = self._asked
         self._matrix[row] = vector
         self._known_at[row] = at
 
@@ -93,23 +95,30 @@ class VectorTable:
         if len(items) < len(place):
             others = [item_id for item_id in place if item_id not in items]
             items.hashes_U2[[place[item_id] for item_id in others]] = hash_columns(others)
-        for item_id in items:
-            self._row_of.move_to_end(item_id)
+        self._asked += 1
+        self._used_at[row_U] = self._asked
         return items
 
     def _take_row(self) -> int:
         if self._free:
             return self._free.pop()
         if len(self._row_of) >= self._max_items:
-            _, row = self._row_of.popitem(last=False)
-            return row
+            self._make_room()
+            return self._free.pop()
         used = len(self._row_of) + 1
         if used == len(self._matrix):
             more = min(2 * used, self._max_items + 1) - used
             self._matrix = np.concatenate([self._matrix, np.zeros((more, self._dim), np.float32)])
             self._hashes = np.concatenate([self._hashes, np.zeros((more, 2), np.int64)])
             self._known_at = np.concatenate([self._known_at, np.zeros(more)])
+            self._used_at = np.concatenate([self._used_at, np.zeros(more, np.int64)])
         return used
+
+    def _make_room(self) -> None:
+        """Forget the hundredth that was not asked for longest, so that looking for it is rare."""
+        item_ids, rows = list(self._row_of), np.fromiter(self._row_of.values(), np.int64, len(self._row_of))
+        for number in np.argsort(self._used_at[rows], kind="stable")[: 1 + len(rows) // 100].tolist():
+            self.drop(item_ids[number])
 
 
 @dataclass(frozen=True, slots=True)
