@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -330,6 +331,27 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
 
         await asyncio.gather(run(store), run_from_its_own_pace(other))
         assert (await store.counts())["takes"] == 400
+        await other.close()
+
+    async def test_an_erasure_between_a_recorders_look_and_its_write_wins(
+        self, store: BehaviourStore, config: RedisConfig
+    ) -> None:
+        other = RedisBehaviourStore(make_redis(config), config, KEEP)
+        await other.bind(LOG)
+        assert isinstance(store, RedisBehaviourStore)
+        look, looks = store._marks.ends, 0
+
+        async def look_and_be_overtaken(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
+            nonlocal looks
+            seen, looks = await look(*given, **named), looks + 1
+            if looks == 1:
+                await other.forget([forgotten("u1", {0: 1})], source="t:0", next_offset=1)
+            return seen
+
+        store._marks.ends = look_and_be_overtaken  # type: ignore[method-assign]
+        report = await store.record(0, [event(0), event(1, user="u2")], first_offset=0, next_offset=2)
+        assert (looks, report.erased, report.takes) == (2, 1, 1)
+        assert await store.history("u1") == [] and len(await store.history("u2")) == 1
         await other.close()
 
     async def test_clear_leaves_no_key_behind(self, store: BehaviourStore, config: RedisConfig) -> None:
