@@ -65,8 +65,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 def list_releases(store: ModelStore, *, now: datetime) -> list[dict[str, Any]]:
     """One row per release that is kept, oldest first."""
-    current, history = store.current(), store.history()
-    been_current = {pointer.release_id for pointer in history}
+    current, been_current = store.current(), store.been_current()
     rows = []
     for manifest in store.list():
         verdict = store.verdict(manifest.release_id)

@@ -250,7 +250,7 @@ class Releaser:
         return Published(manifest, None, was_current=False)
 
     def _published(self, manifest: ModelManifest) -> Published:
-        was_current = any(pointer.release_id == manifest.release_id for pointer in self._store.history())
+        was_current = manifest.release_id in self._store.been_current()
         return Published(manifest, self._store.verdict(manifest.release_id), was_current=was_current)
 
     def _next_number(self, kept: Sequence[ModelManifest]) -> int:
@@ -260,7 +260,7 @@ class Releaser:
     def _settled_floor(self) -> dict[int, int]:
         """Offsets of the newest release of this log that was current once, or refused."""
         assert self._log is not None
-        been_current = {pointer.release_id for pointer in self._store.history()}
+        been_current = self._store.been_current()
         for manifest in reversed(self._store.list()):
             if (manifest.cluster_id, manifest.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
                 continue

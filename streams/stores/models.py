@@ -5,7 +5,7 @@ releases/r000007-3f2a.../model.safetensors     never changes once it has this na
                          manifest.json
                          verdict.json          attached later: how it compared with what answered then
 current.json             {"release_id", "fence", "pinned", who, when, why, ...}, compared and swapped
-history/00000012.json    what `current.json` was before its 13th change: written before that change, never changed
+history/00000012-r000007-3f2a....json   what `current.json` was before its 13th change: written before it, never changed
 ```
 
 In a folder that trainer and servers share, or in an object store (`streams.stores.shelf` has the promises that both
@@ -151,8 +151,12 @@ class ModelStore(Protocol):
         """All releases that are kept, oldest first."""
         ...
 
+    def been_current(self) -> set[str]:
+        """Releases that the pointer ever came to."""
+        ...
+
     def history(self) -> Sequence[CurrentPointer]:
-        """Every state of the pointer, oldest first; the last one is the current."""
+        """Every state of the pointer, oldest first; the last one is the current. Reads a small file for each."""
         ...
 
     def prune(self) -> None:
@@ -280,6 +284,12 @@ class ShelvedModels:
                     found.append(self.manifest(name))
         return found
 
+    def been_current(self) -> set[str]:
+        """See `ModelStore`."""
+        current = self.current()
+        past = {name.split("-", 1)[1].removesuffix(".json") for name in self._shelf.note_names()}
+        return past if current is None else past | {current.release_id}
+
     def history(self) -> Sequence[CurrentPointer]:
         """See `ModelStore`."""
         current = self.current()
@@ -322,7 +332,7 @@ class ShelvedModels:
             if after is None:
                 return None
             if before is not None and raw is not None:
-                self._shelf.note(f"{before.sequence:08d}.json", raw)
+                self._shelf.note(f"{before.sequence:08d}-{before.release_id}.json", raw)
             return after.model_dump_json(indent=2).encode()
 
         written = exchange(self._shelf, swapped)

@@ -153,11 +153,15 @@ class ObjectShelf:
         with self._asked("write"):
             self._conditional.put(f"{self._notes}/{checked_name(name)}", content, expected=None)
 
+    def note_names(self) -> list[str]:
+        """See `Shelf`."""
+        with self._asked("list"):
+            return sorted(row["name"].rsplit("/", 1)[-1] for row in self._listed(self._notes) if row["type"] == "file")
+
     def notes(self) -> list[bytes]:
         """See `Shelf`."""
         with self._asked("read"):
-            paths = sorted(row["name"] for row in self._listed(self._notes) if row["type"] == "file")
-            return [self._fs.cat_file(path) for path in paths]
+            return [self._fs.cat_file(f"{self._notes}/{name}") for name in self.note_names()]
 
     def _attached(self, name: str, file: str) -> str:
         return f"{self._entries}/{checked_name(name)}{_ATTACHED}/{checked_name(file)}"

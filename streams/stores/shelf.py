@@ -96,6 +96,10 @@ class Shelf(Protocol):
         """Write a note unless there is one of that name."""
         ...
 
+    def note_names(self) -> list[str]:
+        """Names of all notes, sorted."""
+        ...
+
     def notes(self) -> list[bytes]:
         """All notes, in the order of their names."""
         ...
@@ -244,10 +248,15 @@ class FolderShelf:
             self._notes.mkdir(parents=True, exist_ok=True)
             self._write_once(self._notes / checked_name(name), content)
 
+    def note_names(self) -> list[str]:
+        """See `Shelf`."""
+        with self._disk("read"):
+            return sorted(path.name for path in self._notes.glob("[!.]*"))
+
     def notes(self) -> list[bytes]:
         """See `Shelf`."""
         with self._disk("read"):
-            return [path.read_bytes() for path in sorted(self._notes.glob("[!.]*"))]
+            return [(self._notes / name).read_bytes() for name in self.note_names()]
 
     def _entry(self, name: str) -> Path:
         return self._entries / checked_name(name)
@@ -358,9 +367,13 @@ class MemoryShelf:
         """See `Shelf`."""
         self._notes.setdefault(checked_name(name), content)
 
+    def note_names(self) -> list[str]:
+        """See `Shelf`."""
+        return sorted(self._notes)
+
     def notes(self) -> list[bytes]:
         """See `Shelf`."""
-        return [content for _, content in sorted(self._notes.items())]
+        return [self._notes[name] for name in self.note_names()]
 
 
 def checked_name(name: str) -> str:

@@ -182,6 +182,7 @@ def test_notes_are_written_once_and_come_in_the_order_of_their_names(make_shelf:
         shelf.note(name, name.encode())
     other.note("00000001.json", b"another story")
     assert other.notes() == [b"00000001.json", b"00000002.json"]
+    assert other.note_names() == ["00000001.json", "00000002.json"]
 
 
 @pytest.mark.parametrize("name", ["../up", "", "a/b", ".hidden"])

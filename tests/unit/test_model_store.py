@@ -328,6 +328,8 @@ def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelSto
     ]
     assert [p.action for p in trail[:2]] == [Action.RELEASED] * 2 and trail[3].why == "worse on Sundays"
     assert all(p.at is not None for p in trail) and trail[-1] == store.current()
+    published(store, 7)
+    assert store.been_current() == {first, second}
 
 
 def test_nothing_can_be_pinned_before_the_first_release(store: ModelStore) -> None:
