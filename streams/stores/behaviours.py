@@ -31,6 +31,7 @@ from streams.stores.takes import (
     apply_batch,
     fresh_part,
     pack_takes,
+    packed_history,
     skipped,
     unpack_takes,
     without_erased,
@@ -405,9 +406,7 @@ class RedisBehaviourStore:
                 )
                 found = _View.parse(raw_view)
                 if found.generation == self._view.generation:
-                    user = UserTakes()
-                    unpack_takes(packed, user)
-                    return user.history()
+                    return packed_history(packed)
                 self._view = replace(self._view, generation=found.generation)
         return []
 

@@ -146,17 +146,35 @@ def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
     """Fill `user` from `pack_takes`'s bytes. Raises `Misconfigured` for the bytes of another layout."""
     if not packed:
         return
+    n, times, kinds, items = _layout(packed)
+    user.times = list(struct.unpack_from(f"<{n}d", packed, times))
+    user.ids = [packed[at : at + _HASH_BYTES] for at in range(times + 8 * n, kinds, _HASH_BYTES)]
+    user.kinds = bytearray(packed[kinds:items])
+    user.items = packed[items:].decode().split("\n") if n else []
+
+
+def _layout(packed: bytes) -> tuple[int, int, int, int]:
+    """How many takes, and where times, kinds and items begin."""
     if packed[:1] != _LAYOUT:
         raise Misconfigured(
             f"the behaviour store holds data of an unknown layout ({packed[:1]!r}), written by another version; "
             "run 'mimstream record --rebuild'"
         )
     (n,) = struct.unpack_from("<I", packed, 1)
-    times, kinds, items = 5, 5 + (8 + _HASH_BYTES) * n, 5 + (8 + _HASH_BYTES + 1) * n
-    user.times = list(struct.unpack_from(f"<{n}d", packed, times))
-    user.ids = [packed[at : at + _HASH_BYTES] for at in range(times + 8 * n, kinds, _HASH_BYTES)]
-    user.kinds = bytearray(packed[kinds:items])
-    user.items = packed[items:].decode().split("\n") if n else []
+    return n, 5, 5 + (8 + _HASH_BYTES) * n, 5 + (8 + _HASH_BYTES + 1) * n
+
+
+def packed_history(packed: bytes | None) -> list[Take]:
+    """`UserTakes.history` of `pack_takes`'s bytes, without what only recording needs. Raises as `unpack_takes` does."""
+    if not packed:
+        return []
+    n, times, kinds, items = _layout(packed)
+    columns = (
+        packed[items:].decode().split("\n") if n else (),
+        struct.unpack_from(f"<{n}d", packed, times),
+        map(_KINDS.__getitem__, packed[kinds:items]),
+    )
+    return list(map(Take._make, zip(*columns, strict=True)))
 
 
 def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]:

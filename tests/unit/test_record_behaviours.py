@@ -18,6 +18,7 @@ from streams.stores.takes import (
     _holds,
     hash_of,
     pack_takes,
+    packed_history,
     unpack_takes,
 )
 
@@ -121,6 +122,7 @@ def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourK
     unpack_takes(pack_takes(user), again)
     again.recent = user.recent
     assert again == user
+    assert packed_history(pack_takes(user)) == user.history()
     assert user.times == sorted(user.times)
     assert len(user.times) <= 20 and len(user.recent) <= 30 * 8
 
@@ -137,3 +139,5 @@ def test_an_id_is_not_recognised_across_two_neighbouring_hashes() -> None:
 def test_bytes_of_another_layout_are_refused_with_the_way_out() -> None:
     with pytest.raises(Misconfigured, match=r"record --rebuild"):
         unpack_takes(b"\x02whatever", UserTakes())
+    with pytest.raises(Misconfigured, match=r"record --rebuild"):
+        packed_history(b"\x02whatever")
