@@ -6,8 +6,9 @@ Every part answers `snapshot()` with a `State` that shares no memory with it, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,12 @@ def whole_numbers(values: Iterable[int]) -> NDArray[np.int64]:
     return np.fromiter(values, np.int64)
 
 
-def ragged(name: str, lists: Iterable[Iterable[int]]) -> State:
+def ragged(name: str, lists: Iterable[Sequence[int]]) -> State:
     """Lists of integers of different lengths as one array and the place where each ends."""
-    kept = [list(one) for one in lists]
-    flat = [value for one in kept for value in one]
-    return State(
-        {
-            f"{name}.flat": np.array(flat, np.int64),
-            f"{name}.ends": np.cumsum([len(one) for one in kept], dtype=np.int64),
-        }
-    )
+    kept = list(lists)
+    ends = np.cumsum([len(one) for one in kept], dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(kept), np.int64, int(ends[-1]) if kept else 0)
+    return State({f"{name}.flat": flat, f"{name}.ends": ends})
 
 
 def unragged(name: str, state: State) -> list[list[int]]:
