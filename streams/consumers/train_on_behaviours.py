@@ -397,7 +397,7 @@ class TrainOnBehaviours:
             self._on_scored(turn.scored)
             if self._scores is not None:
                 await asyncio.to_thread(self._scores.add, turn.scored)
-        if turn.steps and self._clock() - self._last_step_log >= 1.0:
+        if turn.steps and self._passed(1.0, self._last_step_log):
             self._last_step_log = self._clock()
             losses = {name: round(loss, 5) for name, loss in turn.losses.items()}
             log.info("train.stepped", steps=self._steps_not_logged, rows=self._rows, loss=losses)
@@ -426,7 +426,7 @@ class TrainOnBehaviours:
         every = self._config.release_every_seconds
         if every is None or not trainer.rows_since_candidate:
             return False
-        return self._clock() - self._released_at >= every
+        return self._passed(every, self._released_at)
 
     def _may_release(self) -> bool:
         """Whether a release could be made now; where it can not, it stays due."""
@@ -533,6 +533,10 @@ class TrainOnBehaviours:
 
     # ---- at intervals --------------------------------------------------------------------------------------------
 
+    def _passed(self, seconds: float, since: float) -> bool:
+        """Whether so many seconds have passed; they have where the clock was set back, too."""
+        return not 0 <= self._clock() - since < seconds
+
     async def _keep_up(self) -> None:
         """Look after what goes on whatever else happens: role, half-made release, offsets, reports."""
         if self._leadership is not None:
@@ -552,14 +556,14 @@ class TrainOnBehaviours:
                 await asyncio.sleep(_WAIT_SECONDS)
         if self._keeping is not None and self._keeping.just_written and await self._keeping.written():
             self._last_commit = float("-inf")  # lag tools are told at once
-        if self._follower is not None and self._clock() - self._last_look >= _LOOK_SECONDS:
+        if self._follower is not None and self._passed(_LOOK_SECONDS, self._last_look):
             self._last_look = self._clock()
             try:
                 await self._follower.poll(wait_seconds=0)
             except Unavailable as error:
                 log.warning("train.broker_away", error=str(error))
         await self._tell_group()
-        if self._clock() - self._last_report >= self._config.report_interval_seconds:
+        if self._passed(self._config.report_interval_seconds, self._last_report):
             await self._report()
 
     async def _take_forgotten(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
@@ -574,7 +578,7 @@ class TrainOnBehaviours:
                 finished.result()
             except Unavailable as error:
                 log.warning("train.commit_delayed", error=str(error))
-        if self._commit is None and self._clock() - self._last_commit >= self._config.commit_interval_seconds:
+        if self._commit is None and self._passed(self._config.commit_interval_seconds, self._last_commit):
             self._last_commit = self._clock()
             # not awaited: a broker that is away must not hold up what can be learned meanwhile
             self._commit = asyncio.create_task(self._leadership.transact(offsets=self._commit_offsets()))

@@ -17,6 +17,7 @@ from encoders.base import Encoder
 from streams.settings import environment_of
 from streams.stack.running import RunningStack
 from tests.faults.checks import (
+    FEW,
     QUIET_SECONDS,
     Findings,
     PointerWatch,
@@ -166,9 +167,10 @@ class _Round:
         for name in false_clocks:
             clock_file(world).write_text("+0\n")
             await world.workers[name].stop()
-            await (await world.start(name, clock=clock_file(world))).says(f"{name}.ready")
+            await world.start(name, clock=clock_file(world))
+            await world.ready(name)
         watch = PointerWatch(world)
-        watching = asyncio.ensure_future(watch.run())
+        watching = asyncio.gather(watch.run(), world.look_after())
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send_all())
@@ -187,7 +189,8 @@ class _Round:
             report.violations += watch.findings.violations[:3]
         for name in false_clocks:
             await world.workers[name].stop()
-            await (await world.start(name)).says(f"{name}.ready")
+            await world.start(name)
+            await world.ready(name)
 
     async def _send_all(self) -> None:
         for number, burst in enumerate(self._plan.bursts):
@@ -240,7 +243,8 @@ class _Round:
         if status != 0 or answer["left"]:
             report.violations.append(f"center verify --repair left {answer['left']} faults, status {status}")
         if answer["mended"]:
-            report.mended = f"center verify mended {answer['mended']} items after a zombie: {answer['found']}"
+            shown = [f"{one['item_id']} {one['fault']}" for one in answer["examples"][:FEW]]
+            report.mended = f"center verify mended {answer['mended']} items after a zombie, such as {', '.join(shown)}"
 
     async def _look(self) -> None:
         world, report = self._world, self._report
@@ -272,7 +276,7 @@ class _Round:
             await self._mend()
         findings = quiet if quiet.violations else await settled(look)
         report.violations += findings.violations
-        report.figures = findings.figures
+        report.figures = findings.figures | {"started_again": world.started_again}
         for name, worker in list(world.workers.items()):
             if worker.status is not None:
                 report.violations.append(

@@ -30,7 +30,7 @@ from streams.stack.running import RunningStack
 from streams.stores.behaviours import RedisBehaviourStore
 from streams.stores.redis_client import make_redis
 from streams.topics import TOPICS, TopicName, create_topics, describe_topics
-from tests.faults.processes import Hatchery, Process
+from tests.faults.processes import Broken, Hatchery, Process
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
 from tests.faults.truth import Logged, expected_items
 from tests.unit.encoder_factories import write_tokenizer
@@ -38,6 +38,8 @@ from tests.unit.encoder_factories import write_tokenizer
 IDLE_SECONDS = 30.0
 """Longer than any outage of a round: what is late must follow from the log, not from when a partition was silent."""
 SESSION_SECONDS = 6
+UNAVAILABLE = 3
+"""Exit status of a worker that finds a part down when it starts."""
 LEASE_SECONDS = 2.0
 MODEL_DISK_MB = 64
 
@@ -155,6 +157,8 @@ class World:
         """How often the topic of behaviours was created again."""
         self.items_before: dict[str, Logged] = {}
         """What the center held when the topic of items was created again."""
+        self.started_again = 0
+        """Workers that ended because a part was down when they started, and were started once more."""
         self.right_vectors: set[tuple[str, int, int, bytes]] = set()
         """Rows whose vectors were found to be those of their content."""
         self._producer: AIOKafkaProducer | None = None
@@ -241,6 +245,27 @@ class World:
         process = await self.hatchery.start(command, arguments, environment_of(self.values), bug=self.bug, clock=clock)
         self.workers[name] = process
         return process
+
+    async def ready(self, name: str) -> None:
+        """Wait until the worker of this name does its work, over restarts if it met a part that was down."""
+        while True:
+            worker = self.workers[name]
+            try:
+                await worker.says(f"{name.partition(' ')[0]}.ready")
+                return
+            except Broken:
+                if worker.status != UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.5)  # whoever looks after the workers starts it again
+
+    async def look_after(self) -> None:
+        """As a scheduler would, start workers again that met a part that was down at their start; until cancelled."""
+        while True:
+            for name, worker in list(self.workers.items()):
+                if worker.status == UNAVAILABLE and not worker.said(f"{name.partition(' ')[0]}.ready"):
+                    await self.start(name, clock=worker.clock)
+                    self.started_again += 1
+            await asyncio.sleep(0.3)
 
     def standing(self, state: Path | None = None) -> dict[str, Any]:
         """What the trainer last said of itself."""

@@ -269,3 +269,18 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
         loop._resume, loop._told = Snapshot(meta, state), set() if anew else None
         await trained(loop)
         assert loop.trainer is not None and sorted(loop.trainer.catalogue.items_with_vector) == left
+
+
+async def test_a_clock_that_is_set_back_puts_no_report_off() -> None:
+    now = [1e9]
+    reports: list[float] = []
+    loop = make_loop(ListedInput(vectors(*ALL), make_log(20)), report_interval_seconds=5)
+    loop._clock = lambda: now[0]
+    loop._on_report = lambda report: reports.append(report.updated_at)
+    await loop._keep_up()
+    now[0] += 4
+    await loop._keep_up()
+    assert reports == [1e9]
+    now[0] -= 3_600
+    await loop._keep_up()
+    assert reports == [1e9, 1e9 + 4 - 3_600]
