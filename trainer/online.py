@@ -450,6 +450,10 @@ class OnlineTrainer:
         """Partition and offset of events that were late only because the other partitions had gone on."""
         return list(self._window.overtaken)
 
+    def forget_overtaken(self, below: Mapping[int, int]) -> None:
+        """Let go of those that the log does not hold any more."""
+        self._window.forget_overtaken(below)
+
     def learned_offsets(self) -> dict[int, int]:
         """Per partition, the offset after the last event learned from of which all before are settled."""
         return self._offsets.learned_below()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -164,6 +164,10 @@ class EventWindow:
                 self._by_second[second] = [event for event in events if event.behaviour.user_id != user_id]
         self.held -= len(found)
         return found
+
+    def forget_overtaken(self, below: Mapping[int, int]) -> None:
+        """Let go of overtaken events that the log does not hold any more, which bounds their number."""
+        self.overtaken = {(p, offset): None for p, offset in self.overtaken if offset >= below.get(p, 0)}
 
     def snapshot(self) -> State:
         """Everything but who is idle: that was true when it was said, and has to be said again."""
