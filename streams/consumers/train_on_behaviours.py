@@ -196,6 +196,7 @@ class TrainOnBehaviours:
                     f"snapshot {meta.snapshot_id} cannot be read by this version: {error!r}. Use the version that took "
                     "it, or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
                 ) from error
+            trainer.forget_overtaken(self._reads.beginnings)
             loop = state.part("loop")
             self._waits.restore(loop.values["waits"], trainer.catalogue.items_with_vector)
             self._last_event_at, self._metrics = loop.values["last_event_at"], loop.values["metrics"]
