@@ -268,3 +268,18 @@ def test_shuffle_is_a_permutation_at_every_moment() -> None:
 def test_unknown_variants_are_refused(variants: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="variants"):
         make_trainer(variants=variants)
+
+
+def test_a_release_is_due_after_so_much_event_time_where_rows_are_few() -> None:
+    trainer = make_trainer(small_config(release_every_rows=10_000, release_every_event_seconds=60, batch_rows=4))
+    spans, since = [], None
+    for offset, event in enumerate(click_log(200)[0]):
+        trainer.observe(0, offset, event)
+        trainer.advance()
+        while (report := trainer.step()) is not None:
+            since = since or report.last_event_at
+            if trainer.release_due():
+                spans.append(report.last_event_at - since)
+                since = trainer.candidate().last_event_at
+            trainer.advance()
+    assert len(spans) >= 4 and all(50 <= span < 90 for span in spans)
