@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -32,6 +33,7 @@ class LogReader:
             try:
                 await self._admin.start()
                 await self._consumer.start()
+                await asyncio.sleep(0)  # a consumer that is stopped before its tasks have begun raises in stopping
             except BaseException:
                 await self._close()
                 raise

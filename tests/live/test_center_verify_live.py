@@ -55,7 +55,7 @@ async def damage(settings: Settings, feed: Feed, dead: str, dead_in: int) -> dic
         await index.delete(alive[1:3])
         await index.upsert(
             [
-                replace(rows[alive[3]], source_offset=max(0, rows[alive[3]].source_offset - 1), title="from before"),
+                replace(rows[alive[3]], source_offset=rows[alive[3]].source_offset - 1, content_hash="1" * 32),
                 replace(rows[alive[4]], content_hash="0" * 32, vector=np.roll(some.vector, 1)),
                 replace(some, item_id=dead, source_partition=dead_in, source_offset=0),
                 replace(some, item_id="never-published", source_offset=0),
@@ -72,16 +72,16 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
     worker = start_index(process)
     async with feeding(settings) as feed, center(settings) as index:
         for n in range(40):
-            await feed.publish(f"i{n:02}", f"title {n}")
+            await feed.publish(f"k{n:02}", f"title {n}")
         for n in range(36, 40):
-            await feed.delete(f"i{n}")
-        dead_in, _ = await feed.delete("i35")
+            await feed.delete(f"k{n}")
+        dead_in, _ = await feed.delete("k35")
         await feed.send(b"broken", b"{not json")
         await assert_ends_with_the_last_word(feed, index)
         assert worker.stop() == 0
         status, report = await verify(settings, capsys)
         assert (status, report["faults"], report["items"]) == (0, 0, 36)
-        damaged = await damage(settings, feed, "i35", dead_in)
+        damaged = await damage(settings, feed, "k35", dead_in)
         await feed.publish("not-yet", "read by no worker")
         status, report = await verify(settings, capsys)
         assert status == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 class Worker:
     """An index worker whose application can be made to crash."""
 
-    def __init__(self, settings: Settings, folder: Path, name: str = "0") -> None:
+    def __init__(self, settings: Settings, folder: Path, name: str = "0", **config: Any) -> None:
         self.apps: list[Any] = []
         self.ready = 0
         encoder = HashingEncoder(16)
@@ -42,7 +43,7 @@ class Worker:
             dead_letters=InMemoryDeadLetters(),
             encoding=ItemEncoding(encoder, prepare_threads=1),
             fetch=self._fetch,
-            config=IndexConfig(commit_interval_seconds=0.2),
+            config=IndexConfig(commit_interval_seconds=0.2, **config),
             max_record_bytes=settings.kafka.max_record_bytes,
             patience=Patience(),
             now=lambda: datetime.now(UTC),
@@ -84,6 +85,26 @@ def equals(worker: Worker, expected: dict[str, str]) -> Callable[[], Any]:
         return await worker.titles() == expected
 
     return check
+
+
+async def test_a_member_whose_heartbeats_are_confirmed_writes_long_after_it_joined(
+    settings: Settings, tmp_path: Path
+) -> None:
+    worker = Worker(settings, tmp_path, session_timeout_seconds=6)
+    async with feeding(settings) as feed:
+        await feed.publish("a", "at once")
+        await until(equals(worker, feed.expected))
+        joined = time.monotonic()
+
+        async def silence_would_be_over() -> bool:
+            return time.monotonic() - joined > worker.center.config.silence_seconds + 1
+
+        await until(silence_would_be_over)
+        await feed.publish("a", "later")
+        await until(equals(worker, feed.expected))
+    assert len(worker.apps) == 1
+    worker.stop.set()
+    await worker.running
 
 
 async def test_an_application_that_crashed_is_replaced_and_nothing_is_lost(settings: Settings, tmp_path: Path) -> None:
