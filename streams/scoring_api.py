@@ -138,8 +138,9 @@ async def score(request: web.Request) -> web.Response:
     # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have to
     # win the interpreter back from this loop; that was seen to cost more than what it lets others do meanwhile
     probabilities = model.scorer.score(history, asked.item_ids, looked.vectors, trigger_item=asked.trigger_item)
-    deleted = [number for number, item_id in enumerate(asked.item_ids) if item_id in gone]
-    probabilities[deleted] = np.nan
+    if gone:
+        deleted = [number for number, item_id in enumerate(asked.item_ids) if item_id in gone]
+        probabilities[deleted] = np.nan
     return _answer(_scored(asked, model, probabilities, looked.vectors, len(history)))
 
 
@@ -151,12 +152,13 @@ def _scored(
     history_length: int,
 ) -> bytes:
     """A `ScoreResponse` as JSON: validating hundreds of our own numbers would cost a fifth of a request."""
-    has_vector = vectors.has_vector_U.tolist()
+    places = list(map(vectors.place.__getitem__, asked.item_ids))
+    rows = zip(asked.item_ids, probabilities.tolist(), vectors.has_vector_U[places].tolist(), strict=True)
     return to_json(
         {
             "scores": [
-                {"item_id": item_id, "probability": probability, "has_vector": has_vector[vectors.place[item_id]]}
-                for item_id, probability in zip(asked.item_ids, probabilities.tolist(), strict=True)
+                {"item_id": item_id, "probability": probability, "has_vector": has_vector}
+                for item_id, probability, has_vector in rows
             ],
             "release_id": model.manifest.release_id,
             "weights_sha256": model.manifest.weights_sha256,

@@ -65,7 +65,7 @@ class Scorer:
             vectors if isinstance(vectors, ItemRows) else ItemRows.of([*past, *candidates], vectors, self.manifest.dim)
         )
         place = items.place
-        targets_B = np.array([place[item] for item in candidates], np.int64)
+        targets_B = np.fromiter(map(place.__getitem__, candidates), np.int64, len(candidates))
         history_1L = newest_first([[place[item] for item in past]], self._history_length)
         lengths_B = np.full(len(candidates), len(past))
         return CtrBatch(

@@ -161,8 +161,6 @@ def _columns(path: Path) -> dict[str, Any]:
     return {name: table[name] for name in table.column_names}
 
 
-
-
 def _sizes() -> dict[str, Any]:
     return {"id_width": WIDTH, "attention_hidden": ATTENTION_HIDDEN, "hidden": HIDDEN, "id_admit_after": 1}
 

@@ -401,8 +401,8 @@ class RedisBehaviourStore:
         """See `BehaviourStore`."""
         with redis_errors(self._config):
             for _ in range(_MAX_CONFLICTS):
-                raw_view, packed = await self._client.mget(
-                    [self._view_key, self._key(self._view.generation, "t", user_id)]
+                raw_view, packed = await self._client.execute_command(
+                    "MGET", self._view_key, self._key(self._view.generation, "t", user_id)
                 )
                 found = _View.parse(raw_view)
                 if found.generation == self._view.generation:

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ class VectorTable:
         """A place for each of the items (each once), with copies of the vectors that are held and were known to be true
         at `since` or later; marks these as used.
         """
-        place = {item_id: number for number, item_id in enumerate(dict.fromkeys(item_ids), start=1)}
+        place = dict(zip(dict.fromkeys(item_ids), count(1), strict=False))
         row_U = np.fromiter(chain((0,), map(self._row_of.get, place, repeat(0))), np.int64, len(place) + 1)
         row_U[self._known_at[row_U] < since] = 0
         items = ItemRows(place, self._matrix.take(row_U, 0), row_U > 0, self._hashes.take(row_U, 0))

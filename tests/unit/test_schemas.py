@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field, TypeAdapter, ValidationError
 
-from schemas.base import decode
+from schemas.base import ItemId, decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Reason
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, embedding_key, parse_embedding_key
 from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
+from schemas.scoring import MAX_CANDIDATES, ScoreRequest
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SAMPLES = Path(__file__).parent / "samples"
@@ -181,3 +184,27 @@ def test_no_bytes_crash_the_decoder(payload: bytes) -> None:
 
 def test_kinds_that_are_takes() -> None:
     assert [kind.value for kind in BehaviourKind if kind.is_take] == ["click", "cart", "purchase"]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=3),
+            st.sampled_from(
+                ["a", "item 1", " a", "a ", "\u00a0", "a\u2028b", "x" * 200, "x" * 201, 7, True, None, 1.5]
+            ),
+        ),
+        max_size=4,
+    )
+)
+def test_candidates_that_pass_at_once_are_those_that_pass_one_by_one(ids: list[object]) -> None:
+    one_by_one = TypeAdapter(Annotated[list[ItemId], Field(min_length=1, max_length=MAX_CANDIDATES)])
+    try:
+        expected: object = one_by_one.validate_json(json.dumps(ids))
+    except ValidationError as error:
+        expected = [(("item_ids", *each["loc"]), each["msg"]) for each in error.errors()]
+    try:
+        found: object = ScoreRequest.model_validate_json(json.dumps({"user_id": "u", "item_ids": ids})).item_ids
+    except ValidationError as error:
+        found = [(each["loc"], each["msg"]) for each in error.errors()]
+    assert found == expected
