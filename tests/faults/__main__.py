@@ -6,14 +6,16 @@ import argparse
 import asyncio
 import json
 import logging
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from streams.settings import load_settings
 from streams.stack.running import running_stack
 from tests.faults.processes import Hatchery
-from tests.faults.report import as_markdown, draw, read_rounds
+from tests.faults.report import read_rounds, write_report
 from tests.faults.rounds import Rounds
 from tests.faults.scenario import WEIGHTS
 
@@ -24,7 +26,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200, help="rounds in all, those of earlier runs included")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="rounds.jsonl, report.md and report.png go here")
-    parser.add_argument("--work", type=Path, help="stack, logs and models (default: OUT/work)")
+    parser.add_argument(
+        "--work", type=Path, help="stack, logs and models; kept after a violation (default: a temporary folder)"
+    )
     parser.add_argument("--fault", action="append", choices=sorted(WEIGHTS), help="only these, in every round")
     parser.add_argument("--minutes", type=float, help="begin no round after this time")
     parser.add_argument("--bug", help="plant this bug in the processes")
@@ -38,17 +42,21 @@ def _run(options: argparse.Namespace) -> int:
     lines = options.out / "rounds.jsonl"
     done = {line["number"] for line in read_rounds(lines)}
     left = [number for number in range(1, options.rounds + 1) if number not in done]
-    work = (options.work or options.out / "work") / f"run-{int(time.time())}"
+    work = Path(tempfile.mkdtemp(prefix="mimstream-faults-", dir=options.work))
     violated = 0
-    if left:
-        with running_stack(work / "stack", load_settings().stack) as stack, Hatchery(work / "processes") as hatchery:
-            rounds = Rounds(stack, hatchery, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
-            with asyncio.Runner() as runner:
-                violated = runner.run(_rounds(rounds, left, lines, options))
-    rounds_so_far = read_rounds(lines)
-    command = f"python -m tests.faults --rounds {options.rounds} --seed {options.seed} --out {options.out}"
-    (options.out / "report.md").write_text(as_markdown(rounds_so_far, command))
-    draw(rounds_so_far, options.out / "report.png")
+    try:
+        if left:
+            with (
+                running_stack(work / "stack", load_settings().stack) as stack,
+                Hatchery(work / "processes") as hatchery,
+            ):
+                rounds = Rounds(stack, hatchery, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
+                with asyncio.Runner() as runner:
+                    violated = runner.run(_rounds(rounds, left, lines, options))
+    finally:
+        write_report(options.out, f"python -m tests.faults --rounds {options.rounds} --seed {options.seed}")
+    if not violated:
+        shutil.rmtree(work, ignore_errors=True)
     return 1 if violated else 0
 
 

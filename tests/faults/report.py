@@ -16,6 +16,26 @@ def read_rounds(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def write_report(folder: Path, command: str) -> None:
+    """`report.md` and `report.png` of the rounds and of the hunts for planted bugs that a folder holds."""
+    rounds = read_rounds(folder / "rounds.jsonl")
+    planted = folder / "planted.json"
+    text = as_markdown(rounds, f"{command} --out DIR")
+    if planted.exists():
+        text += _hunts(json.loads(planted.read_text()))
+    (folder / "report.md").write_text(text)
+    draw(rounds, folder / "report.png")
+
+
+def _hunts(hunts: Sequence[Line]) -> str:
+    text = ["", "## Planted bugs", "", "    python -m tests.faults.planted --out DIR", ""]
+    text += ["| bug | found | what was said of it |", "| --- | --- | --- |"]
+    for hunt in hunts:
+        said = "; ".join(" ".join(violation.split())[:200] for violation in hunt["violations"][:3]).replace("|", "/")
+        text.append(f"| {hunt['bug']} | {'in round ' + str(hunt['rounds']) if hunt['found'] else 'no'} | {said} |")
+    return "\n".join(text) + "\n"
+
+
 def as_markdown(rounds: Sequence[Line], command: str) -> str:
     """A summary, and a line per fault."""
     by_fault: dict[str, list[Line]] = defaultdict(list)

@@ -12,6 +12,7 @@ import pytest
 
 from streams.settings import load_settings
 from streams.stack.running import RunningStack, running_stack
+from tests.faults import checks
 from tests.faults.planted import SHOWN_BY, SIGNS
 from tests.faults.processes import Hatchery
 from tests.faults.rounds import Rounds
@@ -93,7 +94,10 @@ def test_nothing_is_lost_and_nothing_is_done_twice(parts: tuple[RunningStack, Ha
     )
 
 
-def test_a_planted_bug_is_found_and_named(parts: tuple[RunningStack, Hatchery, Path]) -> None:
+def test_a_planted_bug_is_found_and_named(
+    parts: tuple[RunningStack, Hatchery, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bug = "event_id ignored"
+    monkeypatch.setattr(checks, "SETTLE_SECONDS", 10.0)  # what is wrong stays wrong however long one waits
     found = run(parts, "planted", [(SHOWN_BY[bug],)], bug)
     assert any(sign in violation for violation in found for sign in SIGNS[bug]), found

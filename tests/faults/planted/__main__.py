@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import json
 import logging
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +44,9 @@ async def hunt(stack: RunningStack, hatchery: Hatchery, folder: Path, bug: str, 
         for number in range(1, ROUNDS + 1):
             report = await rounds.run(number, seed, (SHOWN_BY[bug],))
             said += [*report.violations, *filter(None, [report.mended])]
-            if any(sign in violation for violation in said for sign in SIGNS[bug]):
-                return Hunt(bug, number, True, said)
+            plain = [violation for violation in said if any(sign in violation for sign in SIGNS[bug])]
+            if plain:
+                return Hunt(bug, number, True, [*plain, *(other for other in said if other not in plain)])
     finally:
         await rounds.close()
     return Hunt(bug, ROUNDS, False, said)
@@ -58,7 +61,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     checks.SETTLE_SECONDS = SETTLE_SECONDS
-    work = options.out / "work" / f"planted-{int(time.time())}"
+    work = Path(tempfile.mkdtemp(prefix="mimstream-planted-"))
     hunts = []
     with (
         running_stack(work / "stack", load_settings().stack) as stack,
@@ -71,7 +74,9 @@ def main() -> int:
             print(f"{bug}: {'found' if one.found else 'NOT FOUND'} after {one.rounds} rounds", file=sys.stderr)
             for violation in one.violations[:4]:
                 print(f"  {violation[:300]}", file=sys.stderr, flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "planted.json").write_text(json.dumps([vars(one) for one in hunts], indent=2))
+    shutil.rmtree(work, ignore_errors=True)
     return 0 if all(one.found for one in hunts) else 1
 
 
