@@ -262,16 +262,19 @@ def parse_moment(option: str, text: str) -> datetime:
 
 
 def read_offsets(path: Path) -> Offsets:
-    """Offsets per topic and partition from a JSON file, or from a manifest. Raises `Misconfigured`."""
+    """Offsets of `behaviours` from a JSON file, from a manifest, or from a report. Raises `Misconfigured`.
+
+    Whoever begins anew needs every item's vector: where `embeddings` stood then plays no part.
+    """
     try:
         held = json.loads(path.read_text())
         held = held.get("offsets", held)
-        return {topic: {int(number): int(offset) for number, offset in parts.items()} for topic, parts in held.items()}
+        return {"behaviours": {int(number): int(offset) for number, offset in held["behaviours"].items()}}
     except FileNotFoundError:
         raise Misconfigured(f"offsets file {path} does not exist (--from-offsets)") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise Misconfigured(
-            f'{path} (--from-offsets) is not like {{"behaviours": {{"0": 1200, "1": 1170}}}}: {error}'
+            f'{path} (--from-offsets) is not like {{"behaviours": {{"0": 1200, "1": 1170}}}}: {error!r}'
         ) from None
 
 
