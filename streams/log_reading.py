@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from schemas.errors import Misconfigured
+from schemas.errors import BrokerUnavailable, Misconfigured
 from streams.broker import BrokerConfig, broker_errors, make_consumer
 from streams.topics import TopicName, TopicsConfig
 
 _MAX_RECORDS = 1_000
 _POLL_MS = 500
+_TRIES = 10
+_TRY_EVERY_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 class LogReader:
@@ -48,11 +52,21 @@ class LogReader:
         await self._consumer.stop()
         await self._admin.close()
 
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask the cluster; again a few times, since right after the start not every node is known and ready yet."""
+        for _ in range(_TRIES - 1):
+            try:
+                with broker_errors(self._broker):
+                    return await question()
+            except BrokerUnavailable:
+                await asyncio.sleep(_TRY_EVERY_SECONDS)
+        with broker_errors(self._broker):
+            return await question()
+
     async def partitions(self, topic: TopicName) -> list[TopicPartition]:
         """The partitions of a topic. Raises `Misconfigured` if it does not exist."""
         name = self._topics.full_name(topic)
-        with broker_errors(self._broker):
-            (found,) = await self._admin.describe_topics([name])
+        (found,) = await self._ask(lambda: self._admin.describe_topics([name]))
         if not found["partitions"]:
             raise Misconfigured(f"topic {name} does not exist: run 'mimstream topics create'")
         return sorted(TopicPartition(name, one["partition"]) for one in found["partitions"])
@@ -79,8 +93,8 @@ class LogReader:
 
     async def committed(self, group_role: str) -> Mapping[TopicPartition, int]:
         """What the group of a role (`index`, `record`, `train`) has committed."""
-        with broker_errors(self._broker):
-            found = await self._admin.list_consumer_group_offsets(self._topics.group(group_role))
+        group = self._topics.group(group_role)
+        found = await self._ask(lambda: self._admin.list_consumer_group_offsets(group))
         return {partition: held.offset for partition, held in found.items() if held.offset >= 0}
 
     async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
