@@ -125,7 +125,7 @@ def summary(seconds: Seconds) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     for clients in sorted({clients for clients, _ in seconds}):
         cuts = {
-            name: [1e3 * float(cut) for cut in np.quantile(took, (0.5, 0.99))]
+            name: [1e3 * float(cut) for cut in (*np.quantile(took, (0.5, 0.99)), np.mean(took))]
             for (n, name), took in seconds.items()
             if n == clients
         }
@@ -135,10 +135,13 @@ def summary(seconds: Seconds) -> dict[str, Any]:
                 "clients": clients,
                 "p50_ms": round(cuts["system"][0], 3),
                 "p99_ms": round(cuts["system"][1], 3),
+                "mean_ms": round(cuts["system"][2], 3),
                 "floor_p50_ms": round(cuts[floor][0], 3),
                 "floor_p99_ms": round(cuts[floor][1], 3),
+                "floor_mean_ms": round(cuts[floor][2], 3),
                 "ratio_to_floor": round(cuts["system"][0] / cuts[floor][0], 3),
                 "ratio_to_floor_p99": round(cuts["system"][1] / cuts[floor][1], 3),
+                "ratio_to_floor_mean": round(cuts["system"][2] / cuts[floor][2], 3),
                 "floor": floor,
                 "requests": len(seconds[clients, "system"]),
             }

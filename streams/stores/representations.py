@@ -90,7 +90,8 @@ class VectorTable:
         """
         place = dict(zip(dict.fromkeys(item_ids), count(1), strict=False))
         row_U = np.fromiter(chain((0,), map(self._row_of.get, place, repeat(0))), np.int64, len(place) + 1)
-        row_U[self._known_at[row_U] < since] = 0
+        if since > float("-inf"):
+            row_U[self._known_at[row_U] < since] = 0
         items = ItemRows(place, self._matrix.take(row_U, 0), row_U > 0, self._hashes.take(row_U, 0))
         if len(items) < len(place):
             others = [item_id for item_id in place if item_id not in items]
