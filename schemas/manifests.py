@@ -54,7 +54,7 @@ class ModelManifest(Message):
     rows_tree_sha256: str | None = None
     """Root of a hash tree over the users' rows of this release alone; it still verifies after a user was erased."""
     segment: str | None = None
-    """Journal of these rows: those learned since the candidate before, from which `mimstream trainset` rebuilds them."""
+    """Journal of these rows, those learned since the candidate before; `mimstream trainset` rebuilds them from it."""
     offsets: Offsets
     """`behaviours`: per partition, the offset after the last event learned from of which all before are done with;
     `embeddings`: the next offset to read."""
