@@ -26,7 +26,7 @@ from streams.evaluation.figures import REFERENCE
 from streams.evaluation.protocols import PROTOCOLS, ProtocolName, protocol_of
 from streams.evaluation.report import statements
 from streams.evaluation.vectors import VECTOR_KINDS
-from trainer.evaluation import UserAuc, user_auc
+from trainer.evaluation import UserAuc, auc, user_auc
 from trainer.offline import registry
 from trainer.offline.buckets import buckets
 from trainer.offline.judging import Bootstrap, mean_over_seeds
@@ -56,6 +56,11 @@ class Judged:
         """AUC of each user in a bucket."""
         chosen = self.buckets[bucket]
         return user_auc(self.user_N[chosen], self.label_N[chosen], score_N[chosen])
+
+    def figures(self, score_N: NDArray[np.float64], bucket: str) -> tuple[float, float]:
+        """GAUC and AUC in a bucket."""
+        chosen = self.buckets[bucket]
+        return self.per_user(score_N, bucket).weighted, auc(self.label_N[chosen], score_N[chosen])
 
 
 def scores(study: Path, model: str) -> dict[int, NDArray[np.float64]]:
@@ -102,27 +107,28 @@ def models_table(document: dict[str, Any]) -> list[str]:
     return _table(head, rows)
 
 
-def variants_table(judged: Judged, studies: dict[str, Path], documents: dict[str, dict[str, Any]]) -> list[str]:
-    """CiUBM with other vectors and without its parts, beside CiUBM as it is."""
+def variants_table(judged: Judged, studies: dict[str, Path]) -> list[str]:
+    """CiUBM with other vectors and without its parts, beside CiUBM as it is; over the seeds that both have."""
     whole = scores(studies["csft"], REFERENCE)
     others = [kind for kind in studies if kind != "csft"]
     variants = [(f"vectors: {kind}", kind, REFERENCE) for kind in others]
     variants += [(name.removeprefix(f"{REFERENCE}-").replace("-", " "), "csft", name) for name in registry.ABLATIONS]
+    shown = ("overall", "cold")
     rows = []
     for label, kind, model in variants:
-        at = {row["bucket"]: row for row in documents[kind]["means"] if row["model"] == model}
         mine = scores(studies[kind], model)
-        if not at or not mine.keys() & whole.keys():
+        seeds = sorted(mine.keys() & whole.keys())
+        if not seeds:
             continue
-        shown = [one for one in ("overall", "cold") if one in at]
-        cells = [label, str(len(mine.keys() & whole.keys()))]
-        cells += [f"{_short(at[one]['gauc'])} / {_short(at[one]['auc'])}" for one in shown]
-        cells += [_gain(*compare(judged, whole, mine, one)) for one in shown]
-        rows.append(cells)
+        cells = [label, str(len(seeds))]
+        for bucket in shown:
+            figures = [judged.figures(mine[seed], bucket) for seed in seeds]
+            cells.append(" / ".join(_short(float(np.mean(values))) for values in zip(*figures, strict=True)))
+        rows.append([*cells, *(_gain(*compare(judged, whole, mine, bucket)) for bucket in shown)])
     if not rows:
         return []
     head = ["CiUBM", "seeds", "overall: GAUC / AUC", "cold: GAUC / AUC"]
-    return _table([*head, "C-SFT and whole minus it, overall", "the same, cold"], rows)
+    return _table([*head, "whole with C-SFT vectors minus it, overall", "the same, cold"], rows)
 
 
 def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
@@ -137,7 +143,7 @@ def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
         documents = {kind: json.loads((path / "report.json").read_text()) for kind, path in found.items()}
         whole = documents["csft"]
         lines += [f"## {protocol}", "", *(f"- {one}" for one in statements(whole)), "", *models_table(whole), ""]
-        variants = variants_table(Judged.of(folder, protocol), found, documents)
+        variants = variants_table(Judged.of(folder, protocol), found)
         if variants:
             lines += [f"### Controls and ablations, {protocol}", "", *variants, ""]
         kept[protocol] = {
