@@ -96,7 +96,7 @@ class Bench:
             clock=self.clock,
         )
 
-    async def ask(self, *item_ids: str) -> dict[str, NDArray[np.float32]]:
+    async def ask(self, *item_ids: str) -> ItemRows:
         return (await self.center.look_up(item_ids)).vectors
 
 
