@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from schemas.errors import StoreUnavailable
+from schemas.errors import Unavailable
 from schemas.manifests import Offsets
 from streams.consumers.snapshotting import Snapshots
 
@@ -75,7 +75,7 @@ class Keeping:
             return True
         try:
             await writing
-        except StoreUnavailable as error:
+        except Unavailable as error:  # the broker counts too: it is asked whether the log is still the same
             log.warning("snapshot.not_written", error=str(error))
             return False
         return True
@@ -93,7 +93,7 @@ class Keeping:
                 encoder_version=trainer.encoder_version,
                 dim=trainer.catalogue.dim,
             )
-        except StoreUnavailable as error:
+        except Unavailable as error:
             log.warning("journal.not_written", error=str(error))
             return False
         return True
