@@ -285,14 +285,20 @@ class World:
             assert self._producer is not None
             futures = []
             for record in waiting:
-                future = await self._producer.send(
-                    self.settings.topics.full_name(record.topic), record.value, key=record.key
-                )
+                try:
+                    future = await self._producer.send(
+                        self.settings.topics.full_name(record.topic), record.value, key=record.key
+                    )
+                except KafkaError:
+                    break  # the broker is away for long: the rest goes later, in order
                 future.add_done_callback(lambda done, record=record: self._note(done, record))
                 futures.append(future)
             answers = await asyncio.gather(*futures, return_exceptions=True)
             # one that nobody answered for may be in the log all the same; the log tells what counts
-            waiting = [r for r, answer in zip(waiting, answers, strict=True) if isinstance(answer, BaseException)]
+            waiting = [
+                *(r for r, answer in zip(waiting, answers, strict=False) if isinstance(answer, BaseException)),
+                *waiting[len(futures) :],
+            ]
             if waiting:
                 await asyncio.sleep(0.3)
 

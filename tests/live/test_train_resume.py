@@ -147,9 +147,7 @@ async def test_event_time_and_offsets_cut_the_log_into_spans_that_lose_and_repea
     offsets.write_text(json.dumps(before["offsets"]))
 
     after = train_to_the_end(settings_values, "--from", moment.isoformat(), "--rows", str(rows))
-    assert (
-        int(rows.read_text().split("\t")[2]) >= moment.timestamp() - 2
-    )  # clicks come two seconds later
+    assert int(rows.read_text().split("\t")[2]) >= moment.timestamp() - 2  # clicks come two seconds later
     assert before["accounts"]["received"] + after["accounts"]["received"] == len(events)
     again = train_to_the_end(settings_values, "--from-offsets", str(offsets))
     assert again["rows_sha256"] == after["rows_sha256"] and again["weights_sha256"] == after["weights_sha256"]
