@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from kafka.admin import NewTopic
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.behaviours import Behaviour
+from schemas.errors import BrokerUnavailable
 from schemas.forgotten import ForgottenUser
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
 from schemas.manifests import ReleaseNotice
@@ -114,8 +116,15 @@ TOPICS: dict[TopicName, TopicSpec] = {
 }
 
 
+_VISIBLE_WITHIN_SECONDS = 30.0
+
+
 def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
-    """Create what is missing; existing topics are left as they are. Returns the names created. Blocking."""
+    """Create what is missing; existing topics are left as they are. Returns the names created. Blocking.
+
+    A broker answers a creation before everybody who asks can see the topic. So this returns once they are there with a
+    leader for each partition: what is started next must not be told to create them.
+    """
     admin = make_admin(broker)
     created: list[str] = []
     try:
@@ -139,9 +148,29 @@ def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
                 except kafka_errors.TopicAlreadyExistsError:
                     continue  # another process was faster
                 created.append(name)
+            _wait_until_visible(admin, created, broker)
     finally:
         admin.close()
     return created
+
+
+def _wait_until_visible(admin: Any, names: list[str], broker: BrokerConfig) -> None:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_SECONDS
+    while names:
+        described = admin.describe_topics(names)
+        names = [topic["name"] for topic in described if not _is_led(topic)]
+        if not names:
+            return
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(
+                "Kafka", f"{broker.bootstrap_servers}: topics {', '.join(names)} were created and have no leader yet"
+            )
+        time.sleep(0.1)
+
+
+def _is_led(topic: dict[str, Any]) -> bool:
+    partitions = topic["partitions"]
+    return bool(partitions) and not topic["error_code"] and all(one["leader_id"] >= 0 for one in partitions)
 
 
 def describe_topics(broker: BrokerConfig, config: TopicsConfig) -> list[dict[str, Any]]:
