@@ -64,7 +64,6 @@ class Reading:
     max_record_bytes: int
     field_map: Mapping[str, str]
     max_ahead: timedelta
-    now: Callable[[], datetime]
 
     def expect(self, record: SourceRecord) -> Expected:
         """What a record asks of the center."""
@@ -76,7 +75,6 @@ class Reading:
         try:
             change = read_change(
                 record,
-                now=self.now(),
                 max_bytes=self.max_record_bytes,
                 max_ahead=self.max_ahead,
                 field_map=self.field_map,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +29,11 @@ class SourceRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def produced_at(self) -> datetime:
+        """When it was produced: what its times are judged by, so that reading it again comes to the same verdict."""
+        return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
 
     def letter(self, stage: str, error: Unprocessable, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
         """The dead letter of this record."""
@@ -88,13 +93,20 @@ def read_item_id(key: bytes | None) -> str:
 
 
 def read_change(
-    record: SourceRecord, *, now: datetime, max_bytes: int, max_ahead: timedelta, field_map: Mapping[str, str]
+    record: SourceRecord, *, max_bytes: int, max_ahead: timedelta, field_map: Mapping[str, str]
 ) -> ItemChange:
     """Decode one record. Raises `BadMessage`."""
     item_id = read_item_id(record.key)
     if record.value is None:
         return ItemChange(record, item_id, None)
-    item = decode(ItemPublished, record.value, now=now, max_bytes=max_bytes, field_map=field_map, max_ahead=max_ahead)
+    item = decode(
+        ItemPublished,
+        record.value,
+        now=record.produced_at,
+        max_bytes=max_bytes,
+        field_map=field_map,
+        max_ahead=max_ahead,
+    )
     if item.item_id != item_id:
         raise BadMessage(Reason.KEY_MISMATCH, f"key is {item_id!r}, item_id is {item.item_id!r}")
     return ItemChange(record, item_id, item)

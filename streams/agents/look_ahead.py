@@ -50,20 +50,18 @@ def read_batch(center: Center, records: Sequence[SourceRecord]) -> Ahead:
     """Decode the records of a batch, in their order."""
     changes: list[ItemChange] = []
     letters: list[DeadLetter] = []
-    now = center.now()
     for record in records:
         try:
             changes.append(
                 read_change(
                     record,
-                    now=now,
                     max_bytes=center.max_record_bytes,
                     max_ahead=timedelta(seconds=center.config.max_ahead_seconds),
                     field_map=center.config.field_map,
                 )
             )
         except BadMessage as error:
-            letters.append(record.letter("decode", error, failed_at=now))
+            letters.append(record.letter("decode", error, failed_at=center.now()))
     return Ahead(changes, letters)
 
 

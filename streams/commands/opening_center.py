@@ -102,7 +102,6 @@ def _reading(settings: Settings) -> Reading:
         max_record_bytes=settings.kafka.max_record_bytes,
         field_map=settings.index.field_map,
         max_ahead=timedelta(seconds=settings.index.max_ahead_seconds),
-        now=lambda: datetime.now(UTC),
     )
 
 

@@ -32,6 +32,7 @@ from streams.stores.outbox import InMemoryOutbox
 DIM = 8
 VERSION = HashingEncoder(DIM).version
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+PRODUCED_MS = int(NOW.timestamp() * 1000)
 
 
 def picture(colour: str = "red") -> bytes:
@@ -112,7 +113,7 @@ class ItemPath:
             topic="items",
             partition=partition,
             offset=offset,
-            timestamp_ms=1_000_000 + offset,
+            timestamp_ms=PRODUCED_MS + offset,
             key=key.encode() if isinstance(key, str) else key,
             value=json.dumps(value).encode() if isinstance(value, dict) else value,
         )

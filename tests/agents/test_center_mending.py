@@ -45,7 +45,7 @@ class Beside:
     strikes: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.reading = Reading(100_000, {}, timedelta(hours=1), lambda: self.path.now)
+        self.reading = Reading(100_000, {}, timedelta(hours=1))
         self.mender = Mender(self.path.center, self.guard, self.reading, lambda version: True)
 
     def say(self, record: SourceRecord) -> SourceRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 
-from .item_path import DIM, VERSION, CountingEncoder, ItemPath, item, picture
+from .item_path import DIM, NOW, PRODUCED_MS, VERSION, CountingEncoder, ItemPath, item, picture
 
 URL = "https://pictures.test/1.png"
 
@@ -40,7 +41,7 @@ async def test_a_published_item_is_held_and_announced(path: ItemPath) -> None:
     row = path.rows["a"]
     assert np.allclose(row.vector, path.encoder.of(title="red shoe", category="shoes", image=picture()))
     assert (row.has_title, row.has_image, row.price, row.first_price) == (True, True, 5.0, 5.0)
-    assert (row.source_partition, row.source_offset, row.produced_at_ms) == (0, 0, 1_000_000)
+    assert (row.source_partition, row.source_offset, row.produced_at_ms) == (0, 0, PRODUCED_MS)
     assert path.outbox.announced == [row]
     assert (report.events, report.encoded) == (1, 1)
 
@@ -115,7 +116,11 @@ async def test_an_older_event_changes_nothing_and_the_newer_row_is_announced_aga
 async def test_a_topic_that_was_created_again_starts_over_without_being_taken_for_old(path: ItemPath) -> None:
     await path.take(path.publish("a", title="old world", offset=500))
     record = path.publish("a", title="new world", offset=0)
-    await path.take(SourceRecord(**{f: getattr(record, f) for f in record.__slots__} | {"timestamp_ms": 2_000_000}))
+    await path.take(
+        SourceRecord(
+            **{f: getattr(record, f) for f in record.__slots__} | {"timestamp_ms": record.timestamp_ms + 1_000_000}
+        )
+    )
     assert path.rows["a"].title == "new world"
 
 
@@ -498,3 +503,15 @@ def test_batching_and_replaying_do_not_change_where_it_ends(
     plain = asyncio.run(final(set(range(15)), None))
     assert asyncio.run(final(cuts, None)) == plain
     assert asyncio.run(final(cuts, replay_from)) == plain
+
+
+async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_workers_clock_says(
+    path: ItemPath,
+) -> None:
+    path.now = NOW - timedelta(days=400)  # set back: what is fine by its producer stays fine
+    await path.take(path.publish("good", title="a lamp"))
+    path.now = NOW + timedelta(days=400)  # set forward: what was refused once is refused again
+    ahead = (NOW + timedelta(days=2)).isoformat()
+    await path.take(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
+    assert set(path.rows) == {"good"}
+    assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]
