@@ -243,6 +243,9 @@ class RunningStack:
         if child.process is not None and child.process.poll() is None:
             return
         child.wanted, child.quick_deaths = True, 0
+        file = self.folder.log_file(child.part.name)
+        # not moved when it is started again: what it said before it died is what people need
+        child.log_from_byte = file.stat().st_size if file.exists() else 0
         try:
             self._start(child)
         except NotReady as error:
@@ -251,7 +254,6 @@ class RunningStack:
 
     def _start(self, child: _Child) -> None:
         file = self.folder.log_file(child.part.name)
-        child.log_from_byte = file.stat().st_size if file.exists() else 0
         child.part.prepare(file)
         with file.open("ab") as output:
             child.process = launch(child.part.command(), log=output, cwd=self.folder.data(child.part.name))

@@ -73,9 +73,18 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
         await asyncio.to_thread(
             wait_until, lambda: (now := store.current()) and now.release_id not in (first, second), "a new release", 120
         )
-        newest = store.current()
-        assert newest is not None and store.manifest(newest.release_id).parent == first
-        await answers(newest.release_id)
+        after_unpin = next(p for p in store.history() if p.release_id not in (first, second))
+        assert store.manifest(after_unpin.release_id).parent == first
+
+        async def newest_answers() -> None:
+            async with asyncio.timeout(60):  # releases follow each other: whichever is current in the end
+                while True:
+                    now, answering = store.current(), watcher.current
+                    if now and answering and answering.manifest.release_id == now.release_id:
+                        return
+                    await asyncio.sleep(0.02)
+
+        await newest_answers()
     finally:
         stop.set()
         watching.cancel()
