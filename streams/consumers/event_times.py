@@ -25,8 +25,7 @@ from aiokafka import TopicPartition
 
 from schemas.errors import StoreUnavailable
 from streams.broker import BrokerConfig
-from streams.consumers.record_behaviours import read_batch
-from streams.consumers.train_input import InputTopics, produced_at
+from streams.consumers.train_input import InputTopics, behaviour_of
 from streams.log_reading import LogReader
 from streams.topics import TopicsConfig
 
@@ -156,14 +155,7 @@ class EventTimeFinder:
         return stop
 
     def _second(self, record: Any) -> float:
-        read, _ = read_batch(
-            [record],
-            partition=record.partition,
-            now=produced_at(record),
-            max_bytes=self._broker.max_record_bytes,
-            field_map=self._field_map,
-        )
-        behaviour = read[0].behaviour
+        behaviour = behaviour_of(record, self._broker, self._field_map)
         return float("-inf") if behaviour is None else behaviour.occurred_at.timestamp()
 
     def _load(self) -> EventTimes:

@@ -18,6 +18,7 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
 from schemas.base import decode
+from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker import BrokerConfig, broker_errors, make_admin, make_consumer
@@ -341,14 +342,20 @@ class TrainingInput:
         return len(self._reading.empty_and_exhausted()) == len(self._behaviours)
 
     def _entry(self, record: Any) -> Entry:
-        read, _ = read_batch(
-            [record],
-            partition=record.partition,
-            now=produced_at(record),
-            max_bytes=self._broker.max_record_bytes,
-            field_map=self._field_map,
-        )
-        return Entry(record.partition, record.offset, min(record.timestamp / 1000, self._clock()), read[0].behaviour)
+        behaviour = behaviour_of(record, self._broker, self._field_map)
+        return Entry(record.partition, record.offset, min(record.timestamp / 1000, self._clock()), behaviour)
+
+
+def behaviour_of(record: Any, broker: BrokerConfig, field_map: dict[str, str]) -> Behaviour | None:
+    """What a record of `behaviours` says, judged as of when it was produced; None if it cannot be used."""
+    read, _ = read_batch(
+        [record],
+        partition=record.partition,
+        now=produced_at(record),
+        max_bytes=broker.max_record_bytes,
+        field_map=field_map,
+    )
+    return read[0].behaviour
 
 
 def produced_at(record: Any) -> datetime:
