@@ -15,28 +15,12 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour
 from trainer.catalogue import vector_digest
-from trainer.impressions import Impression, ImpressionJoin
+from trainer.impressions import Impression
+from trainer.join_rules import JoinRules
 from trainer.journal import Leaf, Segment, StepRows, VectorUse, row_text
 from trainer.numbering import FeatureNumbers
-from trainer.window import EventWindow
 
 Place = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class JoinRules:
-    """How the log was joined: the settings of the trainer that rows depend on."""
-
-    partitions: Collection[int]
-    lateness_seconds: float
-    duplicate_horizon_seconds: float
-    attribution_seconds: float
-    history_length: int
-    max_users: int
-    correction_seconds: float = 0.0
-    correction_rows: int = 0
-    overtaken: Collection[Place] = ()
-    """Events that were late only because the other partitions had gone on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +71,7 @@ class Rebuild:
     def __init__(self, segment: Segment, rules: JoinRules) -> None:
         self._segment = segment
         self._numbers = FeatureNumbers([], [])
-        self._window = EventWindow(
-            rules.partitions,
-            lateness_seconds=rules.lateness_seconds,
-            horizon_seconds=rules.duplicate_horizon_seconds,
-            overtaken=rules.overtaken,
-        )
-        self._join = ImpressionJoin(
-            self._numbers,
-            history_length=rules.history_length,
-            attribution_seconds=rules.attribution_seconds,
-            max_users=rules.max_users,
-            correction_seconds=rules.correction_seconds,
-            correction_rows=rules.correction_rows,
-        )
+        self._window, self._join = rules.window(), rules.join(self._numbers)
         self._wanted = {(int(p), int(o)) for step in segment.steps for p, o in step.places}
         self._found: dict[Place, Impression] = {}
         self._erased: dict[Place, str] = {}

@@ -28,6 +28,11 @@ class State:
             self.arrays[f"{name}/{key}"] = array
         self.values[name] = part.values
 
+    def add(self, part: State) -> None:
+        """Keep another part's state beside what is here, under the names that it has there."""
+        self.arrays.update(part.arrays)
+        self.values.update(part.values)
+
     def part(self, name: str) -> State:
         """The state that was put under a name. Raises `KeyError` if there is none."""
         prefix = f"{name}/"

@@ -45,28 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Rebuild, verify, show; 0 if everything is as it was trained, else 1."""
-    from trainer.rebuild import JoinRules, Rebuild, damaged_vectors
+    from trainer.join_rules import JoinRules
+    from trainer.rebuild import Rebuild, damaged_vectors
 
     manifest = open_models(settings.models).manifest(options.release)
     if manifest.segment is None or manifest.rows_tree_sha256 is None:
         raise Misconfigured(f"release {options.release} was made before there was a journal: its rows are not known")
     journal = make_journal_store(settings)
     kept = journal.load(manifest.segment)
-    rules = kept.meta.rules
-    rebuild = Rebuild(
-        kept.segment,
-        JoinRules(
-            partitions=sorted(kept.meta.begins),
-            lateness_seconds=rules["lateness_seconds"],
-            duplicate_horizon_seconds=rules["duplicate_horizon_seconds"],
-            attribution_seconds=rules["attribution_seconds"],
-            history_length=int(rules["history_length"]),
-            max_users=int(rules["max_users"]),
-            correction_seconds=rules["correction_seconds"],
-            correction_rows=int(rules["correction_rows"]),
-            overtaken=kept.meta.overtaken,
-        ),
-    )
+    rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
+    rebuild = Rebuild(kept.segment, rules)
     log_now = describe_input(settings.kafka, settings.topics)
     problems = _other_log(kept.meta, log_now)
     if not problems:

@@ -11,18 +11,13 @@ import structlog
 from schemas.errors import Unavailable
 from schemas.manifests import Offsets
 from streams.consumers.snapshotting import Snapshots
+from trainer.join_rules import JoinRules
 
 if TYPE_CHECKING:
     from trainer.online import OnlineTrainer
     from trainer.state import State
 
 log = structlog.get_logger()
-
-JOIN_RULES = (
-    *("lateness_seconds", "duplicate_horizon_seconds", "attribution_seconds", "history_length", "max_users"),
-    *("correction_seconds", "correction_rows"),
-)
-"""Settings of the trainer that rows depend on."""
 
 
 class Keeping:
@@ -89,7 +84,7 @@ class Keeping:
                 begins=self.begins,
                 ends=ends,
                 overtaken=trainer.overtaken,
-                rules={name: getattr(trainer.config, name) for name in JOIN_RULES},
+                rules=JoinRules.of(trainer.config, self.begins).settings,
                 encoder_version=trainer.encoder_version,
                 dim=trainer.catalogue.dim,
             )

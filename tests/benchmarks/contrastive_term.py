@@ -29,7 +29,8 @@ from streams.datasets import DataSet, open_data_set
 from streams.exposures import behaviours_of
 from trainer.config import TrainerConfig
 from trainer.evaluation import ScoredRows, paired_report, prequential_report
-from trainer.online import CIUBM, DIN, OnlineTrainer
+from trainer.online import OnlineTrainer
+from trainer.variants import CIUBM, DIN
 
 ARMS: dict[str, dict[str, object]] = {
     "projection fixed, no term": {"model": {"refresh_projection": False}, "learner": {"contrastive_weight": 0.0}},

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from schemas.behaviours import Behaviour
 from streams.stores.snapshots import pack_arrays, unpack_arrays
 from tests.unit.trainer_factories import behaviour, click_log, embedding, make_trainer, small_config, unit_vector
+from trainer.join_rules import JoinRules
 from trainer.journal import Segment
 from trainer.online import OnlineTrainer
-from trainer.rebuild import JoinRules, Rebuild, damaged_vectors
+from trainer.rebuild import Rebuild, damaged_vectors
 from trainer.state import State
 
 CONFIG = small_config(space_negatives=6, time_negatives=6, window_takes=9, bank_takes=20, release_every_rows=40)
@@ -80,18 +81,9 @@ def pump(trainer: OnlineTrainer, segments: list[Segment]) -> None:
 
 
 def rules(trainer: OnlineTrainer) -> JoinRules:
-    config = trainer.config
-    return JoinRules(
-        partitions=[0, 1],
-        lateness_seconds=config.lateness_seconds,
-        duplicate_horizon_seconds=config.duplicate_horizon_seconds,
-        attribution_seconds=config.attribution_seconds,
-        history_length=config.history_length,
-        max_users=config.max_users,
-        correction_seconds=config.correction_seconds,
-        correction_rows=config.correction_rows,
-        overtaken=trainer.overtaken,
-    )
+    """As they are kept beside a journal and read again."""
+    kept_settings = json.loads(json.dumps(JoinRules.of(trainer.config, [0, 1]).settings))
+    return JoinRules.kept(kept_settings, [0, 1], trainer.overtaken)
 
 
 def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: Ends | None = None) -> Rebuild:
