@@ -20,6 +20,18 @@ ACCOUNTS_FILE = "accounts.json"
 SCORES_FOLDER = "scores"
 
 
+@dataclass(slots=True)
+class Figures:
+    """What is told of training and the trainer itself does not say; goes into snapshots, and grows while it runs."""
+
+    rows: int = 0
+    """Rows trained."""
+    last_event_at: int | None = None
+    """Event time of the last trained row, in seconds since 1970."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """Running prequential metrics at the newest release."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainReport:
     """Where the trainer stands."""

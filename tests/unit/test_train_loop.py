@@ -133,9 +133,12 @@ def forgotten(user_id: str, *, until: int, topic_id: str = "t") -> ForgottenUser
 async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_back() -> None:
     log = make_log(700)
     now = [forgotten("u1", until=350), forgotten("u2", until=700, topic_id="of another log")]
-    loop = make_loop(ListedInput(vectors(*ALL), log))
-    loop._gone = ForgottenUsers("c", "t")
-    loop._follower = ToldAtOnce(loop._take_forgotten, now, [forgotten("u3", until=10_000)])  # type: ignore[assignment]
+    later = [forgotten("u3", until=10_000)]
+    loop = make_loop(
+        ListedInput(vectors(*ALL), log),
+        gone=ForgottenUsers("c", "t"),
+        follow_forgotten=lambda tell: ToldAtOnce(tell, now, later),
+    )
     standing = await trained(loop)
     of = {user: [n for n, event in enumerate(log) if event and event.user_id == user] for user in ("u1", "u3")}
     takes = [n for n in of["u3"] if n % 5 == 4]
@@ -150,17 +153,24 @@ async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_b
 
 
 def make_loop(
-    given: ListedInput, *, bounded: bool = True, config: TrainerConfig = CONFIG, **changes: Any
+    given: ListedInput,
+    *,
+    bounded: bool = True,
+    config: TrainerConfig = CONFIG,
+    clock: Callable[[], float] = lambda: 1e9,
+    report_interval_seconds: float = 1.0,
+    **collaborators: Any,
 ) -> TrainOnBehaviours:
     return TrainOnBehaviours(
-        TrainConsumerConfig(**changes),
+        TrainConsumerConfig(report_interval_seconds=report_interval_seconds),
         given,  # type: ignore[arg-type]
         behaviours_topic="behaviours",
         make_trainer=lambda version, dim, parts: OnlineTrainer(
             config, encoder_version=version, dim=dim, partitions=parts
         ),
-        clock=lambda: 1e9,
+        clock=clock,
         bounded=bounded,
+        **collaborators,
     )
 
 
@@ -265,8 +275,8 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
         rows_sha256="",
     )
     for anew, left in ((True, ["i0", "i2"]), (False, list(ALL))):
-        loop = make_loop(ListedInput(vectors("i0", "i2"), make_log(0)))
-        loop._resume, loop._told = Snapshot(meta, state), set() if anew else None
+        given = ListedInput(vectors("i0", "i2"), make_log(0))
+        loop = make_loop(given, resume=Snapshot(meta, state), vectors_anew=anew)
         await trained(loop)
         assert loop.trainer is not None and sorted(loop.trainer.catalogue.items_with_vector) == left
 
@@ -274,9 +284,12 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
 async def test_a_clock_that_is_set_back_puts_no_report_off() -> None:
     now = [1e9]
     reports: list[float] = []
-    loop = make_loop(ListedInput(vectors(*ALL), make_log(20)), report_interval_seconds=5)
-    loop._clock = lambda: now[0]
-    loop._on_report = lambda report: reports.append(report.updated_at)
+    loop = make_loop(
+        ListedInput(vectors(*ALL), make_log(20)),
+        report_interval_seconds=5,
+        clock=lambda: now[0],
+        on_report=lambda report: reports.append(report.updated_at),
+    )
     await loop._keep_up()
     now[0] += 4
     await loop._keep_up()
