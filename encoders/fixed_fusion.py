@@ -30,7 +30,8 @@ class Projection:
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, width) features to (n, d) unit rows; `EncodingFailed` with `BAD_VECTOR` if one has no direction."""
-        return _unit((_unit(features) - self.mean) @ self.matrix)
+        # a product per row: one for all rounds a row otherwise depending on how many there are
+        return _unit(((_unit(features) - self.mean)[:, None] @ self.matrix)[:, 0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from encoders.arithmetic import computing, sent
+from encoders.arithmetic import ALIKE_ROWS, computing, sent
 from encoders.bert import Bert
 from encoders.config import Precision
 from encoders.digests import files_sha256
@@ -27,7 +27,8 @@ _TOKENS_PER_BATCH = 4096
 class TextTower:
     """Mean over the last hidden states of the real tokens; `width` features per text.
 
-    Texts are grouped by length, so that a short title does not pay for a long description beside it.
+    Texts are grouped by length, so that a short title does not pay for a long description beside it. On a CPU a pass
+    holds texts of exactly one length: nothing is padded, and a text's features do not depend on what is beside it.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class TextTower:
         out = np.empty((len(texts), self.width), dtype=np.float32)
         order: list[int] = []
         parts: list[torch.Tensor] = []
-        for rows in by_length([len(text) for text in texts]):
-            ids, mask = self.padded([texts[row] for row in rows])
+        exactly = self.device.type == "cpu"
+        for rows in by_length([len(text) for text in texts], exactly=exactly):
+            more = max(0, -(-ALIKE_ROWS // len(texts[rows[0]])) - len(rows)) if exactly else 0
+            ids, mask = self.padded([texts[row] for row in rows + rows[:1] * more])
             with computing(self.device, self._precision):
                 states = self._states(ids, mask)
-            parts.append(mean_pool(states.float(), mask))
+            parts.append(mean_pool(states.float(), mask)[: len(rows)])
             order += rows
         if parts:
             out[order] = torch.cat(parts).cpu().numpy()  # one wait for the device, at the end
@@ -161,11 +164,15 @@ def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(dict(weights), strict=False)
 
 
-def by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers grouped so that neighbours in length share a pass of at most 4,096 padded tokens."""
+def by_length(lengths: Sequence[int], *, exactly: bool = False) -> Iterator[list[int]]:
+    """Row numbers grouped so that neighbours in length share a pass of at most 4,096 padded tokens.
+
+    `exactly`: only texts of one length share a pass.
+    """
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[row] > _TOKENS_PER_BATCH:
+        full = (len(group) + 1) * lengths[row] > _TOKENS_PER_BATCH
+        if group and (full or (exactly and lengths[group[0]] != lengths[row])):
             yield group
             group = []
         group.append(row)

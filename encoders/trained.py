@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from encoders.arithmetic import ALIKE_ROWS
 from encoders.base import ItemContent, Prepared
 from encoders.bundle import BundleManifest, ImageSpec, TextSpec
 from encoders.digests import file_sha256
@@ -155,8 +156,10 @@ class TrainedEncoder:
         """(n, dim) unit rows in the order of `batch`; `EncodingFailed` with `BAD_VECTOR` if one is not finite."""
         if not batch:
             return np.zeros((0, self._width), np.float32)
+        filled = self.features(batch).take(np.arange(max(len(batch), ALIKE_ROWS)) % len(batch))
         with torch.inference_mode():
-            rows = self.fusion(self.fusion.prepare(self.features(batch))).fused_ND[:, : self._width].cpu().numpy()
+            views = self.fusion(self.fusion.prepare(filled))
+        rows = views.fused_ND[: len(batch), : self._width].cpu().numpy()
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
             raise EncodingFailed(Reason.BAD_VECTOR, "the fusion made a vector that is zero or not finite")
