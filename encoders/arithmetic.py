@@ -9,8 +9,8 @@ import torch
 from encoders.config import Precision
 
 ALIKE_ROWS = 16
-"""With fewer rows than these, matrix products on a CPU round a row otherwise than among many. From here on, in a pass on
-one thread, a row comes out the same, bit by bit, whatever is beside it."""
+"""With fewer rows than these, matrix products on a CPU round a row otherwise than among many. From here on, in a pass
+on one thread, a row comes out the same, bit by bit, whatever is beside it."""
 
 _REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -60,7 +60,7 @@ class EncoderContract:
         together = encoder.encode(prepared)
         alone = np.concatenate([encoder.encode([one]) for one in prepared])
         backwards = encoder.encode((prepared * 3)[::-1])[::-1][: len(ITEMS)]
-        np.testing.assert_array_equal(alone, together)  # to the last bit: what a model learns from is the same each time
+        np.testing.assert_array_equal(alone, together)  # to the last bit: so that models are, too
         np.testing.assert_array_equal(backwards, together)
 
     def test_different_items_differ(self, encoder: Encoder) -> None:
