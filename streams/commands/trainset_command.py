@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from schemas.forgotten import ForgottenUser
 from streams.commands.train_command import make_journal_store
 from streams.consumers.forgotten import ForgottenUsers
-from streams.consumers.forgotten_users import ForgottenFollower
+from streams.consumers.forgotten_users import read_forgotten_users
 from streams.consumers.train_input import InputTopics, TrainingInput, describe_input
 from streams.settings import Settings
 from streams.stores.journal import KeptSegment, SegmentMeta
@@ -102,7 +101,9 @@ async def _read_log(
     settings: Settings, kept: KeptSegment, rebuild: Rebuild, log_now: InputTopics, fetch_max_records: int
 ) -> list[str]:
     """Feed the rebuild from where training began; says what of it the log does not hold any more."""
-    gone = await _forgotten(settings, log_now)
+    gone = await read_forgotten_users(
+        settings.kafka, settings.topics, cluster_id=log_now.cluster_id, topic_id=log_now.topic_ids["behaviours"]
+    )
     reads = TrainingInput(
         settings.kafka,
         settings.topics,
@@ -137,22 +138,6 @@ async def _read_log(
         spans = ", ".join(f"{first} to {now} of partition {p}" for p, (first, now) in sorted(lost.items()))
         return [f"the log does not hold offsets {spans} any more (MIM_TOPICS__BEHAVIOURS_RETENTION_DAYS)"]
     return []
-
-
-async def _forgotten(settings: Settings, log_now: InputTopics) -> ForgottenUsers:
-    gone = ForgottenUsers(log_now.cluster_id, log_now.topic_ids["behaviours"])
-
-    async def tell(users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
-        for user in users:
-            gone.add(user)
-
-    follower = ForgottenFollower(settings.kafka, settings.topics, tell)
-    try:
-        await follower.open()
-        await follower.catch_up()
-    finally:
-        await follower.close()
-    return gone
 
 
 def _feed(rebuild: Rebuild, gone: ForgottenUsers, entries: Sequence[Any]) -> None:

@@ -21,6 +21,18 @@ URL = "https://pictures.test/1.png"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+def stuck_at_the_write(path: ItemPath) -> asyncio.Event:
+    """Let no write come to its end; the event says that one has begun."""
+    entered = asyncio.Event()
+
+    async def stuck(rows: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    path.index.upsert = stuck
+    return entered
+
+
 async def test_publish_update_and_delete_of_one_key_are_handled_in_order(tmp_path: Path) -> None:
     path = ItemPath()
     async with running("items", path, tmp_path) as run:
@@ -66,13 +78,7 @@ async def test_nothing_is_acknowledged_before_it_is_written_and_announced(tmp_pa
 
 async def test_a_batch_that_is_interrupted_before_the_write_is_not_acknowledged(tmp_path: Path) -> None:
     path = ItemPath()
-    entered = asyncio.Event()
-
-    async def stuck(rows: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
-    path.index.upsert = stuck
+    entered = stuck_at_the_write(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
         await asyncio.wait_for(entered.wait(), 10)
@@ -171,13 +177,7 @@ async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(tm
 
 async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
     path = ItemPath()
-    entered = asyncio.Event()
-
-    async def stuck(rows: Any) -> None:
-        entered.set()
-        await asyncio.Event().wait()
-
-    path.index.upsert = stuck
+    entered = stuck_at_the_write(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
         await asyncio.wait_for(entered.wait(), 10)

@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.addresses import is_public
 from streams.images import ImageFetchConfig, ImageFetcher
+from tests.unit.own_names import answers
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 PICTURE = PNG_BEGINS + b"and so on" * 100
@@ -81,17 +82,7 @@ class Names(AbstractResolver):
         self.asked.append(host)
         if host not in self.addresses:
             raise OSError(None, "unknown name")
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=0,
-            )
-            for address in self.addresses[host]
-        ]
+        return answers(host, port, self.addresses[host])
 
     async def close(self) -> None:
         pass

@@ -21,6 +21,7 @@ from yarl import URL
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.addresses import is_public
 from streams.images import ImageFetchConfig, ImageFetcher
+from tests.unit.own_names import answers
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + b"pixels" * 100
 OUTER = "127.0.0.2"
@@ -264,17 +265,7 @@ class StubResolver(AbstractResolver):
         if addresses is None:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             addresses = [str(entry[4][0]) for entry in found]
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=0,
-            )
-            for address in addresses
-        ]
+        return answers(host, port, addresses)
 
     async def close(self) -> None:
         pass
