@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from collections.abc import Sequence
@@ -33,12 +34,17 @@ DIM = 8
 VERSION = HashingEncoder(DIM).version
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 PRODUCED_MS = int(NOW.timestamp() * 1000)
+PICTURE_URL = "https://pictures.test/1.png"
 
 
 def picture(colour: str = "red") -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (16, 16), colour).save(out, "PNG")
     return out.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 class CountingEncoder(HashingEncoder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
@@ -16,24 +15,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
-from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable, Unprocessable
+from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable
 from streams.agents.index_config import IndexConfig
 from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 
-from .item_path import DIM, NOW, PRODUCED_MS, VERSION, CountingEncoder, ItemPath, item, picture
-
-URL = "https://pictures.test/1.png"
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-@pytest.fixture
-def path() -> ItemPath:
-    return ItemPath()
+from .item_path import DIM, NOW, PICTURE_URL, PRODUCED_MS, VERSION, CountingEncoder, ItemPath, b64, item, picture
 
 
 async def test_a_published_item_is_held_and_announced(path: ItemPath) -> None:
@@ -125,10 +113,10 @@ async def test_a_topic_that_was_created_again_starts_over_without_being_taken_fo
 
 
 async def test_taking_a_batch_twice_ends_in_the_same_state(path: ItemPath) -> None:
-    path.web[URL] = picture("blue")
+    path.web[PICTURE_URL] = picture("blue")
     batch = [
         path.publish("a", title="one", price=1.0),
-        path.publish("b", title="two", image_url=URL),
+        path.publish("b", title="two", image_url=PICTURE_URL),
         path.record("c", b"not json"),
         path.delete("d"),
     ]
@@ -222,156 +210,6 @@ class TestBadInput:
         assert path.rows["s1"].title == "shoe"
 
 
-class TestPicturesByUrl:
-    async def test_a_picture_that_answers_takes_part_at_once(self, path: ItemPath) -> None:
-        path.web[URL] = picture("blue")
-        await path.take(path.publish("a", title="x", image_url=URL))
-        assert np.allclose(path.rows["a"].vector, path.encoder.of(title="x", image=picture("blue")))
-        assert path.outbox.retries == []
-
-    async def test_one_that_does_not_leaves_the_title_and_a_retry(self, path: ItemPath) -> None:
-        report = await path.take(path.publish("a", title="x", image_url=URL, offset=7))
-        row = path.rows["a"]
-        assert (row.has_title, row.has_image) == (True, False)
-        assert np.allclose(row.vector, path.encoder.of(title="x"))
-        (retry,) = path.outbox.retries
-        assert (retry.source.partition, retry.source.offset, retry.attempt) == (0, 7, 1)
-        assert retry.not_before > path.now
-        assert report.image_retries == 1
-
-    async def test_without_a_title_the_item_waits_unseen(self, path: ItemPath) -> None:
-        report = await path.take(path.publish("a", image_url=URL))
-        assert await path.index.fetch(["a"]) == {}
-        assert path.rows["a"].is_pending
-        assert path.outbox.announced == ["a"]
-        assert report.pending == 1
-        assert len(path.outbox.retries) == 1
-
-    async def test_a_refused_picture_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
-        path.web[URL] = Unprocessable(Reason.IMAGE_REFUSED, "inside")
-        await path.take(path.publish("a", title="x", image_url=URL), path.publish("b", image_url=URL))
-        assert set(path.rows) == {"a"}
-        assert path.reasons == [("image", Reason.IMAGE_REFUSED, 0), ("image", Reason.IMAGE_REFUSED, 1)]
-        assert path.outbox.retries == []
-
-    async def test_a_broken_picture_behind_a_url_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
-        path.web[URL] = picture()[:40]
-        await path.take(path.publish("a", title="x", image_url=URL), path.publish("b", image_url=URL))
-        assert set(path.rows) == {"a"}
-        assert not path.rows["a"].has_image
-        assert path.reasons == [("image", Reason.BAD_IMAGE, 0), ("image", Reason.BAD_IMAGE, 1)]
-
-    async def test_a_change_of_price_while_the_picture_is_awaited_keeps_asking_for_it(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=URL, price=2.0))
-        await path.take(path.publish("a", title="x", image_url=URL, price=1.0))
-        assert [retry.source.offset for retry in path.outbox.retries] == [0, 1]
-        path.web[URL] = picture()
-        assert [(await path.retry()).outcome for _ in range(2)] == ["superseded", "written"]
-        assert path.rows["a"].has_image
-        assert path.rows["a"].first_price == 2.0
-
-    async def test_the_same_url_means_the_same_picture(self, path: ItemPath) -> None:
-        path.web[URL] = picture()
-        await path.take(path.publish("a", title="x", image_url=URL, price=2.0))
-        await path.take(path.publish("a", title="x", image_url=URL, price=1.0))
-        assert path.fetched == [URL]
-        assert path.encoder.encoded == 1
-
-
-class TestLatePictures:
-    async def test_a_late_picture_completes_the_row(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=URL, price=3.0, category="c"))
-        path.web[URL] = picture("blue")
-        assert (await path.retry()).outcome == "written"
-        row = path.rows["a"]
-        assert np.allclose(row.vector, path.encoder.of(title="x", category="c", image=picture("blue")))
-        assert (row.has_title, row.has_image, row.price, row.category, row.source_offset) == (True, True, 3.0, "c", 0)
-        assert path.outbox.announced[-1] is row
-
-    async def test_an_item_of_a_picture_alone_appears_when_it_comes(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", image_url=URL))
-        path.web[URL] = picture("blue")
-        assert (await path.retry()).outcome == "written"
-        assert set(await path.index.fetch(["a"])) == {"a"}
-        assert path.outbox.announced == ["a", path.rows["a"]]
-
-    @pytest.mark.parametrize("title", ["x", ""])
-    async def test_a_delete_wins_over_a_late_picture(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=URL))
-        await path.take(path.delete("a"))
-        path.web[URL] = picture()
-        assert (await path.retry()).outcome == "superseded"
-        assert path.rows == {}
-        assert path.fetched == [URL]  # by the batch; the retry saw in time that it is too late
-
-    @pytest.mark.parametrize("title", ["x", ""])
-    async def test_a_newer_publish_wins_over_a_late_picture(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=URL))
-        await path.take(path.publish("a", title="newer", image=b64(picture("green"))))
-        path.web[URL] = picture("blue")
-        assert (await path.retry()).outcome == "superseded"
-        assert np.allclose(path.rows["a"].vector, path.encoder.of(title="newer", image=picture("green")))
-
-    @pytest.mark.parametrize("title", ["x", ""])
-    async def test_deleted_and_published_again_is_a_newer_publish(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=URL))
-        await path.take(path.delete("a"), path.publish("a", title=title, image_url=URL))
-        path.web[URL] = picture()
-        first, second = path.outbox.retries
-        assert (await path.retry(first)).outcome == "superseded"
-        assert (await path.retry(second)).outcome == "written"
-
-    async def test_something_newer_that_comes_while_the_picture_is_fetched_wins(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=URL))
-        path.web[URL] = picture()
-        original = path.center.encoding.encode
-
-        async def slow(batch: Sequence[Prepared]) -> Any:
-            vectors = await original(batch)
-            if not path.graveyard.letters and len(batch) == 1 and batch[0].has_image:
-                await path.take(path.delete("a"))
-            return vectors
-
-        path.center.encoding.encode = slow  # type: ignore[method-assign]
-        assert (await path.retry()).outcome == "superseded"
-        assert path.rows == {}
-
-    async def test_it_is_tried_again_later_and_later_then_buried(self) -> None:
-        path = ItemPath(IndexConfig(retry_initial_seconds=10, retry_factor=3, retry_max_attempts=4))
-        await path.take(path.publish("a", title="x", image_url=URL))
-        waits = []
-        for _ in range(3):
-            waits.append((path.outbox.retries[0].not_before - path.now).total_seconds())
-            report = await path.retry()
-        assert waits == [10, 30, 90]
-        assert report.outcome == "given_up"
-        (letter,) = path.graveyard.letters
-        assert (letter.topic, letter.stage, letter.reason) == ("items-retry", "image", Reason.IMAGE_UNAVAILABLE)
-        assert b"pictures.test" in (letter.value or b"")
-        assert set(path.rows) == {"a"}  # the title's vector stays
-        assert path.outbox.retries == []
-
-    async def test_giving_up_an_item_of_a_picture_alone_gives_up_its_place(self) -> None:
-        path = ItemPath(IndexConfig(retry_max_attempts=2))
-        await path.take(path.publish("a", image_url=URL))
-        assert (await path.retry()).outcome == "given_up"
-        assert path.rows == {}
-
-    @pytest.mark.parametrize("answer", [picture()[:40], Unprocessable(Reason.IMAGE_TOO_LARGE, "huge")])
-    async def test_a_late_picture_that_is_no_use_is_buried_at_once(self, path: ItemPath, answer: Any) -> None:
-        await path.take(path.publish("a", title="x", image_url=URL))
-        path.web[URL] = answer
-        assert (await path.retry()).outcome == "given_up"
-        assert len(path.graveyard.letters) == 1
-        assert not path.rows["a"].has_image
-
-    async def test_a_retry_that_is_met_twice_writes_the_same_again(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=URL))
-        path.web[URL] = picture()
-        (retry,) = path.outbox.retries
-        assert [(await path.retry(retry)).outcome for _ in range(2)] == ["written", "written"]
-
-
 class TestHolding:
     async def test_a_center_that_is_away_is_waited_for_at_every_step(self) -> None:
         class Flaky(InMemoryItemIndex):
@@ -447,7 +285,7 @@ class TestHolding:
 
         path.center.__dict__["fetch"] = slow
         started = asyncio.get_running_loop().time()
-        await path.take(*(path.publish(f"i{n}", title="x", image_url=URL) for n in range(64)))
+        await path.take(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(64)))
         assert asyncio.get_running_loop().time() - started < 2.0
         assert set(budgets) == {0.2}
         assert len(path.rows) == len(path.outbox.retries) == 64
@@ -481,9 +319,9 @@ def test_batching_and_replaying_do_not_change_where_it_ends(
             elif what == "bad":
                 records.append(path.publish(key, title="bad", image=b64(b"broken")))
             elif what == "only-url":
-                records.append(path.publish(key, image_url=f"{URL}?{n}"))
+                records.append(path.publish(key, image_url=f"{PICTURE_URL}?{n}"))
             elif what == "url":
-                records.append(path.publish(key, title=f"t{n}", image_url=f"{URL}?{n}"))
+                records.append(path.publish(key, title=f"t{n}", image_url=f"{PICTURE_URL}?{n}"))
             else:
                 records.append(path.publish(key, title="same" if what == "price" else f"t{n}", price=float(n)))
         bounds = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]

@@ -13,10 +13,8 @@ from schemas.errors import Fenced
 from streams.agents.flow import OrderedAcks
 from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
 
-from .item_path import ItemPath, item, picture, retry_record
+from .item_path import PICTURE_URL, ItemPath, item, picture, retry_record
 from .running_agent import running
-
-URL = "https://pictures.test/1.png"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -186,8 +184,10 @@ async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
 
 async def test_a_late_picture_waits_until_it_is_due_and_holds_up_no_other(tmp_path: Path) -> None:
     path = ItemPath(IndexConfig(retry_initial_seconds=60))
-    await path.take(path.publish("slow", title="x", image_url=URL), path.publish("quick", title="y", image_url=URL))
-    path.web[URL] = picture()
+    await path.take(
+        path.publish("slow", title="x", image_url=PICTURE_URL), path.publish("quick", title="y", image_url=PICTURE_URL)
+    )
+    path.web[PICTURE_URL] = picture()
     slow, quick = path.outbox.retries
     path.now = quick.not_before
     slow = slow.model_copy(update={"not_before": path.now + timedelta(seconds=60)})

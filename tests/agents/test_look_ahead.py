@@ -19,10 +19,8 @@ from schemas.errors import ContentUnavailable, EncodingFailed, Reason, StoreUnav
 from streams.agents.index_config import IndexConfig
 from streams.stores.item_index import ItemRow
 
-from .item_path import CountingEncoder, ItemPath, item, picture
+from .item_path import PICTURE_URL, CountingEncoder, ItemPath, item, picture
 from .running_agent import running
-
-URL = "https://pictures.test/1.png"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -188,10 +186,10 @@ async def test_unchanged_content_is_neither_decoded_nor_encoded_again(tmp_path: 
 
 async def test_a_broken_event_gives_way_to_the_earlier_one_of_its_batch(tmp_path: Path) -> None:
     path = ItemPath(batches_of(2))
-    path.web[URL] = EncodingFailed(Reason.BAD_IMAGE, "no picture")
+    path.web[PICTURE_URL] = EncodingFailed(Reason.BAD_IMAGE, "no picture")
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="good"), wait=False)
-        await run.put("a", item("a", image_url=URL), wait=False)
+        await run.put("a", item("a", image_url=PICTURE_URL), wait=False)
         await run.until(lambda: len(run.acked) == 2)
     assert path.rows["a"].title == "good"
     assert path.reasons == [("image", Reason.BAD_IMAGE, 1)]
@@ -199,11 +197,11 @@ async def test_a_broken_event_gives_way_to_the_earlier_one_of_its_batch(tmp_path
 
 async def test_a_picture_is_fetched_once_and_a_late_one_is_asked_for_once(tmp_path: Path) -> None:
     path = ItemPath(batches_of(1))
-    path.web[URL] = ContentUnavailable(URL, "later")
+    path.web[PICTURE_URL] = ContentUnavailable(PICTURE_URL, "later")
     async with running("items", path, tmp_path) as run:
-        await run.put("a", item("a", title="x", image_url=URL), wait=False)
+        await run.put("a", item("a", title="x", image_url=PICTURE_URL), wait=False)
         await run.until(lambda: len(run.acked) == 1)
-    assert path.fetched == [URL]
+    assert path.fetched == [PICTURE_URL]
     assert [retry.item.item_id for retry in path.outbox.retries] == ["a"]
 
 
@@ -347,9 +345,9 @@ async def test_the_cache_keeps_the_newest_and_no_more_than_it_may() -> None:
 
 async def test_a_picture_that_arrived_later_is_no_hit_of_the_cache() -> None:
     path = ItemPath(cache_items=10)
-    await path.take(path.publish("a", title="x", image_url=URL))
+    await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
     before = path.rows["a"].vector
-    path.web[URL] = picture()
+    path.web[PICTURE_URL] = picture()
     await path.retry()
     assert path.encoder.encoded == 2
     assert not np.allclose(before, path.rows["a"].vector)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from picture_site import PictureSite, picture_site
 
 from streams.settings import Settings, environment_of, load_settings
 from streams.stack.launch import launch
@@ -123,3 +124,9 @@ def process(settings_values: dict[str, Any], tmp_path: Path) -> Iterator[Callabl
     for child in started:
         if child.returncode is None:
             child.kill()
+
+
+@pytest.fixture
+async def pictures() -> AsyncIterator[PictureSite]:
+    async with picture_site() as site:
+        yield site

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -161,3 +162,36 @@ async def announced(settings: Settings) -> dict[str, ItemEmbedding | None]:
         _, item_id = parse_embedding_key(record.key)
         last[item_id] = ItemEmbedding.model_validate_json(record.value) if record.value is not None else None
     return last
+
+
+async def stream_items(feed: Feed, stop: asyncio.Event, *, at_least: int) -> None:
+    """Publish, update and delete without pause until told to stop."""
+    draw = random.Random(11)
+    n = 0
+    while n < at_least or not stop.is_set():
+        await feed.publish(f"i{n}", f"item {n} as published")
+        if n > 20 and draw.random() < 0.3:
+            await feed.publish(f"i{draw.randrange(n)}", f"updated at {n}")
+        if n > 20 and draw.random() < 0.2:
+            await feed.delete(f"i{draw.randrange(n)}")
+        n += 1
+        await asyncio.sleep(0.03)
+
+
+@asynccontextmanager
+async def streaming_items(
+    feed: Feed, index: MilvusItemIndex, *, at_least: int, until_held: int = 40
+) -> AsyncIterator[None]:
+    """Stream items all the while; entered when the center holds some of them."""
+
+    async def under_way() -> bool:
+        return await index.count() > until_held
+
+    stop = asyncio.Event()
+    streaming = asyncio.create_task(stream_items(feed, stop, at_least=at_least))
+    try:
+        await until(under_way)
+        yield
+    finally:
+        stop.set()
+        await streaming

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, until
+from index_worker import Start, start_index
+from item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items, until
 from structlog.testing import capture_logs
-from test_index_live import Start, start_index, stream_items
 
 from streams.commands import center_command
 from streams.settings import Settings

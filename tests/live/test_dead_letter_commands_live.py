@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from index_worker import start_index
 from item_feed import center, feeding, picture, read_all, until
+from picture_site import PictureSite
 from structlog.testing import capture_logs
-from test_index_live import Pictures, pictures, start_index
 
 from schemas.errors import Misconfigured, Reason
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
@@ -27,8 +28,6 @@ from streams.log_reading import LogReader
 from streams.sending_again import SendingAgain
 from streams.settings import Settings
 from streams.stores.dead_letters import KafkaDeadLetters
-
-__all__ = ["pictures"]
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -211,7 +210,7 @@ async def test_list_show_and_drop_as_commands(yard: Yard, capsys: pytest.Capture
 
 
 async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(
-    settings: Settings, process: Any, pictures: Pictures
+    settings: Settings, process: Any, pictures: PictureSite
 ) -> None:
     start_index(
         process,

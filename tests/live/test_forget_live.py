@@ -16,8 +16,8 @@ from streams.consumers.csft_input import read_topics
 from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore
 from streams.stores.redis_client import make_redis
+from tests.live.click_world import SMALL, World, accounts, produce, wait_until
 from tests.live.test_record_live import send
-from tests.live.test_train import SMALL, World, accounts, produce, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

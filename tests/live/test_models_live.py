@@ -18,7 +18,7 @@ from streams.commands.serve_command import _make_scorer
 from streams.serving_model import ModelWatcher
 from streams.settings import Settings, environment_of
 from streams.stores.models import FolderModelStore
-from tests.live.test_train import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
+from tests.live.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -22,7 +22,7 @@ from streams.commands.forget_command import forget_user
 from streams.log_reading import LogReader
 from streams.settings import Settings, environment_of
 from streams.stores.models import FolderModelStore
-from tests.live.test_train import ENCODER, SMALL, World, produce
+from tests.live.click_world import ENCODER, SMALL, World, produce
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -1,0 +1,183 @@
+"""One active trainer: a standby takes over, whoever was replaced releases nothing, and releases only go forward."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from schemas.errors import Fenced
+from schemas.manifests import GateVerdict
+from streams.broker import make_producer
+from streams.consumers.leadership import Leadership
+from streams.consumers.releasing import Releaser
+from streams.consumers.train_input import describe_input
+from streams.settings import Settings
+from streams.stores.models import FolderModelStore, InMemoryModelStore
+from tests.live.click_world import (
+    DIM,
+    ENCODER,
+    SMALL,
+    World,
+    accounts,
+    group_offsets,
+    produce,
+    read_notices,
+    wait_until,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+async def test_a_restart_does_not_release_what_is_behind_the_current_release(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    await produce(settings, world=world, behaviours=world.behaviours(1800))
+    first = process("train", "--state", str(state), env=SMALL)
+    first.wait_for("train.ready")
+    wait_until(lambda: accounts(state).get("releases", 0) >= 3, "three releases")
+    trained = accounts(state)["accounts"]["trained"]
+    assert first.stop() == 0
+    before, released = store.current(), [manifest.release_id for manifest in store.list()]
+    assert before is not None and before.release_id == released[-1]
+
+    state = tmp_path / "state-of-second"
+    second = process("train", "--state", str(state), env=SMALL)
+    second.wait_for("train.ready")
+    wait_until(lambda: accounts(state)["accounts"]["trained"] >= trained, "the same state")
+    claimed = store.current()
+    assert claimed is not None and claimed.fence is not None and before.fence is not None
+    assert claimed.fence.as_pair() > before.fence.as_pair()
+    behind = [manifest for manifest in store.list() if manifest.release_id not in released]
+    assert (
+        len(behind) <= 1
+    )  # of the three it went past on its way; one more may lie beyond where the first had released
+
+    await produce(settings, behaviours=world.behaviours(900))
+    wait_until(lambda: accounts(state)["releases"] >= 1 + len(behind), "a release beyond")
+    assert second.stop() == 0
+    manifests = store.list()
+    assert [manifest.release_id for manifest in manifests[: len(released)]] == released
+    for older, newer in pairwise(manifests):
+        assert newer.parent == older.release_id and newer.rows_trained > older.rows_trained
+        assert int(newer.release_id[1:7]) == int(older.release_id[1:7]) + 1
+        for partition, offset in older.offsets["behaviours"].items():
+            assert newer.offsets["behaviours"][partition] >= offset
+    assert manifests[-1].cluster_id and set(manifests[-1].topic_ids) == {"embeddings", "behaviours"}
+    assert sum(manifests[-1].offsets["embeddings"].values()) == len(world.items)
+
+    notices = await read_notices(settings)
+    assert [notice.release_id for notice in notices] == [manifest.release_id for manifest in manifests]
+
+
+async def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, store = World(), FolderModelStore(settings.models)
+    states = [tmp_path / "a", tmp_path / "b"]
+    await produce(settings, world=world, behaviours=world.behaviours(700))
+    first = process("train", "--state", str(states[0]), env=SMALL)
+    first.wait_for("train.ready")
+    second = process("train", "--state", str(states[1]), env=SMALL)
+    third = process("train", "--state", str(tmp_path / "c"), env=SMALL)
+    second.wait_for("train.standby")
+    third.wait_for("train.standby")
+    wait_until(lambda: accounts(states[0]).get("releases", 0) >= 1, "a release of the first")
+    committed = wait_until(lambda: group_offsets(settings), "committed offsets")
+    assert all(topic == settings.topics.full_name("behaviours") for topic, _ in committed)
+    assert "train.elected" not in second.output() + third.output()
+    assert first.returncode is None  # the newcomers did not unseat it
+
+    first.kill()
+    killed_at = time.monotonic()
+    wait_until(lambda: "train.elected" in second.output() + third.output(), "a successor")
+    print("taken over after", time.monotonic() - killed_at)
+    before = store.current()
+    await produce(settings, behaviours=world.behaviours(900))
+    wait_until(lambda: (now := store.current()) and before and now.release_id != before.release_id, "a new release")
+    elected = [child for child in (second, third) if "train.elected" in child.output()]
+    assert len(elected) == 1 and elected[0].returncode is None
+    assert second.stop() == 0 and third.stop() == 0
+
+
+async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_exits(
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
+) -> None:
+    world, store = World(), FolderModelStore(settings.models)
+    states = [tmp_path / "a", tmp_path / "b"]
+    await produce(settings, world=world, behaviours=world.behaviours(700))
+    first = process("train", "--state", str(states[0]), env=SMALL)
+    first.wait_for("train.ready")
+    wait_until(lambda: accounts(states[0]).get("releases", 0) >= 1, "a release of the first")
+    second = process("train", "--state", str(states[1]), env=SMALL)
+    second.wait_for("train.standby")
+
+    first.send_signal(signal.SIGSTOP)
+    second.wait_for("train.ready", 60)
+    await produce(settings, behaviours=world.behaviours(900))  # the first would have something to release, too
+    wait_until(lambda: accounts(states[1]).get("releases", 0) >= 1, "a release of the second")
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 4
+    assert "another process" in first.output()
+    wait_until(lambda: accounts(states[1])["accounts"]["pending"] < 200, "the second to be through")
+    assert second.stop() == 0
+    current = store.current()
+    assert current is not None and current.release_id == accounts(states[1])["release_id"]
+    assert [notice.release_id for notice in await read_notices(settings)] == [m.release_id for m in store.list()]
+
+
+async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_could_load_it(settings: Settings) -> None:
+    import torch
+
+    from trainer.online import Candidate
+
+    topics = settings.topics
+    store = InMemoryModelStore()
+    leadership = Leadership(
+        settings.kafka,
+        group=topics.group("train"),
+        topic=topics.full_name("models"),
+        transactional_id=topics.group("train"),
+    )
+    candidate = Candidate({"w": torch.zeros(2)}, 1, 1, "0" * 64, 0, 1, {}, {})
+    async with leadership.candidate():
+        assert await leadership.elected(asyncio.Event())
+        releaser = Releaser(
+            store,
+            leadership,
+            notices_topic=topics.full_name("models"),
+            read_log=lambda: describe_input(settings.kafka, topics),
+            encoder_version=ENCODER,
+            dim=DIM,
+            clock=time.time,
+        )
+        await releaser.take_over()
+
+        async def release(made: Candidate, offsets: dict[str, dict[int, int]]) -> None:
+            published = await releaser.publish(made, offsets)
+            await releaser.carry_out(published.manifest, GateVerdict(passed=True))
+
+        await release(candidate, {"behaviours": {0: 5}})
+        assert not releaser.beyond_current({0: 5}) and releaser.beyond_current({0: 6})
+        current = store.current()
+
+        successor = make_producer(settings.kafka, transactional_id=topics.group("train"))
+        await successor.start()
+        try:
+            newer = Candidate({"w": torch.ones(2)}, 2, 2, "1" * 64, 0, 2, {}, {})
+            with pytest.raises(Fenced):
+                await release(newer, {"behaviours": {0: 6}})
+            with pytest.raises(Fenced):  # and for good
+                await leadership.transact(offsets={TopicPartition(topics.full_name("behaviours"), 0): 6})
+        finally:
+            await successor.stop()
+        assert store.current() == current
+    assert len(await read_notices(settings)) == 1
