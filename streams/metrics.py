@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.errors import Misconfigured
 from streams.agents.index_config import IndexReport, RetryReport
 from streams.consumers.train_ledger import TrainReport
+from streams.stores.deleted_items import SweepReport
 from streams.stores.takes import RecordReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -111,7 +112,16 @@ class Metrics:
             batches.observe(report.seconds)
             position.labels(report.partition).set(report.next_offset)
 
-        self._handlers[RecordReport] = handle
+        removed = self._counter("mim_record_deleted_takes_total", "Takes removed because their item was deleted")
+        remembered = self._gauge("mim_record_deleted_items", "Deleted items that sweeps of the takes look for")
+        sweeps = self._seconds("mim_record_sweep_seconds", "Looking through all users for takes of deleted items")
+
+        def on_sweep(report: SweepReport) -> None:
+            removed.inc(report.removed)
+            remembered.set(report.remembered)
+            sweeps.observe(report.seconds)
+
+        self._handlers |= {RecordReport: handle, SweepReport: on_sweep}
 
     def _declare_index(self) -> None:
         events = self._counter("mim_index_items_total", "Events of items by what became of them", "outcome")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import secrets
+import socket
 import time
 from contextlib import AsyncExitStack
 
 import structlog
 
 from streams.broker import broker_errors, make_consumer, make_producer
+from streams.consumers.deleted_items import DeletedTakes
 from streams.consumers.forgotten_users import StoreForgets
 from streams.consumers.record_behaviours import Recorder
 from streams.log_identity import read_log_identity
@@ -18,6 +22,7 @@ from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.stores.behaviours import LogIdentity, RedisBehaviourStore
 from streams.stores.dead_letters import KafkaDeadLetters
+from streams.stores.deleted_items import RedisDeletedItems
 from streams.stores.redis_client import make_redis
 from streams.topics import DEAD_LETTER_HEADROOM_BYTES
 
@@ -49,7 +54,8 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
 
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
-        store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        redis = make_redis(settings.redis)
+        store = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(store.close)
         await store.ping()
         producer = make_producer(
@@ -77,6 +83,15 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
         forgets = StoreForgets(store, settings.kafka, settings.topics)
         opened.push_async_callback(forgets.close)
         await forgets.open()  # before anything is recorded
+        deleted = DeletedTakes(
+            RedisDeletedItems(redis, settings.redis),
+            settings.kafka,
+            settings.topics,
+            settings.record,
+            who=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
+            on_report=metrics.record,
+        )
+        opened.push_async_callback(deleted.close)
         recorder = Recorder(
             consumer,
             store,
@@ -92,7 +107,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
         )
 
         async def work(stop: asyncio.Event) -> None:
-            tasks = {asyncio.create_task(recorder.run(stop)), asyncio.create_task(forgets.run(stop))}
+            tasks = {asyncio.create_task(part.run(stop)) for part in (recorder, forgets, deleted)}
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:

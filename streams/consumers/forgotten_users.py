@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from aiokafka import TopicPartition
-from aiokafka import errors as kafka_errors
 
 from schemas.base import decode
-from schemas.errors import BadMessage, Misconfigured, Reason, Unavailable
+from schemas.errors import BadMessage, Reason
 from schemas.forgotten import ForgottenUser
-from streams.broker import BrokerConfig, broker_errors, make_consumer
+from streams.broker import BrokerConfig
 from streams.consumers.forgotten import ForgottenUsers
+from streams.consumers.topic_follower import TopicFollower
 from streams.delivery import Patience, hold
-from streams.log_identity import read_log_identity, read_partitions
 from streams.stores.behaviours import BehaviourStore
 from streams.topics import TopicsConfig
 
@@ -34,75 +32,14 @@ Tell = Callable[[Sequence[ForgottenUser], str, int], Awaitable[None]]
 """Gets users, the source that they were read from (a partition of this incarnation of the topic), the offset after."""
 
 
-class ForgottenFollower:
+class ForgottenFollower(TopicFollower):
     """Reads `forgotten` from given positions on. `tell` may raise what is `Unavailable`: the users come again."""
 
     def __init__(self, broker: BrokerConfig, topics: TopicsConfig, tell: Tell) -> None:
-        self._broker = broker
-        self._topic = topics.full_name("forgotten")
-        self._tell = tell
-        self._consumer: Any = None
-        self._sources: dict[TopicPartition, str] = {}
-        self.told: dict[str, int] = {}
-        """How far each source was told, since it was last stood at a position."""
+        async def tell_records(records: Sequence[Any], source: str, next_offset: int) -> None:
+            await tell(read_forgotten(records, max_bytes=broker.max_record_bytes), source, next_offset)
 
-    async def open(self, positions: Mapping[str, int] | None = None) -> None:
-        """Connect and stand at `positions` (by source), by default at the beginning.
-
-        Raises `Misconfigured` if the topic does not exist, `BrokerUnavailable`.
-        """
-        identity = await asyncio.to_thread(read_log_identity, self._broker, self._topic)
-        numbers = await asyncio.to_thread(read_partitions, self._broker, self._topic)
-        self._sources = {TopicPartition(self._topic, number): f"{identity.topic_id}:{number}" for number in numbers}
-        self._consumer = make_consumer(self._broker)
-        with broker_errors(self._broker):
-            await self._consumer.start()
-        self._consumer.assign(list(self._sources))
-        await self.stand_at(positions or {})
-
-    async def close(self) -> None:
-        """Disconnect."""
-        if self._consumer is not None:
-            await self._consumer.stop()
-
-    async def stand_at(self, positions: Mapping[str, int]) -> None:
-        """Read on from these positions, and from the beginning of sources that have none."""
-        with broker_errors(self._broker):
-            beginnings = await self._consumer.beginning_offsets(list(self._sources))
-        for partition, source in self._sources.items():
-            self._consumer.seek(partition, max(positions.get(source, 0), beginnings[partition]))
-        self.told = {}
-
-    async def catch_up(self) -> None:
-        """Tell of everybody whom the topic holds now."""
-        with broker_errors(self._broker):
-            ends = await self._consumer.end_offsets(list(self._sources))
-        for partition, end in ends.items():
-            while await self._consumer.position(partition) < end:
-                await self.poll(wait_seconds=0.2)
-
-    async def poll(self, *, wait_seconds: float) -> int:
-        """Tell of those who were added meanwhile; how many."""
-        try:
-            with broker_errors(self._broker):
-                found = await self._consumer.getmany(timeout_ms=int(wait_seconds * 1000))
-        except kafka_errors.OffsetOutOfRangeError as error:
-            raise Misconfigured(
-                f"topic {self._topic!r} was cut off or replaced while it was read ({error}): start again"
-            ) from None
-        count = 0
-        for partition, records in found.items():
-            users = read_forgotten(records, max_bytes=self._broker.max_record_bytes)
-            source, after = self._sources[partition], records[-1].offset + 1
-            try:
-                await self._tell(users, source, after)
-            except Unavailable:
-                for unread, left in found.items():  # what follows was not told either
-                    self._consumer.seek(unread, max(left[0].offset, self.told.get(self._sources[unread], 0)))
-                raise
-            self.told[source] = after
-            count += len(users)
-        return count
+        super().__init__(broker, topics.full_name("forgotten"), tell_records)
 
 
 def read_forgotten(records: Sequence[Any], *, max_bytes: int) -> list[ForgottenUser]:

@@ -44,6 +44,11 @@ class RecordConfig(BaseModel):
     """How long a killed recorder keeps its partitions."""
     identity_check_seconds: float = Field(default=30.0, gt=0)
     """How often to look whether the topic is still the same one."""
+    deleted_gather_seconds: float = Field(default=30.0, ge=0)
+    """Shortest time between two sweeps for newly deleted items. A sweep looks at every user once, removes what was
+    taken of those items, and takes a fifth of the Redis server at most."""
+    deleted_sweep_seconds: float = Field(default=900.0, gt=0)
+    """How often to sweep again without a new deletion: what is recorded of an item after it was deleted goes then."""
     field_map: dict[str, str] = Field(default_factory=dict)
     """Our field names to the platform's own, for its behaviour events (`{"item_id": "sku"}`)."""
 

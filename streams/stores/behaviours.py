@@ -1,27 +1,27 @@
-"""The behaviour store: users' recent takes for serving, and the position in the click log up to which they are true.
-
-A *view*: everything in it can be replayed from `behaviours`. What a batch changes and the position after it are
-written in one transaction, so data and position can never disagree, whoever is killed when.
-
-Who asked to be forgotten is marked here in the transaction that deletes what is kept of him. Every batch is written
-against these marks, so it does not matter which recorder knew of it, or how often the log is replayed: what the click
-log held of him when he asked is passed over. Marks outlive a rebuild.
-"""
+"""The behaviour store in Redis; what it promises is told in `streams.stores.behaviour_store`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.errors import StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.stores.erasures import Mark, RedisMarks
+from streams.stores.behaviour_store import (
+    COUNTS,
+    BehaviourStore,
+    BehaviourStoreConfig,
+    InMemoryBehaviourStore,
+    LogIdentity,
+    foreign_log,
+    with_total,
+)
+from streams.stores.erasures import RedisMarks
 from streams.stores.redis_client import RedisConfig, redis_errors
 from streams.stores.takes import (
     Numbered,
@@ -46,200 +46,37 @@ __all__ = [
     "RecordReport",
     "RedisBehaviourStore",
     "Take",
+    "View",
+    "foreign_log",
 ]
 
-COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
-
-
-class BehaviourStoreConfig(BaseModel):
-    """What is kept of each user."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    history_length: int = Field(default=100, ge=1, le=10_000)
-    """Newest takes kept per user."""
-    remembered_event_ids: int = Field(default=200, ge=1, le=10_000)
-    """How many of a user's last events a second delivery is recognised among; 8 bytes each."""
-    idle_days: int = Field(default=180, ge=1)
-    """A user without an event for so long (wall clock) is forgotten, which bounds the number of users."""
-
 
 @dataclass(frozen=True, slots=True)
-class LogIdentity:
-    """Which log the positions belong to. A topic that is deleted and created again has another id."""
-
-    cluster_id: str
-    topic: str
-    topic_id: str
-
-
-class BehaviourStore(Protocol):
-    """Per-user sequences of takes in event time, with the log position that they reflect."""
-
-    async def bind(self, log: LogIdentity) -> None:
-        """Tie the positions to `log`; call before the first `record`.
-
-        Raises `Misconfigured` if the store was filled from another log.
-        """
-
-    async def record(
-        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
-    ) -> RecordReport:
-        """Take in one partition's records in [first_offset, next_offset), all or nothing, position included.
-
-        Offsets in that range that carry no record (transaction markers, deleted by retention) are passed over. What
-        lies below the stored position is left alone, so any replay, however it is cut, changes nothing. If the store
-        is behind `first_offset` (it lost data, or was cleared), it writes nothing and says where to read again.
-        """
-
-    async def history(self, user_id: str) -> list[Take]:
-        """Return the newest takes of a user, oldest first; empty for an unknown one."""
-
-    async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
-        """Delete what is kept of these users, and never take in again what the log held of them; how many were new.
-
-        They were read from `source`, a partition of one incarnation of the topic `forgotten`, whose position is kept
-        with it; what lies below that position is left alone, since a user who was forgotten may have come back as a new
-        one.
-        """
-
-    async def forgotten_positions(self) -> dict[str, int]:
-        """Next offset of each source of `forget`; what lies below has been obeyed."""
-
-    async def positions(self) -> dict[int, int]:
-        """Next offset of each partition seen so far."""
-
-    async def counts(self) -> dict[str, int]:
-        """Sum up `stored` (`exposures` + `takes`), `duplicates`, `broken` and `erased` since the view began."""
-
-    async def clear(self) -> None:
-        """Forget everything, the log's identity included. At once for readers; a running recorder starts over."""
-
-    async def ping(self) -> None:
-        """Raise `StoreUnavailable` if the store does not answer."""
-
-    async def close(self) -> None:
-        """Give connections back."""
-
-
-def foreign_log(found: LogIdentity, wanted: LogIdentity) -> Misconfigured:
-    """Say that the positions belong to another log, and what to do."""
-    what = "cluster" if found.cluster_id != wanted.cluster_id else "topic"
-    return Misconfigured(
-        f"the behaviour store was filled from topic {found.topic} (id {found.topic_id}) of cluster {found.cluster_id}, "
-        f"but {wanted.topic} now has id {wanted.topic_id} in cluster {wanted.cluster_id}: another {what}, so stored "
-        "positions mean nothing. Check MIM_KAFKA__BOOTSTRAP_SERVERS, MIM_TOPICS__PREFIX and MIM_REDIS__KEY_PREFIX; "
-        "if the log was replaced on purpose, run 'mimstream record --rebuild'"
-    )
-
-
-class InMemoryBehaviourStore:
-    """The protocol in a process's own memory."""
-
-    def __init__(self, config: BehaviourStoreConfig | None = None) -> None:
-        self._config = config or BehaviourStoreConfig()
-        self._users: dict[str, UserTakes] = {}
-        self._positions: dict[int, int] = {}
-        self._counts = dict.fromkeys(COUNTS, 0)
-        self._log: LogIdentity | None = None
-        self._marks: dict[str, Mark] = {}
-        self._forgotten_positions: dict[str, int] = {}
-
-    async def bind(self, log: LogIdentity) -> None:
-        """See `BehaviourStore`."""
-        if self._log not in (None, log):
-            raise foreign_log(self._log, log)
-        self._log = log
-
-    async def record(
-        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
-    ) -> RecordReport:
-        """See `BehaviourStore`."""
-        stored = self._positions.get(partition, 0)
-        if self._log is None or stored < first_offset:
-            return RecordReport(partition, stored, resume_from=stored)
-        unread = fresh_part(events, stored=stored)
-        ends = {user: mark.ends_in(self._log.cluster_id, self._log.topic_id) for user, mark in self._marks.items()}
-        fresh = without_erased(unread, ends, partition=partition)
-        for event in fresh:
-            if event.behaviour is not None:
-                self._users.setdefault(event.behaviour.user_id, UserTakes())
-        report, _, _ = apply_batch(
-            self._users,
-            fresh,
-            partition=partition,
-            next_offset=max(stored, next_offset),
-            length=self._config.history_length,
-            remembered=self._config.remembered_event_ids,
-        )
-        report = skipped(report, replayed=len(events) - len(unread), erased=len(unread) - len(fresh))
-        self._positions[partition] = report.next_offset
-        for name in COUNTS:
-            self._counts[name] += getattr(report, name)
-        return report
-
-    async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
-        """See `BehaviourStore`."""
-        if self._forgotten_positions.get(source, 0) >= next_offset:
-            return 0
-        for user in users:
-            self._marks[user.user_id] = Mark.of(user)
-            self._users.pop(user.user_id, None)
-        self._forgotten_positions[source] = next_offset
-        return len(users)
-
-    async def forgotten_positions(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
-        return dict(self._forgotten_positions)
-
-    async def history(self, user_id: str) -> list[Take]:
-        """See `BehaviourStore`."""
-        user = self._users.get(user_id)
-        return user.history() if user else []
-
-    async def positions(self) -> dict[int, int]:
-        """See `BehaviourStore`."""
-        return dict(self._positions)
-
-    async def counts(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
-        return _with_total(self._counts)
-
-    async def clear(self) -> None:
-        """See `BehaviourStore`."""
-        marks, positions = self._marks, self._forgotten_positions
-        self.__init__(self._config)  # type: ignore[misc]
-        self._marks, self._forgotten_positions = marks, positions
-
-    async def ping(self) -> None:
-        """See `BehaviourStore`."""
-
-    async def close(self) -> None:
-        """See `BehaviourStore`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
+class View:
     """The root of the view: one key, changed as a whole and watched by every write."""
 
     generation: int
+    """Raised by `clear`; part of every key of the view."""
     log: LogIdentity | None
+    """None until somebody binds it."""
 
     @classmethod
-    def parse(cls, raw: bytes | None) -> _View:
+    def parse(cls, raw: bytes | None) -> View:
+        """Read what `dump` wrote."""
         if raw is None:
             return cls(0, None)
         document = json.loads(raw)
         return cls(document["generation"], LogIdentity(**document["log"]) if document["log"] else None)
 
     def dump(self) -> bytes:
+        """Write for Redis."""
         return json.dumps({"generation": self.generation, "log": asdict(self.log) if self.log else None}).encode()
 
 
 _SET_ALL = "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1]) end"
 """One command for all users of a batch: redis-py spends more on 500 commands than Redis does."""
 
-_SWEEP_PAGE = 1_000
+_SCAN_PAGE = 1_000
 _MAX_CONFLICTS = 20
 
 
@@ -252,6 +89,7 @@ class RedisBehaviourStore:
         record:G:t:USER          packed takes
         record:G:e:USER          packed hashes of recent event ids
         record:forgotten         see `streams.stores.erasures`
+        record:deleted           see `streams.stores.deleted_items`
 
     Every key of the view carries its generation G, so clearing is one write; what is left of older generations is
     swept afterwards. A batch costs three round trips, whatever its size. Writes are optimistic: two recorders that
@@ -265,7 +103,7 @@ class RedisBehaviourStore:
         self._keep = keep or BehaviourStoreConfig()
         self._root = f"{config.key_prefix}record:"
         self._marks = RedisMarks(self._root)
-        self._view = _View(0, None)
+        self._view = View(0, None)
 
     @property
     def _view_key(self) -> str:
@@ -280,7 +118,7 @@ class RedisBehaviourStore:
             for _ in range(_MAX_CONFLICTS):
                 async with self._client.pipeline(transaction=True) as pipe:
                     await pipe.watch(self._view_key)
-                    found = _View.parse(await pipe.get(self._view_key))
+                    found = View.parse(await pipe.get(self._view_key))
                     if found.log is not None and found.log != log:
                         raise foreign_log(found.log, log)
                     wanted = replace(found, log=log)
@@ -297,7 +135,7 @@ class RedisBehaviourStore:
     async def bound_log(self) -> LogIdentity | None:
         """Tell which log the positions belong to; None before the first `bind`."""
         with redis_errors(self._config):
-            return _View.parse(await self._client.get(self._view_key)).log
+            return View.parse(await self._client.get(self._view_key)).log
 
     async def record(
         self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
@@ -329,7 +167,7 @@ class RedisBehaviourStore:
             stored_raw = await pipe.hget(position_key, "next_offset")
             raw_view, *values = await pipe.mget([self._view_key, *user_keys])
             stored = int(stored_raw or 0)
-            if _View.parse(raw_view) != view or view.log is None:
+            if View.parse(raw_view) != view or view.log is None:
                 return RecordReport(partition, 0, resume_from=0)  # cleared meanwhile: whoever calls binds again
             if stored < first_offset:
                 return RecordReport(partition, stored, resume_from=stored)
@@ -370,7 +208,7 @@ class RedisBehaviourStore:
             for _ in range(_MAX_CONFLICTS):
                 async with self._client.pipeline(transaction=True) as pipe:
                     await pipe.watch(self._view_key, self._marks.at_key)
-                    generation = _View.parse(await pipe.get(self._view_key)).generation
+                    generation = View.parse(await pipe.get(self._view_key)).generation
                     if await self._marks.position(pipe, source) >= next_offset:
                         return 0
                     pipe.multi()
@@ -404,7 +242,7 @@ class RedisBehaviourStore:
                 raw_view, packed = await self._client.execute_command(
                     "MGET", self._view_key, self._key(self._view.generation, "t", user_id)
                 )
-                found = _View.parse(raw_view)
+                found = View.parse(raw_view)
                 if found.generation == self._view.generation:
                     return packed_history(packed)
                 self._view = replace(self._view, generation=found.generation)
@@ -419,11 +257,11 @@ class RedisBehaviourStore:
     async def counts(self) -> dict[str, int]:
         """See `BehaviourStore`."""
         rows = (await self._partitions()).values()
-        return _with_total({name: sum(int(row.get(name.encode(), 0)) for row in rows) for name in COUNTS})
+        return with_total({name: sum(int(row.get(name.encode(), 0)) for row in rows) for name in COUNTS})
 
     async def _partitions(self) -> dict[int, dict[bytes, bytes]]:
         with redis_errors(self._config):
-            generation = _View.parse(await self._client.get(self._view_key)).generation
+            generation = View.parse(await self._client.get(self._view_key)).generation
             numbers = sorted(map(int, await self._client.smembers(self._key(generation, "partitions"))))
             async with self._client.pipeline(transaction=True) as pipe:
                 for number in numbers:
@@ -436,7 +274,7 @@ class RedisBehaviourStore:
             for _ in range(_MAX_CONFLICTS):
                 async with self._client.pipeline(transaction=True) as pipe:
                     await pipe.watch(self._view_key)
-                    emptied = _View(_View.parse(await pipe.get(self._view_key)).generation + 1, None)
+                    emptied = View(View.parse(await pipe.get(self._view_key)).generation + 1, None)
                     pipe.multi()
                     pipe.set(self._view_key, emptied.dump())
                     try:
@@ -447,14 +285,14 @@ class RedisBehaviourStore:
                     break
             else:
                 raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
-            await self._sweep(emptied.generation)
+            await self._unlink_before(emptied.generation)
 
-    async def _sweep(self, generation: int) -> None:
+    async def _unlink_before(self, generation: int) -> None:
         """Delete what older generations left behind, also those of a sweep that was cut short."""
         root = self._root.encode()
         cursor = 0
         while True:
-            cursor, keys = await self._client.scan(cursor, match=f"{self._root}*", count=_SWEEP_PAGE)
+            cursor, keys = await self._client.scan(cursor, match=f"{self._root}*", count=_SCAN_PAGE)
             old = [key for key in keys if (g := key[len(root) :].split(b":")[0]).isdigit() and int(g) < generation]
             if old:
                 await self._client.unlink(*old)
@@ -469,7 +307,3 @@ class RedisBehaviourStore:
     async def close(self) -> None:
         """See `BehaviourStore`."""
         await self._client.aclose()
-
-
-def _with_total(counts: dict[str, int]) -> dict[str, int]:
-    return {"stored": counts["exposures"] + counts["takes"], **counts}

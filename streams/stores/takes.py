@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
@@ -111,6 +111,16 @@ class UserTakes:
     def _remember(self, id_hash: bytes, remembered: int) -> None:
         self.recent = (self.recent + id_hash)[-_HASH_BYTES * remembered :]
 
+    def drop(self, items: Collection[str]) -> int:
+        """Remove what was taken of these items; how many takes. Their events stay known as seen."""
+        kept = [place for place, item in enumerate(self.items) if item not in items]
+        dropped = len(self.items) - len(kept)
+        self.times = [self.times[place] for place in kept]
+        self.ids = [self.ids[place] for place in kept]
+        self.kinds = bytearray(self.kinds[place] for place in kept)
+        self.items = [self.items[place] for place in kept]
+        return dropped
+
     def history(self) -> list[Take]:
         """Oldest first."""
         return [Take(item, at, _KINDS[kind]) for item, at, kind in zip(self.items, self.times, self.kinds, strict=True)]
@@ -151,6 +161,14 @@ def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
     user.ids = [packed[at : at + _HASH_BYTES] for at in range(times + 8 * n, kinds, _HASH_BYTES)]
     user.kinds = bytearray(packed[kinds:items])
     user.items = packed[items:].decode().split("\n") if n else []
+
+
+def without_items(packed: bytes, items: Collection[str]) -> tuple[bytes, int]:
+    """`pack_takes`'s bytes without what was taken of these items, empty if nothing is left; and how many takes went."""
+    user = UserTakes()
+    unpack_takes(packed, user)
+    dropped = user.drop(items)
+    return pack_takes(user) if user.items else b"", dropped
 
 
 def _layout(packed: bytes) -> tuple[int, int, int, int]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +13,6 @@ import pytest
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.stack.launch import launch
-from streams.stack.parts import NotReady
-from streams.stack.valkey_part import ValkeyPart
 from streams.stores.behaviours import (
     BehaviourStore,
     BehaviourStoreConfig,
@@ -266,28 +262,6 @@ class TestInMemoryBehaviourStore(BehaviourStoreContract):
         store = InMemoryBehaviourStore(KEEP)
         await store.bind(LOG)
         return store
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: Callable[[], int]) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("valkey")
-    part = ValkeyPart(folder / "data", unused_tcp_port_factory())
-    part.prepare(folder / "log")
-    with (folder / "log").open("ab") as output:
-        server = launch(part.command(), log=output, cwd=folder / "data")
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                part.probe(1.0)
-                break
-            except NotReady:
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{part.port}/0"
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.mark.live
