@@ -17,8 +17,7 @@ purchases where the set has `qty`, clicks where it has not. Of `sampled_negative
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +30,15 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
+from streams.parquet_columns import (
+    as_positions,
+    as_seconds,
+    as_texts,
+    check_columns,
+    parquet_errors,
+    read_columns,
+    with_texts,
+)
 
 DAY_SECONDS = 86_400
 
@@ -159,13 +167,13 @@ def open_data_set(
     """
     if not folder.is_dir():
         raise Misconfigured(f"data set {folder} is not a folder")
-    items = _read(
+    items = read_columns(
         folder / "items.parquet",
         ["item_id", "title", "publish_ts"],
         ["text", "category", "price", "year", "release_year", *attributes],
     )
-    items = _with_text(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
-    publish_ts = _seconds(items, folder / "items.parquet", "publish_ts")
+    items = with_texts(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
+    publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
     items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
     items = items.sort_by([("publish_ts", "ascending"), ("item_id", "ascending")]).combine_chunks()
     item_ids: list[str] = items["item_id"].to_pylist()
@@ -224,16 +232,16 @@ class StoredPictures:
     def __init__(self, path: Path, *, max_cached_bytes: int = 268_435_456) -> None:
         self._path = path
         self._max_cached_bytes = max_cached_bytes
-        with _parquet_errors(path):
+        with parquet_errors(path):
             self._file = pq.ParquetFile(path)
-        _check_columns(path, self._file.schema_arrow.names, ["item_id", "image"])
+        check_columns(path, self._file.schema_arrow.names, ["item_id", "image"])
         if not _is_binary(self._file.schema_arrow.field("image").type):
             raise Misconfigured(
                 f"{path}: column 'image' must hold encoded bytes, it is {self._file.schema_arrow.field('image').type}"
             )
         self._place: dict[str, tuple[int, int]] = {}
         for group in range(self._file.num_row_groups):
-            ids = _texts(self._file.read_row_group(group, columns=["item_id"]), path, "item_id").to_pylist()
+            ids = as_texts(self._file.read_row_group(group, columns=["item_id"]), path, "item_id").to_pylist()
             self._place.update({item_id: (group, row) for row, item_id in enumerate(ids)})
         self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
@@ -254,7 +262,7 @@ class StoredPictures:
 
     def _images(self, group: int) -> pa.ChunkedArray:
         if group not in self._cached:
-            with _parquet_errors(self._path):
+            with parquet_errors(self._path):
                 self._cached[group] = self._file.read_row_group(group, columns=["image"])["image"]
             while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > self._max_cached_bytes:
                 self._cached.popitem(last=False)
@@ -263,8 +271,8 @@ class StoredPictures:
 
 
 def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, pa.Array]:
-    table = _read(path, ["user_id", "item_id", "ts", "label"], ["event_id", "rating", "qty"])
-    users = _texts(table, path, "user_id").combine_chunks().dictionary_encode()
+    table = read_columns(path, ["user_id", "item_id", "ts", "label"], ["event_id", "rating", "qty"])
+    users = as_texts(table, path, "user_id").combine_chunks().dictionary_encode()
     label = table["label"]
     if not (pa.types.is_integer(label.type) or pa.types.is_boolean(label.type) or pa.types.is_floating(label.type)):
         raise Misconfigured(f"{path}: column 'label' must be 0 or 1, it is {label.type}")
@@ -272,13 +280,13 @@ def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, 
     taken = np.ones(len(table), bool) if rated else pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
     event_id = None
     if "event_id" in table.column_names:
-        event_id = np.array(_texts(table, path, "event_id").to_pylist(), dtype=object)
+        event_id = np.array(as_texts(table, path, "event_id").to_pylist(), dtype=object)
         if len(set(event_id)) != len(event_id):
             raise Misconfigured(f"{path}: column 'event_id' holds the same id more than once")
     interactions = Interactions(
-        ts=_seconds(table, path, "ts"),
+        ts=as_seconds(table, path, "ts"),
         user=users.indices.to_numpy().astype(np.int64),
-        item=_positions(table, path, "item_id", item_index, "items.parquet"),
+        item=as_positions(table, path, "item_id", item_index, "items.parquet"),
         taken=taken,
         event_id=event_id,
         kind=BehaviourKind.PURCHASE if "qty" in table.column_names else BehaviourKind.CLICK,
@@ -292,7 +300,7 @@ def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_typ
     path = shown if shown.exists() else sampled
     if not path.exists():
         return None
-    table = _read(path, ["user_id", "item_id", "ts"], ["neg_type", "label"], keep=("neg_type", neg_type))
+    table = read_columns(path, ["user_id", "item_id", "ts"], ["neg_type", "label"], keep=("neg_type", neg_type))
     source = path.name
     if "neg_type" in table.column_names:
         source = f"{path.name}, neg_type={neg_type}"
@@ -301,93 +309,12 @@ def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_typ
     if "label" in table.column_names:  # what was taken stands in interactions.parquet already
         table = table.filter(pc.equal(pc.fill_null(table["label"].cast(pa.float64()), 0), 0))
     return Negatives(
-        ts=_seconds(table, path, "ts"),
-        user=_positions(table, path, "user_id", users, "interactions.parquet"),
-        item=_positions(table, path, "item_id", item_index, "items.parquet"),
+        ts=as_seconds(table, path, "ts"),
+        user=as_positions(table, path, "user_id", users, "interactions.parquet"),
+        item=as_positions(table, path, "item_id", item_index, "items.parquet"),
         source=source,
         simulated=path == sampled,
     )
-
-
-def _read(path: Path, needed: list[str], optional: Sequence[str], keep: tuple[str, str] | None = None) -> pa.Table:
-    """Read the named columns; with `keep=(column, value)`, only rows that hold the value (if there is that column)."""
-    with _parquet_errors(path):
-        file = pq.ParquetFile(path)
-    present = file.schema_arrow.names
-    _check_columns(path, present, needed)
-    columns = [*needed, *(name for name in dict.fromkeys(optional) if name in present)]
-    if keep is None or keep[0] not in columns:
-        with _parquet_errors(path):
-            return file.read(columns=columns)
-    chosen = []
-    for batch in file.iter_batches(columns=columns, batch_size=262_144):
-        kind = batch.column(columns.index(keep[0]))
-        chosen.append(batch.filter(pc.equal(kind.cast(pa.string()), keep[1])))
-    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-    # batches of a dictionary column may come with different dictionaries; the column has served its purpose
-    plain = [
-        one.set_column(columns.index(keep[0]), keep[0], pa.array([keep[1]] * len(one), pa.string())) for one in chosen
-    ]
-    schema = schema.set(columns.index(keep[0]), pa.field(keep[0], pa.string()))
-    return pa.Table.from_batches(plain, schema=schema)
-
-
-def _check_columns(path: Path, present: Sequence[str], needed: Sequence[str]) -> None:
-    for name in needed:
-        if name not in present:
-            raise Misconfigured(f"{path}: column {name!r} is missing (found: {', '.join(present)})")
-
-
-def _texts(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
-    """Cast a column of identifiers to text."""
-    column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise Misconfigured(f"{path}: column {name!r} must hold whole numbers or text, it is {column.type}")
-    if column.null_count:
-        raise Misconfigured(f"{path}: column {name!r} has {column.null_count} empty values")
-    return column.cast(pa.string())
-
-
-def _with_text(table: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
-    for name in names:
-        if name not in table.column_names:
-            continue
-        if name == "item_id":
-            column = _texts(table, path, name)
-        else:
-            try:
-                column = table[name].cast(pa.string())
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                raise Misconfigured(f"{path}: column {name!r} must hold text, it is {table[name].type}") from None
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return table
-
-
-def _seconds(table: pa.Table, path: Path, name: str) -> Ints:
-    """Turn a column of times into whole seconds since 1970."""
-    column = table[name]
-    if column.null_count:
-        raise Misconfigured(f"{path}: column {name!r} has {column.null_count} empty values")
-    if pa.types.is_timestamp(column.type):
-        column = pc.divide(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 1_000_000)
-    elif pa.types.is_floating(column.type):
-        column = pc.floor(column)
-    elif not pa.types.is_integer(column.type):
-        raise Misconfigured(f"{path}: column {name!r} must hold seconds since 1970 or timestamps, it is {column.type}")
-    return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
-
-
-def _positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: str) -> Ints:
-    """Where each value of the column stands in `values`."""
-    texts = _texts(table, path, name)
-    found = pc.index_in(texts, value_set=values)
-    if found.null_count:
-        unknown = texts.filter(pc.is_null(found))[0].as_py()
-        raise Misconfigured(
-            f"{path}: column {name!r} names what {other} does not hold, in {found.null_count} rows, first {unknown!r}"
-        )
-    return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
 def _price(value: object) -> float | None:
@@ -404,13 +331,3 @@ def _year(*values: object) -> int | None:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise Misconfigured(f"data set file {path} does not exist") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise Misconfigured(f"{path} is not a readable parquet file: {error}") from None

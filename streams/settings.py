@@ -27,7 +27,7 @@ from streams.serve_config import ServeConfig
 from streams.stack.config import StackConfig
 from streams.stores.behaviours import BehaviourStoreConfig
 from streams.stores.milvus_config import MilvusConfig
-from streams.stores.models import ModelStoreConfig
+from streams.stores.model_config import ModelStoreConfig
 from streams.stores.redis_client import RedisConfig
 from streams.topics import TopicsConfig
 from trainer.config import TrainerConfig

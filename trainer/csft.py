@@ -22,8 +22,9 @@ from trainer.gathering import Workers
 from trainer.impressions import Impression, Take
 from trainer.losses import chunked_info_nce, triplet
 from trainer.memory import SpaceTimeMemory
-from trainer.negatives import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.negatives import SpaceTimeSampler, TakeCounts
 from trainer.numbering import ItemNumbers
+from trainer.pair_batches import PairBatch, pair_batch
 from trainer.pairs import HardNegatives, Pair
 
 # P = pairs of a batch, A = items of an anchor, K = candidates, U = distinct items with gradient, D = width
@@ -48,16 +49,6 @@ class CsftReport:
     loss_share: float
     """Fused loss over ln(candidates + 1): near 1, nothing is told apart (meaningful without logQ correction)."""
     temperature: float
-
-
-@dataclass(frozen=True)
-class _Batch:
-    plan: ContrastivePlan
-    anchors_PA: NDArray[np.int64]
-    anchor_weights_PA: NDArray[np.float32]
-    anchor_views_P: NDArray[np.int64]
-    hard_P: NDArray[np.int64]
-    weights_P: NDArray[np.float32]
 
 
 class CsftTrainer:
@@ -159,7 +150,7 @@ class CsftTrainer:
             temperature=float(self.temperature.detach()),
         )
 
-    def _plan(self, pairs: Sequence[Pair]) -> _Batch | None:
+    def _plan(self, pairs: Sequence[Pair]) -> PairBatch | None:
         config = self.config
         rows: list[Impression] = [pair.row for pair in pairs]
         warm = self.steps >= config.bank_warmup_share * self._total_steps
@@ -171,28 +162,7 @@ class CsftTrainer:
         plan = sampler.plan(rows, self._memory, self._counts, self._numbers, self._rng)
         if plan is None:
             return None
-        used = [pairs[i] for i in plan.rows]
-        short = self._rng.random(len(used)) < config.anchor_drop
-        anchors = np.zeros((len(used), config.anchor_items), np.int64)
-        weights = np.zeros((len(used), config.anchor_items), np.float32)
-        for p, pair in enumerate(used):
-            newest_first = pair.anchor[-config.anchor_items :][::-1]
-            if short[p]:
-                newest_first = (newest_first[int(self._rng.integers(len(newest_first)))],)
-            anchors[p, : len(newest_first)] = newest_first
-            weights[p, : len(newest_first)] = config.anchor_decay ** np.arange(len(newest_first))
-        hard = np.zeros(len(used), np.int64)
-        if config.hard_negatives:
-            for p, pair in enumerate(used):
-                hard[p] = self._hard.choose(pair, self._rng)
-        return _Batch(
-            plan=plan,
-            anchors_PA=anchors,
-            anchor_weights_PA=weights,
-            anchor_views_P=np.array([pair.asks_with for pair in used], np.int64),
-            hard_P=hard,
-            weights_P=np.array([config.weight_of(pair.kind) for pair in used], np.float32),
-        )
+        return pair_batch([pairs[i] for i in plan.rows], plan, config, self._hard, self._rng)
 
     def _set_learning_rate(self) -> None:
         progress = min(1.0, self.steps / self._total_steps)
@@ -204,7 +174,7 @@ class CsftTrainer:
 
     # ---- the loss ------------------------------------------------------------------------------------------------
 
-    def _loss(self, batch: _Batch) -> tuple[dict[str, Tensor], Tensor]:
+    def _loss(self, batch: PairBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Each level's mean loss over all pairs (this worker's part of the sum), and their weighted sum."""
         config, plan = self.config, batch.plan
         positives = np.unique(plan.positives)
@@ -325,7 +295,7 @@ class CsftTrainer:
             torch.from_numpy(log_weight.astype(np.float32)),
         )
 
-    def _queries(self, batch: _Batch, views_U3D: Tensor, position: Any) -> Tensor:
+    def _queries(self, batch: PairBatch, views_U3D: Tensor, position: Any) -> Tensor:
         """(P, 3, D) what each level asks with."""
         weights_PA = torch.from_numpy(batch.anchor_weights_PA)
         anchors = views_U3D[torch.from_numpy(position(batch.anchors_PA))]
@@ -339,7 +309,7 @@ class CsftTrainer:
     # ---- afterwards ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _after_step(self, pairs: Sequence[Pair], batch: _Batch) -> None:
+    def _after_step(self, pairs: Sequence[Pair], batch: PairBatch) -> None:
         config = self.config
         self.steps += 1
         self._memory.step = self.steps

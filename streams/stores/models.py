@@ -24,20 +24,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from schemas.base import Message
 from schemas.errors import Misconfigured
 from schemas.manifests import Fence, GateVerdict, ModelManifest
 from streams.stores import promotion
+from streams.stores.model_config import ModelStoreConfig
 from streams.stores.promotion import CurrentPointer, Outcome
 from streams.stores.shelf import FolderShelf, MemoryShelf, NotThere, Shelf, exchange
 
-if TYPE_CHECKING:  # settings import this module for its configuration; no command should pay for torch because of that
+if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from torch import Tensor
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "FolderModelStore",
     "InMemoryModelStore",
     "ModelStore",
-    "ModelStoreConfig",
     "Outcome",
     "ShelvedModels",
     "open_models",
@@ -64,27 +63,6 @@ _RELEASE_NAME = re.compile(r"^r[0-9]{6}-[0-9a-f]{12}$")
 
 Weights: TypeAlias = "dict[str, Tensor]"
 M = TypeVar("M", bound=Message)
-
-
-class ModelStoreConfig(BaseModel):
-    """Where released models are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "models")
-    """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames."""
-    url: str | None = Field(default=None, pattern=r"^(s3|memory)://.+")
-    """An object store instead of the folder: `s3://bucket/prefix` (extra `s3`)."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of s3fs for it, as JSON: `{"endpoint_url": ...}` for a store that only speaks S3's protocol. Leave
-    credentials to where AWS's own tools look for them."""
-    keep_releases: int = Field(default=10, ge=2)
-    """How many of the newest releases are kept, refused ones included; the current one and its parent are kept in any
-    case."""
-    grace_seconds: float = Field(default=600.0, ge=0)
-    """A release is kept at least this long after its successor was made, for readers that are about to load it."""
-    lock_timeout_seconds: float = Field(default=20.0, gt=0)
-    """How long a promotion waits for another one on the same folder."""
 
 
 class ModelStore(Protocol):

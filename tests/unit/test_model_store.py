@@ -14,11 +14,11 @@ import torch
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, StoreUnavailable
 from schemas.manifests import Fence, GateVerdict, ModelManifest
+from streams.stores.model_config import ModelStoreConfig
 from streams.stores.models import (
     FolderModelStore,
     InMemoryModelStore,
     ModelStore,
-    ModelStoreConfig,
     Outcome,
     open_models,
     pack_weights,

@@ -1,0 +1,29 @@
+"""Where released models are. Apart from the store, so that reading settings stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelStoreConfig(BaseModel):
+    """Where released models are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "models")
+    """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames."""
+    url: str | None = Field(default=None, pattern=r"^(s3|memory)://.+")
+    """An object store instead of the folder: `s3://bucket/prefix` (extra `s3`)."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of s3fs for it, as JSON: `{"endpoint_url": ...}` for a store that only speaks S3's protocol. Leave
+    credentials to where AWS's own tools look for them."""
+    keep_releases: int = Field(default=10, ge=2)
+    """How many of the newest releases are kept, refused ones included; the current one and its parent are kept in any
+    case."""
+    grace_seconds: float = Field(default=600.0, ge=0)
+    """A release is kept at least this long after its successor was made, for readers that are about to load it."""
+    lock_timeout_seconds: float = Field(default=20.0, gt=0)
+    """How long a promotion waits for another one on the same folder."""
