@@ -84,9 +84,16 @@ class Study:
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def tune(self, name: str, *, on_trial: Callable[[], None] = lambda: None) -> Mapping[str, Any]:
-        """The best trial of a model by GAUC on the validation span; read back where it stands already."""
+        """The best trial of a model by GAUC on the validation span; read back where it stands already.
+
+        A single trial is not tried: there is nothing to choose from.
+        """
+        trials = self._trials(name)
+        if len(trials) == 1:
+            on_trial()
+            return trials[0]
         done = self._tried(name)
-        for trial in self._trials(name):
+        for trial in trials:
             if all(row["trial"] != trial for row in done):
                 done.append(self._try(name, trial))
                 _write_text(self._tuning_file(name), json.dumps(done, indent=1))
@@ -98,7 +105,7 @@ class Study:
     def tuning(self, name: str) -> list[dict[str, Any]]:
         """What was tried for a model: trial, gauc, seconds, and which was chosen."""
         done = self._tried(name)
-        best = self._best(name, done)
+        best = self._best(name, done) if done else None
         return [row | {"chosen": row is best} for row in done]
 
     def score(self, name: str, seed: int, trial: Mapping[str, Any]) -> TestScores:

@@ -49,6 +49,7 @@ def words() -> Words:
 def test_a_row_is_written_as_target_and_latest_titles_without_gaps() -> None:
     known, data = words(), world([(4, [1, 2, 3, 5]), (6, []), (7, [2])])
     token_NW, value_NW = known.rows(data.rows.item_N, recent(data))
+    assert known.lengths(data.rows.item_N, recent(data)).tolist() == (token_NW != known.padding).sum(1).tolist()
     title = [list(filter(None, known.title_IW[item])) for item in range(13)]
     expected = [known.first, *title[4]]
     for item in (5, 3, 2):  # newest first

@@ -7,8 +7,9 @@ InfoNCE, temperature 0.7). 15 % of text values (whole ones) and of fields are ma
 sigmoid(a z_id + (1 - a) z_text), a learned from 0, and the sum of three cross-entropies.
 
 Different here: the language model is a small sentence encoder; only the titles of the target and of the latest items
-are written out, numbers are fields but not text; the newest `ROWS` rows are learned from; nothing is stopped by
-the rows that it is judged on (the authors' code stops on the test split).
+are written out, numbers are fields but not text; the newest `ROWS` rows are learned from; the language model multiplies
+in bf16 where the CPU can; nothing is stopped by the rows that it is judged on (the authors' code stops on the test
+split).
 
 Letters: B rows, F fields, W tokens, D width of token states, T width of the tabular vector, M masked places, K noise.
 """
@@ -25,9 +26,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from encoders.arithmetic import computing
 from encoders.bert import Bert
 from encoders.bundle import DEFAULT_BUNDLE, BundleManifest
+from encoders.config import Precision
 from trainer.ctr import NonFiniteLoss
 from trainer.offline.data import CtrData
 from trainer.offline.neural.base import SIMILARITIES
@@ -67,10 +71,13 @@ class TrainableBert(nn.Module):
                 self.weights.append(parameter)
                 if name == "embeddings.word_embeddings.weight":
                     self.words = parameter
+        self._precision: Precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
     def forward(self, token_BW: Tensor, mask_BW: Tensor) -> Tensor:
         """Token states, shape (B, W, D)."""
-        return self._bert(token_BW, mask_BW)
+        # attention in plain products: the gradient of the fused kernel takes half of a step on a CPU
+        with computing(token_BW.device, self._precision), sdpa_kernel(SDPBackend.MATH):
+            return self._bert(token_BW, mask_BW).float()
 
 
 class FlipNetwork(nn.Module):
@@ -211,7 +218,7 @@ class Flip:
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, max_lr=[self.learning_rate, self.language_rate], total_steps=max(2, steps), pct_start=0.1
         )
-        for rows, tokens, values in self._batches(data, rng.permutation(len(data)), self.batch_rows):
+        for rows, tokens, values in self._batches(data, self._shuffled(data, rng), self.batch_rows):
             loss = loss_of(rows, tokens, values)
             if not torch.isfinite(loss):
                 raise NonFiniteLoss(f"loss is {loss.item()}")
@@ -220,6 +227,14 @@ class Flip:
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+
+    def _shuffled(self, data: CtrData, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows in random order, but those of a batch about equally long in words, so that little is padded."""
+        length_N = self.words.lengths(data.rows.item_N, recent(data))
+        order = rng.permutation(len(data))
+        order = order[np.argsort(length_N[order], kind="stable")]
+        batches = [order[start : start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+        return np.concatenate([batches[number] for number in rng.permutation(len(batches))])
 
     def _batches(
         self, data: CtrData, order: NDArray[np.int64], size: int

@@ -65,6 +65,13 @@ class Words:
         width = int((token_NW != self.padding).sum(1).max(initial=1))
         return token_NW[:, :width], np.where(token_NW == self.padding, -1, value_NW)[:, :width]
 
+    def lengths(self, target_N: NDArray[np.int64], recent_NR: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many real tokens `rows` writes for each row, shape (N,)."""
+        real_IW = self.title_IW != self.padding
+        latest_NR = (real_IW[:, :RECENT_TOKENS].sum(1)[recent_NR] + 1) * (recent_NR > 0)
+        found_N: NDArray[np.int64] = 1 + real_IW.sum(1)[target_N] + latest_NR.sum(1)
+        return found_N
+
 
 @dataclass(frozen=True, eq=False)
 class Fields:
