@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
@@ -107,10 +109,17 @@ class ListedInput:
 
 
 class ToldAtOnce:
-    """A follower of `forgotten` that knows its users from the start, and of others when it is asked again."""
+    """A follower of `forgotten` that knows its users from the start, and of others when it is asked again, `when`."""
 
-    def __init__(self, tell: Any, now: list[ForgottenUser], later: list[ForgottenUser]) -> None:
-        self.tell, self.now, self.later = tell, now, later
+    def __init__(
+        self,
+        tell: Any,
+        now: list[ForgottenUser],
+        later: list[ForgottenUser],
+        *,
+        when: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.tell, self.now, self.later, self.when = tell, now, later, when
 
     async def open(self) -> None: ...
 
@@ -120,6 +129,8 @@ class ToldAtOnce:
         await self.tell(self.now, "source", len(self.now))
 
     async def poll(self, *, wait_seconds: float) -> int:
+        if not self.when():
+            return 0
         later, self.later = self.later, []
         await self.tell(later, "source", len(self.now) + len(later))
         return len(later)
@@ -150,6 +161,27 @@ async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_b
     state = loop.trainer.snapshot() if loop.trainer else None
     assert state is not None and "u3" not in state.part("join").texts("users")
     assert {"u1", "u2"} <= set(state.part("join").texts("users"))
+
+
+async def test_a_user_who_asks_meanwhile_is_taken_out_of_what_the_trainer_holds() -> None:
+    seconds = itertools.count(10**9)
+
+    def follow(tell: Any) -> ToldAtOnce:
+        later = [forgotten("u3", until=10_000)]
+        return ToldAtOnce(tell, [], later, when=lambda: loop.standing().accounts["received"] > 0)
+
+    loop = make_loop(
+        ListedInput(vectors(*ALL), make_log(700)),
+        gone=ForgottenUsers("c", "t"),
+        follow_forgotten=follow,
+        clock=lambda: float(next(seconds)),
+    )
+    with capture_logs() as lines:
+        standing = await trained(loop)
+    (line,) = [line for line in lines if line["event"] == "train.user_forgotten"]
+    assert line["events"] > 0 and standing.accounts["erased"] > line["events"]  # held then, and read since
+    assert standing.accounts["trained"] + standing.accounts["erased"] == 700
+    assert loop.trainer is not None and "u3" not in loop.trainer.snapshot().part("join").texts("users")
 
 
 def make_loop(
