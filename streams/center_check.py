@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.items import ItemPublished
+from schemas.items import ItemPublished, SourceOffset
 from streams.stores.item_index import ItemRow
 
-Fault = Literal["missing", "stale", "resurrected", "wrong"]
-FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong")
+Fault = Literal["missing", "stale", "resurrected", "wrong", "misannounced"]
+FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong", "misannounced")
 
 EXAMPLES = 100
 """How many findings a report names; all are counted."""
@@ -33,7 +33,7 @@ class Finding:
     item_id: str
     partition: int
     offset: int | None
-    """The newest record of the item; None if the topic holds none any more."""
+    """The newest record of the item; None if the topic holds none any more. Of a misannounced one, in `embeddings`."""
     detail: str
 
 
@@ -195,6 +195,22 @@ def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[st
     }
     wrong = [name for name, agrees in same.items() if not agrees]
     return finding("wrong", f"another {', '.join(wrong)} than its record says") if wrong else None
+
+
+def compare_announcement(
+    item_id: str, partition: int, offset: int, source: SourceOffset | None, row: ItemRow | None
+) -> Finding | None:
+    """Compare the last announcement of an item, from `partition` and `offset` of `embeddings`, with its row.
+
+    `source` is the record of `items` that it tells of; None if it says that the item is gone. None if they agree.
+    """
+    there = None if row is None or row.is_pending else (row.source_partition, row.source_offset)
+    told = None if source is None else (source.partition, source.offset)
+    if told == there:
+        return None
+    said = "announced as gone" if told is None else f"announced from {told[0]}/{told[1]}"
+    held = "not there" if there is None else f"there from {there[0]}/{there[1]}"
+    return Finding("misannounced", item_id, partition, offset, f"{said}, yet {held}")
 
 
 def overdue(spans: Iterable[tuple[int, int | None, int, int | None]], *, center_is_empty: bool) -> list[Overdue]:

@@ -9,13 +9,14 @@ before it writes. Between that comparison and the write a live worker may write 
 overwritten. Hence every write is followed by another look at the end of the log; what came meanwhile goes through the
 index path as well, until a look shows nothing newer than what was written last. Whatever was in the log by then is in
 the center; whatever comes later is written by the worker later. Who dies in between leaves a fault that the next run
-finds.
+finds. In the end the last announcement of each item is compared with its row (see `announcement_check`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,9 +30,11 @@ from pydantic import ValidationError
 from schemas.errors import BadMessage
 from schemas.items import ImageRetry
 from schemas.letters import DeadLetter
+from streams.agents.announce_again import announce_again
 from streams.agents.center import Center, Guard
 from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord, read_change, read_item_id
+from streams.announcement_check import AnnouncementCheck
 from streams.broker import BrokerConfig
 from streams.center_check import CenterReport, Content, Expected, Finding, KeyedOffsets, Overdue, compare, overdue
 from streams.delivery import Patience, hold
@@ -44,6 +47,8 @@ log = structlog.get_logger()
 
 _COMPARED_AT_ONCE = 500
 _TOLD_EVERY = 200
+_ANNOUNCED_SECONDS = 5.0
+"""In so much time a live worker has announced what it wrote."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many offsets have been passed."""
@@ -162,6 +167,10 @@ class Mender:
             written |= todo
         await self._count(wanted, report)
 
+    async def tell_again(self, item_ids: Sequence[str]) -> None:
+        """Announce what the center holds of these items now."""
+        await announce_again(self.center, item_ids, self.guard)
+
     async def _remove(self, rows: Sequence[RowSource]) -> None:
         """Delete rows that no record asks for, if they still are those that were judged."""
         if not rows:
@@ -214,6 +223,7 @@ class CenterVerification:
         is_current: Callable[[str], bool],
         mender: Mender | None = None,
         on_progress: Progress = lambda what, done, total: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._reader = LogReader(broker, topics)
         self._tail_reader = LogReader(broker, topics)
@@ -223,7 +233,9 @@ class CenterVerification:
         self._is_current = is_current
         self._mender = mender
         self._on_progress = on_progress
+        self._sleep = sleep
         self._report = CenterReport(repaired=mender is not None)
+        self._found_items: set[str] = set()
         self._refused: dict[int, set[int]] = {}
         self._opened = AsyncExitStack()
 
@@ -252,6 +264,14 @@ class CenterVerification:
             passed += 2 * (end - start)
         beyond = await self._scan.choose(len(partitions), None, lambda row: True)
         await self._judge_rows(beyond, Tail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
+        await AnnouncementCheck(
+            self._reader,
+            fetch=lambda item_ids: self._rows.fetch(item_ids, pending=True),
+            is_current=self._is_current,
+            settle=lambda: self._sleep(_ANNOUNCED_SECONDS),
+            tell_again=None if self._mender is None else self._mender.tell_again,
+            on_progress=self._on_progress,
+        ).run(self._report, but=self._found_items)
         self._report.seconds = time.monotonic() - started
         return self._report
 
@@ -340,6 +360,7 @@ class CenterVerification:
 
     async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: Tail) -> None:
         self._report.add(finding)
+        self._found_items.add(finding.item_id)
         if self._mender is not None and self._mender.take(key, wanted):
             await self._mender.mend(tail, self._report)
 

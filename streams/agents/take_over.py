@@ -4,19 +4,22 @@ A worker that lost its partitions writes nothing more, as far as it can know: it
 stopped between asking and writing writes when it goes on, and a write that a store has taken in may take effect later.
 What such a worker had in hand is what its successor reads first, so the successor remembers the newest records of those
 items, and looks at their rows once more when the former owner's writes must have arrived. What was overwritten is
-written anew from its record. (A record with a dead letter may get a second one by that.) Later still, only `mimstream
-center verify` finds them.
+written anew from its record. (A record with a dead letter may get a second one by that.) All others are announced once
+more, in case that a former owner's announcement came last. Later still, only `mimstream center verify` finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
+from schemas.errors import BadMessage
+from streams.agents.announce_again import announce_again
 from streams.agents.center import Center, Guard
 from streams.agents.index_items import index_batch
-from streams.agents.item_changes import SourceRecord
+from streams.agents.item_changes import SourceRecord, read_item_id
 from streams.delivery import hold
 from streams.stores.item_index import ItemRow
 
@@ -77,13 +80,20 @@ def was_overwritten(record: SourceRecord, row: ItemRow | None) -> bool:
 
 
 async def look_again(center: Center, records: Sequence[SourceRecord], guard: Guard) -> int:
-    """Index those records anew whose rows were overwritten; returns how many."""
-    by_id = {record.key.decode(errors="replace"): record for record in records if record.key is not None}
+    """Index those records anew whose rows were overwritten, announce the other rows again; returns how many of those
+    that were overwritten.
+    """
+    by_id: dict[str, SourceRecord] = {}
+    for record in records:
+        with suppress(BadMessage):  # whose key is no item's has no row
+            by_id[read_item_id(record.key)] = record
     rows = await hold(
         lambda: center.index.fetch(list(by_id), pending=True), what="take-over.fetch", patience=center.patience
     )
     overwritten = [record for item_id, record in by_id.items() if was_overwritten(record, rows.get(item_id))]
     if overwritten:
         await index_batch(center, overwritten, guard)
+    again = {record.key for record in overwritten}
+    await announce_again(center, [name for name, record in by_id.items() if record.key not in again], guard)
     log.info("index.looked_again", items=len(by_id), overwritten=len(overwritten))
     return len(overwritten)

@@ -32,7 +32,9 @@ async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[C
         opened.push_async_callback(index.close)
         await index.open()
         producer = make_producer(
-            settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
+            settings.kafka,
+            max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES,
+            linger_ms=0,  # what lies here when the process is stopped is sent when it goes on, after its successor's
         )
         opened.push_async_callback(producer.stop)
         with broker_errors(settings.kafka):

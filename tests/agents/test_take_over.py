@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
+from streams.agents.announce_again import announce_again
 from streams.agents.index_config import IndexConfig
 from streams.agents.index_items import index_batch
 from streams.agents.take_over import TakeOver, look_again
@@ -96,6 +97,33 @@ async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_righ
         "kept": "after",
     }
     assert path.encoder.encoded == encoded + 2
+
+
+async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -> None:
+    path = ItemPath()
+    await path.take(path.publish("changed", title="before"), path.publish("deleted", title="before"))
+    zombies = list(path.outbox.announced)
+    after = [path.publish("changed", title="after"), path.delete("deleted")]
+    await path.take(*after)
+    path.outbox.announced += zombies
+    assert await look_again(path.center, [*after, path.publish("", title="of nobody")], allowed) == 0
+    held, gone = path.outbox.announced[-2:]
+    assert isinstance(held, ItemRow)
+    assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
+
+
+async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> None:
+    path = ItemPath()
+    await path.take(path.publish("a", title="first"), path.publish("b", title="stays"))
+    row = path.rows["a"]
+
+    async def changed_by_another_worker() -> None:
+        if len(path.outbox.announced) == 2:
+            path.rows["a"] = replace(row, title="second", source_offset=row.source_offset + 5)
+
+    await announce_again(path.center, ["a", "b"], changed_by_another_worker)
+    told = [(one.item_id, one.title) for one in path.outbox.announced[2:] if isinstance(one, ItemRow)]
+    assert told == [("a", "first"), ("b", "stays"), ("a", "second")]
 
 
 async def test_a_row_that_moved_on_since_is_left_alone() -> None:

@@ -17,10 +17,12 @@ from index_worker import Start, start_index
 from item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items, until
 from structlog.testing import capture_logs
 
+from schemas.items import embedding_key
 from streams.commands import center_command
 from streams.settings import Settings
 from streams.stores.center import read_center
 from streams.stores.item_index import MilvusItemIndex
+from streams.stores.outbox import as_embedding
 
 
 @asynccontextmanager
@@ -66,6 +68,19 @@ async def damage(settings: Settings, feed: Feed, dead: str, dead_in: int) -> dic
     return {"missing": 2, "stale": 1, "wrong": 1, "resurrected": 3}
 
 
+async def announce_as_a_zombie(
+    settings: Settings, feed: Feed, index: MilvusItemIndex, alive: str, deleted: str
+) -> None:
+    """The last word of two items becomes one of long ago: of older content, and of an item that is gone."""
+    row = (await held(index, {alive}))[alive]
+    for one in (replace(row, source_offset=row.source_offset - 1), replace(row, item_id=deleted, source_offset=0)):
+        await feed.producer.send_and_wait(
+            settings.topics.full_name("embeddings"),
+            key=embedding_key(one.encoder_version, one.item_id),
+            value=as_embedding(one).model_dump_json().encode(),
+        )
+
+
 async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
     settings: Settings, process: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +97,9 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         status, report = await verify(settings, capsys)
         assert (status, report["faults"], report["items"]) == (0, 0, 36)
         damaged = await damage(settings, feed, "k35", dead_in)
+        alive, deleted = sorted(feed.expected)[5], "k36"
+        await announce_as_a_zombie(settings, feed, index, alive, deleted)
+        damaged |= {"misannounced": 2}
         await feed.publish("not-yet", "read by no worker")
         status, report = await verify(settings, capsys)
         assert status == 1

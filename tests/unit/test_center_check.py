@@ -9,8 +9,18 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from schemas.items import ItemPublished
-from streams.center_check import CenterReport, Content, Expected, Finding, KeyedOffsets, Overdue, compare, overdue
+from schemas.items import ItemPublished, SourceOffset
+from streams.center_check import (
+    CenterReport,
+    Content,
+    Expected,
+    Finding,
+    KeyedOffsets,
+    Overdue,
+    compare,
+    compare_announcement,
+    overdue,
+)
 from streams.stores.item_index import ItemRow
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -47,6 +57,27 @@ def test_a_row_is_held_against_the_newest_record_of_its_item(
     expected: Expected, row: ItemRow | None, what: str | None
 ) -> None:
     assert fault(expected, row) == what
+
+
+@pytest.mark.parametrize(
+    ("announced", "row", "detail"),
+    [
+        ((2, 10), ROW, None),
+        (None, None, None),
+        (None, replace(ROW, has_title=False), None),  # waits for its picture: not to be scored yet
+        ((2, 9), ROW, "announced from 2/9, yet there from 2/10"),
+        (None, ROW, "announced as gone, yet there from 2/10"),
+        ((2, 10), None, "announced from 2/10, yet not there"),
+    ],
+)
+def test_a_row_is_held_against_its_last_announcement(
+    announced: tuple[int, int] | None, row: ItemRow | None, detail: str | None
+) -> None:
+    source = SourceOffset(partition=announced[0], offset=announced[1]) if announced else None
+    found = compare_announcement("a", 1, 7, source, row)
+    assert (found and (found.fault, found.partition, found.offset, found.detail)) == (
+        detail and ("misannounced", 1, 7, detail)
+    )
 
 
 @pytest.mark.parametrize("settle_often", [False, True])
