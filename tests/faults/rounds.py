@@ -242,6 +242,7 @@ class _Round:
             return
         if status != 0 or answer["left"]:
             report.violations.append(f"center verify --repair left {answer['left']} faults, status {status}")
+        world.items_before.clear()  # items that only a log before this one held are gone now
         if answer["mended"]:
             shown = [f"{one['item_id']} {one['fault']}" for one in answer["examples"][:FEW]]
             report.mended = f"center verify mended {answer['mended']} items after a zombie, such as {', '.join(shown)}"
