@@ -164,6 +164,8 @@ class Catalogue:
             (self._published_at, arrays["published_at"]),
             (self._hashes, arrays["hashes"]),
         ):
+            if len(kept) != count:
+                raise ValueError(f"{count} items have {len(kept)} rows")
             own[:count] = kept
         unmet = zip(
             state.texts("unmet.ids"),

@@ -62,9 +62,11 @@ class RecentScores:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken."""
+        """Stand where `snapshot` was taken. Raises `ValueError` if tables and rows do not fit."""
         self._tables.clear()
         lengths = state.arrays["lengths"].tolist()
+        if lengths and (min(lengths) < 0 or any(len(state.arrays[name]) != sum(lengths) for name in _COLUMNS)):
+            raise ValueError(f"tables of {sum(lengths)} scored rows do not fit their columns")
         self._count = sum(lengths)
         if not lengths:
             return

@@ -56,10 +56,7 @@ class State:
     def pieces(self, name: str) -> list[bytes]:
         """A list of byte strings, as it was put. Raises `ValueError` if the places do not fit the bytes."""
         joined, ends = self.arrays[f"{name}.bytes"].tobytes(), self.arrays[f"{name}.ends"].tolist()
-        starts = [0, *ends[:-1]]
-        if (ends[-1] if ends else 0) != len(joined) or any(s > e for s, e in zip(starts, ends, strict=False)):
-            raise ValueError(f"texts {name!r} do not fit their places")
-        return [joined[start:end] for start, end in zip(starts, ends, strict=False)]
+        return [joined[start:end] for start, end in _spans(name, ends, len(joined))]
 
     def put_optional_texts(self, name: str, texts: Iterable[str | None]) -> None:
         """Keep a list of texts of which some are missing."""
@@ -92,6 +89,15 @@ def ragged(name: str, lists: Iterable[Sequence[int]]) -> State:
 
 
 def unragged(name: str, state: State) -> list[list[int]]:
-    """What `ragged` was given."""
+    """What `ragged` was given. Raises `ValueError` if the places do not fit the numbers."""
     flat, ends = state.arrays[f"{name}.flat"].tolist(), state.arrays[f"{name}.ends"].tolist()
-    return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]
+    return [flat[start:end] for start, end in _spans(name, ends, len(flat))]
+
+
+def _spans(name: str, ends: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Where each piece begins and ends. One after the other and to the very end: none is held twice."""
+    starts = [0, *ends[:-1]]
+    spans = list(zip(starts, ends, strict=False))
+    if (ends[-1] if ends else 0) != length or any(start > end for start, end in spans):
+        raise ValueError(f"{name!r} does not fit its places")
+    return spans

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.errors import StoreUnavailable
 from streams.consumers.forgotten import ForgottenUsers
 from streams.consumers.keeping import Keeping
 from streams.consumers.train_ledger import Figures, ScoreFiles
@@ -63,25 +63,21 @@ class Resuming:
         """Put trainer and surroundings back; returns the place of the newest score."""
         meta, state = found.meta, found.state
         trainer = self._turns.make(meta.encoder_version, meta.dim)
-        try:
+        with found.put_back():
             await asyncio.to_thread(trainer.restore, state.part("trainer"))
-        except (KeyError, ValueError) as error:
-            raise Misconfigured(
-                f"snapshot {meta.snapshot_id} cannot be read by this version: {error!r}. Use the version that took "
-                "it, or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
-            ) from error
-        trainer.forget_overtaken(beginnings)
-        loop = state.part("loop").values
-        self._waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
-        self._figures.last_event_at, self._figures.metrics = loop["last_event_at"], loop["metrics"]
-        self._figures.rows = trainer.rows
-        if self._gone is not None:
-            self._gone.restore(loop["gone"])
-        if self.keeping is not None:
-            self.keeping.stand_at(trainer, loop["begins"])
+            trainer.forget_overtaken(beginnings)
+            loop = state.part("loop").values
+            self._waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
+            self._figures.last_event_at, self._figures.metrics = loop["last_event_at"], loop["metrics"]
+            self._figures.rows = trainer.rows
+            if self._gone is not None:
+                self._gone.restore(loop["gone"])
+            if self.keeping is not None:
+                self.keeping.stand_at(trainer, loop["begins"])
+            at = loop["scores"]
+            newest = at and (at[0], at[1])
         self._turns.trainer = trainer
-        at = loop["scores"]
-        return at and (at[0], at[1])
+        return newest
 
     async def snapshot(self) -> bool:
         """Copy everything between two turns; it is written beside what goes on. False if that cannot begin now."""

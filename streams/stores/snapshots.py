@@ -17,8 +17,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +61,7 @@ class SnapshotMeta(Message):
     """Wall clock when it was taken."""
     encoder_version: EncoderVersion
     """The vectors it goes with."""
-    dim: int
+    dim: int = Field(ge=1, le=8192)
     """Width of those vectors."""
     offsets: Offsets
     """Next offset to read in each partition."""
@@ -73,7 +73,7 @@ class SnapshotMeta(Message):
     """Everything that decides what is learned; a trainer with another one does not go on from here."""
     code_sha256: str
     """Hash of the code that decides what is learned; another one is told, and goes on."""
-    rows_trained: int
+    rows_trained: int = Field(ge=0)
     """Rows learned from so far."""
     rows_sha256: str
     """Hash over these rows."""
@@ -98,6 +98,17 @@ class Snapshot:
 
     meta: SnapshotMeta
     state: State
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """While parts of a trainer are restored: what does not fit them is `Misconfigured`, never a crash."""
+        try:
+            yield
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise Misconfigured(
+                f"snapshot {self.meta.snapshot_id} cannot be read by this version: {error!r}. Use the version that "
+                "took it, or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+            ) from error
 
 
 class SnapshotStore:
@@ -181,7 +192,10 @@ class SnapshotStore:
             raise self._damaged(snapshot_id, "its checksums differ from those it was written with")
         from trainer.state import State
 
-        return Snapshot(meta, State(unpack_arrays(packed), json.loads(values)))
+        try:
+            return Snapshot(meta, State(unpack_arrays(packed), _parsed(values)))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(snapshot_id, f"its contents are not what they should be ({error})") from error
 
     @property
     def _way_out(self) -> str:
@@ -245,11 +259,21 @@ def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
 
 
 def unpack_arrays(packed: bytes) -> dict[str, Any]:
-    """What `pack_arrays` was given."""
+    """What `pack_arrays` was given. Raises `ValueError` for other bytes."""
     import safetensors.numpy
 
-    arrays: dict[str, Any] = safetensors.numpy.load(packed)
+    try:
+        arrays: dict[str, Any] = safetensors.numpy.load(packed)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"not arrays: {error!r}") from None
     return arrays
+
+
+def _parsed(values: bytes) -> dict[str, Any]:
+    found = json.loads(values)
+    if not isinstance(found, dict):
+        raise ValueError(f"{VALUES_FILE} is no object")
+    return found
 
 
 def code_hash() -> str:

@@ -104,7 +104,7 @@ def run_guided(name: str, *, seconds: float, seed: int, keep: bool) -> None:
     """Let atheris search; ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["schemas", "encoders"]):
+    with atheris.instrument_imports(include=["schemas", "encoders", "trainer", "streams.stores"]):
         from targets import TARGETS
     folder = CORPUS / name
     options = [

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
+from snapshots import CORPUS_OF, with_file
 
 from encoders.base import ItemContent
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.preprocess import ImageLimits, decode_image, join_text
 from schemas.base import decode
 from schemas.behaviours import Behaviour
-from schemas.errors import BadMessage, EncodingFailed, Misconfigured
+from schemas.errors import BadMessage, EncodingFailed, Misconfigured, StoreUnavailable
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter, Handled, SentAgain
 from schemas.manifests import ModelManifest, ReleaseNotice
@@ -184,5 +185,9 @@ TARGETS = {
         Target("bundle-manifest", _bundle(MANIFEST), (Misconfigured,)),
         Target("bundle-sums", _bundle(SUMS), (Misconfigured,)),
         Target("bundle-fusion", _bundle(FUSION), (Misconfigured,), binary=True),
+        *(
+            Target(corpus, with_file(file), (Misconfigured, StoreUnavailable), binary=file.endswith(".safetensors"))
+            for file, corpus in CORPUS_OF.items()
+        ),
     )
 }
