@@ -129,9 +129,11 @@ async def score(request: web.Request) -> web.Response:
         reason = service.models.trouble or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
         raise Refused(503, "no_model", "no model has been released yet; /v1/similar works without one")
-    takes = await service.behaviours.history(asked.user_id)
+    history = await service.behaviours.taken_items(asked.user_id)
     gone = service.representations.gone
-    history = [take.item_id for take in takes if take.item_id not in gone][-model.scorer.history_length :]
+    if gone:
+        history = [item_id for item_id in history if item_id not in gone]
+    history = history[-model.scorer.history_length :]
     related = [*asked.item_ids, *history, *([asked.trigger_item] if asked.trigger_item else [])]
     looked = await service.representations.look_up(related)
     service.metrics.record(looked.report)

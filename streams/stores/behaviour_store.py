@@ -78,6 +78,9 @@ class BehaviourStore(Protocol):
     async def history(self, user_id: str) -> list[Take]:
         """Return the newest takes of a user, oldest first; empty for an unknown one."""
 
+    async def taken_items(self, user_id: str) -> list[str]:
+        """Return the items of `history` alone: what scoring asks for, at a tenth of the cost."""
+
     async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
         """Delete what is kept of these users, and never take in again what the log held of them; how many were new.
 
@@ -180,6 +183,11 @@ class InMemoryBehaviourStore:
         """See `BehaviourStore`."""
         user = self.users.get(user_id)
         return user.history() if user else []
+
+    async def taken_items(self, user_id: str) -> list[str]:
+        """See `BehaviourStore`."""
+        user = self.users.get(user_id)
+        return list(user.items) if user else []
 
     async def positions(self) -> dict[int, int]:
         """See `BehaviourStore`."""

@@ -32,6 +32,7 @@ from streams.stores.takes import (
     fresh_part,
     pack_takes,
     packed_history,
+    packed_items,
     skipped,
     unpack_takes,
     without_erased,
@@ -237,6 +238,13 @@ class RedisBehaviourStore:
 
     async def history(self, user_id: str) -> list[Take]:
         """See `BehaviourStore`."""
+        return packed_history(await self._packed_takes(user_id))
+
+    async def taken_items(self, user_id: str) -> list[str]:
+        """See `BehaviourStore`."""
+        return packed_items(await self._packed_takes(user_id))
+
+    async def _packed_takes(self, user_id: str) -> bytes | None:
         with redis_errors(self._config):
             for _ in range(_MAX_CONFLICTS):
                 raw_view, packed = await self._client.execute_command(
@@ -244,9 +252,10 @@ class RedisBehaviourStore:
                 )
                 found = View.parse(raw_view)
                 if found.generation == self._view.generation:
-                    return packed_history(packed)
+                    taken: bytes | None = packed
+                    return taken
                 self._view = replace(self._view, generation=found.generation)
-        return []
+        return None
 
     async def positions(self) -> dict[int, int]:
         """See `BehaviourStore`."""

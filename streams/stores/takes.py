@@ -188,11 +188,19 @@ def packed_history(packed: bytes | None) -> list[Take]:
         return []
     n, times, kinds, items = _layout(packed)
     columns = (
-        packed[items:].decode().split("\n") if n else (),
+        packed_items(packed),
         struct.unpack_from(f"<{n}d", packed, times),
         map(_KINDS.__getitem__, packed[kinds:items]),
     )
     return list(map(Take._make, zip(*columns, strict=True)))
+
+
+def packed_items(packed: bytes | None) -> list[str]:
+    """The items alone of `packed_history`. Raises as `unpack_takes` does."""
+    if not packed:
+        return []
+    n, _, _, items = _layout(packed)
+    return packed[items:].decode().split("\n") if n else []
 
 
 def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]:

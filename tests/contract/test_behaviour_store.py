@@ -254,6 +254,8 @@ class BehaviourStoreContract:
     async def test_ids_in_any_script_survive(self, store: BehaviourStore) -> None:
         await store.record(0, [event(0, "é1", user="用户", item="商品:7")], first_offset=0, next_offset=1)
         assert [take.item_id for take in await store.history("用户")] == ["商品:7"]
+        assert await store.taken_items("用户") == ["商品:7"]
+        assert await store.taken_items("nobody") == []
 
 
 class TestInMemoryBehaviourStore(BehaviourStoreContract):

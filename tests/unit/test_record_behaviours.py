@@ -19,6 +19,7 @@ from streams.stores.takes import (
     hash_of,
     pack_takes,
     packed_history,
+    packed_items,
     unpack_takes,
 )
 
@@ -123,6 +124,7 @@ def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourK
     again.recent = user.recent
     assert again == user
     assert packed_history(pack_takes(user)) == user.history()
+    assert packed_items(pack_takes(user)) == user.items
     assert user.times == sorted(user.times)
     assert len(user.times) <= 20 and len(user.recent) <= 30 * 8
 

@@ -29,7 +29,7 @@ from streams.metrics import Metrics
 from streams.scoring_api import ScoringService, make_app
 from streams.serve_config import RepresentationsConfig, ServeConfig
 from streams.serving_model import ModelWatcher
-from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, Numbered, Take
+from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, Numbered
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 from streams.stores.models import InMemoryModelStore, pack_weights, weights_checksum
 from streams.stores.representations import Representations
@@ -138,7 +138,7 @@ def row(item_id: str, title: str) -> ItemRow:
 
 
 class Down(InMemoryBehaviourStore):
-    async def history(self, user_id: str) -> list[Take]:
+    async def taken_items(self, user_id: str) -> list[str]:
         raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
 
     async def ping(self) -> None:
