@@ -319,9 +319,8 @@ class CenterVerification:
                 batch = []
         await self._judge(batch, tail)
         number = partition.partition
-        unknown = await self._scan.choose(
-            number, number, lambda row: row.offset < end and not newest.knows(row.item_id.encode())
-        )
+        # also rows from beyond the end: of records that came since, or of a log before this one
+        unknown = await self._scan.choose(number, number, lambda row: not newest.knows(row.item_id.encode()))
         await self._judge_rows(unknown, tail)
 
     async def _judge(self, batch: Sequence[Expected], tail: Tail) -> None:

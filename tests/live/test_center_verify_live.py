@@ -62,10 +62,11 @@ async def damage(settings: Settings, feed: Feed, dead: str, dead_in: int) -> dic
                 replace(some, item_id=dead, source_partition=dead_in, source_offset=0),
                 replace(some, item_id="never-published", source_offset=0),
                 replace(some, item_id="from-nowhere", source_partition=77),
+                replace(some, item_id="of-a-log-before-this-one", source_offset=1_000_000),
             ]
         )
-    feed.ever |= {"never-published", "from-nowhere"}
-    return {"missing": 2, "stale": 1, "wrong": 1, "resurrected": 3}
+    feed.ever |= {"never-published", "from-nowhere", "of-a-log-before-this-one"}
+    return {"missing": 2, "stale": 1, "wrong": 1, "resurrected": 4}
 
 
 async def announce_as_a_zombie(
