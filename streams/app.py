@@ -26,6 +26,9 @@ from streams.topics import TopicsConfig
 
 log = structlog.get_logger()
 
+OUTAGE_SECONDS = 86_400.0
+"""How long a sink may be away: its partitions pause, and a client that fetches nothing for so long gives them up."""
+
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
 
@@ -60,6 +63,7 @@ def create_index_app(
         broker_heartbeat_interval=config.session_timeout_seconds / 10,
         broker_request_timeout=max(90.0, config.session_timeout_seconds + 10),
         broker_max_poll_records=config.batch_max_items,
+        broker_max_poll_interval=OUTAGE_SECONDS,
         consumer_group_instance_id=instance_id,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=broker.max_record_bytes + 65_536,

@@ -28,6 +28,10 @@ _NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time
 ("too_many_pings"), and a call that is under way then fails."""
 
 
+class _ClosedMeanwhile(Exception):
+    """Another call found the connection broken and closed it: gRPC cancels those that were under way."""
+
+
 class MilvusConnection:
     """An `AsyncMilvusClient` that is made inside the running loop, and made anew after the server was away."""
 
@@ -46,6 +50,8 @@ class MilvusConnection:
         """
         try:
             return await self._attempt(operation)
+        except _ClosedMeanwhile as error:
+            raise self._unavailable(what, str(error)) from None
         except MilvusException as error:
             if error.code != _NOT_LOADED:
                 await self._forget_if_broken(error)
@@ -56,6 +62,8 @@ class MilvusConnection:
         try:
             await self._attempt(lambda client: client.load_collection(self._config.alias, timeout=self._timeout))
             return await self._attempt(operation)
+        except _ClosedMeanwhile as error:
+            raise self._unavailable(what, str(error)) from None
         except MilvusException as error:
             raise self._translated(what, error) from error
         except (grpc.RpcError, OSError, TimeoutError) as error:
@@ -106,8 +114,15 @@ class MilvusConnection:
 
     async def _attempt(self, operation: Callable[[AsyncMilvusClient], Awaitable[T]]) -> T:
         client = await self._connected()
-        # the client's own time-outs leave out waiting for the connection
-        return await asyncio.wait_for(operation(client), self._timeout + 1.0)
+        try:
+            # the client's own time-outs leave out waiting for the connection
+            return await asyncio.wait_for(operation(client), self._timeout + 1.0)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # nobody cancelled this task: passed on, it would end it without a word
+            raise _ClosedMeanwhile("the connection was closed while the call was under way") from None
 
     async def _connected(self) -> AsyncMilvusClient:
         async with self._connecting:

@@ -22,7 +22,7 @@ from streams.app import create_index_app, run_app
 from streams.delivery import Patience
 from streams.settings import Settings
 from streams.stores.dead_letters import InMemoryDeadLetters
-from streams.stores.item_index import InMemoryItemIndex
+from streams.stores.item_index import InMemoryItemIndex, ItemIndex
 from streams.stores.outbox import InMemoryOutbox
 
 # Faust leaves threads' sockets to the garbage collector when it is stopped after a crash
@@ -32,13 +32,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 class Worker:
     """An index worker whose application can be made to crash."""
 
-    def __init__(self, settings: Settings, folder: Path, name: str = "0", **config: Any) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, name: str = "0", index: ItemIndex | None = None, **config: Any
+    ) -> None:
         self.apps: list[Any] = []
         self.ready = 0
         encoder = HashingEncoder(16)
         self.index = InMemoryItemIndex(encoder_version=encoder.version, dim=16)
         self.center = Center(
-            index=self.index,
+            index=index or self.index,
             outbox=InMemoryOutbox(),
             dead_letters=InMemoryDeadLetters(),
             encoding=ItemEncoding(encoder, prepare_threads=1),
