@@ -74,6 +74,7 @@ async def index_items(
     room = asyncio.Semaphore(1 + config.batches_ahead)
     line: deque[_Batch] = deque()
     arrived = asyncio.Condition()
+    in_turn = asyncio.Lock()  # looking again between a write and its being remembered would undo that write
 
     async def write(batch: _Batch) -> None:
         await batch.looking
@@ -92,7 +93,7 @@ async def index_items(
         while True:
             async with arrived:
                 await arrived.wait_for(lambda: bool(line))
-            async with flow.hand(line[0].epoch):
+            async with flow.hand(line[0].epoch), in_turn:
                 await write(line[0])
             line.popleft()
             room.release()
@@ -101,9 +102,9 @@ async def index_items(
         while True:
             await asyncio.sleep(_DUE_EVERY_SECONDS)
             epoch = flow.epoch
-            if records := take_over.due():
-                async with flow.hand(epoch):
-                    await look_again(center, records, flow.guard(epoch))
+            if take_over.is_due:
+                async with flow.hand(epoch), in_turn:
+                    await look_again(center, take_over.due(), flow.guard(epoch))
 
     writing = asyncio.ensure_future(write_in_order())
     looking_again = asyncio.ensure_future(look_again_when_due())

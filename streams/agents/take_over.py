@@ -61,9 +61,14 @@ class TakeOver:
             self._records[record.key] = record
             self._bytes += size
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look again."""
+        return self._due_at is not None and self._clock() >= self._due_at
+
     def due(self) -> list[SourceRecord]:
         """What is to be looked at again now; once."""
-        if self._due_at is None or self._clock() < self._due_at:
+        if not self.is_due:
             return []
         records = list(self._records.values())
         self._due_at = None

@@ -25,8 +25,10 @@ from .running_agent import running
 @dataclass
 class Clock:
     now: float = 0.0
+    asked: int = 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.now
 
 
@@ -133,6 +135,33 @@ async def test_a_row_that_moved_on_since_is_left_alone() -> None:
     await path.take(path.publish("a", title="newer"))
     assert await look_again(path.center, [record], allowed) == 0
     assert path.rows["a"].title == "newer"
+
+
+async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+    looked = take_over(clock)
+    announce, announcing, go_on = path.outbox.announce, asyncio.Event(), asyncio.Event()
+
+    async def announce_slowly(held: Sequence[ItemRow], gone: Sequence[str]) -> None:
+        if gone:
+            announcing.set()
+            await go_on.wait()
+        await announce(held, gone)
+
+    monkeypatch.setattr(path.outbox, "announce", announce_slowly)
+    async with running("items", path, tmp_path, take_over=looked) as run:
+        await run.put("a", item("a", title="on sale"))
+        await run.until(lambda: len(run.acked) == 1)
+        await run.put("a", None)
+        await announcing.wait()
+        clock.now, before = 100, clock.asked
+        await run.until(lambda: clock.asked > before)
+        go_on.set()
+        await run.until(lambda: len(path.outbox.announced) == 3)
+        assert path.outbox.announced[1:] == ["a", "a"]
+        assert path.rows == {}
 
 
 async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
