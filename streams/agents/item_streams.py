@@ -106,8 +106,14 @@ async def index_items(
                 async with flow.hand(epoch), in_turn:
                     await look_again(center, take_over.due(), flow.guard(epoch))
 
+    def ended_by_itself(task: asyncio.Future[None]) -> None:
+        # a worker that reads and does not write looks alive
+        flow.fail(RuntimeError(f"the item path stopped writing by itself: {task!r}; start the worker again"))
+
     writing = asyncio.ensure_future(write_in_order())
     looking_again = asyncio.ensure_future(look_again_when_due())
+    for task in (writing, looking_again):
+        task.add_done_callback(ended_by_itself)
     try:
         await room.acquire()
         async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
@@ -123,6 +129,7 @@ async def index_items(
     finally:
         under_way = [writing, looking_again, *(batch.looking for batch in line)]
         for task in under_way:
+            task.remove_done_callback(ended_by_itself)
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 

@@ -76,6 +76,8 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise StoreUnavailable("Redis", f"nothing answers at {_shown(config)} (MIM_REDIS__URL): {error}") from error
+    except exceptions.WatchError as error:  # whoever watches catches conflicts; this is a connection that went meanwhile
+        raise StoreUnavailable("Redis", f"{_shown(config)} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
         text = str(error)
         if text.startswith(_HEALED_BY_WAITING) or isinstance(

@@ -164,6 +164,22 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
         assert path.rows == {}
 
 
+async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+
+    async def cancelled(*given: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(path.outbox, "announce", cancelled)
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="on sale"))
+        await run.until(run.flow.failed.done)
+        with pytest.raises(RuntimeError, match="stopped writing by itself"):
+            await run.flow.failed
+
+
 async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
     clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
     looked = take_over(clock)

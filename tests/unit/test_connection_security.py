@@ -13,6 +13,7 @@ from typing import Any
 import faust
 import grpc
 import pytest
+from redis.exceptions import WatchError
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.app import _credentials
@@ -159,3 +160,8 @@ def test_what_is_wrong_with_a_setting_is_told_without_its_value(monkeypatch: pyt
     assert "MIM_REDIS__URL" in str(caught.value)
     assert "shortsecret" not in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+def test_a_connection_to_redis_that_goes_while_keys_are_watched_is_waited_for() -> None:
+    with pytest.raises(StoreUnavailable, match="MIM_REDIS__URL"), redis_errors(RedisConfig()):
+        raise WatchError("A ConnectionError occurred while watching one or more keys")  # as redis-py puts it
