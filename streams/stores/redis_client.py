@@ -76,7 +76,7 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise StoreUnavailable("Redis", f"nothing answers at {_shown(config)} (MIM_REDIS__URL): {error}") from error
-    except exceptions.WatchError as error:  # whoever watches catches conflicts; this is a connection that went meanwhile
+    except exceptions.WatchError as error:  # conflicts are caught where keys are watched
         raise StoreUnavailable("Redis", f"{_shown(config)} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
         text = str(error)
