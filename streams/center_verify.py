@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 _COMPARED_AT_ONCE = 500
 _TOLD_EVERY = 200
-_ANNOUNCED_SECONDS = 5.0
+_ANNOUNCED_SECONDS = 2.0
 """In so much time a live worker has announced what it wrote."""
 
 Progress = Callable[[str, int, int], None]
