@@ -21,9 +21,9 @@ _CHARACTERS_PER_TOKEN = 12
 class MultiModalEncoder:
     """Title, category, description and picture of an item as one unit vector.
 
-    Vectors are the same alone or in a batch up to float rounding (within 1e-5), on one kind of machine; other
-    processors and torch releases round differently by about as much. That is for fp32: with bf16 a number may move by
-    .01 from batch to batch and with fp16 by .001, at a cosine above .9999.
+    Vectors are the same alone or in a batch: to the last bit on a CPU with one thread per pass in fp32, up to
+    float rounding (1e-5) elsewhere. Other processors and torch releases round differently by about as much. With bf16 a
+    number may move by .01 from batch to batch and with fp16 by .001, at a cosine above .9999.
 
     `encode` is safe to call from several threads. On a CPU passes side by side, each on one core, are faster than one
     that is split over all cores.

@@ -204,7 +204,7 @@ def statements(outcome: Outcome) -> list[str]:
         f"Pictures: {outcome.pictures}",
         f"Encoder {outcome.encoder_version}; {outcome.backend}.",
         f"{outcome.sample_items} vectors of the center were compared with a fresh encode of the same items: smallest "
-        f"cosine {outcome.sample_cosine:.6f} (batches of other sizes round differently).",
+        f"cosine {outcome.sample_cosine:.6f}.",
         f"Training rows (ids, labels, negatives, order): {outcome.rows_sha256[:16]}. Same data and seed, same rows.",
         "An impression that defines its item's publish time is in no age bucket; items of the first 24 hours are the "
         "catalogue; items that the user had taken before are in a bucket of their own only.",

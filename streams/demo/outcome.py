@@ -18,7 +18,7 @@ COMPARISONS = (("ciubm", "din"), ("ciubm", "ciubm_shuffled"))
 BUCKETS = ("overall", "under_1h", "under_24h", "older", "retaken")
 
 MIN_SAMPLE_COSINE = 0.999
-"""How close the center's vectors must be to fresh ones; batches of other sizes round differently."""
+"""How close the center's vectors must be to fresh ones, which another device or number of threads rounds otherwise."""
 
 Prequential = dict[str, dict[str, dict[str, float | int] | None]]
 Intervals = dict[str, dict[str, Interval | None]]
