@@ -23,12 +23,15 @@ _States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOKENS_PER_BATCH = 4096
 """Bound on padded tokens in one forward pass; keeps memory flat whatever the batch."""
 
+_WIDTHS = 8
+"""On a CPU texts are padded to multiples of this: enough texts share a pass, and few tokens are wasted."""
+
 
 class TextTower:
     """Mean over the last hidden states of the real tokens; `width` features per text.
 
-    Texts are grouped by length, so that a short title does not pay for a long description beside it. On a CPU a pass
-    holds texts of exactly one length: nothing is padded, and a text's features do not depend on what is beside it.
+    Texts are grouped by length, so that a short title does not pay for a long description beside it. On a CPU a text is
+    padded to a width that follows from its own length, and its features do not depend on what is beside it.
     """
 
     def __init__(
@@ -79,10 +82,13 @@ class TextTower:
         out = np.empty((len(texts), self.width), dtype=np.float32)
         order: list[int] = []
         parts: list[torch.Tensor] = []
-        exactly = self.device.type == "cpu"
-        for rows in by_length([len(text) for text in texts], exactly=exactly):
-            more = max(0, -(-ALIKE_ROWS // len(texts[rows[0]])) - len(rows)) if exactly else 0
-            ids, mask = self.padded([texts[row] for row in rows + rows[:1] * more])
+        alike = self.device.type == "cpu"
+        step = _WIDTHS if alike else 1
+        widths = [min(-(-len(text) // step) * step, self.model.longest) for text in texts]
+        for rows in by_length(widths, alike=alike):
+            width = widths[rows[-1]]
+            more = max(0, -(-ALIKE_ROWS // width) - len(rows)) if alike else 0
+            ids, mask = self.padded([texts[row] for row in rows + rows[:1] * more], width)
             with computing(self.device, self._precision):
                 states = self._states(ids, mask)
             parts.append(mean_pool(states.float(), mask)[: len(rows)])
@@ -91,11 +97,11 @@ class TextTower:
             out[order] = torch.cat(parts).cpu().numpy()  # one wait for the device, at the end
         return out
 
-    def padded(self, texts: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, longest) token ids and mask on the tower's device."""
-        longest = max(len(text) for text in texts)
-        ids = torch.full((len(texts), longest), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(texts), longest), dtype=torch.long)
+    def padded(self, texts: Sequence[tuple[int, ...]], width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, width) token ids and mask on the tower's device; `width` is by default that of the longest text."""
+        width = width or max(len(text) for text in texts)
+        ids = torch.full((len(texts), width), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(texts), width), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
@@ -164,15 +170,15 @@ def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
     network.load_state_dict(dict(weights), strict=False)
 
 
-def by_length(lengths: Sequence[int], *, exactly: bool = False) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], *, alike: bool = False) -> Iterator[list[int]]:
     """Row numbers grouped so that neighbours in length share a pass of at most 4,096 padded tokens.
 
-    `exactly`: only texts of one length share a pass.
+    `alike`: only rows of one length share a pass.
     """
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
         full = (len(group) + 1) * lengths[row] > _TOKENS_PER_BATCH
-        if group and (full or (exactly and lengths[group[0]] != lengths[row])):
+        if group and (full or (alike and lengths[group[0]] != lengths[row])):
             yield group
             group = []
         group.append(row)
