@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,16 @@ def models_table(document: dict[str, Any]) -> list[str]:
     return _table(head, rows)
 
 
-def variants_table(judged: Judged, studies: dict[str, Path]) -> list[str]:
-    """CiUBM with other vectors and without its parts, beside CiUBM as it is; over the seeds that both have."""
+def variants_table(judged: Judged, studies: dict[str, Path], listed: Collection[str]) -> list[str]:
+    """CiUBM with other vectors and without its parts, beside CiUBM as it is; over the seeds that both have.
+
+    Below them models that are not `listed` in the study's report, because they have fewer seeds.
+    """
     whole = scores(studies["csft"], REFERENCE)
     others = [kind for kind in studies if kind != "csft"]
     variants = [(f"vectors: {kind}", kind, REFERENCE) for kind in others]
     variants += [(name.removeprefix(f"{REFERENCE}-").replace("-", " "), "csft", name) for name in registry.ABLATIONS]
+    variants += [(f"another model: {name}", "csft", name) for name in registry.MODELS if name not in listed]
     shown = ("overall", "cold")
     rows = []
     for label, kind, model in variants:
@@ -143,7 +147,8 @@ def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
         documents = {kind: json.loads((path / "report.json").read_text()) for kind, path in found.items()}
         whole = documents["csft"]
         lines += [f"## {protocol}", "", *(f"- {one}" for one in statements(whole)), "", *models_table(whole), ""]
-        variants = variants_table(Judged.of(folder, protocol), found)
+        listed = {row["model"] for row in whole["means"]}
+        variants = variants_table(Judged.of(folder, protocol), found, listed)
         if variants:
             lines += [f"### Controls and ablations, {protocol}", "", *variants, ""]
         kept[protocol] = {
