@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainer.attention import TargetAttention
 from trainer.config import CiUBMConfig
 from trainer.id_table import IdTable
-from trainer.numeric import CrossNetwork, NumericEmbedding, SharedHeads
+from trainer.numeric import CrossedHeads, NumericEmbedding
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,16 @@ class Head(nn.Module):
     def __init__(self, config: CiUBMConfig, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.cross = (
-            CrossNetwork(width, layers=config.cross_layers, rank=config.cross_rank) if config.cross_layers else None
-        )
         self.network: nn.Module
-        if config.heads > 1:
-            self.network = SharedHeads(width, config.hidden, heads=config.heads, dropout=config.dropout)
+        if config.heads > 1 or config.cross_layers:
+            self.network = CrossedHeads(
+                width,
+                config.hidden,
+                heads=config.heads,
+                cross_layers=config.cross_layers,
+                cross_rank=config.cross_rank,
+                dropout=config.dropout,
+            )
             return
         layers: list[nn.Module] = []
         for size in config.hidden:
@@ -191,10 +195,7 @@ class Head(nn.Module):
 
     def forward(self, input_BX: Tensor) -> Tensor:
         """Logits, shape (B, K)."""
-        input_BX = self.norm(input_BX)
-        if self.cross is not None:
-            input_BX = self.cross(input_BX)
-        logits_BK: Tensor = self.network(input_BX)
+        logits_BK: Tensor = self.network(self.norm(input_BX))
         return logits_BK
 
 

@@ -55,11 +55,12 @@ class CiUBMConfig(BaseModel):
     numeric_width: int = Field(default=8, ge=1)
     """Width of a binned feature's embedding."""
     cross_layers: int = Field(default=0, ge=0)
-    """Layers of explicit feature crosses before the prediction layers."""
+    """Layers of explicit feature crosses before the prediction layers, each head its own."""
     cross_rank: int = Field(default=32, ge=1)
     """Rank of their matrices."""
     heads: int = Field(default=1, ge=1)
-    """Prediction networks that share their matrices and are averaged."""
+    """Prediction networks over the same interests, each with crosses and layers of its own, averaged as
+    probabilities."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped in training."""
     recency_half_life_items: float = Field(default=8.0, gt=0)

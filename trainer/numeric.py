@@ -1,8 +1,7 @@
-"""Numbers as a network likes them: piecewise-linear features between quantiles, and layers shared by several heads.
+"""Numbers as a network likes them: piecewise-linear features between quantiles, and several heads that cross them.
 
 Trees split where the data lies and ignore scale; a plain linear layer does neither. Bins at quantiles give a network
-the same sight. Sources: piecewise-linear encoding (arXiv 2203.05556), cross layers of DCN-V2 (arXiv 2008.13535),
-weight-sharing ensemble of TabM (arXiv 2410.24210).
+the same sight. Sources: piecewise-linear encoding (arXiv 2203.05556), cross layers of DCN-V2 (arXiv 2008.13535).
 
 Letters: B rows, F features, T bins, D width per feature, X input width, K heads, H hidden width.
 """
@@ -61,48 +60,44 @@ class NumericEmbedding(nn.Module):
         )
 
 
-class CrossNetwork(nn.Module):
-    """Explicit feature crosses: x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, with W_l of low rank."""
+class CrossedHeads(nn.Module):
+    """K prediction networks over one input, none of whose weights are shared: each crosses features, then narrows.
 
-    def __init__(self, width: int, *, layers: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(layers))
-        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(layers))
-
-    def forward(self, first_BX: Tensor) -> Tensor:
-        """Crossed features, shape (B, X)."""
-        crossed_BX = first_BX
-        for down, up in zip(self.down, self.up, strict=True):
-            crossed_BX = first_BX * up(down(crossed_BX)) + crossed_BX
-        return crossed_BX
-
-
-class SharedHeads(nn.Module):
-    """K prediction networks that share their matrices; each scales inputs and outputs of every layer its own way.
-
-    Trained on the mean of their losses and averaged as probabilities, they are an ensemble at the price of one wider
-    network.
+    A cross layer is x_{l+1} = x_0 * (W_l x_l + b_l) + x_l with W_l of low rank. Trained on the mean of their losses and
+    averaged as probabilities, the heads are an ensemble that computes the interests below them once.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, ...], *, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: tuple[int, ...], *, heads: int, cross_layers: int, cross_rank: int, dropout: float
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.input_scale_KX = nn.Parameter(torch.randint(0, 2, (heads, width)).float() * 2 - 1)
-        self.shared = nn.ModuleList()
-        self.scales = nn.ParameterList()
+        self.down = nn.ParameterList(_uniform(width, heads, width, cross_rank) for _ in range(cross_layers))
+        self.up = nn.ParameterList(_uniform(cross_rank, heads, cross_rank, width) for _ in range(cross_layers))
+        self.up_bias = nn.ParameterList(_uniform(cross_rank, heads, 1, width) for _ in range(cross_layers))
+        self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for size in hidden:
-            self.shared.append(nn.Linear(width, size, bias=False))
-            self.scales.append(nn.Parameter(torch.ones(heads, 1, size)))
-            self.biases.append(nn.Parameter(torch.empty(heads, 1, size).uniform_(-1, 1) / math.sqrt(width)))
+        for size in (*hidden, 1):
+            self.weights.append(_uniform(width, heads, width, size))
+            self.biases.append(_uniform(width, heads, 1, size))
             width = size
         self.dropout = nn.Dropout(dropout)
-        self.out_KH = nn.Parameter(torch.empty(heads, width).uniform_(-1, 1) / math.sqrt(width))
-        self.out_K = nn.Parameter(torch.zeros(heads))
 
     def forward(self, input_BX: Tensor) -> Tensor:
         """Logits of each head, shape (B, K)."""
-        hidden_KBX = input_BX * self.input_scale_KX[:, None]
-        for layer, scale, bias in zip(self.shared, self.scales, self.biases, strict=True):
-            hidden_KBX = self.dropout(torch.relu(torch.addcmul(bias, layer(hidden_KBX), scale)))
-        return torch.einsum("kbh,kh->bk", hidden_KBX, self.out_KH) + self.out_K
+        first_KBX = input_BX.expand(self.heads, *input_BX.shape)
+        hidden_KBX = first_KBX
+        for down, up, bias in zip(self.down, self.up, self.up_bias, strict=True):
+            hidden_KBX = torch.addcmul(hidden_KBX, first_KBX, torch.baddbmm(bias, torch.bmm(hidden_KBX, down), up))
+        last = len(self.weights) - 1
+        for depth, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden_KBX = torch.baddbmm(bias, hidden_KBX, weight)
+            if depth < last:
+                hidden_KBX = self.dropout(torch.relu(hidden_KBX))
+        return hidden_KBX.squeeze(2).T
+
+
+def _uniform(fan_in: int, *shape: int) -> nn.Parameter:
+    """As `nn.Linear` starts."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

@@ -13,7 +13,7 @@ from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
 from trainer.evaluation import auc
 from trainer.id_table import IdTable
-from trainer.numeric import CrossNetwork, NumericEmbedding, SharedHeads
+from trainer.numeric import CrossedHeads, NumericEmbedding
 from trainer.offline import registry
 from trainer.offline.neural.base import TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
@@ -225,25 +225,19 @@ def test_bins_stand_between_quantiles_and_beyond_the_outermost_nothing_changes()
     )
 
 
-def test_cross_network_matches_its_formula() -> None:
+def test_each_head_is_a_cross_network_of_its_own() -> None:
     torch.manual_seed(0)
-    cross, x = CrossNetwork(4, layers=2, rank=2), torch.randn(3, 4)
-    one = x * (cross.up[0].weight @ cross.down[0].weight @ x.T).T + x * cross.up[0].bias + x
-    two = x * (cross.up[1].weight @ cross.down[1].weight @ one.T).T + x * cross.up[1].bias + one
-    np.testing.assert_allclose(cross(x).detach().numpy(), two.detach().numpy(), atol=1e-5)
-
-
-def test_each_head_is_a_network_of_its_own_over_shared_matrices() -> None:
-    torch.manual_seed(0)
-    heads, x = SharedHeads(5, (4, 3), heads=3, dropout=0.0), torch.randn(6, 5)
+    heads = CrossedHeads(5, (4, 3), heads=3, cross_layers=2, cross_rank=2, dropout=0.0)
+    x = torch.randn(6, 5)
     found = heads(x)
     for k in range(3):
-        h = x * heads.input_scale_KX[k]
-        for layer, scale, bias in zip(heads.shared, heads.scales, heads.biases, strict=True):
-            h = torch.relu(layer(h) * scale[k, 0] + bias[k, 0])
-        np.testing.assert_allclose(
-            found[:, k].detach().numpy(), (h @ heads.out_KH[k] + heads.out_K[k]).detach().numpy(), atol=1e-5
-        )
+        h = x
+        for down, up, bias in zip(heads.down, heads.up, heads.up_bias, strict=True):
+            h = x * (h @ (down[k] @ up[k]) + bias[k]) + h
+        for weight, bias in zip(heads.weights[:-1], heads.biases[:-1], strict=True):
+            h = torch.relu(h @ weight[k] + bias[k])
+        alone = (h @ heads.weights[-1][k] + heads.biases[-1][k]).squeeze(1)
+        np.testing.assert_allclose(found[:, k].detach().numpy(), alone.detach().numpy(), atol=1e-5)
     assert found.std(dim=1).min() > 0
 
 

@@ -15,7 +15,7 @@ OFFLINE: Mapping[str, Any] = {
     "bilinear_interest": True,
     "cross_layers": 3,
     "cross_rank": 64,
-    "heads": 4,
+    "heads": 8,
     "dropout": 0.1,
     "id_dropout": 0.5,
 }
