@@ -78,19 +78,25 @@ async def test_a_restart_does_not_release_what_is_behind_the_current_release(
     assert [notice.release_id for notice in notices] == [manifest.release_id for manifest in manifests]
 
 
+async def leader(settings: Settings, process: Callable[..., Any], state: Path) -> tuple[World, Any]:
+    """A trainer that owns the partitions and has released once, with the world that it learns from."""
+    world = World()
+    await produce(settings, world=world, behaviours=world.behaviours(700))
+    child = process("train", "--state", str(state), env=SMALL)
+    child.wait_for("train.ready")
+    wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a release of the first")
+    return world, child
+
+
 async def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store = World(), FolderModelStore(settings.models)
-    states = [tmp_path / "a", tmp_path / "b"]
-    await produce(settings, world=world, behaviours=world.behaviours(700))
-    first = process("train", "--state", str(states[0]), env=SMALL)
-    first.wait_for("train.ready")
+    store, states = FolderModelStore(settings.models), [tmp_path / "a", tmp_path / "b"]
+    world, first = await leader(settings, process, states[0])
     second = process("train", "--state", str(states[1]), env=SMALL)
     third = process("train", "--state", str(tmp_path / "c"), env=SMALL)
     second.wait_for("train.standby")
     third.wait_for("train.standby")
-    wait_until(lambda: accounts(states[0]).get("releases", 0) >= 1, "a release of the first")
     committed = wait_until(lambda: group_offsets(settings), "committed offsets")
     assert all(topic == settings.topics.full_name("behaviours") for topic, _ in committed)
     assert "train.elected" not in second.output() + third.output()
@@ -111,12 +117,8 @@ async def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(
 async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_exits(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store = World(), FolderModelStore(settings.models)
-    states = [tmp_path / "a", tmp_path / "b"]
-    await produce(settings, world=world, behaviours=world.behaviours(700))
-    first = process("train", "--state", str(states[0]), env=SMALL)
-    first.wait_for("train.ready")
-    wait_until(lambda: accounts(states[0]).get("releases", 0) >= 1, "a release of the first")
+    store, states = FolderModelStore(settings.models), [tmp_path / "a", tmp_path / "b"]
+    world, first = await leader(settings, process, states[0])
     second = process("train", "--state", str(states[1]), env=SMALL)
     second.wait_for("train.standby")
 

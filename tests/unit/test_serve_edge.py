@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import structlog
 from aiohttp import web
-from test_scoring_api import Open, open_bench
 
 from schemas.errors import StoreUnavailable
 from streams.serve_config import ServeConfig
 from streams.serve_edge import MAX_CLIENTS, Bearers, RateLimit
+from tests.unit.scoring_bench import Open, open_bench
 
 __all__ = ["open_bench"]
 
