@@ -38,8 +38,21 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """How far a partition of `items` was read."""
+
+    partition: int
+    committed: int | None
+    """Where the group goes on; None if it never acknowledged anything."""
+    start: int
+    end: int
+    recent: int | None
+    """First offset produced within the deletes' retention; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Overdue:
-    """A partition of which deletes may have been forgotten before they were read."""
+    """A partition of which the center may not hold what was acknowledged, or may hold what was deleted unseen."""
 
     partition: int
     committed: int | None
@@ -213,17 +226,23 @@ def compare_announcement(
     return Finding("misannounced", item_id, partition, offset, f"{said}, yet {held}")
 
 
-def overdue(spans: Iterable[tuple[int, int | None, int, int | None]], *, center_is_empty: bool) -> list[Overdue]:
-    """Partitions in which a delete may have been compacted away before it was read.
+def overdue(positions: Iterable[Position], *, center_is_empty: bool, center_is_filled: bool) -> list[Overdue]:
+    """Partitions that have to be compared with the center before a worker reads on.
 
-    Each span is (partition, committed position or None, end, first offset produced within the deletes' retention or
-    None). Whoever has read a record that is younger than the retention was not away for longer than that; whoever has
-    read everything has missed nothing. A position that is unknown beside a center that is not empty says nothing.
+    A center that is not known to be filled may lack whatever was acknowledged: Milvus lost its data, or this center is
+    a new one beside an old group. Of a filled one, deletes may have been compacted away before they were read. Whoever
+    has read a record that is younger than their retention was not away for longer than that; whoever has read
+    everything has missed nothing. A position that is unknown beside a center that is not empty says nothing.
     """
-    if center_is_empty:
-        return []
-    return [
-        Overdue(partition, committed, end)
-        for partition, committed, end, recent in spans
-        if end > 0 and (committed is None or (committed < end and (recent is None or recent >= committed)))
-    ]
+    found = []
+    for one in positions:
+        if not center_is_filled and one.committed is not None:
+            doubtful = one.committed > one.start
+        elif center_is_empty or one.end == 0:
+            doubtful = False
+        else:
+            behind = one.committed is None or one.committed < one.end
+            doubtful = behind and (one.committed is None or one.recent is None or one.recent >= one.committed)
+        if doubtful:
+            found.append(Overdue(one.partition, one.committed, one.end))
+    return found

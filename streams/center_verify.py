@@ -36,7 +36,17 @@ from streams.agents.index_items import index_batch
 from streams.agents.item_changes import SourceRecord, read_change, read_item_id
 from streams.announcement_check import AnnouncementCheck
 from streams.broker import BrokerConfig
-from streams.center_check import CenterReport, Content, Expected, Finding, KeyedOffsets, Overdue, compare, overdue
+from streams.center_check import (
+    CenterReport,
+    Content,
+    Expected,
+    Finding,
+    KeyedOffsets,
+    Overdue,
+    Position,
+    compare,
+    overdue,
+)
 from streams.delivery import Patience, hold
 from streams.log_reading import LogReader
 from streams.stores.item_index import ItemRow
@@ -369,13 +379,13 @@ class CenterVerification:
 
 
 async def find_overdue(
-    broker: BrokerConfig, topics: TopicsConfig, *, now: datetime, center_is_empty: bool
+    broker: BrokerConfig, topics: TopicsConfig, *, now: datetime, center_is_empty: bool, center_is_filled: bool
 ) -> list[Overdue]:
-    """Partitions of `items` that may have forgotten deletes before the index workers read them."""
+    """Partitions of `items` that have to be compared with the center before the index workers read on."""
     async with LogReader(broker, topics) as reader:
         partitions = await reader.partitions("items")
         committed = await reader.committed("index")
         bounds = await reader.bounds(partitions)
         recent = await reader.first_since(partitions, now - timedelta(hours=topics.tombstone_retention_hours))
-    spans = [(one.partition, committed.get(one), bounds[one][1], recent[one]) for one in partitions]
-    return overdue(spans, center_is_empty=center_is_empty)
+    positions = [Position(one.partition, committed.get(one), *bounds[one], recent[one]) for one in partitions]
+    return overdue(positions, center_is_empty=center_is_empty, center_is_filled=center_is_filled)

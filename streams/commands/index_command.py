@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import tempfile
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from streams.metrics import Metrics, metrics_server
 from streams.processes import run_until_stopped
 from streams.settings import Settings
 from streams.slots import Slot
-from streams.stores.center import read_center
+from streams.stores.center import mark_filled, read_center
 from streams.stores.redis_client import make_redis
 from streams.topics import describe_topics
 
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 
 _NEEDED_TOPICS = ("items", "items-retry", "embeddings", "dead-letters")
 _LEAVING_SECONDS = 15.0
+_TOLD_EVERY_SECONDS = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,29 +146,59 @@ async def _index(settings: Settings, slot_name: str, *, leave: bool, metrics_por
 
 
 async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard) -> None:
-    """Mend the center first, if deletes may have been forgotten while no worker read them."""
-    found = await read_center(settings.milvus)
-    is_empty = found is None or found.encoder_version is None
+    """Mend the center first, if it may lack what was acknowledged, or hold what was deleted while nobody read."""
+    found = await hold(lambda: read_center(settings.milvus), what="center.look", patience=_patience(settings))
+    assert found is not None, "set up before"
     behind = await hold(
-        lambda: find_overdue(settings.kafka, settings.topics, now=datetime.now(UTC), center_is_empty=is_empty),
+        lambda: find_overdue(
+            settings.kafka,
+            settings.topics,
+            now=datetime.now(UTC),
+            center_is_empty=found.encoder_version is None,
+            center_is_filled=found.is_filled,
+        ),
         what="index.positions",  # a broker that never had a group yet needs a moment
-        patience=Patience(settings.index.back_off),
+        patience=_patience(settings),
     )
-    if not behind or found is None:
-        return
-    log.warning(
-        "index.verification_forced",
-        partitions=[one.partition for one in behind],
-        committed=[one.committed for one in behind],
-        retention_hours=settings.topics.tombstone_retention_hours,
-        reason="nothing was read for longer than deletes are kept: items may have been deleted unseen",
-    )
-    async with (
-        opened_mender(settings, encoder, guard) as mender,
-        opened_verification(settings, found, mender) as verification,
-    ):
-        report = await verification.run()
-    log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
+    if behind:
+        log.warning(
+            "index.verification_forced",
+            partitions=[one.partition for one in behind],
+            committed=[one.committed for one in behind],
+            center=found.collection,
+            reason=(
+                "nothing was read for longer than deletes are kept "
+                f"({settings.topics.tombstone_retention_hours} hours): items may have been deleted unseen"
+                if found.is_filled
+                else "the center is new or lost its data, and records of items were acknowledged before"
+            ),
+        )
+        async with (
+            opened_mender(settings, encoder, guard) as mender,
+            opened_verification(settings, found, mender, _Telling()) as verification,
+        ):
+            report = await verification.run()
+        log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
+        if report.left:
+            return  # the next start looks again
+    if not found.is_filled:
+        await hold(lambda: mark_filled(settings.milvus, found), what="center.note", patience=_patience(settings))
+
+
+class _Telling:
+    """Says now and then how far a verification has come."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _TOLD_EVERY_SECONDS
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _TOLD_EVERY_SECONDS
+            log.info("index.verifying", doing=what, done=done, total=total)
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(settings.index.back_off)
 
 
 def _load_encoder(settings: Settings) -> Encoder:

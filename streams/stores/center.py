@@ -23,6 +23,9 @@ class CenterIdentity:
     encoder_version: str | None
     """As its rows say; None while it is empty."""
 
+    is_filled: bool
+    """Whether it was complete once: everything that its readers had acknowledged by then was in it."""
+
 
 async def read_center(config: MilvusConfig) -> CenterIdentity | None:
     """Look behind the alias; None if nothing was ever indexed.
@@ -53,10 +56,36 @@ async def read_center(config: MilvusConfig) -> CenterIdentity | None:
             timeout=config.timeout_seconds,
         )
         version = str(rows[0]["encoder_version"]) if rows else None
-        return CenterIdentity(str(described["collection_name"]), int(dims[0]), version)
+        collection = str(described["collection_name"])
+        filled = _filled(collection) in client.list_aliases(collection).get("aliases", [])
+        return CenterIdentity(collection, int(dims[0]), version, filled)
 
     connection = MilvusConnection(config)
     try:
         return await connection.call_blocking("a look behind the alias", look)
     finally:
         await connection.close()
+
+
+async def mark_filled(config: MilvusConfig, center: CenterIdentity) -> None:
+    """Note in Milvus itself that a center is complete: whoever loses its rows loses the note with them.
+
+    The note is an alias, which every kind of Milvus keeps with the collection.
+    """
+
+    def note(client: MilvusClient) -> None:
+        try:
+            client.create_alias(center.collection, _filled(center.collection))
+        except MilvusException:  # another worker was first
+            if _filled(center.collection) not in client.list_aliases(center.collection).get("aliases", []):
+                raise
+
+    connection = MilvusConnection(config)
+    try:
+        await connection.call_blocking("a note on the center", note)
+    finally:
+        await connection.close()
+
+
+def _filled(collection: str) -> str:
+    return f"{collection}_filled"

@@ -226,8 +226,8 @@ class World:
             alias = self.settings.milvus.alias
             for collection in client.list_collections():
                 if collection.startswith(alias):
-                    with suppress(Exception):
-                        client.drop_alias(alias)
+                    for name in client.list_aliases(collection).get("aliases", []):
+                        client.drop_alias(name)
                     client.drop_collection(collection)
         finally:
             client.close()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from index_worker import Start, start_index
 from item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items, until
+from pymilvus import MilvusClient
 from structlog.testing import capture_logs
 
 from schemas.items import embedding_key
@@ -153,4 +154,44 @@ async def test_after_an_outage_longer_than_deletes_are_kept_a_worker_verifies_be
             await publish_long_ago(feed, f"after-{n}")
         again = start_index(process, **env)
         assert "index.verification_forced" in again.output()
+        await assert_ends_with_the_last_word(feed, index)
+
+
+def lose_the_center(settings: Settings) -> None:
+    client = MilvusClient(settings.milvus.uri, timeout=10)
+    try:
+        collection = client.describe_collection(settings.milvus.alias)["collection_name"]
+        for alias in client.list_aliases(collection)["aliases"]:
+            client.drop_alias(alias)
+        client.drop_collection(collection)
+    finally:
+        client.close()
+
+
+async def test_a_center_that_lost_its_data_is_filled_again_also_after_a_worker_that_died_over_it(
+    settings: Settings, process: Start
+) -> None:
+    worker = start_index(process)
+    async with feeding(settings) as feed, center(settings) as index:
+        for n in range(12):
+            await feed.publish(f"i{n:02}", f"title {n}")
+        await feed.delete("i11")
+        await assert_ends_with_the_last_word(feed, index)
+        (row,) = (await held(index, {"i00"})).values()
+        assert worker.stop() == 0
+        assert "index.verification_forced" not in worker.output()
+
+        lose_the_center(settings)
+        half = MilvusItemIndex(settings.milvus, encoder_version=row.encoder_version, dim=len(row.vector))
+        await half.open()
+        await half.upsert([row])  # what a worker left that was killed while it filled the center
+        await half.close()
+        await feed.publish("i12", "while nobody works")
+        again = start_index(process)
+        assert "lost its data" in again.output()
+        await assert_ends_with_the_last_word(feed, index)
+        assert again.stop() == 0
+
+        third = start_index(process)
+        assert "index.verification_forced" not in third.output()
         await assert_ends_with_the_last_word(feed, index)

@@ -17,6 +17,7 @@ from streams.center_check import (
     Finding,
     KeyedOffsets,
     Overdue,
+    Position,
     compare,
     compare_announcement,
     overdue,
@@ -120,9 +121,30 @@ def test_nothing_is_known_of_an_empty_partition() -> None:
 def test_deletes_may_have_been_forgotten_only_where_a_worker_was_away_for_longer_than_they_are_kept(
     committed: int | None, end: int, recent: int | None, is_overdue: bool
 ) -> None:
-    spans = [(3, committed, end, recent)]
-    assert overdue(spans, center_is_empty=False) == ([Overdue(3, committed, end)] if is_overdue else [])
-    assert overdue(spans, center_is_empty=True) == []
+    positions = [Position(3, committed, 0, end, recent)]
+    found = overdue(positions, center_is_empty=False, center_is_filled=True)
+    assert found == ([Overdue(3, committed, end)] if is_overdue else [])
+    assert overdue(positions, center_is_empty=True, center_is_filled=True) == []
+
+
+@pytest.mark.parametrize("center_is_empty", [True, False])
+@pytest.mark.parametrize(
+    ("committed", "start", "is_overdue"),
+    [
+        (10, 0, True),  # acknowledged, and this center may not hold it
+        (10, 10, False),  # nothing of that is left to be held
+        (0, 0, False),
+    ],
+)
+def test_a_center_that_never_was_complete_may_lack_whatever_was_acknowledged(
+    committed: int, start: int, is_overdue: bool, center_is_empty: bool
+) -> None:
+    found = overdue([Position(3, committed, start, 20, 5)], center_is_empty=center_is_empty, center_is_filled=False)
+    assert found == ([Overdue(3, committed, 20)] if is_overdue else [])
+
+
+def test_a_new_center_of_a_new_group_has_nothing_to_be_compared_with() -> None:
+    assert overdue([Position(3, None, 0, 20, 5)], center_is_empty=True, center_is_filled=False) == []
 
 
 def test_a_report_counts_everything_and_names_a_few() -> None:
