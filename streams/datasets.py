@@ -1,14 +1,14 @@
 """Data-set folders: items, pictures and interactions as parquet files, read column by column.
 
-The format (unknown columns are ignored everywhere, identifiers may be numbers or text, times are seconds since 1970
+The format (unknown columns are ignored here, identifiers may be numbers or text, times are seconds since 1970
 in UTC or Arrow timestamps):
 
 | file | needed columns | optional columns |
 | --- | --- | --- |
 | `items.parquet` | item_id, title, publish_ts | text, category, price, year or release_year |
 | `images.parquet` (optional; may miss items) | item_id, image (encoded bytes) | |
-| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty, channel |
-| `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | neg_type |
+| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty, channel (not used) |
+| `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type |
 
 A row with a `rating` is a take whatever its value, without one `label` = 1 says that the item was taken; takes are
 purchases where the set has `qty`, clicks where it has not. Of `sampled_negatives.parquet` one `neg_type` is used.
