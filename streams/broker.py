@@ -109,16 +109,65 @@ def make_admin(config: BrokerConfig) -> KafkaAdminClient:
         return KafkaAdminClient(**config.client_options(), bootstrap_timeout_ms=config.connect_timeout_ms)
 
 
+_FENCED = (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced)
+
+_NO_ANSWER = (
+    aio_errors.KafkaConnectionError,
+    # not "retriable" in aiokafka's own eyes: raised once what is retriable has lasted for `request_timeout_ms`
+    aio_errors.KafkaTimeoutError,
+    kp_errors.KafkaConnectionError,
+    kp_errors.KafkaTimeoutError,
+)
+
+_NO_ENTRY = (
+    aio_errors.TopicAuthorizationFailedError,
+    aio_errors.GroupAuthorizationFailedError,
+    aio_errors.ClusterAuthorizationFailedError,
+    aio_errors.TransactionalIdAuthorizationFailed,
+    aio_errors.AuthenticationFailedError,
+    aio_errors.SaslAuthenticationFailed,
+    aio_errors.UnsupportedSaslMechanismError,
+    aio_errors.IllegalSaslStateError,
+    kp_errors.AuthorizationError,
+    kp_errors.SaslAuthenticationFailedError,
+    kp_errors.UnsupportedSaslMechanismError,
+    kp_errors.IllegalSaslStateError,
+)
+
+_NO_SUCH_TOPIC_HERE = (
+    aio_errors.InvalidReplicationFactorError,
+    aio_errors.PolicyViolationError,
+    kp_errors.InvalidReplicationFactorError,
+    kp_errors.PolicyViolationError,
+)
+
+
 @contextmanager
 def broker_errors(config: BrokerConfig) -> Iterator[None]:
-    """Translate the clients' errors: what heals by waiting becomes `BrokerUnavailable`, a takeover becomes `Fenced`."""
+    """Translate the clients' errors.
+
+    What heals by waiting becomes `BrokerUnavailable`, a takeover `Fenced`, and what the cluster does not allow
+    `Misconfigured`.
+    """
     try:
         yield
-    except (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced) as error:
+    except _FENCED as error:
         raise Fenced(f"another process took over this role in Kafka ({type(error).__name__})") from error
-    except (aio_errors.KafkaConnectionError, kp_errors.KafkaConnectionError, kp_errors.KafkaTimeoutError) as error:
+    except _NO_ANSWER as error:
+        # aiokafka tells a refused login at the start like this too
+        login = ", or MIM_KAFKA__SASL_USERNAME and _PASSWORD" if "SASL" in config.security_protocol else ""
         raise BrokerUnavailable(
-            "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS): {error}"
+            "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS{login}): {error}"
+        ) from error
+    except _NO_ENTRY as error:
+        raise Misconfigured(
+            f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_KAFKA__SASL_USERNAME, "
+            "MIM_KAFKA__SASL_PASSWORD, MIM_KAFKA__SASL_MECHANISM, or the rights listed in deploy/README.md)"
+        ) from error
+    except _NO_SUCH_TOPIC_HERE as error:
+        raise Misconfigured(
+            f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_TOPICS__REPLICATION_FACTOR, or the cluster's "
+            "own rules; 'mimstream topics list' shows what is needed)"
         ) from error
     except (aio_errors.KafkaError, kp_errors.KafkaError) as error:
         if getattr(error, "retriable", False):
