@@ -7,7 +7,8 @@ too, and every vector handed out is known to have been the center's word no long
     either   the whole of `embeddings` up to some recent moment has been followed (proven by asking for its end),
     or       this very vector was read from Milvus since.
 
-Where neither holds, because the broker does not answer or the follower is behind, Milvus is asked again.
+Where neither holds, because the broker does not answer or the follower is behind, Milvus is asked again. An
+announcement alone proves nothing: it may be days old, and replaced by one further on.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Representations:
 
     @property
     def gone(self) -> Collection[str]:
-        """Items whose delete was followed and that did not come back: not to be scored, whatever a model knows of them.
+        """Items whose delete was followed, and not seen since: not to be scored, whatever a model knows of them.
 
         Of deletes before the follower's start, those that `embeddings` still holds are known with `warm_up`.
         """
@@ -202,6 +203,8 @@ class Representations:
         vectors: dict[str, NDArray[np.float32]] = {}
         for item_id in item_ids:
             row = rows.get(item_id)
+            if row is not None and item_id not in touched and epoch == self._epoch:
+                self._gone.pop(item_id, None)  # it came back, whether or not its announcement was followed
             if row is not None and self._acceptable(row.encoder_version, row.vector):
                 vectors[item_id] = row.vector
                 if item_id not in touched and epoch == self._epoch:
@@ -251,7 +254,8 @@ class Representations:
         except ValidationError:
             readable = False
         if readable:
-            self._table.put(item_id, vector, at=self._clock())
+            # how long ago this was announced is not known: until `confirm` says that nothing newer follows, ask Milvus
+            self._table.put(item_id, vector, at=float("-inf"))
         else:
             self._table.drop(item_id)  # something changed; Milvus knows what
             log.warning("representations.unreadable", item_id=item_id)
@@ -261,7 +265,10 @@ class Representations:
         self._true_at = max(self._true_at, at)
 
     def doubt(self) -> None:
-        """Part of `embeddings` was passed over: trust only what is asked of Milvus from now on."""
+        """Part of `embeddings` was passed over: trust only what is asked of Milvus from now on.
+
+        What was deleted stays so until a read of Milvus finds it.
+        """
         self._true_at = float("-inf")
         self._table = VectorTable(self._dim, self._config.max_items)
         self._absent_until.clear()
@@ -296,7 +303,7 @@ class EmbeddingsFollower:
     async def run(self, stop: asyncio.Event, on_start: Callable[[], None] = lambda: None) -> None:
         """Follow until `stop` is set.
 
-        Raises `BrokerUnavailable`, at the start only, and `Misconfigured` if the topic does not exist.
+        Raises `BrokerUnavailable`, at the start only, and `Misconfigured` if the topic does not exist, or is refused.
         """
         consumer: Any = make_consumer(self._broker)
         try:
@@ -308,6 +315,8 @@ class EmbeddingsFollower:
             asking = asyncio.create_task(self._ask_for_ends(consumer, partitions, stop))
             try:
                 while not stop.is_set():
+                    if asking.done():
+                        asking.result()  # without new ends to reach nothing is proven: better no server than a slow one
                     await self._read(consumer, partitions)
                     await self._prove(consumer)
             finally:

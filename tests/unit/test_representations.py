@@ -113,6 +113,7 @@ async def test_an_announced_vector_replaces_the_cached_one_at_once() -> None:
     bench = Bench()
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
+    bench.center.confirm(bench.clock.now)
     bench.center.apply(*announced("a", unit(9)))
     assert np.array_equal((await bench.ask("a"))["a"], unit(9))
     assert len(bench.index.reads) == 1
@@ -162,6 +163,7 @@ async def test_an_absent_item_is_remembered_for_a_moment_only() -> None:
 async def test_an_announcement_ends_absence_at_once() -> None:
     bench = Bench()
     await bench.ask("new")
+    bench.center.confirm(bench.clock.now)
     bench.center.apply(*announced("new", unit(3)))
     assert "new" in await bench.ask("new")
 
@@ -189,6 +191,7 @@ async def test_a_read_overtaken_by_an_update_does_not_undo_it() -> None:
     bench.center.apply(*announced("a", unit(2)))
     bench.index.gate.set()
     await asking
+    bench.center.confirm(bench.clock.now)
     assert np.array_equal((await bench.ask("a"))["a"], unit(2))
 
 
