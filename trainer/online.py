@@ -76,7 +76,8 @@ class Candidate:
 
 
 class OnlineTrainer:
-    """Feed it with `hold`, `drop`, `observe`, `idle`; let it move with `advance` and `step`; take `candidate` when due.
+    """Feed it with `hold`, `drop`, `observe`, `idle`; let it move with `advance` and `step`; take `candidate` when due,
+    and `begin_next` once it is safe.
 
     No verb blocks, reads a clock or draws unseeded randomness. Scores of a row are made before anything is learned from
     it or from a row of its batch (prequential).
@@ -259,7 +260,7 @@ class OnlineTrainer:
 
     @property
     def rows_since_candidate(self) -> int:
-        """Rows learned from since the last candidate."""
+        """Rows learned from that the next candidate adds."""
         return self._learned.rows_since_release
 
     @property
@@ -272,7 +273,7 @@ class OnlineTrainer:
         return self._learned.drain_scores()
 
     def release_due(self) -> bool:
-        """Whether enough was learned since the last candidate was taken."""
+        """Whether enough was learned for the next candidate."""
         span = self.config.release_every_event_seconds
         enough = self._learned.rows_since_release >= self.config.release_every_rows
         return enough or (span is not None and self._learned.seconds_since_release >= span)
@@ -282,9 +283,11 @@ class OnlineTrainer:
         return self._journal.segment()
 
     def candidate(self) -> Candidate:
-        """A copy of the weights as they are now, with what they were trained on. Starts the next release's rows."""
+        """A copy of the weights as they are now, with what they were trained on.
+
+        Made again before anything more is learned it is the same; its `segment` grows with what is learned after it.
+        """
         learned = self._learned
-        learned.release()
         return Candidate(
             weights={name: tensor.detach().clone() for name, tensor in self._variants.model.state_dict().items()},
             rows_trained=learned.rows,
@@ -295,8 +298,13 @@ class OnlineTrainer:
             metrics=learned.metrics(),
             config=self.config.model_dump(mode="json"),
             offsets=self._intake.learned_below(),
-            segment=self._journal.cut(rows=learned.rows, steps=learned.steps),
+            segment=self._journal.segment(),
         )
+
+    def begin_next(self) -> None:
+        """What was learned so far has been released, or is for nobody: the next candidate's rows begin here."""
+        self._learned.release()
+        self._journal.cut(rows=self.rows, steps=self.steps)
 
     # ---- all of it -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """When a release is made: as soon as enough was learned, not before one can be made, and never in the middle of a turn.
 
 A release is preceded by a snapshot of the very state it is made of: what was released is never learned again, whoever
-is killed when. While one is due and cannot be made, nothing is learned. One candidate is on trial at a time.
+is killed when. While one is due and cannot be made, nothing is learned, and the next one's rows begin only once it is
+in the store: no row falls between two releases. One candidate is on trial at a time.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class ReleaseCadence:
         if every is not None:
             every.begin()
         self._gating: Gating | None = None
+        self._waiting: tuple[Candidate, Offsets] | None = None
+        """A candidate that snapshot and journal hold, and the store does not have yet."""
         self.releaser: Releaser | None = None
         """Once there is a trainer whose candidates it may release."""
         self.trial: State | None = None
@@ -96,8 +99,9 @@ class ReleaseCadence:
             if trainer.trial is not None:
                 return True  # one candidate at a time: the next is taken once this one was decided about
         if not self.releases and trainer.release_due():
-            await in_thread(trainer.candidate)  # for nobody: the journal begins anew, and does not grow for ever
-        if not self.releases or not (trainer.release_due() or self._overdue(trainer)):
+            await in_thread(trainer.begin_next)  # for nobody: the journal begins anew, and does not grow for ever
+        due = trainer.release_due() or self._overdue(trainer) or self._waiting is not None
+        if not self.releases or not due:
             return True
         if not self._may_release():
             await asyncio.sleep(_WAIT_SECONDS)
@@ -128,30 +132,45 @@ class ReleaseCadence:
         assert releaser is not None
         assert gating is not None
         if not releaser.beyond_current(turns.within_log(trainer.learned_offsets())):
-            await in_thread(trainer.candidate)  # learned again what was released before: go on to where it ended
+            await in_thread(trainer.begin_next)  # learned again what was released before: go on to where it ended
             return True
-        # first the state that the release is made of: whoever is killed after it goes on from here, and releases it
+        if self._waiting is None and not await self._prepare(trainer):
+            await asyncio.sleep(_RETRY_SECONDS)  # what cannot be gone on from, or rebuilt, is no release
+            return False
+        assert self._waiting is not None
+        candidate, offsets = self._waiting
+        try:
+            await gating.admit(trainer, candidate, offsets, more_rows=more_rows)
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+            await asyncio.sleep(_RETRY_SECONDS)
+            return False
+        self._waiting = None
+        await in_thread(trainer.begin_next)
+        if self._every is not None:
+            self._every.begin()
         keeping = self._resuming.keeping
+        if keeping is not None:
+            try:
+                await keeping.forget_segments_but(await releaser.segments())
+            except Unavailable as error:
+                log.warning("train.release_delayed", error=str(error))
+        return True
+
+    async def _prepare(self, trainer: OnlineTrainer) -> bool:
+        """Keep the state that the release is made of, and its journal; then take the candidate. False: not now."""
+        turns, keeping = self._turns, self._resuming.keeping
         if keeping is not None:
             kept = await self._resuming.snapshot() and await keeping.written()
             if not kept or not await keeping.segment(trainer, turns.within_log(trainer.next_to_read())):
-                await asyncio.sleep(_RETRY_SECONDS)  # what cannot be gone on from, or rebuilt, is no release
                 return False
 
         def copy() -> tuple[Candidate, Offsets]:
             candidate = trainer.candidate()
             return candidate, {"behaviours": turns.within_log(candidate.offsets), "embeddings": turns.vectors_read()}
 
-        candidate, offsets = await in_thread(copy)
-        if self._every is not None:
-            self._every.begin()
-        self._figures.metrics = candidate.metrics
-        try:
-            await gating.admit(trainer, candidate, offsets, more_rows=more_rows)
-            if keeping is not None:
-                await keeping.forget_segments_but(await releaser.segments())
-        except Unavailable as error:
-            log.warning("train.release_delayed", error=str(error))
+        self._waiting = await in_thread(copy)
+        self._figures.metrics = self._waiting[0].metrics
         return True
 
     async def _decide(self, trainer: OnlineTrainer) -> None:

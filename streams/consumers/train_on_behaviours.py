@@ -200,6 +200,7 @@ class TrainOnBehaviours:
     async def _go_on(self, trainer: OnlineTrainer, before: Turn | None) -> Turn | None:
         """Fetch, and give the trainer a turn if there is anything for it to do."""
         if not await self._cadence.before_turn(trainer):
+            await in_thread(lambda: self._turns.forget(trainer))  # a release may wait for long; who asked does not
             return before
         busy = before is not None and before.progressed
         await self._reads.fetch(

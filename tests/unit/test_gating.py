@@ -78,6 +78,7 @@ class Scene:
     async def candidate(self, *, spoil: float = 0.0, **more: Any) -> Candidate:
         self.learn(self.trainer.release_due)
         made = self.trainer.candidate()
+        self.trainer.begin_next()
         if spoil:
             made = replace(
                 made, weights={n: w * spoil if w.is_floating_point() else w for n, w in made.weights.items()}

@@ -195,7 +195,9 @@ def test_release_is_due_by_rows_and_carries_what_it_was_trained_on() -> None:
     assert trainer.release_due()
     candidate = trainer.candidate()
     assert (candidate.rows_trained, candidate.steps) == (16, 2)
-    assert not trainer.release_due()
+    assert trainer.release_due() and trainer.candidate().segment == candidate.segment  # until the next one's rows begin
+    trainer.begin_next()
+    assert not trainer.release_due() and candidate.segment is not None and candidate.segment.rows == 16
     trainer.advance()
     before = {name: tensor.clone() for name, tensor in candidate.weights.items()}
     trainer.step()
@@ -281,5 +283,6 @@ def test_a_release_is_due_after_so_much_event_time_where_rows_are_few() -> None:
             if trainer.release_due():
                 spans.append(report.last_event_at - since)
                 since = trainer.candidate().last_event_at
+                trainer.begin_next()
             trainer.advance()
     assert len(spans) >= 4 and all(50 <= span < 90 for span in spans)

@@ -76,6 +76,7 @@ def pump(trainer: OnlineTrainer, segments: list[Segment]) -> None:
             return
         if trainer.release_due():
             segment = trainer.candidate().segment
+            trainer.begin_next()
             assert segment is not None
             segments.append(kept(segment))
 

@@ -116,6 +116,7 @@ def live(trainer: OnlineTrainer, actions: list[Action]) -> list[tuple[str, ...]]
 
 def told(trainer: OnlineTrainer) -> tuple[str, ...]:
     candidate = trainer.candidate()
+    trainer.begin_next()
     assert candidate.segment is not None
     weights = pack_arrays({name: tensor.numpy() for name, tensor in candidate.weights.items()})
     return (candidate.rows_sha256, candidate.segment.root, str(candidate.offsets), str(candidate.metrics), str(weights))
