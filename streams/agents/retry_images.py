@@ -110,8 +110,13 @@ async def _write(
         async def write() -> None:
             await center.upsert([full], guard)
 
+        async def announce() -> None:
+            # told by a worker that was replaced, it could overtake newer news of the item
+            await guard()
+            await center.outbox.announce([full], [])
+
         await hold(write, what="items-retry.upsert", patience=center.patience)
-        await hold(lambda: center.outbox.announce([full], []), what="embeddings.announce", patience=center.patience)
+        await hold(announce, what="embeddings.announce", patience=center.patience)
         return True
 
 
@@ -124,7 +129,12 @@ async def _try_again(
         return await _give_up(center, record, retry, "image", final, guard)
     wait = timedelta(seconds=center.config.retry_wait_seconds(failed))
     later = retry.model_copy(update={"attempt": failed, "not_before": center.now() + wait})
-    await hold(lambda: center.outbox.retry_later([later]), what="items-retry.send", patience=center.patience)
+
+    async def retry_later() -> None:
+        await guard()
+        await center.outbox.retry_later([later])
+
+    await hold(retry_later, what="items-retry.send", patience=center.patience)
     return _done("again", later)
 
 
@@ -142,7 +152,12 @@ async def _give_up(
     if retry is not None and retry.requeued_from is not None and retry.first_failed_at is not None:
         again = SentAgain(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
         letter = letter.after(again.headers())
-    await hold(lambda: center.dead_letters.bury([letter]), what="dead-letters.send", patience=center.patience)
+
+    async def bury() -> None:
+        await guard()
+        await center.dead_letters.bury([letter])
+
+    await hold(bury, what="dead-letters.send", patience=center.patience)
     if retry is not None:
         async with center.writing:
             row = await _row_of(center, retry)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from encoders.base import Prepared
-from schemas.errors import Reason, Unprocessable
+from schemas.errors import BrokerUnavailable, Fenced, Reason, Unprocessable
 from streams.agents.index_config import IndexConfig
+from streams.agents.retry_images import retry_image
 
-from .item_path import PICTURE_URL, ItemPath, b64, picture
+from .item_path import PICTURE_URL, ItemPath, b64, picture, retry_record
 
 
 class TestPicturesByUrl:
@@ -163,3 +164,65 @@ class TestLatePictures:
         path.web[PICTURE_URL] = picture()
         (retry,) = path.outbox.retries
         assert [(await path.retry(retry)).outcome for _ in range(2)] == ["written", "written"]
+
+
+class Replaced:
+    """A worker whose link to Kafka is cut at its first message; `meanwhile` happens, and the link comes back."""
+
+    def __init__(self, send: Callable[..., Awaitable[None]], meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._send, self._meanwhile = send, meanwhile
+        self.gone = False
+
+    async def send(self, *messages: Any) -> None:
+        if not self.gone:
+            self.gone = True
+            await self._meanwhile()
+            raise BrokerUnavailable("Kafka", "cut off")
+        await self._send(*messages)
+
+    async def guard(self) -> None:
+        if self.gone:
+            raise Fenced("the partitions were handed out anew")
+
+
+class TestAWorkerThatWasReplacedWhileItWasCutOff:
+    async def test_it_announces_no_late_picture_after_the_delete(self, path: ItemPath) -> None:
+        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        (retry,) = path.outbox.retries
+        path.web[PICTURE_URL], path.now = picture(), retry.not_before
+        announce = path.outbox.announce
+
+        async def successor_deletes() -> None:
+            await path.index.delete(["a"])
+            await announce([], ["a"])
+
+        worker = Replaced(announce, successor_deletes)
+        path.outbox.announce = worker.send  # type: ignore[assignment,method-assign]
+        with pytest.raises(Fenced):
+            await retry_image(path.center, retry_record(retry), worker.guard)
+        assert path.rows == {}
+        assert path.outbox.announced[-1] == "a"
+
+    async def test_it_sends_no_retry_that_its_successor_sent(self, path: ItemPath) -> None:
+        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        (retry,) = path.outbox.retries
+        path.now = retry.not_before
+        worker = Replaced(path.outbox.retry_later, nothing)
+        path.outbox.retry_later = worker.send  # type: ignore[assignment,method-assign]
+        with pytest.raises(Fenced):
+            await retry_image(path.center, retry_record(retry), worker.guard)
+        assert path.outbox.retries == [retry]
+
+    async def test_it_buries_nothing_that_its_successor_buried(self, path: ItemPath) -> None:
+        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        (retry,) = path.outbox.retries
+        path.web[PICTURE_URL], path.now = picture()[:40], retry.not_before
+        worker = Replaced(path.graveyard.bury, nothing)
+        path.graveyard.bury = worker.send  # type: ignore[assignment,method-assign]
+        with pytest.raises(Fenced):
+            await retry_image(path.center, retry_record(retry), worker.guard)
+        assert path.graveyard.letters == []
+
+
+async def nothing() -> None:
+    pass
