@@ -12,7 +12,7 @@ from aiokafka import errors as aio_errors
 from aiokafka.helpers import create_ssl_context
 from kafka import KafkaAdminClient
 from kafka import errors as kp_errors
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
 
@@ -20,7 +20,7 @@ from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
 class BrokerConfig(BaseModel):
     """How to reach Kafka."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     bootstrap_servers: str = "127.0.0.1:19092"
     """Comma-separated `host:port` list. The default is the embedded stack's broker."""
@@ -44,6 +44,16 @@ class BrokerConfig(BaseModel):
     """How long to look for a first broker that answers."""
     max_record_bytes: int = Field(default=4_194_304, ge=1_024)
     """Largest record that is produced or accepted, in bytes."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers_carry_no_login(cls, servers: str) -> str:
+        if "@" in servers or "/" in servers:
+            raise ValueError(
+                "host:port, separated by commas, without a scheme or a login: those are MIM_KAFKA__SECURITY_PROTOCOL, "
+                "MIM_KAFKA__SASL_USERNAME and MIM_KAFKA__SASL_PASSWORD"
+            )
+        return servers
 
     def client_options(self) -> dict[str, Any]:
         """Options that aiokafka and kafka-python share."""

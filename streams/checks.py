@@ -176,7 +176,7 @@ async def _redis(settings: Settings) -> str:
             try:
                 policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy", "")
             except ResponseError:  # managed servers do not tell
-                return settings.redis.url.rpartition("@")[2]
+                return settings.redis.shown_url
     finally:
         await client.aclose()
     if policy.startswith("allkeys"):
@@ -184,7 +184,7 @@ async def _redis(settings: Settings) -> str:
             f"maxmemory-policy is {policy}: when memory is short it evicts positions and histories behind our back",
             "set maxmemory-policy to noeviction, or give the view a server of its own",
         )
-    return f"{settings.redis.url.rpartition('@')[2]}, maxmemory-policy {policy}"
+    return f"{settings.redis.shown_url}, maxmemory-policy {policy}"
 
 
 async def _view(settings: Settings) -> str:

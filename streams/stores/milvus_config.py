@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from streams.endpoints import checked_endpoint, shown_endpoint
 
 
 class MilvusConfig(BaseModel):
     """How to reach Milvus, and where the vectors live in it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     uri: str = "http://127.0.0.1:19530"
     """Address of the server. The default is the embedded stack's Milvus Lite."""
@@ -28,6 +30,11 @@ class MilvusConfig(BaseModel):
     """How long one call may take."""
     consistency_level: Literal["Strong", "Bounded", "Session", "Eventually"] = "Strong"
     """Consistency of searches. Point reads are always strong: ordering depends on them."""
+
+    @field_validator("uri")
+    @classmethod
+    def _uri_reads_one_way(cls, uri: str) -> str:
+        return checked_endpoint(uri, schemes=("http", "https", "tcp", "unix"))
 
     @model_validator(mode="after")
     def _files_go_together(self) -> Self:
@@ -51,5 +58,4 @@ class MilvusConfig(BaseModel):
     @property
     def shown_uri(self) -> str:
         """The address without a login that somebody put into it."""
-        scheme, _, rest = self.uri.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return shown_endpoint(self.uri)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_BUCKET = re.compile(r"s3://([A-Za-z0-9._-]+|arn:aws[^/@]*:s3[^@]*)(/|$)")
 
 
 class ModelStoreConfig(BaseModel):
     """Where released models are kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "models")
     """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames."""
@@ -27,3 +30,13 @@ class ModelStoreConfig(BaseModel):
     """A release is kept at least this long after its successor was made, for readers that are about to load it."""
     lock_timeout_seconds: float = Field(default=20.0, gt=0)
     """How long a promotion waits for another one on the same folder."""
+
+    @field_validator("url")
+    @classmethod
+    def _bucket_carries_no_login(cls, url: str | None) -> str | None:
+        if url is not None and url.startswith("s3://") and not _BUCKET.match(url):
+            raise ValueError(
+                "s3:// is followed by a bucket's name or ARN alone; keys belong where AWS's own tools look for them "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, a profile)"
+            )
+        return url

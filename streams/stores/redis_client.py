@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from schemas.errors import Misconfigured, StoreUnavailable
+from streams.endpoints import checked_endpoint, shown_endpoint
 
 _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 """Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
@@ -21,9 +22,9 @@ _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "C
 class RedisConfig(BaseModel):
     """How to reach Redis or Valkey: one server, or a primary with replicas (not a sharded cluster)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
-    url: str = Field(default="redis://127.0.0.1:16379/0", pattern=r"^(rediss?|unix)://")
+    url: str = "redis://127.0.0.1:16379/0"
     """`redis://host:port/database`, `rediss://` with TLS, or `unix://path`. The default is the embedded stack's."""
     username: str | None = None
     """User, where the server has access lists."""
@@ -41,6 +42,16 @@ class RedisConfig(BaseModel):
     """How long to wait for a connection, and for each reply."""
     max_connections: int = Field(default=64, ge=1)
     """Connections that one process opens at most."""
+
+    @field_validator("url")
+    @classmethod
+    def _url_reads_one_way(cls, url: str) -> str:
+        return checked_endpoint(url, schemes=("redis", "rediss", "unix"))
+
+    @property
+    def shown_url(self) -> str:
+        """The address without a login that somebody put into it."""
+        return shown_endpoint(self.url)
 
 
 def make_redis(config: RedisConfig) -> Redis:
@@ -60,8 +71,8 @@ def make_redis(config: RedisConfig) -> Redis:
             max_connections=config.max_connections,
             retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that the server has closed meanwhile
         )
-    except ValueError as error:
-        raise Misconfigured(f"MIM_REDIS__URL is not an address of Redis: {error}") from None
+    except ValueError as error:  # an option behind '?'; host and port were read before
+        raise Misconfigured(f"MIM_REDIS__URL ({config.shown_url}) is not an address of Redis: {error}") from None
     return client
 
 
@@ -72,26 +83,20 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
         yield
     except exceptions.AuthenticationError as error:
         raise Misconfigured(
-            f"Redis at {_shown(config)} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
+            f"Redis at {config.shown_url} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        raise StoreUnavailable("Redis", f"nothing answers at {_shown(config)} (MIM_REDIS__URL): {error}") from error
+        raise StoreUnavailable("Redis", f"nothing answers at {config.shown_url} (MIM_REDIS__URL): {error}") from error
     except exceptions.WatchError as error:  # conflicts are caught where keys are watched
-        raise StoreUnavailable("Redis", f"{_shown(config)} (MIM_REDIS__URL) went away: {error}") from error
+        raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
         text = str(error)
         if text.startswith(_HEALED_BY_WAITING) or isinstance(
             error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError
         ):
-            raise StoreUnavailable("Redis", f"{_shown(config)} (MIM_REDIS__URL) answers: {text}") from error
+            raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) answers: {text}") from error
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             raise Misconfigured(
-                f"Redis at {_shown(config)} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
+                f"Redis at {config.shown_url} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
             ) from error
         raise
-
-
-def _shown(config: RedisConfig) -> str:
-    """Show the address without a password that somebody put into it."""
-    scheme, _, rest = config.url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
