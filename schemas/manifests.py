@@ -10,6 +10,9 @@ from schemas.versions import SchemaVersion
 Offsets = dict[str, dict[int, int]]
 """Topic (without prefix) -> partition -> next offset to read."""
 
+RELEASE_ID = r"^r[0-9]{6}-[0-9a-f]{12}$"
+"""Pattern of a release's name: its number, and the head of its weights' checksum."""
+
 
 class Fence(Message):
     """Kafka's own proof of who may release: the transactional producer's id and epoch. A larger pair wins."""
@@ -29,7 +32,7 @@ class ModelManifest(Message):
 
     schema_version: SchemaVersion = 1
     """Version of this schema."""
-    release_id: str = Field(pattern=r"^r[0-9]{6}-[0-9a-f]{12}$")
+    release_id: str = Field(pattern=RELEASE_ID)
     """Running number and the head of `weights_sha256`."""
     weights_sha256: str
     """Checksum of `model.safetensors`."""

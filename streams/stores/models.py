@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from schemas.base import Message
 from schemas.errors import Misconfigured
-from schemas.manifests import Fence, GateVerdict, ModelManifest
+from schemas.manifests import RELEASE_ID, Fence, GateVerdict, ModelManifest
 from streams.stores import promotion
 from streams.stores.model_config import ModelStoreConfig
 from streams.stores.promotion import CurrentPointer, Outcome
@@ -59,7 +59,7 @@ VERDICT_FILE = "verdict.json"
 MANIFEST_FILE = "manifest.json"
 POINTER_FILE = "current.json"
 ENTRIES = "releases"
-_RELEASE_NAME = re.compile(r"^r[0-9]{6}-[0-9a-f]{12}$")
+_RELEASE_NAME = re.compile(RELEASE_ID)
 
 Weights: TypeAlias = "dict[str, Tensor]"
 M = TypeVar("M", bound=Message)

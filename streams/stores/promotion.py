@@ -19,7 +19,7 @@ from pydantic import Field
 
 from schemas.base import Message, UtcTime
 from schemas.errors import Fenced, PipelineError
-from schemas.manifests import Fence, ModelManifest
+from schemas.manifests import RELEASE_ID, Fence, ModelManifest
 
 
 class Action(StrEnum):
@@ -46,7 +46,7 @@ class Outcome(StrEnum):
 class CurrentPointer(Message):
     """Contents of `current.json`: what answers, and the whole story of the last change."""
 
-    release_id: str
+    release_id: str = Field(pattern=RELEASE_ID)
     """The release to serve."""
     weights_sha256: str
     """Checksum of its weights."""
