@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -60,6 +60,7 @@ def _in_the_calendar(value: datetime) -> datetime:
 
 
 _FIRST_YEAR, _LAST_YEAR = 1, 9999
+_CALENDAR_ENDS_MS = round(datetime(_LAST_YEAR, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 UtcTime = Annotated[AwareDatetime, AfterValidator(_in_the_calendar)]
 """A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10)."""
@@ -124,6 +125,21 @@ def decode(
         if isinstance(value, datetime) and value - now > max_ahead:
             raise BadMessage(Reason.TIMESTAMP_IN_FUTURE, f"{name} is {value.isoformat()}, now is {now.isoformat()}")
     return message
+
+
+def produced_at(timestamp_ms: int) -> datetime:
+    """When a record was produced, by its Kafka timestamp (ms since 1970): the `now` to judge its times by.
+
+    Judged so, reading it again comes to the same verdict. Raises `BadMessage` if the record has no timestamp (Kafka's
+    -1) or one outside of the calendar, as microseconds are.
+    """
+    if not 0 <= timestamp_ms < _CALENDAR_ENDS_MS:
+        raise BadMessage(
+            Reason.RECORD_TIMESTAMP,
+            f"the record's own timestamp is {timestamp_ms}, which is no time in milliseconds since 1970; its producer "
+            "has to set it right, or not at all",
+        )
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
 
 
 def rename_fields(document: Mapping[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:

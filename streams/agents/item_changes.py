@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 
-from schemas.base import ItemId, decode
+from schemas.base import ItemId, decode, produced_at
 from schemas.errors import BadMessage, Reason, Unprocessable
 from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
@@ -29,11 +29,6 @@ class SourceRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
-
-    @property
-    def produced_at(self) -> datetime:
-        """When it was produced: what its times are judged by, so that reading it again comes to the same verdict."""
-        return datetime.fromtimestamp(self.timestamp_ms / 1000, UTC)
 
     def letter(self, stage: str, error: Unprocessable, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
         """The dead letter of this record."""
@@ -102,7 +97,7 @@ def read_change(
     item = decode(
         ItemPublished,
         record.value,
-        now=record.produced_at,
+        now=produced_at(record.timestamp_ms),
         max_bytes=max_bytes,
         field_map=field_map,
         max_ahead=max_ahead,

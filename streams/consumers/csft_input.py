@@ -11,7 +11,7 @@ import structlog
 from aiokafka import TopicPartition
 
 from encoders.base import ItemContent
-from schemas.base import decode
+from schemas.base import decode, produced_at
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured
 from schemas.items import ItemPublished
@@ -134,10 +134,8 @@ def _take_items(found: TopicContent, records: list[Any], broker: BrokerConfig, f
             found.items.pop(item_id, None)
             continue
         try:
-            produced_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-            item = decode(
-                ItemPublished, record.value, now=produced_at, max_bytes=broker.max_record_bytes, field_map=fields
-            )
+            now = produced_at(record.timestamp)
+            item = decode(ItemPublished, record.value, now=now, max_bytes=broker.max_record_bytes, field_map=fields)
         except BadMessage:
             found.broken += 1
             continue

@@ -28,6 +28,9 @@ log = structlog.get_logger()
 LOOK_SECONDS = 5.0
 """How often a recorder looks whether the store lost marks, as a server that restarts without its data does."""
 
+_ANY_TIME = datetime.max.replace(tzinfo=UTC)
+"""Offsets decide what is erased: nobody stays remembered because a clock was wrong, of the request or of its record."""
+
 Tell = Callable[[Sequence[ForgottenUser], str, int], Awaitable[None]]
 """Gets users, the source that they were read from (a partition of this incarnation of the topic), the offset after."""
 
@@ -49,8 +52,7 @@ def read_forgotten(records: Sequence[Any], *, max_bytes: int) -> list[ForgottenU
         try:
             if record.value is None:
                 continue  # nobody writes these; a request is not taken back
-            produced_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-            user = decode(ForgottenUser, record.value, now=produced_at, max_bytes=max_bytes)
+            user = decode(ForgottenUser, record.value, now=_ANY_TIME, max_bytes=max_bytes)
             if record.key != user.user_id.encode():
                 raise BadMessage(Reason.KEY_MISMATCH, "the key is not the user_id")
         except BadMessage as error:

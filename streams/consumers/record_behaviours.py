@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.base import decode
+from schemas.base import decode, produced_at
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured, Reason
 from schemas.letters import DeadLetter
@@ -109,7 +109,7 @@ def read_batch(
     letters: list[DeadLetter] = []
     for record in records:
         try:
-            behaviour = _read(record, max_bytes=max_bytes, field_map=field_map)
+            behaviour = read_behaviour(record, max_bytes=max_bytes, field_map=field_map)
         except BadMessage as error:
             events.append(Numbered(record.offset, None))
             letters.append(
@@ -130,11 +130,12 @@ def read_batch(
     return events, letters
 
 
-def _read(record: Record, *, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
+def read_behaviour(record: Record, *, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
+    """Decode one record, judged as of when it was produced. Raises `BadMessage`."""
     if record.value is None:
         raise BadMessage(Reason.NOT_JSON, "record has no value")
-    produced_at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-    behaviour = decode(Behaviour, record.value, now=produced_at, max_bytes=max_bytes, field_map=field_map)
+    now = produced_at(record.timestamp)
+    behaviour = decode(Behaviour, record.value, now=now, max_bytes=max_bytes, field_map=field_map)
     if record.key is None:
         raise BadMessage(Reason.NO_KEY, "record has no key; it must be the user_id")
     if record.key != behaviour.user_id.encode():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from schemas.base import decode
+from schemas.base import decode, produced_at
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker import BrokerConfig, broker_errors, make_admin, make_consumer
 from streams.consumers.aligned_reading import AlignedReading, Entry
-from streams.consumers.record_behaviours import read_batch
+from streams.consumers.record_behaviours import read_behaviour
 from streams.topics import TopicName, TopicsConfig
 
 log = structlog.get_logger()
@@ -300,9 +299,8 @@ class TrainingInput:
     def _embedding(self, record: Any, version: str, item_id: str) -> ItemEmbedding | None:
         if record.value is None:
             return None
-        embedding = decode(
-            ItemEmbedding, record.value, now=produced_at(record), max_bytes=self._broker.max_record_bytes
-        )
+        now = produced_at(record.timestamp)
+        embedding = decode(ItemEmbedding, record.value, now=now, max_bytes=self._broker.max_record_bytes)
         if (embedding.encoder_version, embedding.item_id) != (version, item_id):
             raise ValueError(f"key {record.key!r} does not belong to item {embedding.item_id!r}")
         if not np.isfinite(np.frombuffer(embedding.vector, "<f4")).all():
@@ -348,16 +346,7 @@ class TrainingInput:
 
 def behaviour_of(record: Any, broker: BrokerConfig, field_map: dict[str, str]) -> Behaviour | None:
     """What a record of `behaviours` says, judged as of when it was produced; None if it cannot be used."""
-    read, _ = read_batch(
-        [record],
-        partition=record.partition,
-        now=produced_at(record),
-        max_bytes=broker.max_record_bytes,
-        field_map=field_map,
-    )
-    return read[0].behaviour
-
-
-def produced_at(record: Any) -> datetime:
-    """When a record was produced."""
-    return datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    try:
+        return read_behaviour(record, max_bytes=broker.max_record_bytes, field_map=field_map)
+    except BadMessage:
+        return None
