@@ -162,16 +162,16 @@ class FolderShelf:
             unfinished = self._entries / f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
             self._at_step("make folder")
             unfinished.mkdir()
-            for file, content in files.items():
-                self._write(unfinished / checked_name(file), content)
-            _sync_folder(unfinished)
-            self._at_step("rename entry")
             try:
+                for file, content in files.items():
+                    self._write(unfinished / checked_name(file), content)
+                _sync_folder(unfinished)
+                self._at_step("rename entry")
                 unfinished.rename(target)
             except OSError:
-                if not target.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)  # a full disk gets its room back
+                if not target.exists():  # else another process was faster
                     raise
-                shutil.rmtree(unfinished)  # another process was faster
             self._at_step("sync entries")
             _sync_folder(self._entries)
 

@@ -7,8 +7,10 @@ snapshots/n000012-3f2a.../state.safetensors    arrays: weights, optimiser, id ta
 current.json                                   which one to resume from, and under which fence it was written
 ```
 
-The pointer moves only after the entry is there, and never back to an earlier trainer. Nothing is pickled: what is read
-from here cannot run.
+The pointer moves only after the entry is there, and never back to an earlier trainer. No two trainers write under one
+name: one that wakes up late takes away what is its own, and nothing of its successor's.
+
+Nothing is pickled: what is read from here cannot run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import structlog
 from pydantic import Field, ValidationError
 
 from schemas.base import EncoderVersion, Message, UtcTime
-from schemas.errors import Fenced, Misconfigured, StoreUnavailable
+from schemas.errors import Fenced, Misconfigured
 from schemas.manifests import Fence, Offsets
 from streams.stores.shelf import NotThere, Shelf, exchange
 
@@ -52,7 +54,7 @@ class SnapshotMeta(Message):
     format: int = FORMAT
     """Version of what the other files hold."""
     snapshot_id: str = Field(default="", pattern=r"^(n[0-9]{6}-[0-9a-f]{12})?$")
-    """Running number and the head of `state_sha256`."""
+    """Running number and the head of a hash of contents and `fence`."""
     state_sha256: str = ""
     """Checksum of `state.safetensors`."""
     values_sha256: str = ""
@@ -135,22 +137,19 @@ class SnapshotStore:
         """
         packed = pack_arrays(state.arrays)
         values = json.dumps(state.values, allow_nan=False).encode()
-        checksum = hashlib.sha256(packed).hexdigest()
+        sums = hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest()
+        writer = "" if fence is None else f"{fence.producer_id} {fence.epoch}"
+        own = hashlib.sha256(" ".join((*sums, writer)).encode()).hexdigest()
         meta = meta.model_copy(
             update={
-                "snapshot_id": f"n{self._next_number():06d}-{checksum[:12]}",
-                "state_sha256": checksum,
-                "values_sha256": hashlib.sha256(values).hexdigest(),
+                "snapshot_id": f"n{self._next_number():06d}-{own[:12]}",
+                "state_sha256": sums[0],
+                "values_sha256": sums[1],
                 "fence": fence,
             }
         )
         files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
-        try:
-            self._shelf.put(meta.snapshot_id, files)
-        except StoreUnavailable:
-            with suppress(StoreUnavailable):
-                self._shelf.sweep(0)  # a full disk gets its room back: nobody else writes here
-            raise
+        self._shelf.put(meta.snapshot_id, files)
         try:
             exchange(self._shelf, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
         except Fenced:

@@ -94,6 +94,38 @@ def test_an_earlier_trainer_can_neither_write_nor_move_the_pointer(tmp_path: Pat
     assert_is(store, write(store, 3, NEW), 3)
 
 
+def test_a_trainer_that_wakes_up_late_takes_nothing_of_its_successor_away(tmp_path: Path) -> None:
+    write(make_store(tmp_path), 1, OLD)
+    written: list[str] = []
+
+    def successor(step: str) -> None:
+        if step == "rename entry" and not written:
+            make_store(tmp_path).take_over(NEW)
+            written.append(write(make_store(tmp_path), 2, NEW))  # it came to the same rows
+
+    with pytest.raises(Fenced):
+        write(make_store(tmp_path, at_step=successor), 2, OLD)
+    store = make_store(tmp_path)
+    assert store.current_id() == written[0]
+    assert_is(store, written[0], 2)
+    assert [meta.fence for meta in store.kept()] == [OLD, NEW]  # what the late one had written is gone
+
+
+def test_a_full_disk_costs_another_writer_nothing(tmp_path: Path) -> None:
+    written: list[str] = []
+
+    def full(step: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def other_fails(step: str) -> None:
+        if step == "rename entry":
+            with pytest.raises(StoreUnavailable):
+                write(make_store(tmp_path, at_step=full), 3, OLD)
+
+    written.append(write(make_store(tmp_path, at_step=other_fails), 2, NEW))
+    assert_is(make_store(tmp_path), written[0], 2)
+
+
 def write_and_die(folder: Path, die_at: int) -> None:
     countdown = [die_at]
 
