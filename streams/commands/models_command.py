@@ -20,6 +20,7 @@ from rich.table import Table
 from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker import broker_errors, make_producer
+from streams.commands.release_lookup import find_release
 from streams.settings import Settings
 from streams.stores.models import CurrentPointer, ModelStore, open_models, whoever
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.action == "list":
         _show_list(store, as_json=options.json)
     elif options.action == "show":
-        print(json.dumps(describe_release(store, _found(store, options.release)), indent=2))
+        print(json.dumps(describe_release(store, find_release(store, options.release)), indent=2))
     else:
         _change(options, settings, store)
     return 0
@@ -112,20 +113,6 @@ def describe_release(store: ModelStore, manifest: ModelManifest) -> dict[str, An
     }
 
 
-def _found(store: ModelStore, named: str | None) -> ModelManifest:
-    """The release of that name, or the one whose name begins so; the current one if none is named."""
-    if named is None:
-        current = store.current()
-        if current is None:
-            raise PipelineError("nothing has been released yet")
-        return store.manifest(current.release_id)
-    found = [manifest for manifest in store.list() if manifest.release_id.startswith(named)]
-    if len(found) != 1:
-        what = "no release" if not found else "more than one release"
-        raise PipelineError(f"{what} that is kept is called {named!r}: see 'mimstream models list'")
-    return found[0]
-
-
 def _change(options: argparse.Namespace, settings: Settings, store: ModelStore) -> None:
     seen = store.current()
     if options.action in ("pin", "unpin"):
@@ -149,11 +136,11 @@ def _change(options: argparse.Namespace, settings: Settings, store: ModelStore) 
 def _wanted(options: argparse.Namespace, store: ModelStore, seen: CurrentPointer | None) -> ModelManifest:
     named = options.release
     if named is None:
-        current = _found(store, None)
+        current = find_release(store, None)
         if current.parent is None:
             raise PipelineError(f"{current.release_id} has no parent to go back to")
         named = current.parent
-    wanted = _found(store, named)
+    wanted = find_release(store, named)
     if seen is not None:
         serving = store.manifest(seen.release_id)
         if serving.encoder_version != wanted.encoder_version:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
+from streams.commands.release_lookup import find_release
 from streams.commands.train_command import make_journal_store
 from streams.consumers.forgotten import ForgottenUsers
 from streams.consumers.forgotten_users import read_forgotten_users
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     actions = parser.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="rebuild the rows that a release learned, and verify them")
-    show.add_argument("release", metavar="RELEASE", help="id of a release (`mimstream models list`)")
+    show.add_argument("release", metavar="RELEASE", help="release, or the head of its name (r000007)")
     show.add_argument("--json", action="store_true", help="print verdict and rows as one JSON document")
     show.add_argument("--out", type=Path, metavar="FILE", help="write the rows here, as Parquet, and print the verdict")
     show.add_argument("--fetch-max-records", type=int, help="records to fetch at a time")
@@ -47,9 +48,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     from trainer.join_rules import JoinRules
     from trainer.rebuild import Rebuild, damaged_vectors
 
-    manifest = open_models(settings.models).manifest(options.release)
+    manifest = find_release(open_models(settings.models), options.release)
     if manifest.segment is None or manifest.rows_tree_sha256 is None:
-        raise Misconfigured(f"release {options.release} was made before there was a journal: its rows are not known")
+        raise Misconfigured(
+            f"release {manifest.release_id} was made before there was a journal: its rows are not known"
+        )
     journal = make_journal_store(settings)
     kept = journal.load(manifest.segment)
     rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
@@ -65,7 +68,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     verdict = rebuild.verdict(manifest.rows_tree_sha256)
     problems = [*verdict.problems, *problems]
     told = {
-        "release": options.release,
+        "release": manifest.release_id,
         "segment": kept.meta.segment_id,
         "rows": verdict.rows,
         "first_row": kept.segment.first_row,

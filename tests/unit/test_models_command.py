@@ -93,3 +93,20 @@ def test_what_is_not_there_or_fits_other_vectors_is_refused(store: FolderModelSt
     assert status == 1 and "e2" in said
     current = store.current()
     assert current is not None and current.release_id == make_manifest(2).release_id
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("r000002", f"release {make_manifest(2).release_id} was made before there was a journal"),
+        ("r000009", "no release that is kept is called 'r000009': see 'mimstream models list'"),
+        (make_manifest(9).release_id, "see 'mimstream models list'"),
+        ("r00000", "more than one release that is kept is called 'r00000': see 'mimstream models list'"),
+        ("../x", "see 'mimstream models list'"),
+    ],
+)
+def test_the_training_set_of_a_release_is_asked_for_by_the_same_names(
+    store: FolderModelStore, call: Call, capsys: Any, named: str, told: str
+) -> None:
+    assert main(["trainset", "show", named]) != 0
+    assert told in " ".join(capsys.readouterr().err.split())
