@@ -46,7 +46,20 @@ class TopicContent:
         return len(self.behaviours)
 
     def contents(self) -> list[ItemContent]:
-        """The items, by id, with the pictures that travelled in the topic; a picture by URL is not fetched."""
+        """The items, by id, with the pictures that travelled in the topic.
+
+        A picture by URL is not fetched: what a host answers today would decide what an encoder learns. The log says
+        how many were left out.
+        """
+        left_out = sum(item.image is None and item.image_url is not None for item in self.items.values())
+        if left_out:
+            log.warning(
+                "pictures.left_out",
+                items=left_out,
+                of=len(self.items),
+                reason="these items name their picture by image_url, which is not fetched here: only their words teach",
+                advice="to learn from their pictures, make a data-set folder with images.parquet and give it as --data",
+            )
         return [ItemContent.of(item, item.image) for _, item in sorted(self.items.items())]
 
 
