@@ -117,14 +117,15 @@ async def index_items(
     try:
         await room.acquire()
         async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
-            records = [as_record(event, "items") for event in events]
-            ahead = read_batch(center, records)
-            unwritten = frozenset().union(*(batch.item_ids for batch in line))
-            looking = asyncio.create_task(look_ahead(center, ahead, unwritten))
-            item_ids = frozenset(change.item_id for change in ahead.changes)
-            async with arrived:
-                line.append(_Batch(events, records, flow.epoch, ahead, looking, item_ids))
-                arrived.notify()
+            async with flow.hand():
+                records = [as_record(event, "items") for event in events]
+                ahead = read_batch(center, records)
+                unwritten = frozenset().union(*(batch.item_ids for batch in line))
+                looking = asyncio.create_task(look_ahead(center, ahead, unwritten))
+                item_ids = frozenset(change.item_id for change in ahead.changes)
+                async with arrived:
+                    line.append(_Batch(events, records, flow.epoch, ahead, looking, item_ids))
+                    arrived.notify()
             await room.acquire()
     finally:
         under_way = [writing, looking_again, *(batch.looking for batch in line)]
@@ -156,6 +157,8 @@ async def retry_images(
                     return
                 on_report(await retry_image(center, record, flow.guard()))
                 await done()
+        except Exception as error:  # before it was in hand
+            flow.fail(error)
         finally:
             room.release()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import Fenced
+from streams.agents import item_streams
 from streams.agents.flow import OrderedAcks
 from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
 
@@ -98,6 +99,21 @@ async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(tmp
         await run.put("b", item("b", title="x"))
         await asyncio.sleep(0.5)
         assert run.acked == []
+
+
+@pytest.mark.parametrize(("which", "step"), [("items", "read_batch"), ("items-retry", "due_in_seconds")])
+async def test_an_unforeseen_error_before_the_first_write_stops_the_worker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, step: str
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(item_streams, step, broken)
+    async with running(which, ItemPath(), tmp_path) as run:
+        await run.put("a", item("a", title="x"), wait=False)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+    assert run.acked == []
 
 
 async def test_losing_the_slot_stops_the_worker_before_it_writes(tmp_path: Path) -> None:
