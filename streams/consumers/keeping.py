@@ -93,9 +93,10 @@ class Keeping:
             return False
         return True
 
-    async def forget_segments_but(self, kept: Collection[str]) -> None:
-        """Forget the journals of releases that are gone. Raises `StoreUnavailable`."""
-        await asyncio.to_thread(self._snapshots.forget_segments_but, kept)
+    async def forget_segments_but(self, kept: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Forget the journals of releases that are gone; `kept` asks for the others. Raises `StoreUnavailable`."""
+        present = await asyncio.to_thread(self._snapshots.segments_present)
+        await asyncio.to_thread(self._snapshots.forget_segments_but, await kept(), present)
 
     def cancel(self) -> None:
         """Wait for nothing any more."""

@@ -152,7 +152,7 @@ class ReleaseCadence:
         keeping = self._resuming.keeping
         if keeping is not None:
             try:
-                await keeping.forget_segments_but(await releaser.segments())
+                await keeping.forget_segments_but(releaser.segments)
             except Unavailable as error:
                 log.warning("train.release_delayed", error=str(error))
         return True

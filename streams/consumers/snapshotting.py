@@ -10,7 +10,7 @@ import structlog
 from schemas.errors import Misconfigured
 from schemas.manifests import Fence, Offsets
 from streams.consumers.train_input import InputTopics
-from streams.stores.journal import JournalStore, SegmentMeta
+from streams.stores.journal import JournalStore, Present, SegmentMeta
 from streams.stores.snapshots import Snapshot, SnapshotMeta, SnapshotStore, code_hash, moment
 
 if TYPE_CHECKING:
@@ -137,12 +137,17 @@ class Snapshots:
             ends=dict(ends),
             overtaken=list(overtaken),
             rules=dict(rules),
+            fence=self._fence,
         )
         self._journal.write(segment, meta)
 
-    def forget_segments_but(self, kept: Collection[str]) -> None:
-        """Forget the journals of releases that are gone. Blocking."""
-        self._journal.retain(kept)
+    def segments_present(self) -> Present:
+        """The journals that there are. Blocking."""
+        return self._journal.present()
+
+    def forget_segments_but(self, kept: Collection[str], among: Present) -> None:
+        """Forget the journals `among` these whose releases are gone. Blocking."""
+        self._journal.retain(kept, among, self._fence)
 
     def _refuse_foreign(self, meta: SnapshotMeta) -> None:
         assert self._log is not None
