@@ -19,7 +19,7 @@ from streams.stores.behaviours import LogIdentity, RedisBehaviourStore
 from streams.stores.item_index import MilvusItemIndex
 from streams.stores.milvus_config import MilvusConfig
 from streams.stores.redis_client import RedisConfig, make_redis
-from streams.topics import TopicsConfig
+from streams.topics import TopicsConfig, create_topics
 
 CHECKS = ["broker", "topics", "redis", "behaviour view", "encoder", "milvus", "model"]
 
@@ -91,6 +91,12 @@ async def test_missing_and_differing_topics_are_found(settings: Settings) -> Non
     admin.close()
     line = (await check(settings))["topics"]
     assert "cleanup.policy=delete" in line.detail and "takes records of 1000 bytes" in line.detail
+
+
+def test_more_replicas_than_brokers_are_refused_with_the_setting(settings: Settings) -> None:
+    topics = settings.topics.model_copy(update={"prefix": settings.topics.prefix + "x.", "replication_factor": 3})
+    with pytest.raises(Misconfigured, match="MIM_TOPICS__REPLICATION_FACTOR"):
+        create_topics(settings.kafka, topics)
 
 
 async def test_vectors_of_another_width_are_found(settings: Settings) -> None:
