@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from aiokafka import TopicPartition
 
+from schemas.base import produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from streams.agents.item_changes import read_item_id
 from streams.broker import BrokerConfig
@@ -38,16 +39,26 @@ REST = 4.0
 """After looking at some users a sweep rests so many times as long: it takes a fifth of the server at most."""
 
 
-def last_words(records: Sequence[Any]) -> dict[str, float | None]:
-    """Per item of some records of a partition: when it was deleted (seconds since 1970), None if it is published."""
+def last_words(records: Sequence[Any], *, now: float) -> dict[str, float | None]:
+    """Per item of some records of a partition: when it was deleted (seconds since 1970), None if it is published.
+
+    A deletion whose own timestamp is no time counts as one of `now`.
+    """
     words: dict[str, float | None] = {}
     for record in records:
         try:
             item_id = read_item_id(record.key)
         except BadMessage:
             continue  # the item path buries it
-        words[item_id] = record.timestamp / 1000 if record.value is None else None
+        words[item_id] = _deleted_at(record, now) if record.value is None else None
     return words
+
+
+def _deleted_at(record: Any, now: float) -> float:
+    try:
+        return produced_at(record.timestamp).timestamp()
+    except BadMessage:
+        return now
 
 
 def sweep_due(state: Sweeps, now: float, *, gather_seconds: float, late_seconds: float) -> bool:
@@ -180,7 +191,7 @@ class DeletedTakes:
 
     async def _mark(self, records: Sequence[Any], source: str, next_offset: int) -> None:
         horizon = self._horizon().timestamp()
-        words = {item: at for item, at in last_words(records).items() if at is None or at >= horizon}
+        words = {item: at for item, at in last_words(records, now=self._clock()).items() if at is None or at >= horizon}
         if marked := await self._items.mark(words, source=source, next_offset=next_offset):
             log.info("items.marked_deleted", count=marked)
 
