@@ -84,6 +84,8 @@ class Resuming:
         trainer, keeping = self._turns.trainer, self.keeping
         if trainer is None or keeping is None:
             return True
+        # who is forgotten is so on disk before a snapshot says it: nobody is told of it once more after that
+        await in_thread(lambda: self._turns.forget(trainer))
         try:
             if self._scores is not None:
                 await asyncio.to_thread(self._scores.flush)
@@ -104,7 +106,6 @@ class Resuming:
         from trainer.state import State  # torch's neighbours
 
         self._turns.hold_vectors()  # what was fetched lies before the offsets that are kept
-        self._turns.forget(trainer)  # and who is known to be forgotten is so
         state = State()
         state.put("trainer", trainer.snapshot())
         if trainer.trial is not None:
