@@ -132,7 +132,10 @@ def read_bundle(folder: Path) -> tuple[BundleManifest, FixedFusion]:
         except OSError as error:
             raise Misconfigured(f"encoder bundle {folder}: cannot read {name}: {error.strerror}") from None
         if found != sums[name]:
-            raise Misconfigured(f"encoder bundle {folder}: {name} is damaged (its SHA-256 is not the one in {_SUMS})")
+            raise Misconfigured(
+                f"encoder bundle {folder}: {name} is damaged (its SHA-256 is not the one in {_SUMS}); "
+                "restore it from a copy, or make it again"
+            )
     try:
         manifest = BundleManifest.model_validate_json((folder / _MANIFEST).read_bytes())
     except ValidationError as error:

@@ -243,7 +243,10 @@ def read_tower_weights(folder: Path, manifest: TrainedManifest) -> dict[str, dic
         return found
     try:
         if file_sha256(folder / _TOWERS) != manifest.towers_sha256:
-            raise Misconfigured(f"encoder bundle {folder}: {_TOWERS} is damaged (its SHA-256 is not the manifest's)")
+            raise Misconfigured(
+                f"encoder bundle {folder}: {_TOWERS} is damaged (its SHA-256 is not the manifest's); "
+                "restore it from a copy, or train it again"
+            )
         for name, value in load_file(folder / _TOWERS).items():
             tower, _, rest = name.partition(".")
             found.setdefault(tower, {})[rest] = value
@@ -266,7 +269,10 @@ def read_trained(folder: Path) -> tuple[TrainedManifest, TrainingManifest, ItemF
         except OSError as error:
             raise Misconfigured(f"encoder bundle {folder}: cannot read {name}: {error.strerror}") from None
         if found != sums.get(name):
-            raise Misconfigured(f"encoder bundle {folder}: {name} is damaged (its SHA-256 is not the one in {_SUMS})")
+            raise Misconfigured(
+                f"encoder bundle {folder}: {name} is damaged (its SHA-256 is not the one in {_SUMS}); "
+                "restore it from a copy, or train it again"
+            )
     manifest = _parse(TrainedManifest, folder, TRAINED)
     training = _parse(TrainingManifest, folder, _TRAINING)
     if manifest.preprocessing != PREPROCESSING:

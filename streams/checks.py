@@ -17,6 +17,7 @@ from streams.log_identity import read_log_identity
 from streams.settings import Settings
 from streams.stores.behaviours import RedisBehaviourStore, foreign_log
 from streams.stores.center import CenterIdentity, read_center
+from streams.stores.model_config import NEW_STORE
 from streams.stores.models import open_models
 from streams.stores.redis_client import make_redis, redis_errors
 from streams.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
@@ -70,7 +71,7 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
         )
     )
     expected = centers[0].encoder_version if centers and centers[0] else (encoders[0].version if encoders else None)
-    lines.append(await _line("model", lambda: _model(settings, expected), "set MIM_MODELS__FOLDER"))
+    lines.append(await _line("model", lambda: _model(settings, expected), "set MIM_MODELS__FOLDER or MIM_MODELS__URL"))
     return lines
 
 
@@ -235,6 +236,7 @@ async def _model(settings: Settings, encoder_version: str | None) -> str:
         raise _Wrong(
             f"release {manifest.release_id} goes with encoder {manifest.encoder_version}, the center with "
             f"{encoder_version}",
-            "set MIM_MODELS__FOLDER to the releases of this encoder, or to an empty folder to train anew",
+            "set MIM_MODELS__FOLDER (or MIM_MODELS__URL) to the releases of this encoder, or train anew with "
+            f"{NEW_STORE}",
         )
     return f"{manifest.release_id}, {manifest.rows_trained} rows trained"

@@ -37,7 +37,8 @@ class Scorer:
             history_length = int(str(manifest.config["history_length"]))
         except (KeyError, ValueError, RuntimeError) as error:
             raise Misconfigured(
-                f"release {manifest.release_id} was made by another version of mimstream and cannot be served: {error}"
+                f"release {manifest.release_id} was made by another version of mimstream and cannot be served; train "
+                f"again, or serve with the version that made it: {error}"
             ) from error
         return cls(model, manifest, history_length=history_length)
 

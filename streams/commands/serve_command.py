@@ -69,7 +69,8 @@ class LazyEncoder:
         if self.expected_version not in (None, encoder.version):
             raise Misconfigured(
                 f"the center holds vectors of encoder {self.expected_version!r}, MIM_ENCODER__BUNDLE is "
-                f"{encoder.version!r}: a query encoded by one cannot be compared with items encoded by the other"
+                f"{encoder.version!r}: a query encoded by one cannot be compared with items encoded by the other; set "
+                "MIM_ENCODER__BUNDLE to the bundle of the former"
             )
         return encoder
 

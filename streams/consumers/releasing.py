@@ -25,6 +25,7 @@ import structlog
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.manifests import GateVerdict, ModelManifest, Offsets, ReleaseNotice
 from streams.consumers.leadership import Leadership
+from streams.consumers.train_config import ANEW
 from streams.consumers.train_input import InputTopics
 from streams.stores.models import ModelStore, Outcome, Weights, pack_weights, weights_checksum
 from streams.stores.shelf import NotThere
@@ -216,7 +217,7 @@ class Releaser:
         if self._read_log() != self._log:
             raise Misconfigured(
                 "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
-                "`mimstream train` again, with an empty MIM_MODELS__FOLDER"
+                f"`mimstream train` again, with {ANEW}"
             )
         assert self._log is not None, "take_over comes first"
         checksum = weights_checksum(pack_weights(candidate.weights))
@@ -278,8 +279,8 @@ class Releaser:
         except NotThere:
             raise StoreUnavailable(
                 "model store",
-                f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER): restore it, or "
-                "remove the pointer to start anew",
+                f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER or MIM_MODELS__URL): "
+                "restore it, or remove the pointer to start anew",
             ) from None
 
     def _refuse_foreign(self, current: ModelManifest) -> None:
@@ -287,15 +288,14 @@ class Releaser:
         if (current.cluster_id, current.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
             raise Misconfigured(
                 f"the current release {current.release_id} was trained from other topics, in cluster "
-                f"{current.cluster_id}: its offsets mean nothing in cluster {self._log.cluster_id}. Set "
-                "MIM_MODELS__FOLDER to an empty folder, or MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to "
-                "where it came from"
+                f"{current.cluster_id}: its offsets mean nothing in cluster {self._log.cluster_id}. Train "
+                f"anew with {ANEW}, or set MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to where it came from"
             )
         if (current.encoder_version, current.dim) != (self._encoder_version, self._dim):
             raise Misconfigured(
                 f"the current release {current.release_id} goes with vectors of encoder {current.encoder_version} "
                 f"({current.dim}-d), this trainer reads {self._encoder_version} ({self._dim}-d). Set "
-                "MIM_TRAIN__ENCODER_VERSION to the former, or MIM_MODELS__FOLDER to an empty folder"
+                f"MIM_TRAIN__ENCODER_VERSION to the former, or train anew with {ANEW}"
             )
 
 

@@ -9,6 +9,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.manifests import Fence, Offsets
+from streams.consumers.train_config import ANEW
 from streams.consumers.train_input import InputTopics
 from streams.stores.journal import JournalStore, Present, SegmentMeta
 from streams.stores.snapshots import Snapshot, SnapshotMeta, SnapshotStore, code_hash, moment
@@ -95,7 +96,7 @@ class Snapshots:
         if self._read_log() != self._log:
             raise Misconfigured(
                 "a topic was deleted and created again, or got more partitions, while training: what was learned no "
-                "longer belongs to it. Start `mimstream train` again, with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+                f"longer belongs to it. Start `mimstream train` again, with {ANEW}"
             )
         assert self._log is not None
         meta = SnapshotMeta(
@@ -157,7 +158,7 @@ class Snapshots:
             raise Misconfigured(
                 f"{which} was taken from other topics, in cluster {meta.cluster_id}: its offsets mean nothing in "
                 f"cluster {self._log.cluster_id}. Set MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to where it "
-                f"came from, {anew}"
+                f"came from, or train anew with {ANEW}"
             )
         partitions = {name: sorted(parts) for name, parts in meta.offsets.items()}
         if partitions != {name: self._log.partitions[name] for name in partitions}:
@@ -168,7 +169,7 @@ class Snapshots:
         if self._encoder_version not in (None, meta.encoder_version):
             raise Misconfigured(
                 f"{which} goes with vectors of encoder {meta.encoder_version}, this trainer is to read "
-                f"{self._encoder_version}: set MIM_TRAIN__ENCODER_VERSION to the former, {anew}"
+                f"{self._encoder_version}: set MIM_TRAIN__ENCODER_VERSION to the former, or train anew with {ANEW}"
             )
         if meta.config != self._config:
             names = sorted(meta.config.keys() | self._config.keys())

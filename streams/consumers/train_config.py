@@ -7,6 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import EncoderVersion
+from streams.stores.model_config import NEW_STORE
+
+ANEW = f"{NEW_STORE} and an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+"""How messages ask for all that a trainer has to do without, where what it learned belongs to something else."""
 
 
 class TrainConsumerConfig(BaseModel):

@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+NEW_STORE = "an empty MIM_MODELS__FOLDER (or another MIM_MODELS__URL, where that is set)"
+"""How messages ask for a place without releases."""
+
 _BUCKET = re.compile(r"s3://([A-Za-z0-9._-]+|arn:aws[^/@]*:s3[^@]*)(/|$)")
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from schemas.base import Message, UtcTime
 from schemas.errors import Fenced, PipelineError
 from schemas.manifests import RELEASE_ID, Fence, ModelManifest
+from streams.stores.model_config import NEW_STORE
 
 
 class Action(StrEnum):
@@ -164,8 +165,8 @@ def refuse_smaller_fence(before: CurrentPointer | None, fence: Fence | None) -> 
         ours = "none" if fence is None else f"producer {fence.producer_id}, epoch {fence.epoch}"
         raise Fenced(
             f"release {before.release_id} was promoted by a later trainer (producer {before.fence.producer_id}, epoch "
-            f"{before.fence.epoch}; ours: {ours}); if its Kafka cluster is gone for good, use an empty "
-            "MIM_MODELS__FOLDER"
+            f"{before.fence.epoch}; ours: {ours}); if its Kafka cluster is gone for good, use "
+            f"{NEW_STORE}"
         )
 
 

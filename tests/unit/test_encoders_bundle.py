@@ -72,6 +72,11 @@ class TestDamage:
         with pytest.raises(Misconfigured, match="bundle"):
             read_bundle(bundle)
 
+    def test_what_is_damaged_is_told_with_what_to_do(self, bundle: Path) -> None:
+        (bundle / FILES[0]).write_bytes(b"{}")
+        with pytest.raises(Misconfigured, match=rf"{FILES[0]} is damaged.*restore it from a copy, or make it again"):
+            read_bundle(bundle)
+
     @pytest.mark.parametrize("name", FILES)
     def test_a_truncated_file_is_found_and_named(self, bundle: Path, name: str) -> None:
         (bundle / name).write_bytes((bundle / name).read_bytes()[:50])
