@@ -78,10 +78,10 @@ class Intake:
 
     # ---- events --------------------------------------------------------------------------------------------------
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour) -> Verdict:
-        """Take in one event of the click log."""
+    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+        """Take in one event of the click log; `written_at`: see `EventWindow.observe`."""
         self._received += 1
-        verdict = self._window.observe(partition, offset, behaviour)
+        verdict = self._window.observe(partition, offset, behaviour, written_at=written_at)
         self._offsets.read(partition, offset, settled=verdict is not Verdict.ACCEPTED)
         self._late += verdict is Verdict.LATE
         self._duplicate += verdict is Verdict.DUPLICATE

@@ -24,20 +24,23 @@ class JoinRules:
     max_users: int
     correction_seconds: float = 0.0
     correction_rows: int = 0
+    clocks_trusted: float = 0.0
+    """1 for logs that were read when an event could still lie ahead of the time it was written to the log."""
     overtaken: Collection[tuple[int, int]] = ()
     """Partition and offset of events that were late only because the other partitions had gone on."""
 
     @classmethod
     def of(cls, config: TrainerConfig, partitions: Collection[int]) -> JoinRules:
         """The rules that a trainer of this configuration follows."""
-        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS})
+        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS if name != "clocks_trusted"})
 
     @classmethod
     def kept(
         cls, settings: Mapping[str, float], partitions: Collection[int], overtaken: Collection[tuple[int, int]]
     ) -> JoinRules:
         """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing."""
-        values: dict[str, Any] = {name: settings[name] for name in _SETTINGS}
+        values: dict[str, Any] = {name: settings[name] for name in _SETTINGS if name != "clocks_trusted"}
+        values["clocks_trusted"] = settings.get("clocks_trusted", 1.0)  # kept before there was another way
         values |= {name: int(values[name]) for name in ("history_length", "max_users", "correction_rows")}
         return cls(partitions, **values, overtaken=overtaken)
 
@@ -53,6 +56,7 @@ class JoinRules:
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
             overtaken=self.overtaken,
+            clocks_trusted=bool(self.clocks_trusted),
         )
 
     def join(self, numbers: ItemNumbers) -> ImpressionJoin:

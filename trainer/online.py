@@ -133,9 +133,9 @@ class OnlineTrainer:
 
     # ---- behaviours ----------------------------------------------------------------------------------------------
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour) -> Verdict:
-        """Take in one event of the click log."""
-        return self._intake.observe(partition, offset, behaviour)
+    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+        """Take in one event of the click log; `written_at`: see `EventWindow.observe`."""
+        return self._intake.observe(partition, offset, behaviour, written_at=written_at)
 
     def observe_broken(self, partition: int, offset: int) -> None:
         """Count an event that could not be read; somebody else writes its dead letter."""

@@ -76,9 +76,9 @@ class Rebuild:
         self._found: dict[Place, Impression] = {}
         self._erased: dict[Place, str] = {}
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour) -> None:
-        """Take in an event of the click log."""
-        self._window.observe(partition, offset, behaviour)
+    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> None:
+        """Take in an event of the click log; `written_at`: see `EventWindow.observe`."""
+        self._window.observe(partition, offset, behaviour, written_at=written_at)
 
     def erased(self, partition: int, offset: int, user_id: str) -> None:
         """This event's user was forgotten: count its row, and look at nothing else of it."""

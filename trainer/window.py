@@ -9,6 +9,9 @@ released      = whole seconds before the watermark, each second at once
 
 Which events are late or repeated is decided per partition, from that partition's own past alone. Kafka fixes the order
 inside a partition, so the verdicts do not depend on how fetches of several partitions happen to interleave.
+
+A device whose clock is fast takes nobody with it: its event comes when it says, but for all others it is no later than
+the log says it was written.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class EventWindow:
 
     `lateness_seconds` is how far behind its partition's newest event an event may lie and still be taken;
     `horizon_seconds` is how long an `event_id` is remembered (an older repetition is late and refused as such).
-    Memory grows with the events inside these two spans only.
+    Memory grows with the events inside these two spans only. With `clocks_trusted` an event that lies ahead of the time
+    it was written to the log makes those late that follow it: so were logs read once, and so are they read again.
 
     One verdict alone depends on when: an event that comes after the others went on without its partition, because it
     was idle, is late. These are listed in `overtaken`; given back as `overtaken`, they are late again wherever the
@@ -77,7 +81,9 @@ class EventWindow:
         lateness_seconds: float,
         horizon_seconds: float,
         overtaken: Collection[tuple[int, int]] = (),
+        clocks_trusted: bool = False,
     ) -> None:
+        self._clocks_trusted = clocks_trusted
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
@@ -88,8 +94,12 @@ class EventWindow:
         self.overtaken = dict.fromkeys(overtaken)
         """(partition, offset) of events that are late only because the others had gone on, in the order of reading."""
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour) -> Verdict:
-        """Take one event in; says whether it will be released later."""
+    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+        """Take one event in; says whether it will be released later.
+
+        `written_at` is when it was written to the log, as the log itself says, in seconds since 1970; None trusts the
+        event's own time.
+        """
         state = self._partitions[partition]
         state.idle = False
         second = math.floor(behaviour.occurred_at.timestamp())
@@ -102,7 +112,8 @@ class EventWindow:
         if self._released_before is not None and second < self._released_before:
             self.overtaken[partition, offset] = None
             return Verdict.LATE
-        self._remember(state, second, behaviour.event_id)
+        limit = math.inf if written_at is None or self._clocks_trusted else written_at
+        self._remember(state, second, behaviour.event_id, at_most=math.floor(min(second, limit)))
         if second not in self._by_second:
             self._by_second[second] = []
             heapq.heappush(self._seconds, second)
@@ -202,10 +213,10 @@ class EventWindow:
             self.held += 1
         self._seconds = sorted(self._by_second)
 
-    def _remember(self, state: _Partition, second: int, event_id: str) -> None:
+    def _remember(self, state: _Partition, second: int, event_id: str, *, at_most: int) -> None:
         state.seen[event_id] = second
         state.seen_order.append((second, event_id))
-        state.newest = second if state.newest is None else max(state.newest, second)
+        state.newest = at_most if state.newest is None else max(state.newest, at_most)
         forgotten_before = state.newest - self._horizon
         while state.seen_order and state.seen_order[0][0] < forgotten_before:
             _, old = state.seen_order.popleft()

@@ -151,7 +151,7 @@ def _feed(rebuild: Rebuild, gone: ForgottenUsers, entries: Sequence[Any]) -> Non
         if gone.erases(behaviour.user_id, entry.partition, entry.offset):
             rebuild.erased(entry.partition, entry.offset, behaviour.user_id)
         else:
-            rebuild.observe(entry.partition, entry.offset, behaviour)
+            rebuild.observe(entry.partition, entry.offset, behaviour, written_at=entry.written_at)
     rebuild.advance()
 
 

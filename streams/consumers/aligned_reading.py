@@ -32,14 +32,17 @@ class Entry:
     """When it was produced, as far as known, in seconds since 1970; never later than when it was fetched."""
     behaviour: Behaviour | None
     """None for a record that cannot be read."""
+    written_at: float | None = None
+    """When it was produced, as the log says; None trusts the event's own time."""
 
 
 class AlignedReading:
     """Buffers what was fetched of each partition and hands it out aligned.
 
-    A partition's clock is the newest event time it has handed out; a single event from the far past does not set it
-    back. `room_per_partition` is how many entries of one partition are buffered before it should not be fetched;
-    `silence_seconds` is how long after an event's production the partitions without events must have been silent.
+    A partition's clock is the newest event time it has handed out, none later than it was written to the log; a single
+    event from the far past does not set it back. `room_per_partition` is how many entries of one partition are buffered
+    before it should not be fetched; `silence_seconds` is how long after an event's production the partitions without
+    events must have been silent.
     """
 
     def __init__(self, partitions: Collection[int], *, room_per_partition: int, silence_seconds: float = 0.0) -> None:
@@ -98,6 +101,9 @@ class AlignedReading:
         return min(silent_until, default=float("inf")) - self._silence
 
     def _clock_of_head(self, partition: int) -> float:
-        behaviour = self._buffers[partition][0].behaviour
+        entry = self._buffers[partition][0]
         clock = self._clocks[partition]
-        return clock if behaviour is None else max(clock, behaviour.occurred_at.timestamp())
+        if entry.behaviour is None:
+            return clock
+        at = entry.behaviour.occurred_at.timestamp()
+        return max(clock, at if entry.written_at is None else min(at, entry.written_at))

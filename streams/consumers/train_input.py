@@ -341,7 +341,8 @@ class TrainingInput:
 
     def _entry(self, record: Any) -> Entry:
         behaviour = behaviour_of(record, self._broker, self._field_map)
-        return Entry(record.partition, record.offset, min(record.timestamp / 1000, self._clock()), behaviour)
+        written_at = record.timestamp / 1000
+        return Entry(record.partition, record.offset, min(written_at, self._clock()), behaviour, written_at)
 
 
 def behaviour_of(record: Any, broker: BrokerConfig, field_map: dict[str, str]) -> Behaviour | None:

@@ -98,7 +98,7 @@ class Turns:
             elif self._gone is not None and self._gone.erases(entry.behaviour.user_id, entry.partition, entry.offset):
                 trainer.observe_erased(entry.partition, entry.offset)
             else:
-                trainer.observe(entry.partition, entry.offset, entry.behaviour)
+                trainer.observe(entry.partition, entry.offset, entry.behaviour, written_at=entry.written_at)
         trainer.idle(portion.idle)
         if portion.finish:
             trainer.finish()
