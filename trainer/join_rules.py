@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.config import TrainerConfig
@@ -24,25 +24,32 @@ class JoinRules:
     max_users: int
     correction_seconds: float = 0.0
     correction_rows: int = 0
-    clocks_trusted: float = 0.0
-    """1 for logs that were read when an event could still lie ahead of the time it was written to the log."""
     overtaken: Collection[tuple[int, int]] = ()
     """Partition and offset of events that were late only because the other partitions had gone on."""
+    clocks_trusted_below: Mapping[int, float] = field(default_factory=dict)
+    """Per partition, the first offset of which a fast clock makes no other event late; none for all."""
 
     @classmethod
     def of(cls, config: TrainerConfig, partitions: Collection[int]) -> JoinRules:
         """The rules that a trainer of this configuration follows."""
-        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS if name != "clocks_trusted"})
+        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS})
 
     @classmethod
     def kept(
-        cls, settings: Mapping[str, float], partitions: Collection[int], overtaken: Collection[tuple[int, int]]
+        cls,
+        settings: Mapping[str, float],
+        partitions: Collection[int],
+        overtaken: Collection[tuple[int, int]],
+        clocks_trusted_below: Mapping[int, float] | None,
     ) -> JoinRules:
-        """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing."""
-        values: dict[str, Any] = {name: settings[name] for name in _SETTINGS if name != "clocks_trusted"}
-        values["clocks_trusted"] = settings.get("clocks_trusted", 1.0)  # kept before there was another way
+        """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing.
+
+        `clocks_trusted_below` is None where it was not kept, and every clock was trusted.
+        """
+        values: dict[str, Any] = {name: settings[name] for name in _SETTINGS}
+        trusted = dict.fromkeys(partitions, float("inf")) if clocks_trusted_below is None else clocks_trusted_below
         values |= {name: int(values[name]) for name in ("history_length", "max_users", "correction_rows")}
-        return cls(partitions, **values, overtaken=overtaken)
+        return cls(partitions, **values, overtaken=overtaken, clocks_trusted_below=trusted)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -56,7 +63,7 @@ class JoinRules:
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
             overtaken=self.overtaken,
-            clocks_trusted=bool(self.clocks_trusted),
+            clocks_trusted_below=self.clocks_trusted_below,
         )
 
     def join(self, numbers: ItemNumbers) -> ImpressionJoin:
@@ -71,4 +78,5 @@ class JoinRules:
         )
 
 
-_SETTINGS = tuple(field.name for field in fields(JoinRules) if field.name not in ("partitions", "overtaken"))
+_OF_ONE_LOG = ("partitions", "overtaken", "clocks_trusted_below")
+_SETTINGS = tuple(rule.name for rule in fields(JoinRules) if rule.name not in _OF_ONE_LOG)

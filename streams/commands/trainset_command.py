@@ -55,7 +55,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         )
     journal = make_journal_store(settings)
     kept = journal.load(manifest.segment)
-    rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
+    meta = kept.meta
+    rules = JoinRules.kept(meta.rules, sorted(meta.begins), meta.overtaken, meta.clocks_trusted_below)
     rebuild = Rebuild(kept.segment, rules)
     log_now = describe_input(settings.kafka, settings.topics)
     problems = _other_log(kept.meta, log_now)
