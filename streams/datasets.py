@@ -7,7 +7,7 @@ in UTC or Arrow timestamps):
 | --- | --- | --- |
 | `items.parquet` | item_id, title, publish_ts | text, category, price, year or release_year |
 | `images.parquet` (optional; may miss items) | item_id, image (encoded bytes) | |
-| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty, channel (not used) |
+| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty |
 | `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type |
 
 A row with a `rating` is a take whatever its value, without one `label` = 1 says that the item was taken; takes are

@@ -244,11 +244,6 @@ class Intake:
         """Partition and offset of events that were late only because the other partitions had gone on."""
         return list(self._window.overtaken)
 
-    @property
-    def clocks_trusted_below(self) -> dict[int, int]:
-        """Per partition, the first offset of which a fast clock makes no other event late; empty for all."""
-        return {partition: int(offset) for partition, offset in self._window.clocks_trusted_below.items()}
-
     def forget_overtaken(self, below: Mapping[int, int]) -> None:
         """Let go of those that the log does not hold any more."""
         self._window.forget_overtaken(below)
@@ -276,9 +271,9 @@ class Intake:
         for name in _COUNTS:
             setattr(self, f"_{name}", state.values[name])
         self._given_up, self._dropped = set(state.values["given_up"]), set(state.values["dropped"])
+        self._window.restore(state.part("window"))
         self._join.restore(state.part("join"))
         self._offsets.restore(state.part("offsets"))
-        self._window.restore(state.part("window"), self._offsets.next_to_read())
         self._ready = deque(unpack_impressions(state.part("ready")))
         takes = zip(state.arrays["takes"].tolist(), state.texts("takes.user"), strict=True)
         self._takes = deque(_QueuedTake(Take(s, user, item), p, offset) for (s, item, p, offset), user in takes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from trainer.config import TrainerConfig
@@ -26,8 +26,6 @@ class JoinRules:
     correction_rows: int = 0
     overtaken: Collection[tuple[int, int]] = ()
     """Partition and offset of events that were late only because the other partitions had gone on."""
-    clocks_trusted_below: Mapping[int, float] = field(default_factory=dict)
-    """Per partition, the first offset of which a fast clock makes no other event late; none for all."""
 
     @classmethod
     def of(cls, config: TrainerConfig, partitions: Collection[int]) -> JoinRules:
@@ -36,20 +34,12 @@ class JoinRules:
 
     @classmethod
     def kept(
-        cls,
-        settings: Mapping[str, float],
-        partitions: Collection[int],
-        overtaken: Collection[tuple[int, int]],
-        clocks_trusted_below: Mapping[int, float] | None,
+        cls, settings: Mapping[str, float], partitions: Collection[int], overtaken: Collection[tuple[int, int]]
     ) -> JoinRules:
-        """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing.
-
-        `clocks_trusted_below` is None where it was not kept, and every clock was trusted.
-        """
+        """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing."""
         values: dict[str, Any] = {name: settings[name] for name in _SETTINGS}
-        trusted = dict.fromkeys(partitions, float("inf")) if clocks_trusted_below is None else clocks_trusted_below
         values |= {name: int(values[name]) for name in ("history_length", "max_users", "correction_rows")}
-        return cls(partitions, **values, overtaken=overtaken, clocks_trusted_below=trusted)
+        return cls(partitions, **values, overtaken=overtaken)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -63,7 +53,6 @@ class JoinRules:
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
             overtaken=self.overtaken,
-            clocks_trusted_below=self.clocks_trusted_below,
         )
 
     def join(self, numbers: ItemNumbers) -> ImpressionJoin:
@@ -78,5 +67,4 @@ class JoinRules:
         )
 
 
-_OF_ONE_LOG = ("partitions", "overtaken", "clocks_trusted_below")
-_SETTINGS = tuple(rule.name for rule in fields(JoinRules) if rule.name not in _OF_ONE_LOG)
+_SETTINGS = tuple(field.name for field in fields(JoinRules) if field.name not in ("partitions", "overtaken"))

@@ -242,11 +242,6 @@ class OnlineTrainer:
         """Partition and offset of events that were late only because the other partitions had gone on."""
         return self._intake.overtaken
 
-    @property
-    def clocks_trusted_below(self) -> dict[int, int]:
-        """Per partition, the first offset of which a fast clock makes no other event late; empty for all."""
-        return self._intake.clocks_trusted_below
-
     def forget_overtaken(self, below: Mapping[int, int]) -> None:
         """Let go of those that the log does not hold any more."""
         self._intake.forget_overtaken(below)

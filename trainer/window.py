@@ -66,8 +66,7 @@ class EventWindow:
 
     `lateness_seconds` is how far behind its partition's newest event an event may lie and still be taken;
     `horizon_seconds` is how long an `event_id` is remembered (an older repetition is late and refused as such).
-    Memory grows with the events inside these two spans only. An event below its partition's `clocks_trusted_below` that
-    lies ahead of the time it was written makes those late that follow it: so it was read once, and so it is read again.
+    Memory grows with the events inside these two spans only.
 
     One verdict alone depends on when: an event that comes after the others went on without its partition, because it
     was idle, is late. These are listed in `overtaken`; given back as `overtaken`, they are late again wherever the
@@ -81,10 +80,7 @@ class EventWindow:
         lateness_seconds: float,
         horizon_seconds: float,
         overtaken: Collection[tuple[int, int]] = (),
-        clocks_trusted_below: Mapping[int, float] | None = None,
     ) -> None:
-        self.clocks_trusted_below = dict(clocks_trusted_below or {})
-        """Per partition, the first offset that was not read in the way of before; empty if none was."""
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
@@ -113,9 +109,8 @@ class EventWindow:
         if self._released_before is not None and second < self._released_before:
             self.overtaken[partition, offset] = None
             return Verdict.LATE
-        trusted = offset < self.clocks_trusted_below.get(partition, 0)
-        limit = math.inf if written_at is None or trusted else written_at
-        self._remember(state, second, behaviour.event_id, at_most=math.floor(min(second, limit)))
+        at_most = second if written_at is None else min(second, math.floor(written_at))
+        self._remember(state, second, behaviour.event_id, at_most=at_most)
         if second not in self._by_second:
             self._by_second[second] = []
             heapq.heappush(self._seconds, second)
@@ -185,7 +180,6 @@ class EventWindow:
     def snapshot(self) -> State:
         """Everything but who is idle: that was true when it was said, and has to be said again."""
         state = State(values={"released_before": self._released_before, "newest": {}})
-        state.values["clocks_trusted_below"] = {str(p): offset for p, offset in self.clocks_trusted_below.items()}
         for number, partition in self._partitions.items():
             state.values["newest"][str(number)] = partition.newest
             state.arrays[f"seen{number}.seconds"] = whole_numbers(second for second, _ in partition.seen_order)
@@ -196,13 +190,8 @@ class EventWindow:
         state.arrays["overtaken"] = np.array(list(self.overtaken), np.int64).reshape(-1, 2)
         return state
 
-    def restore(self, state: State, next_to_read: Mapping[int, int]) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if the partitions are others.
-
-        `next_to_read` are the offsets it was taken at: one that does not say which clocks it trusted trusted all.
-        """
-        trusted = state.values.get("clocks_trusted_below", next_to_read)
-        self.clocks_trusted_below = {int(number): offset for number, offset in trusted.items()}
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if the partitions are others."""
         newest = state.values["newest"]
         if set(newest) != {str(number) for number in self._partitions}:
             raise ValueError(f"the window had partitions {sorted(newest)}, not {sorted(self._partitions)}")

@@ -55,8 +55,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         )
     journal = make_journal_store(settings)
     kept = journal.load(manifest.segment)
-    meta = kept.meta
-    rules = JoinRules.kept(meta.rules, sorted(meta.begins), meta.overtaken, meta.clocks_trusted_below)
+    rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
     rebuild = Rebuild(kept.segment, rules)
     log_now = describe_input(settings.kafka, settings.topics)
     problems = _other_log(kept.meta, log_now)

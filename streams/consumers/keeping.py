@@ -84,7 +84,6 @@ class Keeping:
                 begins=self.begins,
                 ends=ends,
                 overtaken=trainer.overtaken,
-                clocks_trusted_below=trainer.clocks_trusted_below,
                 rules=JoinRules.of(trainer.config, self.begins).settings,
                 encoder_version=trainer.encoder_version,
                 dim=trainer.catalogue.dim,

@@ -120,7 +120,6 @@ class Snapshots:
         begins: Mapping[int, int],
         ends: Mapping[int, int],
         overtaken: Sequence[tuple[int, int]],
-        clocks_trusted_below: Mapping[int, int],
         rules: Mapping[str, float],
         encoder_version: str,
         dim: int,
@@ -138,7 +137,6 @@ class Snapshots:
             begins=dict(begins),
             ends=dict(ends),
             overtaken=list(overtaken),
-            clocks_trusted_below=dict(clocks_trusted_below),
             rules=dict(rules),
             fence=self._fence,
         )

@@ -76,8 +76,6 @@ class SegmentMeta(Message):
     """Per partition, the next offset that was to be read when the segment ended."""
     overtaken: list[tuple[int, int]] = Field(default_factory=list)
     """Partition and offset of events that were late because the other partitions had gone on."""
-    clocks_trusted_below: dict[int, int] | None = None
-    """Per partition, the first offset of which a fast clock made no other event late; None: they did everywhere."""
     rules: dict[str, float]
     """Settings of the trainer that the join depends on."""
     packs: list[str] = Field(default_factory=list)

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 STATE_FILE = "state.safetensors"
 VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
-FORMAT = 1
+FORMAT = 2
 """Raised when what a snapshot holds changes in a way that older code cannot read, or newer code not any more."""
 _NAME = re.compile(r"^n[0-9]{6}-[0-9a-f]{12}$")
 _LEFTOVER_SECONDS = 600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,43 +88,12 @@ async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
     assert standing.accounts["trained"] == 600 and standing.accounts["late"] == 0
     assert loop.trainer is not None
     segment = loop.trainer.segment()
-    settings = JoinRules.of(CONFIG, [0]).settings
-
-    def rebuilt(rules: JoinRules) -> bool:
-        rebuild = Rebuild(segment, rules)
-        for offset, (event, at) in enumerate(log):
-            rebuild.observe(0, offset, event, written_at=at)
-            rebuild.advance()
-        rebuild.advance(everything=True)
-        return rebuild.verdict(segment.root).verified
-
-    assert rebuilt(JoinRules.kept(settings, [0], (), loop.trainer.clocks_trusted_below))
-    assert not rebuilt(JoinRules.kept(settings, [0], (), None))  # what was read in the old way is joined in the old way
-
-
-def test_rules_that_were_kept_before_still_say_what_was_late_then() -> None:
-    rules = JoinRules.kept(JoinRules.of(TrainerConfig(), [0]).settings, [0], (), None)
-    assert verdicts(rules, stamped(3600))["LATE"] > 3000
-
-
-def test_a_trainer_that_goes_on_from_a_snapshot_of_before_says_from_where_on_clocks_are_not_trusted() -> None:
-    log = stamped(1200) + stamped(4000, fast_at=3900)[1200:]
-    rules = JoinRules.of(TrainerConfig(), [0])
-    before = EventWindow([0], lateness_seconds=60, horizon_seconds=600, clocks_trusted_below={0: math.inf})
-    found = [before.observe(0, n, event, written_at=at) for n, (event, at) in enumerate(log[:1200])]
-    state = before.snapshot()
-    del state.values["clocks_trusted_below"]
-    after = EventWindow([0], lateness_seconds=60, horizon_seconds=600)
-    after.restore(state, {0: 1200})
-    found += [after.observe(0, 1200 + n, event, written_at=at) for n, (event, at) in enumerate(log[1200:])]
-    assert found.count(Verdict.LATE) > 1000 and found[-1] is Verdict.ACCEPTED
-
-    # kept beside a journal, or in the next snapshot, it is enough to come to the same again
-    again = JoinRules.kept(rules.settings, [0], (), after.clocks_trusted_below).window()
-    assert [again.observe(0, n, event, written_at=at) for n, (event, at) in enumerate(log)] == found
-    resumed = EventWindow([0], lateness_seconds=60, horizon_seconds=600)
-    resumed.restore(after.snapshot(), {0: 4000})
-    assert resumed.clocks_trusted_below == {0: 1200}
+    rebuild = Rebuild(segment, JoinRules.kept(JoinRules.of(CONFIG, [0]).settings, [0], ()))
+    for offset, (event, at) in enumerate(log):
+        rebuild.observe(0, offset, event, written_at=at)
+        rebuild.advance()
+    rebuild.advance(everything=True)
+    assert rebuild.verdict(segment.root).verified
 
 
 def test_a_partition_with_a_fast_clock_is_not_left_behind_by_the_others() -> None:

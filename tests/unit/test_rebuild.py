@@ -84,7 +84,7 @@ def pump(trainer: OnlineTrainer, segments: list[Segment]) -> None:
 def rules(trainer: OnlineTrainer) -> JoinRules:
     """As they are kept beside a journal and read again."""
     kept_settings = json.loads(json.dumps(JoinRules.of(trainer.config, [0, 1]).settings))
-    return JoinRules.kept(kept_settings, [0, 1], trainer.overtaken, trainer.clocks_trusted_below)
+    return JoinRules.kept(kept_settings, [0, 1], trainer.overtaken)
 
 
 def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: Ends | None = None) -> Rebuild:
