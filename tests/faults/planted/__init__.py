@@ -117,8 +117,8 @@ def event_id_ignored() -> None:
     remember = EventWindow._remember
     takes.hash_of = lambda event_id: os.urandom(8)
 
-    def forget(self: Any, state: Any, second: int, event_id: str) -> None:
-        remember(self, state, second, os.urandom(8).hex())
+    def forget(self: Any, state: Any, second: int, event_id: str, **more: Any) -> None:
+        remember(self, state, second, os.urandom(8).hex(), **more)
 
     EventWindow._remember = forget  # type: ignore[method-assign]
 
