@@ -168,7 +168,7 @@ async def test_an_announcement_ends_absence_at_once() -> None:
     assert "new" in await bench.ask("new")
 
 
-async def test_a_read_overtaken_by_a_delete_is_not_kept() -> None:
+async def test_a_read_overtaken_by_a_delete_is_not_kept_and_does_not_bring_the_item_back() -> None:
     bench = Bench()
     await bench.index.upsert([row("a", 1)])
     bench.index.gate.clear()
@@ -178,6 +178,7 @@ async def test_a_read_overtaken_by_a_delete_is_not_kept() -> None:
     bench.center.apply(embedding_key(VERSION, "a"), None)
     bench.index.gate.set()
     await asking
+    assert list(bench.center.gone) == ["a"]
     bench.center.confirm(bench.clock.now)
     assert await bench.ask("a") == {}
 

@@ -48,19 +48,6 @@ async def test_a_deleted_item_is_scored_again_once_milvus_is_seen_to_hold_it_and
     assert list(bench.center.gone) == ["still deleted"]
 
 
-async def test_a_read_that_a_delete_overtook_does_not_bring_the_item_back() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    bench.index.gate.clear()
-    asking = asyncio.create_task(bench.ask("a"))
-    await asyncio.sleep(0)
-    await bench.index.delete(["a"])
-    bench.center.apply(embedding_key(VERSION, "a"), None)
-    bench.index.gate.set()
-    await asking
-    assert list(bench.center.gone) == ["a"]
-
-
 @dataclass
 class Lagging:
     """A center that two items come to and leave, and a cache that follows it as late as it likes."""
