@@ -157,6 +157,7 @@ class Metrics:
         trained = self._gauge("mim_model_rows_trained", "Impressions that this release learned from")
         load_seconds = self._seconds("mim_model_load_seconds", "Loading and checking a release")
         lookups = self._counter("mim_vector_lookups_total", "Vectors asked for, by where they came from", "source")
+        cached, read = lookups.labels("cache"), lookups.labels("milvus")
         absent = self._counter("mim_vector_absent_total", "Vectors asked for that the center does not hold")
         held = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
@@ -172,8 +173,8 @@ class Metrics:
                 load_seconds.observe(report.seconds)
 
         def on_cache(report: CacheReport) -> None:
-            lookups.labels("cache").inc(report.hits)
-            lookups.labels("milvus").inc(report.misses)
+            cached.inc(report.hits)
+            read.inc(report.misses)
             absent.inc(report.absent)
             held.set(report.held)
             behind.set(report.behind_seconds)

@@ -139,23 +139,17 @@ async def score(request: web.Request) -> web.Response:
     service.metrics.record(looked.report)
     # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have to
     # win the interpreter back from this loop; that was seen to cost more than what it lets others do meanwhile
-    probabilities = model.scorer.score(history, asked.item_ids, looked.vectors, trigger_item=asked.trigger_item)
+    probabilities = model.scorer.score(looked.items, len(asked.item_ids))
     if gone:
         deleted = [number for number, item_id in enumerate(asked.item_ids) if item_id in gone]
         probabilities[deleted] = np.nan
-    return _answer(_scored(asked, model, probabilities, looked.vectors, len(history)))
+    return _answer(_scored(model, probabilities, looked.items, len(history)))
 
 
-def _scored(
-    asked: ScoreRequest,
-    model: ServedModel,
-    probabilities: NDArray[np.float64],
-    vectors: ItemRows,
-    history_length: int,
-) -> bytes:
+def _scored(model: ServedModel, probabilities: NDArray[np.float64], items: ItemRows, history_length: int) -> bytes:
     """A `ScoreResponse` as JSON: validating hundreds of our own numbers would cost a fifth of a request."""
-    places = list(map(vectors.place.__getitem__, asked.item_ids))
-    rows = zip(asked.item_ids, probabilities.tolist(), vectors.has_vector_U[places].tolist(), strict=True)
+    has_vector = items.has_vector_U[1 : len(probabilities) + 1].tolist()
+    rows = zip(items.item_ids, probabilities.tolist(), has_vector, strict=False)  # the history comes behind
     return orjson.dumps(  # a NaN becomes null
         {
             "scores": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from schemas.manifests import ModelManifest
 from streams.broker import BrokerConfig, broker_errors, make_consumer
 from streams.metrics import ModelReport
 from streams.stores.models import ModelStore
+from trainer.item_rows import ItemRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +39,8 @@ class Scorer(Protocol):
         """How many of a user's newest takes take part."""
         ...
 
-    def score(
-        self,
-        history: Sequence[str],
-        candidates: Sequence[str],
-        vectors: Mapping[str, NDArray[np.float32]],
-        *,
-        trigger_item: str | None = None,
-    ) -> NDArray[np.float64]:
-        """Probability per candidate, shape (len(candidates),); `history` is oldest first."""
+    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        """Probability of each of the first `candidates` items; those that follow are the history, oldest first."""
         ...
 
 
@@ -150,7 +144,7 @@ class ModelWatcher:
                     f"{self._encoder_version}",
                 )
             scorer = self._make_scorer(weights, manifest)
-            tried = scorer.score([], ["a candidate"], {})
+            tried = scorer.score(ItemRows.of(["a candidate"], {}, manifest.dim), 1)
         except StoreUnavailable:
             raise
         except PipelineError as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.catalogue import Catalogue
-from trainer.ciubm import CtrBatch
+from trainer.ciubm import DENSE_FEATURES, CtrBatch
 from trainer.impressions import Impression
 from trainer.negatives import ContrastivePlan
 
@@ -40,9 +40,11 @@ class Collated:
 
 def dense_features(history_lengths: NDArray[np.int64], target_has_vector: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The context features, shape (n, DENSE_FEATURES); one definition for training and serving."""
-    return np.stack(
-        [np.log1p(history_lengths), history_lengths > 0, target_has_vector], axis=1, dtype=np.float32, casting="unsafe"
-    )
+    features_BF = np.empty((len(history_lengths), DENSE_FEATURES), np.float32)
+    features_BF[:, 0] = np.log1p(history_lengths)
+    features_BF[:, 1] = history_lengths > 0
+    features_BF[:, 2] = target_has_vector
+    return features_BF
 
 
 def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -13,49 +13,46 @@ from trainer.catalogue import hash_columns
 
 
 @dataclass(frozen=True, eq=False)
-class ItemRows(Mapping[str, NDArray[np.float32]]):
-    """Vectors by item as rows of one matrix, with what else the network reads of an item. Row 0 is padding.
+class ItemRows:
+    """Vectors of items as rows of one matrix, with what else the network reads of an item.
 
-    A mapping of the items that have a vector. Every item asked for has a place, whether it has a vector or not.
+    Item n of `item_ids` has row n + 1, and one that is named twice has two rows: finding that out would cost a request
+    more than the row does. Row 0 is padding.
     """
 
-    place: Mapping[str, int]
-    """Row of each item, from 1 on, in this order."""
+    item_ids: Sequence[str]
     vectors_UV: NDArray[np.float32]
     """Zero rows where there is no vector."""
     has_vector_U: NDArray[np.bool_]
     hashes_U2: NDArray[np.int64]
 
     @classmethod
-    def of(cls, items: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], dim: int) -> ItemRows:
-        """Rows of these items (each once) from a mapping. `dim` is the width of the vectors."""
-        place = {item: number for number, item in enumerate(dict.fromkeys(items), start=1)}
-        rows = cls.empty(place, dim)
-        rows.hashes_U2[1:] = hash_columns(list(place))
-        rows.fill({item: vectors[item] for item in place if item in vectors})
+    def of(cls, item_ids: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], dim: int) -> ItemRows:
+        """Rows of these items from a mapping. `dim` is the width of the vectors."""
+        count = len(item_ids) + 1
+        hashes_U2 = np.zeros((count, 2), np.int64)
+        hashes_U2[1:] = hash_columns(item_ids)
+        rows = cls(item_ids, np.zeros((count, dim), np.float32), np.zeros(count, bool), hashes_U2)
+        rows.fill(vectors)
         return rows
 
-    @classmethod
-    def empty(cls, place: Mapping[str, int], dim: int) -> ItemRows:
-        """Rows to be filled in: no vectors, no hashes."""
-        count = len(place) + 1
-        return cls(place, np.zeros((count, dim), np.float32), np.zeros(count, bool), np.zeros((count, 2), np.int64))
-
     def fill(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Write the vectors of these items, all of which have a place; before the rows are handed out."""
-        for item, vector in vectors.items():
-            number = self.place[item]
-            self.vectors_UV[number], self.has_vector_U[number] = vector, True
+        """Write the vectors of whichever of the items are among these; before the rows are handed out."""
+        for number, item_id in enumerate(self.item_ids, start=1):
+            vector = vectors.get(item_id)
+            if vector is not None:
+                self.vectors_UV[number], self.has_vector_U[number] = vector, True
 
-    def __getitem__(self, item: str) -> NDArray[np.float32]:
-        number = self.place[item]
-        if not self.has_vector_U[number]:
-            raise KeyError(item)
-        row: NDArray[np.float32] = self.vectors_UV[number]
-        return row
-
-    def __iter__(self) -> Iterator[str]:
-        return compress(self.place, self.has_vector_U[1:].tolist())
-
-    def __len__(self) -> int:
+    @property
+    def found(self) -> int:
+        """How many rows have a vector."""
         return int(np.count_nonzero(self.has_vector_U))
+
+    def bare(self) -> list[str]:
+        """The items without a vector, each once."""
+        return list(dict.fromkeys(compress(self.item_ids, (~self.has_vector_U[1:]).tolist())))
+
+    def held(self) -> dict[str, NDArray[np.float32]]:
+        """The vectors that there are, by item."""
+        rows = zip(self.item_ids, self.has_vector_U[1:].tolist(), self.vectors_UV[1:], strict=True)
+        return {item_id: vector for item_id, has_vector, vector in rows if has_vector}

@@ -1,8 +1,8 @@
-"""Serving side of CiUBM: ids, vectors and a history in, probabilities out."""
+"""Serving side of CiUBM: candidates and a history in, probabilities out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,12 +11,10 @@ from torch import Tensor
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
-from trainer.batches import dense_features, newest_first
+from trainer.batches import dense_features
 from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
 from trainer.item_rows import ItemRows
-
-Vectors = Mapping[str, NDArray[np.float32]]
 
 
 class Scorer:
@@ -47,35 +45,27 @@ class Scorer:
         """How many of a user's newest takes take part."""
         return self._history_length
 
-    def score(
-        self, history: Sequence[str], candidates: Sequence[str], vectors: Vectors, *, trigger_item: str | None = None
-    ) -> NDArray[np.float64]:
-        """Probability that the user takes each candidate, shape (len(candidates),).
+    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        """Probability that the user takes each of the first `candidates` of the items, shape (candidates,).
 
-        `history` is oldest first; `vectors` holds unit vectors of whatever items have one. The user's side is encoded
-        once for all candidates.
+        What follows them is the user's history, oldest first; what he looks at now comes last. The user's side is
+        encoded once for all candidates.
         """
-        return self.probabilities(self.prepare(history, candidates, vectors, trigger_item=trigger_item))
+        return self.probabilities(self.prepare(items, candidates))
 
-    def prepare(
-        self, history: Sequence[str], candidates: Sequence[str], vectors: Vectors, *, trigger_item: str | None = None
-    ) -> CtrBatch:
+    def prepare(self, items: ItemRows, candidates: int) -> CtrBatch:
         """The same request as tensors: one row per candidate, and the history, which all share, once."""
-        past = [*history, *([trigger_item] if trigger_item else [])][-self._history_length :]
-        items = (
-            vectors if isinstance(vectors, ItemRows) else ItemRows.of([*past, *candidates], vectors, self.manifest.dim)
-        )
-        place = items.place
-        targets_B = np.fromiter(map(place.__getitem__, candidates), np.int64, len(candidates))
-        history_1L = newest_first([[place[item] for item in past]], self._history_length)
-        lengths_B = np.full(len(candidates), len(past))
+        last = len(items.item_ids)
+        taken = min(last - candidates, self._history_length)
+        history_L = torch.arange(last, last - taken, -1) if taken else torch.zeros(1, dtype=torch.int64)
+        dense_BF = dense_features(np.full(candidates, taken), items.has_vector_U[1 : candidates + 1])
         return CtrBatch(
             hashes_U2=torch.from_numpy(items.hashes_U2),
             vectors_UV=torch.from_numpy(items.vectors_UV),
             has_vector_U=torch.from_numpy(items.has_vector_U),
-            target_B=torch.from_numpy(targets_B),
-            history_BL=torch.from_numpy(history_1L),
-            dense_BF=torch.from_numpy(dense_features(lengths_B, items.has_vector_U[targets_B])),
+            target_B=torch.arange(1, candidates + 1),
+            history_BL=history_L[None],
+            dense_BF=torch.from_numpy(dense_BF),
         )
 
     def probabilities(self, batch: CtrBatch) -> NDArray[np.float64]:

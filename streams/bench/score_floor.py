@@ -20,10 +20,11 @@ import structlog
 import torch
 from aiohttp import web
 
-from streams.bench.score_world import draw_world
+from streams.bench.score_world import DIM, draw_world
 from streams.logs import configure_logging
 from streams.processes import run_until_stopped
 from streams.serve_config import ServeConfig
+from trainer.item_rows import ItemRows
 from trainer.scorer import Scorer
 
 log = structlog.get_logger()
@@ -38,7 +39,8 @@ async def serve(plan: dict[str, Any], answer: bytes) -> None:
     scorer = Scorer.from_release(*world.release(plan["world"]["history"]))
     vectors = dict(zip(world.item_ids, world.vectors_IV, strict=True))
     asked = world.questions[:READY_BATCHES]
-    batches = itertools.cycle([scorer.prepare(world.histories[user], items, vectors) for user, items in asked])
+    rows = [(ItemRows.of([*items, *world.histories[user]], vectors, DIM), len(items)) for user, items in asked]
+    batches = itertools.cycle([scorer.prepare(*each) for each in rows])
     threads = ThreadPoolExecutor(ServeConfig().compute_threads)
 
     async def inline(request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import Redis
@@ -61,13 +62,14 @@ class View:
     log: LogIdentity | None
     """None until somebody binds it."""
 
-    @classmethod
-    def parse(cls, raw: bytes | None) -> View:
-        """Read what `dump` wrote."""
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def parse(raw: bytes | None) -> View:
+        """Read what `dump` wrote; every request reads it, and it hardly ever changes."""
         if raw is None:
-            return cls(0, None)
+            return View(0, None)
         document = json.loads(raw)
-        return cls(document["generation"], LogIdentity(**document["log"]) if document["log"] else None)
+        return View(document["generation"], LogIdentity(**document["log"]) if document["log"] else None)
 
     def dump(self) -> bytes:
         """Write for Redis."""

@@ -14,10 +14,10 @@ announcement alone proves nothing: it may be days old, and replaced by one furth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -85,18 +85,17 @@ class VectorTable:
         if row is not None:
             self._free.append(row)
 
-    def gather(self, item_ids: Iterable[str], *, since: float) -> ItemRows:
-        """A place for each of the items (each once), with copies of the vectors that are held and were known to be true
-        at `since` or later; marks these as used.
+    def gather(self, item_ids: Sequence[str], *, since: float) -> ItemRows:
+        """A row for each of the items, with copies of the vectors that are held and were known to be true at `since` or
+        later; marks these as used.
         """
-        place = dict(zip(dict.fromkeys(item_ids), count(1), strict=False))
-        row_U = np.fromiter(chain((0,), map(self._row_of.get, place, repeat(0))), np.int64, len(place) + 1)
+        row_U = np.fromiter(chain((0,), map(self._row_of.get, item_ids, repeat(0))), np.int64, len(item_ids) + 1)
         if since > float("-inf"):
             row_U[self._known_at[row_U] < since] = 0
-        items = ItemRows(place, self._matrix.take(row_U, 0), row_U > 0, self._hashes.take(row_U, 0))
-        if len(items) < len(place):
-            others = [item_id for item_id in place if item_id not in items]
-            items.hashes_U2[[place[item_id] for item_id in others]] = hash_columns(others)
+        items = ItemRows(item_ids, self._matrix.take(row_U, 0), row_U > 0, self._hashes.take(row_U, 0))
+        if np.count_nonzero(row_U) < len(item_ids):
+            others = np.flatnonzero(row_U == 0)[1:]
+            items.hashes_U2[others] = hash_columns([item_ids[number - 1] for number in others])
         self._asked += 1
         self._used_at[row_U] = self._asked
         return items
@@ -127,8 +126,8 @@ class VectorTable:
 class Looked:
     """Answer to one look-up."""
 
-    vectors: ItemRows
-    """(dim,) each; items that the center does not hold are left out of the mapping, but have a place."""
+    items: ItemRows
+    """In the order asked; those that the center does not hold are without a vector."""
     report: CacheReport
 
 
@@ -178,19 +177,17 @@ class Representations:
         now = self._clock()
         oldest = now - self._config.max_staleness_seconds
         items = self._table.gather(item_ids, since=float("-inf") if self._true_at >= oldest else oldest)
-        wanted, found = len(items.place), len(items)
-        if found == wanted:
-            return self._looked(items, hits=wanted, misses=0)
-        missing = [
-            item_id for item_id in items.place if item_id not in items and self._absent_until.get(item_id, now) <= now
-        ]
+        if items.found == len(item_ids):
+            return self._looked(items, misses=0)
+        missing = [one for one in items.bare() if self._absent_until.get(one, now) <= now]
         if missing:
             items.fill(await self._read(missing))
-        return self._looked(items, hits=wanted - len(missing), misses=len(missing))
+        return self._looked(items, misses=len(missing))
 
-    def _looked(self, items: ItemRows, *, hits: int, misses: int) -> Looked:
-        absent = len(items.place) - len(items)
-        return Looked(items, CacheReport(hits, misses, absent, len(self._table), self.behind_seconds))
+    def _looked(self, items: ItemRows, *, misses: int) -> Looked:
+        asked = len(items.item_ids)
+        report = CacheReport(asked - misses, misses, asked - items.found, len(self._table), self.behind_seconds)
+        return Looked(items, report)
 
     async def _read(self, item_ids: list[str]) -> dict[str, NDArray[np.float32]]:
         asked_at, epoch = self._clock(), self._epoch

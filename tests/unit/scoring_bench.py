@@ -29,6 +29,7 @@ from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, Numbe
 from streams.stores.item_index import InMemoryItemIndex, ItemRow
 from streams.stores.models import InMemoryModelStore, pack_weights, weights_checksum
 from streams.stores.representations import Representations
+from trainer.item_rows import ItemRows
 
 VERSION = "words-1"
 DIM = 256
@@ -66,15 +67,8 @@ class PlainScorer:
     def __init__(self, bias: float) -> None:
         self.bias = bias
 
-    def score(
-        self,
-        history: Sequence[str],
-        candidates: Sequence[str],
-        vectors: Mapping[str, NDArray[np.float32]],
-        *,
-        trigger_item: str | None = None,
-    ) -> NDArray[np.float64]:
-        past = [*history, *([trigger_item] if trigger_item else [])]
+    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        vectors, past = items.held(), items.item_ids[candidates:]
         last = vectors.get(past[-1]) if past else None
         logits = [
             np.nan
@@ -82,7 +76,7 @@ class PlainScorer:
             else self.bias + float(vectors[item] @ last)
             if item in vectors and last is not None
             else self.bias
-            for item in candidates
+            for item in items.item_ids[:candidates]
         ]
         return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
 

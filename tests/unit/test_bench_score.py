@@ -11,7 +11,8 @@ from aiohttp.test_utils import TestServer
 from schemas.errors import Unavailable
 from schemas.scoring import ScoreRequest
 from streams.bench.score import ask, summary
-from streams.bench.score_world import draw_world
+from streams.bench.score_world import DIM, draw_world
+from trainer.item_rows import ItemRows
 from trainer.scorer import Scorer
 
 
@@ -26,7 +27,7 @@ def test_a_world_is_the_same_for_whoever_draws_it_and_its_release_scores_its_que
     weights, manifest = world.release(7)
     scorer = Scorer.from_release(weights, manifest)
     vectors = dict(zip(world.item_ids, world.vectors_IV, strict=True))
-    scores = scorer.score(world.histories[asked.user_id], asked.item_ids, vectors)
+    scores = scorer.score(ItemRows.of([*asked.item_ids, *world.histories[asked.user_id]], vectors, DIM), 5)
     assert scores.shape == (5,) and np.isfinite(scores).all()
 
 

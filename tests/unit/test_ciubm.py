@@ -15,6 +15,7 @@ from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.ctr import Learner, NonFiniteLoss
 from trainer.impressions import Impression
+from trainer.item_rows import ItemRows
 from trainer.scorer import Scorer
 
 
@@ -206,7 +207,15 @@ def test_scorer_answers_what_training_would_have_predicted() -> None:
     expected = torch.sigmoid(network(batch_of(rows, known)).double()).detach().numpy()
     scorer = Scorer.from_release(network.state_dict(), manifest())
     vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
-    found = scorer.score([f"i{n}" for n in history], ["i7", "i2", "i9"], vectors)
+    asked = [f"i{n}" for n in (7, 2, 9, *history)]
+    np.testing.assert_allclose(scorer.score(ItemRows.of(asked, vectors, DIM), 3), expected, rtol=1e-5)
+
+
+def test_a_user_without_history_is_scored_as_in_training() -> None:
+    known, network = catalogue(), model()
+    expected = torch.sigmoid(network(batch_of([row(7, ()), row(2, ())], known)).double()).detach().numpy()
+    vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
+    found = Scorer.from_release(network.state_dict(), manifest()).score(ItemRows.of(["i7", "i2"], vectors, DIM), 2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
