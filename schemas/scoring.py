@@ -13,16 +13,23 @@ MAX_NEIGHBOURS = 100
 MAX_SIMILAR_QUERIES = 256
 
 
+def _plainly_right(given: Any) -> bool:
+    if type(given) is not list or not 0 < len(given) <= MAX_CANDIDATES:
+        return False
+    try:
+        together = "".join(given)
+    except TypeError:
+        return False
+    return (
+        together.isprintable() and " " not in together and all(given) and len(max(given, key=len)) <= MAX_ID_CHARACTERS
+    )
+
+
 def _at_once(given: Any, check_each: ValidatorFunctionWrapHandler) -> list[str]:
     """Pass ids that are plainly right in one go: checking hundreds one by one costs more than their JSON. Whatever is
     not, or has a space, gets the full check, and its messages.
     """
-    if type(given) is list and 0 < len(given) <= MAX_CANDIDATES and set(map(type, given)) == {str}:
-        together = "".join(given)
-        lengths = list(map(len, given))
-        if together.isprintable() and " " not in together and min(lengths) > 0 and max(lengths) <= MAX_ID_CHARACTERS:
-            return given
-    checked: list[str] = check_each(given)
+    checked: list[str] = given if _plainly_right(given) else check_each(given)
     return checked
 
 

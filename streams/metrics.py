@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -162,8 +163,10 @@ class Metrics:
         held = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
 
+        answered = cache(requests.labels)  # as many as there are routes and statuses
+
         def on_request(report: RequestReport) -> None:
-            requests.labels(report.route, report.status).observe(report.seconds)
+            answered(report.route, report.status).observe(report.seconds)
 
         def on_model(report: ModelReport) -> None:
             loads.labels(report.outcome).inc()

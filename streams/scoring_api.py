@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -102,14 +103,11 @@ SERVICE = web.AppKey("service", ScoringService)
 
 def make_app(service: ScoringService) -> web.Application:
     """Assemble the routes. Collaborators are opened and closed by whoever calls."""
-    app = web.Application(
-        client_max_size=service.config.max_body_bytes,
-        middlewares=[
-            _measured(service.metrics),
-            _answers_errors(service.config.max_concurrent_requests),
-            _admits(service.config),
-        ],
-    )
+    config = service.config
+    middlewares = [_measured(service.metrics), _answers_errors(config.max_concurrent_requests)]
+    if config.tokens or config.max_requests_per_second is not None:
+        middlewares.append(_admits(config))
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=middlewares)
     app[SERVICE] = service
     app.router.add_post("/v1/score", score)
     app.router.add_post("/v1/similar", similar)
@@ -278,8 +276,9 @@ async def readiness(service: ScoringService) -> dict[str, str]:
 async def _body(request: web.Request, model: type[M]) -> M:
     """Read and validate a request. Raises `Refused` naming each wrong field."""
     allowed_seconds = request.app[SERVICE].config.body_seconds
+    arrived = request.content.is_eof()  # as a rule with its head: nothing to wait for, no timer to set
     try:
-        async with asyncio.timeout(allowed_seconds):
+        async with nullcontext() if arrived else asyncio.timeout(allowed_seconds):
             raw = await request.read()
     except TimeoutError:
         raise Refused(408, "too_slow", f"the request did not arrive within {allowed_seconds:g} s") from None
