@@ -64,9 +64,6 @@ class VectorTable:
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def __contains__(self, item_id: str) -> bool:
-        return item_id in self._row_of
-
     def put(self, item_id: str, vector: NDArray[np.float32], *, at: float) -> None:
         """Hold `vector` (dim,), known to be true at time `at`."""
         row = self._row_of.get(item_id)

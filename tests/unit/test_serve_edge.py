@@ -111,6 +111,11 @@ async def test_a_client_that_asks_too_often_is_told_when_to_come_back_and_others
         assert answer.status == 200
 
 
+async def test_a_rate_holds_where_no_token_is_asked_for_and_is_counted_by_address(open_bench: Open) -> None:
+    bench = await open_bench(max_requests_per_second=0.01, burst_requests=2)
+    assert [(await bench.post("/v1/similar", BODY))[0] for _ in range(3)] == [200, 200, 429]
+
+
 async def test_a_body_that_drips_in_does_not_keep_its_place(open_bench: Open) -> None:
     bench = await open_bench(body_seconds=0.2, max_concurrent_requests=1)
 
