@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from test_replay import make_set
 
 from schemas.errors import Misconfigured
 from streams.bench.encode import Cell, summary, sweep_plan
@@ -61,6 +63,7 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
     assert read_content(None, 12).records == content.records
 
 
-def test_a_set_that_is_too_small_is_named() -> None:
-    with pytest.raises(Misconfigured, match="--items"):
-        read_content(None, 1_000_000)
+def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
+    make_set(tmp_path / "set")
+    with pytest.raises(Misconfigured, match=r"--items 6: .* has 5 items with a picture"):
+        read_content(tmp_path / "set", 6)
