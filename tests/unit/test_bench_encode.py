@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from test_replay import make_set
 
 from schemas.errors import Misconfigured
 from streams.bench.encode import Cell, summary, sweep_plan
@@ -64,6 +65,6 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
 
 
 def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
-    make_set(tmp_path / "set")
-    with pytest.raises(Misconfigured, match=r"--items 6: .* has 5 items with a picture"):
-        read_content(tmp_path / "set", 6)
+    pq.write_table(pa.table({"item_id": ["i"], "title": ["one"], "publish_ts": [1]}), tmp_path / "items.parquet")
+    with pytest.raises(Misconfigured, match="--items 6: .* has 0 items with a picture"):
+        read_content(tmp_path, 6)
