@@ -66,5 +66,5 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
 
 def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"item_id": ["i"], "title": ["one"], "publish_ts": [1]}), tmp_path / "items.parquet")
-    with pytest.raises(Misconfigured, match="--items 6: .* has 0 items with a picture"):
+    with pytest.raises(Misconfigured, match=r"--items 6: .* has 0 items with a picture"):
         read_content(tmp_path, 6)
