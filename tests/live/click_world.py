@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import subprocess
-import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -22,7 +20,9 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
 from schemas.manifests import ReleaseNotice
 from streams.broker import make_admin, make_consumer, make_producer
-from streams.settings import Settings, environment_of
+from streams.settings import Settings
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 DIM = 16
 ENCODER = "test-encoder.1"
@@ -114,15 +114,8 @@ async def produce(
         await asyncio.gather(*sends)
 
 
-def train_to_the_end(values: dict[str, Any], *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "streams", "train", "--until-end", "--no-release", "--json", *arguments],
-        env={**os.environ, **environment_of(values), **SMALL, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def train_to_the_end(run_command: Run, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+    done = run_command("train", "--until-end", "--no-release", "--json", *arguments, env=SMALL | (env or {}))
     assert done.returncode == 0, done.stderr[-4000:]
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -114,10 +114,10 @@ def fork_server() -> Iterator[ForkServer]:
 
 
 @pytest.fixture
-def mimstream(
+def run_command(
     fork_server: ForkServer, settings_values: dict[str, Any]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `mimstream ...` with this test's settings to its end, as `mimstream("models", "list", env={...})`."""
+    """Run `mimstream ...` with this test's settings to its end, as `run_command("models", "list", env={...})`."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return fork_server.run(arguments, {**os.environ, **environment_of(settings_values), **(env or {})})
@@ -131,7 +131,8 @@ def process(
 ) -> Iterator[Callable[..., MimstreamProcess]]:
     """Start `mimstream ...` with this test's settings, as `process("index", "--slot", "0", env={...})`.
 
-    `cold` starts it as a user does, with an interpreter of its own: one test does so for each command.
+    `cold` starts it as a user does, with an interpreter of its own. The demo starts `index`, `record`, `train` and
+    `serve` so; of the other commands one test each.
     """
     started: list[MimstreamProcess] = []
 

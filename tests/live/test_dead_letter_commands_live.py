@@ -227,7 +227,7 @@ async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(
 
         await until(buried)
         assert await index.fetch(["bare"], pending=True) == {}
-        requeue = process("dead-letters", "requeue", "--reason", "image_unavailable")
+        requeue = process("dead-letters", "requeue", "--reason", "image_unavailable", cold=True)
         assert await asyncio.to_thread(requeue.wait, 60) == 0, requeue.output()
 
         async def buried_again() -> bool:

@@ -52,13 +52,13 @@ async def test_an_encoder_learns_from_the_topics_and_says_which_offsets_taught_i
     assert replay.wait() == 0, replay.output()
     own = {"MIM_ENCODERS__CACHE_FOLDER": str(tmp_path / "cache"), "MIM_ENCODERS__FOLDER": str(tmp_path / "encoders")}
 
-    first = process("pretrain", "--out", str(tmp_path / "one"), "--json", env=own)
+    first = process("pretrain", "--out", str(tmp_path / "one"), "--json", env=own, cold=True)
     assert await asyncio.to_thread(first.wait, 120.0) == 0, first.output()
     stage_one = json.loads(first.output().splitlines()[-1])
 
     # warm start from the bundle that serves now; items are in the cache already
     own["MIM_ENCODER__BUNDLE"] = str(tmp_path / "one")
-    second = process("csft", "--epochs", "2", "--json", env=own)
+    second = process("csft", "--epochs", "2", "--json", env=own, cold=True)
     assert await asyncio.to_thread(second.wait, 120.0) == 0, second.output()
     report = json.loads(second.output().splitlines()[-1])
 

@@ -80,7 +80,8 @@ async def test_a_killed_worker_loses_nothing_and_is_back_soon(
     settings: Settings, process: Start, record_property: Any
 ) -> None:
     started = time.monotonic()
-    worker = start_index(process)
+    worker = process("index", env=ONE_THREAD, cold=True)
+    worker.wait_for("index.ready", 120)
     fresh_start = time.monotonic() - started
     async with feeding(settings) as feed, center(settings) as index:
         times = []
@@ -88,7 +89,7 @@ async def test_a_killed_worker_loses_nothing_and_is_back_soon(
             for _ in range(2):
                 worker.kill()
                 killed, before = time.monotonic(), set(await held(index, feed.ever))
-                worker = process("index", env=ONE_THREAD)
+                worker = process("index", env=ONE_THREAD, cold=True)
                 times.append(await goes_on(feed, index, killed, before))
                 await asyncio.sleep(1)
         await assert_ends_with_the_last_word(feed, index)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 
 from streams.commands.serve_command import _make_scorer
 from streams.serving_model import ModelWatcher
-from streams.settings import Settings, environment_of
+from streams.settings import Settings
 from streams.stores.models import FolderModelStore
 from tests.live.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
 
@@ -24,19 +21,12 @@ pytestmark = pytest.mark.timeout(240)
 
 
 async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_and_servers_follow(
-    settings: Settings, settings_values: dict[str, Any], process: Callable[..., Any], tmp_path: Path
+    settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     def models(*arguments: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-m", "streams", "--log-level", "error", "models", *arguments, "--json"],
-            env={**os.environ, **environment_of(settings_values)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        done = process("--log-level", "error", "models", *arguments, "--json", cold=True)
+        assert done.wait(60) == 0, done.output()
+        return json.loads(done.output())
 
     world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
     await produce(settings, world=world, behaviours=world.behaviours(1400))

@@ -54,7 +54,7 @@ async def test_a_replay_fills_both_topics_in_order_and_stamps_records_with_the_t
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = time.time()
-    child = process("replay", str(write_set(tmp_path / "set")), "--seed", "3", "--broken", "0.01", "--json")
+    child = process("replay", str(write_set(tmp_path / "set")), "--seed", "3", "--broken", "0.01", "--json", cold=True)
     assert child.wait() == 0, child.output()
     items = await read_everything(settings, "items")
     events = await read_everything(settings, "behaviours")
@@ -73,7 +73,7 @@ async def test_import_publishes_the_items_alone(
 ) -> None:
     folder = write_set(tmp_path / "set")
     (folder / "interactions.parquet").unlink()
-    child = process("import", str(folder))
+    child = process("import", str(folder), cold=True)
     assert child.wait() == 0, child.output()
     assert sum(map(len, (await read_everything(settings, "items")).values())) == 40
     assert sum(map(len, (await read_everything(settings, "behaviours")).values())) == 0

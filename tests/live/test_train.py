@@ -13,13 +13,13 @@ import pytest
 from streams.consumers.train_ledger import read_scores
 from streams.settings import Settings
 from streams.stack.running import RunningStack
-from tests.live.click_world import SMALL, World, accounts, produce, train_to_the_end, wait_until
+from tests.live.click_world import SMALL, Run, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
 
 async def test_two_runs_over_the_same_topics_give_the_same_figures_to_the_last_digit(
-    settings: Settings, settings_values: dict[str, Any], tmp_path: Path
+    settings: Settings, run_command: Run, tmp_path: Path
 ) -> None:
     world = World()
     events = world.behaviours(2500)
@@ -38,7 +38,7 @@ async def test_two_runs_over_the_same_topics_give_the_same_figures_to_the_last_d
         folder = tmp_path / name
         folder.mkdir()
         report = train_to_the_end(
-            settings_values,
+            run_command,
             *("--fetch-max-records", size, "--scores", str(folder), "--rows", str(folder / "rows")),
             env={"MIM_TRAIN__VARIANTS": "ciubm,din,ciubm_shuffled", "MIM_TRAIN__BUFFERED_RECORDS": size},
         )
@@ -66,10 +66,10 @@ async def test_two_runs_over_the_same_topics_give_the_same_figures_to_the_last_d
     assert np.mean(scores_made[-500:]) > 0.1  # and it says something: see the next test
 
 
-async def test_content_helps_and_shuffled_content_does_not(settings: Settings, settings_values: dict[str, Any]) -> None:
+async def test_content_helps_and_shuffled_content_does_not(settings: Settings, run_command: Run) -> None:
     world = World(items=300, users=150)
     await produce(settings, world=world, behaviours=world.behaviours(8000))
-    report = train_to_the_end(settings_values, "--variants", "ciubm,din,ciubm_shuffled")
+    report = train_to_the_end(run_command, "--variants", "ciubm,din,ciubm_shuffled")
     gauc = {variant: buckets["overall"]["gauc"] for variant, buckets in report["prequential"].items()}
     assert gauc["ciubm"] > 0.55 and gauc["ciubm"] > gauc["ciubm_shuffled"] + 0.02, gauc
 

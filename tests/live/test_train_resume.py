@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +14,10 @@ from kafka import TopicPartition
 from schemas.manifests import ModelManifest
 from streams.broker import make_admin
 from streams.commands.train_command import make_snapshot_store
-from streams.settings import Settings, environment_of
+from streams.settings import Settings
 from streams.stores.model_config import ModelStoreConfig
 from streams.stores.models import FolderModelStore
-from tests.live.click_world import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
+from tests.live.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)
 
@@ -46,7 +43,7 @@ def releases(folder: Path) -> list[ModelManifest]:
 
 
 async def test_training_killed_twice_makes_the_releases_of_a_run_that_nobody_disturbed(
-    settings: Settings, settings_values: dict[str, Any], process: Callable[..., Any], tmp_path: Path
+    settings: Settings, run_command: Run, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     world = World(items=200, users=100)
     events = world.behaviours(3000)
@@ -72,20 +69,8 @@ async def test_training_killed_twice_makes_the_releases_of_a_run_that_nobody_dis
     final = accounts(tmp_path / "c")
     assert final["accounts"]["received"] == len(events) and final["accounts"]["late"] == 0
 
-    done = subprocess.run(
-        [sys.executable, "-m", "streams", "train", "--until-end", "--state", str(tmp_path / "d")],
-        env={
-            **os.environ,
-            **environment_of(settings_values),
-            **RESUMABLE,
-            "MIM_MODELS__FOLDER": str(undisturbed),
-            "MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "1000000",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    own = {"MIM_MODELS__FOLDER": str(undisturbed), "MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "1000000"}
+    done = run_command("train", "--until-end", "--state", str(tmp_path / "d"), env=RESUMABLE | own)
     assert done.returncode == 0, done.stderr[-3000:]
     ours, theirs = releases(settings.models.folder), releases(undisturbed)
     assert len(ours) >= 5
@@ -135,22 +120,22 @@ async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_sn
 
 
 async def test_event_time_and_offsets_cut_the_log_into_spans_that_lose_and_repeat_nothing(
-    settings: Settings, settings_values: dict[str, Any], process: Callable[..., Any], tmp_path: Path
+    settings: Settings, run_command: Run, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     world = World()
     events = world.behaviours(2400)
     await produce(settings, world=world, behaviours=events)
     moment = START + timedelta(seconds=1500)
     rows, offsets = tmp_path / "rows", tmp_path / "offsets.json"
-    before = train_to_the_end(settings_values, "--until", moment.isoformat(), "--rows", str(rows))
+    before = train_to_the_end(run_command, "--until", moment.isoformat(), "--rows", str(rows))
     trained_at = [int(line.split("\t")[2]) for line in rows.read_text().splitlines()]
     assert max(trained_at) < moment.timestamp() <= max(trained_at) + 10
     offsets.write_text(json.dumps(before["offsets"]))
 
-    after = train_to_the_end(settings_values, "--from", moment.isoformat(), "--rows", str(rows))
+    after = train_to_the_end(run_command, "--from", moment.isoformat(), "--rows", str(rows))
     assert int(rows.read_text().split("\t")[2]) >= moment.timestamp() - 2  # clicks come two seconds later
     assert before["accounts"]["received"] + after["accounts"]["received"] == len(events)
-    again = train_to_the_end(settings_values, "--from-offsets", str(offsets))
+    again = train_to_the_end(run_command, "--from-offsets", str(offsets))
     assert again["rows_sha256"] == after["rows_sha256"] and again["weights_sha256"] == after["weights_sha256"]
 
     for wrong in ("yesterday", "2026-09-16T00:00"):
