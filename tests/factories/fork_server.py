@@ -28,17 +28,10 @@ class Forked:
 
     _lock = threading.Lock()  # whoever reads an exit status takes it out of a pipe
 
-    def __init__(
-        self,
-        arguments: tuple[str, ...],
-        environment: Mapping[str, str],
-        output: Path,
-        errors: Path | None,
-        bug: str | None,
-    ) -> None:
+    def __init__(self, arguments: tuple[str, ...], *order: Any) -> None:
         self.args = arguments
-        target = multiprocessing.get_context("forkserver").Process
-        self._process = target(target=_run, args=(arguments, dict(environment), output, errors, bug))
+        process = multiprocessing.get_context("forkserver").Process
+        self._process = process(target=_run, args=(arguments, *order), daemon=True)  # an interrupted run waits for none
         with self._lock:
             self._process.start()
         assert self._process.pid is not None
