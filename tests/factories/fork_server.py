@@ -74,6 +74,9 @@ class ForkServer:
         own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
         with patch.dict(os.environ, own):  # read when torch is imported
             ensure_running()
+        first = multiprocessing.get_context("forkserver").Process(target=bool)
+        first.start()
+        first.join()  # it has imported everything: no test's own patience goes into that
         return self
 
     def __exit__(self, *_: object) -> None:

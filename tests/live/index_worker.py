@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SOON = {"MIM_KAFKA__CONNECT_TIMEOUT_MS": "1000"}
+"""For tests in which no broker answers."""
 
 Start = Callable[..., Any]
 

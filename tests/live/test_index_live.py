@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_worker import ONE_THREAD, Start, start_index
+from index_worker import ONE_THREAD, SOON, Start, start_index
 from item_feed import (
     Feed,
     announced,
@@ -215,7 +215,7 @@ async def test_a_clean_stop_leaves_nothing_to_do_twice(settings: Settings, proce
 async def test_a_part_that_is_down_at_start_is_named_with_its_setting(
     settings: Settings, process: Start, variable: str, value: str
 ) -> None:
-    worker = process("index", env=ONE_THREAD | {variable: value})
+    worker = process("index", env=ONE_THREAD | SOON | {variable: value})
     assert await asyncio.to_thread(worker.wait, 90) == 3
     assert variable in worker.output()
     assert "127.0.0.1:9" in worker.output()

@@ -13,6 +13,7 @@ from typing import Any
 import kafka
 import pytest
 from aiokafka import TopicPartition
+from index_worker import SOON
 
 from schemas.errors import StoreUnavailable
 from schemas.letters import DeadLetter
@@ -310,7 +311,7 @@ async def test_a_late_commit_of_the_topic_before_takes_no_letter_away(settings: 
 async def test_a_part_that_is_down_at_the_start_is_named_by_its_setting(
     settings: Settings, process: Start, variable: str, value: str
 ) -> None:
-    child = process("record", env={variable: value})
+    child = process("record", env=SOON | {variable: value})
     assert child.wait() == 3
     assert variable in child.output()
     assert "Traceback" not in child.output()

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from index_worker import SOON
 from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
@@ -305,7 +306,7 @@ async def test_three_releases_are_taken_up_under_load_and_a_damaged_one_is_not(
 async def test_a_part_that_is_down_at_the_start_is_named_by_its_setting(
     shop: Shop, process: Start, variable: str, value: str
 ) -> None:
-    child = process("serve", "--port", "0", env={variable: value})
+    child = process("serve", "--port", "0", env=SOON | {variable: value})
     assert child.wait() == 3
     assert variable in child.output()
     assert "Traceback" not in child.output()

@@ -93,9 +93,9 @@ def test_a_wrong_setting_ends_a_command_with_status_two(
 
 
 def test_a_broker_that_is_not_there_ends_a_command_with_its_setting() -> None:
-    environment = os.environ | {"MIM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    own = {"MIM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9", "MIM_KAFKA__CONNECT_TIMEOUT_MS": "1000"}
     command = [sys.executable, "-m", "streams", "topics", "list"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | own, check=False)
     assert ended.returncode == 3
     assert "MIM_KAFKA__BOOTSTRAP_SERVERS" in ended.stderr
     assert "Traceback" not in ended.stderr
