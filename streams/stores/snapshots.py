@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -248,6 +248,9 @@ class SnapshotStore:
         return Misconfigured(f"snapshot {snapshot_id} in {self._named} is damaged: {why}; {self._way_out}")
 
 
+_NOT_LEARNED_WITH = ("offline", "datasets")
+
+
 def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
     """Arrays as safetensors: equal arrays give equal bytes."""
     import numpy as np
@@ -276,14 +279,24 @@ def _parsed(values: bytes) -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """Hash over the source of everything that decides what is learned."""
+    """Hash over the source of everything that decides what is learned: the packages `schemas` and `trainer`."""
     import schemas
     import trainer
 
+    return hash_sources([Path(str(package.__file__)).parent for package in (schemas, trainer)])
+
+
+def hash_sources(packages: Sequence[Path]) -> str:
+    """Hash over the Python files of packages, sub-packages included, by name and content.
+
+    Evaluation and the reading of data-set folders take no part in training from the stream, and are left out.
+    """
     digest = hashlib.sha256()
-    for package in (schemas, trainer):
-        for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for root in packages:
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root)
+            if name.parts[0] not in _NOT_LEARNED_WITH:
+                digest.update(f"{root.name}/{name.as_posix()}".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from streams.consumers.snapshotting import Snapshots, learning_config
 from streams.consumers.train_input import InputTopics
 from streams.stores.journal import JournalStore
 from streams.stores.shelf import FolderShelf
-from streams.stores.snapshots import SnapshotMeta, SnapshotStore
+from streams.stores.snapshots import SnapshotMeta, SnapshotStore, hash_sources
 from trainer.config import TrainerConfig
 from trainer.state import State
 
@@ -246,3 +246,17 @@ def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
     assert "MIM_TRAINER__MODEL__HIDDEN was [96, 48], is [5, 4]" in told and "MIM_TRAINER__SEED" in told
     with pytest.raises(Misconfigured, match="no id of a snapshot"):
         ours.resume("../../etc")
+
+
+@pytest.mark.parametrize("name", ["window.py", "online/trainer.py", "a/b/c.py"])
+def test_a_change_in_any_package_that_decides_what_is_learned_changes_the_code_hash(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "trainer"
+    for other in ("window.py", "online/trainer.py", "a/b/c.py", "offline/trees.py", "datasets/folder.py"):
+        (root / other).parent.mkdir(parents=True, exist_ok=True)
+        (root / other).write_text("x = 1\n")
+    before = hash_sources([root])
+    (root / "offline/trees.py").write_text("x = 2\n")
+    (root / "datasets/folder.py").write_text("x = 2\n")
+    assert hash_sources([root]) == before
+    (root / name).write_text("x = 2\n")
+    assert hash_sources([root]) != before
