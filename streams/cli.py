@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
-from streams.logs import configure_logging
+from streams.runtime.logs import configure_logging
 from streams.settings import load_settings
 
 COMMANDS: dict[str, str] = {
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module_of(command: str) -> str:
-    return f"{command.replace('-', '_')}_command"
+    return "import_" if command == "import" else command.replace("-", "_")  # `import` is a keyword
 
 
 def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from encoders.base import ItemContent
 from schemas.errors import Misconfigured
-from streams.datasets import ItemRecord, open_data_set
 from streams.demo.packaged import open_packaged
-from streams.timeline import item_json
+from streams.replay.timeline import item_json
+from trainer.datasets.folder import ItemRecord, open_data_set
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from schemas.errors import Unavailable
 from streams.bench.encode_content import Content
-from streams.broker import broker_errors, make_producer
-from streams.demo.processes import Child
+from streams.broker.clients import broker_errors, make_producer
+from streams.broker.topics import create_topics
+from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
-from streams.stack.running import RunningStack, running_stack
-from streams.topics import create_topics
+from streams.stack.run import RunningStack, running_stack
 
 _STUCK_SECONDS = 120.0
 _START_BATCHES = 2

@@ -8,7 +8,7 @@ from typing import Any
 from schemas.errors import Misconfigured
 from streams.settings import load_settings
 from streams.stack.folder import StackFolder
-from streams.stack.running import endpoints_of, stack_folder
+from streams.stack.run import endpoints_of, stack_folder
 
 
 def read_endpoints(name: str, config_file: Path | None = None) -> dict[str, Any]:

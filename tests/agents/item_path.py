@@ -19,16 +19,16 @@ from encoders.base import ItemContent, Prepared
 from encoders.hashing import HashingEncoder
 from schemas.errors import ContentUnavailable, Unprocessable
 from schemas.items import ImageRetry
-from streams.agents.center import Center
-from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
-from streams.agents.index_items import index_batch
-from streams.agents.item_changes import SourceRecord
-from streams.agents.item_encoding import ItemEncoding
-from streams.agents.retry_images import retry_image
-from streams.delivery import BackOffConfig, Patience
-from streams.stores.dead_letters import InMemoryDeadLetters
-from streams.stores.item_index import InMemoryItemIndex, ItemRow
-from streams.stores.outbox import InMemoryOutbox
+from streams.dead_letters.producer import InMemoryDeadLetters
+from streams.indexing.announcements import InMemoryOutbox
+from streams.indexing.config import IndexConfig, IndexReport, RetryReport
+from streams.indexing.context import Center
+from streams.indexing.encoding import ItemEncoding
+from streams.indexing.image_retries import retry_image
+from streams.indexing.index_batch import index_batch
+from streams.indexing.item_changes import SourceRecord
+from streams.runtime.delivery import BackOffConfig, Patience
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 DIM = 8
 VERSION = HashingEncoder(DIM).version

@@ -11,10 +11,10 @@ from typing import Any
 
 import faust
 
-from streams.agents.flow import Flow
-from streams.agents.take_over import TakeOver
-from streams.app import bind_agents
-from streams.topics import TopicsConfig
+from streams.broker.topics import TopicsConfig
+from streams.indexing.app import bind_agents
+from streams.indexing.flow import Flow
+from streams.indexing.take_over import TakeOver
 
 from .item_path import ItemPath, allowed
 

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from streams.agents.index_items import index_batch
-from streams.agents.item_changes import SourceRecord
-from streams.center_check import CenterReport
-from streams.center_verify import Mender, Reading, Tail
-from streams.stores.row_scan import RowSource
+from streams.center.compare import CenterReport
+from streams.center.verify import Mender, Reading, Tail
+from streams.indexing.index_batch import index_batch
+from streams.indexing.item_changes import SourceRecord
+from streams.stores.vectors.row_scan import RowSource
 
 from .item_path import ItemPath, allowed
 

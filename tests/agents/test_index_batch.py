@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable
-from streams.agents.index_config import IndexConfig
-from streams.agents.index_items import index_batch
-from streams.agents.item_changes import SourceRecord
-from streams.stores.item_index import InMemoryItemIndex, ItemRow
+from streams.indexing.config import IndexConfig
+from streams.indexing.index_batch import index_batch
+from streams.indexing.item_changes import SourceRecord
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 from .item_path import DIM, NOW, PICTURE_URL, PRODUCED_MS, VERSION, CountingEncoder, ItemPath, b64, item, picture
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import Fenced
-from streams.agents import item_streams
-from streams.agents.flow import OrderedAcks
-from streams.agents.index_config import IndexConfig, IndexReport, RetryReport
+from streams.indexing import agents as item_streams
+from streams.indexing.config import IndexConfig, IndexReport, RetryReport
+from streams.indexing.flow import OrderedAcks
 
 from .item_path import PICTURE_URL, ItemPath, item, picture, retry_record
 from .running_agent import running

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import ContentUnavailable, EncodingFailed, Reason, StoreUnavailable
-from streams.agents.index_config import IndexConfig
-from streams.stores.item_index import ItemRow
+from streams.indexing.config import IndexConfig
+from streams.stores.vectors.item_index import ItemRow
 
 from .item_path import PICTURE_URL, CountingEncoder, ItemPath, item, picture
 from .running_agent import running

@@ -10,8 +10,8 @@ import pytest
 
 from encoders.base import Prepared
 from schemas.errors import BrokerUnavailable, Fenced, Reason, Unprocessable
-from streams.agents.index_config import IndexConfig
-from streams.agents.retry_images import retry_image
+from streams.indexing.config import IndexConfig
+from streams.indexing.image_retries import retry_image
 
 from .item_path import PICTURE_URL, ItemPath, b64, picture, retry_record
 

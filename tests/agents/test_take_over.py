@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
-from streams.agents.announce_again import announce_again
-from streams.agents.index_config import IndexConfig
-from streams.agents.index_items import index_batch
-from streams.agents.take_over import TakeOver, look_again
-from streams.heartbeats import Heartbeats
-from streams.stores.item_index import InMemoryItemIndex, ItemRow
+from streams.broker.heartbeats import Heartbeats
+from streams.indexing.config import IndexConfig
+from streams.indexing.index_batch import index_batch
+from streams.indexing.reannounce import announce_again
+from streams.indexing.take_over import TakeOver, look_again
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 from .item_path import DIM, VERSION, ItemPath, allowed, item
 from .running_agent import running

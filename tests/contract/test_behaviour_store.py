@@ -13,7 +13,8 @@ import pytest
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.stores.behaviours import (
+from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.redis_store import (
     BehaviourStore,
     BehaviourStoreConfig,
     InMemoryBehaviourStore,
@@ -21,7 +22,6 @@ from streams.stores.behaviours import (
     Numbered,
     RedisBehaviourStore,
 )
-from streams.stores.redis_client import RedisConfig, make_redis
 
 LOG = LogIdentity("cluster-1", "mim.behaviours", "topic-1")
 KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.stores.object_shelf import ObjectShelf
-from streams.stores.shelf import FolderShelf, Held, MemoryShelf, NotThere, Shelf, exchange
+from streams.stores.artifacts.artifact_store import FolderShelf, Held, MemoryShelf, NotThere, Shelf, exchange
+from streams.stores.artifacts.object_store import ObjectShelf
 
 MakeShelf = Callable[[], Shelf]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from streams.stack.launch import launch
+from streams.runtime.launch import launch
 
 log = structlog.get_logger()
 

@@ -17,11 +17,11 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent.parent))
 
-from streams.stores.shelf import FolderShelf  # noqa: E402
-from streams.stores.snapshots import META_FILE, STATE_FILE, VALUES_FILE, SnapshotStore  # noqa: E402
+from streams.stores.artifacts.artifact_store import FolderShelf  # noqa: E402
+from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, SnapshotStore  # noqa: E402
 from tests.unit.trainer_factories import click_log, make_trainer, small_config  # noqa: E402
 from trainer.config import CiUBMConfig  # noqa: E402
-from trainer.online import OnlineTrainer  # noqa: E402
+from trainer.online.trainer import OnlineTrainer  # noqa: E402
 
 POINTER_FILE = "current.json"
 CORPUS_OF = {
@@ -81,7 +81,7 @@ def with_file(name: str) -> Callable[[bytes], None]:
 def _write() -> None:
     from datetime import UTC, datetime
 
-    from streams.stores.snapshots import SnapshotMeta
+    from streams.stores.artifacts.checkpoints import SnapshotMeta
     from trainer.state import State
 
     trainer = fresh()

@@ -25,8 +25,8 @@ from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedd
 from schemas.letters import DeadLetter, Handled, SentAgain
 from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
-from streams.stores.item_index import ItemRow, _from_milvus, _to_milvus
-from streams.stores.takes import UserTakes, pack_takes, unpack_takes
+from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
+from streams.stores.vectors.item_index import ItemRow, _from_milvus, _to_milvus
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MAX_BYTES = 1_000_000

@@ -21,7 +21,7 @@ from aiokafka import TopicPartition
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
 from schemas.manifests import ReleaseNotice
-from streams.broker import make_admin, make_consumer, make_producer
+from streams.broker.clients import make_admin, make_consumer, make_producer
 from streams.settings import Settings, environment_of
 
 DIM = 16

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from picture_site import PictureSite, picture_site
 
+from streams.broker.topics import create_topics
+from streams.runtime.launch import launch
 from streams.settings import Settings, environment_of, load_settings
-from streams.stack.launch import launch
-from streams.stack.running import RunningStack, running_stack
-from streams.topics import create_topics
+from streams.stack.run import RunningStack, running_stack
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

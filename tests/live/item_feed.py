@@ -20,10 +20,10 @@ from PIL import Image
 from schemas.errors import BrokerUnavailable, StoreUnavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from schemas.letters import DeadLetter
-from streams.broker import broker_errors, make_consumer, make_producer
+from streams.broker.clients import broker_errors, make_consumer, make_producer
+from streams.broker.topics import TopicName
 from streams.settings import Settings
-from streams.stores.item_index import ItemRow, MilvusItemIndex
-from streams.topics import TopicName
+from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
 
 
 def picture(colour: str = "red", size: int = 32) -> bytes:

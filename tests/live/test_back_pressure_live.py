@@ -17,26 +17,26 @@ from item_feed import feeding, held, until
 from structlog.testing import capture_logs
 
 from encoders.hashing import HashingEncoder
-from streams.broker import make_consumer
-from streams.consumers.leadership import Leadership
-from streams.consumers.record_behaviours import RecordConfig, Recorder
-from streams.consumers.train_config import TrainConsumerConfig
-from streams.consumers.train_input import TrainingInput
-from streams.consumers.train_on_behaviours import TrainOnBehaviours
-from streams.log_ends import read_ends
-from streams.log_identity import read_log_identity
+from streams.broker.clients import make_consumer
+from streams.broker.cluster import read_log_identity
+from streams.broker.leadership import Leadership
+from streams.broker.log_ends import read_ends
+from streams.dead_letters.producer import InMemoryDeadLetters
+from streams.recording.recorder import RecordConfig, Recorder
 from streams.settings import Settings
 from streams.stack.parts import PartName
-from streams.stack.running import RunningStack
-from streams.stores.behaviours import LogIdentity, RedisBehaviourStore
-from streams.stores.dead_letters import InMemoryDeadLetters
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.redis_client import make_redis
+from streams.stack.run import RunningStack
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import LogIdentity, RedisBehaviourStore
+from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.training.config import TrainConsumerConfig
+from streams.training.input import TrainingInput
+from streams.training.loop import TrainOnBehaviours
 from tests.live.click_world import World, produce
 from tests.live.test_index_app_live import Worker
 from tests.live.test_record_live import click_log, expected, send, view_of
 from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
 
 pytestmark = [
     pytest.mark.timeout(240),

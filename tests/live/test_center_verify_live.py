@@ -19,11 +19,11 @@ from pymilvus import MilvusClient
 from structlog.testing import capture_logs
 
 from schemas.items import embedding_key
-from streams.commands import center_command
+from streams.commands import center as center_command
+from streams.indexing.announcements import as_embedding
 from streams.settings import Settings
-from streams.stores.center import read_center
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.outbox import as_embedding
+from streams.stores.vectors.collection import read_center
+from streams.stores.vectors.item_index import MilvusItemIndex
 
 
 @asynccontextmanager

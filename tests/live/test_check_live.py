@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import Misconfigured
-from streams.broker import BrokerConfig, make_admin
-from streams.checks import CheckLine, run_checks
+from streams.broker.clients import BrokerConfig, make_admin
+from streams.broker.topics import TopicsConfig, create_topics
 from streams.settings import Settings
-from streams.stores.behaviours import LogIdentity, RedisBehaviourStore
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.milvus_config import MilvusConfig
-from streams.stores.redis_client import RedisConfig, make_redis
-from streams.topics import TopicsConfig, create_topics
+from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.redis_store import LogIdentity, RedisBehaviourStore
+from streams.stores.vectors.config import MilvusConfig
+from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.wiring.preflight import CheckLine, run_checks
 
 CHECKS = ["broker", "topics", "redis", "behaviour view", "encoder", "milvus", "model"]
 

@@ -21,13 +21,13 @@ from structlog.testing import capture_logs
 from schemas.errors import Misconfigured, Reason
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
 from schemas.letters import DeadLetter, Headers
-from streams.broker import make_producer
-from streams.commands import dead_letters_command
-from streams.letter_box import LetterBox, only_open
-from streams.log_reading import LogReader
-from streams.sending_again import SendingAgain
+from streams.broker.clients import make_producer
+from streams.broker.log_reader import LogReader
+from streams.commands import dead_letters as dead_letters_command
+from streams.dead_letters.inbox import LetterBox, only_open
+from streams.dead_letters.producer import KafkaDeadLetters
+from streams.dead_letters.requeue import SendingAgain
 from streams.settings import Settings
-from streams.stores.dead_letters import KafkaDeadLetters
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 

@@ -12,10 +12,10 @@ from item_feed import letters
 
 from schemas.errors import Reason
 from schemas.letters import DeadLetter
-from streams.broker import make_producer
+from streams.broker.clients import make_producer
+from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
+from streams.dead_letters.producer import DeadLetters, InMemoryDeadLetters, KafkaDeadLetters
 from streams.settings import Settings
-from streams.stores.dead_letters import DeadLetters, InMemoryDeadLetters, KafkaDeadLetters
-from streams.topics import DEAD_LETTER_HEADROOM_BYTES
 
 Read = Callable[[], Awaitable[list[DeadLetter]]]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from item_feed import feeding
 
-from streams.broker import make_admin
+from streams.broker.clients import make_admin
+from streams.broker.topics import create_topics
 from streams.settings import Settings
-from streams.stores.behaviours import RedisBehaviourStore
-from streams.stores.redis_client import make_redis
-from streams.topics import create_topics
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from tests.live.test_forget_live import until
 from tests.live.test_record_live import send
 

@@ -16,7 +16,7 @@ from encoders.base import ItemContent
 from encoders.config import EncoderConfig
 from encoders.loading import load_encoder
 from encoders.trained import read_trained
-from streams.consumers.csft_input import read_topics
+from streams.encoder_training.topic_input import read_topics
 from streams.settings import Settings
 
 COLOURS = ["red", "blue", "green", "black"]

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from streams.commands.forget_command import forget_user
-from streams.consumers.csft_input import read_topics
+from streams.commands.forget import forget_user
+from streams.encoder_training.topic_input import read_topics
 from streams.settings import Settings
-from streams.stores.behaviours import RedisBehaviourStore
-from streams.stores.redis_client import make_redis
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from tests.live.click_world import SMALL, World, accounts, produce, wait_until
 from tests.live.test_record_live import send
 

@@ -14,16 +14,16 @@ from item_feed import feeding, until
 
 from encoders.hashing import HashingEncoder
 from schemas.errors import ContentUnavailable
-from streams.agents.center import Center
-from streams.agents.flow import Flow
-from streams.agents.index_config import IndexConfig
-from streams.agents.item_encoding import ItemEncoding
-from streams.app import create_index_app, run_app
-from streams.delivery import Patience
+from streams.dead_letters.producer import InMemoryDeadLetters
+from streams.indexing.announcements import InMemoryOutbox
+from streams.indexing.app import create_index_app, run_app
+from streams.indexing.config import IndexConfig
+from streams.indexing.context import Center
+from streams.indexing.encoding import ItemEncoding
+from streams.indexing.flow import Flow
+from streams.runtime.delivery import Patience
 from streams.settings import Settings
-from streams.stores.dead_letters import InMemoryDeadLetters
-from streams.stores.item_index import InMemoryItemIndex, ItemIndex
-from streams.stores.outbox import InMemoryOutbox
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex
 
 # Faust leaves threads' sockets to the garbage collector when it is stopped after a crash
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

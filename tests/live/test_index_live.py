@@ -29,7 +29,7 @@ from item_feed import (
 
 from schemas.errors import Reason
 from streams.settings import Settings
-from streams.stack.running import RunningStack
+from streams.stack.run import RunningStack
 
 
 async def test_200_keys_at_once_end_with_the_last_word_of_each(settings: Settings, process: Start) -> None:

@@ -16,13 +16,13 @@ from aiokafka import TopicPartition
 
 from schemas.errors import StoreUnavailable
 from schemas.letters import DeadLetter
-from streams.broker import make_admin, make_consumer, make_producer
-from streams.consumers.record_behaviours import read_batch
+from streams.broker.clients import make_admin, make_consumer, make_producer
+from streams.broker.topics import create_topics
+from streams.recording.recorder import read_batch
 from streams.settings import Settings
-from streams.stack.running import RunningStack
-from streams.stores.behaviours import InMemoryBehaviourStore, LogIdentity, RedisBehaviourStore
-from streams.stores.redis_client import make_redis
-from streams.topics import create_topics
+from streams.stack.run import RunningStack
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import InMemoryBehaviourStore, LogIdentity, RedisBehaviourStore
 
 USERS = 40
 Start = Callable[..., Any]

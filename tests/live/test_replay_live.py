@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import TopicPartition
 
-from streams.broker import make_consumer
-from streams.lag import GroupPositions
+from streams.broker.clients import make_consumer
+from streams.broker.lag import GroupPositions
 from streams.settings import Settings
 
 

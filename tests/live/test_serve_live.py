@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest, ReleaseNotice
-from streams.broker import make_producer
+from streams.broker.clients import make_producer
+from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
-from streams.stack.running import RunningStack
-from streams.stores.behaviours import LogIdentity, Numbered, RedisBehaviourStore
-from streams.stores.item_index import ItemRow, MilvusItemIndex
-from streams.stores.models import FolderModelStore, pack_weights, weights_checksum
-from streams.stores.outbox import KafkaOutbox
-from streams.stores.redis_client import make_redis
+from streams.stack.run import RunningStack
+from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import LogIdentity, Numbered, RedisBehaviourStore
+from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
 from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
 
 VERSION = "test-encoder-1"
 DIM = 16

@@ -15,12 +15,12 @@ from aiokafka import TopicPartition
 
 from schemas.errors import Fenced
 from schemas.manifests import GateVerdict
-from streams.broker import make_producer
-from streams.consumers.leadership import Leadership
-from streams.consumers.releasing import Releaser
-from streams.consumers.train_input import describe_input
+from streams.broker.clients import make_producer
+from streams.broker.leadership import Leadership
 from streams.settings import Settings
-from streams.stores.models import FolderModelStore, InMemoryModelStore
+from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
+from streams.training.input import describe_input
+from streams.training.releaser import Releaser
 from tests.live.click_world import (
     DIM,
     ENCODER,
@@ -139,7 +139,7 @@ async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_
 async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_could_load_it(settings: Settings) -> None:
     import torch
 
-    from trainer.online import Candidate
+    from trainer.online.trainer import Candidate
 
     topics = settings.topics
     store = InMemoryModelStore()

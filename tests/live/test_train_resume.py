@@ -15,11 +15,11 @@ import pytest
 from kafka import TopicPartition
 
 from schemas.manifests import ModelManifest
-from streams.broker import make_admin
-from streams.commands.train_command import make_snapshot_store
+from streams.broker.clients import make_admin
+from streams.commands.train import make_snapshot_store
 from streams.settings import Settings, environment_of
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.models import FolderModelStore
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import FolderModelStore
 from tests.live.click_world import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)

@@ -16,11 +16,11 @@ from item_feed import announced, feeding, read_all, until
 from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from streams.broker import make_admin
-from streams.commands.forget_command import forget_user
+from streams.broker.clients import make_admin
+from streams.broker.topics import TopicName
+from streams.commands.forget import forget_user
 from streams.settings import Settings, environment_of
-from streams.stores.models import FolderModelStore
-from streams.topics import TopicName
+from streams.stores.artifacts.registry import FolderModelStore
 from tests.live.click_world import SMALL, World, produce
 
 pytestmark = pytest.mark.timeout(280)

@@ -11,9 +11,9 @@ from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion
 from encoders.fusion_config import FusionConfig
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.numbering import FeatureNumbers
-from trainer.pairs import Pair, PairMiner, join_all
-from trainer.window import Observed
+from trainer.csft.pairs import Pair, PairMiner, join_all
+from trainer.samples.numbering import FeatureNumbers
+from trainer.samples.window import Observed
 
 START = 1_700_000_000
 SMALL = FusionConfig(width=16, nested_widths=(8,), hidden=16, text_rank=12, image_rank=12, category_rows=64)

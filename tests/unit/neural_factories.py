@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trainer.catalogue import id_hashes
-from trainer.ciubm import CtrBatch
+from trainer.networks.ciubm import CtrBatch
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
+from trainer.samples.catalogue import id_hashes
 
 ITEMS, WIDTH, VERSIONS = 12, 8, 2
 

@@ -11,10 +11,10 @@ import numpy as np
 from aiokafka import TopicPartition
 
 from schemas.items import embedding_key
-from streams.announcement_check import AnnouncementCheck
-from streams.center_check import CenterReport
-from streams.stores.item_index import ItemRow
-from streams.stores.outbox import as_embedding
+from streams.center.compare import CenterReport
+from streams.center.verify_announcements import AnnouncementCheck
+from streams.indexing.announcements import as_embedding
+from streams.stores.vectors.item_index import ItemRow
 
 VERSION = "e1"
 UNIT = np.eye(8, dtype=np.float32)[0]

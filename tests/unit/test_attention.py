@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.attention import TargetAttention
+from trainer.networks.attention import TargetAttention
 
 
 def plain(unit: TargetAttention, history: Tensor, mask: Tensor, target: Tensor, extra: list[Tensor]) -> Tensor:

@@ -12,8 +12,8 @@ from schemas.errors import Unavailable
 from schemas.scoring import ScoreRequest
 from streams.bench.score import ask, summary
 from streams.bench.score_world import DIM, draw_world
-from trainer.item_rows import ItemRows
-from trainer.scorer import Scorer
+from trainer.networks.item_rows import ItemRows
+from trainer.networks.scorer import Scorer
 
 
 def test_a_world_is_the_same_for_whoever_draws_it_and_its_release_scores_its_questions() -> None:

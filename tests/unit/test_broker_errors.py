@@ -12,7 +12,7 @@ from aiokafka.producer.message_accumulator import MessageAccumulator
 from kafka import errors as kp_errors
 
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.broker import BrokerConfig, broker_errors
+from streams.broker.clients import BrokerConfig, broker_errors
 
 CONFIG = BrokerConfig(bootstrap_servers="kafka-1:9093")
 PARTITION = TopicPartition("t", 0)

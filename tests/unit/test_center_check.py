@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from schemas.items import ItemPublished, SourceOffset
-from streams.center_check import (
+from streams.center.compare import (
     CenterReport,
     Content,
     Expected,
@@ -22,7 +22,7 @@ from streams.center_check import (
     compare_announcement,
     overdue,
 )
-from streams.stores.item_index import ItemRow
+from streams.stores.vectors.item_index import ItemRow
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ITEM = ItemPublished(item_id="a", title="a shoe", price=3.0, published_at=NOW)

@@ -16,12 +16,12 @@ import pytest
 from redis.exceptions import WatchError
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.app import _credentials
-from streams.broker import BrokerConfig
+from streams.broker.clients import BrokerConfig
+from streams.indexing.app import _credentials
 from streams.settings import load_settings
-from streams.stores.center import read_center
-from streams.stores.milvus_config import MilvusConfig
-from streams.stores.redis_client import RedisConfig, make_redis, redis_errors
+from streams.stores.histories.client import RedisConfig, make_redis, redis_errors
+from streams.stores.vectors.collection import read_center
+from streams.stores.vectors.config import MilvusConfig
 
 TLS = Path(__file__).parent / "tls"
 CERTIFICATE, KEY, OTHER = (

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from csft_factories import make_features, make_fusion, make_numbers, make_pairs
 
-from trainer.csft import CsftTrainer, take_counts
-from trainer.csft_config import CsftConfig
-from trainer.csft_run import padded
-from trainer.gathering import Workers
-from trainer.pairs import HardNegatives
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import HardNegatives
+from trainer.csft.run import padded
+from trainer.csft.trainer import CsftTrainer, take_counts
+from trainer.csft.workers import Workers
 
 
 def two_steps() -> dict[str, torch.Tensor]:

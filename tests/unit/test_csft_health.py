@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer import health
+from trainer.csft import health
 
 
 def questions(anchors, targets, known):

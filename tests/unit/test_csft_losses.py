@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.losses import chunked_info_nce, info_nce, triplet
+from trainer.networks.losses import chunked_info_nce, info_nce, triplet
 
 
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:

@@ -5,11 +5,11 @@ import pytest
 from csft_factories import START, event, make_numbers
 
 from schemas.behaviours import BehaviourKind
-from trainer.csft_config import CsftConfig
-from trainer.impressions import Take
-from trainer.memory import SpaceTimeMemory, TakeBank
-from trainer.negatives import SpaceTimeSampler, TakeCounts
-from trainer.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
+from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
+from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
+from trainer.samples.label_join import Take
 
 PURCHASE, CLICK, CART = BehaviourKind.PURCHASE, BehaviourKind.CLICK, BehaviourKind.CART
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from csft_factories import make_features, make_fusion, make_numbers, make_pairs
 
-from trainer import health
-from trainer.csft import CsftTrainer, take_counts
-from trainer.csft_config import CsftConfig
-from trainer.csft_run import learn, padded
-from trainer.gathering import Workers
-from trainer.pairs import HardNegatives
+from trainer.csft import health
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import HardNegatives
+from trainer.csft.run import learn, padded
+from trainer.csft.trainer import CsftTrainer, take_counts
+from trainer.csft.workers import Workers
 
 BASE = CsftConfig(batch_pairs=32, epochs=3, learning_rate=3e-3, time_negatives=16, bank_takes=50, bank_warmup_share=0.0)
 

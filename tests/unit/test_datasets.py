@@ -14,7 +14,7 @@ import pytest
 
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
-from streams.datasets import NoPictures, StoredPictures, open_data_set, sample_users
+from trainer.datasets.folder import NoPictures, StoredPictures, open_data_set, sample_users
 
 DAY = 86_400
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import Fenced, Reason, StoreUnavailable, Unprocessable, WriteRejected
-from streams.delivery import BackOffConfig, DeliveryReport, Patience, deliver, hold
+from streams.runtime.delivery import BackOffConfig, DeliveryReport, Patience, deliver, hold
 
 
 class Waits:

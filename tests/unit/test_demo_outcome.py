@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 from schemas.errors import Misconfigured
-from streams.datasets import DataSet, open_data_set
+from streams.demo.audit import Letters
 from streams.demo.freshness import FreshnessReport
-from streams.demo.gathering import Letters
 from streams.demo.load import LoadReport
 from streams.demo.outcome import BUCKETS, VARIANTS, Neighbours, Outcome, percentiles
-from streams.report import print_report, render_html, write_html
-from trainer.evaluation import ScoredRows
+from streams.demo.report import print_report, render_html, write_html
+from trainer.datasets.folder import DataSet, open_data_set
+from trainer.metrics import ScoredRows
 
 STABLE_KEYS = {
     "items_published", "items_encoded", "items_searchable", "items_dead_lettered", "behaviours_sent",

@@ -14,10 +14,10 @@ from aiohttp import web
 
 from schemas.errors import StoreUnavailable, Unavailable
 from streams.demo.api import ServeApi
+from streams.demo.audit import searchable
 from streams.demo.freshness import FreshnessProbe
-from streams.demo.gathering import searchable
 from streams.demo.load import SteadyLoad
-from streams.demo.processes import Child, ChildDied, watch
+from streams.runtime.child import Child, ChildDied, watch
 
 
 class FakeServer:

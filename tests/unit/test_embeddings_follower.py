@@ -10,9 +10,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from streams.broker import BrokerConfig
-from streams.stores import representations
-from streams.stores.representations import EmbeddingsFollower
+from streams.broker.clients import BrokerConfig
+from streams.serving import vector_cache as representations
+from streams.serving.vector_cache import EmbeddingsFollower
 
 
 class EmptyTopic:

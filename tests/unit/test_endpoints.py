@@ -6,12 +6,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import Misconfigured
-from streams.broker import BrokerConfig
-from streams.endpoints import shown_endpoint
+from streams.broker.clients import BrokerConfig
+from streams.runtime.endpoints import shown_endpoint
 from streams.settings import load_settings
-from streams.stores.milvus_config import MilvusConfig
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.redis_client import RedisConfig, make_redis
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.vectors.config import MilvusConfig
 
 BROKEN_LOGINS = [
     ":hunter2#x@host:6379/0",

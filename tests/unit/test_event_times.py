@@ -6,7 +6,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.consumers.event_times import EventTimes
+from streams.training.event_times import EventTimes
 
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 7), st.integers(-1, 52), st.integers(0, 10))

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streams.datasets import open_data_set
-from streams.exposures import (
+from trainer.datasets.exposures import (
     behaviours_of,
     defining_interactions,
     draw_around,
@@ -20,6 +19,7 @@ from streams.exposures import (
     match_to_rows,
     spread_over_days,
 )
+from trainer.datasets.folder import open_data_set
 
 DAY = 86_400
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from schemas.behaviours import Behaviour
-from streams.broker import BrokerConfig
-from streams.consumers.aligned_reading import AlignedReading, Entry
-from streams.consumers.train_input import TrainingInput
-from streams.topics import TopicsConfig
+from streams.broker.clients import BrokerConfig
+from streams.broker.topics import TopicsConfig
+from streams.training.input import TrainingInput
 from tests.unit.test_train_loop import ALL, CONFIG, ListedInput, make_log, make_loop, trained, vectors
 from trainer.config import TrainerConfig
-from trainer.join_rules import JoinRules
-from trainer.rebuild import Rebuild
-from trainer.window import EventWindow, Verdict
+from trainer.provenance.rebuild import Rebuild
+from trainer.samples.join_rules import JoinRules
+from trainer.samples.partition_merge import AlignedReading, Entry
+from trainer.samples.window import EventWindow, Verdict
 
 AHEAD = 55 * 60.0
 

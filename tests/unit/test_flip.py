@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.neural_factories import random_world, world
-from trainer.evaluation import auc
+from trainer.metrics import auc
 from trainer.offline.neural.flip import (
     Flip,
     FlipNetwork,

@@ -12,11 +12,11 @@ import torch
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from tests.unit.trainer_factories import DAY0, SMALL_MODEL, click_log, make_trainer, small_config
-from trainer.ciubm import CiUBM
-from trainer.evaluation import log_loss
-from trainer.gate import NO_ROWS, ComparedRows, GateConfig, judge
-from trainer.online import OnlineTrainer
-from trainer.trial import Release, Trial, not_finite
+from trainer.metrics import log_loss
+from trainer.networks.ciubm import CiUBM
+from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
+from trainer.online.shadow_trial import Release, Trial, not_finite
+from trainer.online.trainer import OnlineTrainer
 
 CONFIG = GateConfig(trial_rows=1_000)
 

@@ -10,13 +10,13 @@ import pytest
 
 from schemas.errors import StoreUnavailable
 from schemas.manifests import Fence, GateVerdict, ReleaseNotice
-from streams.consumers.gating import Gating
-from streams.consumers.releasing import Releaser
-from streams.consumers.train_input import InputTopics
-from streams.stores.models import InMemoryModelStore
+from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.training.gating import Gating
+from streams.training.input import InputTopics
+from streams.training.releaser import Releaser
 from tests.unit.trainer_factories import DIM, click_log, make_trainer, small_config
-from trainer.gate import GateConfig
-from trainer.online import Candidate, OnlineTrainer
+from trainer.online.gate import GateConfig
+from trainer.online.trainer import Candidate, OnlineTrainer
 
 LOG = InputTopics("cluster", {"embeddings": "e", "behaviours": "b"}, {"embeddings": [0], "behaviours": [0]})
 GATE = GateConfig(trial_rows=32, min_takes=1_000)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.catalogue import hash_columns, id_hashes
-from trainer.id_table import IdTable
+from trainer.networks.id_table import IdTable
+from trainer.samples.catalogue import hash_columns, id_hashes
 
 
 def hashes(*names: str) -> torch.Tensor:

@@ -12,8 +12,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
-from streams.addresses import is_public
-from streams.images import ImageFetchConfig, ImageFetcher
+from streams.indexing.addresses import is_public
+from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
 from tests.unit.own_names import answers
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from tests.unit.trainer_factories import DAY0, DIM, behaviour
-from trainer.catalogue import Catalogue
-from trainer.impressions import Impression, ImpressionJoin
-from trainer.window import Observed
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.label_join import Impression, ImpressionJoin
+from trainer.samples.window import Observed
 
 
 class Timeline:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from schemas.manifests import Fence
-from streams.stores.journal import JournalStore, SegmentMeta
+from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from tests.unit.test_snapshots import NEW, OLD, make_journal
 from tests.unit.trainer_factories import DIM, click_log, make_trainer, small_config
-from trainer.journal import Segment
+from trainer.provenance.journal import Segment
 
 
 @pytest.fixture(scope="module")

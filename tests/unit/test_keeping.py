@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import BrokerUnavailable, StoreUnavailable, Unavailable
-from streams.consumers.keeping import Keeping
+from streams.training.keeping import Keeping
 from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
 from trainer.state import State
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from schemas.errors import Reason
 from schemas.letters import DeadLetter, Handled, SentAgain
-from streams.letter_box import Filing, Filter, only_open
-from streams.sending_again import Said, Verdict, judge
+from streams.dead_letters.inbox import Filing, Filter, only_open
+from streams.dead_letters.requeue import Said, Verdict, judge
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 LETTER = DeadLetter("items", 3, 7, b"k", b"{broken", "decode", Reason.NOT_JSON, "no brace", NOW)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation import (
+from trainer.metrics import (
     DAY,
     ScoredRows,
     auc,
@@ -18,7 +18,7 @@ from trainer.evaluation import (
     prequential_report,
     user_auc,
 )
-from trainer.losses import fake_negative_weights, info_nce
+from trainer.networks.losses import fake_negative_weights, info_nce
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainer_factories import DAY0, DIM, embedding, unit_vector
-from trainer.catalogue import Catalogue
-from trainer.impressions import Impression, Take
-from trainer.memory import SpaceTimeMemory, TakeBank
-from trainer.negatives import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
+from trainer.negatives.sampler import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.label_join import Impression, Take
 
 
 def take(item: int, second: int = 0, user: str = "u") -> Take:

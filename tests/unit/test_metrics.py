@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from schemas.errors import Misconfigured
-from streams.agents.index_config import IndexReport, RetryReport
-from streams.metrics import CacheReport, Metrics, ModelReport, RequestReport, metrics_server
-from streams.processes import run_until_stopped
-from streams.stores.takes import RecordReport
+from streams.indexing.config import IndexReport, RetryReport
+from streams.monitoring.metrics import CacheReport, Metrics, ModelReport, RequestReport, metrics_server
+from streams.runtime.process import run_until_stopped
+from streams.stores.histories.packed_history import RecordReport
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -14,8 +14,9 @@ import torch
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, StoreUnavailable
 from schemas.manifests import Fence, GateVerdict, ModelManifest
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.models import (
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.promotion import Action
+from streams.stores.artifacts.registry import (
     FolderModelStore,
     InMemoryModelStore,
     ModelStore,
@@ -24,7 +25,6 @@ from streams.stores.models import (
     pack_weights,
     weights_checksum,
 )
-from streams.stores.promotion import Action
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

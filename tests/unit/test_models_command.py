@@ -12,9 +12,9 @@ import pytest
 
 from schemas.manifests import Fence, GateVerdict
 from streams.cli import main
-from streams.commands.models_command import list_releases
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.models import FolderModelStore
+from streams.commands.models import list_releases
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import FolderModelStore
 from tests.unit.test_model_store import NOW, make_manifest, make_weights
 
 FENCE = Fence(producer_id=1, epoch=4)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.unit.neural_factories import ITEMS, WIDTH, more_padding, random_world, world
-from trainer.ciubm import CiUBM, CtrBatch
 from trainer.config import CiUBMConfig
-from trainer.evaluation import auc
-from trainer.id_table import IdTable
-from trainer.numeric import CrossedHeads, NumericEmbedding
+from trainer.metrics import auc
+from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.id_table import IdTable
+from trainer.networks.numeric import CrossedHeads, NumericEmbedding
 from trainer.offline import registry
 from trainer.offline.neural.base import TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from offline_folders import DAY, write_days, write_stream
 
-from streams.behaviour_spans import BehaviourLog
-from streams.datasets import open_data_set
-from streams.evaluation.columns import read_columns
-from streams.evaluation.facets import facet_of
-from streams.evaluation.protocols import held_out_by_hash, protocol_of
 from streams.evaluation.study import with_vectors
-from streams.evaluation.vectors import Vectors
-from trainer.offline.against_history import HALF_LIFE, HISTORY
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData, history_matrix
-from trainer.offline.past import Past
+from trainer.offline.encoder_versions import Vectors
+from trainer.offline.evaluation_facets import facet_of
+from trainer.offline.event_index import Past
+from trainer.offline.history_features import HALF_LIFE, HISTORY
+from trainer.offline.protocols import held_out_by_hash, protocol_of
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trainer.evaluation import UserAuc, calibration, normalised_entropy, paired_gauc_difference, user_auc
+from trainer.metrics import UserAuc, calibration, normalised_entropy, paired_gauc_difference, user_auc
 from trainer.offline.buckets import RowFacts, buckets
 from trainer.offline.judging import Bootstrap, judge, mean_over_seeds
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from offline_folders import DAY, write_days, write_stream
 
-from streams.behaviour_spans import BehaviourLog
-from streams.datasets import open_data_set
-from streams.evaluation import columns
-from streams.evaluation.columns import Recorded, read_columns
-from streams.evaluation.protocols import Protocol, protocol_of
-from streams.exposures import sources_of_draws
-from trainer.evaluation import auc
-from trainer.offline.audit import leaks
+from trainer.datasets.exposures import sources_of_draws
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.metrics import auc
+from trainer.offline import columns
+from trainer.offline.as_of import Sources
 from trainer.offline.buckets import buckets
+from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.data import CtrData
-from trainer.offline.moment import Sources
-from trainer.offline.past import Past
+from trainer.offline.event_index import Past
+from trainer.offline.leak_checks import leaks
+from trainer.offline.protocols import Protocol, protocol_of
 
 
 def opened(folder: Path, name: str = "prequential") -> Protocol:

@@ -16,19 +16,19 @@ from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion_config import FusionConfig
 from schemas.errors import Misconfigured
 from streams import cli
-from streams.behaviour_spans import BehaviourLog
-from streams.datasets import open_data_set
-from streams.evaluation import vectors as vectors_module
-from streams.evaluation.columns import read_columns
 from streams.evaluation.figures import figures_of
-from streams.evaluation.protocols import Protocol, protocol_of
 from streams.evaluation.study import Study, run_study
-from streams.evaluation.vectors import EncoderSchool, Vectors
-from trainer.csft_config import CsftConfig, PretrainConfig
-from trainer.evaluation import user_auc
-from trainer.numbering import FeatureNumbers
+from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.metrics import user_auc
+from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
+from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
+from trainer.offline.encoder_versions import EncoderSchool, Vectors
+from trainer.offline.protocols import Protocol, protocol_of
+from trainer.samples.numbering import FeatureNumbers
 
 SEEN: list[tuple[str, CtrData]] = []
 

@@ -17,10 +17,10 @@ from tests.unit.trainer_factories import (
     small_config,
     unit_vector,
 )
-from trainer.catalogue import Catalogue
-from trainer.evaluation import ScoredRows
-from trainer.online import OnlineTrainer, StepReport
-from trainer.shuffle import Shuffle
+from trainer.metrics import ScoredRows
+from trainer.online.shuffled_control import Shuffle
+from trainer.online.trainer import OnlineTrainer, StepReport
+from trainer.samples.catalogue import Catalogue
 
 
 def pump(trainer: OnlineTrainer) -> list[StepReport]:
@@ -243,7 +243,7 @@ def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> 
     pump(trainer)
     rows = scores(trainer)
     late = np.arange(len(rows)) > len(rows) // 2
-    from trainer.evaluation import auc
+    from trainer.metrics import auc
 
     found = {name: auc(rows.label[late], values[late]) for name, values in rows.scores.items()}
     assert found["ciubm"] > 0.8

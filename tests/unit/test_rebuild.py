@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
-from streams.stores.snapshots import pack_arrays, unpack_arrays
+from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from tests.unit.trainer_factories import behaviour, click_log, embedding, make_trainer, small_config, unit_vector
-from trainer.join_rules import JoinRules
-from trainer.journal import Segment
-from trainer.online import OnlineTrainer
-from trainer.rebuild import Rebuild, damaged_vectors
+from trainer.online.trainer import OnlineTrainer
+from trainer.provenance.journal import Segment
+from trainer.provenance.rebuild import Rebuild, damaged_vectors
+from trainer.samples.join_rules import JoinRules
 from trainer.state import State
 
 CONFIG = small_config(space_negatives=6, time_negatives=6, window_takes=9, bank_takes=20, release_every_rows=40)

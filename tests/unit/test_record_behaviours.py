@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, Reason
-from streams.consumers.record_behaviours import Placement, place, read_batch
-from streams.stores.takes import (
+from streams.recording.recorder import Placement, place, read_batch
+from streams.stores.histories.packed_history import (
     UserTakes,
     _holds,
     hash_of,

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from schemas.base import produced_at
 from schemas.errors import BadMessage, Reason
-from streams.agents.item_changes import SourceRecord, read_change
-from streams.broker import BrokerConfig
-from streams.consumers.csft_input import TopicContent, _take_items
-from streams.consumers.forgotten_users import read_forgotten
-from streams.consumers.record_behaviours import read_batch
-from streams.consumers.train_input import behaviour_of
+from streams.broker.clients import BrokerConfig
+from streams.encoder_training.topic_input import TopicContent, _take_items
+from streams.indexing.item_changes import SourceRecord, read_change
+from streams.recording.forgotten_users import read_forgotten
+from streams.recording.recorder import read_batch
+from streams.training.input import behaviour_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IN_TIME = round(NOW.timestamp() * 1000)

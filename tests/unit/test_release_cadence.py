@@ -12,18 +12,18 @@ from torch import Tensor
 
 from schemas.errors import StoreUnavailable
 from schemas.manifests import Fence, GateVerdict, ModelManifest
-from streams.consumers import release_cadence
-from streams.consumers.releasing import Releaser
-from streams.consumers.snapshotting import Snapshots
-from streams.consumers.train_on_behaviours import TrainOnBehaviours
-from streams.stores.journal import JournalStore
-from streams.stores.models import InMemoryModelStore
-from streams.stores.promotion import CurrentPointer
+from streams.stores.artifacts.journal import JournalStore
+from streams.stores.artifacts.promotion import CurrentPointer
+from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.training import release_schedule as release_cadence
+from streams.training.checkpointing import Snapshots
+from streams.training.loop import TrainOnBehaviours
+from streams.training.releaser import Releaser
 from tests.unit.test_gating import LOG, Leads
 from tests.unit.test_snapshots import make_journal, make_store
 from tests.unit.test_train_loop import ALL, ListedInput, make_log, make_loop, until, vectors
 from tests.unit.trainer_factories import small_config
-from trainer.gate import GateConfig
+from trainer.online.gate import GateConfig
 
 FENCE = Fence(producer_id=1, epoch=1)
 EVERY = 64

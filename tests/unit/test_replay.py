@@ -19,13 +19,13 @@ from schemas.base import decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Reason
 from schemas.items import ItemPublished
-from streams.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, broken_behaviour, broken_item
-from streams.broker import BrokerConfig
-from streams.datasets import DataSet, open_data_set
-from streams.exposures import behaviours_of
-from streams.replay import Replay, ReplayConfig
-from streams.timeline import Outgoing, Timeline
-from streams.topics import TopicName, TopicsConfig
+from streams.broker.clients import BrokerConfig
+from streams.broker.topics import TopicName, TopicsConfig
+from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, broken_behaviour, broken_item
+from streams.replay.sender import Replay, ReplayConfig
+from streams.replay.timeline import Outgoing, Timeline
+from trainer.datasets.exposures import behaviours_of
+from trainer.datasets.folder import DataSet, open_data_set
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MAX_BYTES = 4_194_304

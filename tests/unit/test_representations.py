@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
-from streams.serve_config import RepresentationsConfig
-from streams.stores.item_index import InMemoryItemIndex, ItemRow
-from streams.stores.representations import Representations, VectorTable
-from trainer.item_rows import ItemRows
+from streams.serving.config import RepresentationsConfig
+from streams.serving.vector_cache import Representations, VectorTable
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from trainer.networks.item_rows import ItemRows
 
 VERSION = "test-1"
 DIM = 4

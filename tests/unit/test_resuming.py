@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from streams.consumers.forgotten import ForgottenUsers
-from streams.consumers.snapshotting import Snapshots
-from streams.consumers.train_ledger import ScoreFiles
-from streams.consumers.train_on_behaviours import TrainOnBehaviours
+from streams.training.checkpointing import Snapshots
+from streams.training.loop import TrainOnBehaviours
+from streams.training.reports import ScoreFiles
 from tests.unit.test_gating import LOG
 from tests.unit.test_snapshots import OLD, make_journal, make_store
 from tests.unit.test_train_loop import ALL, ListedInput, ToldAtOnce, forgotten, make_log, make_loop, trained, vectors
+from trainer.samples.forgotten import ForgottenUsers
 
 
 def make_run(folder: Path, told: list[str], *, resumes: bool = False) -> TrainOnBehaviours:

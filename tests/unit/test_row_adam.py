@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainer.row_adam import RowAdam
+from trainer.networks.row_adam import RowAdam
 
 
 def test_it_does_what_torchs_sparse_adam_does_with_a_shared_row_named_many_times() -> None:

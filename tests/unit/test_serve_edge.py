@@ -12,8 +12,8 @@ import structlog
 from aiohttp import web
 
 from schemas.errors import StoreUnavailable
-from streams.serve_config import ServeConfig
-from streams.serve_edge import MAX_CLIENTS, Bearers, RateLimit
+from streams.serving.auth import MAX_CLIENTS, Bearers, RateLimit
+from streams.serving.config import ServeConfig
 from tests.unit.scoring_bench import Open, open_bench
 
 __all__ = ["open_bench"]

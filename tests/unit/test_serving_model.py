@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from streams.metrics import ModelReport
-from streams.serving_model import ModelWatcher
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.models import FolderModelStore
+from streams.monitoring.metrics import ModelReport
+from streams.serving.model_watcher import ModelWatcher
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import FolderModelStore
 from tests.unit.scoring_bench import VERSION, make_scorer, release
 
 

@@ -19,8 +19,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
-from streams.addresses import is_public
-from streams.images import ImageFetchConfig, ImageFetcher
+from streams.indexing.addresses import is_public
+from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
 from tests.unit.hostile_urls import (
     BAD_REDIRECTS,
     ELSEWHERE,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Misconfigured
+from streams.runtime.launch import launch
 from streams.settings import load_settings
 from streams.stack.config import StackConfig
 from streams.stack.endpoints import endpoints_in
 from streams.stack.folder import PartState, ProcessId, StackFolder, StackState, fixed_ports, tail
-from streams.stack.launch import launch
-from streams.stack.running import stack_folder
+from streams.stack.run import stack_folder
 from streams.stack.supervisor import down, status
 
 
@@ -144,7 +144,7 @@ def test_the_tail_is_of_this_start_only(tmp_path: Path) -> None:
 def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, time, subprocess\n"
-        "from streams.stack.launch import launch\n"
+        "from streams.runtime.launch import launch\n"
         "child = launch([sys.executable, '-c', 'import time; time.sleep(60)'], log=subprocess.DEVNULL)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"

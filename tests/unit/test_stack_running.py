@@ -12,7 +12,7 @@ import pytest
 from schemas.errors import Unavailable
 from streams.stack.folder import Ports, ProcessId, StackFolder
 from streams.stack.parts import NotReady, PartName
-from streams.stack.running import RunningStack
+from streams.stack.run import RunningStack
 
 PROGRAM = """
 import pathlib, signal, sys, time

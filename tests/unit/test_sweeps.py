@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from streams.consumers.deleted_items import last_words, sweep_due
-from streams.stores.deleted_items import Sweeps
+from streams.recording.deleted_items import last_words, sweep_due
+from streams.stores.histories.deleted_items import Sweeps
 
 
 @dataclass

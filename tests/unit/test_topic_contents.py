@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from schemas.items import ItemPublished
-from streams.consumers.csft_input import TopicContent
+from streams.encoder_training.topic_input import TopicContent
 
 
 def published(item_id: str, **content: Any) -> ItemPublished:

@@ -7,8 +7,8 @@ import random
 from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from streams.consumers.aligned_reading import AlignedReading, Entry
-from streams.consumers.vector_waits import VectorWaits
+from trainer.online.vector_waits import VectorWaits
+from trainer.samples.partition_merge import AlignedReading, Entry
 
 SILENT = {0: math.inf, 1: math.inf}
 

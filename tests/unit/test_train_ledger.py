@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import StoreUnavailable
-from streams.consumers.train_ledger import (
+from streams.training.reports import (
     NO_ACCOUNTS,
     ScoreFiles,
     TrainReport,
@@ -19,7 +19,7 @@ from streams.consumers.train_ledger import (
     write_accounts,
     write_row_lines,
 )
-from trainer.evaluation import ScoredRows
+from trainer.metrics import ScoredRows
 
 
 def make_rows(first: int, count: int) -> ScoredRows:

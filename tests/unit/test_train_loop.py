@@ -18,15 +18,15 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from schemas.items import ItemEmbedding, SourceOffset
-from streams.consumers.aligned_reading import AlignedReading, Entry
-from streams.consumers.forgotten import ForgottenUsers
-from streams.consumers.train_config import TrainConsumerConfig
-from streams.consumers.train_input import VectorRecord
-from streams.consumers.train_ledger import TrainReport
-from streams.consumers.train_on_behaviours import TrainOnBehaviours
-from streams.stores.snapshots import Snapshot, SnapshotMeta
+from streams.stores.artifacts.checkpoints import Snapshot, SnapshotMeta
+from streams.training.config import TrainConsumerConfig
+from streams.training.input import VectorRecord
+from streams.training.loop import TrainOnBehaviours
+from streams.training.reports import TrainReport
 from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
+from trainer.samples.forgotten import ForgottenUsers
+from trainer.samples.partition_merge import AlignedReading, Entry
 from trainer.state import State
 
 DIM = 8

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
-from streams.stores.snapshots import pack_arrays, unpack_arrays
+from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from tests.unit.trainer_factories import (
     SMALL_MODEL,
     behaviour,
@@ -21,9 +21,9 @@ from tests.unit.trainer_factories import (
     small_config,
     unit_vector,
 )
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
+from trainer.samples.window import Verdict
 from trainer.state import State
-from trainer.window import Verdict
 
 VARIANTS = ("ciubm", "din", "ciubm_shuffled")
 CONFIG = small_config(

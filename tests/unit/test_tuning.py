@@ -13,14 +13,14 @@ from encoders.trained import TrainingManifest, features_of, read_tower_weights, 
 from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
-from streams.encoder_training import EncoderTrainingConfig, Workshop, towers_digest
-from trainer.csft import CsftTrainer, take_counts
-from trainer.csft_config import CsftConfig, PretrainConfig
-from trainer.csft_run import with_padding
-from trainer.gathering import Workers
-from trainer.numbering import FeatureNumbers
-from trainer.pairs import HardNegatives
-from trainer.pretrain import pretrain
+from streams.encoder_training.bundle_builder import EncoderTrainingConfig, Workshop, towers_digest
+from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.csft.pairs import HardNegatives
+from trainer.csft.pretrain import pretrain
+from trainer.csft.run import with_padding
+from trainer.csft.trainer import CsftTrainer, take_counts
+from trainer.csft.workers import Workers
+from trainer.samples.numbering import FeatureNumbers
 
 ITEMS = 16
 HALF = {"atol": 2e-2, "rtol": 2e-2}  # what is kept stands in half precision

@@ -10,16 +10,16 @@ import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
-from streams.checks import _model, _Wrong
-from streams.commands.serve_command import LazyEncoder
+from streams.commands.serve import LazyEncoder
 from streams.settings import load_settings
-from streams.stores.models import FolderModelStore, InMemoryModelStore
+from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
+from streams.wiring.preflight import _model, _Wrong
 from tests.unit.scoring_bench import WordEncoder
 from tests.unit.test_gating import LOG, Scene
 from tests.unit.test_model_store import make_manifest, make_weights
 from tests.unit.test_snapshots import LOG as SNAPSHOT_LOG
 from tests.unit.test_snapshots import make_snapshots, make_state
-from trainer.scorer import Scorer
+from trainer.networks.scorer import Scorer
 
 MODELS = ("MIM_MODELS__FOLDER", "MIM_MODELS__URL")
 ANEW = (*MODELS, "MIM_TRAIN__SNAPSHOT_FOLDER")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainer_factories import DAY0, behaviour
-from trainer.window import EventWindow, Verdict
+from trainer.samples.window import EventWindow, Verdict
 
 
 def window(partitions: int = 2, *, lateness: float = 10, horizon: float = 100) -> EventWindow:

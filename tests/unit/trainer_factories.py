@@ -9,7 +9,7 @@ import numpy as np
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
 from trainer.config import CiUBMConfig, LearnerConfig, TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer
 
 DAY0 = 1_700_000_000
 DIM = 8

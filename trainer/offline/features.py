@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.offline.against_history import against_history
+from trainer.offline.as_of import Columns, ItemFacts, ItemTakes, Sources, Takes
 from trainer.offline.data import Histories, ImpressionColumns
-from trainer.offline.moment import Columns, ItemFacts, ItemTakes, Sources, Takes
-from trainer.offline.past import Past
+from trainer.offline.event_index import Past
+from trainer.offline.history_features import against_history
 
 HOUR, DAY = 3_600, 86_400
 WINDOWS = {"1h": HOUR, "6h": 6 * HOUR, "1d": DAY, "3d": 3 * DAY, "7d": 7 * DAY, "30d": 30 * DAY}

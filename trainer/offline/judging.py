@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluation import (
+from trainer.metrics import (
     MIN_IMPRESSIONS,
     MIN_USERS,
     Interval,

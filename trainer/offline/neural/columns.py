@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.ciubm import CtrBatch
+from trainer.networks.ciubm import CtrBatch
 from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.tabular import tabular
 

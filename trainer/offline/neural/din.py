@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attention import TargetAttention
-from trainer.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
 from trainer.config import CiUBMConfig
-from trainer.id_table import IdTable
-from trainer.numeric import NumericEmbedding
+from trainer.networks.attention import TargetAttention
+from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.networks.id_table import IdTable
+from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
