@@ -17,12 +17,12 @@ from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
-from streams.encoder_training.bundle_builder import EncoderTrainingConfig
+from streams.encoder_training.config import EncoderTrainingConfig
 from streams.indexing.config import IndexConfig
 from streams.indexing.image_fetch import ImageFetchConfig
-from streams.monitoring.metrics import MetricsConfig
-from streams.recording.recorder import RecordConfig
-from streams.replay.sender import ReplayConfig
+from streams.monitoring.config import MetricsConfig
+from streams.recording.config import RecordConfig
+from streams.replay.config import ReplayConfig
 from streams.serving.config import ServeConfig
 from streams.stack.config import StackConfig
 from streams.stores.artifacts.config import ModelStoreConfig

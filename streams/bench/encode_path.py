@@ -69,7 +69,7 @@ class EncodeBench:
     def measure(self, workers: int, batch: int) -> Measured:
         """Publish all records to workers that are ready, and wait until every row is written and announced."""
         assert self._stack is not None
-        from streams.bench.encode import cores
+        from streams.bench.machine import cores
 
         name = f"b{uuid.uuid4().hex[:8]}"
         parts = {part: dict(values) for part, values in self._stack.endpoints.items()}

@@ -14,13 +14,15 @@ import aiohttp
 
 from schemas.errors import Unavailable
 from streams.bench.score_world import DIM, ENCODER_VERSION, World, draw_world
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
 from streams.stack.run import running_stack
 from streams.stores.artifacts.registry import FolderModelStore
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import LogIdentity, Numbered, RedisBehaviourStore
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import MilvusItemIndex
 
 _ROWS_AT_ONCE = 500

@@ -14,9 +14,9 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest
 from streams.stores.artifacts.registry import Weights, pack_weights, weights_checksum
 from streams.stores.vectors.item_index import ItemRow
-from trainer.config import CiUBMConfig
 from trainer.networks.ciubm import CiUBM
-from trainer.samples.catalogue import hash_columns
+from trainer.networks.config import CiUBMConfig
+from trainer.samples.id_hashes import hash_columns
 
 ENCODER_VERSION = "bench-1"
 DIM = 128

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from streams.commands.replay import positive, share
-from streams.encoder_training.bundle_builder import Workshop, contents_of, progress_bar
+from streams.commands.arguments import positive, share
+from streams.encoder_training.bundle_builder import Workshop, contents_of
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
 if TYPE_CHECKING:

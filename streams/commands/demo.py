@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from schemas.errors import Misconfigured
-from streams.commands.replay import positive, share
+from streams.commands.arguments import positive, share
 from streams.demo.packaged import DESCRIPTION, open_packaged
 from streams.settings import Settings
 from trainer.datasets.exposures import behaviours_of

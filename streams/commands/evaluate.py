@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import Misconfigured
-from streams.commands.replay import positive
+from streams.commands.arguments import positive
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Run what is missing of the study, write its reports."""
-    from streams.encoder_training.bundle_builder import progress_bar
     from streams.evaluation.figures import figures_of
     from streams.evaluation.report import markdown, write_reports
     from streams.evaluation.study import run_study
+    from streams.runtime.progress import progress_bar
     from trainer.offline import registry
 
     models = options.models.split(",") if options.models else list(registry.MODELS)

@@ -13,8 +13,7 @@ from schemas.base import UserId
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker.clients import broker_errors, make_producer
-from streams.broker.cluster import read_log_identity
-from streams.broker.log_ends import read_ends
+from streams.broker.cluster import read_ends, read_log_identity
 from streams.settings import Settings
 
 

@@ -21,8 +21,7 @@ from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import broker_errors, make_producer
 from streams.settings import Settings
-from streams.stores.artifacts.registry import CurrentPointer, ModelStore, open_models, whoever
-from streams.stores.artifacts.release_lookup import find_release
+from streams.stores.artifacts.registry import CurrentPointer, ModelStore, find_release, open_models, whoever
 
 log = structlog.get_logger()
 

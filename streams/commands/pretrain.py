@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured
-from streams.commands.replay import positive
-from streams.encoder_training.bundle_builder import Workshop, contents_of, progress_bar
+from streams.commands.arguments import positive
+from streams.encoder_training.bundle_builder import Workshop, contents_of
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
 if TYPE_CHECKING:

@@ -19,13 +19,12 @@ from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.lag import GroupPositions
 from streams.broker.topics import TopicName
+from streams.commands.arguments import ROLES, positive, roles, share
 from streams.replay.sender import Replay, Sent
 from streams.replay.timeline import Timeline
 from streams.settings import Settings
 from trainer.datasets.exposures import Behaviours, behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
-
-ROLES: dict[str, TopicName] = {"index": "items", "record": "behaviours", "train": "behaviours"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,33 +50,6 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="pause while these consumer groups are behind: index, record, train, separated by commas",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """An argument that is a share from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-    return value
-
-
-def roles(text: str) -> list[str]:
-    """An argument that is a list of roles."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in ROLES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ROLES)}")
-    return names
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.commands.train import make_journal_store
-from streams.recording.forgotten_users import read_forgotten_users
+from streams.broker.cluster import InputTopics, describe_input
+from streams.broker.forgotten import read_forgotten_users
 from streams.settings import Settings
 from streams.stores.artifacts.journal import KeptSegment, SegmentMeta
-from streams.stores.artifacts.registry import open_models
-from streams.stores.artifacts.release_lookup import find_release
-from streams.training.input import InputTopics, TrainingInput, describe_input
+from streams.stores.artifacts.registry import find_release, open_models
+from streams.training.input import TrainingInput
+from streams.wiring.training import make_journal_store
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:

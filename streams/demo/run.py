@@ -35,7 +35,8 @@ from streams.settings import Settings, child_environment
 from streams.stack.run import RunningStack, running_stack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.training.reports import ACCOUNTS_FILE, SCORES_FOLDER, read_scores
+from streams.training.reports import ACCOUNTS_FILE
+from streams.training.scores import SCORES_FOLDER, read_scores
 from trainer.datasets.exposures import Behaviours
 from trainer.datasets.folder import DataSet, ItemRecord
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import Misconfigured
+from streams.encoder_training.config import EncoderTrainingConfig
+from streams.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,17 +31,6 @@ if TYPE_CHECKING:
     from trainer.datasets.folder import DataSet
 
 log = structlog.get_logger()
-
-
-class EncoderTrainingConfig(BaseModel):
-    """Where trained encoders and cached features lie."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "encoders")
-    """New bundles are written below this folder, each under its version."""
-    cache_folder: Path = Field(default_factory=lambda: Path.home() / ".cache" / "mimstream")
-    """Features of items are kept here by content, so that training again needs no towers."""
 
 
 class Workshop:
@@ -171,18 +159,3 @@ def contents_of(data: DataSet, *, rows_per_read: int = 256) -> Iterator[ItemCont
                 image=picture,
                 year=record.year,
             )
-
-
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Any]:
-    """A bar on standard error where that is a terminal; yields a function that moves it on by a number."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)

@@ -17,9 +17,9 @@ from schemas.errors import BadMessage, Misconfigured
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig, broker_errors, make_admin, make_consumer
 from streams.broker.cluster import read_log_identity
+from streams.broker.forgotten import read_forgotten_users
+from streams.broker.records import read_batch
 from streams.broker.topics import TopicName, TopicsConfig
-from streams.recording.forgotten_users import read_forgotten_users
-from streams.recording.recorder import read_batch
 from trainer.samples.forgotten import ForgottenUsers
 
 log = structlog.get_logger()

@@ -14,11 +14,11 @@ from typing import Any
 
 from faust.types import EventT, StreamT
 
+from streams.broker.records import SourceRecord
 from streams.indexing.context import Center
 from streams.indexing.flow import Flow, OrderedAcks
 from streams.indexing.image_retries import due_in_seconds, retry_image
 from streams.indexing.index_batch import index_batch
-from streams.indexing.item_changes import SourceRecord
 from streams.indexing.prefetch import Ahead, look_ahead, read_batch
 from streams.indexing.take_over import TakeOver, look_again
 

@@ -20,10 +20,10 @@ from schemas.base import decode
 from schemas.errors import BadMessage, ContentUnavailable, EncodingFailed, Reason, Unprocessable
 from schemas.items import ImageRetry, SourceOffset
 from schemas.letters import SentAgain
+from streams.broker.records import SourceRecord
 from streams.indexing.config import RetryReport
 from streams.indexing.contents import stage_of
 from streams.indexing.context import Center, Guard
-from streams.indexing.item_changes import SourceRecord
 from streams.runtime.delivery import hold
 from streams.stores.vectors.item_index import ItemRow
 

@@ -25,10 +25,11 @@ from encoders.base import Prepared
 from schemas.errors import Unprocessable
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
 from schemas.letters import DeadLetter, SentAgain
+from streams.broker.records import SourceRecord
 from streams.indexing.config import IndexReport
 from streams.indexing.contents import Contents, look_at
 from streams.indexing.context import Center, Guard
-from streams.indexing.item_changes import ItemChange, SourceRecord, is_newer, last_words
+from streams.indexing.item_changes import ItemChange, is_newer, last_words
 from streams.indexing.prefetch import Ahead, Vector, is_complete, read_batch
 from streams.runtime.delivery import deliver, hold
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from pydantic import TypeAdapter, ValidationError
-
-from schemas.base import ItemId, decode, produced_at
-from schemas.errors import BadMessage, Reason, Unprocessable
+from schemas.base import decode, produced_at
+from schemas.errors import BadMessage, Reason
 from schemas.items import ItemPublished
-from schemas.letters import DeadLetter
+from streams.broker.records import SourceRecord, read_item_id
 from streams.stores.vectors.item_index import ItemRow
-
-_ITEM_ID: TypeAdapter[str] = TypeAdapter(ItemId)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRecord:
-    """One record as it lies in its topic."""
-
-    topic: str
-    """Without prefix."""
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-    def letter(self, stage: str, error: Unprocessable, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
-        """The dead letter of this record."""
-        return DeadLetter(
-            topic=self.topic,
-            partition=self.partition,
-            offset=self.offset,
-            key=self.key,
-            value=self.value,
-            stage=stage,
-            reason=error.reason,
-            detail=error.detail,
-            failed_at=failed_at,
-            attempts=attempts,
-        ).after(self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +42,6 @@ class ItemChange:
             found.append(at)
             at = at.before
         return found[::-1]
-
-
-def read_item_id(key: bytes | None) -> str:
-    """The item id that a record's key holds. Raises `BadMessage`."""
-    if key is None:
-        raise BadMessage(Reason.NO_KEY, "a record of items needs the item's id as its key")
-    try:
-        return _ITEM_ID.validate_python(key.decode())
-    except (UnicodeDecodeError, ValidationError):
-        raise BadMessage(Reason.KEY_MISMATCH, f"key {key[:80]!r} is not an item id") from None
 
 
 def read_change(

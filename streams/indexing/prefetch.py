@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from schemas.errors import BadMessage, PipelineError
 from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
+from streams.broker.records import SourceRecord
 from streams.indexing.contents import Contents, look_at
 from streams.indexing.context import Center
-from streams.indexing.item_changes import ItemChange, SourceRecord, is_newer, last_words, read_change
+from streams.indexing.item_changes import ItemChange, is_newer, last_words, read_change
 from streams.stores.vectors.item_index import ItemRow
 
 Vector = NDArray[np.float32]

@@ -16,9 +16,9 @@ from contextlib import suppress
 import structlog
 
 from schemas.errors import BadMessage
+from streams.broker.records import SourceRecord, read_item_id
 from streams.indexing.context import Center, Guard
 from streams.indexing.index_batch import index_batch
-from streams.indexing.item_changes import SourceRecord, read_item_id
 from streams.indexing.reannounce import announce_again
 from streams.runtime.delivery import hold
 from streams.stores.vectors.item_index import ItemRow

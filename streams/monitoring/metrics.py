@@ -7,68 +7,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, RetryReport
+from streams.serving.reports import CacheReport, ModelReport, RequestReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import TrainReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class MetricsConfig(BaseModel):
-    """Where processes without an HTTP interface of their own show their metrics (`--metrics-port`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    host: str = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` in a container."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestReport:
-    """One HTTP request."""
-
-    route: str
-    """The route's pattern, never the path itself."""
-    status: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """One attempt to take up a release."""
-
-    outcome: str
-    """`loaded`, `damaged` or `wrong_encoder`."""
-    number: int
-    """Running number of the release."""
-    rows_trained: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class CacheReport:
-    """One look-up of many vectors."""
-
-    hits: int
-    misses: int
-    """Asked of Milvus."""
-    absent: int
-    """Among hits and misses: items that the center does not hold."""
-    held: int
-    """Vectors in the cache now."""
-    behind_seconds: float
-    """How long ago the cache was last known to be true."""
 
 
 class Metrics:

@@ -22,10 +22,10 @@ from aiokafka import TopicPartition
 from schemas.base import produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from streams.broker.clients import BrokerConfig
+from streams.broker.records import read_item_id
 from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
-from streams.indexing.item_changes import read_item_id
-from streams.recording.recorder import RecordConfig
+from streams.recording.config import RecordConfig
 from streams.runtime.delivery import Patience, hold
 from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sweeps
 

@@ -12,56 +12,22 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
-from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.base import decode, produced_at
-from schemas.behaviours import Behaviour
-from schemas.errors import BadMessage, Misconfigured, Reason
-from schemas.letters import DeadLetter
+from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig, broker_errors
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import read_batch
 from streams.dead_letters.producer import DeadLetters
+from streams.recording.config import RecordConfig
 from streams.runtime.delivery import Patience, hold
-from streams.stores.histories.redis_store import BehaviourStore, LogIdentity, Numbered, RecordReport
+from streams.stores.histories.redis_store import BehaviourStore, RecordReport
 
 log = structlog.get_logger()
-
-STAGE = "record"
-
-
-class RecordConfig(BaseModel):
-    """How `mimstream record` reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    max_records: int = Field(default=2_000, ge=1)
-    """Records taken from the broker's answers at a time, over all partitions."""
-    session_timeout_ms: int = Field(default=10_000, ge=1_000)
-    """How long a killed recorder keeps its partitions."""
-    identity_check_seconds: float = Field(default=30.0, gt=0)
-    """How often to look whether the topic is still the same one."""
-    deleted_gather_seconds: float = Field(default=30.0, ge=0)
-    """Shortest time between two sweeps for newly deleted items. A sweep looks at every user once, removes what was
-    taken of those items, and takes a fifth of the Redis server at most."""
-    deleted_sweep_seconds: float = Field(default=900.0, gt=0)
-    """How often to sweep again without a new deletion: what is recorded of an item after it was deleted goes then."""
-    field_map: dict[str, str] = Field(default_factory=dict)
-    """Our field names to the platform's own, for its behaviour events (`{"item_id": "sku"}`)."""
-
-
-class Record(Protocol):
-    """The part of a Kafka record that matters here."""
-
-    offset: int
-    timestamp: int
-    """When it was produced, in milliseconds since 1970."""
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,56 +57,6 @@ def place(*, stored: int, committed: int | None, beginning: int, end: int) -> Pl
         lost=start - stored,
         behind_commit=max(0, (committed or 0) - start),
     )
-
-
-def read_batch(
-    records: Sequence[Record],
-    *,
-    partition: int,
-    now: datetime,
-    max_bytes: int,
-    field_map: dict[str, str] | None = None,
-) -> tuple[list[Numbered], list[DeadLetter]]:
-    """Decode the records of one partition; those that cannot be read are numbered too, and get a letter as of `now`.
-
-    A record's times are judged as of the moment it was produced: a replay comes to the same verdict.
-    """
-    events: list[Numbered] = []
-    letters: list[DeadLetter] = []
-    for record in records:
-        try:
-            behaviour = read_behaviour(record, max_bytes=max_bytes, field_map=field_map)
-        except BadMessage as error:
-            events.append(Numbered(record.offset, None))
-            letters.append(
-                DeadLetter(
-                    topic="behaviours",
-                    partition=partition,
-                    offset=record.offset,
-                    key=record.key,
-                    value=record.value,
-                    stage=STAGE,
-                    reason=error.reason,
-                    detail=error.detail,
-                    failed_at=now,
-                ).after(record.headers)
-            )
-        else:
-            events.append(Numbered(record.offset, behaviour))
-    return events, letters
-
-
-def read_behaviour(record: Record, *, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
-    """Decode one record, judged as of when it was produced. Raises `BadMessage`."""
-    if record.value is None:
-        raise BadMessage(Reason.NOT_JSON, "record has no value")
-    now = produced_at(record.timestamp)
-    behaviour = decode(Behaviour, record.value, now=now, max_bytes=max_bytes, field_map=field_map)
-    if record.key is None:
-        raise BadMessage(Reason.NO_KEY, "record has no key; it must be the user_id")
-    if record.key != behaviour.user_id.encode():
-        raise BadMessage(Reason.KEY_MISMATCH, f"key {record.key[:200]!r} is not the user_id {behaviour.user_id!r}")
-    return behaviour
 
 
 class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -42,10 +42,11 @@ from schemas.scoring import (
     SimilarResponse,
     SimilarResult,
 )
-from streams.monitoring.metrics import Metrics, RequestReport, metrics_handler
+from streams.monitoring.metrics import Metrics, metrics_handler
 from streams.serving.auth import Bearers, RateLimit
 from streams.serving.config import ServeConfig
 from streams.serving.model_watcher import ModelWatcher, ServedModel
+from streams.serving.reports import RequestReport
 from streams.serving.vector_cache import Representations
 from streams.stores.histories.redis_store import BehaviourStore
 from streams.stores.vectors.item_index import ItemIndex

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from schemas.errors import PipelineError, StoreUnavailable
 from schemas.manifests import ModelManifest
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.monitoring.metrics import ModelReport
+from streams.serving.reports import ModelReport
 from streams.stores.artifacts.registry import ModelStore
 from trainer.networks.item_rows import ItemRows
 

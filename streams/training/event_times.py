@@ -25,9 +25,10 @@ from aiokafka import TopicPartition
 
 from schemas.errors import StoreUnavailable
 from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import InputTopics
 from streams.broker.log_reader import LogReader
+from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicsConfig
-from streams.training.input import InputTopics, behaviour_of
 
 log = structlog.get_logger()
 

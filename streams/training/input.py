@@ -17,19 +17,17 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
 from schemas.base import decode, produced_at
-from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
-from streams.broker.clients import BrokerConfig, broker_errors, make_admin, make_consumer
+from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
+from streams.broker.cluster import InputTopics, describe_input
+from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
-from streams.recording.recorder import read_behaviour
 from trainer.samples.partition_merge import AlignedReading, Entry
 
 log = structlog.get_logger()
 
 _FAR = 1 << 62
-
-INPUT_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +36,6 @@ class VectorRecord:
 
     item_id: str
     embedding: ItemEmbedding | None
-
-
-@dataclass(frozen=True, slots=True)
-class InputTopics:
-    """What the cluster says of the topics, by their names without prefix."""
-
-    cluster_id: str | None
-    topic_ids: dict[str, str]
-    partitions: dict[str, list[int]]
-
-
-def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> InputTopics:
-    """Ask for ids and partitions of the input topics. Blocking.
-
-    Raises `Misconfigured` if one does not exist, `BrokerUnavailable` if nobody answers.
-    """
-    admin = make_admin(broker)
-    try:
-        with broker_errors(broker):
-            cluster_id = admin.describe_cluster().get("cluster_id")
-            described = admin.describe_topics([topics.full_name(name) for name in INPUT_TOPICS])
-    finally:
-        admin.close()
-    found = {topic["name"]: topic for topic in described if not topic["error_code"] and topic["partitions"]}
-    for name in INPUT_TOPICS:
-        if topics.full_name(name) not in found:
-            raise Misconfigured(
-                f"topic {topics.full_name(name)!r} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
-                "run 'mimstream topics create'"
-            )
-    by_name = {name: found[topics.full_name(name)] for name in INPUT_TOPICS}
-    return InputTopics(
-        cluster_id=cluster_id,
-        topic_ids={name: str(topic["topic_id"]) for name, topic in by_name.items()},
-        partitions={
-            name: sorted(int(partition["partition_index"]) for partition in topic["partitions"])
-            for name, topic in by_name.items()
-        },
-    )
 
 
 class TrainingInput:
@@ -343,11 +302,3 @@ class TrainingInput:
         behaviour = behaviour_of(record, self._broker, self._field_map)
         written_at = record.timestamp / 1000
         return Entry(record.partition, record.offset, min(written_at, self._clock()), behaviour, written_at)
-
-
-def behaviour_of(record: Any, broker: BrokerConfig, field_map: dict[str, str]) -> Behaviour | None:
-    """What a record of `behaviours` says, judged as of when it was produced; None if it cannot be used."""
-    try:
-        return read_behaviour(record, max_bytes=broker.max_record_bytes, field_map=field_map)
-    except BadMessage:
-        return None

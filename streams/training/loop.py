@@ -28,20 +28,20 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
+from streams.broker.forgotten import ForgottenFollower, Tell
 from streams.broker.leadership import Leadership
-from streams.recording.forgotten_users import ForgottenFollower, Tell
 from streams.runtime.interval import Interval
 from streams.stores.artifacts.checkpoints import Snapshot
-from streams.training.checkpointing import Snapshots
+from streams.training.checkpointing import Keeping, Snapshots
 from streams.training.config import TrainConsumerConfig
 from streams.training.feed import Portions
 from streams.training.input import TrainingInput
-from streams.training.keeping import Keeping
 from streams.training.offset_commits import GroupOffsets
 from streams.training.release_schedule import ReleaseCadence
 from streams.training.releaser import Releaser
-from streams.training.reports import NO_ACCOUNTS, Figures, ScoreFiles, TrainReport, write_accounts
+from streams.training.reports import NO_ACCOUNTS, Figures, TrainReport, write_accounts
 from streams.training.resume import Resuming
+from streams.training.scores import ScoreFiles
 from streams.training.trainer_thread import Turn, Turns, in_thread
 from trainer.online.gate import GateConfig
 from trainer.online.vector_waits import VectorWaits

@@ -24,11 +24,11 @@ import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.manifests import GateVerdict, ModelManifest, Offsets, ReleaseNotice
+from streams.broker.cluster import InputTopics
 from streams.broker.leadership import Leadership
 from streams.stores.artifacts.artifact_store import NotThere
 from streams.stores.artifacts.registry import ModelStore, Outcome, Weights, pack_weights, weights_checksum
 from streams.training.config import ANEW
-from streams.training.input import InputTopics
 
 if TYPE_CHECKING:
     from trainer.online.trainer import Candidate

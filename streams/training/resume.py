@@ -13,8 +13,9 @@ import structlog
 
 from schemas.errors import StoreUnavailable
 from streams.stores.artifacts.checkpoints import Snapshot
-from streams.training.keeping import Keeping
-from streams.training.reports import Figures, ScoreFiles
+from streams.training.checkpointing import Keeping
+from streams.training.reports import Figures
+from streams.training.scores import ScoreFiles
 from streams.training.trainer_thread import Turns, in_thread
 from trainer.online.vector_waits import VectorWaits
 from trainer.samples.forgotten import ForgottenUsers

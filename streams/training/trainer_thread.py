@@ -17,7 +17,7 @@ from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.training.feed import Portion
 from streams.training.input import TrainingInput
-from streams.training.reports import ScoreFiles
+from streams.training.scores import ScoreFiles
 from trainer.online.vector_waits import VectorWaits
 from trainer.samples.forgotten import ForgottenUsers
 

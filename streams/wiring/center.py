@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from encoders.base import Encoder
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
-from streams.center.verify import CenterVerification, Mender, Reading
+from streams.center.repair import Mender, Reading
+from streams.center.verify import CenterVerification
 from streams.center.verify import Progress as OnProgress
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.indexing.announcements import KafkaOutbox

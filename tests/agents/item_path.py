@@ -19,6 +19,7 @@ from encoders.base import ItemContent, Prepared
 from encoders.hashing import HashingEncoder
 from schemas.errors import ContentUnavailable, Unprocessable
 from schemas.items import ImageRetry
+from streams.broker.records import SourceRecord
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.indexing.announcements import InMemoryOutbox
 from streams.indexing.config import IndexConfig, IndexReport, RetryReport
@@ -26,7 +27,6 @@ from streams.indexing.context import Center
 from streams.indexing.encoding import ItemEncoding
 from streams.indexing.image_retries import retry_image
 from streams.indexing.index_batch import index_batch
-from streams.indexing.item_changes import SourceRecord
 from streams.runtime.delivery import BackOffConfig, Patience
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from streams.broker.records import SourceRecord
 from streams.center.compare import CenterReport
-from streams.center.verify import Mender, Reading, Tail
+from streams.center.repair import Mender, Reading, Tail
 from streams.indexing.index_batch import index_batch
-from streams.indexing.item_changes import SourceRecord
 from streams.stores.vectors.row_scan import RowSource
 
 from .item_path import ItemPath, allowed

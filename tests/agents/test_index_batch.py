@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable
+from streams.broker.records import SourceRecord
 from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
-from streams.indexing.item_changes import SourceRecord
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 from .item_path import DIM, NOW, PICTURE_URL, PRODUCED_MS, VERSION, CountingEncoder, ItemPath, b64, item, picture

@@ -13,13 +13,13 @@ import pytest
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import (
     BehaviourStore,
     BehaviourStoreConfig,
     InMemoryBehaviourStore,
-    LogIdentity,
-    Numbered,
     RedisBehaviourStore,
 )
 

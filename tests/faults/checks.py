@@ -24,7 +24,7 @@ from streams.stores.artifacts.registry import FolderModelStore
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import MilvusItemIndex
-from streams.training.reports import SCORES_FOLDER, read_scores
+from streams.training.scores import SCORES_FOLDER, read_scores
 from tests.faults.reference import Reference
 from tests.faults.scenario import PARTITIONS
 from tests.faults.truth import Behaviours, Items, Row, expected_behaviours, expected_items, twice

@@ -18,16 +18,16 @@ from structlog.testing import capture_logs
 
 from encoders.hashing import HashingEncoder
 from streams.broker.clients import make_consumer
-from streams.broker.cluster import read_log_identity
+from streams.broker.cluster import LogIdentity, read_ends, read_log_identity
 from streams.broker.leadership import Leadership
-from streams.broker.log_ends import read_ends
 from streams.dead_letters.producer import InMemoryDeadLetters
-from streams.recording.recorder import RecordConfig, Recorder
+from streams.recording.config import RecordConfig
+from streams.recording.recorder import Recorder
 from streams.settings import Settings
 from streams.stack.parts import PartName
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import LogIdentity, RedisBehaviourStore
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import MilvusItemIndex
 from streams.training.config import TrainConsumerConfig
 from streams.training.input import TrainingInput

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from encoders.base import ItemContent, Prepared
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig, make_admin
+from streams.broker.cluster import LogIdentity
 from streams.broker.topics import TopicsConfig, create_topics
 from streams.settings import Settings
 from streams.stores.histories.client import RedisConfig, make_redis
-from streams.stores.histories.redis_store import LogIdentity, RedisBehaviourStore
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.item_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from streams.commands.serve import _make_scorer
 from streams.serving.model_watcher import ModelWatcher
 from streams.settings import Settings, environment_of
 from streams.stores.artifacts.registry import FolderModelStore
+from streams.wiring.serving import _make_scorer
 from tests.live.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)

@@ -17,12 +17,13 @@ from aiokafka import TopicPartition
 from schemas.errors import StoreUnavailable
 from schemas.letters import DeadLetter
 from streams.broker.clients import make_admin, make_consumer, make_producer
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import read_batch
 from streams.broker.topics import create_topics
-from streams.recording.recorder import read_batch
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import InMemoryBehaviourStore, LogIdentity, RedisBehaviourStore
+from streams.stores.histories.redis_store import InMemoryBehaviourStore, RedisBehaviourStore
 
 USERS = 40
 Start = Callable[..., Any]

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import make_producer
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import LogIdentity, Numbered, RedisBehaviourStore
+from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
 from trainer.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer

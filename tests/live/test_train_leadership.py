@@ -16,10 +16,10 @@ from aiokafka import TopicPartition
 from schemas.errors import Fenced
 from schemas.manifests import GateVerdict
 from streams.broker.clients import make_producer
+from streams.broker.cluster import describe_input
 from streams.broker.leadership import Leadership
 from streams.settings import Settings
 from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
-from streams.training.input import describe_input
 from streams.training.releaser import Releaser
 from tests.live.click_world import (
     DIM,

@@ -16,10 +16,10 @@ from kafka import TopicPartition
 
 from schemas.manifests import ModelManifest
 from streams.broker.clients import make_admin
-from streams.commands.train import make_snapshot_store
 from streams.settings import Settings, environment_of
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import FolderModelStore
+from streams.wiring.training import make_snapshot_store
 from tests.live.click_world import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)

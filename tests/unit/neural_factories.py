@@ -7,7 +7,7 @@ import torch
 
 from trainer.networks.ciubm import CtrBatch
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
-from trainer.samples.catalogue import id_hashes
+from trainer.samples.id_hashes import id_hashes
 
 ITEMS, WIDTH, VERSIONS = 12, 8, 2
 

@@ -21,13 +21,15 @@ from encoders.base import ItemContent, Prepared
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.manifests import ModelManifest
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import RepresentationsConfig, ServeConfig
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import Representations
 from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
-from streams.stores.histories.redis_store import InMemoryBehaviourStore, LogIdentity, Numbered
+from streams.stores.histories.redis_store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from trainer.networks.item_rows import ItemRows
 

@@ -9,14 +9,14 @@ import torch
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from tests.unit.trainer_factories import DIM, SMALL_MODEL, at, embedding, unit_vector
-from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import collate
+from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.item_rows import ItemRows
 from trainer.networks.learner import Learner, NonFiniteLoss
 from trainer.networks.scorer import Scorer
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 
 
 def catalogue(items: int = 20) -> Catalogue:

@@ -9,7 +9,7 @@ from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
-from trainer.samples.label_join import Take
+from trainer.samples.rows import Take
 
 PURCHASE, CLICK, CART = BehaviourKind.PURCHASE, BehaviourKind.CLICK, BehaviourKind.CART
 

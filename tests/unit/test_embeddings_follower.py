@@ -12,7 +12,7 @@ from aiokafka import errors as kafka_errors
 
 from streams.broker.clients import BrokerConfig
 from streams.serving import vector_cache as representations
-from streams.serving.vector_cache import EmbeddingsFollower
+from streams.serving.embeddings_follower import EmbeddingsFollower
 
 
 class EmptyTopic:

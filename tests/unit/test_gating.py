@@ -10,9 +10,9 @@ import pytest
 
 from schemas.errors import StoreUnavailable
 from schemas.manifests import Fence, GateVerdict, ReleaseNotice
+from streams.broker.cluster import InputTopics
 from streams.stores.artifacts.registry import InMemoryModelStore
-from streams.training.gating import Gating
-from streams.training.input import InputTopics
+from streams.training.release_schedule import Gating
 from streams.training.releaser import Releaser
 from tests.unit.trainer_factories import DIM, click_log, make_trainer, small_config
 from trainer.online.gate import GateConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainer.networks.id_table import IdTable
-from trainer.samples.catalogue import hash_columns, id_hashes
+from trainer.samples.id_hashes import hash_columns, id_hashes
 
 
 def hashes(*names: str) -> torch.Tensor:

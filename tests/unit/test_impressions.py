@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from tests.unit.trainer_factories import DAY0, DIM, behaviour
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression, ImpressionJoin
+from trainer.samples.label_join import ImpressionJoin
+from trainer.samples.rows import Impression
 from trainer.samples.window import Observed
 
 

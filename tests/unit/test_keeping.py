@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import BrokerUnavailable, StoreUnavailable, Unavailable
-from streams.training.keeping import Keeping
+from streams.training.checkpointing import Keeping
 from trainer.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.state import State

@@ -11,7 +11,7 @@ from tests.unit.trainer_factories import DAY0, DIM, embedding, unit_vector
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import ContrastivePlan, SpaceTimeSampler, TakeCounts
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression, Take
+from trainer.samples.rows import Impression, Take
 
 
 def take(item: int, second: int = 0, user: str = "u") -> Take:

@@ -11,8 +11,9 @@ import pytest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, RetryReport
-from streams.monitoring.metrics import CacheReport, Metrics, ModelReport, RequestReport, metrics_server
+from streams.monitoring.metrics import Metrics, metrics_server
 from streams.runtime.process import run_until_stopped
+from streams.serving.reports import CacheReport, ModelReport, RequestReport
 from streams.stores.histories.packed_history import RecordReport
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests.unit.neural_factories import ITEMS, WIDTH, more_padding, random_world, world
-from trainer.config import CiUBMConfig
 from trainer.metrics import auc
 from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import CrossedHeads, NumericEmbedding
 from trainer.offline import registry

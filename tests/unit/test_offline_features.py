@@ -16,8 +16,8 @@ from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.encoder_versions import Vectors
-from trainer.offline.evaluation_facets import facet_of
 from trainer.offline.event_index import Past
+from trainer.offline.facets import facet_of
 from trainer.offline.history_features import HALF_LIFE, HISTORY
 from trainer.offline.protocols import held_out_by_hash, protocol_of
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, Reason
-from streams.recording.recorder import Placement, place, read_batch
+from streams.broker.records import read_batch
+from streams.recording.recorder import Placement, place
 from streams.stores.histories.packed_history import (
     UserTakes,
     _holds,

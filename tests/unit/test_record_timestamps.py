@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from schemas.base import produced_at
 from schemas.errors import BadMessage, Reason
 from streams.broker.clients import BrokerConfig
+from streams.broker.forgotten import read_forgotten
+from streams.broker.records import SourceRecord, behaviour_of, read_batch
 from streams.encoder_training.topic_input import TopicContent, _take_items
-from streams.indexing.item_changes import SourceRecord, read_change
-from streams.recording.forgotten_users import read_forgotten
-from streams.recording.recorder import read_batch
-from streams.training.input import behaviour_of
+from streams.indexing.item_changes import read_change
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IN_TIME = round(NOW.timestamp() * 1000)

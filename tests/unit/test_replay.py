@@ -22,7 +22,8 @@ from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicName, TopicsConfig
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, broken_behaviour, broken_item
-from streams.replay.sender import Replay, ReplayConfig
+from streams.replay.config import ReplayConfig
+from streams.replay.sender import Replay
 from streams.replay.timeline import Outgoing, Timeline
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from streams.training.checkpointing import Snapshots
 from streams.training.loop import TrainOnBehaviours
-from streams.training.reports import ScoreFiles
+from streams.training.scores import ScoreFiles
 from tests.unit.test_gating import LOG
 from tests.unit.test_snapshots import OLD, make_journal, make_store
 from tests.unit.test_train_loop import ALL, ListedInput, ToldAtOnce, forgotten, make_log, make_loop, trained, vectors

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from streams.monitoring.metrics import ModelReport
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.reports import ModelReport
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import FolderModelStore
 from tests.unit.scoring_bench import VERSION, make_scorer, release

@@ -16,11 +16,11 @@ import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
+from streams.broker.cluster import InputTopics
 from streams.stores.artifacts.artifact_store import FolderShelf
 from streams.stores.artifacts.checkpoints import SnapshotMeta, SnapshotStore, hash_sources
 from streams.stores.artifacts.journal import JournalStore
 from streams.training.checkpointing import Snapshots, learning_config
-from streams.training.input import InputTopics
 from trainer.config import TrainerConfig
 from trainer.state import State
 

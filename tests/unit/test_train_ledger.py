@@ -11,14 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import StoreUnavailable
-from streams.training.reports import (
-    NO_ACCOUNTS,
-    ScoreFiles,
-    TrainReport,
-    read_scores,
-    write_accounts,
-    write_row_lines,
-)
+from streams.training.reports import NO_ACCOUNTS, TrainReport, write_accounts
+from streams.training.scores import ScoreFiles, read_scores, write_row_lines
 from trainer.metrics import ScoredRows
 
 

@@ -13,7 +13,8 @@ from encoders.trained import TrainingManifest, features_of, read_tower_weights, 
 from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
-from streams.encoder_training.bundle_builder import EncoderTrainingConfig, Workshop, towers_digest
+from streams.encoder_training.bundle_builder import Workshop, towers_digest
+from streams.encoder_training.config import EncoderTrainingConfig
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pairs import HardNegatives
 from trainer.csft.pretrain import pretrain

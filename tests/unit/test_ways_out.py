@@ -10,10 +10,10 @@ import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
-from streams.commands.serve import LazyEncoder
 from streams.settings import load_settings
 from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
 from streams.wiring.preflight import _model, _Wrong
+from streams.wiring.serving import LazyEncoder
 from tests.unit.scoring_bench import WordEncoder
 from tests.unit.test_gating import LOG, Scene
 from tests.unit.test_model_store import make_manifest, make_weights

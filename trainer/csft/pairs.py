@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.behaviours import BehaviourKind
-from trainer.samples.label_join import Impression, ImpressionJoin, Take
+from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
+from trainer.samples.rows import Impression, Take
 from trainer.samples.window import Observed
 
 _IMAGE, _TITLE, _FUSED = 0, 1, 2

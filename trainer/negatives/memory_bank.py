@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.samples.label_join import Take
+from trainer.samples.rows import Take
 
 
 class TakeBank:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.negatives.memory_bank import SpaceTimeMemory
-from trainer.samples.label_join import Impression
 from trainer.samples.numbering import ItemNumbers
+from trainer.samples.rows import Impression
 from trainer.state import State
 
 

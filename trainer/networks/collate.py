@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.networks.ciubm import DENSE_FEATURES, CtrBatch
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 
 
 @dataclass(frozen=True)

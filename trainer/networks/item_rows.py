@@ -9,7 +9,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.samples.catalogue import hash_columns
+from trainer.samples.id_hashes import hash_columns
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import CiUBMConfig, LearnerConfig
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
+from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.losses import fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
 from trainer.state import State

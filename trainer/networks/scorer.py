@@ -11,9 +11,9 @@ from torch import Tensor
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
-from trainer.config import CiUBMConfig
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import dense_features
+from trainer.networks.config import CiUBMConfig
 from trainer.networks.item_rows import ItemRows
 
 

@@ -17,12 +17,11 @@ from trainer.datasets.spans import Span
 from trainer.offline.as_of import ItemFacts, Sources, Takes
 from trainer.offline.buckets import RowFacts
 from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
-from trainer.offline.evaluation_facets import further_columns
 from trainer.offline.event_index import Past
-from trainer.offline.facets import Facet
+from trainer.offline.facets import Facet, further_columns
 from trainer.offline.features import features
 from trainer.offline.protocols import Protocol
-from trainer.samples.catalogue import id_hashes
+from trainer.samples.id_hashes import id_hashes
 
 EXPOSURE_SEED = 0
 """Of the exposures that are drawn where a set observed none: every model of every run sees the same ones."""

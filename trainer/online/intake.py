@@ -22,8 +22,8 @@ from schemas.behaviours import Behaviour
 from trainer.config import TrainerConfig
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.label_join import Impression, Take, pack_impressions, unpack_impressions
 from trainer.samples.offsets import Offsets
+from trainer.samples.rows import Impression, Take, pack_impressions, unpack_impressions
 from trainer.samples.window import Observed, Verdict
 from trainer.state import State
 

@@ -12,7 +12,7 @@ from trainer.metrics import DAY, ScoredRows
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.online.prequential import RecentScores
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 from trainer.state import State
 
 _NUMBERS = (

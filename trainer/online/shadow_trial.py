@@ -12,10 +12,10 @@ from torch import Tensor
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
-from trainer.config import CiUBMConfig
 from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.config import CiUBMConfig
 from trainer.online.gate import NO_ROWS, ComparedRows
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 from trainer.state import State, whole_numbers
 
 Release: TypeAlias = "tuple[Mapping[str, Tensor], ModelManifest]"

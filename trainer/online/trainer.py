@@ -30,7 +30,7 @@ from trainer.online.shadow_trial import Trial
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 from trainer.samples.window import Verdict
 from trainer.state import State
 

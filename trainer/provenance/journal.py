@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.label_join import Impression
+from trainer.samples.rows import Impression
 from trainer.state import State, ragged, unragged, whole_numbers
 
 EMPTY = b""

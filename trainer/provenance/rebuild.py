@@ -17,8 +17,8 @@ from schemas.behaviours import Behaviour
 from trainer.provenance.journal import Leaf, Segment, StepRows, VectorUse, row_text
 from trainer.samples.catalogue import vector_digest
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.label_join import Impression
 from trainer.samples.numbering import FeatureNumbers
+from trainer.samples.rows import Impression
 
 Place = tuple[int, int]
 

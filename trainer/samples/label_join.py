@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from schemas.behaviours import Behaviour, BehaviourKind
+from trainer.samples.corrections import _Correctable
 from trainer.samples.numbering import ItemNumbers
+from trainer.samples.rows import _RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
 from trainer.samples.window import Observed
-from trainer.state import State, ragged, unragged, whole_numbers
-
-_RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
-
-
-@dataclass(slots=True)
-class Impression:
-    """One exposure, with everything that was known at its second and, once resolved, its label."""
-
-    event_id: str
-    partition: int
-    offset: int
-    second: int
-    user_id: str
-    item: int
-    """Number of the item in the catalogue."""
-    history: tuple[int, ...]
-    """Numbers of the items that the user took before this second, oldest first; a trigger item stands last."""
-    history_seconds: tuple[int, ...]
-    """When he took them."""
-    retaken: bool
-    """Whether the user had already taken this very item."""
-    defines_publish: bool
-    label: int = 0
-    taken_as: BehaviourKind | None = None
-    """The most reliable kind of take that answered it so far."""
-    query_text: str | None = None
-    query_image: bytes | None = None
-    """The search that led here, where there was one."""
-    correction: bool = False
-    """Whether this is the same impression once more, as taken, after it was resolved as not taken; id and place are
-    then those of the late take."""
+from trainer.state import State, ragged, unragged
 
 
 @dataclass(slots=True)
 class _UserHistory:
     items: list[int] = field(default_factory=list)
     seconds: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """A take, as the samplers of negatives see it."""
-
-    second: int
-    user_id: str
-    item: int
 
 
 class ImpressionJoin:
@@ -241,120 +201,3 @@ class ImpressionJoin:
         history.seconds.append(take.second)
         if len(history.items) > self._length:
             del history.items[0], history.seconds[0]
-
-
-class _Correctable:
-    """The newest impressions that were resolved as not taken, oldest first, as long as a late take may correct them."""
-
-    def __init__(self, seconds: float, rows: int) -> None:
-        self._seconds = seconds
-        self._rows = rows
-        self._order: OrderedDict[tuple[int, int], Impression] = OrderedDict()
-        self._by_event: dict[str, Impression] = {}
-        self._by_pair: dict[tuple[str, int], Impression] = {}
-
-    def __iter__(self) -> Iterator[Impression]:
-        return iter(self._order.values())
-
-    def add(self, impression: Impression) -> None:
-        if not self._rows:
-            return
-        self._order[impression.partition, impression.offset] = impression
-        self._by_event[impression.event_id] = impression
-        self._by_pair[impression.user_id, impression.item] = impression
-        while len(self._order) > self._rows:
-            self._drop(next(iter(self._order.values())))
-
-    def take(self, behaviour: Behaviour, item: int) -> Impression | None:
-        """The impression that this take answers; each is given out once."""
-        if behaviour.exposure_id is not None:
-            found = self._by_event.get(behaviour.exposure_id)
-        else:
-            found = self._by_pair.get((behaviour.user_id, item))
-        if found is None or (found.user_id, found.item) != (behaviour.user_id, item):
-            return None
-        self._drop(found)
-        return found
-
-    def forget_before(self, second: int) -> None:
-        while self._order and (oldest := next(iter(self._order.values()))).second + self._seconds < second:
-            self._drop(oldest)
-
-    def forget(self, user_id: str) -> None:
-        for impression in [row for row in self if row.user_id == user_id]:
-            self._drop(impression)
-
-    def snapshot(self) -> State:
-        state = pack_impressions(self)
-        state.arrays["named"] = np.array([self._by_event.get(row.event_id) is row for row in self], bool)
-        state.arrays["paired"] = np.array([self._by_pair.get((row.user_id, row.item)) is row for row in self], bool)
-        return state
-
-    def restore(self, state: State) -> None:
-        rows = unpack_impressions(state)
-        self._order = OrderedDict(((row.partition, row.offset), row) for row in rows)
-        marked = zip(rows, state.arrays["named"].tolist(), state.arrays["paired"].tolist(), strict=True)
-        self._by_event, self._by_pair = {}, {}
-        for row, named, paired in marked:
-            if named:
-                self._by_event[row.event_id] = row
-            if paired:
-                self._by_pair[row.user_id, row.item] = row
-
-    def _drop(self, impression: Impression) -> None:
-        del self._order[impression.partition, impression.offset]
-        if self._by_event.get(impression.event_id) is impression:
-            del self._by_event[impression.event_id]
-        pair = (impression.user_id, impression.item)
-        if self._by_pair.get(pair) is impression:
-            del self._by_pair[pair]
-
-
-_KINDS = list(BehaviourKind)
-
-
-def pack_impressions(impressions: Iterable[Impression]) -> State:
-    """Impressions as arrays."""
-    rows = list(impressions)
-    state = State(values={})
-    for name in ("partition", "offset", "second", "item", "label"):
-        state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
-    state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else _RELIABILITY[row.taken_as] for row in rows)
-    for name in ("retaken", "defines_publish", "correction"):
-        state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
-    state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
-    state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
-    state.put_texts("event_id", (row.event_id for row in rows))
-    state.put_texts("user_id", (row.user_id for row in rows))
-    state.put_optional_texts("query_text", (row.query_text for row in rows))
-    state.arrays["has_image"] = np.array([row.query_image is not None for row in rows], bool)
-    state.put_bytes("query_image", (row.query_image or b"" for row in rows))
-    return state
-
-
-def unpack_impressions(state: State) -> list[Impression]:
-    """What `pack_impressions` was given."""
-    arrays = state.arrays
-    histories, seconds = unragged("history", state), unragged("history_seconds", state)
-    texts, images = state.optional_texts("query_text"), state.pieces("query_image")
-    events, users = state.texts("event_id"), state.texts("user_id")
-    return [
-        Impression(
-            event_id=events[i],
-            partition=int(arrays["partition"][i]),
-            offset=int(arrays["offset"][i]),
-            second=int(arrays["second"][i]),
-            user_id=users[i],
-            item=int(arrays["item"][i]),
-            history=tuple(histories[i]),
-            history_seconds=tuple(seconds[i]),
-            retaken=bool(arrays["retaken"][i]),
-            defines_publish=bool(arrays["defines_publish"][i]),
-            label=int(arrays["label"][i]),
-            taken_as=None if arrays["taken_as"][i] < 0 else _KINDS[arrays["taken_as"][i]],
-            query_text=texts[i],
-            query_image=images[i] if arrays["has_image"][i] else None,
-            correction=bool(arrays["correction"][i]),
-        )
-        for i in range(len(events))
-    ]

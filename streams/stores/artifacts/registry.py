@@ -30,7 +30,7 @@ import structlog
 from pydantic import ValidationError
 
 from schemas.base import Message
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, PipelineError
 from schemas.manifests import RELEASE_ID, Fence, GateVerdict, ModelManifest
 from streams.stores.artifacts import promotion
 from streams.stores.artifacts.artifact_store import FolderShelf, MemoryShelf, NotThere, Shelf, exchange
@@ -398,3 +398,20 @@ def _packed_as_declared(weights: Mapping[str, Tensor], manifest: ModelManifest) 
     if checksum != manifest.weights_sha256 or not manifest.release_id.endswith(checksum[:12]):
         raise ValueError(f"manifest {manifest.release_id} does not belong to weights {checksum}")
     return packed
+
+
+def find_release(store: ModelStore, named: str | None) -> ModelManifest:
+    """The release of that name, or the one whose name begins so; the current one if none is named.
+
+    Raises `PipelineError` if none or more than one is meant.
+    """
+    if named is None:
+        current = store.current()
+        if current is None:
+            raise PipelineError("nothing has been released yet")
+        return store.manifest(current.release_id)
+    found = [manifest for manifest in store.list() if manifest.release_id.startswith(named)]
+    if len(found) != 1:
+        what = "no release" if not found else "more than one release"
+        raise PipelineError(f"{what} that is kept is called {named!r}: see 'mimstream models list'")
+    return found[0]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
+from streams.broker.records import Numbered
 
 _LAYOUT = b"\x01"
 _HASH_BYTES = 8
@@ -34,13 +35,6 @@ class Take(NamedTuple):
     occurred_at: float
     """Event time, seconds since 1970."""
     kind: BehaviourKind
-
-
-class Numbered(NamedTuple):
-    """One record of a partition of `behaviours`; None stands for one that could not be read."""
-
-    offset: int
-    behaviour: Behaviour | None
 
 
 @dataclass(frozen=True, slots=True)

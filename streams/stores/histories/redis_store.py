@@ -13,10 +13,12 @@ from redis.exceptions import WatchError
 
 from schemas.errors import StoreUnavailable
 from schemas.forgotten import ForgottenUser
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, redis_errors
+from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.erasure_marks import RedisMarks
 from streams.stores.histories.packed_history import (
-    Numbered,
     RecordReport,
     Take,
     UserTakes,
@@ -32,9 +34,7 @@ from streams.stores.histories.packed_history import (
 from streams.stores.histories.store import (
     COUNTS,
     BehaviourStore,
-    BehaviourStoreConfig,
     InMemoryBehaviourStore,
-    LogIdentity,
     foreign_log,
     with_total,
 )

@@ -12,16 +12,15 @@ log held of him when he asked is passed over. Marks outlive a rebuild.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
+from streams.broker.cluster import LogIdentity
+from streams.broker.records import Numbered
+from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.erasure_marks import Mark
 from streams.stores.histories.packed_history import (
-    Numbered,
     RecordReport,
     Take,
     UserTakes,
@@ -32,28 +31,6 @@ from streams.stores.histories.packed_history import (
 )
 
 COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
-
-
-class BehaviourStoreConfig(BaseModel):
-    """What is kept of each user."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    history_length: int = Field(default=100, ge=1, le=10_000)
-    """Newest takes kept per user."""
-    remembered_event_ids: int = Field(default=200, ge=1, le=10_000)
-    """How many of a user's last events a second delivery is recognised among; 8 bytes each."""
-    idle_days: int = Field(default=180, ge=1)
-    """A user without an event for so long (wall clock) is forgotten, which bounds the number of users."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogIdentity:
-    """Which log the positions belong to. A topic that is deleted and created again has another id."""
-
-    cluster_id: str
-    topic: str
-    topic_id: str
 
 
 class BehaviourStore(Protocol):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import CiUBMConfig
 from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
