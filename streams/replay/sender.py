@@ -34,7 +34,7 @@ class Sender(Protocol):
 
 
 class Positions(Protocol):
-    """Who has read how much; `streams.lag.GroupPositions` in production."""
+    """Who has read how much; `streams.broker.lag.GroupPositions` in production."""
 
     async def consumed(self) -> Mapping[TopicName, Mapping[str, int]]:
         """Topic -> role -> records committed since the replay began."""

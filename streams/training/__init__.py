@@ -1,1 +1,1 @@
-"""`mimstream train`: the loop around `trainer.online`."""
+"""`mimstream train`: the loop around `trainer.online.trainer`."""

@@ -2,7 +2,7 @@
 
 ```text
 publish folder      harmless: nothing points to it
-attach verdict      of the promotion gate (`streams.consumers.gating`); the first one counts
+attach verdict      of the promotion gate (`streams.training.release_schedule`); the first one counts
 notice on `models`  in a transaction; a superseded trainer is refused here
 promote pointer     if it passed the gate; refuses a smaller fence, for the one that was stopped between the two, and
                     leaves a pinned pointer alone

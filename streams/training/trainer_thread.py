@@ -1,6 +1,6 @@
 """The trainer and its turns: everything that touches it runs in a worker thread, one turn at a time.
 
-The loop never computes. It says what the next turn is given (`streams.consumers.portions`), and between two turns
+The loop never computes. It says what the next turn is given (`streams.training.feed`), and between two turns
 nothing changes: that is when releases and snapshots are made.
 """
 

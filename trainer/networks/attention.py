@@ -1,6 +1,6 @@
 """DIN's target attention over a history, with its gradient by hand.
 
-Source: Deep Interest Network (arXiv 1706.06978). Letters as in `trainer.ciubm`; H width of the hidden layer.
+Source: Deep Interest Network (arXiv 1706.06978). Letters as in `trainer.networks.ciubm`; H width of the hidden layer.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ current.json             {"release_id", "fence", "pinned", who, when, why, ...},
 history/00000012-r000007-3f2a....json   what `current.json` was before its 13th change: written before it, never changed
 ```
 
-In a folder that trainer and servers share, or in an object store (`streams.stores.shelf` has the promises that both
-keep, `streams.stores.promotion` the rules for the pointer).
+In a folder that trainer and servers share, or in an object store (`streams.stores.artifacts.artifact_store` has the promises that both
+keep, `streams.stores.artifacts.promotion` the rules for the pointer).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The behaviour store in Redis; what it promises is told in `streams.stores.behaviour_store`."""
+"""The behaviour store in Redis; what it promises is told in `streams.stores.histories.store`."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class RedisBehaviourStore:
         record:G:partitions      set of the partitions seen
         record:G:t:USER          packed takes
         record:G:e:USER          packed hashes of recent event ids
-        record:forgotten         see `streams.stores.erasures`
-        record:deleted           see `streams.stores.deleted_items`
+        record:forgotten         see `streams.stores.histories.erasure_marks`
+        record:deleted           see `streams.stores.histories.deleted_items`
 
     Every key of the view carries its generation G, so clearing is one write; what is left of older generations is
     swept afterwards. A batch costs three round trips, whatever its size. Writes are optimistic: two recorders that

@@ -1,6 +1,6 @@
 """Columns to batches: each distinct item of a batch stands once, and no Python runs per row.
 
-Source of the layout: `trainer.batches` does the same for the stream, row by row.
+Source of the layout: `trainer.networks.collate` does the same for the stream, row by row.
 """
 
 from __future__ import annotations

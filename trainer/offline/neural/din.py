@@ -4,7 +4,7 @@ Source: Deep Interest Network (arXiv 1706.06978): target attention without norma
 Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and stand
 beside their category, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
 
-Letters as in `trainer.ciubm`; X width of an item's representation.
+Letters as in `trainer.networks.ciubm`; X width of an item's representation.
 """
 
 from __future__ import annotations
