@@ -6,14 +6,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
+
 from schemas.base import decode
 from schemas.errors import BadMessage, Reason
 from schemas.forgotten import ForgottenUser
 from streams.broker.clients import BrokerConfig
 from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
-from streams.recording.forgotten_users import log
 from trainer.samples.forgotten import ForgottenUsers
+
+log = structlog.get_logger()
 
 _ANY_TIME = datetime.max.replace(tzinfo=UTC)
 """Offsets decide what is erased: nobody stays remembered because a clock was wrong, of the request or of its record."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
@@ -14,7 +15,9 @@ from schemas.errors import Unavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import read_partitions
 from streams.runtime.delivery import Patience, hold
-from streams.serving.vector_cache import Representations, log
+from streams.serving.vector_cache import Representations
+
+log = structlog.get_logger()
 
 
 class EmbeddingsFollower:

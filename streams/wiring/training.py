@@ -12,13 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from schemas.errors import Misconfigured
 from schemas.manifests import Offsets
 from streams.broker.cluster import InputTopics, describe_input
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.commands.arguments import parse_moment
-from streams.commands.train import log
 from streams.monitoring.metrics import Metrics, metrics_server
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
@@ -37,6 +38,8 @@ from trainer.samples.forgotten import ForgottenUsers
 if TYPE_CHECKING:
     from trainer.metrics import ScoredRows
     from trainer.online.trainer import OnlineTrainer
+
+log = structlog.get_logger()
 
 
 class _Train:

@@ -23,8 +23,6 @@ import backbones
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
-from csft_tables import REFERENCES, cell, plot, render
 from numpy.typing import NDArray
 
 from encoders.base import ItemContent
@@ -35,6 +33,8 @@ from encoders.fusion_config import FusionConfig
 from encoders.tuning_config import TuningConfig
 from streams.encoder_training.bundle_builder import Workshop, contents_of
 from streams.settings import load_settings
+from tests.benchmarks.csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
+from tests.benchmarks.csft_tables import REFERENCES, cell, plot, render
 from trainer.csft import health
 from trainer.csft.config import CsftConfig
 from trainer.csft.pretrain import pretrain

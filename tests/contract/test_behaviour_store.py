@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import LogIdentity
@@ -18,60 +17,15 @@ from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import (
     BehaviourStore,
-    BehaviourStoreConfig,
     InMemoryBehaviourStore,
     RedisBehaviourStore,
 )
-
-LOG = LogIdentity("cluster-1", "mim.behaviours", "topic-1")
-KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)
-
-
-def event(
-    offset: int,
-    event_id: str | None = None,
-    *,
-    user: str = "u1",
-    item: str = "i1",
-    at: float = 0.0,
-    kind: str = "click",
-) -> Numbered:
-    behaviour = Behaviour(
-        event_id=event_id or f"e{offset}",
-        kind=BehaviourKind(kind),
-        user_id=user,
-        item_id=item,
-        occurred_at=datetime.fromtimestamp(at, UTC),
-    )
-    return Numbered(offset, behaviour)
+from tests.factories.click_log import KEEP, LOG, event, random_log
 
 
 def forgotten(user: str, ends: dict[int, int], *, topic_id: str = LOG.topic_id) -> ForgottenUser:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     return ForgottenUser(user_id=user, forgotten_at=now, cluster_id=LOG.cluster_id, topic_id=topic_id, ends=ends)
-
-
-def random_log(seed: int, n: int) -> list[Numbered]:
-    """A log with duplicates, disorder, broken records and offset gaps."""
-    rng = random.Random(seed)
-    log: list[Numbered] = []
-    offset = 0
-    for i in range(n):
-        offset += rng.choice([1, 1, 1, 3])
-        if rng.random() < 0.05:
-            log.append(Numbered(offset, None))
-            continue
-        log.append(
-            event(
-                offset,
-                f"e{rng.randrange(max(0, i - 6), i + 1)}",
-                user=f"u{rng.randrange(6)}",
-                item=f"i{rng.randrange(50)}",
-                at=i + rng.randrange(-5, 5),
-                kind=rng.choice(["exposure", "exposure", "click", "cart", "purchase"]),
-            )
-        )
-    return log
 
 
 async def contents(store: BehaviourStore) -> object:

@@ -17,7 +17,7 @@ from streams.stores.histories.redis_store import (
     InMemoryBehaviourStore,
     RedisBehaviourStore,
 )
-from tests.contract.test_behaviour_store import KEEP, LOG, event, random_log
+from tests.factories.click_log import KEEP, LOG, event, random_log
 
 
 @dataclass

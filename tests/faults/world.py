@@ -30,10 +30,10 @@ from streams.settings import Settings, environment_of
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
+from tests.factories.encoders import write_tokenizer
 from tests.faults.processes import Broken, Hatchery, Process
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
 from tests.faults.truth import Logged, expected_items
-from tests.unit.encoder_factories import write_tokenizer
 
 IDLE_SECONDS = 30.0
 """Longer than any outage of a round: what is late must follow from the log, not from when a partition was silent."""

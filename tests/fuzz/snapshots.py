@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from streams.stores.artifacts.artifact_store import FolderShelf  # noqa: E402
 from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, SnapshotStore  # noqa: E402
-from tests.unit.trainer_factories import click_log, make_trainer, small_config  # noqa: E402
+from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
 from trainer.networks.config import CiUBMConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 

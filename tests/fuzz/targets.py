@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
-from snapshots import CORPUS_OF, with_file
 
 from encoders.base import ItemContent
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
@@ -27,6 +26,7 @@ from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
 from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
 from streams.stores.vectors.item_index import ItemRow, _from_milvus, _to_milvus
+from tests.fuzz.snapshots import CORPUS_OF, with_file
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MAX_BYTES = 1_000_000

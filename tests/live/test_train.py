@@ -13,7 +13,7 @@ import pytest
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from streams.training.scores import read_scores
-from tests.live.click_world import SMALL, World, accounts, produce, train_to_the_end, wait_until
+from tests.factories.click_world import SMALL, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -12,7 +12,7 @@ import pytest
 
 from streams.settings import Settings
 from streams.stores.artifacts.registry import FolderModelStore
-from tests.live.click_world import SMALL, World, accounts, produce, read_notices, wait_until
+from tests.factories.click_world import SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -21,7 +21,7 @@ from streams.broker.leadership import Leadership
 from streams.settings import Settings
 from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
 from streams.training.releaser import Releaser
-from tests.live.click_world import (
+from tests.factories.click_world import (
     DIM,
     ENCODER,
     SMALL,

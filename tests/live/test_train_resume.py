@@ -20,7 +20,7 @@ from streams.settings import Settings, environment_of
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import FolderModelStore
 from streams.wiring.training import make_snapshot_store
-from tests.live.click_world import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
+from tests.factories.click_world import SMALL, START, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)
 

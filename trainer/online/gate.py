@@ -1,6 +1,6 @@
 """The promotion gate: may a candidate replace the release that answers now? Decided from scores alone.
 
-Like is compared with like: a candidate is on trial (`trainer.online.shadow_trial`) for the next rows of the log. Its weights and
+Like is compared with like: a candidate is on trial (`shadow_trial`) for the next rows of the log. Its weights and
 those of the release that answers stay as they are, both score each row before anybody has learned from it, both see the
 same vectors and histories, and the rows are the newest there are. The model that goes on learning takes no part: scores
 of weights that change meanwhile cannot be put in one order, and were seen to lose .01 GAUC to weights that stay.

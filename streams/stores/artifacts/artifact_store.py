@@ -7,7 +7,7 @@ note       one small file that is written once, for ever: the audit trail
 pointer    one small text; replaced by whoever still knows what it holds, so that of two writers one is told "no"
 ```
 
-A folder (`FolderShelf`) and an object store (`streams.stores.artifacts.object_store`) keep the same promises. To change the
+A folder (`FolderShelf`) and an object store (`object_store`) keep the same promises. To change the
 pointer, say what it should become, given what it is:
 
     exchange(shelf, lambda before: after)

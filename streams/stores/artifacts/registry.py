@@ -8,7 +8,7 @@ current.json             {"release_id", "fence", "pinned", who, when, why, ...},
 history/00000012-r000007-3f2a....json   what `current.json` was before its 13th change: written before it, never changed
 ```
 
-In a folder that trainer and servers share, or in an object store (`streams.stores.artifacts.artifact_store` has the promises that both
+In a folder that trainer and servers share, or in an object store (`artifact_store` has the promises that both
 keep, `streams.stores.artifacts.promotion` the rules for the pointer).
 """
 

@@ -171,7 +171,7 @@ for i = 2, #KEYS do
 end
 return found
 """
-"""Of packed takes (layout: see `streams.stores.histories.packed_history.pack_takes`), those with marked items: key, bytes, the items."""
+"""Of packed takes (layout: `packed_history.pack_takes`), those with marked items: key, bytes, the items."""
 
 _SWAP = """
 local swapped = {}
