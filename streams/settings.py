@@ -30,8 +30,8 @@ from streams.stores.histories.client import RedisConfig
 from streams.stores.histories.redis_store import BehaviourStoreConfig
 from streams.stores.vectors.config import MilvusConfig
 from streams.training.config import TrainConsumerConfig
-from trainer.config import TrainerConfig
 from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.online.config import TrainerConfig
 from trainer.online.gate import GateConfig
 
 ENV_PREFIX = "MIM_"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from schemas.errors import Unavailable
-from streams.bench.encode_content import Content
+from streams.bench.encode_content import BenchItems
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
@@ -51,7 +51,7 @@ class Batch:
 class EncodeBench:
     """An embedded stack on which cells are measured one after another; each has topics and a collection of its own."""
 
-    def __init__(self, settings: Settings, content: Content, folder: Path, config_file: Path | None) -> None:
+    def __init__(self, settings: Settings, content: BenchItems, folder: Path, config_file: Path | None) -> None:
         self._settings = settings
         self._content = content
         self._folder = folder

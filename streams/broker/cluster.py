@@ -15,7 +15,7 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_admin, make
 from streams.broker.topics import TopicName, TopicsConfig
 
 
-def read_log_identity(broker: BrokerConfig, topic: str) -> LogIdentity:
+def read_log_identity(broker: BrokerConfig, topic: str) -> TopicIncarnation:
     """Ask the cluster for its own id and the topic's. Blocking.
 
     Raises `Misconfigured` if the topic does not exist, `BrokerUnavailable` if nobody answers.
@@ -26,7 +26,7 @@ def read_log_identity(broker: BrokerConfig, topic: str) -> LogIdentity:
         raise BrokerUnavailable(
             "Kafka", f"{broker.bootstrap_servers} does not tell the ids of cluster and topic {topic}"
         )
-    return LogIdentity(str(cluster_id), topic, str(topic_id))
+    return TopicIncarnation(str(cluster_id), topic, str(topic_id))
 
 
 def read_partitions(broker: BrokerConfig, topic: str) -> list[int]:
@@ -51,7 +51,7 @@ def _describe(broker: BrokerConfig, topic: str) -> tuple[str | None, dict[str, A
 
 
 @dataclass(frozen=True, slots=True)
-class LogIdentity:
+class TopicIncarnation:
     """Which log the positions belong to. A topic that is deleted and created again has another id."""
 
     cluster_id: str
@@ -63,7 +63,7 @@ INPUT_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
 
 
 @dataclass(frozen=True, slots=True)
-class InputTopics:
+class ClusterTopics:
     """What the cluster says of the topics, by their names without prefix."""
 
     cluster_id: str | None
@@ -71,7 +71,7 @@ class InputTopics:
     partitions: dict[str, list[int]]
 
 
-def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> InputTopics:
+def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> ClusterTopics:
     """Ask for ids and partitions of the input topics. Blocking.
 
     Raises `Misconfigured` if one does not exist, `BrokerUnavailable` if nobody answers.
@@ -91,7 +91,7 @@ def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> InputTopics:
                 "run 'mimstream topics create'"
             )
     by_name = {name: found[topics.full_name(name)] for name in INPUT_TOPICS}
-    return InputTopics(
+    return ClusterTopics(
         cluster_id=cluster_id,
         topic_ids={name: str(topic["topic_id"]) for name, topic in by_name.items()},
         partitions={

@@ -152,7 +152,7 @@ def _hash(key: bytes) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ExpectedContent:
     """What of an item must be the same in its row."""
 
     content_hash: str
@@ -161,7 +161,7 @@ class Content:
     category: str | None
 
     @classmethod
-    def of(cls, item: ItemPublished) -> Content:
+    def of(cls, item: ItemPublished) -> ExpectedContent:
         """What an item says."""
         return cls(item.content_hash(), item.price, item.published_at, item.category or None)
 
@@ -174,7 +174,7 @@ class Expected:
     item_id: str
     partition: int
     offset: int
-    content: Content | None
+    content: ExpectedContent | None
     """None: deleted."""
     usable: bool = True
     """Whether the record can be decoded."""

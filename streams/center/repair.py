@@ -12,8 +12,8 @@ from aiokafka import TopicPartition
 from schemas.errors import BadMessage
 from streams.broker.log_reader import LogReader
 from streams.broker.records import SourceRecord, read_item_id
-from streams.center.compare import CenterReport, Content, Expected, compare
-from streams.indexing.context import Center, Guard
+from streams.center.compare import CenterReport, Expected, ExpectedContent, compare
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
 from streams.indexing.item_changes import read_change
 from streams.indexing.reannounce import announce_again
@@ -22,7 +22,7 @@ from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import RowSource
 
 
-class Rows(Protocol):
+class FetchRows(Protocol):
     """Where rows are read (`ItemIndex.fetch`)."""
 
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
@@ -31,7 +31,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RecordDecoding:
     """How records of `items` are decoded: as the index worker does."""
 
     max_record_bytes: int
@@ -54,7 +54,7 @@ class Reading:
             )
         except BadMessage:
             return Expected(key, item_id, record.partition, record.offset, None, usable=False)
-        content = Content.of(change.item) if change.item is not None else None
+        content = ExpectedContent.of(change.item) if change.item is not None else None
         return Expected(key, item_id, record.partition, record.offset, content)
 
 
@@ -71,7 +71,7 @@ def as_source(record: Any) -> SourceRecord:
     )
 
 
-class Tail:
+class LogTail:
     """What was said in a partition since its end was noted."""
 
     def __init__(self, reader: LogReader, partition: TopicPartition, start: int) -> None:
@@ -99,12 +99,12 @@ class Tail:
 
 
 @dataclass
-class Mender:
+class Repairer:
     """Mends what was found, through the index path."""
 
-    center: Center
+    center: IndexContext
     guard: Guard
-    reading: Reading
+    reading: RecordDecoding
     is_current: Callable[[str], bool]
     _wanted: dict[bytes, Expected | RowSource] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class Mender:
         self._wanted[key] = wanted
         return len(self._wanted) >= self.center.config.batch_max_items
 
-    async def mend(self, tail: Tail, report: CenterReport) -> None:
+    async def mend(self, tail: LogTail, report: CenterReport) -> None:
         """Mend what was noted, and look whether it helped."""
         wanted, self._wanted = self._wanted, {}
         written: dict[bytes, Expected | RowSource] = {}

@@ -41,7 +41,7 @@ from streams.center.compare import (
     compare,
     overdue,
 )
-from streams.center.repair import Mender, Reading, Rows, Tail, _source, as_source
+from streams.center.repair import FetchRows, LogTail, RecordDecoding, Repairer, _source, as_source
 from streams.center.verify_announcements import AnnouncementCheck
 from streams.runtime.delivery import Patience, hold
 from streams.stores.vectors.row_scan import RowScan, RowSource
@@ -64,12 +64,12 @@ class CenterVerification:
         self,
         broker: BrokerConfig,
         topics: TopicsConfig,
-        rows: Rows,
+        rows: FetchRows,
         scan: RowScan,
-        reading: Reading,
+        reading: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
-        mender: Mender | None = None,
+        mender: Repairer | None = None,
         on_progress: Progress = lambda what, done, total: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -111,7 +111,7 @@ class CenterVerification:
             await self._compare(partition, start, end, committed.get(partition, 0), passed, total)
             passed += 2 * (end - start)
         beyond = await self._scan.choose(len(partitions), None, lambda row: True)
-        await self._judge_rows(beyond, Tail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
+        await self._judge_rows(beyond, LogTail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
         await AnnouncementCheck(
             self._reader,
             fetch=lambda item_ids: self._rows.fetch(item_ids, pending=True),
@@ -151,7 +151,7 @@ class CenterVerification:
         newest.settle()
         self._report.items += newest.alive()
         passed += end - start
-        tail = Tail(self._tail_reader, partition, end)
+        tail = LogTail(self._tail_reader, partition, end)
         batch: list[Expected] = []
         async for record in self._reader.read(partition, start, end):
             if record.offset % _TOLD_EVERY == 0:
@@ -171,7 +171,7 @@ class CenterVerification:
         unknown = await self._scan.choose(number, number, lambda row: not newest.knows(row.item_id.encode()))
         await self._judge_rows(unknown, tail)
 
-    async def _judge(self, batch: Sequence[Expected], tail: Tail) -> None:
+    async def _judge(self, batch: Sequence[Expected], tail: LogTail) -> None:
         rows = await self._rows.fetch([one.item_id for one in batch if one.usable], pending=True)
         await tail.catch_up()  # after the rows: whatever a worker wrote into them beyond our end is seen here
         for one in batch:
@@ -190,7 +190,7 @@ class CenterVerification:
             await self._found(finding, one.key, one, tail)
         await self._mend_rest(tail)
 
-    async def _judge_rows(self, unknown: Sequence[RowSource], tail: Tail) -> None:
+    async def _judge_rows(self, unknown: Sequence[RowSource], tail: LogTail) -> None:
         """Rows of which the topic holds no record any more: their delete has been compacted away."""
         for start in range(0, len(unknown), _COMPARED_AT_ONCE):
             batch = unknown[start : start + _COMPARED_AT_ONCE]
@@ -205,13 +205,13 @@ class CenterVerification:
                 await self._found(Finding("resurrected", row.item_id, row.partition, None, detail), key, row, tail)
             await self._mend_rest(tail)
 
-    async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: Tail) -> None:
+    async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: LogTail) -> None:
         self._report.add(finding)
         self._found_items.add(finding.item_id)
         if self._mender is not None and self._mender.take(key, wanted):
             await self._mender.mend(tail, self._report)
 
-    async def _mend_rest(self, tail: Tail) -> None:
+    async def _mend_rest(self, tail: LogTail) -> None:
         if self._mender is not None:
             await self._mender.mend(tail, self._report)
 

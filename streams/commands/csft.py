@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from streams.commands.arguments import positive, share
-from streams.encoder_training.bundle_builder import Workshop, contents_of
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
@@ -72,7 +72,7 @@ def _from_folder(options: argparse.Namespace, settings: Settings, config: CsftCo
 
     data = open_data_set(options.data, attributes=("cold_holdout",))
     behaviours = BehaviourLog.of(data, options.data)
-    workshop = Workshop(settings.encoder, settings.encoders)
+    workshop = BundleBuilder(settings.encoder, settings.encoders)
     contents = list(contents_of(data))
     features = workshop.features(contents)
     numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
@@ -134,7 +134,7 @@ def _from_topics(options: argparse.Namespace, settings: Settings, config: CsftCo
     read = asyncio.run(
         read_topics(settings.kafka, settings.topics, settings.index.field_map, settings.record.field_map)
     )
-    workshop = Workshop(settings.encoder, settings.encoders)
+    workshop = BundleBuilder(settings.encoder, settings.encoders)
     topics = TopicLog.of(read, workshop, config, lateness_seconds=settings.trainer.lateness_seconds,
                          attribution_seconds=settings.trainer.attribution_seconds)  # fmt: skip
     fusion = workshop.fusion(_shape(settings, config), topics.features, seed=config.seed)
@@ -196,7 +196,7 @@ def learn_pairs(
 
 def _finish(
     options: argparse.Namespace,
-    workshop: Workshop,
+    workshop: BundleBuilder,
     config: CsftConfig,
     fusion: ItemFusion,
     trained: CsftRun,

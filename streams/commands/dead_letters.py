@@ -22,8 +22,8 @@ from schemas.errors import Misconfigured, Reason
 from schemas.letters import DeadLetter
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.log_reader import LogReader
-from streams.dead_letters.inbox import Filed, Filter, LetterBox, only_open
-from streams.dead_letters.requeue import Outcome, SendingAgain
+from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
+from streams.dead_letters.requeue import Requeue, RequeueResult
 from streams.settings import Settings
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -65,7 +65,7 @@ async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) 
             _show(letters, as_json=options.json)
         else:
             chosen = everything if options.ids else only_open(everything)
-            outcomes = [Outcome(name, "refused", "there is no such letter") for name in missing]
+            outcomes = [RequeueResult(name, "refused", "there is no such letter") for name in missing]
             if options.action == "drop":
                 outcomes += await _drop(box, chosen)
             else:
@@ -78,23 +78,23 @@ async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) 
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[tuple[LetterBox, SendingAgain]]:
+async def _opened(settings: Settings) -> AsyncIterator[tuple[DeadLetterTopic, Requeue]]:
     async with LogReader(settings.kafka, settings.topics) as reader:
         producer = make_producer(settings.kafka, linger_ms=0)
         with broker_errors(settings.kafka):
             await producer.start()
         try:
-            box = LetterBox(reader, producer, settings.kafka, now=lambda: datetime.now(UTC))
-            yield box, SendingAgain(reader, producer, settings.kafka, box)
+            box = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: datetime.now(UTC))
+            yield box, Requeue(reader, producer, settings.kafka, box)
         finally:
             await producer.stop()
 
 
-async def _requeue(sending: SendingAgain, chosen: Sequence[Filed]) -> list[Outcome]:
+async def _requeue(sending: Requeue, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
     done = 0
     with _progress("sending again") as on_progress:
 
-        def count(_: Outcome) -> None:
+        def count(_: RequeueResult) -> None:
             nonlocal done
             done += 1
             on_progress(done, len(chosen))
@@ -102,9 +102,11 @@ async def _requeue(sending: SendingAgain, chosen: Sequence[Filed]) -> list[Outco
         return await sending.requeue(chosen, count)
 
 
-async def _drop(box: LetterBox, chosen: Sequence[Filed]) -> list[Outcome]:
+async def _drop(box: DeadLetterTopic, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
     await box.mark(only_open(chosen), "dropped")
-    return [Outcome(filed.id, "already_requeued" if filed.handled == "requeued" else "dropped") for filed in chosen]
+    return [
+        RequeueResult(filed.id, "already_requeued" if filed.handled == "requeued" else "dropped") for filed in chosen
+    ]
 
 
 def _filter(options: argparse.Namespace, now: datetime) -> Filter:
@@ -130,7 +132,7 @@ def _moment(text: str, now: datetime) -> datetime:
     return moment
 
 
-def _row(filed: Filed) -> dict[str, Any]:
+def _row(filed: DeadLetterEntry) -> dict[str, Any]:
     letter = filed.newest
     return {
         "id": filed.id,
@@ -151,7 +153,7 @@ def _row(filed: Filed) -> dict[str, Any]:
     }
 
 
-def _list(letters: Sequence[Filed], *, as_json: bool) -> None:
+def _list(letters: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
     rows = [_row(filed) for filed in letters]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -172,7 +174,7 @@ def _list(letters: Sequence[Filed], *, as_json: bool) -> None:
     Console().print(table)
 
 
-def _show(letters: Sequence[tuple[Filed, DeadLetter]], *, as_json: bool) -> None:
+def _show(letters: Sequence[tuple[DeadLetterEntry, DeadLetter]], *, as_json: bool) -> None:
     if as_json:
         shown = [
             _row(filed)
@@ -188,7 +190,7 @@ def _show(letters: Sequence[tuple[Filed, DeadLetter]], *, as_json: bool) -> None
         print(text[:_SHOWN_CHARACTERS] + (" ..." if len(text) > _SHOWN_CHARACTERS else ""), end="\n\n")
 
 
-def _tell(outcomes: Sequence[Outcome], *, as_json: bool) -> None:
+def _tell(outcomes: Sequence[RequeueResult], *, as_json: bool) -> None:
     counts = Counter(outcome.became for outcome in outcomes)
     if as_json:
         letters = [{"id": one.id, "became": one.became, "detail": one.detail} for one in outcomes]

@@ -115,12 +115,12 @@ def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dic
 
 def _open(options: argparse.Namespace, settings: Settings) -> Study:
     from encoders.feature_cache import content_key
-    from streams.encoder_training.bundle_builder import Workshop, contents_of
+    from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
     from streams.evaluation.study import Study
     from trainer.datasets.folder import open_data_set
     from trainer.datasets.spans import BehaviourLog
     from trainer.offline.columns import read_columns
-    from trainer.offline.encoder_versions import FOR_CLICK_MODELS, REFRESH_EPOCHS, WIDE_HEADS, EncoderSchool
+    from trainer.offline.encoder_versions import FOR_CLICK_MODELS, REFRESH_EPOCHS, WIDE_HEADS, EncoderVersions
     from trainer.offline.protocols import protocol_of
     from trainer.samples.numbering import FeatureNumbers
 
@@ -129,11 +129,11 @@ def _open(options: argparse.Namespace, settings: Settings) -> Study:
         raise Misconfigured(f"data set {options.folder} has no interactions, so there is nothing to evaluate")
     protocol = protocol_of(BehaviourLog.of(data, options.folder), options.protocol)
 
-    def school() -> EncoderSchool:
+    def school() -> EncoderVersions:
         contents = list(contents_of(data))
-        features = Workshop(settings.encoder, settings.encoders).features(contents)
+        features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
         numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
-        return EncoderSchool(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
+        return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
 
     name = f"{data.name}-{options.protocol}-{options.vectors}"
     return Study(

@@ -14,7 +14,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from streams.commands.arguments import positive
-from streams.encoder_training.bundle_builder import Workshop, contents_of
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     config = settings.pretrain
     if options.epochs is not None:
         config = config.model_copy(update={"epochs": options.epochs})
-    workshop = Workshop(settings.encoder, settings.encoders)
+    workshop = BundleBuilder(settings.encoder, settings.encoders)
     name, contents, offsets = _items(options, settings)
     if len(contents) < 2:
         raise Misconfigured(f"{name} holds {len(contents)} items, pre-training needs at least 2")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.broker.cluster import InputTopics, describe_input
+from streams.broker.cluster import ClusterTopics, describe_input
 from streams.broker.forgotten import read_forgotten_users
 from streams.settings import Settings
 from streams.stores.artifacts.journal import KeptSegment, SegmentMeta
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if not problems else 1
 
 
-def _other_log(meta: SegmentMeta, log_now: InputTopics) -> list[str]:
+def _other_log(meta: SegmentMeta, log_now: ClusterTopics) -> list[str]:
     if (meta.cluster_id, meta.topic_ids) == (log_now.cluster_id, log_now.topic_ids):
         return []
     return [
@@ -101,7 +101,7 @@ def _other_log(meta: SegmentMeta, log_now: InputTopics) -> list[str]:
 
 
 async def _read_log(
-    settings: Settings, kept: KeptSegment, rebuild: Rebuild, log_now: InputTopics, fetch_max_records: int
+    settings: Settings, kept: KeptSegment, rebuild: Rebuild, log_now: ClusterTopics, fetch_max_records: int
 ) -> list[str]:
     """Feed the rebuild from where training began; says what of it the log does not hold any more."""
     gone = await read_forgotten_users(

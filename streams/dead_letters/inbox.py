@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Filed:
+class DeadLetterEntry:
     """A record that failed, with all letters about it. Its bytes stay in the topic."""
 
     id: str
@@ -53,7 +53,7 @@ class Filter:
     """Failed last at this moment or later."""
     key: bytes | None = None
 
-    def admits(self, filed: Filed) -> bool:
+    def admits(self, filed: DeadLetterEntry) -> bool:
         """Whether a letter is meant."""
         letter = filed.newest
         return (
@@ -67,10 +67,10 @@ class Filter:
 
 
 @dataclass
-class Filing:
+class DeadLetterIndex:
     """Sorts records of `dead-letters`, in any order between partitions, into entries."""
 
-    _entries: dict[tuple[str, str], Filed] = field(default_factory=dict)
+    _entries: dict[tuple[str, str], DeadLetterEntry] = field(default_factory=dict)
     _handled: dict[tuple[str, str], Handled] = field(default_factory=dict)
     unreadable: int = 0
     """Records that are neither letters nor what became of one."""
@@ -92,7 +92,7 @@ class Filing:
         name, digest = letter.letter_key.decode(), letter.digest
         before = self._entries.get((name, digest))
         first = letter.first_failed_at or letter.failed_at
-        self._entries[name, digest] = Filed(
+        self._entries[name, digest] = DeadLetterEntry(
             id=name,
             newest=replace(letter, value=None),
             value_bytes=None if letter.value is None else len(letter.value),
@@ -103,7 +103,7 @@ class Filing:
             at=at,
         )
 
-    def entries(self) -> list[Filed]:
+    def entries(self) -> list[DeadLetterEntry]:
         """All entries, oldest failure first."""
         marked = [
             replace(entry, handled=self._handled[name].action) if name in self._handled else entry
@@ -112,7 +112,7 @@ class Filing:
         return sorted(marked, key=lambda entry: (entry.newest.failed_at, entry.id))
 
 
-class LetterBox:
+class DeadLetterTopic:
     """The topic `dead-letters`, read and written."""
 
     def __init__(
@@ -128,9 +128,9 @@ class LetterBox:
         self._broker = broker
         self._now = now
 
-    async def read(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Filed]:
+    async def read(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[DeadLetterEntry]:
         """Read everything. `on_progress` is told how many of how many offsets have been passed."""
-        filing = Filing()
+        filing = DeadLetterIndex()
         bounds = await self._reader.bounds(await self._reader.partitions("dead-letters"))
         total = sum(end - start for start, end in bounds.values())
         passed = 0
@@ -148,7 +148,7 @@ class LetterBox:
             log.warning("dead_letters.unreadable", count=filing.unreadable)
         return filing.entries()
 
-    async def letter(self, filed: Filed) -> DeadLetter:
+    async def letter(self, filed: DeadLetterEntry) -> DeadLetter:
         """The newest letter of an entry, with the original bytes."""
         partition = (await self._reader.partitions("dead-letters"))[filed.at[0]]
         record = await self._reader.one(partition, filed.at[1])
@@ -156,7 +156,7 @@ class LetterBox:
             raise Misconfigured(f"letter {filed.id} is no longer in {partition.topic}: its retention is over")
         return DeadLetter.from_record(record.value, record.headers)
 
-    async def mark(self, letters: Iterable[Filed], action: Action) -> None:
+    async def mark(self, letters: Iterable[DeadLetterEntry], action: Action) -> None:
         """Note what became of letters. It is kept when this returns."""
         topic = (await self._reader.partitions("dead-letters"))[0].topic
         with broker_errors(self._broker):
@@ -170,6 +170,6 @@ class LetterBox:
                 )
 
 
-def only_open(letters: Sequence[Filed]) -> list[Filed]:
+def only_open(letters: Sequence[DeadLetterEntry]) -> list[DeadLetterEntry]:
     """Those that nothing was done about yet."""
     return [filed for filed in letters if filed.handled is None]

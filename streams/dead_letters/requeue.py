@@ -20,10 +20,10 @@ from aiokafka import errors as kafka_errors
 from pydantic import ValidationError
 
 from schemas.items import ImageRetry
-from schemas.letters import Headers, SentAgain
+from schemas.letters import Headers, RequeueHeaders
 from streams.broker.clients import BrokerConfig, broker_errors
 from streams.broker.log_reader import LogReader
-from streams.dead_letters.inbox import Filed, LetterBox
+from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ Became = Literal["requeued", "dropped", "already_requeued", "already_dropped", "
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RequeueResult:
     """What became of asking for one letter."""
 
     id: str
@@ -49,22 +49,22 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RequeueDecision:
     """What to do about a letter, and the record that decides it."""
 
     what: What
     offset: int | None = None
 
 
-def judge(letter_key: bytes, since: Iterable[Said]) -> Verdict:
+def judge(letter_key: bytes, since: Iterable[Said]) -> RequeueDecision:
     """Decide from all that was said of a key since the record failed."""
     theirs = max((said.offset for said in since if said.sent_again_from != letter_key), default=None)
     ours = max((said.offset for said in since if said.sent_again_from == letter_key), default=None)
     if ours is None:
-        return Verdict("send") if theirs is None else Verdict("superseded", theirs)
+        return RequeueDecision("send") if theirs is None else RequeueDecision("superseded", theirs)
     if theirs is not None and theirs < ours:
-        return Verdict("put_back", theirs)
-    return Verdict("already", ours)
+        return RequeueDecision("put_back", theirs)
+    return RequeueDecision("already", ours)
 
 
 class Since:
@@ -80,7 +80,7 @@ class Since:
         """Take in what was said before offset `end`."""
         async for record in self._reader.read(self.partition, self._seen, end):
             if record.key in self._said:
-                again = SentAgain.from_headers(record.headers)
+                again = RequeueHeaders.from_headers(record.headers)
                 self._said[record.key].append(Said(record.offset, again.letter_key if again else None))
         self._seen = max(self._seen, end)
 
@@ -93,27 +93,29 @@ class Since:
 class _Asked:
     """A letter whose item is to be sent again, and the record of `items` that is meant."""
 
-    filed: Filed
+    filed: DeadLetterEntry
     partition: int
     offset: int
 
 
-class SendingAgain:
+class Requeue:
     """Sends records of letters again, and notes it in the letter box."""
 
-    def __init__(self, reader: LogReader, producer: AIOKafkaProducer, broker: BrokerConfig, box: LetterBox) -> None:
+    def __init__(
+        self, reader: LogReader, producer: AIOKafkaProducer, broker: BrokerConfig, box: DeadLetterTopic
+    ) -> None:
         self._reader = reader
         self._producer = producer
         self._broker = broker
         self._box = box
 
     async def requeue(
-        self, letters: Sequence[Filed], on_outcome: Callable[[Outcome], None] = lambda outcome: None
-    ) -> list[Outcome]:
+        self, letters: Sequence[DeadLetterEntry], on_outcome: Callable[[RequeueResult], None] = lambda outcome: None
+    ) -> list[RequeueResult]:
         """Send each again that nothing newer has superseded. Asking twice sends once."""
-        outcomes: list[Outcome] = []
+        outcomes: list[RequeueResult] = []
 
-        async def settle(filed: Filed, outcome: Outcome) -> None:
+        async def settle(filed: DeadLetterEntry, outcome: RequeueResult) -> None:
             if outcome.became in ("requeued", "already_requeued") and filed.handled is None:
                 await self._box.mark([filed], "requeued")
             log.info("dead_letter.asked_again", id=filed.id, became=outcome.became)
@@ -123,7 +125,7 @@ class SendingAgain:
         items: dict[int, list[_Asked]] = {}
         for filed in letters:
             found = await self._locate(filed)
-            if isinstance(found, Outcome):
+            if isinstance(found, RequeueResult):
                 await settle(filed, found)
             else:
                 items.setdefault(found.partition, []).append(found)
@@ -131,7 +133,7 @@ class SendingAgain:
         for number, asked in items.items():
             if number not in partitions:
                 for one in asked:
-                    await settle(one.filed, Outcome(one.filed.id, "refused", f"items has no partition {number}"))
+                    await settle(one.filed, RequeueResult(one.filed.id, "refused", f"items has no partition {number}"))
                 continue
             keys = {one.filed.newest.key for one in asked}
             since = Since(self._reader, partitions[number], keys, min(one.offset for one in asked))
@@ -140,11 +142,11 @@ class SendingAgain:
                 await settle(one.filed, await self._with_size(one.filed, self._item(one, since)))
         return outcomes
 
-    async def _locate(self, filed: Filed) -> _Asked | Outcome:
+    async def _locate(self, filed: DeadLetterEntry) -> _Asked | RequeueResult:
         """The record of `items` that is to be sent again; what became of it, where it is none of those."""
         letter = filed.newest
         if filed.handled is not None:
-            return Outcome(filed.id, "already_requeued" if filed.handled == "requeued" else "already_dropped")
+            return RequeueResult(filed.id, "already_requeued" if filed.handled == "requeued" else "already_dropped")
         if letter.topic == "behaviours":
             return await self._with_size(filed, self._behaviour(filed))
         if letter.topic == "items":
@@ -154,48 +156,52 @@ class SendingAgain:
                 whole = await self._box.letter(filed)
                 source = ImageRetry.model_validate_json(whole.value or b"").source
             except ValidationError:
-                return Outcome(filed.id, "refused", "it does not say which item it belongs to")
+                return RequeueResult(filed.id, "refused", "it does not say which item it belongs to")
             return _Asked(filed, source.partition, source.offset)
-        return Outcome(filed.id, "refused", f"nothing is sent again to {letter.topic}")
+        return RequeueResult(filed.id, "refused", f"nothing is sent again to {letter.topic}")
 
-    async def _with_size(self, filed: Filed, sending: Awaitable[Outcome]) -> Outcome:
+    async def _with_size(self, filed: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
         try:
             return await sending
         except kafka_errors.MessageSizeTooLargeError:
-            return Outcome(filed.id, "refused", "it does not fit its topic together with the headers of a repetition")
+            return RequeueResult(
+                filed.id, "refused", "it does not fit its topic together with the headers of a repetition"
+            )
 
-    async def _behaviour(self, filed: Filed) -> Outcome:
+    async def _behaviour(self, filed: DeadLetterEntry) -> RequeueResult:
         letter = await self._box.letter(filed)
         partitions = await self._reader.partitions("behaviours")
         partition = next((one for one in partitions if one.partition == letter.partition), None)
         if partition is None:
-            return Outcome(filed.id, "refused", f"behaviours has no partition {letter.partition}")
-        offset = await self._send(partition, letter.key, letter.value, SentAgain.of(letter).headers())
-        return Outcome(filed.id, "requeued", f"as {partition.partition}/{offset}")
+            return RequeueResult(filed.id, "refused", f"behaviours has no partition {letter.partition}")
+        offset = await self._send(partition, letter.key, letter.value, RequeueHeaders.of(letter).headers())
+        return RequeueResult(filed.id, "requeued", f"as {partition.partition}/{offset}")
 
-    async def _item(self, asked: _Asked, since: Since) -> Outcome:
+    async def _item(self, asked: _Asked, since: Since) -> RequeueResult:
         letter, number, name = await self._box.letter(asked.filed), asked.partition, asked.filed.id
         verdict = judge(letter.letter_key, since.after(letter.key, asked.offset))
         if verdict.what == "superseded":
-            return Outcome(name, "superseded", f"record {number}/{verdict.offset} of the same key is newer")
+            return RequeueResult(name, "superseded", f"record {number}/{verdict.offset} of the same key is newer")
         if verdict.what == "already":
-            return Outcome(name, "already_requeued", f"as {number}/{verdict.offset}")
+            return RequeueResult(name, "already_requeued", f"as {number}/{verdict.offset}")
         if verdict.what == "put_back" and verdict.offset is not None:
             await self._put_back(letter.letter_key, asked, since)
-            return Outcome(name, "superseded", f"record {number}/{verdict.offset} of the same key is newer: put back")
+            return RequeueResult(
+                name, "superseded", f"record {number}/{verdict.offset} of the same key is newer: put back"
+            )
         value = letter.value
         if letter.topic != "items":
             record = await self._reader.one(since.partition, asked.offset)
             if record is None or record.key != letter.key:
-                return Outcome(name, "superseded", f"record {number}/{asked.offset}, which asked for it, is gone")
+                return RequeueResult(name, "superseded", f"record {number}/{asked.offset}, which asked for it, is gone")
             value = record.value
-        sent = await self._send(since.partition, letter.key, value, SentAgain.of(letter).headers())
+        sent = await self._send(since.partition, letter.key, value, RequeueHeaders.of(letter).headers())
         await since.read_to(sent + 1)
         between = judge(letter.letter_key, since.after(letter.key, asked.offset))
         if between.what == "put_back" and between.offset is not None:
             await self._put_back(letter.letter_key, asked, since)
-            return Outcome(name, "superseded", f"record {number}/{between.offset} came meanwhile: put back")
-        return Outcome(name, "requeued", f"as {number}/{sent}")
+            return RequeueResult(name, "superseded", f"record {number}/{between.offset} came meanwhile: put back")
+        return RequeueResult(name, "requeued", f"as {number}/{sent}")
 
     async def _put_back(self, letter_key: bytes, asked: _Asked, since: Since) -> None:
         """Have the newest record of the key that is not ours, or a copy of it, be the last one of the key."""

@@ -34,7 +34,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoResult:
     """Everything that the report says."""
 
     data: str

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.errors import Misconfigured
-from streams.demo.outcome import BUCKETS, VARIANTS, Outcome
+from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult
 from trainer.datasets.folder import DataSet
 
 _NAMES = {
@@ -42,7 +42,7 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def write_html(outcome: Outcome, data: DataSet, path: Path) -> None:
+def write_html(outcome: DemoResult, data: DataSet, path: Path) -> None:
     """Write the report. Raises `Misconfigured` if the file cannot be written."""
     try:
         path.write_text(render_html(outcome, data), encoding="utf-8")
@@ -50,7 +50,7 @@ def write_html(outcome: Outcome, data: DataSet, path: Path) -> None:
         raise Misconfigured(f"the report cannot be written to {path} (--report): {error.strerror}") from None
 
 
-def render_html(outcome: Outcome, data: DataSet) -> str:
+def render_html(outcome: DemoResult, data: DataSet) -> str:
     """Render the whole report as one page that loads nothing from elsewhere."""
     promises = outcome.broken_promises()
     verdict = (
@@ -88,7 +88,7 @@ def render_html(outcome: Outcome, data: DataSet) -> str:
     )
 
 
-def print_report(outcome: Outcome, path: Path, console: Console) -> None:
+def print_report(outcome: DemoResult, path: Path, console: Console) -> None:
     """Print the same on the terminal."""
     console.print(f"[bold]{outcome.data}[/bold]: {summary(outcome)}")
     counts = Table("", "count")
@@ -122,7 +122,7 @@ PREQUENTIAL_WORDS = (
 METRIC_HEADS = ("bucket", "GAUC", "AUC", "log-loss", "impressions", "users")
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: DemoResult) -> str:
     """One sentence about the run."""
     load = outcome.load
     return (
@@ -133,7 +133,7 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-def accounts(outcome: Outcome) -> list[tuple[str, int]]:
+def accounts(outcome: DemoResult) -> list[tuple[str, int]]:
     """What came in and where it went."""
     return [
         ("items published", outcome.items_published),
@@ -150,7 +150,7 @@ def accounts(outcome: Outcome) -> list[tuple[str, int]]:
     ]
 
 
-def freshness_words(outcome: Outcome) -> str:
+def freshness_words(outcome: DemoResult) -> str:
     """Publish to searchable, with what stands behind the figure."""
     found = outcome.freshness_ms()
     if found["p50"] is None:
@@ -163,7 +163,7 @@ def freshness_words(outcome: Outcome) -> str:
     )
 
 
-def metric_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+def metric_rows(outcome: DemoResult) -> list[tuple[str, ...]]:
     """Model, bucket, figures; a dash where a bucket is too small to say anything."""
     report = outcome.prequential()
     rows: list[tuple[str, ...]] = []
@@ -183,7 +183,7 @@ def metric_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     return rows
 
 
-def interval_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+def interval_rows(outcome: DemoResult) -> list[tuple[str, str, str, str]]:
     """Paired differences; says so where the interval holds 0."""
     rows = []
     for pair, by_bucket in outcome.intervals().items():
@@ -196,7 +196,7 @@ def interval_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def statements(outcome: Outcome) -> list[str]:
+def statements(outcome: DemoResult) -> list[str]:
     """What a reader must know about where the figures come from."""
     said = [
         f"Data: {outcome.data}, {outcome.takes:,} takes, seed {outcome.seed}.",
@@ -224,7 +224,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "<table>" + line("th", heads) + "".join(line("td", row) for row in rows) + "</table>"
 
 
-def _neighbours(outcome: Outcome, data: DataSet) -> str:
+def _neighbours(outcome: DemoResult, data: DataSet) -> str:
     position = {item_id: place for place, item_id in enumerate(data.item_ids)}
     parts = []
     for shown in outcome.neighbours:
@@ -251,7 +251,7 @@ def _figure(picture: bytes | None, title: str, note: str) -> str:
     return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
 
 
-def _freshness_plot(outcome: Outcome) -> str:
+def _freshness_plot(outcome: DemoResult) -> str:
     if len(outcome.freshness.found_at) < 2:
         return ""
     figure, axes = _axes()
@@ -263,7 +263,7 @@ def _freshness_plot(outcome: Outcome) -> str:
     return _svg(figure)
 
 
-def _prequential_plot(outcome: Outcome) -> str:
+def _prequential_plot(outcome: DemoResult) -> str:
     points = outcome.gauc_over_time()
     if not points:
         return "<p>Too few impressions for a curve.</p>"

@@ -27,7 +27,7 @@ from streams.demo.audit import announced_items, compare_with_fresh, read_letters
 from streams.demo.display import Progressing, show
 from streams.demo.freshness import FreshnessProbe
 from streams.demo.load import LoadReport, SteadyLoad
-from streams.demo.outcome import VARIANTS, Neighbours, Outcome
+from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
 from streams.replay.sender import Replay, Sent
 from streams.replay.timeline import Outgoing, Timeline
 from streams.runtime.child import Child, watch
@@ -74,7 +74,7 @@ class DemoOptions:
     config_file: Path | None
 
 
-def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Console) -> Outcome:
+def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Console) -> DemoResult:
     """Run the whole loop in `folder`. Blocking; call it from the main thread.
 
     Raises `Unavailable` with the end of its log if a part or a process does not start or dies.
@@ -138,7 +138,7 @@ class _Run:
         self._published: list[str] = []
         self._indexing: tuple[float, float] | None = None
 
-    async def run(self) -> Outcome:
+    async def run(self) -> DemoResult:
         timeline = Timeline(
             self._options.data,
             self._options.behaviours,
@@ -188,7 +188,7 @@ class _Run:
             watching.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
-    async def _stream(self, timeline: Timeline, api: ServeApi) -> Outcome:
+    async def _stream(self, timeline: Timeline, api: ServeApi) -> DemoResult:
         settings = self._settings
         probe = FreshnessProbe(
             api,
@@ -299,7 +299,7 @@ class _Run:
 
     async def _count(
         self, api: ServeApi, sent: Sent, probe: FreshnessProbe, load: LoadReport, standing: dict[str, Any]
-    ) -> Outcome:
+    ) -> DemoResult:
         from encoders.loading import load_encoder  # torch is not needed before
 
         settings, data = self._settings, self._options.data
@@ -316,7 +316,7 @@ class _Run:
         encoder = await asyncio.to_thread(load_encoder, settings.encoder)
         cosine = await compare_with_fresh(api, encoder, data, sample)
         first, last = self._indexing or (0.0, 0.0)
-        return Outcome(
+        return DemoResult(
             data=data.name,
             pictures=self._options.pictures,
             exposures=self._options.behaviours.drawn_from or "as the set observed them",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class Workshop:
+class BundleBuilder:
     """Towers and parent of an encoder that is to be trained, with a cache of features.
 
     Raises `Misconfigured` if the bundle cannot be used.

@@ -15,7 +15,7 @@ from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures
 from encoders.fusion import Views
 from schemas.errors import Misconfigured
-from streams.encoder_training.bundle_builder import Workshop
+from streams.encoder_training.bundle_builder import BundleBuilder
 from streams.encoder_training.topic_input import TopicContent
 from trainer.csft import health
 from trainer.csft.config import CsftConfig
@@ -42,7 +42,7 @@ class TopicLog:
     @staticmethod
     def of(
         read: TopicContent,
-        workshop: Workshop,
+        workshop: BundleBuilder,
         config: CsftConfig,
         *,
         lateness_seconds: float,

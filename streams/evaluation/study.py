@@ -30,7 +30,7 @@ from trainer.offline import registry
 from trainer.offline.buckets import buckets
 from trainer.offline.columns import EXPOSURE_SEED, Recorded
 from trainer.offline.data import CtrData
-from trainer.offline.encoder_versions import EncoderSchool, VectorKind, Vectors
+from trainer.offline.encoder_versions import EncoderVersions, VectorKind, Vectors
 from trainer.offline.leak_checks import leaks
 from trainer.offline.model import CtrModel
 from trainer.offline.protocols import Protocol
@@ -60,7 +60,7 @@ class Study:
     Raises `Misconfigured` if `out` holds another study, or if a span has no rows to learn from or to judge by.
     """
 
-    def __init__(self, recorded: Recorded, protocol: Protocol, school: Callable[[], EncoderSchool],
+    def __init__(self, recorded: Recorded, protocol: Protocol, school: Callable[[], EncoderVersions],
                  kind: VectorKind, out: Path, *, encoder: Mapping[str, Any]) -> None:  # fmt: skip
         self.recorded, self.protocol, self.kind, self.out = recorded, protocol, kind, out
         self._school = school

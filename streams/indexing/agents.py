@@ -15,11 +15,11 @@ from typing import Any
 from faust.types import EventT, StreamT
 
 from streams.broker.records import SourceRecord
-from streams.indexing.context import Center
+from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow, OrderedAcks
 from streams.indexing.image_retries import due_in_seconds, retry_image
 from streams.indexing.index_batch import index_batch
-from streams.indexing.prefetch import Ahead, look_ahead, read_batch
+from streams.indexing.prefetch import Prefetched, look_ahead, read_batch
 from streams.indexing.take_over import TakeOver, look_again
 
 _DUE_EVERY_SECONDS = 1.0
@@ -52,13 +52,13 @@ class _Batch:
     events: Sequence[EventT[Any]]
     records: Sequence[SourceRecord]
     epoch: int
-    ahead: Ahead
+    ahead: Prefetched
     looking: asyncio.Task[None]
     item_ids: frozenset[str]
 
 
 async def index_items(
-    center: Center,
+    center: IndexContext,
     flow: Flow,
     take_over: TakeOver,
     is_current: IsCurrent,
@@ -136,7 +136,7 @@ async def index_items(
 
 
 async def retry_images(
-    center: Center,
+    center: IndexContext,
     flow: Flow,
     is_current: IsCurrent,
     on_report: Report,

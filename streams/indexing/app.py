@@ -19,7 +19,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicsConfig
 from streams.indexing.agents import Report, index_items, retry_images
-from streams.indexing.context import Center
+from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
 from streams.indexing.take_over import TakeOver
 from streams.runtime.delivery import Patience
@@ -37,7 +37,7 @@ REVOKE_PATIENCE_SECONDS = 10.0
 
 
 def create_index_app(
-    center: Center,
+    center: IndexContext,
     flow: Flow,
     *,
     broker: BrokerConfig,
@@ -132,7 +132,7 @@ def create_index_app(
 
 def bind_agents(
     app: AppT,
-    center: Center,
+    center: IndexContext,
     flow: Flow,
     take_over: TakeOver,
     *,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from encoders.base import Prepared
 from schemas.errors import ContentUnavailable, EncodingFailed, Reason, Unprocessable
 from schemas.items import ItemPublished
-from streams.indexing.context import Center
+from streams.indexing.context import IndexContext
 
 
 @dataclass(frozen=True)
-class Contents:
+class ItemInputs:
     """An item as the towers will see it."""
 
     prepared: Prepared | None
@@ -22,7 +22,7 @@ class Contents:
     """What cannot be used of it, each with the stage of its dead letter."""
 
 
-async def look_at(center: Center, item: ItemPublished, price: float | None) -> Contents:
+async def look_at(center: IndexContext, item: ItemPublished, price: float | None) -> ItemInputs:
     """Get the picture and prepare.
 
     What an event carries itself must be whole, else there is nothing to encode. Where only what its URL leads to is
@@ -31,19 +31,19 @@ async def look_at(center: Center, item: ItemPublished, price: float | None) -> C
     picture = await _picture(center, item)
     if isinstance(picture, ContentUnavailable):
         if not _has_text(item):
-            return Contents(None, late=True)
+            return ItemInputs(None, late=True)
         prepared = await _prepare(center, item, price, None)
         if isinstance(prepared, EncodingFailed):
-            return Contents(None, late=True, wrong=((stage_of(prepared), prepared),))
-        return Contents(prepared, late=True)
+            return ItemInputs(None, late=True, wrong=((stage_of(prepared), prepared),))
+        return ItemInputs(prepared, late=True)
     if isinstance(picture, Unprocessable):
         return await _title_alone(center, item, price, "image", picture)
     prepared = await _prepare(center, item, price, picture)
     if not isinstance(prepared, EncodingFailed):
-        return Contents(prepared)
+        return ItemInputs(prepared)
     if picture is not None and item.image is None:
         return await _title_alone(center, item, price, stage_of(prepared), prepared)
-    return Contents(None, wrong=((stage_of(prepared), prepared),))
+    return ItemInputs(None, wrong=((stage_of(prepared), prepared),))
 
 
 def stage_of(error: EncodingFailed) -> str:
@@ -52,14 +52,14 @@ def stage_of(error: EncodingFailed) -> str:
 
 
 async def _title_alone(
-    center: Center, item: ItemPublished, price: float | None, stage: str, error: Unprocessable
-) -> Contents:
+    center: IndexContext, item: ItemPublished, price: float | None, stage: str, error: Unprocessable
+) -> ItemInputs:
     wrong = ((stage, error),)
     prepared = await _prepare(center, item, price, None) if _has_text(item) else None
-    return Contents(prepared if isinstance(prepared, Prepared) else None, wrong=wrong)
+    return ItemInputs(prepared if isinstance(prepared, Prepared) else None, wrong=wrong)
 
 
-async def _picture(center: Center, item: ItemPublished) -> bytes | Unprocessable | ContentUnavailable | None:
+async def _picture(center: IndexContext, item: ItemPublished) -> bytes | Unprocessable | ContentUnavailable | None:
     if item.image is not None or item.image_url is None:
         return item.image
     try:
@@ -69,7 +69,7 @@ async def _picture(center: Center, item: ItemPublished) -> bytes | Unprocessable
 
 
 async def _prepare(
-    center: Center, item: ItemPublished, price: float | None, picture: bytes | None
+    center: IndexContext, item: ItemPublished, price: float | None, picture: bytes | None
 ) -> Prepared | EncodingFailed:
     (prepared,) = await center.encoding.prepare([(item, price, picture)])
     return prepared

@@ -29,7 +29,7 @@ class Fetch(Protocol):
 
 
 @dataclass(frozen=True)
-class Center:
+class IndexContext:
     """What both agents of the item path work with."""
 
     index: ItemIndex

@@ -19,18 +19,18 @@ from encoders.base import Prepared
 from schemas.base import decode
 from schemas.errors import BadMessage, ContentUnavailable, EncodingFailed, Reason, Unprocessable
 from schemas.items import ImageRetry, SourceOffset
-from schemas.letters import SentAgain
+from schemas.letters import RequeueHeaders
 from streams.broker.records import SourceRecord
 from streams.indexing.config import RetryReport
 from streams.indexing.contents import stage_of
-from streams.indexing.context import Center, Guard
+from streams.indexing.context import Guard, IndexContext
 from streams.runtime.delivery import hold
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
 
 
-def due_in_seconds(center: Center, record: SourceRecord) -> float:
+def due_in_seconds(center: IndexContext, record: SourceRecord) -> float:
     """How long a record of `items-retry` has to wait still; 0 for one that cannot be read."""
     try:
         return max(0.0, (_read(center, record).not_before - center.now()).total_seconds())
@@ -38,7 +38,7 @@ def due_in_seconds(center: Center, record: SourceRecord) -> float:
         return 0.0
 
 
-async def retry_image(center: Center, record: SourceRecord, guard: Guard) -> RetryReport:
+async def retry_image(center: IndexContext, record: SourceRecord, guard: Guard) -> RetryReport:
     """Fetch and write one late picture. When it returns, the record may be acknowledged.
 
     Holds while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
@@ -70,7 +70,7 @@ async def retry_image(center: Center, record: SourceRecord, guard: Guard) -> Ret
     return _done("written" if written else "superseded", retry)
 
 
-def _read(center: Center, record: SourceRecord) -> ImageRetry:
+def _read(center: IndexContext, record: SourceRecord) -> ImageRetry:
     if record.value is None:
         raise BadMessage(Reason.WRONG_TYPE, "a record of items-retry needs a value")
     # a retry wraps an item, so it may be larger than what was allowed for the item; its times lie ahead on purpose
@@ -86,7 +86,7 @@ def _read(center: Center, record: SourceRecord) -> ImageRetry:
     return retry
 
 
-async def _row_of(center: Center, retry: ImageRetry) -> ItemRow | None:
+async def _row_of(center: IndexContext, retry: ImageRetry) -> ItemRow | None:
     """The row that still waits for this picture (or has it from an earlier attempt), None if something newer won."""
     item_id = retry.item.item_id
     rows = await hold(
@@ -99,7 +99,7 @@ async def _row_of(center: Center, retry: ImageRetry) -> ItemRow | None:
 
 
 async def _write(
-    center: Center, retry: ImageRetry, prepared: Prepared, vector: NDArray[np.float32], guard: Guard
+    center: IndexContext, retry: ImageRetry, prepared: Prepared, vector: NDArray[np.float32], guard: Guard
 ) -> bool:
     async with center.writing:
         row = await _row_of(center, retry)
@@ -121,7 +121,7 @@ async def _write(
 
 
 async def _try_again(
-    center: Center, record: SourceRecord, retry: ImageRetry, error: ContentUnavailable, guard: Guard
+    center: IndexContext, record: SourceRecord, retry: ImageRetry, error: ContentUnavailable, guard: Guard
 ) -> RetryReport:
     failed = retry.attempt + 1
     if failed >= center.config.retry_max_attempts:
@@ -139,7 +139,7 @@ async def _try_again(
 
 
 async def _give_up(
-    center: Center,
+    center: IndexContext,
     record: SourceRecord,
     retry: ImageRetry | None,
     stage: str,
@@ -150,7 +150,7 @@ async def _give_up(
     attempts = retry.attempt if retry else 1
     letter = record.letter(stage, error, failed_at=center.now(), attempts=attempts)
     if retry is not None and retry.requeued_from is not None and retry.first_failed_at is not None:
-        again = SentAgain(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
+        again = RequeueHeaders(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
         letter = letter.after(again.headers())
 
     async def bury() -> None:

@@ -24,13 +24,13 @@ import structlog
 from encoders.base import Prepared
 from schemas.errors import Unprocessable
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
-from schemas.letters import DeadLetter, SentAgain
+from schemas.letters import DeadLetter, RequeueHeaders
 from streams.broker.records import SourceRecord
 from streams.indexing.config import IndexReport
-from streams.indexing.contents import Contents, look_at
-from streams.indexing.context import Center, Guard
+from streams.indexing.contents import ItemInputs, look_at
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.item_changes import ItemChange, is_newer, last_words
-from streams.indexing.prefetch import Ahead, Vector, is_complete, read_batch
+from streams.indexing.prefetch import Prefetched, Vector, is_complete, read_batch
 from streams.runtime.delivery import deliver, hold
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow
 
@@ -51,7 +51,7 @@ class _Plan:
 
 
 async def index_batch(
-    center: Center, records: Sequence[SourceRecord], guard: Guard, ahead: Ahead | None = None
+    center: IndexContext, records: Sequence[SourceRecord], guard: Guard, ahead: Prefetched | None = None
 ) -> IndexReport:
     """Bring the center up to date with a batch of `items`. When it returns, all records may be acknowledged.
 
@@ -120,7 +120,7 @@ async def index_batch(
 
 
 async def _decide(
-    center: Center, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Ahead, plan: _Plan
+    center: IndexContext, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Prefetched, plan: _Plan
 ) -> None:
     """Sort every item's change into the plan. One that turns out to be unusable gives way to the one before it."""
     waiting = list(newest)
@@ -141,7 +141,10 @@ async def _decide(
 
 
 async def _prepare(
-    center: Center, to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]], ahead: Ahead, plan: _Plan
+    center: IndexContext,
+    to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]],
+    ahead: Prefetched,
+    plan: _Plan,
 ) -> list[ItemChange]:
     """Get pictures and prepare, where that was not done ahead. Returns the changes that are refused."""
     found = await asyncio.gather(*(_found(center, change, item, price, ahead) for change, item, price in to_encode))
@@ -161,16 +164,16 @@ async def _prepare(
 
 
 async def _found(
-    center: Center, change: ItemChange, item: ItemPublished, price: float | None, ahead: Ahead
-) -> tuple[Contents, Vector | None]:
+    center: IndexContext, change: ItemChange, item: ItemPublished, price: float | None, ahead: Prefetched
+) -> tuple[ItemInputs, Vector | None]:
     guess = ahead.guesses.get((change.record.partition, change.record.offset))
     if guess is not None and guess.price == price:
         return guess.contents, guess.vector
     return await look_at(center, item, price), None
 
 
-def _first_retry(center: Center, change: ItemChange, item: ItemPublished) -> ImageRetry:
-    again = SentAgain.from_headers(change.record.headers)
+def _first_retry(center: IndexContext, change: ItemChange, item: ItemPublished) -> ImageRetry:
+    again = RequeueHeaders.from_headers(change.record.headers)
     return ImageRetry(
         item=item,
         source=SourceOffset(partition=change.record.partition, offset=change.record.offset),
@@ -182,7 +185,7 @@ def _first_retry(center: Center, change: ItemChange, item: ItemPublished) -> Ima
     )
 
 
-async def _encode(center: Center, plan: _Plan) -> list[ItemRow]:
+async def _encode(center: IndexContext, plan: _Plan) -> list[ItemRow]:
     rows = [
         _row(center, change, prepared, price, vector)
         for change, prepared, price, vector in plan.encode
@@ -205,7 +208,7 @@ async def _encode(center: Center, plan: _Plan) -> list[ItemRow]:
 
 
 def _row(
-    center: Center,
+    center: IndexContext,
     change: ItemChange,
     prepared: Prepared | None,
     first_price: float | None,

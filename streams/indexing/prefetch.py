@@ -19,8 +19,8 @@ from schemas.errors import BadMessage, PipelineError
 from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
 from streams.broker.records import SourceRecord
-from streams.indexing.contents import Contents, look_at
-from streams.indexing.context import Center
+from streams.indexing.contents import ItemInputs, look_at
+from streams.indexing.context import IndexContext
 from streams.indexing.item_changes import ItemChange, is_newer, last_words, read_change
 from streams.stores.vectors.item_index import ItemRow
 
@@ -28,26 +28,26 @@ Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """What encoding an item will need, if `price` turns out to be its price at first publish."""
 
     price: float | None
-    contents: Contents
+    contents: ItemInputs
     vector: Vector | None = None
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Prefetched:
     """A batch, decoded, with what is known of it already."""
 
     changes: Sequence[ItemChange]
     letters: Sequence[DeadLetter]
     """Of the records that cannot be decoded."""
-    guesses: dict[tuple[int, int], Guess] = field(default_factory=dict)
+    guesses: dict[tuple[int, int], Prediction] = field(default_factory=dict)
     """By partition and offset of the record."""
 
 
-def read_batch(center: Center, records: Sequence[SourceRecord]) -> Ahead:
+def read_batch(center: IndexContext, records: Sequence[SourceRecord]) -> Prefetched:
     """Decode the records of a batch, in their order."""
     changes: list[ItemChange] = []
     letters: list[DeadLetter] = []
@@ -63,10 +63,10 @@ def read_batch(center: Center, records: Sequence[SourceRecord]) -> Ahead:
             )
         except BadMessage as error:
             letters.append(record.letter("decode", error, failed_at=center.now()))
-    return Ahead(changes, letters)
+    return Prefetched(changes, letters)
 
 
-async def look_ahead(center: Center, batch: Ahead, unwritten: Collection[str]) -> None:
+async def look_ahead(center: IndexContext, batch: Prefetched, unwritten: Collection[str]) -> None:
     """Encode what a batch seems to need, into its `guesses`. Writes nothing, holds for nothing.
 
     Items that are `unwritten` (earlier batches hold changes of them) are left alone: what the center says of them is
@@ -87,7 +87,7 @@ async def look_ahead(center: Center, batch: Ahead, unwritten: Collection[str]) -
         found = await asyncio.gather(*(look_at(center, item, price) for _, item, price in needed))
         keys = [(change.record.partition, change.record.offset) for change, _, _ in needed]
         for key, (_, _, price), contents in zip(keys, needed, found, strict=True):
-            batch.guesses[key] = Guess(price, contents)
+            batch.guesses[key] = Prediction(price, contents)
         ready = [(key, contents.prepared) for key, contents in zip(keys, found, strict=True) if contents.prepared]
         vectors = await center.encoding.encode([prepared for _, prepared in ready])
     except PipelineError:
@@ -96,7 +96,7 @@ async def look_ahead(center: Center, batch: Ahead, unwritten: Collection[str]) -
         batch.guesses[key] = replace(batch.guesses[key], vector=vector)
 
 
-def is_complete(center: Center, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
+def is_complete(center: IndexContext, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
     """Whether the row's vector is the one that encoding `item` would give.
 
     The price at first publish is part of what encoders may look at; it changes where an item was deleted and published
@@ -111,5 +111,5 @@ def is_complete(center: Center, row: ItemRow, change: ItemChange, item: ItemPubl
     )
 
 
-def _is_settled(center: Center, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
+def _is_settled(center: IndexContext, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
     return row is not None and (is_newer(row, change.record) or is_complete(center, row, change, item))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from streams.indexing.context import Center, Guard
+from streams.indexing.context import Guard, IndexContext
 from streams.runtime.delivery import hold
 from streams.stores.vectors.item_index import ItemRow
 
 
-async def announce_again(center: Center, item_ids: Sequence[str], guard: Guard) -> None:
+async def announce_again(center: IndexContext, item_ids: Sequence[str], guard: Guard) -> None:
     """Announce the rows of these items, and again while somebody changes them.
 
     Whatever a worker writes after the last look, it announces later than we did. Raises `Fenced` from `guard`.
@@ -31,7 +31,7 @@ async def announce_again(center: Center, item_ids: Sequence[str], guard: Guard) 
             rows = found
 
 
-async def _rows(center: Center, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
+async def _rows(center: IndexContext, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
     return await hold(
         lambda: center.index.fetch(list(item_ids), pending=True), what="center.fetch", patience=center.patience
     )

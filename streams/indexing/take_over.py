@@ -17,7 +17,7 @@ import structlog
 
 from schemas.errors import BadMessage
 from streams.broker.records import SourceRecord, read_item_id
-from streams.indexing.context import Center, Guard
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
 from streams.indexing.reannounce import announce_again
 from streams.runtime.delivery import hold
@@ -84,7 +84,7 @@ def was_overwritten(record: SourceRecord, row: ItemRow | None) -> bool:
     return row.source_partition == record.partition and row.source_offset < record.offset
 
 
-async def look_again(center: Center, records: Sequence[SourceRecord], guard: Guard) -> int:
+async def look_again(center: IndexContext, records: Sequence[SourceRecord], guard: Guard) -> int:
     """Index those records anew whose rows were overwritten, announce the other rows again; returns how many of those
     that were overwritten.
     """

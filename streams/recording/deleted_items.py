@@ -71,7 +71,7 @@ def sweep_due(state: Sweeps, now: float, *, gather_seconds: float, late_seconds:
     return now - state.swept_at >= wait
 
 
-class DeletedTakes:
+class DeletedItemFollower:
     """Follows and sweeps, as the one that leads; the others wait for their turn.
 
     A mark is kept with the place after its record in one transaction, and a sweep counts when it is over: killed at any

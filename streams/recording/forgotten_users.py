@@ -24,7 +24,7 @@ LOOK_SECONDS = 5.0
 """How often a recorder looks whether the store lost marks, as a server that restarts without its data does."""
 
 
-class StoreForgets:
+class ErasureFollower:
     """A behaviour store that forgets whoever is added to `forgotten`.
 
     Several may run beside each other: the store takes each request once. What a store lost, as a server does that

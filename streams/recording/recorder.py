@@ -20,7 +20,7 @@ from aiokafka import errors as kafka_errors
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig, broker_errors
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import read_batch
 from streams.dead_letters.producer import DeadLetters
 from streams.recording.config import RecordConfig
@@ -77,7 +77,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         *,
         topic: str,
         broker: BrokerConfig,
-        identify: Callable[[], Awaitable[LogIdentity]],
+        identify: Callable[[], Awaitable[TopicIncarnation]],
         config: RecordConfig,
         clock: Callable[[], float],
         log_replaced: bool = False,

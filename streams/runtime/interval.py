@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Interval:
+class IntervalTimer:
     """Says whether `seconds` have passed since it `began`; they have before that, and where the clock was set back."""
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:

@@ -43,11 +43,11 @@ from schemas.scoring import (
     SimilarResult,
 )
 from streams.monitoring.metrics import Metrics, metrics_handler
-from streams.serving.auth import Bearers, RateLimit
+from streams.serving.auth import BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
 from streams.serving.model_watcher import ModelWatcher, ServedModel
 from streams.serving.reports import RequestReport
-from streams.serving.vector_cache import Representations
+from streams.serving.vector_cache import VectorCache
 from streams.stores.histories.redis_store import BehaviourStore
 from streams.stores.vectors.item_index import ItemIndex
 from trainer.networks.item_rows import ItemRows
@@ -61,7 +61,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RETRY_AFTER_SECONDS = "1"
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """A request that is answered with an error of its own."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -85,7 +85,7 @@ class ScoringService:
     """Everything that requests need."""
 
     config: ServeConfig
-    representations: Representations
+    representations: VectorCache
     index: ItemIndex
     behaviours: BehaviourStore
     models: ModelWatcher
@@ -127,7 +127,7 @@ async def score(request: web.Request) -> web.Response:
     if model is None:
         reason = service.models.trouble or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
-        raise Refused(503, "no_model", "no model has been released yet; /v1/similar works without one")
+        raise ApiError(503, "no_model", "no model has been released yet; /v1/similar works without one")
     history = await service.behaviours.taken_items(asked.user_id)
     gone = service.representations.gone
     if gone:
@@ -171,7 +171,7 @@ async def similar(request: web.Request) -> web.Response:
     if item_ids is not None:
         results = await _near_items(service, item_ids, asked)
         if asked.item_id is not None and not results[0].found:
-            raise Refused(404, "item_not_found", f"the center does not hold item {asked.item_id!r}")
+            raise ApiError(404, "item_not_found", f"the center does not hold item {asked.item_id!r}")
     else:
         found = await service.index.search(await _encoded_query(service, asked), asked.k)
         results = [SimilarResult(query=None, found=True, neighbours=_neighbours(found[0]))]
@@ -202,7 +202,7 @@ async def _encoded_query(service: ScoringService, asked: SimilarRequest) -> NDAr
         encoder = await service.encoder.get()
     except Misconfigured as error:
         log.error("serve.no_query_encoder", error=str(error))
-        raise Refused(
+        raise ApiError(
             503, "no_query_encoder", "this server cannot encode queries; ask for the neighbours of an item"
         ) from None
     content = ItemContent(title=asked.text or "", image=asked.image)
@@ -218,10 +218,10 @@ async def show_item(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     item_id = request.match_info["item_id"]
     if len(item_id) > MAX_ID_CHARACTERS:
-        raise Refused(400, "bad_request", f"an item id has at most {MAX_ID_CHARACTERS} characters")
+        raise ApiError(400, "bad_request", f"an item id has at most {MAX_ID_CHARACTERS} characters")
     row = (await service.index.fetch([item_id])).get(item_id)
     if row is None:
-        raise Refused(404, "item_not_found", f"the center does not hold item {item_id!r}")
+        raise ApiError(404, "item_not_found", f"the center does not hold item {item_id!r}")
     with_vector = request.query.get("vector") in ("1", "true")
     return _json(
         ItemView(
@@ -275,14 +275,14 @@ async def readiness(service: ScoringService) -> dict[str, str]:
 
 
 async def _body(request: web.Request, model: type[M]) -> M:
-    """Read and validate a request. Raises `Refused` naming each wrong field."""
+    """Read and validate a request. Raises `ApiError` naming each wrong field."""
     allowed_seconds = request.app[SERVICE].config.body_seconds
     arrived = request.content.is_eof()  # as a rule with its head: nothing to wait for, no timer to set
     try:
         async with nullcontext() if arrived else asyncio.timeout(allowed_seconds):
             raw = await request.read()
     except TimeoutError:
-        raise Refused(408, "too_slow", f"the request did not arrive within {allowed_seconds:g} s") from None
+        raise ApiError(408, "too_slow", f"the request did not arrive within {allowed_seconds:g} s") from None
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -290,7 +290,7 @@ async def _body(request: web.Request, model: type[M]) -> M:
             f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}"
             for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
         ]
-        raise Refused(400, "bad_request", "; ".join(told)) from None
+        raise ApiError(400, "bad_request", "; ".join(told)) from None
 
 
 def _json(answer: Message) -> web.Response:
@@ -324,7 +324,7 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
         in_hand += 1
         try:
             return await handler(request)
-        except Refused as error:
+        except ApiError as error:
             return _error(error.status, error.code, error.message, error.headers)
         except web.HTTPException as error:
             if error.status < 400:
@@ -351,13 +351,13 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
 
 def _admits(config: ServeConfig) -> Any:
     """Make the middleware that looks at who asks, before anything of the request is read."""
-    bearers = Bearers([token.get_secret_value() for token in config.tokens])
-    rate = RateLimit(config.max_requests_per_second, config.burst_requests, time.monotonic)
+    bearers = BearerTokens([token.get_secret_value() for token in config.tokens])
+    rate = RateLimiter(config.max_requests_per_second, config.burst_requests, time.monotonic)
 
     def count(client: str) -> None:
         if wait := rate.wait_seconds(client):
             headers = {"Retry-After": str(math.ceil(wait))}
-            raise Refused(429, "too_many_requests", "this client asks too often", headers)
+            raise ApiError(429, "too_many_requests", "this client asks too often", headers)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -367,7 +367,7 @@ def _admits(config: ServeConfig) -> Any:
         address = f"address {request.remote}"
         if bearers.required and token is None:
             count(address)  # guessing is slow too
-            raise Refused(401, "unauthorized", "give a bearer token", {"WWW-Authenticate": "Bearer"})
+            raise ApiError(401, "unauthorized", "give a bearer token", {"WWW-Authenticate": "Bearer"})
         count(address if token is None else f"token {token}")
         return await handler(request)
 

@@ -12,7 +12,7 @@ MAX_CLIENTS = 10_000
 """Clients whose rate is remembered; who has not asked for longest is forgotten, and starts with a full allowance."""
 
 
-class Bearers:
+class BearerTokens:
     """The tokens that are accepted. Compared by their digests, all of them, in constant time."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class _Bucket:
     at: float
 
 
-class RateLimit:
+class RateLimiter:
     """A token bucket per client."""
 
     def __init__(self, per_second: float | None, burst: int, clock: Callable[[], float]) -> None:

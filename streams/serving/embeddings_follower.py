@@ -15,13 +15,13 @@ from schemas.errors import Unavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import read_partitions
 from streams.runtime.delivery import Patience, hold
-from streams.serving.vector_cache import Representations
+from streams.serving.vector_cache import VectorCache
 
 log = structlog.get_logger()
 
 
 class EmbeddingsFollower:
-    """Keeps `Representations` true: reads all of `embeddings`, in no group, and proves that it is not behind.
+    """Keeps `VectorCache` true: reads all of `embeddings`, in no group, and proves that it is not behind.
 
     Starts at the end, as the cache is empty then; with `warm_up` at the beginning, and nothing is proven until the
     first pass is done. While the broker is away nothing is proven either, and the cache asks Milvus.
@@ -29,7 +29,7 @@ class EmbeddingsFollower:
 
     def __init__(
         self,
-        representations: Representations,
+        representations: VectorCache,
         broker: BrokerConfig,
         topic: str,
         *,

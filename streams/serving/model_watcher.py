@@ -31,7 +31,7 @@ POINTER_FOLLOWS_SECONDS = 0.3
 """A trainer gives notice just before it moves the pointer, so a second look follows a notice."""
 
 
-class Scorer(Protocol):
+class ScoringModel(Protocol):
     """What serving needs of a model. Safe to call from several threads."""
 
     @property
@@ -44,14 +44,14 @@ class Scorer(Protocol):
         ...
 
 
-MakeScorer = Callable[[Mapping[str, "Tensor"], ModelManifest], Scorer]
+MakeScorer = Callable[[Mapping[str, "Tensor"], ModelManifest], ScoringModel]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A loaded release. A request takes one at its start and keeps it to its end, whatever is swapped meanwhile."""
 
-    scorer: Scorer
+    scorer: ScoringModel
     manifest: ModelManifest
 
 

@@ -119,7 +119,7 @@ class Looked:
     report: CacheReport
 
 
-class Representations:
+class VectorCache:
     """Vectors of items for scoring. `follow` keeps them true; without it every entry lives `max_staleness_seconds`."""
 
     def __init__(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, Unavailable
-from schemas.manifests import Fence, Offsets
-from streams.broker.cluster import InputTopics
-from streams.stores.artifacts.checkpoints import Snapshot, SnapshotMeta, SnapshotStore, code_hash, moment
+from schemas.manifests import Fence, TopicOffsets
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash, moment
 from streams.stores.artifacts.journal import JournalStore, Present, SegmentMeta
 from streams.training.config import ANEW
 from trainer.samples.join_rules import JoinRules
@@ -48,15 +48,15 @@ def learning_config(trainer: Mapping[str, Any], variants: str, field_map: Mappin
     return flat
 
 
-class Snapshots:
+class Checkpoints:
     """Snapshots of one log, one configuration and one code, under the fence of the trainer that leads."""
 
     def __init__(
         self,
-        store: SnapshotStore,
+        store: CheckpointStore,
         journal: JournalStore,
         *,
-        read_log: Callable[[], InputTopics],
+        read_log: Callable[[], ClusterTopics],
         config: Mapping[str, Any],
         encoder_version: str | None,
         fence: Fence | None,
@@ -70,9 +70,9 @@ class Snapshots:
         self._fence = fence
         self._clock = clock
         self._code = code_hash()
-        self._log: InputTopics | None = None
+        self._log: ClusterTopics | None = None
 
-    def resume(self, snapshot_id: str | None = None, *, anew: bool = False) -> Snapshot | None:
+    def resume(self, snapshot_id: str | None = None, *, anew: bool = False) -> Checkpoint | None:
         """Take the snapshots over, and load the one to go on from; None if there is none. Blocking.
 
         `snapshot_id` names one that is kept; by default it is the current one. `anew` goes on from none.
@@ -94,8 +94,8 @@ class Snapshots:
         return found
 
     def write(
-        self, state: State, offsets: Offsets, *, encoder_version: str, dim: int, rows: int, rows_sha256: str
-    ) -> SnapshotMeta:
+        self, state: State, offsets: TopicOffsets, *, encoder_version: str, dim: int, rows: int, rows_sha256: str
+    ) -> CheckpointMeta:
         """Keep a snapshot. Blocking.
 
         Raises `Fenced`, `StoreUnavailable`, and `Misconfigured` if the log was replaced since the start.
@@ -106,7 +106,7 @@ class Snapshots:
                 f"longer belongs to it. Start `mimstream train` again, with {ANEW}"
             )
         assert self._log is not None
-        meta = SnapshotMeta(
+        meta = CheckpointMeta(
             created_at=moment(self._clock()),
             encoder_version=encoder_version,
             dim=dim,
@@ -157,7 +157,7 @@ class Snapshots:
         """Forget the journals `among` these whose releases are gone. Blocking."""
         self._journal.retain(kept, among, self._fence)
 
-    def _refuse_foreign(self, meta: SnapshotMeta) -> None:
+    def _refuse_foreign(self, meta: CheckpointMeta) -> None:
         assert self._log is not None
         which = f"snapshot {meta.snapshot_id}"
         anew = "or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
@@ -191,10 +191,10 @@ class Snapshots:
 log = structlog.get_logger()
 
 
-class Keeping:
+class Checkpointer:
     """One snapshot is written at a time. A disk that is full costs the snapshot, not the one before it."""
 
-    def __init__(self, snapshots: Snapshots, *, every_events: int, begins: Mapping[int, int]) -> None:
+    def __init__(self, snapshots: Checkpoints, *, every_events: int, begins: Mapping[int, int]) -> None:
         self._snapshots = snapshots
         self._every_events = every_events
         self._received = 0
@@ -212,7 +212,7 @@ class Keeping:
         return self._writing is None and trainer.accounts.received - self._received >= self._every_events
 
     async def snapshot(
-        self, trainer: OnlineTrainer, copy: Callable[[], Awaitable[State]], offsets: Callable[[], Offsets]
+        self, trainer: OnlineTrainer, copy: Callable[[], Awaitable[State]], offsets: Callable[[], TopicOffsets]
     ) -> None:
         """Copy everything between two turns, and write it beside what goes on."""
         await self.written()

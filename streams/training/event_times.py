@@ -25,7 +25,7 @@ from aiokafka import TopicPartition
 
 from schemas.errors import StoreUnavailable
 from streams.broker.clients import BrokerConfig
-from streams.broker.cluster import InputTopics
+from streams.broker.cluster import ClusterTopics
 from streams.broker.log_reader import LogReader
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicsConfig
@@ -104,7 +104,7 @@ class EventTimeFinder:
         topics: TopicsConfig,
         *,
         field_map: Mapping[str, str],
-        log_now: InputTopics,
+        log_now: ClusterTopics,
         file: Path,
     ) -> None:
         self._broker = broker

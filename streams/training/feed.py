@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import Misconfigured
 from streams.training.input import TrainingInput
-from trainer.online.vector_waits import VectorWaits
+from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.partition_merge import Entry
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -18,7 +18,7 @@ _MOST_EVENTS = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class FeedBatch:
     """What one turn is given beside the vectors that came."""
 
     entries: Sequence[Entry]
@@ -35,17 +35,19 @@ class Portion:
         return not (self.entries or self.idle or self.give_up or self.finish)
 
 
-class Portions:
+class Feed:
     """Cuts the input into portions. `bounded` input comes in portions of one size, whatever the fetches were."""
 
-    def __init__(self, reads: TrainingInput, waits: VectorWaits, *, bounded: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, reads: TrainingInput, waits: EmbeddingWait, *, bounded: bool, clock: Callable[[], float]
+    ) -> None:
         self._reads = reads
         self._waits = waits
         self._bounded = bounded
         self._clock = clock
         self._chunk: list[Entry] = []
 
-    def next(self, trainer: OnlineTrainer, missing: Collection[str]) -> Portion:
+    def next(self, trainer: OnlineTrainer, missing: Collection[str]) -> FeedBatch:
         """The next portion; `missing` are the items whose vector the trainer waits for.
 
         Raises `Misconfigured` if the trainer is full, and more events are the only thing that could help.
@@ -58,7 +60,7 @@ class Portions:
         entries: list[Entry] = []
         if self._is_due():
             entries, self._chunk = self._chunk, []
-        return Portion(entries, idle, give_up, finish)
+        return FeedBatch(entries, idle, give_up, finish)
 
     def _may_feed(self, trainer: OnlineTrainer, missing: Collection[str]) -> bool:
         most = trainer.config.max_pending

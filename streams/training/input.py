@@ -20,7 +20,7 @@ from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.broker.cluster import InputTopics, describe_input
+from streams.broker.cluster import ClusterTopics, describe_input
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
 from trainer.samples.partition_merge import AlignedReading, Entry
@@ -139,7 +139,7 @@ class TrainingInput:
         if hasattr(self, "_consumer"):
             await self._consumer.stop()
 
-    def _numbered(self, name: TopicName, found: InputTopics) -> dict[int, TopicPartition]:
+    def _numbered(self, name: TopicName, found: ClusterTopics) -> dict[int, TopicPartition]:
         return {number: TopicPartition(self._topics.full_name(name), number) for number in found.partitions[name]}
 
     @property

@@ -30,21 +30,21 @@ import structlog
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from streams.broker.forgotten import ForgottenFollower, Tell
 from streams.broker.leadership import Leadership
-from streams.runtime.interval import Interval
-from streams.stores.artifacts.checkpoints import Snapshot
-from streams.training.checkpointing import Keeping, Snapshots
+from streams.runtime.interval import IntervalTimer
+from streams.stores.artifacts.checkpoints import Checkpoint
+from streams.training.checkpointing import Checkpointer, Checkpoints
 from streams.training.config import TrainConsumerConfig
-from streams.training.feed import Portions
+from streams.training.feed import Feed
 from streams.training.input import TrainingInput
 from streams.training.offset_commits import GroupOffsets
-from streams.training.release_schedule import ReleaseCadence
-from streams.training.releaser import Releaser
-from streams.training.reports import NO_ACCOUNTS, Figures, TrainReport, write_accounts
-from streams.training.resume import Resuming
+from streams.training.release_schedule import ReleaseScheduler
+from streams.training.releaser import ReleasePublisher
+from streams.training.reports import NO_ACCOUNTS, LoopProgress, TrainReport, write_accounts
+from streams.training.resume import Restore
 from streams.training.scores import ScoreFiles
-from streams.training.trainer_thread import Turn, Turns, in_thread
+from streams.training.trainer_thread import StepResult, TrainerThread, in_thread
 from trainer.online.gate import GateConfig
-from trainer.online.vector_waits import VectorWaits
+from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -62,7 +62,7 @@ class TrainOnBehaviours:
     """Drives one trainer with what `reads` gives, and releases if it was given a releaser's maker.
 
     `bounded` trains to the end of a bounded input, finishes and returns; figures then depend on the topics alone.
-    `make_trainer`, `vectors_anew`: see `Turns`; `make_releaser`, `leadership`: see `ReleaseCadence`.
+    `make_trainer`, `vectors_anew`: see `TrainerThread`; `make_releaser`, `leadership`: see `ReleaseScheduler`.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class TrainOnBehaviours:
         make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
         clock: Callable[[], float],
         leadership: Leadership | None = None,
-        make_releaser: Callable[[str, int], Releaser] | None = None,
-        snapshots: Snapshots | None = None,
-        resume: Snapshot | None = None,
+        make_releaser: Callable[[str, int], ReleasePublisher] | None = None,
+        snapshots: Checkpoints | None = None,
+        resume: Checkpoint | None = None,
         vectors_anew: bool = False,
         gone: ForgottenUsers | None = None,
         follow_forgotten: Callable[[Tell], ForgottenFollower] | None = None,
@@ -99,20 +99,22 @@ class TrainOnBehaviours:
         self._on_scored = on_scored
         self._on_report = on_report
 
-        self._figures = Figures()
-        self._waits = VectorWaits(hold_seconds=config.hold_seconds)
-        self._portions = Portions(reads, self._waits, bounded=bounded, clock=clock)
-        self._turns = Turns(reads, self._waits, make_trainer, gone=gone, scores=scores, vectors_anew=vectors_anew)
-        self._resuming = Resuming(self._turns, self._waits, self._figures, gone=gone, scores=scores)
+        self._figures = LoopProgress()
+        self._waits = EmbeddingWait(hold_seconds=config.hold_seconds)
+        self._portions = Feed(reads, self._waits, bounded=bounded, clock=clock)
+        self._turns = TrainerThread(
+            reads, self._waits, make_trainer, gone=gone, scores=scores, vectors_anew=vectors_anew
+        )
+        self._resuming = Restore(self._turns, self._waits, self._figures, gone=gone, scores=scores)
         every = config.release_every_seconds
-        self._cadence = ReleaseCadence(
+        self._cadence = ReleaseScheduler(
             self._turns,
             self._resuming,
             self._figures,
             leadership=leadership,
             make_releaser=make_releaser,
             gate=gate or GateConfig(),
-            every=None if every is None else Interval(every, clock),
+            every=None if every is None else IntervalTimer(every, clock),
         )
         self._follower = None if follow_forgotten is None else follow_forgotten(self._turns.to_forget)
         self._group: GroupOffsets | None = None
@@ -122,9 +124,9 @@ class TrainOnBehaviours:
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._steps_not_logged = 0
-        self._step_line = Interval(_STEP_LINE_SECONDS, clock)
-        self._look = Interval(_LOOK_SECONDS, clock)
-        self._report_interval = Interval(config.report_interval_seconds, clock)
+        self._step_line = IntervalTimer(_STEP_LINE_SECONDS, clock)
+        self._look = IntervalTimer(_LOOK_SECONDS, clock)
+        self._report_interval = IntervalTimer(config.report_interval_seconds, clock)
 
     @property
     def trainer(self) -> OnlineTrainer | None:
@@ -169,7 +171,7 @@ class TrainOnBehaviours:
     async def _begin(self) -> None:
         if self._snapshots is not None:
             every = self._snapshot_every_events
-            self._resuming.keeping = Keeping(self._snapshots, every_events=every, begins=self._reads.starts)
+            self._resuming.keeping = Checkpointer(self._snapshots, every_events=every, begins=self._reads.starts)
         found, self._resume = self._resume, None
         self._cadence.trial = await self._resuming.begin(found, self._reads.beginnings)
 
@@ -197,7 +199,7 @@ class TrainOnBehaviours:
         await in_thread(self._turns.hold_vectors)
         await self._keep_up()
 
-    async def _go_on(self, trainer: OnlineTrainer, before: Turn | None) -> Turn | None:
+    async def _go_on(self, trainer: OnlineTrainer, before: StepResult | None) -> StepResult | None:
         """Fetch, and give the trainer a turn if there is anything for it to do."""
         if not await self._cadence.before_turn(trainer):
             await in_thread(lambda: self._turns.forget(trainer))  # a release may wait for long; who asked does not
@@ -216,7 +218,7 @@ class TrainOnBehaviours:
         await self._after(trainer, turn)
         return turn
 
-    async def _after(self, trainer: OnlineTrainer, turn: Turn) -> None:
+    async def _after(self, trainer: OnlineTrainer, turn: StepResult) -> None:
         self._missing = turn.missing
         self._figures.rows += turn.rows
         self._steps_not_logged += turn.steps

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 
 from schemas.errors import Unavailable
 from streams.broker.leadership import Leadership
-from streams.runtime.interval import Interval
+from streams.runtime.interval import IntervalTimer
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ class GroupOffsets:
     ) -> None:
         self._leadership = leadership
         self._topic = topic
-        self._interval = Interval(interval_seconds, clock)
+        self._interval = IntervalTimer(interval_seconds, clock)
         self._telling: asyncio.Task[None] | None = None
 
     def tell_soon(self) -> None:

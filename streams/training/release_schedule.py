@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from schemas.manifests import GateVerdict, ModelManifest, Offsets
+from schemas.manifests import ModelManifest, PromotionDecision, TopicOffsets
 from streams.broker.leadership import Leadership
-from streams.runtime.interval import Interval
-from streams.training.releaser import Releaser
-from streams.training.reports import Figures
-from streams.training.resume import Resuming
-from streams.training.trainer_thread import Turns, in_thread
+from streams.runtime.interval import IntervalTimer
+from streams.training.releaser import ReleasePublisher
+from streams.training.reports import LoopProgress
+from streams.training.resume import Restore
+from streams.training.trainer_thread import TrainerThread, in_thread
 from trainer.online.gate import NO_ROWS, GateConfig, judge
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _WAIT_SECONDS = 0.2
 _RETRY_SECONDS = 5.0
 
 
-class ReleaseCadence:
+class ReleaseScheduler:
     """Acts between two turns. Without `make_releaser` nothing is released, and candidates are taken for nobody.
 
     `make_releaser` gets encoder version and width of the vectors; whoever gives it gives the leadership that releases
@@ -47,14 +47,14 @@ class ReleaseCadence:
 
     def __init__(
         self,
-        turns: Turns,
-        resuming: Resuming,
-        figures: Figures,
+        turns: TrainerThread,
+        resuming: Restore,
+        figures: LoopProgress,
         *,
         leadership: Leadership | None,
-        make_releaser: Callable[[str, int], Releaser] | None,
+        make_releaser: Callable[[str, int], ReleasePublisher] | None,
         gate: GateConfig,
-        every: Interval | None,
+        every: IntervalTimer | None,
     ) -> None:
         self._turns = turns
         self._resuming = resuming
@@ -65,10 +65,10 @@ class ReleaseCadence:
         self._every = every
         if every is not None:
             every.begin()
-        self._gating: Gating | None = None
-        self._waiting: tuple[Candidate, Offsets] | None = None
+        self._gating: PromotionGate | None = None
+        self._waiting: tuple[Candidate, TopicOffsets] | None = None
         """A candidate that snapshot and journal hold, and the store does not have yet."""
-        self.releaser: Releaser | None = None
+        self.releaser: ReleasePublisher | None = None
         """Once there is a trainer whose candidates it may release."""
         self.trial: State | None = None
         """A trial that a snapshot held, until it goes on."""
@@ -84,7 +84,7 @@ class ReleaseCadence:
         if self.releaser is None and self._make_releaser is not None and trainer is not None:
             releaser = self._make_releaser(trainer.encoder_version, trainer.catalogue.dim)
             await releaser.take_over()
-            self.releaser, self._gating = releaser, Gating(releaser, self._gate)
+            self.releaser, self._gating = releaser, PromotionGate(releaser, self._gate)
             if self.trial is not None:
                 await self._gating.go_on(trainer, self.trial)
                 self.trial = None
@@ -169,7 +169,7 @@ class ReleaseCadence:
             if not kept or not await keeping.segment(trainer, turns.within_log(trainer.next_to_read())):
                 return False
 
-        def copy() -> tuple[Candidate, Offsets]:
+        def copy() -> tuple[Candidate, TopicOffsets]:
             candidate = trainer.candidate()
             return candidate, {"behaviours": turns.within_log(candidate.offsets), "embeddings": turns.vectors_read()}
 
@@ -189,20 +189,20 @@ class ReleaseCadence:
 log = structlog.get_logger()
 
 
-class Gating:
+class PromotionGate:
     """Works on one trainer, between its turns."""
 
-    def __init__(self, releaser: Releaser, config: GateConfig) -> None:
+    def __init__(self, releaser: ReleasePublisher, config: GateConfig) -> None:
         self._releaser = releaser
         self._config = config
         self._on_trial: ModelManifest | None = None
 
     async def admit(
-        self, trainer: OnlineTrainer, candidate: Candidate, offsets: Offsets, *, more_rows: bool = True
+        self, trainer: OnlineTrainer, candidate: Candidate, offsets: TopicOffsets, *, more_rows: bool = True
     ) -> None:
         """Publish a candidate and put it on trial, or decide at once where there is nothing to try it on.
 
-        Raises as `Releaser.publish` does.
+        Raises as `ReleasePublisher.publish` does.
         """
         published = await self._releaser.publish(candidate, offsets)
         manifest = published.manifest
@@ -210,7 +210,7 @@ class Gating:
             if published.verdict.passed and not published.was_current:
                 await self._releaser.carry_out(manifest, published.verdict)
             return
-        from trainer.online.shadow_trial import Trial, not_finite  # torch
+        from trainer.online.shadow_trial import ShadowEvaluation, not_finite  # torch
 
         bad = not_finite(candidate.weights)
         slow = trainer.config.release_every_rows >= 2 * self._config.trial_rows
@@ -222,7 +222,9 @@ class Gating:
             await self._conclude(manifest, verdict)
             return
         try:
-            trainer.trial = Trial((candidate.weights, manifest), serving, rows_needed=self._config.trial_rows)
+            trainer.trial = ShadowEvaluation(
+                (candidate.weights, manifest), serving, rows_needed=self._config.trial_rows
+            )
         except Misconfigured as error:
             # what answers cannot be scored here: it must not keep what is sound away for ever
             log.warning("train.not_compared", release_id=manifest.release_id, error=str(error))
@@ -243,14 +245,14 @@ class Gating:
 
     async def go_on(self, trainer: OnlineTrainer, state: State) -> None:
         """Go on with the trial of a snapshot, unless it was decided since."""
-        from trainer.online.shadow_trial import Trial  # torch
+        from trainer.online.shadow_trial import ShadowEvaluation  # torch
 
         release_id, against = state.values["release_id"], state.values["against"]
         try:
             candidate, serving = await self._releaser.both(release_id, against)
             published = await self._releaser.decided(candidate[1])
             if published is None:
-                trial = Trial(candidate, serving, rows_needed=self._config.trial_rows)
+                trial = ShadowEvaluation(candidate, serving, rows_needed=self._config.trial_rows)
                 trial.restore(state)
                 trainer.trial, self._on_trial = trial, candidate[1]
             elif published.verdict is not None and published.verdict.passed and not published.was_current:
@@ -258,5 +260,5 @@ class Gating:
         except (StoreUnavailable, Misconfigured, KeyError, ValueError) as error:
             log.warning("train.trial_lost", release_id=release_id, against=against, error=str(error))
 
-    async def _conclude(self, manifest: ModelManifest, verdict: GateVerdict) -> None:
+    async def _conclude(self, manifest: ModelManifest, verdict: PromotionDecision) -> None:
         await self._releaser.carry_out(manifest, await self._releaser.attach(manifest, verdict))

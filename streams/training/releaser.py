@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from schemas.manifests import GateVerdict, ModelManifest, Offsets, ReleaseNotice
-from streams.broker.cluster import InputTopics
+from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice, TopicOffsets
+from streams.broker.cluster import ClusterTopics
 from streams.broker.leadership import Leadership
-from streams.stores.artifacts.artifact_store import NotThere
-from streams.stores.artifacts.registry import ModelStore, Outcome, Weights, pack_weights, weights_checksum
+from streams.stores.artifacts.artifact_store import NotFound
+from streams.stores.artifacts.registry import ModelStore, PromotionResult, Weights, pack_weights, weights_checksum
 from streams.training.config import ANEW
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ class Published:
     """A release that is readable, and what is known of it already."""
 
     manifest: ModelManifest
-    verdict: GateVerdict | None
+    verdict: PromotionDecision | None
     """What the gate said, if it has."""
     was_current: bool
     """Whether the pointer ever came to it."""
 
 
-class Releaser:
+class ReleasePublisher:
     """Releases candidates under this process's fence, each further along the log than the release before."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Releaser:
         leadership: Leadership,
         *,
         notices_topic: str,
-        read_log: Callable[[], InputTopics],
+        read_log: Callable[[], ClusterTopics],
         encoder_version: str,
         dim: int,
         clock: Callable[[], float],
@@ -68,10 +68,10 @@ class Releaser:
         self._encoder_version = encoder_version
         self._dim = dim
         self._clock = clock
-        self._log: InputTopics | None = None
+        self._log: ClusterTopics | None = None
         self._floor: dict[int, int] = {}
         self._current: ModelManifest | None = None
-        self._unfinished: tuple[ModelManifest, GateVerdict] | None = None
+        self._unfinished: tuple[ModelManifest, PromotionDecision] | None = None
         self.released = 0
         """Releases made by this process that became current."""
         self.refused = 0
@@ -109,7 +109,7 @@ class Releaser:
         behind = any(offsets.get(partition, 0) < floor for partition, floor in self._floor.items())
         return ahead and not behind
 
-    async def publish(self, candidate: Candidate, offsets: Offsets) -> Published:
+    async def publish(self, candidate: Candidate, offsets: TopicOffsets) -> Published:
         """Make a candidate readable. One of the same weights and rows that is there already keeps its number.
 
         Raises `Misconfigured` if the log was replaced meanwhile, `StoreUnavailable`.
@@ -121,11 +121,11 @@ class Releaser:
         published = await asyncio.to_thread(self._published, manifest)
         return None if published.verdict is None else published
 
-    async def attach(self, manifest: ModelManifest, verdict: GateVerdict) -> GateVerdict:
+    async def attach(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionDecision:
         """Keep the verdict beside the manifest; the one that counts, if there was one before."""
         return await asyncio.to_thread(self._store.decide, manifest.release_id, verdict)
 
-    async def carry_out(self, manifest: ModelManifest, verdict: GateVerdict) -> Outcome | None:
+    async def carry_out(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionResult | None:
         """Announce, and promote if the gate let it pass; None if it was refused, or if something does not answer.
 
         In the latter case `unfinished` says so, and `finish()` goes on where it stopped. Raises `Fenced` if another
@@ -143,7 +143,7 @@ class Releaser:
         """Whether a release was published and could not be announced or promoted yet."""
         return self._unfinished is not None
 
-    async def finish(self) -> Outcome | None:
+    async def finish(self) -> PromotionResult | None:
         """Announce and promote what was published. May be repeated."""
         if self._unfinished is None:
             return None
@@ -169,7 +169,7 @@ class Releaser:
         self._floor = manifest.offsets.get("behaviours", {})
         figures = {name: value and round(value, 4) for name, value in (manifest.metrics | verdict.figures).items()}
         about: dict[str, object] = {"release_id": manifest.release_id, "rows": manifest.rows_trained, **figures}
-        if outcome is Outcome.MOVED:
+        if outcome is PromotionResult.MOVED:
             self._current = manifest
             self.released += 1
             log.info(
@@ -203,7 +203,7 @@ class Releaser:
 
         try:
             return await asyncio.to_thread(load)
-        except (NotThere, Misconfigured) as error:
+        except (NotFound, Misconfigured) as error:
             log.warning("train.serving_release_not_loaded", error=str(error))
             return None
 
@@ -213,7 +213,7 @@ class Releaser:
         """Two releases. Raises as `ModelStore.load` does."""
         return await asyncio.to_thread(lambda: (self._store.load(release_id), self._store.load(other)))
 
-    def _publish(self, candidate: Candidate, offsets: Offsets) -> Published:
+    def _publish(self, candidate: Candidate, offsets: TopicOffsets) -> Published:
         if self._read_log() != self._log:
             raise Misconfigured(
                 "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
@@ -276,7 +276,7 @@ class Releaser:
             return None
         try:
             return self._store.manifest(pointer.release_id)
-        except NotThere:
+        except NotFound:
             raise StoreUnavailable(
                 "model store",
                 f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER or MIM_MODELS__URL): "

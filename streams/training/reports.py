@@ -14,7 +14,7 @@ ACCOUNTS_FILE = "accounts.json"
 
 
 @dataclass(slots=True)
-class Figures:
+class LoopProgress:
     """What is told of training and the trainer itself does not say; goes into snapshots, and grows while it runs."""
 
     rows: int = 0

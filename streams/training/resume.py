@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import StoreUnavailable
-from streams.stores.artifacts.checkpoints import Snapshot
-from streams.training.checkpointing import Keeping
-from streams.training.reports import Figures
+from streams.stores.artifacts.checkpoints import Checkpoint
+from streams.training.checkpointing import Checkpointer
+from streams.training.reports import LoopProgress
 from streams.training.scores import ScoreFiles
-from streams.training.trainer_thread import Turns, in_thread
-from trainer.online.vector_waits import VectorWaits
+from streams.training.trainer_thread import TrainerThread, in_thread
+from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -27,14 +27,14 @@ if TYPE_CHECKING:  # no command should pay for torch because of its imports
 log = structlog.get_logger()
 
 
-class Resuming:
+class Restore:
     """Copies and puts back one trainer's surroundings; `keeping` writes what it copies, where snapshots are wanted."""
 
     def __init__(
         self,
-        turns: Turns,
-        waits: VectorWaits,
-        figures: Figures,
+        turns: TrainerThread,
+        waits: EmbeddingWait,
+        figures: LoopProgress,
         *,
         gone: ForgottenUsers | None,
         scores: ScoreFiles | None,
@@ -44,9 +44,9 @@ class Resuming:
         self._figures = figures
         self._gone = gone
         self._scores = scores
-        self.keeping: Keeping | None = None
+        self.keeping: Checkpointer | None = None
 
-    async def begin(self, found: Snapshot | None, beginnings: Mapping[int, int]) -> State | None:
+    async def begin(self, found: Checkpoint | None, beginnings: Mapping[int, int]) -> State | None:
         """Stand where the snapshot was taken, if there is one, and keep the scores up to there; its trial, if any.
 
         `beginnings` are the first offsets that there are of `behaviours`. Raises `Misconfigured` if the snapshot
@@ -60,7 +60,7 @@ class Resuming:
             await asyncio.to_thread(self._scores.open, at)
         return trial
 
-    async def _put_back(self, found: Snapshot, beginnings: Mapping[int, int]) -> tuple[int, int] | None:
+    async def _put_back(self, found: Checkpoint, beginnings: Mapping[int, int]) -> tuple[int, int] | None:
         """Put trainer and surroundings back; returns the place of the newest score."""
         meta, state = found.meta, found.state
         trainer = self._turns.make(meta.encoder_version, meta.dim)

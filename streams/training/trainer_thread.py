@@ -15,10 +15,10 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
-from streams.training.feed import Portion
+from streams.training.feed import FeedBatch
 from streams.training.input import TrainingInput
 from streams.training.scores import ScoreFiles
-from trainer.online.vector_waits import VectorWaits
+from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -41,7 +41,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class StepResult:
     """What one visit to the worker thread did."""
 
     steps: int
@@ -56,7 +56,7 @@ class Turn:
     scored: Sequence[ScoredRows]
 
 
-class Turns:
+class TrainerThread:
     """Holds the trainer, which is made when the first vector says how wide vectors are.
 
     `make_trainer` gets encoder version, width of its vectors and the partitions of `behaviours`. `vectors_anew` says
@@ -66,7 +66,7 @@ class Turns:
     def __init__(
         self,
         reads: TrainingInput,
-        waits: VectorWaits,
+        waits: EmbeddingWait,
         make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
         *,
         gone: ForgottenUsers | None,
@@ -88,7 +88,7 @@ class Turns:
 
     # ---- in the worker thread ------------------------------------------------------------------------------------
 
-    def take(self, trainer: OnlineTrainer, portion: Portion, *, stop: asyncio.Event, releases: bool) -> Turn:
+    def take(self, trainer: OnlineTrainer, portion: FeedBatch, *, stop: asyncio.Event, releases: bool) -> StepResult:
         """Feed the trainer and let it do what it can; stop early where a release can be made, or to end the process."""
         self.hold_vectors()
         self.forget(trainer)
@@ -112,7 +112,7 @@ class Turns:
             due = trainer.release_due() if trainer.trial is None else trainer.trial.complete
             enough = stop.is_set() or (due and releases)
             missing = trainer.advance().missing
-        return Turn(
+        return StepResult(
             steps=len(reports),
             rows=sum(report.rows for report in reports),
             losses=reports[-1].losses if reports else {},

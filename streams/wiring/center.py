@@ -9,23 +9,23 @@ from datetime import UTC, datetime, timedelta
 from encoders.base import Encoder
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
-from streams.center.repair import Mender, Reading
+from streams.center.repair import RecordDecoding, Repairer
 from streams.center.verify import CenterVerification
 from streams.center.verify import Progress as OnProgress
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.indexing.announcements import KafkaOutbox
-from streams.indexing.context import Center, Guard
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.encoding import ItemEncoding
 from streams.indexing.image_fetch import ImageFetcher
 from streams.runtime.delivery import Patience
 from streams.settings import Settings
-from streams.stores.vectors.collection import CenterIdentity
+from streams.stores.vectors.collection import CollectionInfo
 from streams.stores.vectors.item_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import MilvusRowScan
 
 
 @asynccontextmanager
-async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[Center]:
+async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[IndexContext]:
     """The center with everything that writes to it. Sets it up if it does not exist; refuses another encoder's."""
     config = settings.index
     async with AsyncExitStack() as opened:
@@ -48,7 +48,7 @@ async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[C
         )
         opened.callback(encoding.close)
         fetcher = await opened.enter_async_context(ImageFetcher(settings.images))
-        yield Center(
+        yield IndexContext(
             index=index,
             outbox=KafkaOutbox(producer, settings.kafka, settings.topics, encoder_version=encoder.version),
             dead_letters=KafkaDeadLetters(producer, settings.kafka, settings.topics),
@@ -62,18 +62,18 @@ async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[C
 
 
 @asynccontextmanager
-async def opened_mender(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Mender]:
+async def opened_mender(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
     """What mends the center; `guard` is asked before each write."""
     current = collection_name(settings.milvus.alias, encoder.version)
     async with opened_center(settings, encoder) as center:
-        yield Mender(center, guard, _reading(settings), lambda version: _is(settings, version, current))
+        yield Repairer(center, guard, _reading(settings), lambda version: _is(settings, version, current))
 
 
 @asynccontextmanager
 async def opened_verification(
     settings: Settings,
-    center: CenterIdentity,
-    mender: Mender | None,
+    center: CollectionInfo,
+    mender: Repairer | None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> AsyncIterator[CenterVerification]:
     """A comparison of the topic with `center`."""
@@ -99,9 +99,9 @@ def _is(settings: Settings, version: str, collection: str) -> bool:
     return collection_name(settings.milvus.alias, version) == collection
 
 
-def _reading(settings: Settings) -> Reading:
+def _reading(settings: Settings) -> RecordDecoding:
     """How records of `items` are decoded."""
-    return Reading(
+    return RecordDecoding(
         max_record_bytes=settings.kafka.max_record_bytes,
         field_map=settings.index.field_map,
         max_ahead=timedelta(seconds=settings.index.max_ahead_seconds),

@@ -20,7 +20,7 @@ from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_models
 from streams.stores.histories.client import make_redis, redis_errors
 from streams.stores.histories.redis_store import RedisBehaviourStore, foreign_log
-from streams.stores.vectors.collection import CenterIdentity, read_center
+from streams.stores.vectors.collection import CollectionInfo, read_center
 
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
 
@@ -64,7 +64,7 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
             "encoder", lambda: _encoder(load_encoder, encoders), "set MIM_ENCODER__BUNDLE to a bundle, or unset it"
         )
     )
-    centers: list[CenterIdentity | None] = []
+    centers: list[CollectionInfo | None] = []
     lines.append(
         await _line(
             "milvus", lambda: _center(settings, encoders, centers), f"start it, or set MIM_MILVUS__URI; {EMBEDDED}"
@@ -210,7 +210,7 @@ async def _encoder(load: Callable[[], Encoder], loaded: list[Encoder]) -> str:
     return f"{encoder.version}, {encoder.dim}-d"
 
 
-async def _center(settings: Settings, encoders: list[Encoder], centers: list[CenterIdentity | None]) -> str:
+async def _center(settings: Settings, encoders: list[Encoder], centers: list[CollectionInfo | None]) -> str:
     center = await read_center(settings.milvus)
     centers.append(center)
     if center is None:

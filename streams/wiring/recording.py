@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack
 import structlog
 
 from streams.broker.clients import broker_errors, make_consumer, make_producer
-from streams.broker.cluster import LogIdentity, read_log_identity
+from streams.broker.cluster import TopicIncarnation, read_log_identity
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.monitoring.metrics import Metrics, metrics_server
-from streams.recording.deleted_items import DeletedTakes
-from streams.recording.forgotten_users import StoreForgets
+from streams.recording.deleted_items import DeletedItemFollower
+from streams.recording.forgotten_users import ErasureFollower
 from streams.recording.recorder import Recorder
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
@@ -35,7 +35,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
     metrics = Metrics()
     topic = settings.topics.full_name("behaviours")
 
-    async def identify() -> LogIdentity:
+    async def identify() -> TopicIncarnation:
         return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
 
     async with AsyncExitStack() as opened:
@@ -66,10 +66,10 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             log_replaced = await store.bound_log() not in (None, identity)
             await store.clear()
         await store.bind(identity)
-        forgets = StoreForgets(store, settings.kafka, settings.topics)
+        forgets = ErasureFollower(store, settings.kafka, settings.topics)
         opened.push_async_callback(forgets.close)
         await forgets.open()  # before anything is recorded
-        deleted = DeletedTakes(
+        deleted = DeletedItemFollower(
             RedisDeletedItems(redis, settings.redis),
             settings.kafka,
             settings.topics,

@@ -21,8 +21,8 @@ from streams.runtime.process import run_until_stopped
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig
 from streams.serving.embeddings_follower import EmbeddingsFollower
-from streams.serving.model_watcher import ModelWatcher, Scorer, follow_notices
-from streams.serving.vector_cache import Representations
+from streams.serving.model_watcher import ModelWatcher, follow_notices
+from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings
 from streams.stores.artifacts.registry import open_models
 from streams.stores.histories.client import make_redis
@@ -32,6 +32,8 @@ from streams.stores.vectors.item_index import MilvusItemIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from streams.serving.model_watcher import ScoringModel
 
 
 log = structlog.get_logger()
@@ -68,7 +70,7 @@ def _load_encoder(settings: Settings) -> Encoder:
     return load_encoder(settings.encoder)
 
 
-def _make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Scorer:
+def _make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> ScoringModel:
     import torch
 
     from trainer.networks.scorer import Scorer as TrainedScorer
@@ -91,7 +93,7 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
         index = MilvusItemIndex(settings.milvus, encoder_version=version, dim=dim)
         opened.push_async_callback(index.close)
         await index.open()
-        representations = Representations(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
+        representations = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
         models = ModelWatcher(
             open_models(settings.models),
             _make_scorer,

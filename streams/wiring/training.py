@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured
-from schemas.manifests import Offsets
-from streams.broker.cluster import InputTopics, describe_input
+from schemas.manifests import TopicOffsets
+from streams.broker.cluster import ClusterTopics, describe_input
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.commands.arguments import parse_moment
 from streams.monitoring.metrics import Metrics, metrics_server
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
-from streams.stores.artifacts.artifact_store import FolderShelf
-from streams.stores.artifacts.checkpoints import SnapshotStore
+from streams.stores.artifacts.artifact_store import FolderArtifactStore
+from streams.stores.artifacts.checkpoints import CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
 from streams.stores.artifacts.registry import open_models, pack_weights, weights_checksum
-from streams.training.checkpointing import Snapshots, learning_config
+from streams.training.checkpointing import Checkpoints, learning_config
 from streams.training.event_times import EventTimeFinder
 from streams.training.input import TrainingInput
 from streams.training.loop import TrainOnBehaviours
-from streams.training.releaser import Releaser
+from streams.training.releaser import ReleasePublisher
 from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
 from trainer.samples.forgotten import ForgottenUsers
 
@@ -130,7 +130,7 @@ class _Train:
         if options.until_end and not stop.is_set():
             self._report = await asyncio.to_thread(self._describe, consumer)
 
-    async def _span(self, log_now: InputTopics) -> tuple[Offsets | None, dict[int, int] | None]:
+    async def _span(self, log_now: ClusterTopics) -> tuple[TopicOffsets | None, dict[int, int] | None]:
         """Where reading begins, if not where a snapshot or the log does, and where it ends before the log does."""
         options, settings = self._options, self._settings
         start_at = None if options.from_offsets is None else read_offsets(options.from_offsets)
@@ -152,10 +152,10 @@ class _Train:
     def _outdated(self, taken_at: datetime) -> bool:
         return time.time() - taken_at.timestamp() >= self._settings.topics.tombstone_retention_hours * 3600
 
-    def _snapshots(self, leadership: Leadership | None) -> Snapshots:
+    def _snapshots(self, leadership: Leadership | None) -> Checkpoints:
         settings = self._settings
         trainer = settings.trainer.model_dump(mode="json")
-        return Snapshots(
+        return Checkpoints(
             make_snapshot_store(settings),
             make_journal_store(settings),
             read_log=lambda: describe_input(settings.kafka, settings.topics),
@@ -166,8 +166,8 @@ class _Train:
         )
 
     def _releaser_maker(self, leadership: Leadership) -> Any:
-        def make(encoder_version: str, dim: int) -> Releaser:
-            return Releaser(
+        def make(encoder_version: str, dim: int) -> ReleasePublisher:
+            return ReleasePublisher(
                 open_models(self._settings.models),
                 leadership,
                 notices_topic=self._settings.topics.full_name("models"),
@@ -204,11 +204,11 @@ class _Train:
         }
 
 
-def _without(offsets: Offsets, topic: str | None) -> Offsets:
+def _without(offsets: TopicOffsets, topic: str | None) -> TopicOffsets:
     return {name: parts for name, parts in offsets.items() if name != topic}
 
 
-def read_offsets(path: Path) -> Offsets:
+def read_offsets(path: Path) -> TopicOffsets:
     """Offsets of `behaviours` from a JSON file, from a manifest, or from a report. Raises `Misconfigured`.
 
     Whoever begins anew needs every item's vector: where `embeddings` stood then plays no part.
@@ -225,12 +225,12 @@ def read_offsets(path: Path) -> Offsets:
         ) from None
 
 
-def make_snapshot_store(settings: Settings) -> SnapshotStore:
+def make_snapshot_store(settings: Settings) -> CheckpointStore:
     """The snapshots that a trainer of these settings writes and goes on from."""
     folder = training_folder(settings)
     named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
-    shelf = FolderShelf(folder, entries="snapshots", pointer="current.json", named=named)
-    return SnapshotStore(shelf, keep=settings.train.keep_snapshots, named=named)
+    shelf = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named=named)
+    return CheckpointStore(shelf, keep=settings.train.keep_snapshots, named=named)
 
 
 def make_journal_store(settings: Settings) -> JournalStore:
@@ -238,7 +238,7 @@ def make_journal_store(settings: Settings) -> JournalStore:
     folder = training_folder(settings)
     named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
     segments, vectors = (
-        FolderShelf(folder, entries=entries, pointer=f"{entries}.json", named=named)
+        FolderArtifactStore(folder, entries=entries, pointer=f"{entries}.json", named=named)
         for entries in ("journal", "vectors")
     )
     return JournalStore(segments, vectors, named=named)

@@ -25,10 +25,10 @@ from encoders.config import EncoderConfig
 from encoders.loading import load_encoder
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
-from trainer.config import TrainerConfig
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.metrics import ScoredRows, paired_report, prequential_report
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.online.variants import CIUBM, DIN
 

@@ -31,7 +31,7 @@ from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from encoders.tuning_config import TuningConfig
-from streams.encoder_training.bundle_builder import Workshop, contents_of
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.settings import load_settings
 from tests.benchmarks.csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
 from tests.benchmarks.csft_tables import REFERENCES, cell, plot, render
@@ -72,9 +72,9 @@ class Bench:
         self.questions = {name: encoder_report.questions_of(self.log, span) for name, span in self.spans.items()}
 
     @cached_property
-    def workshop(self) -> Workshop:
+    def workshop(self) -> BundleBuilder:
         """Towers."""
-        return Workshop(self.settings.encoder, self.settings.encoders)
+        return BundleBuilder(self.settings.encoder, self.settings.encoders)
 
     def _features(self, name: str, contents: Sequence[ItemContent]) -> ItemFeatures:
         if self._folder is not None:

@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.stores.artifacts.artifact_store import FolderShelf, Held, MemoryShelf, NotThere, Shelf, exchange
-from streams.stores.artifacts.object_store import ObjectShelf
+from streams.stores.artifacts.artifact_store import (
+    ArtifactStore,
+    FolderArtifactStore,
+    InMemoryArtifactStore,
+    NotFound,
+    VersionedPointer,
+    exchange,
+)
+from streams.stores.artifacts.object_store import S3ArtifactStore
 
-MakeShelf = Callable[[], Shelf]
+MakeShelf = Callable[[], ArtifactStore]
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +53,9 @@ def make_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> MakeShelf:
     names = {"entries": "things", "pointer": "current.json", "named": "here"}
     where = uuid.uuid4().hex
     if request.param == "folder":
-        return lambda: FolderShelf(tmp_path, **names)
+        return lambda: FolderArtifactStore(tmp_path, **names)
     if request.param == "fsspec-memory":
-        return lambda: ObjectShelf(f"memory://{where}", **names)
+        return lambda: S3ArtifactStore(f"memory://{where}", **names)
     if request.param == "s3":
         options = {
             "key": "any",
@@ -57,8 +64,8 @@ def make_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> MakeShelf:
             "endpoint_url": request.getfixturevalue("s3_address"),
             "skip_instance_cache": True,
         }
-        return lambda: ObjectShelf(f"s3://models/{where}", options=options, **names)
-    only = MemoryShelf()
+        return lambda: S3ArtifactStore(f"s3://models/{where}", options=options, **names)
+    only = InMemoryArtifactStore()
     return lambda: only
 
 
@@ -69,9 +76,9 @@ def test_an_entry_comes_back_from_another_process_and_never_changes(make_shelf: 
     assert other.names() == ["r1"] and other.read("r1", "a.bin") == b"\x00" * 1000
     other.put("r1", {"a.bin": b"other", "c": b"more"})
     assert shelf.read("r1", "a.bin") == b"\x00" * 1000
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         shelf.read("r1", "c")
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         shelf.read("r2", "a.bin")
     shelf.put("r0", {"a.bin": b"1"})
     assert other.names() == ["r0", "r1"]
@@ -79,10 +86,10 @@ def test_an_entry_comes_back_from_another_process_and_never_changes(make_shelf: 
 
 def test_what_is_attached_is_written_once_and_goes_with_its_entry(make_shelf: MakeShelf) -> None:
     shelf, other = make_shelf(), make_shelf()
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         shelf.attach("r1", "verdict.json", b"{}")
     shelf.put("r1", {"a": b"1"})
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         other.read("r1", "verdict.json")
     shelf.attach("r1", "verdict.json", b"first")
     other.attach("r1", "verdict.json", b"second")
@@ -92,7 +99,7 @@ def test_what_is_attached_is_written_once_and_goes_with_its_entry(make_shelf: Ma
     assert other.names() == ["r1"]
     other.drop("r1")
     shelf.put("r1", {"a": b"2"})
-    with pytest.raises(NotThere):
+    with pytest.raises(NotFound):
         shelf.read("r1", "verdict.json")
 
 
@@ -117,7 +124,7 @@ def test_the_pointer_moves_only_for_who_knows_what_it_holds(make_shelf: MakeShel
     assert seen is not None and seen.content == b"1"
     assert other.swap(b"2", expected=seen)
     assert not shelf.swap(b"3", expected=seen)  # seen is outdated: it slept since
-    assert not shelf.swap(b"3", expected=Held(b"never", '"0"'))
+    assert not shelf.swap(b"3", expected=VersionedPointer(b"never", '"0"'))
     now = shelf.pointer()
     assert now is not None and now.content == b"2"
 
@@ -195,7 +202,7 @@ def test_an_entry_whose_writer_was_killed_is_not_there_and_is_swept(tmp_path: Pa
     import fsspec
 
     where = uuid.uuid4().hex
-    shelf = ObjectShelf(f"memory://{where}", entries="things", pointer="current.json", named="here")
+    shelf = S3ArtifactStore(f"memory://{where}", entries="things", pointer="current.json", named="here")
     memory = fsspec.filesystem("memory")
     memory.pipe_file(f"/{where}/things/r1.0123456789ab/a", b"half")
     shelf.put("r2", {"a": b"whole"})
@@ -208,12 +215,12 @@ def test_an_entry_whose_writer_was_killed_is_not_there_and_is_swept(tmp_path: Pa
 
 def test_a_store_without_conditional_puts_is_refused() -> None:
     with pytest.raises(Misconfigured, match="compared and swapped"):
-        ObjectShelf("gs://bucket/x", entries="things", pointer="p", named="MIM_MODELS__URL=gs://bucket/x")
+        S3ArtifactStore("gs://bucket/x", entries="things", pointer="p", named="MIM_MODELS__URL=gs://bucket/x")
 
 
 def test_an_object_store_that_does_not_answer_is_unavailable() -> None:
     pytest.importorskip("s3fs")
-    shelf = ObjectShelf(
+    shelf = S3ArtifactStore(
         "s3://models/x",
         entries="things",
         pointer="p",

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import (
@@ -186,9 +186,9 @@ class BehaviourStoreContract:
     async def test_a_store_filled_from_another_log_is_refused_with_the_way_out(self, store: BehaviourStore) -> None:
         await store.bind(LOG)
         with pytest.raises(Misconfigured, match=r"another topic.*record --rebuild"):
-            await store.bind(LogIdentity("cluster-1", "mim.behaviours", "topic-2"))
+            await store.bind(TopicIncarnation("cluster-1", "mim.behaviours", "topic-2"))
         with pytest.raises(Misconfigured, match="another cluster"):
-            await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-1"))
+            await store.bind(TopicIncarnation("cluster-2", "mim.behaviours", "topic-1"))
 
     async def test_clear_forgets_everything_and_binds_anew(self, store: BehaviourStore) -> None:
         await feed(store, random_log(4, 100), [50])
@@ -196,7 +196,7 @@ class BehaviourStoreContract:
         assert await store.positions() == {}
         assert (await store.counts())["stored"] == 0
         assert await store.history("u1") == []
-        await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-9"))
+        await store.bind(TopicIncarnation("cluster-2", "mim.behaviours", "topic-9"))
 
     async def test_a_recorder_that_missed_a_clear_is_sent_back_to_the_start(self, store: BehaviourStore) -> None:
         await store.record(0, [event(0)], first_offset=0, next_offset=1)

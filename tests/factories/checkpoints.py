@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from schemas.manifests import Fence
-from streams.broker.cluster import InputTopics
-from streams.stores.artifacts.artifact_store import FolderShelf
-from streams.stores.artifacts.checkpoints import SnapshotMeta, SnapshotStore
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.artifact_store import FolderArtifactStore
+from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
-from streams.training.checkpointing import Snapshots, learning_config
-from trainer.config import TrainerConfig
+from streams.training.checkpointing import Checkpoints, learning_config
+from trainer.online.config import TrainerConfig
 from trainer.state import State
 
 OLD, NEW = Fence(producer_id=4, epoch=1), Fence(producer_id=4, epoch=2)
-LOG = InputTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behaviours": [0], "embeddings": [0]})
+LOG = ClusterTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behaviours": [0], "embeddings": [0]})
 
 
-def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> SnapshotStore:
-    shelf = FolderShelf(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
-    return SnapshotStore(shelf, keep=keep, named="here")
+def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> CheckpointStore:
+    shelf = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
+    return CheckpointStore(shelf, keep=keep, named="here")
 
 
 def make_state(number: int) -> State:
@@ -36,8 +36,8 @@ def make_state(number: int) -> State:
     return state
 
 
-def make_meta(number: int) -> SnapshotMeta:
-    return SnapshotMeta(
+def make_meta(number: int) -> CheckpointMeta:
+    return CheckpointMeta(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         encoder_version="e",
         dim=3,
@@ -53,14 +53,17 @@ def make_meta(number: int) -> SnapshotMeta:
 
 def make_journal(folder: Path) -> JournalStore:
     shelves = [
-        FolderShelf(folder, entries=name, pointer=f"{name}.json", named="here") for name in ("journal", "vectors")
+        FolderArtifactStore(folder, entries=name, pointer=f"{name}.json", named="here")
+        for name in ("journal", "vectors")
     ]
     return JournalStore(shelves[0], shelves[1], named="here")
 
 
-def make_snapshots(folder: Path, log: InputTopics = LOG, encoder: str | None = None, **trainer: object) -> Snapshots:
+def make_snapshots(
+    folder: Path, log: ClusterTopics = LOG, encoder: str | None = None, **trainer: object
+) -> Checkpoints:
     config = learning_config(TrainerConfig.model_validate(trainer).model_dump(mode="json"), "ciubm", {})
-    return Snapshots(
+    return Checkpoints(
         make_store(folder),
         make_journal(folder),
         read_log=lambda: log,

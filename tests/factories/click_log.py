@@ -6,11 +6,11 @@ import random
 from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.stores.histories.redis_store import BehaviourStoreConfig
 
-LOG = LogIdentity("cluster-1", "mim.behaviours", "topic-1")
+LOG = TopicIncarnation("cluster-1", "mim.behaviours", "topic-1")
 
 
 KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)

@@ -13,7 +13,7 @@ from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.indexing.announcements import InMemoryOutbox
 from streams.indexing.app import create_index_app, run_app
 from streams.indexing.config import IndexConfig
-from streams.indexing.context import Center
+from streams.indexing.context import IndexContext
 from streams.indexing.encoding import ItemEncoding
 from streams.indexing.flow import Flow
 from streams.runtime.delivery import Patience
@@ -31,7 +31,7 @@ class Worker:
         self.ready = 0
         encoder = HashingEncoder(16)
         self.index = InMemoryItemIndex(encoder_version=encoder.version, dim=16)
-        self.center = Center(
+        self.center = IndexContext(
             index=index or self.index,
             outbox=InMemoryOutbox(),
             dead_letters=InMemoryDeadLetters(),

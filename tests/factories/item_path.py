@@ -23,7 +23,7 @@ from streams.broker.records import SourceRecord
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.indexing.announcements import InMemoryOutbox
 from streams.indexing.config import IndexConfig, IndexReport, RetryReport
-from streams.indexing.context import Center
+from streams.indexing.context import IndexContext
 from streams.indexing.encoding import ItemEncoding
 from streams.indexing.image_retries import retry_image
 from streams.indexing.index_batch import index_batch
@@ -87,7 +87,7 @@ class ItemPath:
     offsets: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.center = Center(
+        self.center = IndexContext(
             index=self.index,
             outbox=self.outbox,
             dead_letters=self.graveyard,

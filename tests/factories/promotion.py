@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from schemas.manifests import Fence, ReleaseNotice
-from streams.broker.cluster import InputTopics
+from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.registry import InMemoryModelStore
-from streams.training.release_schedule import Gating
-from streams.training.releaser import Releaser
+from streams.training.release_schedule import PromotionGate
+from streams.training.releaser import ReleasePublisher
 from tests.factories.samples import DIM, click_log, make_trainer, small_config
 from trainer.online.gate import GateConfig
 from trainer.online.trainer import Candidate, OnlineTrainer
 
-LOG = InputTopics("cluster", {"embeddings": "e", "behaviours": "b"}, {"embeddings": [0], "behaviours": [0]})
+LOG = ClusterTopics("cluster", {"embeddings": "e", "behaviours": "b"}, {"embeddings": [0], "behaviours": [0]})
 
 
 GATE = GateConfig(trial_rows=32, min_takes=1_000)
@@ -42,7 +42,7 @@ class Scene:
         self.events = iter(enumerate(click_log(400)[0]))
 
     async def start(self) -> Scene:
-        self.releaser = Releaser(
+        self.releaser = ReleasePublisher(
             self.store,
             self.leads,  # type: ignore[arg-type]
             notices_topic="models",
@@ -52,7 +52,7 @@ class Scene:
             clock=lambda: 1_700_000_000.0,
         )
         await self.releaser.take_over()
-        self.gating = Gating(self.releaser, GATE)
+        self.gating = PromotionGate(self.releaser, GATE)
         return self
 
     def learn(self, until: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka import TopicPartition
 
 from streams.broker.clients import make_consumer, make_producer
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import read_batch
 from streams.settings import Settings
 from streams.stores.histories.redis_store import InMemoryBehaviourStore
@@ -77,7 +77,7 @@ async def read_all(settings: Settings, topic: str) -> dict[int, list[Any]]:
 async def expected(settings: Settings) -> dict[str, Any]:
     """The view that an uninterrupted recorder makes of what is now in the topic."""
     store = InMemoryBehaviourStore(settings.behaviours)
-    await store.bind(LogIdentity("any", "any", "any"))
+    await store.bind(TopicIncarnation("any", "any", "any"))
     for partition, records in (await read_all(settings, settings.topics.full_name("behaviours"))).items():
         if records:
             events, _ = read_batch(records, partition=partition, now=datetime.now(UTC), max_bytes=10**7)

@@ -8,8 +8,8 @@ import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
-from trainer.config import TrainerConfig
 from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 
 DAY0 = 1_700_000_000

@@ -21,13 +21,13 @@ from encoders.base import ItemContent, Prepared
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.manifests import ModelManifest
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import RepresentationsConfig, ServeConfig
 from streams.serving.model_watcher import ModelWatcher
-from streams.serving.vector_cache import Representations
+from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
 from streams.stores.histories.redis_store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
@@ -165,7 +165,7 @@ async def open_bench() -> AsyncIterator[Open]:
         await index.upsert([row("boot", "red winter boot"), row("shoe", "red summer shoe"), row("lamp", "desk lamp")])
         if behaviours is None:
             behaviours = InMemoryBehaviourStore()
-            await behaviours.bind(LogIdentity("c", "t", "i"))
+            await behaviours.bind(TopicIncarnation("c", "t", "i"))
             taken = Behaviour(
                 event_id="e",
                 kind=BehaviourKind.CLICK,
@@ -179,9 +179,7 @@ async def open_bench() -> AsyncIterator[Open]:
         clock = asyncio.get_running_loop().time
         service = ScoringService(
             config=ServeConfig(**config),
-            representations=Representations(
-                index, RepresentationsConfig(), encoder_version=VERSION, dim=DIM, clock=clock
-            ),
+            representations=VectorCache(index, RepresentationsConfig(), encoder_version=VERSION, dim=DIM, clock=clock),
             index=index,
             behaviours=behaviours,
             models=ModelWatcher(

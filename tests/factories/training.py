@@ -18,7 +18,7 @@ from streams.training.config import TrainConsumerConfig
 from streams.training.input import VectorRecord
 from streams.training.loop import TrainOnBehaviours
 from streams.training.reports import TrainReport
-from trainer.config import TrainerConfig
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.partition_merge import AlignedReading, Entry
 

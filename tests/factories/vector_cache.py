@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
 from streams.serving.config import RepresentationsConfig
-from streams.serving.vector_cache import Representations
+from streams.serving.vector_cache import VectorCache
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 VERSION = "test-1"
@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, **config: object) -> None:
         self.index = CountingIndex()
         self.clock = Clock()
-        self.center = Representations(
+        self.center = VectorCache(
             self.index,
             RepresentationsConfig.model_validate({"max_staleness_seconds": 5, "absent_seconds": 1} | config),
             encoder_version=VERSION,

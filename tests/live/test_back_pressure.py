@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from encoders.hashing import HashingEncoder
 from streams.broker.clients import make_consumer
-from streams.broker.cluster import LogIdentity, read_ends, read_log_identity
+from streams.broker.cluster import TopicIncarnation, read_ends, read_log_identity
 from streams.broker.leadership import Leadership
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.recording.config import RecordConfig
@@ -35,7 +35,7 @@ from tests.factories.click_world import World, produce
 from tests.factories.index_app import Worker
 from tests.factories.item_feed import feeding, held, until
 from tests.factories.recorded_log import click_log, expected, send, view_of
-from trainer.config import TrainerConfig
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 
 pytestmark = [
@@ -89,7 +89,7 @@ async def test_a_recorder_without_valkey_takes_on_one_batch_and_keeps_its_partit
         max_poll_interval_ms=round(A_DAY * 1000),
     )
 
-    async def identify() -> LogIdentity:
+    async def identify() -> TopicIncarnation:
         return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
 
     await consumer.start()

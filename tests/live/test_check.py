@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from encoders.base import ItemContent, Prepared
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig, make_admin
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.topics import TopicsConfig, create_topics
 from streams.settings import Settings
 from streams.stores.histories.client import RedisConfig, make_redis
@@ -111,7 +111,7 @@ async def test_vectors_of_another_width_are_found(settings: Settings) -> None:
 
 async def test_a_view_of_another_log_is_found(settings: Settings) -> None:
     store = RedisBehaviourStore(make_redis(settings.redis), settings.redis)
-    await store.bind(LogIdentity("elsewhere", "t", "i"))
+    await store.bind(TopicIncarnation("elsewhere", "t", "i"))
     await store.close()
     line = (await check(settings))["behaviour view"]
     assert not line.ok and "record --rebuild" in (line.fix or "")

@@ -21,9 +21,9 @@ from schemas.letters import DeadLetter, Headers
 from streams.broker.clients import make_producer
 from streams.broker.log_reader import LogReader
 from streams.commands import dead_letters as dead_letters_command
-from streams.dead_letters.inbox import LetterBox, only_open
+from streams.dead_letters.inbox import DeadLetterTopic, only_open
 from streams.dead_letters.producer import KafkaDeadLetters
-from streams.dead_letters.requeue import SendingAgain
+from streams.dead_letters.requeue import Requeue
 from streams.settings import Settings
 from tests.factories.index_worker import start_index
 from tests.factories.item_feed import center, feeding, picture, read_all, until
@@ -36,7 +36,7 @@ class Dies(Exception):
     """Whoever asked is killed at this point."""
 
 
-class Watched(SendingAgain):
+class Watched(Requeue):
     """Sending again, with something happening before or after a send."""
 
     before: Callable[[], Any] | None = None
@@ -58,7 +58,7 @@ class Yard:
 
     settings: Settings
     producer: AIOKafkaProducer
-    box: LetterBox
+    box: DeadLetterTopic
     sending: Watched
 
     async def say(self, topic: Any, key: bytes, value: bytes | None, partition: int = 1) -> int:
@@ -92,7 +92,7 @@ async def yard(settings: Settings) -> AsyncIterator[Yard]:
         producer = make_producer(settings.kafka, linger_ms=0)
         await producer.start()
         opened.push_async_callback(producer.stop)
-        box = LetterBox(reader, producer, settings.kafka, now=lambda: NOW)
+        box = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: NOW)
         yield Yard(settings, producer, box, Watched(reader, producer, settings.kafka, box))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import make_producer
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
@@ -28,7 +28,7 @@ from streams.stores.artifacts.registry import FolderModelStore, pack_weights, we
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
-from trainer.config import TrainerConfig
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 
 VERSION = "test-encoder-1"
@@ -90,7 +90,7 @@ async def shop(settings: Settings) -> AsyncIterator[Shop]:
     await shop.index.open()
     await shop.write(*(row(f"i{n}", n) for n in range(30)))
     store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
-    await store.bind(LogIdentity("c", "t", "i"))
+    await store.bind(TopicIncarnation("c", "t", "i"))
     takes = [
         Numbered(
             n,

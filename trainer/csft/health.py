@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.float32]
+RowArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Recall:
         return asdict(self)
 
 
-def queries(vectors_ND: Rows, questions: Questions, *, decay: float = 1.0) -> Rows:
+def queries(vectors_ND: RowArray, questions: Questions, *, decay: float = 1.0) -> RowArray:
     """(Q, D) unit mean of each question's anchors; `decay` weighs older ones less. Row 0 of the vectors is padding."""
     weights_QL = (questions.anchors_QL > 0) * decay ** np.arange(questions.anchors_QL.shape[1])
     summed = np.einsum("ql,qld->qd", weights_QL.astype(np.float32), vectors_ND[questions.anchors_QL])
@@ -64,7 +64,7 @@ def queries(vectors_ND: Rows, questions: Questions, *, decay: float = 1.0) -> Ro
 
 
 def recall_at_k(
-    query_QD: Rows, vectors_ND: Rows, questions: Questions, cold_N: NDArray[np.bool_], *, k: int = 50
+    query_QD: RowArray, vectors_ND: RowArray, questions: Questions, cold_N: NDArray[np.bool_], *, k: int = 50
 ) -> Recall:
     """Recall of the next taken item by inner product. Row 0 of `vectors_ND` is padding; ties count one half."""
     everything = np.arange(len(vectors_ND)) > 0
@@ -99,8 +99,8 @@ def popularity_recall(takes_N: NDArray[np.int64], questions: Questions, cold_N: 
 
 
 def with_popularity(
-    query_QD: Rows, vectors_ND: Rows, takes_N: NDArray[np.int64], *, temperature: float, strength: float
-) -> tuple[Rows, Rows]:
+    query_QD: RowArray, vectors_ND: RowArray, takes_N: NDArray[np.int64], *, temperature: float, strength: float
+) -> tuple[RowArray, RowArray]:
     """Queries and vectors with one more column: their inner product is cosine / temperature + (1 - strength) log q.
 
     InfoNCE with the logQ correction at `strength` s learns log p(item | query) - (1 - s) log q(item), so this asks for
@@ -135,12 +135,12 @@ class Geometry:
 
 
 def geometry(
-    fused_ND: Rows,
+    fused_ND: RowArray,
     *,
-    title_ND: Rows | None = None,
-    image_ND: Rows | None = None,
-    query_QD: Rows | None = None,
-    answer_QD: Rows | None = None,
+    title_ND: RowArray | None = None,
+    image_ND: RowArray | None = None,
+    query_QD: RowArray | None = None,
+    answer_QD: RowArray | None = None,
     seed: int = 0,
 ) -> Geometry:
     """Geometry of up to 4,000 items. Zero rows of title or image mark what an item lacks."""
@@ -180,5 +180,5 @@ def _mean(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if len(hits) else None
 
 
-def _unit(rows: Rows) -> Rows:
+def _unit(rows: RowArray) -> RowArray:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.offline.data import ImpressionColumns
-from trainer.offline.event_index import Past
+from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import Facet
 
 Columns = dict[str, NDArray[Any]]
@@ -48,7 +48,7 @@ class ItemFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class DrawnFrom:
     """The take that each drawn exposure was drawn from; features of that exposure are made as if it had not been.
 
     A positive's features never see its own take, which lies at its very second. A negative that was drawn from a take
@@ -63,28 +63,28 @@ class Sources:
     """After everything where there is no source."""
 
     @staticmethod
-    def of(take_N: NDArray[np.int64], takes: Takes) -> Sources:
+    def of(take_N: NDArray[np.int64], takes: Takes) -> DrawnFrom:
         """Look up the takes; one that announces its item is in no count and so is no source."""
         if not len(takes.user_T):
-            return Sources.none(len(take_N))
+            return DrawnFrom.none(len(take_N))
         take_N = np.where((take_N >= 0) & ~takes.announces_T[take_N], take_N, -1)
         second = np.where(take_N >= 0, takes.second_T[take_N], np.iinfo(np.int64).max)
-        return Sources(take_N, np.where(take_N >= 0, takes.user_T[take_N], -1), second)
+        return DrawnFrom(take_N, np.where(take_N >= 0, takes.user_T[take_N], -1), second)
 
     @staticmethod
-    def none(rows: int) -> Sources:
+    def none(rows: int) -> DrawnFrom:
         """No row was drawn from a take."""
         nowhere = np.full(rows, -1, np.int64)
-        return Sources(nowhere, nowhere, np.full(rows, np.iinfo(np.int64).max))
+        return DrawnFrom(nowhere, nowhere, np.full(rows, np.iinfo(np.int64).max))
 
 
 class ItemTakes:
     """Takes of each row's target before the row's second, its source and what announced the item left out."""
 
-    def __init__(self, rows: ImpressionColumns, takes: Takes, sources: Sources) -> None:
+    def __init__(self, rows: ImpressionColumns, takes: Takes, sources: DrawnFrom) -> None:
         self._rows, self._source_N = rows, sources.second_N
         counted = ~takes.announces_T
-        self.past = Past(takes.item_T[counted], takes.second_T[counted])
+        self.past = EventIndex(takes.item_T[counted], takes.second_T[counted])
 
     def count(self) -> NDArray[np.int64]:
         """How many."""

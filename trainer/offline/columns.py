@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from trainer.datasets.exposures import defining_interactions, negatives_beside, sources_of_draws
 from trainer.datasets.folder import DAY_SECONDS, DataSet
 from trainer.datasets.spans import Span
-from trainer.offline.as_of import ItemFacts, Sources, Takes
+from trainer.offline.as_of import DrawnFrom, ItemFacts, Takes
 from trainer.offline.buckets import RowFacts
 from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
-from trainer.offline.event_index import Past
+from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import Facet, further_columns
 from trainer.offline.features import features
 from trainer.offline.protocols import Protocol
@@ -72,7 +72,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     taken = data.interactions.taken & ~_invisible(protocol)
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
     user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
-    length = Past(takes.user_T, takes.second_T).count(user, second)
+    length = EventIndex(takes.user_T, takes.second_T).count(user, second)
     kept = length > 0
     without_history = int((~kept).sum())
     user, item, second, length = user[kept], item[kept], second[kept], length[kept]
@@ -82,7 +82,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     start = np.searchsorted(takes.user_T[by_user], user)
     everything = len(data.item_ids) + 1
     all_takes = data.interactions.taken
-    mine = Past(log.user[all_takes] * everything + log.item[all_takes], log.ts[all_takes])
+    mine = EventIndex(log.user[all_takes] * everything + log.item[all_takes], log.ts[all_takes])
     rows = ImpressionColumns(
         user_N=user,
         item_N=item,
@@ -98,14 +98,14 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     facets, numbers = further_columns(data, folder)
     facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
     place = np.where(taken, np.cumsum(taken) - 1, -1)  # rows of the file to places among the takes
-    sources = Sources.of(np.where(source >= 0, place[source], -1), takes)
+    sources = DrawnFrom.of(np.where(source >= 0, place[source], -1), takes)
     dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
     rows = replace(rows, dense_NF=dense, dense_names=names)
     age = (second - facts_of_items.published_I[item]).astype(float)
     facts = RowFacts(
         age_seconds_N=np.where(defines | (age < 0), np.nan, age),
         from_start_N=facts_of_items.from_start_I[item],
-        takes_before_N=Past(takes.item_T, takes.second_T).count(item, second),
+        takes_before_N=EventIndex(takes.item_T, takes.second_T).count(item, second),
         cold_N=log.cold(protocol.test)[item],
         retaken_N=rows.retaken_N,
         days_only=day_resolution,

@@ -44,7 +44,7 @@ class Vectors:
 
 
 @dataclass(frozen=True, eq=False)
-class EncoderSchool:
+class EncoderVersions:
     """What encoders of a folder are trained from."""
 
     protocol: Protocol

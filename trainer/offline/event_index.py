@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Past:
+class EventIndex:
     """Events by key in order of time. Every answer is about events strictly before the asked second.
 
     An event of the asked second itself is never seen: it may be the one that is to be predicted.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.offline.as_of import Columns, ItemFacts, ItemTakes, Sources, Takes
+from trainer.offline.as_of import Columns, DrawnFrom, ItemFacts, ItemTakes, Takes
 from trainer.offline.data import Histories, ImpressionColumns
-from trainer.offline.event_index import Past
+from trainer.offline.event_index import EventIndex
 
 HISTORY = 50
 """Latest takes of a user that features compare the target with."""
@@ -23,7 +23,7 @@ _ROWS_PER_PASS = 32_768
 Summed = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
-class Together:
+class CoOccurrence:
     """Pairs of items that one user took, known from the later take on; each take with the `HISTORY` before it."""
 
     def __init__(self, takes: Takes, items: ItemFacts) -> None:
@@ -39,8 +39,8 @@ class Together:
                 break
             keys.append(self._pair(item[both], item[both + back]))
             seconds.append(second[both + back])
-        self._pairs = Past(np.concatenate(keys), np.concatenate(seconds))
-        self._takes = Past(user * self._items + item, second)
+        self._pairs = EventIndex(np.concatenate(keys), np.concatenate(seconds))
+        self._takes = EventIndex(user * self._items + item, second)
         self._taken = order
         self._place_T = np.zeros(len(takes.user_T), np.int64)
         self._place_T[order] = np.arange(len(order))
@@ -70,10 +70,15 @@ class Together:
 
 
 def against_history(
-    rows: ImpressionColumns, histories: Histories, takes: Takes, items: ItemFacts, of_item: ItemTakes, sources: Sources
+    rows: ImpressionColumns,
+    histories: Histories,
+    takes: Takes,
+    items: ItemFacts,
+    of_item: ItemTakes,
+    sources: DrawnFrom,
 ) -> Columns:
     """Category, facets and numbers of the target beside the history's, and how often both were taken by one user."""
-    together = Together(takes, items)
+    together = CoOccurrence(takes, items)
     own_N = of_item.count()
 
     def one_pass(start: int) -> Columns:
@@ -89,10 +94,10 @@ def _one_pass(
     chunk: NDArray[np.int64],
     histories: Histories,
     items: ItemFacts,
-    of_item: Past,
+    of_item: EventIndex,
     own_N: NDArray[np.int64],
-    together: Together,
-    sources: Sources,
+    together: CoOccurrence,
+    sources: DrawnFrom,
 ) -> Columns:
     row_P, place_P, back_P = flat_histories(rows, chunk, HISTORY)
     history_P = histories.item_T[place_P].astype(np.int64)

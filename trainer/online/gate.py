@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.manifests import GateVerdict
+from schemas.manifests import PromotionDecision
 from trainer.metrics import MIN_USERS, log_loss, paired_gauc_difference, user_auc
 
 
@@ -67,7 +67,7 @@ NO_ROWS = ComparedRows(
 
 def judge(
     rows: ComparedRows, config: GateConfig, *, against: str | None, not_finite: Collection[str] = ()
-) -> GateVerdict:
+) -> PromotionDecision:
     """Decide about a candidate. `against` names the release that scored `rows` beside it, None if there was none.
 
     `not_finite` names what of the candidate is no finite number; that refuses even a first release.
@@ -87,7 +87,7 @@ def judge(
     else:
         _compare_order(rows, config, figures, reasons, remarks)
         _compare_level(rows, config, figures, reasons, remarks)
-    return GateVerdict(
+    return PromotionDecision(
         passed=not reasons, reasons=reasons, remarks=remarks, against=against, rows=len(rows), figures=figures
     )
 

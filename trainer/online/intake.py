@@ -19,19 +19,19 @@ from itertools import takewhile
 import numpy as np
 
 from schemas.behaviours import Behaviour
-from trainer.config import TrainerConfig
+from trainer.online.config import TrainerConfig
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.offsets import Offsets
+from trainer.samples.offsets import OffsetTracker
 from trainer.samples.rows import Impression, Take, pack_impressions, unpack_impressions
-from trainer.samples.window import Observed, Verdict
+from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
 _COUNTS = ("received", "trained", "late", "duplicate", "dead_lettered", "erased", "corrections_ready")
 
 
 @dataclass(frozen=True)
-class Accounts:
+class EventCounts:
     """Where every event went: received = trained + late + duplicate + dead_lettered + erased + pending."""
 
     received: int
@@ -59,7 +59,7 @@ class _QueuedTake:
     offset: int
 
 
-class Intake:
+class EventIntake:
     """Takes events in, gives batches out, and knows for each event whether anything is still owed for it."""
 
     def __init__(self, config: TrainerConfig, catalogue: Catalogue, partitions: Collection[int]) -> None:
@@ -69,7 +69,7 @@ class Intake:
         self._window, self._join = rules.window(), rules.join(catalogue)
         self._ready: deque[Impression] = deque()
         self._takes: deque[_QueuedTake] = deque()
-        self._offsets = Offsets(partitions)
+        self._offsets = OffsetTracker(partitions)
         self._dropped: set[str] = set()
         self._given_up: set[str] = set()
         self._finished = False
@@ -78,13 +78,15 @@ class Intake:
 
     # ---- events --------------------------------------------------------------------------------------------------
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+    def observe(
+        self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None
+    ) -> ObserveResult:
         """Take in one event of the click log; `written_at`: see `EventWindow.observe`."""
         self._received += 1
         verdict = self._window.observe(partition, offset, behaviour, written_at=written_at)
-        self._offsets.read(partition, offset, settled=verdict is not Verdict.ACCEPTED)
-        self._late += verdict is Verdict.LATE
-        self._duplicate += verdict is Verdict.DUPLICATE
+        self._offsets.read(partition, offset, settled=verdict is not ObserveResult.ACCEPTED)
+        self._late += verdict is ObserveResult.LATE
+        self._duplicate += verdict is ObserveResult.DUPLICATE
         return verdict
 
     def observe_broken(self, partition: int, offset: int) -> None:
@@ -210,9 +212,9 @@ class Intake:
     # ---- where it stands -----------------------------------------------------------------------------------------
 
     @property
-    def accounts(self) -> Accounts:
+    def accounts(self) -> EventCounts:
         """The balance, at any moment."""
-        return Accounts(
+        return EventCounts(
             received=self._received,
             trained=self._trained,
             late=self._late,

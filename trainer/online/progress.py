@@ -21,7 +21,7 @@ _NUMBERS = (
 )
 
 
-class Learned:
+class TrainProgress:
     """Grows by `add`, a batch at a time; `release` marks where a candidate was taken."""
 
     def __init__(self, catalogue: Catalogue) -> None:

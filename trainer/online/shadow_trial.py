@@ -23,7 +23,7 @@ Release: TypeAlias = "tuple[Mapping[str, Tensor], ModelManifest]"
 _COLUMNS = ("label", "retaken", "candidate", "serving")
 
 
-class Trial:
+class ShadowEvaluation:
     """Scores batches with the weights of two releases until it has seen `rows_needed` rows.
 
     Rows are trained in the order of their seconds, so what a release learned from ends at its `last_event_at`; only

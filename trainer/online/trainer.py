@@ -19,19 +19,19 @@ from torch import Tensor
 
 from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding
-from trainer.config import TrainerConfig
 from trainer.metrics import ScoredRows
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.collate import collate
-from trainer.online.intake import Accounts, Intake
-from trainer.online.progress import Learned
-from trainer.online.shadow_trial import Trial
+from trainer.online.config import TrainerConfig
+from trainer.online.intake import EventCounts, EventIntake
+from trainer.online.progress import TrainProgress
+from trainer.online.shadow_trial import ShadowEvaluation
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
-from trainer.samples.window import Verdict
+from trainer.samples.window import ObserveResult
 from trainer.state import State
 
 
@@ -97,7 +97,7 @@ class OnlineTrainer:
         self.encoder_version = encoder_version
         self._variants = Variants(config, variants, vector_width=dim)
         self.catalogue = Catalogue(dim)
-        self._intake = Intake(config, self.catalogue, partitions)
+        self._intake = EventIntake(config, self.catalogue, partitions)
         self._memory = SpaceTimeMemory(
             window_seconds=config.window_seconds,
             window_takes=config.window_takes,
@@ -107,9 +107,9 @@ class OnlineTrainer:
         self._sampler = SpaceTimeSampler(space=config.space_negatives, time=config.time_negatives)
         self._counts = TakeCounts(config.popularity_half_life_seconds)
         self._rng = np.random.default_rng(config.seed)
-        self._learned = Learned(self.catalogue)
+        self._learned = TrainProgress(self.catalogue)
         self._journal = Journal()
-        self.trial: Trial | None = None
+        self.trial: ShadowEvaluation | None = None
         """A candidate and the release that answers, scoring the same rows; changes nothing of what is learned."""
 
     # ---- vectors -------------------------------------------------------------------------------------------------
@@ -133,7 +133,9 @@ class OnlineTrainer:
 
     # ---- behaviours ----------------------------------------------------------------------------------------------
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+    def observe(
+        self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None
+    ) -> ObserveResult:
         """Take in one event of the click log; `written_at`: see `EventWindow.observe`."""
         return self._intake.observe(partition, offset, behaviour, written_at=written_at)
 
@@ -211,7 +213,7 @@ class OnlineTrainer:
     # ---- where it stands -----------------------------------------------------------------------------------------
 
     @property
-    def accounts(self) -> Accounts:
+    def accounts(self) -> EventCounts:
         """The balance, at any moment."""
         return self._intake.accounts
 

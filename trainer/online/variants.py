@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TrainerConfig
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import Collated
 from trainer.networks.learner import Learner
+from trainer.online.config import TrainerConfig
 from trainer.online.shuffled_control import Shuffle
 from trainer.samples.catalogue import Catalogue
 from trainer.state import State

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
-class VectorWaits:
+class EmbeddingWait:
     """Knows which items have a vector and since when behaviours wait for the others.
 
     The wait counts from when the first such behaviour was produced, so several items wait at the same time, and a click

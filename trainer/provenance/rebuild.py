@@ -43,7 +43,7 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RebuildResult:
     """Whether what was rebuilt is what was trained."""
 
     rows: int
@@ -117,7 +117,7 @@ class Rebuild:
                     negatives=step.negatives if row.label else None,
                 )
 
-    def verdict(self, root: str) -> Verdict:
+    def verdict(self, root: str) -> RebuildResult:
         """Compare with the leaves that the journal kept, and these with the `root` that the release states."""
         problems = []
         if self._segment.root != root:
@@ -144,7 +144,7 @@ class Rebuild:
         left = sum(rows * count for (_, rows), count in kept.items())
         if not problems and left != sum(gone.values()):
             problems.append(f"{left} trained rows are nobody's, but {sum(gone.values())} rows were erased")
-        return Verdict(
+        return RebuildResult(
             rows=len(self._wanted),
             rebuilt=len(self._found),
             erased=len(self._erased),

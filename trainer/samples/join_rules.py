@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trainer.config import TrainerConfig
+from trainer.samples.config import JoinConfig
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.window import EventWindow
@@ -28,7 +28,7 @@ class JoinRules:
     """Partition and offset of events that were late only because the other partitions had gone on."""
 
     @classmethod
-    def of(cls, config: TrainerConfig, partitions: Collection[int]) -> JoinRules:
+    def of(cls, config: JoinConfig, partitions: Collection[int]) -> JoinRules:
         """The rules that a trainer of this configuration follows."""
         return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS})
 

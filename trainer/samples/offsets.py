@@ -7,7 +7,7 @@ from collections.abc import Collection
 from trainer.state import State, whole_numbers
 
 
-class Offsets:
+class OffsetTracker:
     """Per partition: what was read and is not settled yet, and how far everything is.
 
     `next_to_read` says where reading stands, `settled_below` from where nothing is owed any more. `learned_below` says

@@ -29,7 +29,7 @@ from schemas.behaviours import Behaviour
 from trainer.state import State, whole_numbers
 
 
-class Verdict(Enum):
+class ObserveResult(Enum):
     """What became of an observed event."""
 
     ACCEPTED = auto()
@@ -91,7 +91,9 @@ class EventWindow:
         self.overtaken = dict.fromkeys(overtaken)
         """(partition, offset) of events that are late only because the others had gone on, in the order of reading."""
 
-    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> Verdict:
+    def observe(
+        self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None
+    ) -> ObserveResult:
         """Take one event in; says whether it will be released later.
 
         `written_at` is when it was written to the log, as the log itself says, in seconds since 1970; None trusts the
@@ -101,14 +103,14 @@ class EventWindow:
         state.idle = False
         second = math.floor(behaviour.occurred_at.timestamp())
         if behaviour.event_id in state.seen:
-            return Verdict.DUPLICATE
+            return ObserveResult.DUPLICATE
         if state.newest is not None and second < state.newest - self._lateness:
-            return Verdict.LATE
+            return ObserveResult.LATE
         if (partition, offset) in self.overtaken:
-            return Verdict.LATE
+            return ObserveResult.LATE
         if self._released_before is not None and second < self._released_before:
             self.overtaken[partition, offset] = None
-            return Verdict.LATE
+            return ObserveResult.LATE
         at_most = second if written_at is None else min(second, math.floor(written_at))
         self._remember(state, second, behaviour.event_id, at_most=at_most)
         if second not in self._by_second:
@@ -116,7 +118,7 @@ class EventWindow:
             heapq.heappush(self._seconds, second)
         self._by_second[second].append(Observed(partition, offset, second, behaviour))
         self.held += 1
-        return Verdict.ACCEPTED
+        return ObserveResult.ACCEPTED
 
     def idle(self, partitions: Collection[int]) -> None:
         """These partitions have nothing more to read now; the watermark does not wait for them until they speak."""

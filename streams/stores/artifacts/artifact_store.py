@@ -7,7 +7,7 @@ note       one small file that is written once, for ever: the audit trail
 pointer    one small text; replaced by whoever still knows what it holds, so that of two writers one is told "no"
 ```
 
-A folder (`FolderShelf`) and an object store (`object_store`) keep the same promises. To change the
+A folder (`FolderArtifactStore`) and an object store (`object_store`) keep the same promises. To change the
 pointer, say what it should become, given what it is:
 
     exchange(shelf, lambda before: after)
@@ -45,19 +45,19 @@ _UNFINISHED = ".unfinished-"
 _MAX_ATTEMPTS = 100
 
 
-class NotThere(StoreUnavailable):
+class NotFound(StoreUnavailable):
     """The store answers, and does not hold this entry or file (any more)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class VersionedPointer:
     """What the pointer holds, with whatever the store needs to recognise this very state again."""
 
     content: bytes
     tag: str = ""
 
 
-class Shelf(Protocol):
+class ArtifactStore(Protocol):
     """Entries, notes and one pointer under one root."""
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -65,11 +65,11 @@ class Shelf(Protocol):
         ...
 
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """Add one more file to an entry, once: if it has one of that name, that stays. Raises `NotThere`."""
+        """Add one more file to an entry, once: if it has one of that name, that stays. Raises `NotFound`."""
         ...
 
     def read(self, name: str, file: str) -> bytes:
-        """One file of an entry, attached or not. Raises `NotThere` if there is none of that name."""
+        """One file of an entry, attached or not. Raises `NotFound` if there is none of that name."""
         ...
 
     def names(self) -> list[str]:
@@ -84,11 +84,11 @@ class Shelf(Protocol):
         """Remove what writers that were killed left behind."""
         ...
 
-    def pointer(self) -> Held | None:
+    def pointer(self) -> VersionedPointer | None:
         """What the pointer holds; None before the first swap."""
         ...
 
-    def swap(self, content: bytes, *, expected: Held | None) -> bool:
+    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
         """Replace the pointer if it still is as `expected` (None: there is none); False if it is not."""
         ...
 
@@ -105,7 +105,7 @@ class Shelf(Protocol):
         ...
 
 
-def exchange(shelf: Shelf, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
+def exchange(shelf: ArtifactStore, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
     """Replace the pointer by what `change` makes of it; None leaves it alone. Returns what it made.
 
     What `change` raises passes through, and nothing is written.
@@ -121,7 +121,7 @@ def exchange(shelf: Shelf, change: Callable[[bytes | None], bytes | None]) -> by
     raise StoreUnavailable("store", f"the pointer was replaced {_MAX_ATTEMPTS} times while it was to be changed")
 
 
-class FolderShelf:
+class FolderArtifactStore:
     """A folder that several processes share; its file system must honour locks and renames.
 
     ```text
@@ -153,7 +153,7 @@ class FolderShelf:
         self._at_step = at_step
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         target = self._entry(name)
         with self._disk("write"):
             self._entries.mkdir(parents=True, exist_ok=True)
@@ -176,32 +176,32 @@ class FolderShelf:
             _sync_folder(self._entries)
 
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         entry = self._entry(name)
         with self._disk("write"):
             try:
                 self._write_once(entry / checked_name(file), content)
             except FileNotFoundError:
-                raise NotThere("store", f"{entry} is not there, or not any more") from None
+                raise NotFound("store", f"{entry} is not there, or not any more") from None
 
     def read(self, name: str, file: str) -> bytes:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         path = self._entry(name) / checked_name(file)
         with self._disk("read"):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
-                raise NotThere("store", f"{path} is not there, or not any more") from None
+                raise NotFound("store", f"{path} is not there, or not any more") from None
 
     def names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._disk("read"):
             if not self._entries.is_dir():
                 return []
             return sorted(entry.name for entry in os.scandir(self._entries) if _NAME.match(entry.name))
 
     def drop(self, name: str) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         doomed = self._entries / f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
         with self._disk("remove"):
             self._at_step("drop entry")
@@ -210,7 +210,7 @@ class FolderShelf:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def sweep(self, older_than_seconds: float) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         patterns = (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*")
         for entry in [
             found for pattern in patterns for found in (*self._entries.glob(pattern), *self._notes.glob(pattern))
@@ -219,16 +219,16 @@ class FolderShelf:
                 if time.time() - entry.stat().st_mtime > older_than_seconds:
                     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
 
-    def pointer(self) -> Held | None:
-        """See `Shelf`."""
+    def pointer(self) -> VersionedPointer | None:
+        """See `ArtifactStore`."""
         with self._disk("read"):
             try:
-                return Held(self._pointer.read_bytes())
+                return VersionedPointer(self._pointer.read_bytes())
             except FileNotFoundError:
                 return None
 
-    def swap(self, content: bytes, *, expected: Held | None) -> bool:
-        """See `Shelf`."""
+    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        """See `ArtifactStore`."""
         with self._disk("write"), self._lock():
             self._at_step("compare pointer")
             now = self.pointer()
@@ -243,18 +243,18 @@ class FolderShelf:
         return True
 
     def note(self, name: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._disk("write"):
             self._notes.mkdir(parents=True, exist_ok=True)
             self._write_once(self._notes / checked_name(name), content)
 
     def note_names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._disk("read"):
             return sorted(path.name for path in self._notes.glob("[!.]*"))
 
     def notes(self) -> list[bytes]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._disk("read"):
             return [(self._notes / name).read_bytes() for name in self.note_names()]
 
@@ -316,63 +316,63 @@ class FolderShelf:
             raise StoreUnavailable("store", f"cannot {action} in {self._named}: {error}") from error
 
 
-class MemoryShelf:
+class InMemoryArtifactStore:
     """The same behaviour in one process's memory."""
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, bytes]] = {}
-        self._held: Held | None = None
+        self._held: VersionedPointer | None = None
         self._notes: dict[str, bytes] = {}
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         self._entries.setdefault(checked_name(name), dict(files))
 
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         if name not in self._entries:
-            raise NotThere("store", f"{name} is not there, or not any more")
+            raise NotFound("store", f"{name} is not there, or not any more")
         self._entries[name].setdefault(checked_name(file), content)
 
     def read(self, name: str, file: str) -> bytes:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         try:
             return self._entries[name][file]
         except KeyError:
-            raise NotThere("store", f"{name}/{file} is not there, or not any more") from None
+            raise NotFound("store", f"{name}/{file} is not there, or not any more") from None
 
     def names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         return sorted(self._entries)
 
     def drop(self, name: str) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         self._entries.pop(name, None)
 
     def sweep(self, older_than_seconds: float) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
 
-    def pointer(self) -> Held | None:
-        """See `Shelf`."""
+    def pointer(self) -> VersionedPointer | None:
+        """See `ArtifactStore`."""
         return self._held
 
-    def swap(self, content: bytes, *, expected: Held | None) -> bool:
-        """See `Shelf`."""
+    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        """See `ArtifactStore`."""
         if self._held != expected:
             return False
-        self._held = Held(content)
+        self._held = VersionedPointer(content)
         return True
 
     def note(self, name: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         self._notes.setdefault(checked_name(name), content)
 
     def note_names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         return sorted(self._notes)
 
     def notes(self) -> list[bytes]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         return [self._notes[name] for name in self.note_names()]
 
 

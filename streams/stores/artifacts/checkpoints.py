@@ -31,8 +31,8 @@ from pydantic import Field, ValidationError
 
 from schemas.base import EncoderVersion, Message, UtcTime
 from schemas.errors import Fenced, Misconfigured
-from schemas.manifests import Fence, Offsets
-from streams.stores.artifacts.artifact_store import NotThere, Shelf, exchange
+from schemas.manifests import Fence, TopicOffsets
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound, exchange
 
 if TYPE_CHECKING:  # settings import this package; no command should pay for the trainer because of that
     from trainer.state import State
@@ -48,7 +48,7 @@ _NAME = re.compile(r"^n[0-9]{6}-[0-9a-f]{12}$")
 _LEFTOVER_SECONDS = 600.0
 
 
-class SnapshotMeta(Message):
+class CheckpointMeta(Message):
     """`snapshot.json`: enough to say whether a trainer may go on from it."""
 
     format: int = FORMAT
@@ -65,7 +65,7 @@ class SnapshotMeta(Message):
     """The vectors it goes with."""
     dim: int = Field(ge=1, le=8192)
     """Width of those vectors."""
-    offsets: Offsets
+    offsets: TopicOffsets
     """Next offset to read in each partition."""
     cluster_id: str | None
     """The Kafka cluster that `offsets` belong to."""
@@ -95,10 +95,10 @@ class _Pointer(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Checkpoint:
     """A snapshot, read and checked."""
 
-    meta: SnapshotMeta
+    meta: CheckpointMeta
     state: State
 
     @contextmanager
@@ -113,13 +113,13 @@ class Snapshot:
             ) from error
 
 
-class SnapshotStore:
+class CheckpointStore:
     """Snapshots on a shelf. All calls block: use a thread from inside a loop.
 
     `keep` is how many of the newest are kept; `named` is how messages call the place, with the setting that names it.
     """
 
-    def __init__(self, shelf: Shelf, *, keep: int, named: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, shelf: ArtifactStore, *, keep: int, named: str, clock: Callable[[], float] = time.time) -> None:
         self._shelf = shelf
         self._keep = keep
         self._named = named
@@ -129,7 +129,7 @@ class SnapshotStore:
         """Put a new trainer's fence on the pointer: an earlier one cannot move it any more. Raises `Fenced`."""
         exchange(self._shelf, lambda raw: None if raw is None else self._succeeding(raw, None, fence))
 
-    def write(self, state: State, meta: SnapshotMeta, fence: Fence | None) -> SnapshotMeta:
+    def write(self, state: State, meta: CheckpointMeta, fence: Fence | None) -> CheckpointMeta:
         """Keep a snapshot, make it the one to resume from, and forget the oldest; its description, completed.
 
         Raises `Fenced` if a later trainer has written here, `StoreUnavailable` if it cannot be written now; what was
@@ -164,15 +164,15 @@ class SnapshotStore:
         held = self._shelf.pointer()
         return None if held is None else self._pointer(held.content).snapshot_id
 
-    def kept(self) -> list[SnapshotMeta]:
+    def kept(self) -> list[CheckpointMeta]:
         """What is kept, oldest first."""
         found = []
         for name in self._names():
-            with suppress(NotThere):  # forgotten by another process just now
+            with suppress(NotFound):  # forgotten by another process just now
                 found.append(self._meta(name))
         return found
 
-    def load(self, snapshot_id: str) -> Snapshot:
+    def load(self, snapshot_id: str) -> Checkpoint:
         """Read a snapshot and check it.
 
         Raises `Misconfigured` if it is damaged or of another format, `StoreUnavailable` if it is not there.
@@ -192,7 +192,7 @@ class SnapshotStore:
         from trainer.state import State
 
         try:
-            return Snapshot(meta, State(unpack_arrays(packed), _parsed(values)))
+            return Checkpoint(meta, State(unpack_arrays(packed), _parsed(values)))
         except (ValueError, RecursionError) as error:
             raise self._damaged(snapshot_id, f"its contents are not what they should be ({error})") from error
 
@@ -235,9 +235,9 @@ class SnapshotStore:
                 "a copy, or remove the folder to train anew"
             ) from None
 
-    def _meta(self, snapshot_id: str) -> SnapshotMeta:
+    def _meta(self, snapshot_id: str) -> CheckpointMeta:
         try:
-            meta = SnapshotMeta.model_validate_json(self._shelf.read(snapshot_id, META_FILE))
+            meta = CheckpointMeta.model_validate_json(self._shelf.read(snapshot_id, META_FILE))
         except ValidationError as error:
             raise self._damaged(snapshot_id, f"{error.error_count()} fields of {META_FILE} are wrong") from None
         if meta.snapshot_id != snapshot_id:

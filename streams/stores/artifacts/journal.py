@@ -31,7 +31,7 @@ from pydantic import Field, ValidationError
 from schemas.base import EncoderVersion, Message
 from schemas.errors import Misconfigured
 from schemas.manifests import Fence
-from streams.stores.artifacts.artifact_store import NotThere, Shelf
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class KeptSegment:
 class JournalStore:
     """Segments on one shelf, vectors on another. All calls block. `named` is how messages call the place."""
 
-    def __init__(self, segments: Shelf, vectors: Shelf, *, named: str) -> None:
+    def __init__(self, segments: ArtifactStore, vectors: ArtifactStore, *, named: str) -> None:
         self._segments = segments
         self._vectors = vectors
         self._named = named
@@ -119,7 +119,7 @@ class JournalStore:
         self._segments.put(meta.segment_id, files)
 
     def load(self, segment_id: str) -> KeptSegment:
-        """Read a segment. Raises `NotThere`, and `Misconfigured` if it is damaged."""
+        """Read a segment. Raises `NotFound`, and `Misconfigured` if it is damaged."""
         from trainer.provenance.journal import Segment
         from trainer.state import State
 
@@ -138,7 +138,7 @@ class JournalStore:
         """The vectors of a segment's packs by their digest; a pack that is not there is passed over."""
         found: dict[bytes, NDArray[np.float32]] = {}
         for name in meta.packs:
-            with suppress(NotThere):
+            with suppress(NotFound):
                 arrays = self._pack(name)
                 found |= {d.tobytes(): vector for d, vector in zip(arrays["digests"], arrays["vectors"], strict=True)}
         return found
@@ -155,7 +155,7 @@ class JournalStore:
                 self._segments.drop(name)
         needed: set[str] = set()
         for name in self._segment_names():
-            with suppress(NotThere):
+            with suppress(NotFound):
                 needed.update(json.loads(self._segments.read(name, META_FILE))["packs"])
         for name in among.packs:
             if name not in needed and _may_drop(self._pack_writer(name), fence):
@@ -194,12 +194,12 @@ class JournalStore:
         return [name for name in self._segments.names() if _SEGMENT.match(name)]
 
     def _segment_writer(self, name: str) -> Fence | None:
-        with suppress(NotThere, ValidationError):  # what is damaged belongs to nobody
+        with suppress(NotFound, ValidationError):  # what is damaged belongs to nobody
             return SegmentMeta.model_validate_json(self._segments.read(name, META_FILE)).fence
         return None
 
     def _pack_writer(self, name: str) -> Fence | None:
-        with suppress(NotThere):  # it was written before packs said so
+        with suppress(NotFound):  # it was written before packs said so
             told = self._vectors.read(name, WRITER_FILE)
             return None if told == b"null" else Fence.model_validate_json(told)
         return None

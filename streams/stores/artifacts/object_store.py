@@ -31,7 +31,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.stores.artifacts.artifact_store import NOTES, Held, NotThere, checked_name
+from streams.stores.artifacts.artifact_store import NOTES, NotFound, VersionedPointer, checked_name
 
 _INDEX = ".json"
 _ATTACHED = ".attached"
@@ -40,17 +40,17 @@ _ATTACHED = ".attached"
 class _Conditional(Protocol):
     """The two requests that fsspec has no word for."""
 
-    def read(self, path: str) -> Held | None:
+    def read(self, path: str) -> VersionedPointer | None:
         """Content and tag of an object, of one moment; None if there is none."""
         ...
 
-    def put(self, path: str, content: bytes, *, expected: Held | None) -> bool:
+    def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
         """Write if the object still is as `expected` (None: there is none); False if it is not."""
         ...
 
 
-class ObjectShelf:
-    """The promises of `Shelf` under `url` (`s3://bucket/prefix`). `named` is how messages call it."""
+class S3ArtifactStore:
+    """The promises of `ArtifactStore` under `url` (`s3://bucket/prefix`). `named` is how messages call it."""
 
     def __init__(
         self, url: str, *, entries: str, pointer: str, named: str, options: Mapping[str, Any] | None = None
@@ -63,7 +63,7 @@ class ObjectShelf:
         self._conditional: _Conditional = _InMemory(self._fs) if url.startswith("memory:") else _OnS3(self._fs)
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         index = self._index(name)
         with self._asked("write"):
             if self._conditional.read(index) is not None:
@@ -77,34 +77,34 @@ class ObjectShelf:
                 self._remove(f"{self._entries}/{attempt}")  # another writer was faster
 
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("write"):
             if self._conditional.read(self._index(name)) is None:
-                raise NotThere("store", f"{name} is not there, or not any more, in {self._named}")
+                raise NotFound("store", f"{name} is not there, or not any more, in {self._named}")
             self._conditional.put(self._attached(name, file), content, expected=None)
 
     def read(self, name: str, file: str) -> bytes:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("read"):
             index = self._conditional.read(self._index(name))
             told = None if index is None else json.loads(index.content)
             if told is None:
-                raise NotThere("store", f"{name} is not there, or not any more, in {self._named}")
+                raise NotFound("store", f"{name} is not there, or not any more, in {self._named}")
             if checked_name(file) not in told["files"]:
                 attached = self._conditional.read(self._attached(name, file))
                 if attached is None:
-                    raise NotThere("store", f"{name}/{file} is not there, or not any more, in {self._named}")
+                    raise NotFound("store", f"{name}/{file} is not there, or not any more, in {self._named}")
                 return attached.content
             try:
                 content: bytes = self._fs.cat_file(f"{self._entries}/{told['attempt']}/{file}")
             except FileNotFoundError:
-                raise NotThere("store", f"{name}/{file} is not there any more in {self._named}") from None
+                raise NotFound("store", f"{name}/{file} is not there any more in {self._named}") from None
         if hashlib.sha256(content).hexdigest() != told["files"][file]:
             raise StoreUnavailable("store", f"{name}/{file} in {self._named} differs from its checksum")
         return content
 
     def names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("list"):
             return sorted(
                 name.removesuffix(_INDEX)
@@ -113,7 +113,7 @@ class ObjectShelf:
             )
 
     def drop(self, name: str) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("remove"):
             index = self._conditional.read(self._index(name))
             if index is None:
@@ -123,7 +123,7 @@ class ObjectShelf:
             self._remove(f"{self._entries}/{name}{_ATTACHED}")
 
     def sweep(self, older_than_seconds: float) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("list"):
             rows = self._listed(self._entries)
             counted = set()
@@ -138,28 +138,28 @@ class ObjectShelf:
                     if all(_age_seconds(file) > older_than_seconds for file in files):
                         self._remove(f"{self._entries}/{attempt}")
 
-    def pointer(self) -> Held | None:
-        """See `Shelf`."""
+    def pointer(self) -> VersionedPointer | None:
+        """See `ArtifactStore`."""
         with self._asked("read"):
             return self._conditional.read(self._pointer)
 
-    def swap(self, content: bytes, *, expected: Held | None) -> bool:
-        """See `Shelf`."""
+    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        """See `ArtifactStore`."""
         with self._asked("write"):
             return self._conditional.put(self._pointer, content, expected=expected)
 
     def note(self, name: str, content: bytes) -> None:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("write"):
             self._conditional.put(f"{self._notes}/{checked_name(name)}", content, expected=None)
 
     def note_names(self) -> list[str]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("list"):
             return sorted(row["name"].rsplit("/", 1)[-1] for row in self._listed(self._notes) if row["type"] == "file")
 
     def notes(self) -> list[bytes]:
-        """See `Shelf`."""
+        """See `ArtifactStore`."""
         with self._asked("read"):
             return [self._fs.cat_file(f"{self._notes}/{name}") for name in self.note_names()]
 
@@ -207,22 +207,22 @@ class _OnS3:
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def read(self, path: str) -> Held | None:
+    def read(self, path: str) -> VersionedPointer | None:
         from fsspec.asyn import sync
 
-        async def get() -> Held:
+        async def get() -> VersionedPointer:
             bucket, key, _ = self._fs.split_path(path)
             answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
             async with answer["Body"] as body:  # content and tag in one answer: of one and the same state
-                return Held(await body.read(), answer["ETag"])
+                return VersionedPointer(await body.read(), answer["ETag"])
 
         try:
-            held: Held = sync(self._fs.loop, get)
+            held: VersionedPointer = sync(self._fs.loop, get)
         except FileNotFoundError:
             return None
         return held
 
-    def put(self, path: str, content: bytes, *, expected: Held | None) -> bool:
+    def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
         bucket, key, _ = self._fs.split_path(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected.tag}
         try:
@@ -257,15 +257,15 @@ class _InMemory:
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def read(self, path: str) -> Held | None:
+    def read(self, path: str) -> VersionedPointer | None:
         try:
-            return Held(self._fs.cat_file(path))
+            return VersionedPointer(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
 
-    def put(self, path: str, content: bytes, *, expected: Held | None) -> bool:
+    def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
         with self._one_at_a_time:
-            if self.read(path) != (None if expected is None else Held(expected.content)):
+            if self.read(path) != (None if expected is None else VersionedPointer(expected.content)):
                 return False
             self._fs.pipe_file(path, content)
             return True

@@ -23,7 +23,7 @@ from schemas.manifests import RELEASE_ID, Fence, ModelManifest
 from streams.stores.artifacts.config import NEW_STORE
 
 
-class Action(StrEnum):
+class PointerAction(StrEnum):
     """What the last change of the pointer was."""
 
     RELEASED = "released"
@@ -35,7 +35,7 @@ class Action(StrEnum):
     PRUNED = "pruned"
 
 
-class Outcome(StrEnum):
+class PromotionResult(StrEnum):
     """What became of a trainer's promotion."""
 
     MOVED = "moved"
@@ -57,7 +57,7 @@ class CurrentPointer(Message):
     """Number of changes so far; names the note that keeps this state once it is replaced."""
     pinned: bool = False
     """Whether trainers have to leave the pointer alone."""
-    action: Action = Action.RELEASED
+    action: PointerAction = PointerAction.RELEASED
     """What made it as it is."""
     by: str | None = None
     """Who did that."""
@@ -77,7 +77,7 @@ def released(
     against: str | None,
     by: str,
     at: datetime,
-) -> CurrentPointer | Outcome:
+) -> CurrentPointer | PromotionResult:
     """A trainer's promotion; `against` names the release that the candidate was compared with, None if with none.
 
     Raises `Fenced` if the pointer was written under a larger fence.
@@ -85,11 +85,11 @@ def released(
     refuse_smaller_fence(before, fence)
     if before is not None and before.release_id != manifest.release_id:
         if before.pinned:
-            return Outcome.PINNED
+            return PromotionResult.PINNED
         if against is not None and against != before.release_id:
-            return Outcome.OVERTAKEN
+            return PromotionResult.OVERTAKEN
     _refuse_doomed(before, manifest)
-    return _after(before, manifest, action=Action.RELEASED, by=by, at=at, why=None, fence=fence)
+    return _after(before, manifest, action=PointerAction.RELEASED, by=by, at=at, why=None, fence=fence)
 
 
 def taken_over(before: CurrentPointer, fence: Fence | None, *, by: str, at: datetime) -> CurrentPointer:
@@ -99,7 +99,7 @@ def taken_over(before: CurrentPointer, fence: Fence | None, *, by: str, at: date
         update={
             "fence": fence,
             "sequence": before.sequence + 1,
-            "action": Action.TAKEN_OVER,
+            "action": PointerAction.TAKEN_OVER,
             "by": by,
             "at": at,
             "why": None,
@@ -122,7 +122,7 @@ def chosen(
     _refuse_doomed(before, manifest)
     if before is not None and before.release_id == manifest.release_id:
         raise PipelineError(f"{manifest.release_id} is the current release already")
-    action = Action.ROLLED_BACK if rollback else Action.PROMOTED
+    action = PointerAction.ROLLED_BACK if rollback else PointerAction.PROMOTED
     after = _after(
         before, manifest, action=action, by=by, at=at, why=why, fence=None if before is None else before.fence
     )
@@ -135,7 +135,7 @@ def pinned(before: CurrentPointer | None, on: bool, *, by: str, at: datetime, wh
         raise PipelineError("nothing has been released yet: there is nothing to pin")
     if before.pinned == on:
         return None
-    action = Action.PINNED if on else Action.UNPINNED
+    action = PointerAction.PINNED if on else PointerAction.UNPINNED
     story = {"sequence": before.sequence + 1, "action": action, "by": by, "at": at, "why": why}
     return before.model_copy(update={"pinned": on, **story})
 
@@ -153,7 +153,7 @@ def pruned(
     doomed = sorted((set(too_old) | set(before.doomed)) & there - kept)
     if not doomed:
         return None
-    story = {"sequence": before.sequence + 1, "action": Action.PRUNED, "by": by, "at": at, "why": None}
+    story = {"sequence": before.sequence + 1, "action": PointerAction.PRUNED, "by": by, "at": at, "why": None}
     return before.model_copy(update={"doomed": doomed, **story})
 
 
@@ -186,7 +186,7 @@ def _after(
     before: CurrentPointer | None,
     manifest: ModelManifest,
     *,
-    action: Action,
+    action: PointerAction,
     by: str,
     at: datetime,
     why: str | None,

@@ -31,11 +31,17 @@ from pydantic import ValidationError
 
 from schemas.base import Message
 from schemas.errors import Misconfigured, PipelineError
-from schemas.manifests import RELEASE_ID, Fence, GateVerdict, ModelManifest
+from schemas.manifests import RELEASE_ID, Fence, ModelManifest, PromotionDecision
 from streams.stores.artifacts import promotion
-from streams.stores.artifacts.artifact_store import FolderShelf, MemoryShelf, NotThere, Shelf, exchange
+from streams.stores.artifacts.artifact_store import (
+    ArtifactStore,
+    FolderArtifactStore,
+    InMemoryArtifactStore,
+    NotFound,
+    exchange,
+)
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.promotion import CurrentPointer, Outcome
+from streams.stores.artifacts.promotion import CurrentPointer, PromotionResult
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from torch import Tensor
@@ -45,7 +51,7 @@ __all__ = [
     "FolderModelStore",
     "InMemoryModelStore",
     "ModelStore",
-    "Outcome",
+    "PromotionResult",
     "ShelvedModels",
     "open_models",
     "pack_weights",
@@ -76,7 +82,7 @@ class ModelStore(Protocol):
         """
         ...
 
-    def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> Outcome:
+    def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> PromotionResult:
         """Make a published release the current one, unless a person pinned another.
 
         `against` names the release that it was compared with; if another answers now, the pointer stays too. Raises
@@ -117,11 +123,11 @@ class ModelStore(Protocol):
         """The manifest alone. Raises as `load` does."""
         ...
 
-    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
         """Keep what the promotion gate says of a release, once; the verdict that counts. Raises as `promote` does."""
         ...
 
-    def verdict(self, release_id: str) -> GateVerdict | None:
+    def verdict(self, release_id: str) -> PromotionDecision | None:
         """What the promotion gate said; None for a release that no gate has decided about."""
         ...
 
@@ -160,7 +166,7 @@ class ShelvedModels:
     """`ModelStore` over a shelf. `named` is how messages call the place, with the setting that names it."""
 
     def __init__(
-        self, shelf: Shelf, config: ModelStoreConfig, *, named: str, clock: Callable[[], float] = time.time
+        self, shelf: ArtifactStore, config: ModelStoreConfig, *, named: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._shelf = shelf
         self._config = config
@@ -172,24 +178,24 @@ class ShelvedModels:
         files = {WEIGHTS_FILE: _packed_as_declared(weights, manifest)}
         self._shelf.put(manifest.release_id, files | {MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()})
 
-    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
         """See `ModelStore`."""
         self._shelf.attach(release_id, VERDICT_FILE, verdict.model_dump_json(indent=2).encode())
-        return self._parsed(release_id, VERDICT_FILE, GateVerdict)
+        return self._parsed(release_id, VERDICT_FILE, PromotionDecision)
 
-    def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> Outcome:
+    def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> PromotionResult:
         """See `ModelStore`."""
         manifest = self.manifest(release_id)
-        outcome, replaced = Outcome.MOVED, None
+        outcome, replaced = PromotionResult.MOVED, None
 
         def change(before: CurrentPointer | None) -> CurrentPointer | None:
             nonlocal outcome, replaced
             after = promotion.released(before, manifest, fence, against=against, by=whoever(), at=self._now())
             replaced = None if before is None else before.release_id
-            if isinstance(after, Outcome):
+            if isinstance(after, PromotionResult):
                 outcome = after
                 return None
-            outcome = Outcome.MOVED
+            outcome = PromotionResult.MOVED
             return after
 
         self._exchange(change)
@@ -246,11 +252,11 @@ class ShelvedModels:
             raise self._damaged(release_id, MANIFEST_FILE, f"it names release {manifest.release_id}")
         return manifest
 
-    def verdict(self, release_id: str) -> GateVerdict | None:
+    def verdict(self, release_id: str) -> PromotionDecision | None:
         """See `ModelStore`."""
         try:
-            return self._parsed(release_id, VERDICT_FILE, GateVerdict)
-        except NotThere:
+            return self._parsed(release_id, VERDICT_FILE, PromotionDecision)
+        except NotFound:
             return None
 
     def list(self) -> list[ModelManifest]:
@@ -258,7 +264,7 @@ class ShelvedModels:
         found = []
         for name in self._shelf.names():
             if _RELEASE_NAME.match(name):
-                with contextlib.suppress(NotThere):  # forgotten by another process just now
+                with contextlib.suppress(NotFound):  # forgotten by another process just now
                     found.append(self.manifest(name))
         return found
 
@@ -354,7 +360,7 @@ class FolderModelStore(ShelvedModels):
         at_step: Callable[[str], None] = lambda step: None,
     ) -> None:
         named = f"{config.folder} (MIM_MODELS__FOLDER)"
-        shelf = FolderShelf(
+        shelf = FolderArtifactStore(
             config.folder,
             entries=ENTRIES,
             pointer=POINTER_FILE,
@@ -369,17 +375,19 @@ class InMemoryModelStore(ShelvedModels):
     """Releases in one process's memory."""
 
     def __init__(self) -> None:
-        super().__init__(MemoryShelf(), ModelStoreConfig(), named="memory")
+        super().__init__(InMemoryArtifactStore(), ModelStoreConfig(), named="memory")
 
 
 def open_models(config: ModelStoreConfig) -> ModelStore:
     """The model store that the settings name. Raises `Misconfigured` if an object store cannot be used."""
     if config.url is None:
         return FolderModelStore(config)
-    from streams.stores.artifacts.object_store import ObjectShelf  # its clients are an extra
+    from streams.stores.artifacts.object_store import S3ArtifactStore  # its clients are an extra
 
     named = f"{config.url} (MIM_MODELS__URL)"
-    shelf = ObjectShelf(config.url, entries=ENTRIES, pointer=POINTER_FILE, named=named, options=config.storage_options)
+    shelf = S3ArtifactStore(
+        config.url, entries=ENTRIES, pointer=POINTER_FILE, named=named, options=config.storage_options
+    )
     return ShelvedModels(shelf, config, named=named)
 
 

@@ -28,7 +28,7 @@ from streams.stores.histories.client import RedisConfig, redis_errors
 from streams.stores.histories.packed_history import without_items
 from streams.stores.histories.redis_store import InMemoryBehaviourStore, View
 
-Words = Mapping[str, float | None]
+IdBytes = Mapping[str, float | None]
 """The last word on each item: when it was deleted (seconds since 1970), None if it is published."""
 
 
@@ -61,7 +61,7 @@ class SweepReport:
 class DeletedItems(Protocol):
     """Marks of deleted items, and the sweep over all users. Whatever is done twice changes nothing."""
 
-    async def mark(self, words: Words, *, source: str, next_offset: int) -> int:
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
         """Mark what was deleted, forget the marks of what is published again; how many items are marked anew.
 
         `words` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`, which
@@ -104,7 +104,7 @@ class InMemoryDeletedItems:
         self._swept: tuple[str, float] | None = None
         self._leader: str | None = None
 
-    async def mark(self, words: Words, *, source: str, next_offset: int) -> int:
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
         """See `DeletedItems`."""
         if self._positions.get(source, 0) >= next_offset:
             return 0
@@ -214,7 +214,7 @@ class RedisDeletedItems:
         self._sweeps = f"{self._root}deleted:sweeps"
         self._leader = f"{self._root}deleted:leader"
 
-    async def mark(self, words: Words, *, source: str, next_offset: int) -> int:
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
         """See `DeletedItems`."""
         deleted = {item: at for item, at in words.items() if at is not None}
         published = [item for item in words if item not in deleted]

@@ -18,7 +18,7 @@ from schemas.forgotten import ForgottenUser
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ErasureMark:
     """Up to which offsets of which log a user's records count for nothing."""
 
     cluster_id: str
@@ -26,12 +26,12 @@ class Mark:
     ends: dict[int, int]
 
     @classmethod
-    def of(cls, user: ForgottenUser) -> Mark:
+    def of(cls, user: ForgottenUser) -> ErasureMark:
         """Keep what has to be known of a user who is forgotten."""
         return cls(user.cluster_id, user.topic_id, {partition: end for partition, end in user.ends.items() if end})
 
     @classmethod
-    def parse(cls, raw: bytes) -> Mark:
+    def parse(cls, raw: bytes) -> ErasureMark:
         """Read what `dump` wrote."""
         cluster_id, topic_id, ends = json.loads(raw)
         return cls(cluster_id, topic_id, {int(partition): offset for partition, offset in ends.items()})
@@ -59,7 +59,7 @@ class RedisMarks:
         if not users or not await pipe.exists(self.key):
             return {}
         found = await pipe.hmget(self.key, [_field(user) for user in users])
-        marks = {user: Mark.parse(raw) for user, raw in zip(users, found, strict=True) if raw is not None}
+        marks = {user: ErasureMark.parse(raw) for user, raw in zip(users, found, strict=True) if raw is not None}
         return {user: mark.ends_in(cluster_id, topic_id) for user, mark in marks.items()}
 
     async def position(self, pipe: Any, source: str) -> int:
@@ -69,7 +69,7 @@ class RedisMarks:
     def add(self, pipe: Any, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> None:
         """Mark users and move the position, in the transaction of `pipe`."""
         for user in users:
-            pipe.hset(self.key, _field(user.user_id), Mark.of(user).dump())
+            pipe.hset(self.key, _field(user.user_id), ErasureMark.of(user).dump())
         pipe.hset(self.at_key, source, next_offset)
 
     async def positions(self, client: Any) -> dict[str, int]:

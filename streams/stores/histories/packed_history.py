@@ -28,7 +28,7 @@ _KINDS = (BehaviourKind.CLICK, BehaviourKind.CART, BehaviourKind.PURCHASE)
 _CODE_OF_KIND = {kind: code for code, kind in enumerate(_KINDS)}
 
 
-class Take(NamedTuple):
+class TakenItem(NamedTuple):
     """One thing that a user took."""
 
     item_id: str
@@ -115,9 +115,11 @@ class UserTakes:
         self.items = [self.items[place] for place in kept]
         return dropped
 
-    def history(self) -> list[Take]:
+    def history(self) -> list[TakenItem]:
         """Oldest first."""
-        return [Take(item, at, _KINDS[kind]) for item, at, kind in zip(self.items, self.times, self.kinds, strict=True)]
+        return [
+            TakenItem(item, at, _KINDS[kind]) for item, at, kind in zip(self.items, self.times, self.kinds, strict=True)
+        ]
 
 
 def hash_of(event_id: str) -> bytes:
@@ -176,7 +178,7 @@ def _layout(packed: bytes) -> tuple[int, int, int, int]:
     return n, 5, 5 + (8 + _HASH_BYTES) * n, 5 + (8 + _HASH_BYTES + 1) * n
 
 
-def packed_history(packed: bytes | None) -> list[Take]:
+def packed_history(packed: bytes | None) -> list[TakenItem]:
     """`UserTakes.history` of `pack_takes`'s bytes, without what only recording needs. Raises as `unpack_takes` does."""
     if not packed:
         return []
@@ -186,7 +188,7 @@ def packed_history(packed: bytes | None) -> list[Take]:
         struct.unpack_from(f"<{n}d", packed, times),
         map(_KINDS.__getitem__, packed[kinds:items]),
     )
-    return list(map(Take._make, zip(*columns, strict=True)))
+    return list(map(TakenItem._make, zip(*columns, strict=True)))
 
 
 def packed_items(packed: bytes | None) -> list[str]:

@@ -13,14 +13,14 @@ from redis.exceptions import WatchError
 
 from schemas.errors import StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, redis_errors
 from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.erasure_marks import RedisMarks
 from streams.stores.histories.packed_history import (
     RecordReport,
-    Take,
+    TakenItem,
     UserTakes,
     apply_batch,
     fresh_part,
@@ -43,11 +43,11 @@ __all__ = [
     "BehaviourStore",
     "BehaviourStoreConfig",
     "InMemoryBehaviourStore",
-    "LogIdentity",
     "Numbered",
     "RecordReport",
     "RedisBehaviourStore",
-    "Take",
+    "TakenItem",
+    "TopicIncarnation",
     "View",
     "foreign_log",
 ]
@@ -59,7 +59,7 @@ class View:
 
     generation: int
     """Raised by `clear`; part of every key of the view."""
-    log: LogIdentity | None
+    log: TopicIncarnation | None
     """None until somebody binds it."""
 
     @staticmethod
@@ -69,7 +69,7 @@ class View:
         if raw is None:
             return View(0, None)
         document = json.loads(raw)
-        return View(document["generation"], LogIdentity(**document["log"]) if document["log"] else None)
+        return View(document["generation"], TopicIncarnation(**document["log"]) if document["log"] else None)
 
     def dump(self) -> bytes:
         """Write for Redis."""
@@ -115,7 +115,7 @@ class RedisBehaviourStore:
     def _key(self, generation: int, *parts: object) -> str:
         return f"{self._root}{generation}:" + ":".join(map(str, parts))
 
-    async def bind(self, log: LogIdentity) -> None:
+    async def bind(self, log: TopicIncarnation) -> None:
         """See `BehaviourStore`."""
         with redis_errors(self._config):
             for _ in range(_MAX_CONFLICTS):
@@ -135,7 +135,7 @@ class RedisBehaviourStore:
                     return
         raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
 
-    async def bound_log(self) -> LogIdentity | None:
+    async def bound_log(self) -> TopicIncarnation | None:
         """Tell which log the positions belong to; None before the first `bind`."""
         with redis_errors(self._config):
             return View.parse(await self._client.get(self._view_key)).log
@@ -238,7 +238,7 @@ class RedisBehaviourStore:
         if packed:
             pipe.eval(_SET_ALL, len(packed), *packed, self._keep.idle_days * 86_400, *packed.values())
 
-    async def history(self, user_id: str) -> list[Take]:
+    async def history(self, user_id: str) -> list[TakenItem]:
         """See `BehaviourStore`."""
         return packed_history(await self._packed_takes(user_id))
 

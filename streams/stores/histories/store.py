@@ -16,13 +16,13 @@ from typing import Protocol
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
-from streams.broker.cluster import LogIdentity
+from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.stores.histories.config import BehaviourStoreConfig
-from streams.stores.histories.erasure_marks import Mark
+from streams.stores.histories.erasure_marks import ErasureMark
 from streams.stores.histories.packed_history import (
     RecordReport,
-    Take,
+    TakenItem,
     UserTakes,
     apply_batch,
     fresh_part,
@@ -36,7 +36,7 @@ COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
 class BehaviourStore(Protocol):
     """Per-user sequences of takes in event time, with the log position that they reflect."""
 
-    async def bind(self, log: LogIdentity) -> None:
+    async def bind(self, log: TopicIncarnation) -> None:
         """Tie the positions to `log`; call before the first `record`.
 
         Raises `Misconfigured` if the store was filled from another log.
@@ -52,7 +52,7 @@ class BehaviourStore(Protocol):
         is behind `first_offset` (it lost data, or was cleared), it writes nothing and says where to read again.
         """
 
-    async def history(self, user_id: str) -> list[Take]:
+    async def history(self, user_id: str) -> list[TakenItem]:
         """Return the newest takes of a user, oldest first; empty for an unknown one."""
 
     async def taken_items(self, user_id: str) -> list[str]:
@@ -85,7 +85,7 @@ class BehaviourStore(Protocol):
         """Give connections back."""
 
 
-def foreign_log(found: LogIdentity, wanted: LogIdentity) -> Misconfigured:
+def foreign_log(found: TopicIncarnation, wanted: TopicIncarnation) -> Misconfigured:
     """Say that the positions belong to another log, and what to do."""
     what = "cluster" if found.cluster_id != wanted.cluster_id else "topic"
     return Misconfigured(
@@ -105,11 +105,11 @@ class InMemoryBehaviourStore:
         """What is kept of each."""
         self._positions: dict[int, int] = {}
         self._counts = dict.fromkeys(COUNTS, 0)
-        self._log: LogIdentity | None = None
-        self._marks: dict[str, Mark] = {}
+        self._log: TopicIncarnation | None = None
+        self._marks: dict[str, ErasureMark] = {}
         self._forgotten_positions: dict[str, int] = {}
 
-    async def bind(self, log: LogIdentity) -> None:
+    async def bind(self, log: TopicIncarnation) -> None:
         """See `BehaviourStore`."""
         if self._log not in (None, log):
             raise foreign_log(self._log, log)
@@ -147,7 +147,7 @@ class InMemoryBehaviourStore:
         if self._forgotten_positions.get(source, 0) >= next_offset:
             return 0
         for user in users:
-            self._marks[user.user_id] = Mark.of(user)
+            self._marks[user.user_id] = ErasureMark.of(user)
             self.users.pop(user.user_id, None)
         self._forgotten_positions[source] = next_offset
         return len(users)
@@ -156,7 +156,7 @@ class InMemoryBehaviourStore:
         """See `BehaviourStore`."""
         return dict(self._forgotten_positions)
 
-    async def history(self, user_id: str) -> list[Take]:
+    async def history(self, user_id: str) -> list[TakenItem]:
         """See `BehaviourStore`."""
         user = self.users.get(user_id)
         return user.history() if user else []

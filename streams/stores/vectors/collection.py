@@ -15,7 +15,7 @@ _NO_SUCH_COLLECTION = 100
 
 
 @dataclass(frozen=True, slots=True)
-class CenterIdentity:
+class CollectionInfo:
     """The collection behind the alias."""
 
     collection: str
@@ -27,13 +27,13 @@ class CenterIdentity:
     """Whether it was complete once: everything that its readers had acknowledged by then was in it."""
 
 
-async def read_center(config: MilvusConfig) -> CenterIdentity | None:
+async def read_center(config: MilvusConfig) -> CollectionInfo | None:
     """Look behind the alias; None if nothing was ever indexed.
 
     Raises `StoreUnavailable` if Milvus does not answer, `Misconfigured` if the alias is not ours.
     """
 
-    def look(client: MilvusClient) -> CenterIdentity | None:
+    def look(client: MilvusClient) -> CollectionInfo | None:
         try:
             described = client.describe_collection(config.alias)
         except MilvusException as error:
@@ -58,7 +58,7 @@ async def read_center(config: MilvusConfig) -> CenterIdentity | None:
         version = str(rows[0]["encoder_version"]) if rows else None
         collection = str(described["collection_name"])
         filled = _filled(collection) in client.list_aliases(collection).get("aliases", [])
-        return CenterIdentity(collection, int(dims[0]), version, filled)
+        return CollectionInfo(collection, int(dims[0]), version, filled)
 
     connection = MilvusConnection(config)
     try:
@@ -67,7 +67,7 @@ async def read_center(config: MilvusConfig) -> CenterIdentity | None:
         await connection.close()
 
 
-async def mark_filled(config: MilvusConfig, center: CenterIdentity) -> None:
+async def mark_filled(config: MilvusConfig, center: CollectionInfo) -> None:
     """Note in Milvus itself that a center is complete: whoever loses its rows loses the note with them.
 
     The note is an alias, which every kind of Milvus keeps with the collection.

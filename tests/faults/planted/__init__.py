@@ -49,11 +49,11 @@ def bank_not_in_snapshot() -> None:
 
 def pointer_before_rename() -> None:
     """A release or snapshot becomes current a moment before it is there under its name."""
-    from streams.stores.artifacts.artifact_store import FolderShelf
+    from streams.stores.artifacts.artifact_store import FolderArtifactStore
 
-    swap = FolderShelf.swap
+    swap = FolderArtifactStore.swap
 
-    def swap_first(self: FolderShelf, content: bytes, *, expected: Any) -> bool:
+    def swap_first(self: FolderArtifactStore, content: bytes, *, expected: Any) -> bool:
         named = json.loads(content)
         entry = self._entry(named.get("release_id") or named.get("snapshot_id"))
         unnamed = entry.with_name(f".late-{entry.name}")
@@ -64,7 +64,7 @@ def pointer_before_rename() -> None:
             time.sleep(0.2)
             unnamed.rename(entry)
 
-    FolderShelf.swap = swap_first  # type: ignore[method-assign]
+    FolderArtifactStore.swap = swap_first  # type: ignore[method-assign]
 
 
 def zombie_writes() -> None:

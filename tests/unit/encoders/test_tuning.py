@@ -12,7 +12,7 @@ from encoders.trained import TrainingManifest, features_of, read_tower_weights, 
 from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
-from streams.encoder_training.bundle_builder import Workshop, towers_digest
+from streams.encoder_training.bundle_builder import BundleBuilder, towers_digest
 from streams.encoder_training.config import EncoderTrainingConfig
 from tests.factories.csft import SMALL, make_pairs
 from trainer.csft.config import CsftConfig, PretrainConfig
@@ -97,7 +97,7 @@ def test_only_the_named_layers_change_and_the_bundle_carries_them(tmp_path, towe
     moved = [name for name, value in changes.items() if not torch.allclose(value, original[name], atol=1e-7)]
     assert len(moved) > len(changes) / 2
 
-    specs = Workshop(EncoderConfig(), folders(tmp_path)).specs
+    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
     training = TrainingManifest(stage="csft", parent="p", data="d")
     plain = write_trained(tmp_path / "plain", towers=specs, fusion=fusion, training=training)
     manifest = write_trained(tmp_path / "b", towers=specs, fusion=fusion, training=training, tower_weights=changes)
@@ -139,7 +139,7 @@ def test_alignment_reaches_the_towers_too(towers, prepared):
 
 def test_damaged_tower_weights_are_refused(tmp_path, towers, prepared):
     _, fusion, tuned, _ = start(towers, prepared, layers="last_blocks", text=False)
-    specs = Workshop(EncoderConfig(), folders(tmp_path)).specs
+    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
     training = TrainingManifest(stage="csft", parent="p", data="d")
     folder = tmp_path / "b"
     write_trained(folder, towers=specs, fusion=fusion, training=training, tower_weights=tuned.changes())
@@ -163,8 +163,8 @@ def test_a_network_without_blocks_says_what_to_do_instead():
 
 
 def test_features_of_another_precision_are_kept_apart(tmp_path):
-    specs = Workshop(EncoderConfig(), folders(tmp_path)).specs
+    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
     assert len({towers_digest(specs), towers_digest(specs, "bf16"), towers_digest(specs, "fp16")}) == 3
     assert towers_digest(specs, "fp32") == towers_digest(specs)
-    kept = Workshop(EncoderConfig(precision="bf16"), folders(tmp_path)).cache
+    kept = BundleBuilder(EncoderConfig(precision="bf16"), folders(tmp_path)).cache
     assert kept.folder.name == towers_digest(specs, "bf16")

@@ -22,7 +22,7 @@ from tests.factories.samples import (
     unit_vector,
 )
 from trainer.online.trainer import OnlineTrainer
-from trainer.samples.window import Verdict
+from trainer.samples.window import ObserveResult
 from trainer.state import State
 
 VARIANTS = ("ciubm", "din", "ciubm_shuffled")
@@ -213,7 +213,7 @@ def test_after_a_restore_an_idle_partition_is_waited_for_until_it_is_said_again(
     trainer.advance()
     again = make_trainer(partitions=2)
     again.restore(trainer.snapshot())
-    assert again.observe(1, 0, behaviour("early", user="u2", second=100)) is Verdict.LATE
+    assert again.observe(1, 0, behaviour("early", user="u2", second=100)) is ObserveResult.LATE
     pending = again.pending
     again.advance()
     assert again.pending == pending  # partition 1 never spoke in time: nothing is released without asking again

@@ -12,8 +12,8 @@ import pytest
 from schemas.items import ItemPublished, SourceOffset
 from streams.center.compare import (
     CenterReport,
-    Content,
     Expected,
+    ExpectedContent,
     Finding,
     KeyedOffsets,
     Overdue,
@@ -26,7 +26,7 @@ from streams.stores.vectors.item_index import ItemRow
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ITEM = ItemPublished(item_id="a", title="a shoe", price=3.0, published_at=NOW)
-EXPECTED = Expected(b"a", "a", 2, 10, Content.of(ITEM))
+EXPECTED = Expected(b"a", "a", 2, 10, ExpectedContent.of(ITEM))
 DELETED = replace(EXPECTED, content=None)
 ROW = ItemRow("a", "e1", np.zeros(4, np.float32), ITEM.content_hash(), NOW, None, 3.0, 3.0, True, False, 2, 10, 0)
 

@@ -11,14 +11,14 @@ from datetime import timedelta
 
 from streams.broker.records import SourceRecord
 from streams.center.compare import CenterReport
-from streams.center.repair import Mender, Reading, Tail
+from streams.center.repair import LogTail, RecordDecoding, Repairer
 from streams.indexing.index_batch import index_batch
 from streams.stores.vectors.row_scan import RowSource
 from tests.factories.item_path import ItemPath, allowed
 
 
 @dataclass
-class FakeTail(Tail):
+class FakeTail(LogTail):
     """A partition of which records become visible when somebody looks."""
 
     log: dict[int, SourceRecord] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Beside:
     strikes: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.reading = Reading(100_000, {}, timedelta(hours=1))
-        self.mender = Mender(self.path.center, self.guard, self.reading, lambda version: True)
+        self.reading = RecordDecoding(100_000, {}, timedelta(hours=1))
+        self.mender = Repairer(self.path.center, self.guard, self.reading, lambda version: True)
 
     def say(self, record: SourceRecord) -> SourceRecord:
         self.tail.log[record.offset] = record

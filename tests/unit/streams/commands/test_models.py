@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from schemas.manifests import Fence, GateVerdict
+from schemas.manifests import Fence, PromotionDecision
 from streams.cli import main
 from streams.commands.models import list_releases
 from streams.stores.artifacts.config import ModelStoreConfig
@@ -28,7 +28,9 @@ def store(tmp_path: Path) -> FolderModelStore:
     parent = None
     for number in (1, 2, 3, 4):
         manifest = make_manifest(number).model_copy(update={"parent": parent})
-        refused = GateVerdict(passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6})
+        refused = PromotionDecision(
+            passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6}
+        )
         store.publish(make_weights(number), manifest)
         store.decide(manifest.release_id, refused)
         if number <= 2:

@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from schemas.errors import Reason
-from schemas.letters import DeadLetter, Handled, SentAgain
-from streams.dead_letters.inbox import Filing, Filter, only_open
-from streams.dead_letters.requeue import Said, Verdict, judge
+from schemas.letters import DeadLetter, Handled, RequeueHeaders
+from streams.dead_letters.inbox import DeadLetterIndex, Filter, only_open
+from streams.dead_letters.requeue import RequeueDecision, Said, judge
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 LETTER = DeadLetter("items", 3, 7, b"k", b"{broken", "decode", Reason.NOT_JSON, "no brace", NOW)
 
 
-def filing(*records: DeadLetter | Handled) -> Filing:
-    filed = Filing()
+def filing(*records: DeadLetter | Handled) -> DeadLetterIndex:
+    filed = DeadLetterIndex()
     for offset, record in enumerate(records):
         value = record.value if isinstance(record, DeadLetter) else None
         filed.add(key=record.letter_key, value=value, headers=record.headers(), at=(0, offset))
@@ -30,11 +30,11 @@ def handled(letter: DeadLetter, action: str = "dropped") -> Handled:
 
 def test_a_letter_survives_its_headers_with_what_happened_before() -> None:
     again = replace(LETTER, offset=9, attempts=2, failed_at=NOW + timedelta(hours=1)).after(
-        SentAgain.of(LETTER).headers()
+        RequeueHeaders.of(LETTER).headers()
     )
     assert (again.attempts, again.first_failed_at, again.requeued_from) == (3, NOW, "items/3/7")
     assert DeadLetter.from_record(again.value, again.headers()) == again
-    third = replace(LETTER, offset=11).after(SentAgain.of(again).headers())
+    third = replace(LETTER, offset=11).after(RequeueHeaders.of(again).headers())
     assert (third.attempts, third.first_failed_at, third.requeued_from) == (4, NOW, "items/3/9")
 
 
@@ -101,15 +101,15 @@ def test_each_filter_admits_what_it_names(admitted: bool, chosen: Filter) -> Non
 @pytest.mark.parametrize(
     ("since", "verdict"),
     [
-        ([], Verdict("send")),
-        ([Said(9, None)], Verdict("superseded", 9)),
-        ([Said(9, b"another letter")], Verdict("superseded", 9)),
-        ([Said(9, b"L")], Verdict("already", 9)),
-        ([Said(9, b"L"), Said(12, None)], Verdict("already", 9)),
-        ([Said(8, None), Said(9, b"L")], Verdict("put_back", 8)),
-        ([Said(8, None), Said(9, b"L"), Said(10, None)], Verdict("already", 9)),
-        ([Said(7, None), Said(8, None), Said(9, b"L")], Verdict("put_back", 8)),
+        ([], RequeueDecision("send")),
+        ([Said(9, None)], RequeueDecision("superseded", 9)),
+        ([Said(9, b"another letter")], RequeueDecision("superseded", 9)),
+        ([Said(9, b"L")], RequeueDecision("already", 9)),
+        ([Said(9, b"L"), Said(12, None)], RequeueDecision("already", 9)),
+        ([Said(8, None), Said(9, b"L")], RequeueDecision("put_back", 8)),
+        ([Said(8, None), Said(9, b"L"), Said(10, None)], RequeueDecision("already", 9)),
+        ([Said(7, None), Said(8, None), Said(9, b"L")], RequeueDecision("put_back", 8)),
     ],
 )
-def test_a_record_is_sent_again_unless_something_newer_was_said(since: list[Said], verdict: Verdict) -> None:
+def test_a_record_is_sent_again_unless_something_newer_was_said(since: list[Said], verdict: RequeueDecision) -> None:
     assert judge(b"L", since) == verdict

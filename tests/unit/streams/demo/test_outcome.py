@@ -16,7 +16,7 @@ from schemas.errors import Misconfigured
 from streams.demo.audit import Letters
 from streams.demo.freshness import FreshnessReport
 from streams.demo.load import LoadReport
-from streams.demo.outcome import BUCKETS, VARIANTS, Neighbours, Outcome, percentiles
+from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult, Neighbours, percentiles
 from streams.demo.report import print_report, render_html, write_html
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.metrics import ScoredRows
@@ -45,8 +45,8 @@ def scored_rows(rows: int = 3_000, users: int = 150, *, better: float = 1.5) -> 
     )
 
 
-def an_outcome(**changes: object) -> Outcome:
-    good = Outcome(
+def an_outcome(**changes: object) -> DemoResult:
+    good = DemoResult(
         data="a set",
         pictures="drawn.",
         exposures="drawn by seed 0",

@@ -26,7 +26,7 @@ from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
 from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
-from trainer.offline.encoder_versions import EncoderSchool, Vectors
+from trainer.offline.encoder_versions import EncoderVersions, Vectors
 from trainer.offline.protocols import Protocol, protocol_of
 from trainer.samples.numbering import FeatureNumbers
 
@@ -176,7 +176,7 @@ def test_no_encoder_version_learns_from_the_rows_that_it_serves(
     )  # fmt: skip
     numbers = FeatureNumbers(data.item_ids, [str(one) for one in range(n)])
     shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
-    school = EncoderSchool(protocol, features, numbers, CsftConfig(), shape, PretrainConfig())
+    school = EncoderVersions(protocol, features, numbers, CsftConfig(), shape, PretrainConfig())
     newest: list[float] = []
 
     def learn(config, fusion, items, its_numbers, pairs, *, usable):  # type: ignore[no-untyped-def]

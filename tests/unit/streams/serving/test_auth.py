@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from schemas.errors import StoreUnavailable
-from streams.serving.auth import MAX_CLIENTS, Bearers, RateLimit
+from streams.serving.auth import MAX_CLIENTS, BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
 from tests.factories.serving import Open, open_bench
 
@@ -52,12 +52,12 @@ class Clock:
     ],
 )
 def test_only_a_whole_token_is_recognised(header: str | None, number: int | None) -> None:
-    assert Bearers([TOKEN, OTHER]).recognise(header) == number
+    assert BearerTokens([TOKEN, OTHER]).recognise(header) == number
 
 
 def test_a_client_may_ask_in_bursts_and_then_at_its_rate() -> None:
     clock = Clock()
-    rate = RateLimit(2.0, 3, clock)
+    rate = RateLimiter(2.0, 3, clock)
     assert [rate.wait_seconds("a") for _ in range(4)] == [0, 0, 0, 0.5]
     assert rate.wait_seconds("b") == 0
     clock.now = 0.5
@@ -67,7 +67,7 @@ def test_a_client_may_ask_in_bursts_and_then_at_its_rate() -> None:
 
 
 def test_clients_that_are_remembered_are_bounded() -> None:
-    rate = RateLimit(1.0, 1, Clock())
+    rate = RateLimiter(1.0, 1, Clock())
     for n in range(MAX_CLIENTS + 50):
         assert rate.wait_seconds(f"c{n}") == 0
     assert len(rate._buckets) == MAX_CLIENTS

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from schemas.errors import BrokerUnavailable, StoreUnavailable, Unavailable
-from streams.training.checkpointing import Keeping
-from trainer.config import TrainerConfig
+from streams.training.checkpointing import Checkpointer
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.state import State
 
@@ -25,7 +25,7 @@ class Away:
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("Kafka", "nothing answers"), StoreUnavailable("disk", "full")])
 async def test_a_snapshot_that_cannot_be_written_now_is_told_and_ends_nothing(error: Unavailable) -> None:
-    keeping = Keeping(Away(error), every_events=1, begins={0: 0})  # type: ignore[arg-type]
+    keeping = Checkpointer(Away(error), every_events=1, begins={0: 0})  # type: ignore[arg-type]
     trainer = OnlineTrainer(TrainerConfig(), encoder_version="e", dim=4, partitions=[0])
 
     async def copy() -> State:

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured
-from streams.stores.artifacts.checkpoints import Snapshot, SnapshotMeta
+from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta
 from streams.training.input import VectorRecord
 from tests.factories.training import (
     ALL,
@@ -143,7 +143,7 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
     none: dict[str, int] = {}
     state.values["loop"] = {"waits": {"since": none, "given_up": 0}, "last_event_at": None, "metrics": {}}
     state.values["loop"] |= {"scores": None, "begins": {"0": 0}, "gone": {}}
-    meta = SnapshotMeta(
+    meta = CheckpointMeta(
         created_at=datetime.fromtimestamp(0, UTC),
         encoder_version="e",
         dim=DIM,
@@ -157,7 +157,7 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
     )
     for anew, left in ((True, ["i0", "i2"]), (False, list(ALL))):
         given = ListedInput(vectors("i0", "i2"), make_log(0))
-        loop = make_loop(given, resume=Snapshot(meta, state), vectors_anew=anew)
+        loop = make_loop(given, resume=Checkpoint(meta, state), vectors_anew=anew)
         await trained(loop)
         assert loop.trainer is not None and sorted(loop.trainer.catalogue.items_with_vector) == left
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from schemas.errors import StoreUnavailable
-from schemas.manifests import GateVerdict
+from schemas.manifests import PromotionDecision
 from streams.stores.artifacts.registry import InMemoryModelStore
-from streams.training.release_schedule import Gating
+from streams.training.release_schedule import PromotionGate
 from tests.factories.promotion import GATE, Scene
 
 
@@ -16,7 +16,7 @@ class Flaky(InMemoryModelStore):
 
     away = False
 
-    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
         if self.away:
             raise StoreUnavailable("store", "away")
         return super().decide(release_id, verdict)
@@ -123,14 +123,14 @@ async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carrie
     assert trial is not None
     scene.learn(lambda: len(trial.compared) > 10)
     state = trial.snapshot()
-    scene.gating = Gating(scene.releaser, GATE)
+    scene.gating = PromotionGate(scene.releaser, GATE)
     scene.trainer.trial = None
     await scene.gating.go_on(scene.trainer, state)
     assert scene.trainer.trial is not None and len(scene.trainer.trial.compared) == len(trial.compared)
 
     # killed between verdict and promotion
-    scene.store.decide(trial.release_id, GateVerdict(passed=True, against=trial.against))
-    restarted = Gating(scene.releaser, GATE)
+    scene.store.decide(trial.release_id, PromotionDecision(passed=True, against=trial.against))
+    restarted = PromotionGate(scene.releaser, GATE)
     scene.trainer.trial = None
     await restarted.go_on(scene.trainer, state)
     assert scene.answers == 2 and scene.trainer.trial is None

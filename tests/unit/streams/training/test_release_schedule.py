@@ -11,14 +11,14 @@ import pytest
 from torch import Tensor
 
 from schemas.errors import StoreUnavailable
-from schemas.manifests import Fence, GateVerdict, ModelManifest
+from schemas.manifests import Fence, ModelManifest, PromotionDecision
 from streams.stores.artifacts.journal import JournalStore
 from streams.stores.artifacts.promotion import CurrentPointer
 from streams.stores.artifacts.registry import InMemoryModelStore
 from streams.training import release_schedule as release_cadence
-from streams.training.checkpointing import Snapshots
+from streams.training.checkpointing import Checkpoints
 from streams.training.loop import TrainOnBehaviours
-from streams.training.releaser import Releaser
+from streams.training.releaser import ReleasePublisher
 from tests.factories.checkpoints import make_journal, make_store
 from tests.factories.promotion import LOG, Leads
 from tests.factories.samples import small_config
@@ -42,7 +42,7 @@ class Flaky(InMemoryModelStore):
         self._answer("publish")
         super().publish(weights, manifest)
 
-    def decide(self, release_id: str, verdict: GateVerdict) -> GateVerdict:
+    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
         self._answer("decide")
         return super().decide(release_id, verdict)
 
@@ -68,7 +68,7 @@ def make_run(
     folder: Path, store: InMemoryModelStore, *, resumes: bool = False
 ) -> tuple[TrainOnBehaviours, JournalStore]:
     leads, journal = LeadsHere(), make_journal(folder)
-    snapshots = Snapshots(
+    snapshots = Checkpoints(
         make_store(folder),
         journal,
         read_log=lambda: LOG,
@@ -83,9 +83,9 @@ def make_run(
     if found is not None:
         given.fetched = found.meta.offsets["behaviours"][0]
 
-    def make_releaser(version: str, dim: int) -> Releaser:
+    def make_releaser(version: str, dim: int) -> ReleasePublisher:
         common: dict[str, Any] = {"notices_topic": "models", "read_log": lambda: LOG, "clock": lambda: 1e9}
-        return Releaser(store, leads, encoder_version=version, dim=dim, **common)  # type: ignore[arg-type]
+        return ReleasePublisher(store, leads, encoder_version=version, dim=dim, **common)  # type: ignore[arg-type]
 
     loop = make_loop(
         given,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from streams.training.checkpointing import Snapshots
+from streams.training.checkpointing import Checkpoints
 from streams.training.loop import TrainOnBehaviours
 from streams.training.scores import ScoreFiles
 from tests.factories.checkpoints import OLD, make_journal, make_store
@@ -25,7 +25,7 @@ from trainer.samples.forgotten import ForgottenUsers
 
 
 def make_run(folder: Path, told: list[str], *, resumes: bool = False) -> TrainOnBehaviours:
-    snapshots = Snapshots(
+    snapshots = Checkpoints(
         make_store(folder),
         make_journal(folder),
         read_log=lambda: LOG,

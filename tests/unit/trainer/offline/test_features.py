@@ -16,7 +16,7 @@ from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.encoder_versions import Vectors
-from trainer.offline.event_index import Past
+from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import facet_of
 from trainer.offline.history_features import HALF_LIFE, HISTORY
 from trainer.offline.protocols import held_out_by_hash, protocol_of
@@ -35,7 +35,7 @@ def test_past_answers_like_a_loop() -> None:
     key, second = rng.integers(0, 6, 200), rng.integers(100, 160, 200)
     value = rng.normal(size=200)
     asked_key, asked_second = rng.integers(0, 8, 300), rng.integers(80, 180, 300)
-    past = Past(key, second, value)
+    past = EventIndex(key, second, value)
     for at, (one, when) in enumerate(zip(asked_key, asked_second, strict=True)):
         seen = (key == one) & (second < when)
         assert past.count(asked_key, asked_second)[at] == seen.sum()
@@ -49,7 +49,7 @@ def test_past_answers_like_a_loop() -> None:
 
 def test_nothing_happened_is_an_answer_too() -> None:
     none = np.zeros(0, np.int64)
-    past = Past(none, none)
+    past = EventIndex(none, none)
     asked = np.array([3, 4])
     assert past.count(asked, asked).tolist() == [0, 0]
     assert np.isnan(past.last(asked, asked)).all()

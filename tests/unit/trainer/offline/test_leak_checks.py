@@ -14,11 +14,11 @@ from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.metrics import auc
 from trainer.offline import columns
-from trainer.offline.as_of import Sources
+from trainer.offline.as_of import DrawnFrom
 from trainer.offline.buckets import buckets
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.data import CtrData
-from trainer.offline.event_index import Past
+from trainer.offline.event_index import EventIndex
 from trainer.offline.leak_checks import leaks
 from trainer.offline.protocols import Protocol, protocol_of
 
@@ -68,7 +68,7 @@ def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         rating = None if takes.rating_T is None else np.where(later, 11 - takes.rating_T, takes.rating_T)
         other = replace(takes, item_T=item, user_T=user, rating_T=rating, announces_T=takes.announces_T & ~later)
         early = np.flatnonzero(its_rows.second_N <= middle)
-        sources = Sources(sources.take_N[early], sources.user_N[early], sources.second_N[early])
+        sources = DrawnFrom(sources.take_N[early], sources.user_N[early], sources.second_N[early])
         dense, names = made(its_rows.take(early), histories, other, items, sources, day_resolution=day_resolution)
         return np.concatenate([dense, np.zeros((len(its_rows) - len(early), len(names)), np.float32)]), names
 
@@ -92,8 +92,8 @@ def test_no_feature_changes_with_what_happens_at_its_second_or_later(
 def test_a_feature_that_looks_one_event_ahead_is_caught(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, honest = request.getfixturevalue(kind), Past.bounds
-    monkeypatch.setattr(Past, "bounds", lambda self, key, second: honest(self, key, second + 1))
+    folder, honest = request.getfixturevalue(kind), EventIndex.bounds
+    monkeypatch.setattr(EventIndex, "bounds", lambda self, key, second: honest(self, key, second + 1))
     caught = features_that_see_the_future(folder, monkeypatch)
     assert "takes" in caught and "together" in caught and "category takes" in caught
 
@@ -182,7 +182,7 @@ def test_neither_popularity_nor_newness_gives_the_label_away(stream: Path) -> No
 def test_counting_the_take_that_a_negative_was_drawn_from_is_caught(
     stream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sources, "of", lambda take_N, takes: Sources.none(len(take_N)))
+    monkeypatch.setattr(DrawnFrom, "of", lambda take_N, takes: DrawnFrom.none(len(take_N)))
     assert given_away(read_columns(opened(stream), stream))["takes 1d"] > 0.025
 
 

@@ -15,7 +15,7 @@ from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, 
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
-from trainer.online.shadow_trial import Release, Trial, not_finite
+from trainer.online.shadow_trial import Release, ShadowEvaluation, not_finite
 from trainer.online.trainer import OnlineTrainer
 
 CONFIG = GateConfig(trial_rows=1_000)
@@ -134,9 +134,9 @@ def release(seed: int, *, until: float | None = None, release_id: str = "r000001
     return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
 
 
-def make_trial(*, rows_needed: int = 10_000, until: float | None = None) -> Trial:
+def make_trial(*, rows_needed: int = 10_000, until: float | None = None) -> ShadowEvaluation:
     candidate = release(small_config().seed, release_id="r000002-0123456789ab")  # what the learner itself starts from
-    return Trial(candidate, release(3, until=until), rows_needed=rows_needed)
+    return ShadowEvaluation(candidate, release(3, until=until), rows_needed=rows_needed)
 
 
 def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
@@ -200,7 +200,7 @@ def test_a_trial_ends_by_itself_and_goes_on_after_a_restart() -> None:
     for name in ("user", "label", "candidate", "serving"):
         np.testing.assert_array_equal(getattr(trainer.trial.compared, name), getattr(other.trial.compared, name))
     with pytest.raises(ValueError, match="not of"):
-        Trial(release(1), release(3), rows_needed=60).restore(trainer.trial.snapshot())
+        ShadowEvaluation(release(1), release(3), rows_needed=60).restore(trainer.trial.snapshot())
 
 
 def test_a_user_who_is_forgotten_is_in_no_trial_and_in_no_snapshot_of_it() -> None:
@@ -216,7 +216,7 @@ def test_a_user_who_is_forgotten_is_in_no_trial_and_in_no_snapshot_of_it() -> No
 def test_a_release_of_another_version_cannot_be_on_trial() -> None:
     weights, manifest = release(1)
     with pytest.raises(Misconfigured, match="this version"):
-        Trial(({}, manifest), (weights, manifest), rows_needed=5)
+        ShadowEvaluation(({}, manifest), (weights, manifest), rows_needed=5)
 
 
 def test_the_figures_are_those_of_the_plain_definitions() -> None:

@@ -14,11 +14,11 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
 from streams.training.input import TrainingInput
 from tests.factories.training import ALL, CONFIG, ListedInput, make_log, make_loop, trained, vectors
-from trainer.config import TrainerConfig
+from trainer.online.config import TrainerConfig
 from trainer.provenance.rebuild import Rebuild
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.partition_merge import AlignedReading, Entry
-from trainer.samples.window import EventWindow, Verdict
+from trainer.samples.window import EventWindow, ObserveResult
 
 AHEAD = 55 * 60.0
 
@@ -66,7 +66,7 @@ def test_one_fast_clock_makes_no_other_event_late_and_a_late_one_stays_late() ->
     for n, (event, at) in enumerate(log[:200]):
         window.observe(0, n, event, written_at=at)
     early = log[0][0].model_copy(update={"event_id": "early"})
-    assert window.observe(0, 200, early, written_at=log[200][1]) is Verdict.LATE
+    assert window.observe(0, 200, early, written_at=log[200][1]) is ObserveResult.LATE
 
 
 def test_the_fast_event_comes_when_it_says_and_keeps_nothing_back() -> None:

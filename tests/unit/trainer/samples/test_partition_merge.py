@@ -7,7 +7,7 @@ import random
 from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.online.vector_waits import VectorWaits
+from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.partition_merge import AlignedReading, Entry
 
 SILENT = {0: math.inf, 1: math.inf}
@@ -112,7 +112,7 @@ def test_a_partition_without_room_is_not_fetched() -> None:
 
 
 def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:
-    waits = VectorWaits(hold_seconds=120)
+    waits = EmbeddingWait(hold_seconds=120)
     waits.needed("new", produced_at=1000)
     waits.needed("new", produced_at=1100)
     assert waits.overdue(["new"], now=1119) == set()
@@ -120,14 +120,14 @@ def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> N
 
 
 def test_an_old_log_does_not_wait_for_items_that_never_got_a_vector() -> None:
-    waits = VectorWaits(hold_seconds=120)
+    waits = EmbeddingWait(hold_seconds=120)
     for number in range(50):
         waits.needed(f"gone{number}", produced_at=0)
     assert len(waits.overdue([f"gone{number}" for number in range(50)], now=86_400)) == 50
 
 
 def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
-    waits = VectorWaits(hold_seconds=120)
+    waits = EmbeddingWait(hold_seconds=120)
     waits.needed("item", produced_at=0)
     waits.answered("item", has_vector=True)
     waits.needed("item", produced_at=10)  # known: no wait begins
@@ -139,13 +139,13 @@ def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
 
 
 def test_an_item_that_no_behaviour_named_is_waited_for_from_now_on() -> None:
-    waits = VectorWaits(hold_seconds=10)
+    waits = EmbeddingWait(hold_seconds=10)
     assert waits.overdue(["history"], now=100) == set()
     assert waits.overdue(["history"], now=110) == {"history"}
 
 
 def test_waits_are_bounded() -> None:
-    waits = VectorWaits(hold_seconds=10, most_waits=3)
+    waits = EmbeddingWait(hold_seconds=10, most_waits=3)
     for number in range(10):
         waits.needed(str(number), produced_at=number)
     assert waits.overdue(["9"], now=19) == {"9"}

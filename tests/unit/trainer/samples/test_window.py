@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories.samples import DAY0, behaviour
-from trainer.samples.window import EventWindow, Verdict
+from trainer.samples.window import EventWindow, ObserveResult
 
 
 def window(partitions: int = 2, *, lateness: float = 10, horizon: float = 100) -> EventWindow:
@@ -49,17 +49,17 @@ def test_idle_partition_does_not_hold_back_and_speaks_again() -> None:
 
 def test_event_behind_its_own_partition_by_more_than_the_lateness_is_late() -> None:
     events = window()
-    assert events.observe(0, 0, behaviour("a", second=100)) is Verdict.ACCEPTED
-    assert events.observe(0, 1, behaviour("b", second=90)) is Verdict.ACCEPTED
-    assert events.observe(0, 2, behaviour("c", second=89)) is Verdict.LATE
+    assert events.observe(0, 0, behaviour("a", second=100)) is ObserveResult.ACCEPTED
+    assert events.observe(0, 1, behaviour("b", second=90)) is ObserveResult.ACCEPTED
+    assert events.observe(0, 2, behaviour("c", second=89)) is ObserveResult.LATE
 
 
 def test_repeated_event_id_is_a_duplicate_inside_the_horizon_and_late_beyond_it() -> None:
     events = window(horizon=50)
     events.observe(0, 0, behaviour("a", second=0))
-    assert events.observe(0, 1, behaviour("a", second=0)) is Verdict.DUPLICATE
+    assert events.observe(0, 1, behaviour("a", second=0)) is ObserveResult.DUPLICATE
     events.observe(0, 2, behaviour("b", second=51))
-    assert events.observe(0, 3, behaviour("a", second=0)) is Verdict.LATE
+    assert events.observe(0, 3, behaviour("a", second=0)) is ObserveResult.LATE
 
 
 def test_remembered_ids_are_bounded_by_the_horizon() -> None:
@@ -76,7 +76,7 @@ def test_all_idle_releases_all_but_the_newest_second() -> None:
     events.idle([0, 1])
     assert released_ids(events) == ["a"]
     # whoever goes on in that very second is still in time
-    assert events.observe(1, 1, behaviour("c", second=7)) is Verdict.ACCEPTED
+    assert events.observe(1, 1, behaviour("c", second=7)) is ObserveResult.ACCEPTED
 
 
 @given(st.data())
@@ -86,7 +86,7 @@ def test_verdicts_and_order_do_not_depend_on_how_partitions_interleave(data: st.
         for p in range(3)
     ]
 
-    def run(seed: int) -> tuple[list[str], list[tuple[int, int, Verdict]]]:
+    def run(seed: int) -> tuple[list[str], list[tuple[int, int, ObserveResult]]]:
         rng = np.random.default_rng(seed)
         events = window(3, lateness=8, horizon=20)
         verdicts, order, positions = [], [], [0, 0, 0]

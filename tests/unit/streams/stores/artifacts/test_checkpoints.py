@@ -14,17 +14,17 @@ import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
-from streams.broker.cluster import InputTopics
-from streams.stores.artifacts.checkpoints import SnapshotStore, hash_sources
-from streams.training.checkpointing import Snapshots
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.checkpoints import CheckpointStore, hash_sources
+from streams.training.checkpointing import Checkpoints
 from tests.factories.checkpoints import LOG, NEW, OLD, make_meta, make_snapshots, make_state, make_store
 
 
-def write(store: SnapshotStore, number: int, fence: Fence | None = OLD) -> str:
+def write(store: CheckpointStore, number: int, fence: Fence | None = OLD) -> str:
     return store.write(make_state(number), make_meta(number), fence).snapshot_id
 
 
-def assert_is(store: SnapshotStore, snapshot_id: str | None, number: int) -> None:
+def assert_is(store: CheckpointStore, snapshot_id: str | None, number: int) -> None:
     assert snapshot_id is not None
     found, expected = store.load(snapshot_id), make_state(number)
     assert found.meta.rows_trained == number and found.state.values == expected.values
@@ -168,12 +168,12 @@ def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
     found = make_snapshots(tmp_path, encoder="enc.1", release_every_rows=3, max_pending=9).resume()
     assert found is not None and found.meta == meta and found.meta.offsets == offsets
 
-    def refused(snapshots: Snapshots) -> str:
+    def refused(snapshots: Checkpoints) -> str:
         with pytest.raises(Misconfigured) as caught:
             snapshots.resume()
         return str(caught.value)
 
-    def other(**over: Any) -> InputTopics:
+    def other(**over: Any) -> ClusterTopics:
         return replace(LOG, **over)
 
     assert "cluster elsewhere" in refused(make_snapshots(tmp_path, other(cluster_id="elsewhere")))

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, StoreUnavailable
-from schemas.manifests import Fence, GateVerdict
+from schemas.manifests import Fence, PromotionDecision
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.promotion import Action
+from streams.stores.artifacts.promotion import PointerAction
 from streams.stores.artifacts.registry import (
     FolderModelStore,
     InMemoryModelStore,
     ModelStore,
-    Outcome,
+    PromotionResult,
     open_models,
 )
 from tests.factories.releases import NOW, make_manifest, make_weights
@@ -240,11 +240,13 @@ def published(store: ModelStore, *numbers: int) -> list[str]:
 
 
 def test_a_release_is_decided_once_and_one_that_was_not_has_no_verdict(store: ModelStore) -> None:
-    refused = GateVerdict(passed=False, reasons=["GAUC"], against="r000001-0", rows=7, figures={"ciubm_gauc": 0.5})
+    refused = PromotionDecision(
+        passed=False, reasons=["GAUC"], against="r000001-0", rows=7, figures={"ciubm_gauc": 0.5}
+    )
     first, other = published(store, 1, 2)
     assert store.verdict(first) is None
     assert store.decide(first, refused) == refused
-    assert store.decide(first, GateVerdict(passed=True)) == refused  # once
+    assert store.decide(first, PromotionDecision(passed=True)) == refused  # once
     assert store.verdict(first) == refused and store.verdict(other) is None
     with pytest.raises(StoreUnavailable):
         store.decide(make_manifest(3).release_id, refused)
@@ -258,14 +260,14 @@ def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: Mode
 
     store.take_over(Fence(producer_id=1, epoch=1))
     (third,) = published(store, 3)
-    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is Outcome.PINNED
+    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is PromotionResult.PINNED
     current = store.current()
     assert current is not None and current.release_id == first
     with pytest.raises(Fenced):
         store.promote(third, Fence(producer_id=1, epoch=0))
 
     assert store.pin(False, why=None) and not store.pin(False, why=None)
-    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is Outcome.MOVED
+    assert store.promote(third, Fence(producer_id=1, epoch=1), against=first) is PromotionResult.MOVED
     now = store.current()
     assert now is not None and now.release_id == third and not now.pinned
 
@@ -274,8 +276,8 @@ def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store:
     first, second = release(store, 1), release(store, 2)
     (third,) = published(store, 3)
     store.choose(first, seen=store.current(), rollback=False, why=None)
-    assert store.promote(third, None, against=second) is Outcome.OVERTAKEN
-    assert store.promote(third, None, against=first) is Outcome.MOVED
+    assert store.promote(third, None, against=second) is PromotionResult.OVERTAKEN
+    assert store.promote(third, None, against=first) is PromotionResult.MOVED
 
 
 def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_again(store: ModelStore) -> None:
@@ -299,11 +301,11 @@ def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelSto
     store.pin(False, why="Monday", by="bob")
     trail = store.history()
     assert [(p.sequence, p.action, p.release_id, p.by) for p in trail[2:]] == [
-        (2, Action.TAKEN_OVER, second, trail[2].by),
-        (3, Action.ROLLED_BACK, first, "ann"),
-        (4, Action.UNPINNED, first, "bob"),
+        (2, PointerAction.TAKEN_OVER, second, trail[2].by),
+        (3, PointerAction.ROLLED_BACK, first, "ann"),
+        (4, PointerAction.UNPINNED, first, "bob"),
     ]
-    assert [p.action for p in trail[:2]] == [Action.RELEASED] * 2 and trail[3].why == "worse on Sundays"
+    assert [p.action for p in trail[:2]] == [PointerAction.RELEASED] * 2 and trail[3].why == "worse on Sundays"
     assert all(p.at is not None for p in trail) and trail[-1] == store.current()
     published(store, 7)
     assert store.been_current() == {first, second}

@@ -17,7 +17,7 @@ from trainer.offline.neural.flip import (
     language_folder,
     noise_contrastive,
 )
-from trainer.offline.neural.flip_rows import RECENT, Fields, Words, recent
+from trainer.offline.neural.flip_rows import RECENT, Fields, TitleTokens, recent
 
 FOLDER = language_folder()
 
@@ -42,8 +42,8 @@ def network(sizes: tuple[int, ...] = (5, 4, 3)) -> FlipNetwork:
     return FlipNetwork(sizes, Bag()).eval()
 
 
-def words() -> Words:
-    return Words.of(world([(1, [2])]).items.titles, FOLDER)
+def words() -> TitleTokens:
+    return TitleTokens.of(world([(1, [2])]).items.titles, FOLDER)
 
 
 def test_a_row_is_written_as_target_and_latest_titles_without_gaps() -> None:

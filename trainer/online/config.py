@@ -1,35 +1,20 @@
-"""Configuration of the trainer and of the network; free of torch, so that reading settings stays quick."""
+"""Configuration of the online trainer; free of torch, so that reading settings stays quick."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.samples.config import JoinConfig
 
 
-class TrainerConfig(BaseModel):
+class TrainerConfig(JoinConfig):
     """The sliding window, the negatives and the cadence of releases."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     seed: int = 20250201
     """Seed of every random choice."""
     batch_rows: int = Field(default=256, ge=2)
     """Impressions per optimiser step."""
-    history_length: int = Field(default=50, ge=1, le=1_000)
-    """Most recent takes of a user that a row sees."""
-    max_users: int = Field(default=1_000_000, ge=1)
-    """Users whose history is kept; the one who was still for longest is forgotten first."""
-    lateness_seconds: float = Field(default=60.0, ge=0)
-    """How far an event may lie behind its partition's newest one and still count."""
-    duplicate_horizon_seconds: float = Field(default=6 * 3600.0, ge=0)
-    """How long an event_id is remembered, in event time."""
-    attribution_seconds: float = Field(default=60.0, ge=0)
-    """How long an impression waits for its take, in event time, before it counts as not taken."""
-    correction_seconds: float = Field(default=3600.0, ge=0)
-    """How long after that a late take still corrects it: the impression is learned from once more, as taken."""
-    correction_rows: int = Field(default=10_000, ge=0)
-    """The newest impressions learned as not taken that a late take can correct; 0 switches corrections off."""
     window_seconds: float = Field(default=6 * 3600.0, gt=0)
     """Length of the sliding window that space negatives come from, in event time."""
     window_takes: int = Field(default=1024, ge=1)
