@@ -79,11 +79,12 @@ def _module_of(command: str) -> str:
 
 
 def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
+    """The addresses of the running stack of this name as nested settings. Raises `Misconfigured` if it is not running."""
     if stack_name is None:
         return None
-    from streams.stack.endpoints import read_endpoints  # the stack's code is not needed against real clusters
+    from streams.stack.run import endpoints_in, stack_folder  # not needed against real clusters
 
-    return read_endpoints(stack_name, config)
+    return endpoints_in(stack_folder(stack_name, load_settings(config).stack))
 
 
 def _fail(error: PipelineError, status: int) -> int:

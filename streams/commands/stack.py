@@ -13,9 +13,8 @@ from rich.table import Table
 from schemas.errors import Misconfigured
 from streams.settings import Settings, environment_of
 from streams.stack.config import DEFAULT_STACK
-from streams.stack.endpoints import endpoints_in
 from streams.stack.folder import StackFolder
-from streams.stack.run import stack_folder
+from streams.stack.run import endpoints_in, stack_folder
 from streams.stack.supervisor import down, status, supervise, up
 
 

@@ -8,13 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from schemas.errors import Misconfigured
+from streams.commands.arguments import parse_moment
 from streams.settings import Settings
 from streams.wiring.training import _Train
-
-log = structlog.get_logger()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Train until stopped, or to the end."""
+    options.from_time = options.from_time and parse_moment("--from", options.from_time)
+    options.until = options.until and parse_moment("--until", options.until)
     options.until_end = options.until_end or options.until is not None
     if (options.json or options.rows) and not options.until_end:
         raise Misconfigured("--json and --rows describe a finished run: add --until-end")

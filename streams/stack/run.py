@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from rich.console import Console
@@ -362,3 +363,14 @@ def make_parts(folder: StackFolder, ports: Ports, class_path: str, config: Stack
         MilvusPart(folder.data("milvus"), ports.milvus),
         KafkaPart(folder.data("kafka"), ports.kafka, ports.kafka_controller, class_path, config.kafka_heap_mb),
     ]
+
+
+def endpoints_in(folder: StackFolder) -> dict[str, Any]:
+    """The addresses of the stack that runs in `folder`. Raises `Misconfigured` if none does."""
+    state, ports = folder.read_state(), folder.read_ports()
+    if state is None or ports is None or not state.alive() or state.phase != "ready":
+        phase = state.phase if state is not None and state.alive() else "not running"
+        raise Misconfigured(
+            f"the embedded stack {folder.name!r} is {phase}: start it with `mimstream stack up --name {folder.name}`"
+        )
+    return dict(endpoints_of(ports))

@@ -19,7 +19,6 @@ from schemas.manifests import TopicOffsets
 from streams.broker.cluster import ClusterTopics, describe_input
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
-from streams.commands.arguments import parse_moment
 from streams.monitoring.metrics import Metrics, metrics_server
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
@@ -134,8 +133,8 @@ class _Train:
         """Where reading begins, if not where a snapshot or the log does, and where it ends before the log does."""
         options, settings = self._options, self._settings
         start_at = None if options.from_offsets is None else read_offsets(options.from_offsets)
-        wished = {"--from": options.from_time, "--until": options.until}
-        moments = {name: parse_moment(name, text) for name, text in wished.items() if text is not None}
+        wished: dict[str, datetime | None] = {"--from": options.from_time, "--until": options.until}
+        moments = {name: at for name, at in wished.items() if at is not None}
         if not moments:
             return start_at, None
         finder = EventTimeFinder(

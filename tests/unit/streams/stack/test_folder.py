@@ -16,9 +16,8 @@ from schemas.errors import Misconfigured
 from streams.runtime.launch import launch
 from streams.settings import load_settings
 from streams.stack.config import StackConfig
-from streams.stack.endpoints import endpoints_in
 from streams.stack.folder import PartState, ProcessId, StackFolder, StackState, fixed_ports, tail
-from streams.stack.run import stack_folder
+from streams.stack.run import endpoints_in, stack_folder
 from streams.stack.supervisor import down, status
 
 
