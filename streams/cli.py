@@ -79,7 +79,7 @@ def _module_of(command: str) -> str:
 
 
 def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
-    """The addresses of the running stack of this name as nested settings. Raises `Misconfigured` if it is not running."""
+    """The addresses of the running stack of this name, as nested settings. Raises `Misconfigured` if it is not up."""
     if stack_name is None:
         return None
     from streams.stack.run import endpoints_in, stack_folder  # not needed against real clusters

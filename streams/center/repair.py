@@ -17,7 +17,7 @@ from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
 from streams.indexing.item_changes import read_change
 from streams.indexing.reannounce import announce_again
-from streams.runtime.delivery import hold
+from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import RowSource
 
@@ -146,7 +146,7 @@ class Repairer:
         async with self.center.writing:
             patience = self.center.patience
             ids = [row.item_id for row in rows]
-            held = await hold(
+            held = await retry_until_available(
                 lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=patience
             )
             gone = [row.item_id for row in rows if row.item_id in held and _source(held[row.item_id]) == row]
@@ -156,11 +156,11 @@ class Repairer:
                 await self.center.outbox.announce([], gone)
 
             if gone:
-                await hold(delete, what="center.delete", patience=patience)
+                await retry_until_available(delete, what="center.delete", patience=patience)
 
     async def _count(self, wanted: Mapping[bytes, Expected | RowSource], report: CenterReport) -> None:
         ids = [asked.item_id for asked in wanted.values()]
-        rows = await hold(
+        rows = await retry_until_available(
             lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=self.center.patience
         )
         for asked in wanted.values():

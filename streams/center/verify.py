@@ -43,7 +43,7 @@ from streams.center.compare import (
 )
 from streams.center.repair import FetchRows, LogTail, RecordDecoding, Repairer, _source, as_source
 from streams.center.verify_announcements import AnnouncementCheck
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.vectors.row_scan import RowScan, RowSource
 
 log = structlog.get_logger()
@@ -103,7 +103,9 @@ class CenterVerification:
         await self._read_letters()
         partitions = await self._reader.partitions("items")
         # before any row is read: what is below it was written
-        committed = await hold(lambda: self._reader.committed("index"), what="center.positions", patience=Patience())
+        committed = await retry_until_available(
+            lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
+        )
         bounds = await self._reader.bounds(partitions)
         total = 2 * sum(end - start for start, end in bounds.values())
         passed = 0

@@ -24,7 +24,7 @@ from streams.broker.records import SourceRecord
 from streams.indexing.config import RetryReport
 from streams.indexing.contents import stage_of
 from streams.indexing.context import Guard, IndexContext
-from streams.runtime.delivery import hold
+from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
@@ -89,7 +89,7 @@ def _read(center: IndexContext, record: SourceRecord) -> ImageRetry:
 async def _row_of(center: IndexContext, retry: ImageRetry) -> ItemRow | None:
     """The row that still waits for this picture (or has it from an earlier attempt), None if something newer won."""
     item_id = retry.item.item_id
-    rows = await hold(
+    rows = await retry_until_available(
         lambda: center.index.fetch([item_id], pending=True), what="items-retry.fetch", patience=center.patience
     )
     row = rows.get(item_id)
@@ -115,8 +115,8 @@ async def _write(
             await guard()
             await center.outbox.announce([full], [])
 
-        await hold(write, what="items-retry.upsert", patience=center.patience)
-        await hold(announce, what="embeddings.announce", patience=center.patience)
+        await retry_until_available(write, what="items-retry.upsert", patience=center.patience)
+        await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
         return True
 
 
@@ -134,7 +134,7 @@ async def _try_again(
         await guard()
         await center.outbox.retry_later([later])
 
-    await hold(retry_later, what="items-retry.send", patience=center.patience)
+    await retry_until_available(retry_later, what="items-retry.send", patience=center.patience)
     return _done("again", later)
 
 
@@ -157,7 +157,7 @@ async def _give_up(
         await guard()
         await center.dead_letters.bury([letter])
 
-    await hold(bury, what="dead-letters.send", patience=center.patience)
+    await retry_until_available(bury, what="dead-letters.send", patience=center.patience)
     if retry is not None:
         async with center.writing:
             row = await _row_of(center, retry)
@@ -166,7 +166,7 @@ async def _give_up(
                 async def delete() -> None:
                     await center.delete([row.item_id], guard)
 
-                await hold(delete, what="items-retry.delete", patience=center.patience)
+                await retry_until_available(delete, what="items-retry.delete", patience=center.patience)
     report = RetryReport("given_up", attempts, {(stage, error.reason.value): 1})
     log.info("items.image_given_up", reason=error.reason.value, stage=stage, attempts=attempts)
     return report

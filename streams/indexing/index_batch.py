@@ -31,7 +31,7 @@ from streams.indexing.contents import ItemInputs, look_at
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.item_changes import ItemChange, is_newer, last_words
 from streams.indexing.prefetch import Prefetched, Vector, is_complete, read_batch
-from streams.runtime.delivery import deliver, hold
+from streams.runtime.delivery import deliver, retry_until_available
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow
 
 log = structlog.get_logger()
@@ -69,7 +69,9 @@ async def index_batch(
     encoded = 0
     async with center.writing:
         ids = [change.item_id for change in newest]
-        rows = await hold(lambda: center.index.fetch(ids, pending=True), what="items.fetch", patience=center.patience)
+        rows = await retry_until_available(
+            lambda: center.index.fetch(ids, pending=True), what="items.fetch", patience=center.patience
+        )
         await _decide(center, newest, rows, ahead, plan)
         fresh = await _encode(center, plan)
         upserts = [*fresh, *plan.rewrite, *(_row(center, change, None, price) for change, price in plan.wait)]
@@ -89,7 +91,7 @@ async def index_batch(
             async def delete() -> None:
                 await center.delete(plan.delete, guard)
 
-            await hold(delete, what="items.delete", patience=center.patience)
+            await retry_until_available(delete, what="items.delete", patience=center.patience)
         told = [*plan.stale, *written.delivered]
         gone = [*plan.delete, *(row.item_id for row in told if row.is_pending)]
         held = [row for row in told if not row.is_pending]
@@ -99,23 +101,23 @@ async def index_batch(
             await guard()
             await center.outbox.announce(held, gone)
 
-        await hold(announce, what="embeddings.announce", patience=center.patience)
+        await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
         if plan.retries:
 
             async def retry_later() -> None:
                 await guard()
                 await center.outbox.retry_later(plan.retries)
 
-            await hold(retry_later, what="items-retry.send", patience=center.patience)
+            await retry_until_available(retry_later, what="items-retry.send", patience=center.patience)
     if plan.letters:
 
         async def bury() -> None:
             await guard()
             await center.dead_letters.bury(plan.letters)
 
-        await hold(bury, what="dead-letters.send", patience=center.patience)
+        await retry_until_available(bury, what="dead-letters.send", patience=center.patience)
     # a worker that was replaced while it waited for an answer acknowledges nothing
-    await hold(guard, what="items.acknowledge", patience=center.patience)
+    await retry_until_available(guard, what="items.acknowledge", patience=center.patience)
     return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from streams.indexing.context import Guard, IndexContext
-from streams.runtime.delivery import hold
+from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
 
@@ -25,14 +25,14 @@ async def announce_again(center: IndexContext, item_ids: Sequence[str], guard: G
                 await guard()
                 await center.outbox.announce(held, gone)
 
-            await hold(announce, what="embeddings.announce", patience=center.patience)
+            await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
             found = await _rows(center, waiting)
             waiting = [name for name in waiting if _source(found, name) != _source(rows, name)]
             rows = found
 
 
 async def _rows(center: IndexContext, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
-    return await hold(
+    return await retry_until_available(
         lambda: center.index.fetch(list(item_ids), pending=True), what="center.fetch", patience=center.patience
     )
 

@@ -20,7 +20,7 @@ from streams.broker.records import SourceRecord, read_item_id
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
 from streams.indexing.reannounce import announce_again
-from streams.runtime.delivery import hold
+from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
@@ -92,7 +92,7 @@ async def look_again(center: IndexContext, records: Sequence[SourceRecord], guar
     for record in records:
         with suppress(BadMessage):  # whose key is no item's has no row
             by_id[read_item_id(record.key)] = record
-    rows = await hold(
+    rows = await retry_until_available(
         lambda: center.index.fetch(list(by_id), pending=True), what="take-over.fetch", patience=center.patience
     )
     overwritten = [record for item_id, record in by_id.items() if was_overwritten(record, rows.get(item_id))]

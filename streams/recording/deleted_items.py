@@ -26,7 +26,7 @@ from streams.broker.records import read_item_id
 from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
 from streams.recording.config import RecordConfig
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sweeps
 
 log = structlog.get_logger()
@@ -103,7 +103,7 @@ class DeletedItemFollower:
     async def run(self, stop: asyncio.Event) -> None:
         """Follow and sweep until `stop` is set; what is away is waited for."""
         while not stop.is_set():
-            await hold(lambda: self.turn(stop), what="items.follow", patience=Patience())
+            await retry_until_available(lambda: self.turn(stop), what="items.follow", patience=Patience())
 
     async def close(self) -> None:
         """Disconnect; another one may go on at once."""

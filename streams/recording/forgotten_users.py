@@ -15,7 +15,7 @@ from schemas.forgotten import ForgottenUser
 from streams.broker.clients import BrokerConfig
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.topics import TopicsConfig
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.histories.redis_store import BehaviourStore
 
 log = structlog.get_logger()
@@ -47,7 +47,7 @@ class ErasureFollower:
     async def open(self) -> None:
         """Obey everything that was asked so far. Raises as `ForgottenFollower.open` does."""
         await self._follower.open(await self._store.forgotten_positions())
-        await hold(self._follower.catch_up, what="forget", patience=Patience())
+        await retry_until_available(self._follower.catch_up, what="forget", patience=Patience())
 
     async def close(self) -> None:
         """Disconnect."""
@@ -56,7 +56,7 @@ class ErasureFollower:
     async def run(self, stop: asyncio.Event) -> None:
         """Obey what comes until `stop` is set; what is away is waited for."""
         while not stop.is_set():
-            await hold(self._look, what="forget", patience=Patience())
+            await retry_until_available(self._look, what="forget", patience=Patience())
 
     async def _look(self) -> None:
         if self._clock() - self._looked_at >= LOOK_SECONDS:

@@ -24,7 +24,7 @@ from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import read_batch
 from streams.dead_letters.producer import DeadLetters
 from streams.recording.config import RecordConfig
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.histories.redis_store import BehaviourStore, RecordReport
 
 log = structlog.get_logger()
@@ -133,12 +133,14 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         while not stop.is_set():
             since = self._clock() - self._identified_at
             if self._unplaced or not 0 <= since <= self._config.identity_check_seconds:  # a clock may be set back
-                await hold(self._place_all, what="record", patience=self._patience)
+                await retry_until_available(self._place_all, what="record", patience=self._patience)
             if self._assigned and not ready and not self._unplaced:
                 ready = True
                 self._on_ready()
             written: dict[TopicPartition, int] = {}
-            for partition, records in (await hold(self._fetch, what="record.fetch", patience=self._patience)).items():
+            for partition, records in (
+                await retry_until_available(self._fetch, what="record.fetch", patience=self._patience)
+            ).items():
                 if partition not in self._positions:
                     continue  # taken away, or set aside, since it was fetched
                 next_offset = await self._record(partition, records)
@@ -214,8 +216,10 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         buried_below = self._buried_below.get(partition, 0)
         fresh_letters = [letter for letter in letters if letter.offset >= buried_below]
         if fresh_letters:
-            await hold(partial(self._dead_letters.bury, fresh_letters), what="record.bury", patience=self._patience)
-        report = await hold(
+            await retry_until_available(
+                partial(self._dead_letters.bury, fresh_letters), what="record.bury", patience=self._patience
+            )
+        report = await retry_until_available(
             partial(
                 self._store.record, partition.partition, events, first_offset=first_offset, next_offset=next_offset
             ),

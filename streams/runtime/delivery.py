@@ -73,7 +73,7 @@ class _Tally:
     waited_seconds: float = 0.0
 
 
-async def hold(
+async def retry_until_available(
     operation: Callable[[], Awaitable[R]], *, what: str, patience: Patience, tally: _Tally | None = None
 ) -> R:
     """Repeat `operation` until nothing it needs is unavailable any more. The caller's partition waits meanwhile.
@@ -116,13 +116,13 @@ async def deliver(
     while waiting:
         part = waiting.pop()
         try:
-            await hold(partial(write, part), what=what, patience=patience, tally=tally)
+            await retry_until_available(partial(write, part), what=what, patience=patience, tally=tally)
         except Unprocessable as error:
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
                 continue
-            await hold(partial(quarantine, part[0], error), what=what, patience=patience, tally=tally)
+            await retry_until_available(partial(quarantine, part[0], error), what=what, patience=patience, tally=tally)
             quarantined.append(part[0])
         else:
             delivered.extend(part)

@@ -14,7 +14,7 @@ from aiokafka import errors as kafka_errors
 from schemas.errors import Unavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import read_partitions
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.serving.vector_cache import VectorCache
 
 log = structlog.get_logger()
@@ -89,7 +89,9 @@ class EmbeddingsFollower:
                         self._representations.apply(record.key, record.value)
         except kafka_errors.OffsetOutOfRangeError as error:
             log.warning("representations.position_lost", error=str(error))
-            ends = await hold(partial(self._ends, consumer, partitions), what="serve.follow", patience=Patience())
+            ends = await retry_until_available(
+                partial(self._ends, consumer, partitions), what="serve.follow", patience=Patience()
+            )
             for partition, offset in ends.items():
                 consumer.seek(partition, offset)
             self._representations.doubt()

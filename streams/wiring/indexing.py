@@ -25,7 +25,7 @@ from streams.indexing.context import Guard
 from streams.indexing.flow import Flow
 from streams.indexing.slots import Slot
 from streams.monitoring.metrics import Metrics, metrics_server
-from streams.runtime.delivery import Patience, hold
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
@@ -122,9 +122,11 @@ async def _index(settings: Settings, slot_name: str, *, leave: bool, metrics_por
 
 async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard) -> None:
     """Mend the center first, if it may lack what was acknowledged, or hold what was deleted while nobody read."""
-    found = await hold(lambda: read_center(settings.milvus), what="center.look", patience=_patience(settings))
+    found = await retry_until_available(
+        lambda: read_center(settings.milvus), what="center.look", patience=_patience(settings)
+    )
     assert found is not None, "set up before"
-    behind = await hold(
+    behind = await retry_until_available(
         lambda: find_overdue(
             settings.kafka,
             settings.topics,
@@ -157,7 +159,9 @@ async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard)
         if report.left:
             return  # the next start looks again
     if not found.is_filled:
-        await hold(lambda: mark_filled(settings.milvus, found), what="center.note", patience=_patience(settings))
+        await retry_until_available(
+            lambda: mark_filled(settings.milvus, found), what="center.note", patience=_patience(settings)
+        )
 
 
 class _Telling:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import Fenced, Reason, StoreUnavailable, Unprocessable, WriteRejected
-from streams.runtime.delivery import BackOffConfig, DeliveryReport, Patience, deliver, hold
+from streams.runtime.delivery import BackOffConfig, DeliveryReport, Patience, deliver, retry_until_available
 
 
 class Waits:
@@ -129,7 +129,7 @@ async def test_a_server_that_says_when_to_come_back_is_believed() -> None:
         if (error := next(answers)) is not None:
             raise error
 
-    await hold(once, what="test", patience=waits.patience)
+    await retry_until_available(once, what="test", patience=waits.patience)
     assert waits.seconds == [30]
 
 
