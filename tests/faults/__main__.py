@@ -14,7 +14,7 @@ from pathlib import Path
 
 from streams.settings import load_settings
 from streams.stack.run import running_stack
-from tests.faults.processes import Hatchery
+from tests.faults.processes import Starter
 from tests.faults.report import read_rounds, write_report
 from tests.faults.rounds import Rounds
 from tests.faults.scenario import WEIGHTS
@@ -48,9 +48,9 @@ def _run(options: argparse.Namespace) -> int:
         if left:
             with (
                 running_stack(work / "stack", load_settings().stack) as stack,
-                Hatchery(work / "processes") as hatchery,
+                Starter(work / "processes") as starter,
             ):
-                rounds = Rounds(stack, hatchery, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
+                rounds = Rounds(stack, starter, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
                 with asyncio.Runner() as runner:
                     violated = runner.run(_rounds(rounds, left, lines, options))
     finally:

@@ -7,10 +7,8 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any
 import structlog
 
 from streams.runtime.launch import launch
+from tests.factories.fork_server import Forked, ForkServer
 
 log = structlog.get_logger()
 
@@ -38,16 +37,18 @@ class Process:
     name: str
     arguments: tuple[str, ...]
     log: Path
-    pid: int
+    handle: subprocess.Popen[bytes] | Forked
     clock: Path | None = None
     """What its time follows, if that is not the machine's."""
-    _status: int | None = None
-    _popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.handle.pid
 
     @property
     def status(self) -> int | None:
         """Exit status; negative if a signal ended it."""
-        return self._popen.poll() if self._popen is not None else self._status
+        return self.handle.poll()
 
     def output(self) -> str:
         """Everything it has said."""
@@ -66,8 +67,7 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""
-        if self.status is None:
-            os.kill(self.pid, number)
+        self.handle.send_signal(number)
 
     async def kill(self) -> None:
         """Kill -9, and wait until it is dead."""
@@ -99,7 +99,7 @@ class Process:
             await asyncio.sleep(0.05)
 
 
-class Hatchery:
+class Starter:
     """Starts processes: forked from an interpreter that has imported everything, or, under a false clock, afresh."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,59 +107,18 @@ class Hatchery:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._numbers = itertools.count(1)
         self._started: list[Process] = []
-        self._waiting: dict[int, int] = {}
-        self._statuses: dict[int, int] = {}
-        self._line: socket.socket | None = None
-        self._egg: subprocess.Popen[bytes] | None = None
-        self._hatched = threading.Event()
+        self._server = ForkServer()
 
-    def __enter__(self) -> Hatchery:
-        path = self._folder / "egg.sock"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str(path))
-            listening.listen(1)
-            listening.settimeout(START_SECONDS)
-            with (self._folder / "egg.log").open("wb") as output:
-                self._egg = launch(
-                    [sys.executable, "-m", "tests.faults.egg", str(path)],
-                    log=output,
-                    cwd=Path(__file__).parents[2],
-                    environment={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-                )
-            self._line, _ = listening.accept()
-        threading.Thread(target=self._listen, daemon=True).start()
-        if not self._hatched.wait(START_SECONDS):
-            raise Broken(f"the processes' parent did not come up: {(self._folder / 'egg.log').read_text()[-2000:]}")
+    def __enter__(self) -> Starter:
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._started:
             process.send(signal.SIGKILL)
-        assert self._line is not None and self._egg is not None
-        self._line.close()
-        try:
-            self._egg.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._egg.kill()
-            self._egg.wait()
+        self._server.__exit__()
 
-    def _listen(self) -> None:
-        assert self._line is not None
-        with self._line.makefile("rb") as lines:
-            for line in lines:
-                answer = json.loads(line)
-                if "ready" in answer:
-                    self._hatched.set()
-                elif "number" in answer:
-                    self._waiting[answer["number"]] = answer["pid"]
-                else:
-                    self._statuses[answer["pid"]] = answer["status"]
-                    for process in self._started:
-                        if process.pid == answer["pid"]:
-                            process._status = answer["status"]
-
-    async def start(
+    def start(
         self,
         name: str,
         arguments: tuple[str, ...],
@@ -169,30 +128,20 @@ class Hatchery:
         clock: Path | None = None,
     ) -> Process:
         """Start `mimstream ARGUMENTS`. `bug` names one to plant in it; `clock` is the file that its time follows."""
-        number = next(self._numbers)
-        file = self._folder / f"{number:04d}-{name}.log"
+        file = self._folder / f"{next(self._numbers):04d}-{name}.log"
+        file.touch()
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        handle: subprocess.Popen[bytes] | Forked
         if clock is not None:
-            popen = launch(
+            handle = launch(
                 [sys.executable, "-m", "streams", *arguments],
                 log=file.open("wb"),
                 environment=whole | false_clock(clock),
             )
-            process = Process(name, arguments, file, popen.pid, clock, _popen=popen)
         else:
-            file.touch()
-            order = {"number": number, "arguments": arguments, "environment": whole, "log": str(file), "bug": bug}
-            assert self._line is not None
-            self._line.sendall(json.dumps(order).encode() + b"\n")
-            deadline = time.monotonic() + START_SECONDS
-            while number not in self._waiting:
-                if time.monotonic() > deadline:
-                    raise Broken(f"{name} was not started")
-                await asyncio.sleep(0.005)
-            process = Process(name, arguments, file, self._waiting[number])
-            process._status = self._statuses.get(process.pid)
-        self._started.append(process)
-        return process
+            handle = self._server.start(arguments, whole, file, bug=bug)
+        self._started.append(Process(name, arguments, file, handle, clock))
+        return self._started[-1]
 
 
 def false_clock(file: Path) -> dict[str, str]:

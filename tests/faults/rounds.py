@@ -34,7 +34,7 @@ from tests.faults.checks import (
     settled,
 )
 from tests.faults.faults import CONCERNED, RECIPES, SUBJECTS, Strike, clock_file, false_clock_of
-from tests.faults.processes import Broken, Hatchery
+from tests.faults.processes import Broken, Starter
 from tests.faults.reference import Reference
 from tests.faults.scenario import ROUND_SECONDS, START, USERS, Fault, Plan, plan_round, shelf
 from tests.faults.world import World, small_encoder
@@ -79,13 +79,13 @@ class Rounds:
     """Rounds on one stack, several to a world."""
 
     def __init__(
-        self, stack: RunningStack, hatchery: Hatchery, folder: Path, *, name: str, bug: str | None = None
+        self, stack: RunningStack, starter: Starter, folder: Path, *, name: str, bug: str | None = None
     ) -> None:
         from encoders.config import EncoderConfig
         from encoders.loading import load_encoder
 
         self._stack = stack
-        self._hatchery = hatchery
+        self._starter = starter
         self._folder = folder
         self._name = name
         self._bug = bug
@@ -128,7 +128,7 @@ class Rounds:
         name = f"{self._name}w{plan.number}"
         folder = self._folder / name
         folder.mkdir(parents=True)
-        world = World(self._stack, self._hatchery, self._bundle, folder, name)
+        world = World(self._stack, self._starter, self._bundle, folder, name)
         world.bug = self._bug
         self._world, self._left, self._lives = world, ROUNDS_PER_WORLD, 0
         self._reference = Reference(world.settings.trainer)
@@ -232,7 +232,7 @@ class _Round:
         """What a zombie wrote in its last moment is mended by `center verify --repair`, and counted."""
         world, report = self._world, self._report
         arguments = ("center", "verify", "--repair", "--json")
-        verifying = await world.hatchery.start("center", arguments, environment_of(world.values))
+        verifying = world.starter.start("center", arguments, environment_of(world.values))
         status = await verifying.ended(QUIET_SECONDS)
         said = verifying.output()
         try:

@@ -14,7 +14,7 @@ from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
 from tests.faults.planted import SHOWN_BY, SIGNS
-from tests.faults.processes import Hatchery
+from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
 from tests.faults.scenario import WEIGHTS, Fault, plan_round
 from tests.faults.truth import Logged, expected_behaviours, expected_items
@@ -58,23 +58,23 @@ def test_the_truth_knows_late_and_repeated_behaviours() -> None:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningStack, Hatchery, Path]]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningStack, Starter, Path]]:
     """A stack and an interpreter that forks processes, for all rounds."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     folder = tmp_path_factory.mktemp("faults")
-    with running_stack(folder / "stack", load_settings().stack) as stack, Hatchery(folder / "processes") as hatchery:
-        yield stack, hatchery, folder
+    with running_stack(folder / "stack", load_settings().stack) as stack, Starter(folder / "processes") as starter:
+        yield stack, starter, folder
     logging.getLogger("aiokafka").setLevel(logging.NOTSET)
 
 
 def run(
-    parts: tuple[RunningStack, Hatchery, Path], name: str, plans: list[tuple[Fault, ...]], bug: str | None
+    parts: tuple[RunningStack, Starter, Path], name: str, plans: list[tuple[Fault, ...]], bug: str | None
 ) -> list[str]:
     """Violations of these rounds, one after the other."""
 
     async def all_rounds() -> list[str]:
-        stack, hatchery, folder = parts
-        rounds = Rounds(stack, hatchery, folder, name=name, bug=bug)
+        stack, starter, folder = parts
+        rounds = Rounds(stack, starter, folder, name=name, bug=bug)
         try:
             found: list[str] = []
             for number, faults in enumerate(plans, start=1):
@@ -88,14 +88,14 @@ def run(
     return asyncio.run(all_rounds())
 
 
-def test_nothing_is_lost_and_nothing_is_done_twice(parts: tuple[RunningStack, Hatchery, Path]) -> None:
+def test_nothing_is_lost_and_nothing_is_done_twice(parts: tuple[RunningStack, Starter, Path]) -> None:
     assert (
         run(parts, "ci", [("kill index", "kill broker"), ("kill train", "kill record"), ("kill milvus",)], None) == []
     )
 
 
 def test_a_planted_bug_is_found_and_named(
-    parts: tuple[RunningStack, Hatchery, Path], monkeypatch: pytest.MonkeyPatch
+    parts: tuple[RunningStack, Starter, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug = "event_id ignored"
     monkeypatch.setattr(checks, "SETTLE_SECONDS", 10.0)  # what is wrong stays wrong however long one waits

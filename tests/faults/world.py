@@ -31,7 +31,7 @@ from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from tests.factories.encoders import write_tokenizer
-from tests.faults.processes import Broken, Hatchery, Process
+from tests.faults.processes import Broken, Process, Starter
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
 from tests.faults.truth import Logged, expected_items
 
@@ -93,9 +93,9 @@ class Log:
 class World:
     """Processes, topics and stores of one group of rounds."""
 
-    def __init__(self, stack: RunningStack, hatchery: Hatchery, bundle: Path, folder: Path, name: str) -> None:
+    def __init__(self, stack: RunningStack, starter: Starter, bundle: Path, folder: Path, name: str) -> None:
         self.stack = stack
-        self.hatchery = hatchery
+        self.starter = starter
         self.folder = folder
         self.bug: str | None = None
         self.disk_is_small = False
@@ -242,7 +242,7 @@ class World:
             arguments = (*arguments, "--slot", slot or "0")
         if command == "train":
             arguments = (*arguments, "--state", str(self.states[-1]))
-        process = await self.hatchery.start(command, arguments, environment_of(self.values), bug=self.bug, clock=clock)
+        process = self.starter.start(command, arguments, environment_of(self.values), bug=self.bug, clock=clock)
         self.workers[name] = process
         return process
 

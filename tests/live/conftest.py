@@ -16,6 +16,7 @@ from streams.broker.topics import create_topics
 from streams.runtime.launch import launch
 from streams.settings import Settings, environment_of, load_settings
 from streams.stack.run import RunningStack, running_stack
+from tests.factories.fork_server import Forked, ForkServer
 from tests.factories.picture_site import PictureSite, picture_site
 
 
@@ -57,13 +58,10 @@ def settings(settings_values: dict[str, Any]) -> Settings:
 class MimstreamProcess:
     """A `mimstream` command as a child process; its output goes to `log`."""
 
-    def __init__(self, arguments: tuple[str, ...], log: Path, environment: dict[str, str]) -> None:
-        self.log = log
+    def __init__(self, process: subprocess.Popen[bytes] | Forked, arguments: tuple[str, ...], log: Path) -> None:
+        self._process = process
         self.arguments = arguments
-        with log.open("wb") as output:
-            self._process = launch(
-                [sys.executable, "-m", "streams", *arguments], log=output, environment={**os.environ, **environment}
-            )
+        self.log = log
 
     @property
     def pid(self) -> int:
@@ -109,16 +107,46 @@ class MimstreamProcess:
             raise AssertionError(f"{self.arguments} did not end:\n{self.output()[-4000:]}") from None
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
-def process(settings_values: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., MimstreamProcess]]:
-    """Start `mimstream ...` with this test's settings, as `process("index", "--slot", "0", env={...})`."""
+def mimstream(
+    fork_server: ForkServer, settings_values: dict[str, Any]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `mimstream ...` with this test's settings to its end, as `mimstream("models", "list", env={...})`."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return fork_server.run(arguments, {**os.environ, **environment_of(settings_values), **(env or {})})
+
+    return run
+
+
+@pytest.fixture
+def process(
+    fork_server: ForkServer, settings_values: dict[str, Any], tmp_path: Path
+) -> Iterator[Callable[..., MimstreamProcess]]:
+    """Start `mimstream ...` with this test's settings, as `process("index", "--slot", "0", env={...})`.
+
+    `cold` starts it as a user does, with an interpreter of its own: one test does so for each command.
+    """
     started: list[MimstreamProcess] = []
 
-    def start(*arguments: str, env: dict[str, str] | None = None) -> MimstreamProcess:
+    def start(*arguments: str, env: dict[str, str] | None = None, cold: bool = False) -> MimstreamProcess:
         log = tmp_path / f"{len(started)}-{arguments[0]}.log"
-        child = MimstreamProcess(arguments, log, environment_of(settings_values) | (env or {}))
-        started.append(child)
-        return child
+        environment = {**os.environ, **environment_of(settings_values), **(env or {})}
+        log.touch()
+        child: subprocess.Popen[bytes] | Forked
+        if cold:
+            with log.open("ab") as output:
+                child = launch([sys.executable, "-m", "streams", *arguments], log=output, environment=environment)
+        else:
+            child = fork_server.start(arguments, environment, log)
+        started.append(MimstreamProcess(child, arguments, log))
+        return started[-1]
 
     yield start
     for child in started:

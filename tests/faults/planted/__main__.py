@@ -17,7 +17,7 @@ from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
 from tests.faults.planted import BUGS, SHOWN_BY, SIGNS
-from tests.faults.processes import Hatchery
+from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
 
 ROUNDS = 3
@@ -36,9 +36,9 @@ class Hunt:
     violations: list[str]
 
 
-async def hunt(stack: RunningStack, hatchery: Hatchery, folder: Path, bug: str, seed: int) -> Hunt:
+async def hunt(stack: RunningStack, starter: Starter, folder: Path, bug: str, seed: int) -> Hunt:
     """Run rounds with one bug planted until it is found."""
-    rounds = Rounds(stack, hatchery, folder, name=f"p{list(BUGS).index(bug)}{int(time.time()) % 10_000}", bug=bug)
+    rounds = Rounds(stack, starter, folder, name=f"p{list(BUGS).index(bug)}{int(time.time()) % 10_000}", bug=bug)
     said: list[str] = []
     try:
         for number in range(1, ROUNDS + 1):
@@ -65,11 +65,11 @@ def main() -> int:
     hunts = []
     with (
         running_stack(work / "stack", load_settings().stack) as stack,
-        Hatchery(work / "processes") as hatchery,
+        Starter(work / "processes") as starter,
         asyncio.Runner() as runner,
     ):
         for bug in options.bug or BUGS:
-            one = runner.run(hunt(stack, hatchery, work, bug, options.seed))
+            one = runner.run(hunt(stack, starter, work, bug, options.seed))
             hunts.append(one)
             print(f"{bug}: {'found' if one.found else 'NOT FOUND'} after {one.rounds} rounds", file=sys.stderr)
             for violation in one.violations[:4]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import Misconfigured
@@ -61,6 +64,7 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
     assert read_content(None, 12).records == content.records
 
 
-def test_a_set_that_is_too_small_is_named() -> None:
-    with pytest.raises(Misconfigured, match="--items"):
-        read_content(None, 1_000_000)
+def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": ["i"], "title": ["one"], "publish_ts": [1]}), tmp_path / "items.parquet")
+    with pytest.raises(Misconfigured, match=r"--items 6: .* has 0 items with a picture"):
+        read_content(tmp_path, 6)
