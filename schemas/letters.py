@@ -1,7 +1,7 @@
 """Dead letters: the original bytes as value, everything else in headers.
 
 A letter is not changed once it is written. What became of it (`Handled`) is a record of its own under the same key, and
-so in the same partition; a record that is sent again says in its headers (`SentAgain`) which letter it comes from.
+so in the same partition; a record that is sent again says in its headers (`RequeueHeaders`) which letter it comes from.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DeadLetter:
 
     def after(self, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
         """The letter with what the record's own headers say of earlier failures."""
-        again = SentAgain.from_headers(headers)
+        again = RequeueHeaders.from_headers(headers)
         if again is None:
             return self
         return replace(
@@ -113,7 +113,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class SentAgain:
+class RequeueHeaders:
     """What a record says in its headers that was sent again from a dead letter."""
 
     letter_key: bytes
@@ -122,7 +122,7 @@ class SentAgain:
     first_failed_at: datetime
 
     @classmethod
-    def of(cls, letter: DeadLetter) -> SentAgain:
+    def of(cls, letter: DeadLetter) -> RequeueHeaders:
         """What the record of this letter says when it is sent again."""
         return cls(letter.letter_key, letter.attempts, letter.first_failed_at or letter.failed_at)
 
@@ -135,7 +135,7 @@ class SentAgain:
         ]
 
     @classmethod
-    def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> SentAgain | None:
+    def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> RequeueHeaders | None:
         """Read back; None if the record was never sent again, or says so in words that are not ours."""
         found = dict(headers)
         try:

@@ -7,7 +7,7 @@ from pydantic import Field
 from schemas.base import EncoderVersion, Message, UtcTime
 from schemas.versions import SchemaVersion
 
-Offsets = dict[str, dict[int, int]]
+TopicOffsets = dict[str, dict[int, int]]
 """Topic (without prefix) -> partition -> next offset to read."""
 
 RELEASE_ID = r"^r[0-9]{6}-[0-9a-f]{12}$"
@@ -58,7 +58,7 @@ class ModelManifest(Message):
     """Root of a hash tree over the users' rows of this release alone; it still verifies after a user was erased."""
     segment: str | None = None
     """Journal of these rows, those learned since the candidate before; `mimstream trainset` rebuilds them from it."""
-    offsets: Offsets
+    offsets: TopicOffsets
     """`behaviours`: per partition, the offset after the last event learned from of which all before are done with;
     `embeddings`: the next offset to read."""
     cluster_id: str | None = None
@@ -73,7 +73,7 @@ class ModelManifest(Message):
     """Who released it."""
 
 
-class GateVerdict(Message):
+class PromotionDecision(Message):
     """`verdict.json` of a release folder: how the candidate compared with the release that answered then."""
 
     schema_version: SchemaVersion = 1

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
-from streams.logs import configure_logging
+from streams.runtime.logs import configure_logging
 from streams.settings import load_settings
 
 COMMANDS: dict[str, str] = {
@@ -75,15 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module_of(command: str) -> str:
-    return f"{command.replace('-', '_')}_command"
+    return "import_" if command == "import" else command.replace("-", "_")  # `import` is a keyword
 
 
 def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
+    """The addresses of the running stack of this name, as nested settings. Raises `Misconfigured` if it is not up."""
     if stack_name is None:
         return None
-    from streams.stack.endpoints import read_endpoints  # the stack's code is not needed against real clusters
+    from streams.stack.run import endpoints_in, stack_folder  # not needed against real clusters
 
-    return read_endpoints(stack_name, config)
+    return endpoints_in(stack_folder(stack_name, load_settings(config).stack))
 
 
 def _fail(error: PipelineError, status: int) -> int:

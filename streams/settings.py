@@ -15,24 +15,24 @@ from encoders.config import EncoderConfig
 from encoders.fusion_config import FusionConfig
 from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
-from streams.agents.index_config import IndexConfig
-from streams.broker import BrokerConfig
-from streams.consumers.record_behaviours import RecordConfig
-from streams.consumers.train_config import TrainConsumerConfig
-from streams.encoder_training import EncoderTrainingConfig
-from streams.images import ImageFetchConfig
-from streams.metrics import MetricsConfig
-from streams.replay import ReplayConfig
-from streams.serve_config import ServeConfig
+from streams.broker.clients import BrokerConfig
+from streams.broker.topics import TopicsConfig
+from streams.encoder_training.config import EncoderTrainingConfig
+from streams.indexing.config import IndexConfig
+from streams.indexing.image_fetch import ImageFetchConfig
+from streams.monitoring.config import MetricsConfig
+from streams.recording.config import RecordConfig
+from streams.replay.config import ReplayConfig
+from streams.serving.config import ServeConfig
 from streams.stack.config import StackConfig
-from streams.stores.behaviours import BehaviourStoreConfig
-from streams.stores.milvus_config import MilvusConfig
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.redis_client import RedisConfig
-from streams.topics import TopicsConfig
-from trainer.config import TrainerConfig
-from trainer.csft_config import CsftConfig, PretrainConfig
-from trainer.gate import GateConfig
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.histories.client import RedisConfig
+from streams.stores.histories.redis_store import BehaviourStoreConfig
+from streams.stores.vectors.config import MilvusConfig
+from streams.training.config import TrainConsumerConfig
+from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.online.config import TrainerConfig
+from trainer.online.gate import GateConfig
 
 ENV_PREFIX = "MIM_"
 ENV_DELIMITER = "__"

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from schemas.errors import Misconfigured
+from streams.bench.machine import cores
 from streams.settings import Settings
 
 DEFAULT_ITEMS = 1_024
@@ -80,11 +81,6 @@ class Cell:
 
     workers: int
     batch: int
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sweep_plan(items: int, cores: int) -> list[Cell]:

@@ -9,13 +9,13 @@ import numpy as np
 
 from encoders.base import ItemContent
 from schemas.errors import Misconfigured
-from streams.datasets import ItemRecord, open_data_set
 from streams.demo.packaged import open_packaged
-from streams.timeline import item_json
+from streams.replay.timeline import item_json
+from trainer.datasets.folder import ItemRecord, open_data_set
 
 
 @dataclass(frozen=True)
-class Content:
+class BenchItems:
     """The same items twice: as records, and as what the towers are given."""
 
     name: str
@@ -24,7 +24,7 @@ class Content:
     items: list[ItemContent]
 
 
-def read_content(folder: Path | None, count: int) -> Content:
+def read_content(folder: Path | None, count: int) -> BenchItems:
     """`count` items that have a picture, spread over the set. Raises `Misconfigured` if it holds fewer."""
     data = open_packaged() if folder is None else open_data_set(folder, behaviours=False)
     order = np.random.default_rng(0).permutation(len(data.item_ids))
@@ -37,7 +37,7 @@ def read_content(folder: Path | None, count: int) -> Content:
     else:
         raise Misconfigured(f"--items {count}: {data.name} has {len(chosen)} items with a picture")
     chosen = chosen[:count]
-    return Content(
+    return BenchItems(
         name=data.name,
         records=[(record.item_id.encode(), item_json(record, picture)) for record, picture in chosen],
         items=[

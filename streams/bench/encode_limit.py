@@ -17,7 +17,7 @@ from encoders.config import EncoderConfig, Precision
 from encoders.loading import load_encoder
 from encoders.multimodal import MultiModalEncoder
 from encoders.trained import TrainedEncoder
-from streams.bench.encode_content import Content
+from streams.bench.encode_content import BenchItems
 
 _LIMIT_ITEMS, _PRECISION_ITEMS, _WARM_UP_ITEMS = 256, 64, 32
 
@@ -46,7 +46,7 @@ class TowerPrecision:
     mean_cosine: float
 
 
-def measure_limit(config: EncoderConfig, content: Content, batches: Sequence[int], cores: int) -> list[Limit]:
+def measure_limit(config: EncoderConfig, content: BenchItems, batches: Sequence[int], cores: int) -> list[Limit]:
     """Items per second at each batch size on all cores, no stores and no topics.
 
     On a CPU decoding and forward pass take turns on the same cores, as one pass at a time on all cores and as one pass
@@ -72,7 +72,7 @@ def measure_limit(config: EncoderConfig, content: Content, batches: Sequence[int
     return found
 
 
-def measure_precisions(config: EncoderConfig, content: Content) -> list[TowerPrecision]:
+def measure_precisions(config: EncoderConfig, content: BenchItems) -> list[TowerPrecision]:
     """Speed and cosine of each tower in each precision, whether or not the tower would take it."""
     encoder = load_encoder(config.model_copy(update={"precision": "fp32"}))
     towers = encoder.towers if isinstance(encoder, TrainedEncoder) else encoder

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from schemas.errors import Unavailable
-from streams.bench.encode_content import Content
-from streams.broker import broker_errors, make_producer
-from streams.demo.processes import Child
+from streams.bench.encode_content import BenchItems
+from streams.broker.clients import broker_errors, make_producer
+from streams.broker.topics import create_topics
+from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
-from streams.stack.running import RunningStack, running_stack
-from streams.topics import create_topics
+from streams.stack.run import RunningStack, running_stack
 
 _STUCK_SECONDS = 120.0
 _START_BATCHES = 2
@@ -51,7 +51,7 @@ class Batch:
 class EncodeBench:
     """An embedded stack on which cells are measured one after another; each has topics and a collection of its own."""
 
-    def __init__(self, settings: Settings, content: Content, folder: Path, config_file: Path | None) -> None:
+    def __init__(self, settings: Settings, content: BenchItems, folder: Path, config_file: Path | None) -> None:
         self._settings = settings
         self._content = content
         self._folder = folder
@@ -69,7 +69,7 @@ class EncodeBench:
     def measure(self, workers: int, batch: int) -> Measured:
         """Publish all records to workers that are ready, and wait until every row is written and announced."""
         assert self._stack is not None
-        from streams.bench.encode import cores
+        from streams.bench.machine import cores
 
         name = f"b{uuid.uuid4().hex[:8]}"
         parts = {part: dict(values) for part, values in self._stack.endpoints.items()}

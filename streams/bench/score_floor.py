@@ -21,11 +21,11 @@ import torch
 from aiohttp import web
 
 from streams.bench.score_world import DIM, draw_world
-from streams.logs import configure_logging
-from streams.processes import run_until_stopped
-from streams.serve_config import ServeConfig
-from trainer.item_rows import ItemRows
-from trainer.scorer import Scorer
+from streams.runtime.logs import configure_logging
+from streams.runtime.process import run_until_stopped
+from streams.serving.config import ServeConfig
+from trainer.networks.item_rows import ItemRows
+from trainer.networks.scorer import Scorer
 
 log = structlog.get_logger()
 

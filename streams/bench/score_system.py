@@ -14,14 +14,16 @@ import aiohttp
 
 from schemas.errors import Unavailable
 from streams.bench.score_world import DIM, ENCODER_VERSION, World, draw_world
-from streams.demo.processes import Child
+from streams.broker.cluster import TopicIncarnation
+from streams.broker.records import Numbered
+from streams.broker.topics import create_topics
+from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
-from streams.stack.running import running_stack
-from streams.stores.behaviours import LogIdentity, Numbered, RedisBehaviourStore
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.models import FolderModelStore
-from streams.stores.redis_client import make_redis
-from streams.topics import create_topics
+from streams.stack.run import running_stack
+from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.vectors.item_index import MilvusItemIndex
 
 _ROWS_AT_ONCE = 500
 
@@ -91,7 +93,7 @@ class ScoreSystem:
             await index.close()
         behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
         try:
-            await behaviours.bind(LogIdentity("bench", "behaviours", "bench"))
+            await behaviours.bind(TopicIncarnation("bench", "behaviours", "bench"))
             takes = [Numbered(offset, take) for offset, take in enumerate(self.world.behaviours())]
             for start in range(0, len(takes), _ROWS_AT_ONCE):
                 part = takes[start : start + _ROWS_AT_ONCE]

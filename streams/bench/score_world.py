@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest
-from streams.stores.item_index import ItemRow
-from streams.stores.models import Weights, pack_weights, weights_checksum
-from trainer.catalogue import hash_columns
-from trainer.ciubm import CiUBM
-from trainer.config import CiUBMConfig
+from streams.stores.artifacts.registry import Weights, pack_weights, weights_checksum
+from streams.stores.vectors.item_index import ItemRow
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.config import CiUBMConfig
+from trainer.samples.id_hashes import hash_columns
 
 ENCODER_VERSION = "bench-1"
 DIM = 128

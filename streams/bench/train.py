@@ -28,12 +28,12 @@ from rich.table import Table
 
 from schemas.errors import Misconfigured
 from streams.settings import Settings
-from trainer.catalogue import hash_columns
-from trainer.ciubm import CiUBM
-from trainer.config import CiUBMConfig
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.config import CiUBMConfig
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import FitSettings, fit
+from trainer.samples.id_hashes import hash_columns
 
 WIDTH, ATTENTION_HIDDEN, HIDDEN, VECTOR_WIDTH = 16, 32, (96, 48), 128
 USERS, ITEMS = 5_000, 20_000

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from streams.demo.audit import Letters
 from streams.demo.freshness import FreshnessReport
-from streams.demo.gathering import Letters
 from streams.demo.load import LoadReport
-from trainer.evaluation import Interval, ScoredRows, paired_report, prequential_report, user_auc
+from trainer.metrics import Interval, ScoredRows, paired_report, prequential_report, user_auc
 
 VARIANTS = ("ciubm", "din", "ciubm_shuffled")
 COMPARISONS = (("ciubm", "din"), ("ciubm", "ciubm_shuffled"))
@@ -34,7 +34,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoResult:
     """Everything that the report says."""
 
     data: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from streams.datasets import DataSet, open_data_set
 from streams.demo.title_cards import TitleCards
+from trainer.datasets.folder import DataSet, open_data_set
 
 DESCRIPTION = (
     "MovieTweetings 100K (MIT licence, Simon Dooms 2013): real ratings, titles, years and genres. The pictures are "

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from PIL import Image, ImageDraw, ImageFont
 
-from streams.datasets import ItemRecord
+from trainer.datasets.folder import ItemRecord
 
 WIDTH, HEIGHT = 120, 180
 _MARGIN = 10

@@ -10,7 +10,7 @@ import numpy as np
 
 from streams.evaluation.study import Study, TestScores
 from trainer.offline.buckets import buckets
-from trainer.offline.judging import Bootstrap, Scored, judge, mean_over_seeds
+from trainer.offline.judging import Bootstrap, ScoredBucket, judge, mean_over_seeds
 
 REFERENCE = "ciubm"
 BOOTSTRAP_SEED = 0
@@ -41,7 +41,7 @@ def figures_of(study: Study, scores: Sequence[TestScores]) -> Figures:
     reference = REFERENCE if REFERENCE in models else models[0]
     found = Figures([], [], [], [], [])
     for bucket, chosen in buckets(facts).items():
-        judged: dict[str, list[Scored]] = {}
+        judged: dict[str, list[ScoredBucket]] = {}
         draws: Bootstrap | None = None
         for one in scores:
             scored = judge(users[chosen], labels[chosen], one.score_N[chosen], calibrated=one.calibrated)
@@ -78,7 +78,7 @@ def figures_of(study: Study, scores: Sequence[TestScores]) -> Figures:
     return found
 
 
-def _mean(seeds: Sequence[Scored]) -> dict[str, Any]:
+def _mean(seeds: Sequence[ScoredBucket]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, first in seeds[0].figures.items():
         values = [one.figures[name] for one in seeds]

@@ -25,15 +25,15 @@ import structlog
 from numpy.typing import NDArray
 
 from schemas.errors import Misconfigured
-from streams.evaluation.columns import EXPOSURE_SEED, Recorded
-from streams.evaluation.protocols import Protocol
-from streams.evaluation.vectors import EncoderSchool, VectorKind, Vectors
-from trainer.evaluation import user_auc
+from trainer.metrics import user_auc
 from trainer.offline import registry
-from trainer.offline.audit import leaks
 from trainer.offline.buckets import buckets
+from trainer.offline.columns import EXPOSURE_SEED, Recorded
 from trainer.offline.data import CtrData
+from trainer.offline.encoder_versions import EncoderVersions, VectorKind, Vectors
+from trainer.offline.leak_checks import leaks
 from trainer.offline.model import CtrModel
+from trainer.offline.protocols import Protocol
 from trainer.offline.similarities import similarity_features
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Study:
     Raises `Misconfigured` if `out` holds another study, or if a span has no rows to learn from or to judge by.
     """
 
-    def __init__(self, recorded: Recorded, protocol: Protocol, school: Callable[[], EncoderSchool],
+    def __init__(self, recorded: Recorded, protocol: Protocol, school: Callable[[], EncoderVersions],
                  kind: VectorKind, out: Path, *, encoder: Mapping[str, Any]) -> None:  # fmt: skip
         self.recorded, self.protocol, self.kind, self.out = recorded, protocol, kind, out
         self._school = school

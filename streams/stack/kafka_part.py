@@ -110,7 +110,7 @@ class KafkaPart:
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(self.folder / "logs"),
-            # topics are made from the table in streams/topics.py and nowhere else
+            # topics are made from the table in streams/broker/topics.py and nowhere else
             "auto.create.topics.enable": "false",
             # one node cannot replicate
             "offsets.topic.replication.factor": "1",

@@ -21,13 +21,13 @@ import structlog
 from rich.console import Console
 
 from schemas.errors import Misconfigured, PipelineError, Unavailable
-from streams.logs import configure_logging
+from streams.runtime.logs import configure_logging
 from streams.stack.config import StackConfig
 from streams.stack.folder import ProcessId, StackFolder, StackState, tail
 from streams.stack.jars import kafka_class_path
 from streams.stack.kafka_part import require_java
 from streams.stack.parts import HOST, NotReady
-from streams.stack.running import make_parts, running_stack, stack_folder
+from streams.stack.run import make_parts, running_stack, stack_folder
 
 log = structlog.get_logger()
 

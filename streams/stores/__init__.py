@@ -1,1 +1,1 @@
-"""Stores: each file holds a protocol, its real body and an in-memory one."""
+"""Stores, in three rooms that do not import each other: vectors, histories, artifacts."""

@@ -29,24 +29,24 @@ from aiohttp import web
 from encoders.base import Encoder
 from schemas.letters import DeadLetter
 from schemas.manifests import ModelManifest
-from streams.broker import make_consumer, make_producer
-from streams.consumers.record_behaviours import Recorder
-from streams.log_identity import read_log_identity
-from streams.metrics import Metrics
-from streams.scoring_api import ScoringService, make_app
-from streams.serve_config import ServeConfig
-from streams.serving_model import ModelWatcher
+from streams.broker.clients import make_consumer, make_producer
+from streams.broker.cluster import read_log_identity
+from streams.broker.topics import create_topics
+from streams.monitoring.metrics import Metrics
+from streams.recording.recorder import Recorder
+from streams.serving.api import ScoringService, make_app
+from streams.serving.config import ServeConfig
+from streams.serving.model_watcher import ModelWatcher
+from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings, load_settings
-from streams.stack.running import running_stack
-from streams.stores.behaviours import RedisBehaviourStore
-from streams.stores.item_index import InMemoryItemIndex, ItemRow
-from streams.stores.models import InMemoryModelStore, pack_weights, weights_checksum
-from streams.stores.redis_client import make_redis
-from streams.stores.representations import Representations
-from streams.topics import create_topics
-from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
-from trainer.scorer import Scorer
+from streams.stack.run import running_stack
+from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from trainer.networks.scorer import Scorer
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
 
 DIM, USERS, ITEMS, CANDIDATES = 128, 5_000, 20_000, 200
 
@@ -149,9 +149,7 @@ async def score(settings: Settings) -> dict[str, float]:
     models.promote(manifest.release_id, None)
     watcher = ModelWatcher(models, Scorer.from_release, encoder_version="bench-1", poll_seconds=2)
     await watcher.look()
-    representations = Representations(
-        index, settings.serve.cache, encoder_version="bench-1", dim=DIM, clock=time.monotonic
-    )
+    representations = VectorCache(index, settings.serve.cache, encoder_version="bench-1", dim=DIM, clock=time.monotonic)
     pool = ThreadPoolExecutor(2)
     service = ScoringService(
         ServeConfig(), representations, index, store, watcher, NoEncoder(), "bench-1", pool, Metrics()

@@ -25,12 +25,12 @@ from encoders.config import EncoderConfig
 from encoders.loading import load_encoder
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
-from streams.datasets import DataSet, open_data_set
-from streams.exposures import behaviours_of
-from trainer.config import TrainerConfig
-from trainer.evaluation import ScoredRows, paired_report, prequential_report
-from trainer.online import OnlineTrainer
-from trainer.variants import CIUBM, DIN
+from trainer.datasets.exposures import behaviours_of
+from trainer.datasets.folder import DataSet, open_data_set
+from trainer.metrics import ScoredRows, paired_report, prequential_report
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
+from trainer.online.variants import CIUBM, DIN
 
 ARMS: dict[str, dict[str, object]] = {
     "projection fixed, no term": {"model": {"refresh_projection": False}, "learner": {"contrastive_weight": 0.0}},

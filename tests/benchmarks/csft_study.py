@@ -23,26 +23,26 @@ import backbones
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
-from csft_tables import REFERENCES, cell, plot, render
 from numpy.typing import NDArray
 
 from encoders.base import ItemContent
+from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from encoders.tuning_config import TuningConfig
-from streams import encoder_report
-from streams.behaviour_spans import BehaviourLog, Span
-from streams.datasets import open_data_set
-from streams.encoder_training import Workshop, contents_of
-from streams.feature_cache import content_key
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.settings import load_settings
-from trainer import health
-from trainer.csft_config import CsftConfig
-from trainer.csft_run import CsftRun, learn, padded
-from trainer.numbering import FeatureNumbers
-from trainer.pretrain import pretrain
+from tests.benchmarks.csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
+from tests.benchmarks.csft_tables import REFERENCES, cell, plot, render
+from trainer.csft import health
+from trainer.csft.config import CsftConfig
+from trainer.csft.pretrain import pretrain
+from trainer.csft.run import CsftRun, learn, padded
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog, Span
+from trainer.offline import encoder_report
+from trainer.samples.numbering import FeatureNumbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,9 @@ class Bench:
         self.questions = {name: encoder_report.questions_of(self.log, span) for name, span in self.spans.items()}
 
     @cached_property
-    def workshop(self) -> Workshop:
+    def workshop(self) -> BundleBuilder:
         """Towers."""
-        return Workshop(self.settings.encoder, self.settings.encoders)
+        return BundleBuilder(self.settings.encoder, self.settings.encoders)
 
     def _features(self, name: str, contents: Sequence[ItemContent]) -> ItemFeatures:
         if self._folder is not None:

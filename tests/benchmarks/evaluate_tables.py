@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.behaviour_spans import BehaviourLog
-from streams.datasets import open_data_set
-from streams.evaluation.columns import read_columns
 from streams.evaluation.figures import REFERENCE
-from streams.evaluation.protocols import PROTOCOLS, ProtocolName, protocol_of
 from streams.evaluation.report import statements
-from streams.evaluation.vectors import VECTOR_KINDS
-from trainer.evaluation import UserAuc, auc, user_auc
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.metrics import UserAuc, auc, user_auc
 from trainer.offline import registry
 from trainer.offline.buckets import buckets
+from trainer.offline.columns import read_columns
+from trainer.offline.encoder_versions import VECTOR_KINDS
 from trainer.offline.judging import Bootstrap, mean_over_seeds
+from trainer.offline.protocols import PROTOCOLS, ProtocolName, protocol_of
 
 BUCKETS = ("overall", "cold", "under_24h", "under_7d", "never_taken")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streams.stack.launch import launch
+from streams.runtime.launch import launch
 from streams.stack.parts import NotReady
 from streams.stack.valkey_part import ValkeyPart
 

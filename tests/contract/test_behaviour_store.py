@@ -10,68 +10,22 @@ from typing import Any
 
 import pytest
 
-from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
-from streams.stores.behaviours import (
+from streams.broker.cluster import TopicIncarnation
+from streams.broker.records import Numbered
+from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.redis_store import (
     BehaviourStore,
-    BehaviourStoreConfig,
     InMemoryBehaviourStore,
-    LogIdentity,
-    Numbered,
     RedisBehaviourStore,
 )
-from streams.stores.redis_client import RedisConfig, make_redis
-
-LOG = LogIdentity("cluster-1", "mim.behaviours", "topic-1")
-KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)
-
-
-def event(
-    offset: int,
-    event_id: str | None = None,
-    *,
-    user: str = "u1",
-    item: str = "i1",
-    at: float = 0.0,
-    kind: str = "click",
-) -> Numbered:
-    behaviour = Behaviour(
-        event_id=event_id or f"e{offset}",
-        kind=BehaviourKind(kind),
-        user_id=user,
-        item_id=item,
-        occurred_at=datetime.fromtimestamp(at, UTC),
-    )
-    return Numbered(offset, behaviour)
+from tests.factories.click_log import KEEP, LOG, event, random_log
 
 
 def forgotten(user: str, ends: dict[int, int], *, topic_id: str = LOG.topic_id) -> ForgottenUser:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     return ForgottenUser(user_id=user, forgotten_at=now, cluster_id=LOG.cluster_id, topic_id=topic_id, ends=ends)
-
-
-def random_log(seed: int, n: int) -> list[Numbered]:
-    """A log with duplicates, disorder, broken records and offset gaps."""
-    rng = random.Random(seed)
-    log: list[Numbered] = []
-    offset = 0
-    for i in range(n):
-        offset += rng.choice([1, 1, 1, 3])
-        if rng.random() < 0.05:
-            log.append(Numbered(offset, None))
-            continue
-        log.append(
-            event(
-                offset,
-                f"e{rng.randrange(max(0, i - 6), i + 1)}",
-                user=f"u{rng.randrange(6)}",
-                item=f"i{rng.randrange(50)}",
-                at=i + rng.randrange(-5, 5),
-                kind=rng.choice(["exposure", "exposure", "click", "cart", "purchase"]),
-            )
-        )
-    return log
 
 
 async def contents(store: BehaviourStore) -> object:
@@ -232,9 +186,9 @@ class BehaviourStoreContract:
     async def test_a_store_filled_from_another_log_is_refused_with_the_way_out(self, store: BehaviourStore) -> None:
         await store.bind(LOG)
         with pytest.raises(Misconfigured, match=r"another topic.*record --rebuild"):
-            await store.bind(LogIdentity("cluster-1", "mim.behaviours", "topic-2"))
+            await store.bind(TopicIncarnation("cluster-1", "mim.behaviours", "topic-2"))
         with pytest.raises(Misconfigured, match="another cluster"):
-            await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-1"))
+            await store.bind(TopicIncarnation("cluster-2", "mim.behaviours", "topic-1"))
 
     async def test_clear_forgets_everything_and_binds_anew(self, store: BehaviourStore) -> None:
         await feed(store, random_log(4, 100), [50])
@@ -242,7 +196,7 @@ class BehaviourStoreContract:
         assert await store.positions() == {}
         assert (await store.counts())["stored"] == 0
         assert await store.history("u1") == []
-        await store.bind(LogIdentity("cluster-2", "mim.behaviours", "topic-9"))
+        await store.bind(TopicIncarnation("cluster-2", "mim.behaviours", "topic-9"))
 
     async def test_a_recorder_that_missed_a_clear_is_sent_back_to_the_start(self, store: BehaviourStore) -> None:
         await store.record(0, [event(0)], first_offset=0, next_offset=1)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from streams.stores.behaviours import (
+from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.deleted_items import DeletedItems, InMemoryDeletedItems, RedisDeletedItems
+from streams.stores.histories.redis_store import (
     BehaviourStore,
     BehaviourStoreConfig,
     InMemoryBehaviourStore,
     RedisBehaviourStore,
 )
-from streams.stores.deleted_items import DeletedItems, InMemoryDeletedItems, RedisDeletedItems
-from streams.stores.redis_client import RedisConfig, make_redis
-from tests.contract.test_behaviour_store import KEEP, LOG, event, random_log
+from tests.factories.click_log import KEEP, LOG, event, random_log
 
 
 @dataclass

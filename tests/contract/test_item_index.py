@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
 from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
-from streams.stack.launch import launch
+from streams.runtime.launch import launch
 from streams.stack.milvus_part import MilvusPart
 from streams.stack.parts import NotReady
-from streams.stores.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
-from streams.stores.milvus_client import MilvusConnection
-from streams.stores.milvus_config import MilvusConfig
-from streams.stores.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
+from streams.stores.vectors.client import MilvusConnection
+from streams.stores.vectors.config import MilvusConfig
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
+from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
 
 DIM = 16
 VERSION = "enc-1.a"

@@ -13,11 +13,11 @@ import pytest
 from redis.asyncio import Redis
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
-from streams.slots import LeaseConfig, Slot
-from streams.stack.launch import launch
+from streams.indexing.slots import LeaseConfig, Slot
+from streams.runtime.launch import launch
 from streams.stack.parts import NotReady
 from streams.stack.valkey_part import ValkeyPart
-from streams.stores.redis_client import RedisConfig, make_redis
+from streams.stores.histories.client import RedisConfig, make_redis
 
 LEASE = LeaseConfig(ttl_seconds=1.2, renewals_per_ttl=8)
 

@@ -29,12 +29,12 @@ import transformers.models.distilbert.modeling_distilbert
 import transformers.models.vit.modeling_vit
 
 import encoders.loading
-import streams.commands.index_command
-import streams.commands.record_command
-import streams.commands.serve_command
-import streams.commands.train_command
-import trainer.online
-import trainer.scorer
+import streams.commands.index
+import streams.commands.record
+import streams.commands.serve
+import streams.commands.train
+import trainer.networks.scorer
+import trainer.online.trainer
 from streams.cli import main
 
 _PR_SET_PDEATHSIG = 1

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from streams.settings import load_settings
-from streams.stack.running import running_stack
+from streams.stack.run import running_stack
 from tests.faults.processes import Starter
 from tests.faults.report import read_rounds, write_report
 from tests.faults.rounds import Rounds

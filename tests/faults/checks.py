@@ -20,11 +20,11 @@ from encoders.base import Encoder, ItemContent
 from schemas.errors import PipelineError, Unavailable
 from schemas.items import ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter
-from streams.consumers.train_ledger import SCORES_FOLDER, read_scores
-from streams.stores.behaviours import RedisBehaviourStore
-from streams.stores.item_index import MilvusItemIndex
-from streams.stores.models import FolderModelStore
-from streams.stores.redis_client import make_redis
+from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.training.scores import SCORES_FOLDER, read_scores
 from tests.faults.reference import Reference
 from tests.faults.scenario import PARTITIONS
 from tests.faults.truth import Behaviours, Items, Row, expected_behaviours, expected_items, twice

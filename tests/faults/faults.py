@@ -20,9 +20,9 @@ from pathlib import Path
 from kafka.admin import MemberToRemove
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-from streams.broker import make_admin
+from streams.broker.clients import make_admin
+from streams.broker.topics import create_topics
 from streams.stack.parts import PartName
-from streams.topics import create_topics
 from tests.faults.processes import Broken, Process
 from tests.faults.scenario import Fault, shelf
 from tests.faults.world import SESSION_SECONDS, World

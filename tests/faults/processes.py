@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from streams.stack.launch import launch
+from streams.runtime.launch import launch
 from tests.factories.fork_server import Forked, ForkServer
 
 log = structlog.get_logger()

@@ -10,8 +10,8 @@ from schemas.items import ItemEmbedding, parse_embedding_key
 from tests.faults.scenario import PARTITIONS
 from tests.faults.truth import Logged, good_behaviour
 from tests.faults.world import Log
-from trainer.config import TrainerConfig
-from trainer.online import OnlineTrainer
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
 
 
 class Standing(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 
 from encoders.base import Encoder
 from streams.settings import environment_of
-from streams.stack.running import RunningStack
+from streams.stack.run import RunningStack
 from tests.faults.checks import (
     FEW,
     QUIET_SECONDS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streams.settings import load_settings
-from streams.stack.running import RunningStack, running_stack
+from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
 from tests.faults.planted import SHOWN_BY, SIGNS
 from tests.faults.processes import Starter

@@ -24,16 +24,16 @@ from encoders.image import vision_model_sha256
 from encoders.loading import make_bundle
 from encoders.text import text_model_sha256
 from schemas.errors import StoreUnavailable
-from streams.broker import make_consumer, make_producer
+from streams.broker.clients import make_consumer, make_producer
+from streams.broker.topics import TOPICS, TopicName, create_topics, describe_topics
 from streams.settings import Settings, environment_of
-from streams.stack.running import RunningStack
-from streams.stores.behaviours import RedisBehaviourStore
-from streams.stores.redis_client import make_redis
-from streams.topics import TOPICS, TopicName, create_topics, describe_topics
+from streams.stack.run import RunningStack
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from tests.factories.encoders import write_tokenizer
 from tests.faults.processes import Broken, Process, Starter
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
 from tests.faults.truth import Logged, expected_items
-from tests.unit.encoder_factories import write_tokenizer
 
 IDLE_SECONDS = 30.0
 """Longer than any outage of a round: what is late must follow from the log, not from when a partition was silent."""
@@ -214,7 +214,7 @@ class World:
     def _drop_data(self) -> None:
         from pymilvus import MilvusClient
 
-        from streams.broker import make_admin
+        from streams.broker.clients import make_admin
 
         admin = make_admin(self.settings.kafka)
         try:

@@ -79,7 +79,7 @@ def _too_long(*_: object) -> None:
 
 def run_plainly(name: str, *, seconds: float, runs: int | None, seed: int) -> int:
     """Mutate seeds until the time or the number of runs is over. Returns how many inputs were taken."""
-    from targets import TARGETS
+    from tests.fuzz.targets import TARGETS
 
     target = TARGETS[name]
     _limit()
@@ -105,7 +105,7 @@ def run_guided(name: str, *, seconds: float, seed: int, keep: bool) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["schemas", "encoders", "trainer", "streams.stores"]):
-        from targets import TARGETS
+        from tests.fuzz.targets import TARGETS
     folder = CORPUS / name
     options = [
         sys.argv[0],

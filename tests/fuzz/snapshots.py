@@ -17,11 +17,11 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent.parent))
 
-from streams.stores.shelf import FolderShelf  # noqa: E402
-from streams.stores.snapshots import META_FILE, STATE_FILE, VALUES_FILE, SnapshotStore  # noqa: E402
-from tests.unit.trainer_factories import click_log, make_trainer, small_config  # noqa: E402
-from trainer.config import CiUBMConfig  # noqa: E402
-from trainer.online import OnlineTrainer  # noqa: E402
+from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa: E402
+from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, CheckpointStore  # noqa: E402
+from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
+from trainer.networks.config import CiUBMConfig  # noqa: E402
+from trainer.online.trainer import OnlineTrainer  # noqa: E402
 
 POINTER_FILE = "current.json"
 CORPUS_OF = {
@@ -41,9 +41,9 @@ def fresh() -> OnlineTrainer:
     return make_trainer(_CONFIG, items=6)
 
 
-def _store(folder: Path) -> SnapshotStore:
-    shelf = FolderShelf(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
-    return SnapshotStore(shelf, keep=2, named="here", clock=lambda: 0.0)
+def _store(folder: Path) -> CheckpointStore:
+    shelf = FolderArtifactStore(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
+    return CheckpointStore(shelf, keep=2, named="here", clock=lambda: 0.0)
 
 
 @cache
@@ -81,7 +81,7 @@ def with_file(name: str) -> Callable[[bytes], None]:
 def _write() -> None:
     from datetime import UTC, datetime
 
-    from streams.stores.snapshots import SnapshotMeta
+    from streams.stores.artifacts.checkpoints import CheckpointMeta
     from trainer.state import State
 
     trainer = fresh()
@@ -92,7 +92,7 @@ def _write() -> None:
         trainer.advance()
     state = State()
     state.put("trainer", trainer.snapshot())
-    meta = SnapshotMeta(
+    meta = CheckpointMeta(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         encoder_version=trainer.encoder_version,
         dim=trainer.catalogue.dim,

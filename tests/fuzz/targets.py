@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
-from snapshots import CORPUS_OF, with_file
 
 from encoders.base import ItemContent
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
@@ -22,11 +21,12 @@ from schemas.base import decode
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, EncodingFailed, Misconfigured, StoreUnavailable
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
-from schemas.letters import DeadLetter, Handled, SentAgain
+from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
-from streams.stores.item_index import ItemRow, _from_milvus, _to_milvus
-from streams.stores.takes import UserTakes, pack_takes, unpack_takes
+from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
+from streams.stores.vectors.item_index import ItemRow, _from_milvus, _to_milvus
+from tests.fuzz.snapshots import CORPUS_OF, with_file
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MAX_BYTES = 1_000_000
@@ -117,7 +117,7 @@ def _headers(data: bytes) -> None:
     """Lines of `name=value` as headers of a record."""
     pairs = (line.partition(b"=") for line in data.split(b"\n"))
     headers = [(name.decode("latin-1"), value) for name, _, value in pairs]
-    SentAgain.from_headers(headers)
+    RequeueHeaders.from_headers(headers)
     Handled.from_record(data[:20], headers)
     letter = DeadLetter.from_record(data, headers)
     assert DeadLetter.from_record(data, letter.headers()).letter_key == letter.letter_key

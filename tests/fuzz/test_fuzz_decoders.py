@@ -8,10 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-from fuzz import CORPUS, HERE, mutated, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from targets import TARGETS
+
+from tests.fuzz.fuzz import CORPUS, HERE, mutated, seeds
+from tests.fuzz.targets import TARGETS
 
 CORPUS_FILES = [(path.parent.name, path.name) for path in sorted(CORPUS.glob("*/*"))]
 SPARE = settings(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import snapshots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import Misconfigured
-from streams.stores.snapshots import META_FILE, STATE_FILE, VALUES_FILE, pack_arrays, unpack_arrays
+from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, pack_arrays, unpack_arrays
+from tests.fuzz import snapshots
 from trainer.state import State, ragged, unragged
 
 ARRAYS = unpack_arrays(snapshots.whole()[STATE_FILE])

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from picture_site import PictureSite, picture_site
 
+from streams.broker.topics import create_topics
+from streams.runtime.launch import launch
 from streams.settings import Settings, environment_of, load_settings
-from streams.stack.launch import launch
-from streams.stack.running import RunningStack, running_stack
-from streams.topics import create_topics
+from streams.stack.run import RunningStack, running_stack
 from tests.factories.fork_server import Forked, ForkServer
+from tests.factories.picture_site import PictureSite, picture_site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ from streams.settings import load_settings
 from streams.stack.config import StackConfig
 from streams.stack.folder import ProcessId
 from streams.stack.parts import PartName
-from streams.stack.running import RunningStack, running_stack
+from streams.stack.run import RunningStack, running_stack
 
 ROWS = 600
 PARTS: tuple[PartName, ...] = ("kafka", "valkey", "milvus")

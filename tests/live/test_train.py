@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streams.consumers.train_ledger import read_scores
 from streams.settings import Settings
-from streams.stack.running import RunningStack
-from tests.live.click_world import SMALL, Run, World, accounts, produce, train_to_the_end, wait_until
+from streams.stack.run import RunningStack
+from streams.training.scores import read_scores
+from tests.factories.click_world import SMALL, Run, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

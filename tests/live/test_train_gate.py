@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from streams.settings import Settings
-from streams.stores.models import FolderModelStore
-from tests.live.click_world import SMALL, World, accounts, produce, read_notices, wait_until
+from streams.stores.artifacts.registry import FolderModelStore
+from tests.factories.click_world import SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -14,14 +14,14 @@ import pytest
 from aiokafka import TopicPartition
 
 from schemas.errors import Fenced
-from schemas.manifests import GateVerdict
-from streams.broker import make_producer
-from streams.consumers.leadership import Leadership
-from streams.consumers.releasing import Releaser
-from streams.consumers.train_input import describe_input
+from schemas.manifests import PromotionDecision
+from streams.broker.clients import make_producer
+from streams.broker.cluster import describe_input
+from streams.broker.leadership import Leadership
 from streams.settings import Settings
-from streams.stores.models import FolderModelStore, InMemoryModelStore
-from tests.live.click_world import (
+from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
+from streams.training.releaser import ReleasePublisher
+from tests.factories.click_world import (
     DIM,
     ENCODER,
     SMALL,
@@ -139,7 +139,7 @@ async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_
 async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_could_load_it(settings: Settings) -> None:
     import torch
 
-    from trainer.online import Candidate
+    from trainer.online.trainer import Candidate
 
     topics = settings.topics
     store = InMemoryModelStore()
@@ -152,7 +152,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
     candidate = Candidate({"w": torch.zeros(2)}, 1, 1, "0" * 64, 0, 1, {}, {})
     async with leadership.candidate():
         assert await leadership.elected(asyncio.Event())
-        releaser = Releaser(
+        releaser = ReleasePublisher(
             store,
             leadership,
             notices_topic=topics.full_name("models"),
@@ -165,7 +165,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
 
         async def release(made: Candidate, offsets: dict[str, dict[int, int]]) -> None:
             published = await releaser.publish(made, offsets)
-            await releaser.carry_out(published.manifest, GateVerdict(passed=True))
+            await releaser.carry_out(published.manifest, PromotionDecision(passed=True))
 
         await release(candidate, {"behaviours": {0: 5}})
         assert not releaser.beyond_current({0: 5}) and releaser.beyond_current({0: 6})

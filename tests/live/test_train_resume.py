@@ -12,12 +12,12 @@ import pytest
 from kafka import TopicPartition
 
 from schemas.manifests import ModelManifest
-from streams.broker import make_admin
-from streams.commands.train_command import make_snapshot_store
+from streams.broker.clients import make_admin
 from streams.settings import Settings
-from streams.stores.model_config import ModelStoreConfig
-from streams.stores.models import FolderModelStore
-from tests.live.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import FolderModelStore
+from streams.wiring.training import make_snapshot_store
+from tests.factories.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from streams.broker.topics import TOPICS
 from streams.cli import COMMANDS
-from streams.commands.settings_command import as_markdown
+from streams.commands.settings import as_markdown
 from streams.settings import describe_settings
-from streams.topics import TOPICS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -22,7 +22,7 @@ class ItemColumns:
     """Unit rows per encoder version, oldest first; zero rows where there is no vector. Versions never mix."""
     has_vector_EI: NDArray[np.bool_]
     hashes_I2: NDArray[np.int64]
-    """Two hashes of each id (`trainer.catalogue.id_hashes`)."""
+    """Two hashes of each id (`trainer.samples.catalogue.id_hashes`)."""
     category_I: NDArray[np.int64]
     """Number of the category, 0 unknown."""
     attributes_IA: NDArray[np.float32]

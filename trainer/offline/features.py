@@ -3,7 +3,7 @@
 The take from which an item's publish time was inferred stands for the publication and counts in no popularity, rating
 or pair: otherwise "no take yet" would name exactly these takes, and the feature would give the label away. For the same
 reason the age of such an item is unknown until it was taken once more, and of a drawn exposure the take that it was
-drawn from counts nowhere (`Sources`).
+drawn from counts nowhere (`DrawnFrom`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.offline.against_history import against_history
+from trainer.offline.as_of import Columns, DrawnFrom, ItemFacts, ItemTakes, Takes
 from trainer.offline.data import Histories, ImpressionColumns
-from trainer.offline.moment import Columns, ItemFacts, ItemTakes, Sources, Takes
-from trainer.offline.past import Past
+from trainer.offline.event_index import EventIndex
+from trainer.offline.history_features import against_history
 
 HOUR, DAY = 3_600, 86_400
 WINDOWS = {"1h": HOUR, "6h": 6 * HOUR, "1d": DAY, "3d": 3 * DAY, "7d": 7 * DAY, "30d": 30 * DAY}
@@ -27,7 +27,7 @@ def features(
     histories: Histories,
     takes: Takes,
     items: ItemFacts,
-    sources: Sources,
+    sources: DrawnFrom,
     *,
     day_resolution: bool,
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
@@ -51,7 +51,7 @@ def features(
 
 def _user(rows: ImpressionColumns, takes: Takes) -> Columns:
     length = rows.history_stop_N - rows.history_start_N
-    last = Past(takes.user_T, takes.second_T).last(rows.user_N, rows.second_N)
+    last = EventIndex(takes.user_T, takes.second_T).last(rows.user_N, rows.second_N)
     return {
         "history length": np.log1p(length),
         "has history": (length > 0).astype(float),
@@ -77,19 +77,19 @@ def _age(rows: ImpressionColumns, of_item: ItemTakes, items: ItemFacts) -> Colum
     return {"age": np.where(known, np.log1p(age / HOUR), 0.0), "age known": known.astype(float)}
 
 
-def _ratings(rows: ImpressionColumns, takes: Takes, rating_T: NDArray[np.float64], sources: Sources) -> Columns:
+def _ratings(rows: ImpressionColumns, takes: Takes, rating_T: NDArray[np.float64], sources: DrawnFrom) -> Columns:
     """Means around the mean of everything so far; the item's around what its raters gave until then."""
     nobody_T = np.zeros(len(rating_T), np.int64)
-    overall = Past(nobody_T, takes.second_T, rating_T)
+    overall = EventIndex(nobody_T, takes.second_T, rating_T)
     above_T = rating_T - overall.total(nobody_T, takes.second_T) / np.maximum(
         overall.count(nobody_T, takes.second_T), 1
     )
-    of_user = Past(takes.user_T, takes.second_T, above_T)
-    squares = Past(takes.user_T, takes.second_T, above_T**2)
+    of_user = EventIndex(takes.user_T, takes.second_T, above_T)
+    squares = EventIndex(takes.user_T, takes.second_T, above_T**2)
     mean_T = of_user.total(takes.user_T, takes.second_T) / (of_user.count(takes.user_T, takes.second_T) + _SHRINK)
     given_T = np.where(takes.announces_T, 0.0, above_T - mean_T)
     counted = ~takes.announces_T
-    of_item = Past(takes.item_T[counted], takes.second_T[counted], given_T[counted])
+    of_item = EventIndex(takes.item_T[counted], takes.second_T[counted], given_T[counted])
     seen = sources.second_N < rows.second_N
     raters = of_item.count(rows.item_N, rows.second_N) - seen
     total = of_item.total(rows.item_N, rows.second_N) - np.where(seen, given_T[sources.take_N], 0.0)
@@ -107,12 +107,12 @@ def _category(rows: ImpressionColumns, takes: Takes, items: ItemFacts) -> Column
     category_T, category_N = items.category_I[takes.item_T], items.category_I[rows.item_N]
     size = int(items.category_I.max(initial=0)) + 1
     known = category_N > 0
-    mine = Past(takes.user_T * size + category_T, takes.second_T)
+    mine = EventIndex(takes.user_T * size + category_T, takes.second_T)
     own = mine.count(rows.user_N * size + category_N, rows.second_N) * known
     length = rows.history_stop_N - rows.history_start_N
     nobody = np.zeros(len(rows), np.int64)
-    everything = Past(np.zeros(len(takes.user_T), np.int64), takes.second_T).count(nobody, rows.second_N)
-    taken = Past(category_T, takes.second_T).count(category_N, rows.second_N)
+    everything = EventIndex(np.zeros(len(takes.user_T), np.int64), takes.second_T).count(nobody, rows.second_N)
+    taken = EventIndex(category_T, takes.second_T).count(category_N, rows.second_N)
     usual = (taken + 1) / (everything + size)
     share = (own + 5 * usual) / (length + 5)
     return {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluation import (
+from trainer.metrics import (
     MIN_IMPRESSIONS,
     MIN_USERS,
     Interval,
@@ -24,7 +24,7 @@ ROUNDS = 1_000
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredBucket:
     """One model's scores of one bucket, as far as figures and intervals need them."""
 
     figures: dict[str, Any]
@@ -34,7 +34,7 @@ class Scored:
 
 def judge(
     users: NDArray[np.int64], labels: NDArray[np.int64], scores: NDArray[np.float64], *, calibrated: bool
-) -> Scored | None:
+) -> ScoredBucket | None:
     """All figures of a bucket; None where it has under 500 impressions or under 100 users with both labels."""
     per_user = user_auc(users, labels, scores)
     if len(labels) < MIN_IMPRESSIONS or len(per_user.auc) < MIN_USERS:
@@ -49,7 +49,7 @@ def judge(
         "users": len(per_user.auc),
         "calibration": [one.as_dict() for one in calibration(labels, scores)] if calibrated else None,
     }
-    return Scored(figures, per_user)
+    return ScoredBucket(figures, per_user)
 
 
 class Bootstrap:

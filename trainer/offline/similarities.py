@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.offline.against_history import HALF_LIFE, HISTORY, flat_histories, largest
 from trainer.offline.data import CtrData
+from trainer.offline.history_features import HALF_LIFE, HISTORY, flat_histories, largest
 
 _ROWS_PER_PASS = 32_768
 _PAIRS_PER_PASS = 65_536

@@ -19,8 +19,8 @@ def plant(name: str) -> None:
 
 def acknowledged_before_write() -> None:
     """The index worker acknowledges a batch, and writes it a moment later."""
-    from streams.agents import item_streams
-    from streams.agents.index_config import IndexReport
+    from streams.indexing import agents as item_streams
+    from streams.indexing.config import IndexReport
 
     write = item_streams.index_batch
     under_way = set()
@@ -42,18 +42,18 @@ def acknowledged_before_write() -> None:
 
 def bank_not_in_snapshot() -> None:
     """A trainer that goes on from a snapshot has an empty memory bank."""
-    from trainer.memory import TakeBank
+    from trainer.negatives.memory_bank import TakeBank
 
     TakeBank.restore = lambda self, state: None  # type: ignore[method-assign]
 
 
 def pointer_before_rename() -> None:
     """A release or snapshot becomes current a moment before it is there under its name."""
-    from streams.stores.shelf import FolderShelf
+    from streams.stores.artifacts.artifact_store import FolderArtifactStore
 
-    swap = FolderShelf.swap
+    swap = FolderArtifactStore.swap
 
-    def swap_first(self: FolderShelf, content: bytes, *, expected: Any) -> bool:
+    def swap_first(self: FolderArtifactStore, content: bytes, *, expected: Any) -> bool:
         named = json.loads(content)
         entry = self._entry(named.get("release_id") or named.get("snapshot_id"))
         unnamed = entry.with_name(f".late-{entry.name}")
@@ -64,14 +64,13 @@ def pointer_before_rename() -> None:
             time.sleep(0.2)
             unnamed.rename(entry)
 
-    FolderShelf.swap = swap_first  # type: ignore[method-assign]
+    FolderArtifactStore.swap = swap_first  # type: ignore[method-assign]
 
 
 def zombie_writes() -> None:
     """An index worker never looks whether it was replaced; it also dawdles between its look at a row and its write."""
-    from streams import slots
-    from streams.agents import flow
-    from streams.stores.item_index import MilvusItemIndex
+    from streams.indexing import flow, slots
+    from streams.stores.vectors.item_index import MilvusItemIndex
 
     upsert = MilvusItemIndex.upsert
 
@@ -95,7 +94,7 @@ def zombie_writes() -> None:
 
 def lost_tombstone() -> None:
     """Every third delete does not reach the center."""
-    from streams.stores.item_index import MilvusItemIndex
+    from streams.stores.vectors.item_index import MilvusItemIndex
 
     delete = MilvusItemIndex.delete
     count = 0
@@ -111,8 +110,8 @@ def lost_tombstone() -> None:
 
 def event_id_ignored() -> None:
     """Trainer and recorder take a second delivery of an event for another event."""
-    from streams.stores import takes
-    from trainer.window import EventWindow
+    from streams.stores.histories import packed_history as takes
+    from trainer.samples.window import EventWindow
 
     remember = EventWindow._remember
     takes.hash_of = lambda event_id: os.urandom(8)

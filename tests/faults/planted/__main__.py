@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streams.settings import load_settings
-from streams.stack.running import RunningStack, running_stack
+from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
 from tests.faults.planted import BUGS, SHOWN_BY, SIGNS
 from tests.faults.processes import Starter

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.numeric import NumericEmbedding
+from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.data import CtrData
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict

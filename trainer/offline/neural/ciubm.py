@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.ciubm import CiUBM
-from trainer.config import CiUBMConfig
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.config import CiUBMConfig
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
 OFFLINE: Mapping[str, Any] = {

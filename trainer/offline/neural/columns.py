@@ -1,6 +1,6 @@
 """Columns to batches: each distinct item of a batch stands once, and no Python runs per row.
 
-Source of the layout: `trainer.batches` does the same for the stream, row by row.
+Source of the layout: `trainer.networks.collate` does the same for the stream, row by row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.ciubm import CtrBatch
+from trainer.networks.ciubm import CtrBatch
 from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.tabular import tabular
 

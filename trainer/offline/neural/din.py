@@ -4,7 +4,7 @@ Source: Deep Interest Network (arXiv 1706.06978): target attention without norma
 Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and stand
 beside their category, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
 
-Letters as in `trainer.ciubm`; X width of an item's representation.
+Letters as in `trainer.networks.ciubm`; X width of an item's representation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attention import TargetAttention
-from trainer.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
-from trainer.config import CiUBMConfig
-from trainer.id_table import IdTable
-from trainer.numeric import NumericEmbedding
+from trainer.networks.attention import TargetAttention
+from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.networks.config import CiUBMConfig
+from trainer.networks.id_table import IdTable
+from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.ciubm import CtrBatch
-from trainer.ctr import NonFiniteLoss, forget_rows
-from trainer.evaluation import log_loss, user_auc
-from trainer.id_table import IdTable
+from trainer.metrics import log_loss, user_auc
+from trainer.networks.ciubm import CtrBatch
+from trainer.networks.id_table import IdTable
+from trainer.networks.learner import NonFiniteLoss, forget_rows
+from trainer.networks.row_adam import RowAdam
 from trainer.offline.neural.columns import ColumnBatches
-from trainer.row_adam import RowAdam
 
 
 class ClickNetwork(Protocol):

@@ -32,10 +32,10 @@ from encoders.arithmetic import computing
 from encoders.bert import Bert
 from encoders.bundle import DEFAULT_BUNDLE, BundleManifest
 from encoders.config import Precision
-from trainer.ctr import NonFiniteLoss
+from trainer.networks.learner import NonFiniteLoss
 from trainer.offline.data import CtrData
 from trainer.offline.neural.base import SIMILARITIES
-from trainer.offline.neural.flip_rows import Fields, Words, recent
+from trainer.offline.neural.flip_rows import Fields, TitleTokens, recent
 
 ROWS = 50_000
 MASKED = 0.15
@@ -129,7 +129,7 @@ class FlipNetwork(nn.Module):
 
     def pretraining_loss(
         self, token_BW: Tensor, code_BF: Tensor, hidden_BW: Tensor, hidden_BF: Tensor, noise_BFK: Tensor,
-        log_q_BF: Tensor, log_q_BFK: Tensor, words: Words,
+        log_q_BF: Tensor, log_q_BFK: Tensor, words: TitleTokens,
     ) -> Tensor:  # fmt: skip
         """Masked text, masked fields and alignment, equally weighted. `log_q`: log frequency of values and noise."""
         tabular_BT = self.tabular_vector(code_BF)
@@ -181,7 +181,7 @@ class Flip:
         rng = np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.words = Words.of(train.items.titles, self._folder)
+            self.words = TitleTokens.of(train.items.titles, self._folder)
             self.fields = Fields.of(train, SIMILARITIES)
             language: Language = self._language if self._language is not None else TrainableBert(self._folder)
             self.network = FlipNetwork(self.fields.sizes, language).train()

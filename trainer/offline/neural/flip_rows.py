@@ -22,7 +22,7 @@ BINS = 10
 
 
 @dataclass(frozen=True)
-class Words:
+class TitleTokens:
     """The tokens of every item's title, and the special ones."""
 
     title_IW: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Words:
     padding: int
 
     @staticmethod
-    def of(titles: list[str], folder: Path) -> Words:
+    def of(titles: list[str], folder: Path) -> TitleTokens:
         """Tokenise titles with the tokenizer of a language model's folder."""
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
@@ -43,7 +43,7 @@ class Words:
         title_IW = np.full((len(titles), TARGET_TOKENS), padding, np.int64)
         for item, encoded in enumerate(tokenizer.encode_batch_fast(titles, add_special_tokens=False)):
             title_IW[item, : len(encoded.ids)] = encoded.ids
-        return Words(title_IW, first, separator, mask, padding)
+        return TitleTokens(title_IW, first, separator, mask, padding)
 
     def rows(self, target_N: NDArray[np.int64], recent_NR: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Token ids (N, W), 0-padded at the end, and the value each token belongs to (N, W); -1 for special ones.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.ciubm import CtrBatch, gathered, weighted_sum
+from trainer.networks.ciubm import CtrBatch, gathered, weighted_sum
 from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, TRIALS, NeuralModel
 from trainer.offline.neural.din import ID_WIDTH, PeerNetwork, cosines
 from trainer.offline.neural.simtier import TIERS, SimTierFeatures

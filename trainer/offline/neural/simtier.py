@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.ciubm import CtrBatch
+from trainer.networks.ciubm import CtrBatch
 from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, PeerNetwork, Tower, VectorAttention, cosines

@@ -1,0 +1,220 @@
+"""One process of a role acts, the others wait: membership of a Kafka group elects it, a transactional id fences it.
+
+All candidates subscribe to one single-partition topic in one group; the member that is given the partition leads. The
+leader then opens the role's transactional producer. Kafka gives each new one the next (producer id, epoch) and refuses
+every transaction of those before: whoever was stopped, or cut off, and comes back can prove nothing any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+
+from schemas.errors import Fenced
+from schemas.manifests import Fence
+from streams.broker.clients import BrokerConfig, broker_errors, make_consumer, make_producer
+
+log = structlog.get_logger()
+
+_RANK = struct.Struct(">qii")
+_CLOSE_SECONDS = 5.0
+
+
+class Leadership:
+    """Candidacy of this process for one role. Use `async with leadership.candidate():`."""
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        *,
+        group: str,
+        topic: str,
+        transactional_id: str,
+        session_timeout_ms: int = 10_000,
+        heartbeat_interval_ms: int = 1_000,
+    ) -> None:
+        self._broker = broker
+        self._group = group
+        self._topic = topic
+        self._transactional_id = transactional_id
+        self._timing = {"session_timeout_ms": session_timeout_ms, "heartbeat_interval_ms": heartbeat_interval_ms}
+        self._producer: AIOKafkaProducer | None = None
+        self._one_transaction = asyncio.Lock()
+        self._chosen = asyncio.Event()
+        self._settled = False
+        self._lost: str | None = None
+        self.fence: Fence | None = None
+        """Proof of leadership; None while this process waits."""
+
+    @asynccontextmanager
+    async def candidate(self) -> AsyncIterator[Leadership]:
+        """Stand for election until the block ends, then leave the group so that another can take over at once."""
+        consumer = make_consumer(
+            self._broker,
+            group_id=self._group,
+            auto_offset_reset="latest",
+            partition_assignment_strategy=(_KeepsTheLeader(self),),
+            **self._timing,
+        )
+        consumer.subscribe([self._topic], listener=_Watch(self))
+        membership: asyncio.Task[None] | None = None
+        try:
+            with broker_errors(self._broker):
+                await consumer.start()
+            membership = asyncio.create_task(self._stay_a_member(consumer))
+            yield self
+        finally:
+            if membership is not None:
+                membership.cancel()
+                await asyncio.wait([membership])
+            await self._close_producer()
+            await _bounded(consumer.stop())
+
+    async def elected(self, stop: asyncio.Event) -> bool:
+        """Wait until this process leads (True) or `stop` is set (False)."""
+        while not stop.is_set():
+            waits = [asyncio.ensure_future(self._chosen.wait()), asyncio.ensure_future(stop.wait())]
+            _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in pending:
+                wait.cancel()
+            if stop.is_set():
+                return False
+            producer = make_producer(self._broker, transactional_id=self._transactional_id, linger_ms=0)
+            with broker_errors(self._broker):
+                await producer.start()
+            self._producer = producer
+            manager = producer._txn_manager
+            if self._chosen.is_set():
+                self.fence = Fence(producer_id=manager.producer_id, epoch=manager.producer_epoch)
+                return True
+            await self._close_producer()
+        return False
+
+    def confirm(self) -> None:
+        """Raise `Fenced` if this process led and does not lead any more. Says nothing about what happens next."""
+        if self._lost is not None:
+            raise Fenced(f"{self._lost}: another process leads {self._group!r} now; this one released nothing since")
+
+    @property
+    def settled(self) -> bool:
+        """Whether this process leads and no election is going on."""
+        return self._settled and self.fence is not None and self._lost is None
+
+    async def transact(
+        self,
+        records: Sequence[tuple[str, bytes, bytes]] = (),
+        offsets: Mapping[TopicPartition, int] | None = None,
+    ) -> None:
+        """Write records (topic, key, value) and the group's offsets, all or nothing, as the one leader.
+
+        The offsets go through the transaction because a member may commit only what it is assigned, and because a
+        process that was superseded must not move them.
+
+        Raises `Fenced` if another process has taken over, `BrokerUnavailable` if the broker does not answer.
+        """
+        async with self._one_transaction:
+            self.confirm()
+            producer = self._producer
+            assert producer is not None, "not elected"
+            try:
+                with broker_errors(self._broker):
+                    async with producer.transaction():
+                        for topic, key, value in records:
+                            await producer.send_and_wait(topic, value, key=key)
+                        if offsets:
+                            await producer.send_offsets_to_transaction(dict(offsets), self._group)
+            except Fenced:
+                self._lose("Kafka refused this process's transaction")
+                self.confirm()
+
+    async def _stay_a_member(self, consumer: AIOKafkaConsumer) -> None:
+        # the client leaves the group when nobody polls; the records themselves are of no interest here
+        while True:
+            try:
+                await consumer.getmany(timeout_ms=500)
+            except kafka_errors.KafkaError as error:
+                log.warning("leadership.trouble", group=self._group, error=repr(error))
+                await asyncio.sleep(0.5)
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = why
+
+    def _assigned(self, given: bool) -> None:
+        self._settled = given
+        if given:
+            self._chosen.set()
+        else:
+            self._chosen.clear()
+            if self.fence is not None:
+                self._lose("the group gave the role away")
+
+    def _revoked(self) -> None:
+        self._settled = False
+
+    @property
+    def _rank(self) -> tuple[int, int, int]:
+        """Who is preferred in an election: the holder of the newest fence, then whoever was chosen before."""
+        pair = (-1, -1) if self.fence is None else self.fence.as_pair()
+        return (*pair, int(self._chosen.is_set()))
+
+    async def _close_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _bounded(producer.stop())
+
+
+class _Watch(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes the client's callbacks on."""
+
+    def __init__(self, leadership: Leadership) -> None:
+        self._leadership = leadership
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._leadership._revoked()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._leadership._assigned(bool(set(assigned)))
+
+
+class _KeepsTheLeader(AbstractPartitionAssignor):  # type: ignore[misc]
+    """Gives every partition to the member of the highest rank, so that a newcomer never takes the role from its holder.
+
+    The client's own assignors go by member id, which is random: each start of a standby could unseat the leader.
+    """
+
+    name = "leader"
+
+    def __init__(self, leadership: Leadership) -> None:
+        self._leadership = leadership
+
+    def metadata(self, topics: Iterable[str]) -> Any:
+        """Tell the group our rank."""
+        return ConsumerProtocolMemberMetadata(0, list(topics), _RANK.pack(*self._leadership._rank))
+
+    def assign(self, cluster: Any, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Decide for the whole group; whichever member is asked decides the same."""
+        best = max(members, key=lambda member: (_RANK.unpack(members[member].user_data), member))
+        topics = sorted({topic for metadata in members.values() for topic in metadata.subscription})
+        everything = [(topic, sorted(cluster.partitions_for_topic(topic) or ())) for topic in topics]
+        return {
+            member: ConsumerProtocolMemberAssignment(0, everything if member == best else [], b"") for member in members
+        }
+
+    def on_assignment(self, assignment: Any) -> None:
+        """Nothing to remember: the rank says it all."""
+
+
+async def _bounded(closing: Any) -> None:
+    with contextlib.suppress(TimeoutError, kafka_errors.KafkaError):
+        await asyncio.wait_for(closing, _CLOSE_SECONDS)

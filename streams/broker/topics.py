@@ -1,0 +1,202 @@
+"""The table of topics: name, key, schema, partitions, compaction and retention. All topics are created from here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kafka import errors as kafka_errors
+from kafka.admin import NewTopic
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.behaviours import Behaviour
+from schemas.errors import BrokerUnavailable
+from schemas.forgotten import ForgottenUser
+from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
+from schemas.manifests import ReleaseNotice
+from streams.broker.clients import BrokerConfig, broker_errors, make_admin
+
+TopicName = Literal["items", "behaviours", "embeddings", "models", "forgotten", "items-retry", "dead-letters"]
+
+_DAY_MS = 24 * 3600 * 1000
+
+
+class TopicsConfig(BaseModel):
+    """Names and sizes of the topics."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prefix: str = Field(default="mim.", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Put before every topic name and consumer group, so that several systems can share a cluster."""
+    partitions: int = Field(default=4, ge=1, le=512)
+    """Partitions of the keyed topics. Do not raise it later: a keyed topic would rehash its keys."""
+    replication_factor: int = Field(default=1, ge=1, le=9)
+    """Replicas of each partition; 3 in production."""
+    behaviours_retention_days: int = Field(default=14, ge=1)
+    """How long the click log is kept, by produce time."""
+    tombstone_retention_hours: int = Field(default=7 * 24, ge=1)
+    """How long a delete stays readable in the compacted topics; a worker that is away longer must rebuild."""
+
+    def full_name(self, name: TopicName) -> str:
+        """The name on the cluster."""
+        return f"{self.prefix}{name}"
+
+    def short_name(self, full_name: str) -> str:
+        """The name without prefix."""
+        return full_name.removeprefix(self.prefix)
+
+    def group(self, role: str) -> str:
+        """The consumer group of a role (`index`, `record`, `train`)."""
+        return f"{self.prefix}{role}"
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """One row of the table."""
+
+    name: TopicName
+    key: str
+    schema: type | None
+    purpose: str
+    compacted: bool = False
+    single_partition: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def partitions(self, config: TopicsConfig) -> int:
+        """How many partitions the topic has."""
+        return 1 if self.single_partition else config.partitions
+
+    def settings(self, config: TopicsConfig, broker: BrokerConfig) -> dict[str, str]:
+        """Topic configuration as Kafka wants it."""
+        settings = {"max.message.bytes": str(broker.max_record_bytes), **self.extra}
+        if self.compacted:
+            settings |= {
+                "cleanup.policy": "compact",
+                "delete.retention.ms": str(config.tombstone_retention_hours * 3_600_000),
+            }
+        elif self.name == "behaviours":
+            settings["retention.ms"] = str(config.behaviours_retention_days * _DAY_MS)
+        return settings
+
+
+DEAD_LETTER_HEADROOM_BYTES = 1_048_576
+"""How much larger a dead letter may be than the records that feed it: the original bytes plus headers must fit."""
+
+TOPICS: dict[TopicName, TopicSpec] = {
+    spec.name: spec
+    for spec in (
+        TopicSpec("items", "item_id", ItemPublished, "publish, update, delete (tombstone) of items", compacted=True),
+        TopicSpec("behaviours", "user_id", Behaviour, "exposures, clicks, carts, purchases"),
+        TopicSpec(
+            "embeddings",
+            "encoder_version:item_id",
+            ItemEmbedding,
+            "what the representation center now holds, vector included",
+            compacted=True,
+        ),
+        TopicSpec("forgotten", "user_id", ForgottenUser, "users who asked to be forgotten", compacted=True),
+        TopicSpec("models", "release_id", ReleaseNotice, "notices of releases", single_partition=True),
+        TopicSpec(
+            "items-retry",
+            "item_id",
+            ImageRetry,
+            "items whose picture is fetched again later; same partitions as items",
+            # base64 of the picture inside JSON inside JSON
+            extra={"retention.ms": str(7 * _DAY_MS)},
+        ),
+        TopicSpec(
+            "dead-letters",
+            "topic/partition/offset of the source",
+            None,
+            "original bytes of what could not be processed, reason in headers",
+            extra={"retention.ms": str(30 * _DAY_MS)},
+        ),
+    )
+}
+
+
+_VISIBLE_WITHIN_SECONDS = 30.0
+
+
+def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
+    """Create what is missing; existing topics are left as they are. Returns the names created. Blocking.
+
+    A broker answers a creation before everybody who asks can see the topic. So this returns once they are there with a
+    leader for each partition: what is started next must not be told to create them.
+    """
+    admin = make_admin(broker)
+    created: list[str] = []
+    try:
+        with broker_errors(broker):
+            existing = {name if isinstance(name, str) else name["name"] for name in admin.list_topics()}
+            for spec in TOPICS.values():
+                name = config.full_name(spec.name)
+                if name in existing:
+                    continue
+                settings = spec.settings(config, broker)
+                if spec.name == "dead-letters":
+                    settings["max.message.bytes"] = str(broker.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES)
+                new = NewTopic(
+                    name=name,
+                    num_partitions=spec.partitions(config),
+                    replication_factor=config.replication_factor,
+                    topic_configs=settings,
+                )
+                try:
+                    admin.create_topics([new])
+                except kafka_errors.TopicAlreadyExistsError:
+                    continue  # another process was faster
+                created.append(name)
+            _wait_until_visible(admin, created, broker)
+    finally:
+        admin.close()
+    return created
+
+
+def _wait_until_visible(admin: Any, names: list[str], broker: BrokerConfig) -> None:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_SECONDS
+    while names:
+        described = admin.describe_topics(names)
+        names = [topic["name"] for topic in described if not _is_led(topic)]
+        if not names:
+            return
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(
+                "Kafka", f"{broker.bootstrap_servers}: topics {', '.join(names)} were created and have no leader yet"
+            )
+        time.sleep(0.1)
+
+
+def _is_led(topic: dict[str, Any]) -> bool:
+    partitions = topic["partitions"]
+    return bool(partitions) and not topic["error_code"] and all(one["leader_id"] >= 0 for one in partitions)
+
+
+def describe_topics(broker: BrokerConfig, config: TopicsConfig) -> list[dict[str, Any]]:
+    """The table joined with what the cluster has: one row per topic. Blocking."""
+    admin = make_admin(broker)
+    try:
+        with broker_errors(broker):
+            existing = {name if isinstance(name, str) else name["name"] for name in admin.list_topics()}
+            partitions = {}
+            names = [config.full_name(spec.name) for spec in TOPICS.values()]
+            present = [name for name in names if name in existing]
+            if present:
+                for topic in admin.describe_topics(present):
+                    found = topic.get("name") or topic.get("topic")
+                    partitions[found] = len(topic["partitions"])
+    finally:
+        admin.close()
+    return [
+        {
+            "topic": config.full_name(spec.name),
+            "key": spec.key,
+            "schema": spec.schema.__name__ if spec.schema else "original bytes",
+            "exists": config.full_name(spec.name) in existing,
+            "partitions": partitions.get(config.full_name(spec.name)),
+            "compacted": spec.compacted,
+            "purpose": spec.purpose,
+        }
+        for spec in TOPICS.values()
+    ]

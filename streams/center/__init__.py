@@ -1,0 +1,1 @@
+"""The representation center as a whole: compare with the topic, repair."""

@@ -1,0 +1,248 @@
+"""Comparing the topic `items` with the center: what is decided, without reading or writing anything."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.items import ItemPublished, SourceOffset
+from streams.stores.vectors.item_index import ItemRow
+
+Fault = Literal["missing", "stale", "resurrected", "wrong", "misannounced"]
+FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong", "misannounced")
+
+EXAMPLES = 100
+"""How many findings a report names; all are counted."""
+
+_SETTLE_EVERY = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One item about which topic and center disagree."""
+
+    fault: Fault
+    item_id: str
+    partition: int
+    offset: int | None
+    """The newest record of the item; None if the topic holds none any more. Of a misannounced one, in `embeddings`."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a partition of `items` was read."""
+
+    partition: int
+    committed: int | None
+    """Where the group goes on; None if it never acknowledged anything."""
+    start: int
+    end: int
+    recent: int | None
+    """First offset produced within the deletes' retention; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A partition of which the center may not hold what was acknowledged, or may hold what was deleted unseen."""
+
+    partition: int
+    committed: int | None
+    end: int
+
+
+@dataclass
+class CenterReport:
+    """What a comparison found, and what became of it."""
+
+    records: int = 0
+    """Records of `items` that were looked at."""
+    items: int = 0
+    """Items that the topic says are on sale."""
+    waiting: int = 0
+    """Items whose newest record no worker has acknowledged yet; they are not judged."""
+    unusable: int = 0
+    """Items whose newest record cannot be used: it has a dead letter, or cannot be decoded."""
+    changed_meanwhile: int = 0
+    """Items that something new was said of while they were looked at; they are not judged."""
+    found: Counter[Fault] = field(default_factory=Counter)
+    examples: list[Finding] = field(default_factory=list)
+    mended: int = 0
+    left: int = 0
+    """Faults that are still there after a repair."""
+    repaired: bool = False
+    seconds: float = 0.0
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding; keep the first few whole."""
+        self.found[finding.fault] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(finding)
+
+    @property
+    def faults(self) -> int:
+        """How many items are not as they should be."""
+        return sum(self.found.values())
+
+
+class KeyedOffsets:
+    """The newest record of every key of a partition, in 16 bytes a key.
+
+    Keys are told apart by 64 bits of a hash. Two that share them would hide a fault of the older; among a hundred
+    million keys the chance that any two do is one in four thousand.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+        self._words = array("q")  # offset twice, plus one if the record is a delete
+        self._next_settling = _SETTLE_EVERY
+
+    def add(self, key: bytes, offset: int, *, deleted: bool) -> None:
+        """Take in a record. Records of one key come in the order of their offsets."""
+        self._hashes.append(_hash(key))
+        self._words.append(2 * offset + deleted)
+        if len(self._hashes) >= self._next_settling:
+            self.settle()
+            self._next_settling = len(self._hashes) + _SETTLE_EVERY
+
+    def settle(self) -> None:
+        """Drop all but the newest record of each key. Needed before asking."""
+        hashes, words = self._arrays()
+        order = np.lexsort((words, hashes))
+        hashes, words = hashes[order], words[order]
+        last = np.append(hashes[1:] != hashes[:-1], True) if len(hashes) else np.zeros(0, bool)
+        self._hashes, self._words = array("Q", hashes[last].tobytes()), array("q", words[last].tobytes())
+
+    def is_newest(self, key: bytes, offset: int) -> bool:
+        """Whether the record at `offset` is the newest of its key."""
+        word = self._word(key)
+        return word is not None and word >> 1 == offset
+
+    def knows(self, key: bytes) -> bool:
+        """Whether there is a record of this key at all, deletes included."""
+        return self._word(key) is not None
+
+    def alive(self) -> int:
+        """How many keys have a newest record that is no delete."""
+        return int(np.count_nonzero(self._arrays()[1] % 2 == 0))
+
+    def _word(self, key: bytes) -> int | None:
+        hashes, words = self._arrays()
+        wanted = np.uint64(_hash(key))
+        place = int(np.searchsorted(hashes, wanted))
+        return int(words[place]) if place < len(hashes) and hashes[place] == wanted else None
+
+    def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return (
+            np.frombuffer(self._hashes, np.uint64) if self._hashes else np.zeros(0, np.uint64),
+            np.frombuffer(self._words, np.int64) if self._words else np.zeros(0, np.int64),
+        )
+
+
+def _hash(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedContent:
+    """What of an item must be the same in its row."""
+
+    content_hash: str
+    price: float | None
+    published_at: datetime
+    category: str | None
+
+    @classmethod
+    def of(cls, item: ItemPublished) -> ExpectedContent:
+        """What an item says."""
+        return cls(item.content_hash(), item.price, item.published_at, item.category or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the newest record of an item asks of the center."""
+
+    key: bytes
+    item_id: str
+    partition: int
+    offset: int
+    content: ExpectedContent | None
+    """None: deleted."""
+    usable: bool = True
+    """Whether the record can be decoded."""
+
+
+def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[str], bool]) -> Finding | None:
+    """Compare the newest record of an item with its row; None if they agree.
+
+    `is_current` says of an encoder version whether it is the one whose vectors the center holds.
+    """
+    partition, offset, content = expected.partition, expected.offset, expected.content
+
+    def finding(fault: Fault, detail: str) -> Finding:
+        return Finding(fault, expected.item_id, partition, offset, detail)
+
+    if row is None:
+        return None if content is None else finding("missing", "published, yet not there")
+    came_from = f"{row.source_partition}/{row.source_offset}"
+    is_ahead = row.source_partition == partition and row.source_offset > offset
+    if content is None:
+        return None if is_ahead else finding("resurrected", f"deleted, yet there from {came_from}")
+    if is_ahead:
+        return finding("wrong", f"comes from {came_from}, which is no record of this item")
+    if (row.source_partition, row.source_offset) != (partition, offset):
+        return finding("stale", f"still from {came_from}")
+    same = {
+        "content": row.content_hash == content.content_hash,
+        "price": row.price == content.price,
+        "time of publishing": row.published_at == content.published_at,
+        "encoder version": is_current(row.encoder_version),
+    }
+    wrong = [name for name, agrees in same.items() if not agrees]
+    return finding("wrong", f"another {', '.join(wrong)} than its record says") if wrong else None
+
+
+def compare_announcement(
+    item_id: str, partition: int, offset: int, source: SourceOffset | None, row: ItemRow | None
+) -> Finding | None:
+    """Compare the last announcement of an item, from `partition` and `offset` of `embeddings`, with its row.
+
+    `source` is the record of `items` that it tells of; None if it says that the item is gone. None if they agree.
+    """
+    there = None if row is None or row.is_pending else (row.source_partition, row.source_offset)
+    told = None if source is None else (source.partition, source.offset)
+    if told == there:
+        return None
+    said = "announced as gone" if told is None else f"announced from {told[0]}/{told[1]}"
+    held = "not there" if there is None else f"there from {there[0]}/{there[1]}"
+    return Finding("misannounced", item_id, partition, offset, f"{said}, yet {held}")
+
+
+def overdue(positions: Iterable[Position], *, center_is_empty: bool, center_is_filled: bool) -> list[Overdue]:
+    """Partitions that have to be compared with the center before a worker reads on.
+
+    A center that is not known to be filled may lack whatever was acknowledged: Milvus lost its data, or this center is
+    a new one beside an old group. Of a filled one, deletes may have been compacted away before they were read. Whoever
+    has read a record that is younger than their retention was not away for longer than that; whoever has read
+    everything has missed nothing. A position that is unknown beside a center that is not empty says nothing.
+    """
+    found = []
+    for one in positions:
+        if not center_is_filled and one.committed is not None:
+            doubtful = one.committed > one.start
+        elif center_is_empty or one.end == 0:
+            doubtful = False
+        else:
+            behind = one.committed is None or one.committed < one.end
+            doubtful = behind and (one.committed is None or one.recent is None or one.recent >= one.committed)
+        if doubtful:
+            found.append(Overdue(one.partition, one.committed, one.end))
+    return found

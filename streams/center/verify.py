@@ -1,0 +1,231 @@
+"""Comparing `items` with the center, and mending it, beside index workers that go on working.
+
+The log is the truth and is never written to. It is read twice, partition by partition: first for the newest record of
+each key, then to compare those with their rows. What a worker has not acknowledged yet is not judged, and neither is
+what something new was said of since the partition's end was noted.
+
+Mending takes the index path: the newest record of an item goes through `index_batch`, which compares source offsets
+before it writes. Between that comparison and the write a live worker may write something newer, which is then
+overwritten. Hence every write is followed by another look at the end of the log; what came meanwhile goes through the
+index path as well, until a look shows nothing newer than what was written last. Whatever was in the log by then is in
+the center; whatever comes later is written by the worker later. Who dies in between leaves a fault that the next run
+finds. In the end the last announcement of each item is compared with its row (see `announcement_check`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import structlog
+from aiokafka import TopicPartition
+from pydantic import ValidationError
+
+from schemas.items import ImageRetry
+from schemas.letters import DeadLetter
+from streams.broker.clients import BrokerConfig
+from streams.broker.log_reader import LogReader
+from streams.broker.topics import TopicsConfig
+from streams.center.compare import (
+    CenterReport,
+    Expected,
+    Finding,
+    KeyedOffsets,
+    Overdue,
+    Position,
+    compare,
+    overdue,
+)
+from streams.center.repair import FetchRows, LogTail, RecordDecoding, Repairer, _source, as_source
+from streams.center.verify_announcements import AnnouncementCheck
+from streams.runtime.delivery import Patience, retry_until_available
+from streams.stores.vectors.row_scan import RowScan, RowSource
+
+log = structlog.get_logger()
+
+_COMPARED_AT_ONCE = 500
+_TOLD_EVERY = 200
+_ANNOUNCED_SECONDS = 2.0
+"""In so much time a live worker has announced what it wrote."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many offsets have been passed."""
+
+
+class CenterVerification:
+    """One comparison of the topic with the center. Use it as an asynchronous context manager."""
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        topics: TopicsConfig,
+        rows: FetchRows,
+        scan: RowScan,
+        reading: RecordDecoding,
+        *,
+        is_current: Callable[[str], bool],
+        mender: Repairer | None = None,
+        on_progress: Progress = lambda what, done, total: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._reader = LogReader(broker, topics)
+        self._tail_reader = LogReader(broker, topics)
+        self._rows = rows
+        self._scan = scan
+        self._reading = reading
+        self._is_current = is_current
+        self._mender = mender
+        self._on_progress = on_progress
+        self._sleep = sleep
+        self._report = CenterReport(repaired=mender is not None)
+        self._found_items: set[str] = set()
+        self._refused: dict[int, set[int]] = {}
+        self._opened = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._opened.enter_async_context(self._reader)
+        await self._opened.enter_async_context(self._tail_reader)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._opened.aclose()
+
+    async def run(self) -> CenterReport:
+        """Compare everything; mend, if there is a mender. Raises `Unavailable` while a part is away."""
+        started = time.monotonic()
+        await self._read_letters()
+        partitions = await self._reader.partitions("items")
+        # before any row is read: what is below it was written
+        committed = await retry_until_available(
+            lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
+        )
+        bounds = await self._reader.bounds(partitions)
+        total = 2 * sum(end - start for start, end in bounds.values())
+        passed = 0
+        for partition, (start, end) in bounds.items():
+            await self._compare(partition, start, end, committed.get(partition, 0), passed, total)
+            passed += 2 * (end - start)
+        beyond = await self._scan.choose(len(partitions), None, lambda row: True)
+        await self._judge_rows(beyond, LogTail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
+        await AnnouncementCheck(
+            self._reader,
+            fetch=lambda item_ids: self._rows.fetch(item_ids, pending=True),
+            is_current=self._is_current,
+            settle=lambda: self._sleep(_ANNOUNCED_SECONDS),
+            tell_again=None if self._mender is None else self._mender.tell_again,
+            on_progress=self._on_progress,
+        ).run(self._report, but=self._found_items)
+        self._report.seconds = time.monotonic() - started
+        return self._report
+
+    async def _read_letters(self) -> None:
+        """Which records of `items` were refused, or wait for a picture that was given up."""
+        bounds = await self._reader.bounds(await self._reader.partitions("dead-letters"))
+        for partition, (start, end) in bounds.items():
+            async for record in self._reader.read(partition, start, end):
+                try:
+                    letter = DeadLetter.from_record(record.value, record.headers)
+                    if letter.topic == "items":
+                        self._refused.setdefault(letter.partition, set()).add(letter.offset)
+                    elif letter.topic == "items-retry":
+                        source = ImageRetry.model_validate_json(letter.value or b"").source
+                        self._refused.setdefault(source.partition, set()).add(source.offset)
+                except (KeyError, ValueError, ValidationError):
+                    continue  # what became of a letter, or none of ours
+
+    async def _compare(
+        self, partition: TopicPartition, start: int, end: int, committed: int, passed: int, total: int
+    ) -> None:
+        newest = KeyedOffsets()
+        async for record in self._reader.read(partition, start, end):
+            self._report.records += 1
+            if record.key is not None:
+                newest.add(record.key, record.offset, deleted=record.value is None)
+            if record.offset % _TOLD_EVERY == 0:
+                self._on_progress("reading", passed + record.offset - start, total)
+        newest.settle()
+        self._report.items += newest.alive()
+        passed += end - start
+        tail = LogTail(self._tail_reader, partition, end)
+        batch: list[Expected] = []
+        async for record in self._reader.read(partition, start, end):
+            if record.offset % _TOLD_EVERY == 0:
+                self._on_progress("comparing", passed + record.offset - start, total)
+            if record.key is None or not newest.is_newest(record.key, record.offset):
+                continue
+            if record.offset >= committed:
+                self._report.waiting += 1
+                continue
+            batch.append(self._reading.expect(as_source(record)))
+            if len(batch) >= _COMPARED_AT_ONCE:
+                await self._judge(batch, tail)
+                batch = []
+        await self._judge(batch, tail)
+        number = partition.partition
+        # also rows from beyond the end: of records that came since, or of a log before this one
+        unknown = await self._scan.choose(number, number, lambda row: not newest.knows(row.item_id.encode()))
+        await self._judge_rows(unknown, tail)
+
+    async def _judge(self, batch: Sequence[Expected], tail: LogTail) -> None:
+        rows = await self._rows.fetch([one.item_id for one in batch if one.usable], pending=True)
+        await tail.catch_up()  # after the rows: whatever a worker wrote into them beyond our end is seen here
+        for one in batch:
+            if tail.newest(one.key) is not None:
+                self._report.changed_meanwhile += 1
+                continue
+            if not one.usable:
+                self._report.unusable += 1
+                continue
+            finding = compare(one, rows.get(one.item_id), is_current=self._is_current)
+            if finding is None:
+                continue
+            if one.offset in self._refused.get(one.partition, ()):
+                self._report.unusable += 1
+                continue
+            await self._found(finding, one.key, one, tail)
+        await self._mend_rest(tail)
+
+    async def _judge_rows(self, unknown: Sequence[RowSource], tail: LogTail) -> None:
+        """Rows of which the topic holds no record any more: their delete has been compacted away."""
+        for start in range(0, len(unknown), _COMPARED_AT_ONCE):
+            batch = unknown[start : start + _COMPARED_AT_ONCE]
+            rows = await self._rows.fetch([row.item_id for row in batch], pending=True)
+            await tail.catch_up()
+            for row in batch:
+                held, key = rows.get(row.item_id), row.item_id.encode()
+                if held is None or _source(held) != row or tail.newest(key) is not None:
+                    self._report.changed_meanwhile += 1
+                    continue
+                detail = f"there from {row.partition}/{row.offset}, yet the topic holds no record of it"
+                await self._found(Finding("resurrected", row.item_id, row.partition, None, detail), key, row, tail)
+            await self._mend_rest(tail)
+
+    async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: LogTail) -> None:
+        self._report.add(finding)
+        self._found_items.add(finding.item_id)
+        if self._mender is not None and self._mender.take(key, wanted):
+            await self._mender.mend(tail, self._report)
+
+    async def _mend_rest(self, tail: LogTail) -> None:
+        if self._mender is not None:
+            await self._mender.mend(tail, self._report)
+
+
+async def find_overdue(
+    broker: BrokerConfig, topics: TopicsConfig, *, now: datetime, center_is_empty: bool, center_is_filled: bool
+) -> list[Overdue]:
+    """Partitions of `items` that have to be compared with the center before the index workers read on."""
+    async with LogReader(broker, topics) as reader:
+        partitions = await reader.partitions("items")
+        committed = await reader.committed("index")
+        bounds = await reader.bounds(partitions)
+        recent = await reader.first_since(partitions, now - timedelta(hours=topics.tombstone_retention_hours))
+    positions = [Position(one.partition, committed.get(one), *bounds[one], recent[one]) for one in partitions]
+    return overdue(positions, center_is_empty=center_is_empty, center_is_filled=center_is_filled)

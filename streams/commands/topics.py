@@ -1,0 +1,43 @@
+"""`mimstream topics create|list`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from streams.broker.topics import create_topics, describe_topics
+from streams.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("action", choices=["create", "list"])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Create what is missing, or show what is there."""
+    if options.action == "create":
+        created = create_topics(settings.kafka, settings.topics)
+        print(json.dumps({"created": created}) if options.json else "\n".join(created) or "nothing to create")
+        return 0
+    rows = describe_topics(settings.kafka, settings.topics)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table("topic", "exists", "partitions", "key", "schema", "compacted", "purpose")
+    for row in rows:
+        table.add_row(
+            str(row["topic"]),
+            "yes" if row["exists"] else "no",
+            str(row["partitions"] or "-"),
+            str(row["key"]),
+            str(row["schema"]),
+            "yes" if row["compacted"] else "no",
+            str(row["purpose"]),
+        )
+    Console().print(table)
+    return 0

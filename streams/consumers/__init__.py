@@ -1,1 +1,0 @@
-"""aiokafka consumers: the click log, read in batches with explicit offsets."""

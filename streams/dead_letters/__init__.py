@@ -1,0 +1,1 @@
+"""The whole life of a dead letter: written, listed, requeued, dropped."""

@@ -1,0 +1,175 @@
+"""Dead letters as a person sees them: one entry per record that failed, open or handled.
+
+Everything lies in the topic `dead-letters` itself. What became of a letter is a record under the letter's key, so it
+lies in the letter's partition behind it, is as durable, and is forgotten when the letter is. It counts for that record,
+not for that moment: a record that fails the same way again because a worker reads it anew stays handled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import structlog
+from aiokafka import AIOKafkaProducer
+
+from schemas.errors import Misconfigured, Reason
+from schemas.letters import Action, DeadLetter, Handled, Headers
+from streams.broker.clients import BrokerConfig, broker_errors
+from streams.broker.log_reader import LogReader
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterEntry:
+    """A record that failed, with all letters about it. Its bytes stay in the topic."""
+
+    id: str
+    """`topic/partition/offset` of the record."""
+    newest: DeadLetter
+    """The newest letter, without its value."""
+    value_bytes: int | None
+    digest: str
+    first_failed_at: datetime
+    attempts: int
+    letters: int
+    """How many letters there are; more than one where a worker read the record again, or refused two parts of it."""
+    at: tuple[int, int]
+    """Partition and offset of the newest letter."""
+    handled: Action | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which letters are meant; what is None does not matter."""
+
+    ids: frozenset[str] = frozenset()
+    topic: str | None = None
+    stage: str | None = None
+    reason: Reason | None = None
+    since: datetime | None = None
+    """Failed last at this moment or later."""
+    key: bytes | None = None
+
+    def admits(self, filed: DeadLetterEntry) -> bool:
+        """Whether a letter is meant."""
+        letter = filed.newest
+        return (
+            (not self.ids or filed.id in self.ids)
+            and self.topic in (None, letter.topic)
+            and self.stage in (None, letter.stage)
+            and self.reason in (None, letter.reason)
+            and (self.since is None or letter.failed_at >= self.since)
+            and self.key in (None, letter.key)
+        )
+
+
+@dataclass
+class DeadLetterIndex:
+    """Sorts records of `dead-letters`, in any order between partitions, into entries."""
+
+    _entries: dict[tuple[str, str], DeadLetterEntry] = field(default_factory=dict)
+    _handled: dict[tuple[str, str], Handled] = field(default_factory=dict)
+    unreadable: int = 0
+    """Records that are neither letters nor what became of one."""
+
+    def add(self, *, key: bytes | None, value: bytes | None, headers: Headers, at: tuple[int, int]) -> None:
+        """Take one record."""
+        try:
+            handled = Handled.from_record(key, headers)
+            letter = None if handled else DeadLetter.from_record(value, headers)
+        except (KeyError, ValueError):
+            self.unreadable += 1
+            return
+        if handled is not None:
+            self._handled[handled.letter_key.decode(errors="replace"), handled.digest] = handled
+        if letter is not None:
+            self._file(letter, at)
+
+    def _file(self, letter: DeadLetter, at: tuple[int, int]) -> None:
+        name, digest = letter.letter_key.decode(), letter.digest
+        before = self._entries.get((name, digest))
+        first = letter.first_failed_at or letter.failed_at
+        self._entries[name, digest] = DeadLetterEntry(
+            id=name,
+            newest=replace(letter, value=None),
+            value_bytes=None if letter.value is None else len(letter.value),
+            digest=digest,
+            first_failed_at=min(first, before.first_failed_at) if before else first,
+            attempts=max(letter.attempts, before.attempts) if before else letter.attempts,
+            letters=1 + (before.letters if before else 0),
+            at=at,
+        )
+
+    def entries(self) -> list[DeadLetterEntry]:
+        """All entries, oldest failure first."""
+        marked = [
+            replace(entry, handled=self._handled[name].action) if name in self._handled else entry
+            for name, entry in self._entries.items()
+        ]
+        return sorted(marked, key=lambda entry: (entry.newest.failed_at, entry.id))
+
+
+class DeadLetterTopic:
+    """The topic `dead-letters`, read and written."""
+
+    def __init__(
+        self,
+        reader: LogReader,
+        producer: AIOKafkaProducer,
+        broker: BrokerConfig,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._reader = reader
+        self._producer = producer
+        self._broker = broker
+        self._now = now
+
+    async def read(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[DeadLetterEntry]:
+        """Read everything. `on_progress` is told how many of how many offsets have been passed."""
+        filing = DeadLetterIndex()
+        bounds = await self._reader.bounds(await self._reader.partitions("dead-letters"))
+        total = sum(end - start for start, end in bounds.values())
+        passed = 0
+        for partition, (start, end) in bounds.items():
+            async for record in self._reader.read(partition, start, end):
+                filing.add(
+                    key=record.key,
+                    value=record.value,
+                    headers=record.headers,
+                    at=(partition.partition, record.offset),
+                )
+                on_progress(passed + record.offset + 1 - start, total)
+            passed += end - start
+        if filing.unreadable:
+            log.warning("dead_letters.unreadable", count=filing.unreadable)
+        return filing.entries()
+
+    async def letter(self, filed: DeadLetterEntry) -> DeadLetter:
+        """The newest letter of an entry, with the original bytes."""
+        partition = (await self._reader.partitions("dead-letters"))[filed.at[0]]
+        record = await self._reader.one(partition, filed.at[1])
+        if record is None:
+            raise Misconfigured(f"letter {filed.id} is no longer in {partition.topic}: its retention is over")
+        return DeadLetter.from_record(record.value, record.headers)
+
+    async def mark(self, letters: Iterable[DeadLetterEntry], action: Action) -> None:
+        """Note what became of letters. It is kept when this returns."""
+        topic = (await self._reader.partitions("dead-letters"))[0].topic
+        with broker_errors(self._broker):
+            for filed in letters:
+                handled = Handled(filed.id.encode(), filed.digest, action, self._now())
+                await self._producer.send_and_wait(
+                    topic,
+                    key=handled.letter_key,
+                    partition=filed.at[0],  # behind its letter, whoever chose the letter's partition
+                    headers=handled.headers(),
+                )
+
+
+def only_open(letters: Sequence[DeadLetterEntry]) -> list[DeadLetterEntry]:
+    """Those that nothing was done about yet."""
+    return [filed for filed in letters if filed.handled is None]

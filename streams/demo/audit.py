@@ -1,0 +1,142 @@
+"""After the stream has run dry: what is in the topics and in the center, counted from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiokafka import TopicPartition
+
+from encoders.base import Encoder, ItemContent
+from schemas.errors import Reason
+from schemas.items import parse_embedding_key
+from schemas.letters import DeadLetter
+from schemas.scoring import MAX_SIMILAR_QUERIES
+from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
+from streams.broker.topics import TOPICS, TopicName, TopicsConfig
+from streams.demo.api import ServeApi
+from trainer.datasets.folder import DataSet
+
+_QUERIES_AT_ONCE = MAX_SIMILAR_QUERIES
+"""As many as one request may hold: in the embedded store a search costs about the same for one item as for many."""
+_FEW, _MANY = 10, 100
+"""Neighbours asked for: few first, many for an item that has more identical twins than that."""
+
+
+async def read_topic(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> AsyncIterator[Any]:
+    """Every record of a topic as it stands now, partition by partition in order."""
+    full_name = topics.full_name(name)
+    partitions = [TopicPartition(full_name, number) for number in range(TOPICS[name].partitions(topics))]
+    with broker_errors(broker):
+        consumer = make_consumer(broker)
+        await consumer.start()
+        try:
+            consumer.assign(partitions)
+            ends = await consumer.end_offsets(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            # the position also moves over transaction markers and compacted records, which no batch shows
+            while any([await consumer.position(one) < ends[one] for one in partitions]):
+                for records in (await consumer.getmany(timeout_ms=500)).values():
+                    for record in records:
+                        yield record
+        finally:
+            await consumer.stop()
+
+
+async def announced_items(broker: BrokerConfig, topics: TopicsConfig) -> set[str]:
+    """Items whose newest announcement on `embeddings` is a vector."""
+    held: set[str] = set()
+    async for record in read_topic(broker, topics, "embeddings"):
+        _, item_id = parse_embedding_key(record.key)
+        (held.discard if record.value is None else held.add)(item_id)
+    return held
+
+
+@dataclass(frozen=True)
+class Letters:
+    """The dead letters, set against the events that were broken on purpose."""
+
+    items: int
+    behaviours: int
+    by_reason: dict[str, int]
+    """`topic reason` -> how many."""
+    expected: int
+    """Events that were broken on purpose."""
+    missing: list[str]
+    """Broken events without a letter, or with another reason than theirs."""
+    unexpected: list[str]
+    """Letters about events that should be good."""
+
+
+async def read_letters(
+    broker: BrokerConfig, topics: TopicsConfig, broken: Mapping[tuple[str, int, int], Reason]
+) -> Letters:
+    """Read all dead letters and compare each with what was sent."""
+    found: dict[tuple[str, int, int], DeadLetter] = {}
+    async for record in read_topic(broker, topics, "dead-letters"):
+        letter = DeadLetter.from_record(record.value, record.headers)
+        found[(letter.topic, letter.partition, letter.offset)] = letter
+    missing = []
+    for source, reason in broken.items():
+        came = found.get(source)
+        if came is None:
+            missing.append(f"{_words(source)}: {reason} was expected, no letter came")
+        elif came.reason != reason:
+            missing.append(f"{_words(source)}: {reason} was expected, {came.reason} came ({came.detail})")
+    unexpected = [
+        f"{_words(source)}: {letter.reason}, {letter.detail}"
+        for source, letter in found.items()
+        if source not in broken
+    ]
+    kinds = Counter(f"{letter.topic} {letter.reason.value}" for letter in found.values())
+    return Letters(
+        items=sum(letter.topic == "items" for letter in found.values()),
+        behaviours=sum(letter.topic == "behaviours" for letter in found.values()),
+        by_reason=dict(sorted(kinds.items())),
+        expected=len(broken),
+        missing=missing,
+        unexpected=unexpected,
+    )
+
+
+async def searchable(api: ServeApi, item_ids: Sequence[str]) -> set[str]:
+    """Items that are found among the neighbours of themselves."""
+    found = await _found_among(api, item_ids, _FEW)
+    return found | await _found_among(api, [item for item in item_ids if item not in found], _MANY)
+
+
+async def _found_among(api: ServeApi, item_ids: Sequence[str], k: int) -> set[str]:
+    found: set[str] = set()
+    for start in range(0, len(item_ids), _QUERIES_AT_ONCE):
+        asked = item_ids[start : start + _QUERIES_AT_ONCE]
+        for item_id, result in zip(asked, await api.similar(asked, k=k, include_self=True), strict=True):
+            if any(neighbour.item_id == item_id for neighbour in result.neighbours):
+                found.add(item_id)
+    return found
+
+
+async def compare_with_fresh(api: ServeApi, encoder: Encoder, data: DataSet, positions: Sequence[int]) -> float:
+    """The smallest cosine between what the center holds and a fresh encode of these items; -1 if one is absent."""
+    records = [data.records(position, position + 1)[0] for position in positions]
+    pictures = await asyncio.to_thread(data.pictures.of, records)
+    prepared = [
+        encoder.prepare(ItemContent(one.item_id, one.title, one.text, one.category, one.price, picture))
+        for one, picture in zip(records, pictures, strict=True)
+    ]
+    fresh = await asyncio.to_thread(encoder.encode, prepared)
+    smallest = 1.0
+    for record, vector in zip(records, fresh, strict=True):
+        view = await api.item(record.item_id)
+        if view is None or view.vector is None:
+            return -1.0
+        smallest = min(smallest, float(np.dot(vector, np.asarray(view.vector, dtype=np.float32))))
+    return smallest
+
+
+def _words(source: tuple[str, int, int]) -> str:
+    topic, partition, offset = source
+    return f"{topic}/{partition}/{offset}"

@@ -1,0 +1,295 @@
+"""The demo's report: one self-contained HTML file with plots and pictures, and the same on the terminal."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from schemas.errors import Misconfigured
+from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult
+from trainer.datasets.folder import DataSet
+
+_NAMES = {
+    "ciubm": "CiUBM (content)",
+    "din": "DIN (ids only)",
+    "ciubm_shuffled": "CiUBM, vectors shuffled",
+    "overall": "all first-time impressions",
+    "under_1h": "items under 1 h old",
+    "under_24h": "items under 24 h old",
+    "older": "older items and the catalogue",
+    "retaken": "items the user had taken before",
+}
+_COLOURS = {"ciubm": "#0b6e99", "din": "#b0632a", "ciubm_shuffled": "#8a8f98"}
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; max-width: 980px; margin: 2.5em auto; padding: 0 1em; }
+h1 { font-size: 1.7em; margin-bottom: 0; } h2 { font-size: 1.2em; margin-top: 2em; }
+table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .25em .8em; text-align: right; }
+th { font-weight: 600; border-bottom: 1px solid #aab; } td:first-child, th:first-child { text-align: left; }
+tr:nth-child(even) td { background: #f5f7f9; }
+.near { display: flex; gap: 8px; margin-bottom: 14px; } figure { margin: 0; width: 120px; font-size: 12px; }
+figure img, .none { width: 120px; height: 180px; object-fit: cover; background: #e3e7eb; display: block; }
+.new img { outline: 3px solid #0b6e99; } .bad { color: #a51d1d; font-weight: 600; } .good { color: #17663a; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+def write_html(outcome: DemoResult, data: DataSet, path: Path) -> None:
+    """Write the report. Raises `Misconfigured` if the file cannot be written."""
+    try:
+        path.write_text(render_html(outcome, data), encoding="utf-8")
+    except OSError as error:
+        raise Misconfigured(f"the report cannot be written to {path} (--report): {error.strerror}") from None
+
+
+def render_html(outcome: DemoResult, data: DataSet) -> str:
+    """Render the whole report as one page that loads nothing from elsewhere."""
+    promises = outcome.broken_promises()
+    verdict = (
+        '<p class="good">Everything adds up.</p>'
+        if not promises
+        else '<p class="bad">This does not add up:</p><ul>'
+        + "".join(f"<li>{html.escape(one)}</li>" for one in promises)
+        + "</ul>"
+    )
+    body = [
+        f"<h1>{html.escape(outcome.data)}, from stream to scores</h1>",
+        f"<p>{html.escape(summary(outcome))}</p>",
+        verdict,
+        "<h2>Where everything went</h2>",
+        _table(("", "count"), [(name, f"{count:,}") for name, count in accounts(outcome)]),
+        "<h2>From publish to searchable</h2>",
+        f"<p>{html.escape(freshness_words(outcome))}</p>",
+        _freshness_plot(outcome),
+        "<h2>Scored first, then learned</h2>",
+        f"<p>{html.escape(PREQUENTIAL_WORDS)}</p>",
+        _table(("", *METRIC_HEADS), metric_rows(outcome)),
+        _table(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(outcome)),
+        _prequential_plot(outcome),
+        "<h2>New items and what the center holds nearest to them</h2>",
+        _neighbours(outcome, data),
+        "<h2>Broken events and why they were refused</h2>",
+        f"<p>{outcome.letters.expected:,} events were broken on purpose.</p>",
+        _table(("topic and reason", "dead letters"), [(k, f"{n:,}") for k, n in outcome.letters.by_reason.items()]),
+        "<h2>What to know when reading this</h2>",
+        "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in statements(outcome)) + "</ul>",
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>mimstream demo</title>"
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def print_report(outcome: DemoResult, path: Path, console: Console) -> None:
+    """Print the same on the terminal."""
+    console.print(f"[bold]{outcome.data}[/bold]: {summary(outcome)}")
+    counts = Table("", "count")
+    for name, count in accounts(outcome):
+        counts.add_row(name, f"{count:,}")
+    console.print(counts)
+    console.print(freshness_words(outcome))
+    metrics = Table("", *METRIC_HEADS)
+    for row in metric_rows(outcome):
+        metrics.add_row(*row)
+    console.print(metrics)
+    gains = Table("GAUC gained", "over", "difference", "95 % interval")
+    for row in interval_rows(outcome):
+        gains.add_row(*row)
+    console.print(gains)
+    letters = Table("topic and reason", "dead letters")
+    for kind, number in outcome.letters.by_reason.items():
+        letters.add_row(kind, f"{number:,}")
+    console.print(letters)
+    for one in statements(outcome):
+        console.print(f"- {one}")
+    for one in outcome.broken_promises():
+        console.print(f"[bold red]does not add up:[/bold red] {one}")
+    console.print(f"report: {path}")
+
+
+PREQUENTIAL_WORDS = (
+    "Every impression was scored by the model as it stood before anything was learned from it. All three models saw "
+    "the same rows in the same order. GAUC is the AUC within a user, averaged over users by their impressions."
+)
+METRIC_HEADS = ("bucket", "GAUC", "AUC", "log-loss", "impressions", "users")
+
+
+def summary(outcome: DemoResult) -> str:
+    """One sentence about the run."""
+    load = outcome.load
+    return (
+        f"{outcome.items_published:,} items and {outcome.behaviours_sent:,} behaviours in "
+        f"{outcome.wall_seconds:.0f} s; {outcome.items_per_second:.0f} items per second were encoded meanwhile; "
+        f"{outcome.releases} releases, {len(load.weights)} of them seen in {load.requests:,} answers at "
+        f"{load.per_second:.0f} requests per second, {len(load.failures)} failed."
+    )
+
+
+def accounts(outcome: DemoResult) -> list[tuple[str, int]]:
+    """What came in and where it went."""
+    return [
+        ("items published", outcome.items_published),
+        ("items encoded", outcome.items_encoded),
+        ("items that a search finds", outcome.items_searchable),
+        ("items dead-lettered", outcome.letters.items),
+        ("behaviours sent", outcome.behaviours_sent),
+        ("behaviours stored for serving", outcome.behaviours_stored),
+        ("behaviours trained", outcome.accounts["trained"]),
+        ("behaviours late", outcome.accounts["late"]),
+        ("behaviours duplicate", outcome.accounts["duplicate"]),
+        ("behaviours dead-lettered", outcome.letters.behaviours),
+        ("behaviours pending (last, unfinished batch)", outcome.accounts["pending"]),
+    ]
+
+
+def freshness_words(outcome: DemoResult) -> str:
+    """Publish to searchable, with what stands behind the figure."""
+    found = outcome.freshness_ms()
+    if found["p50"] is None:
+        return "No item was probed."
+    return (
+        f"p50 {found['p50']:.0f} ms, p95 {found['p95']:.0f} ms, p99 {found['p99']:.0f} ms over "
+        f"{len(outcome.freshness.found_at):,} probed items, from the broker's acknowledgement until a search finds the "
+        f"item (looked at every {outcome.freshness.resolution_ms:.0f} ms). {outcome.backend}. The replay runs as fast "
+        "as the index worker keeps up, so most of this is waiting in the queue that the replay keeps full."
+    )
+
+
+def metric_rows(outcome: DemoResult) -> list[tuple[str, ...]]:
+    """Model, bucket, figures; a dash where a bucket is too small to say anything."""
+    report = outcome.prequential()
+    rows: list[tuple[str, ...]] = []
+    for bucket in BUCKETS:
+        for variant in VARIANTS:
+            found = report[variant][bucket]
+            figures = ("-",) * 5
+            if found is not None:
+                figures = (
+                    f"{found['gauc']:.4f}",
+                    f"{found['auc']:.4f}",
+                    f"{found['logloss']:.4f}",
+                    f"{found['impressions']:,}",
+                    f"{found['users']:,}",
+                )
+            rows.append((_NAMES[variant], _NAMES[bucket], *figures))
+    return rows
+
+
+def interval_rows(outcome: DemoResult) -> list[tuple[str, str, str, str]]:
+    """Paired differences; says so where the interval holds 0."""
+    rows = []
+    for pair, by_bucket in outcome.intervals().items():
+        _, theirs = pair.split("-")
+        for bucket, found in by_bucket.items():
+            if found is not None:
+                doubt = " (holds 0)" if found.low <= 0 <= found.high else ""
+                interval = f"[{found.low:+.4f}, {found.high:+.4f}]{doubt}"
+                rows.append((_NAMES[bucket], _NAMES[theirs], f"{found.difference:+.4f}", interval))
+    return rows
+
+
+def statements(outcome: DemoResult) -> list[str]:
+    """What a reader must know about where the figures come from."""
+    said = [
+        f"Data: {outcome.data}, {outcome.takes:,} takes, seed {outcome.seed}.",
+        f"Exposures that led to nothing: {outcome.exposures}.",
+        f"Pictures: {outcome.pictures}",
+        f"Encoder {outcome.encoder_version}; {outcome.backend}.",
+        f"{outcome.sample_items} vectors of the center were compared with a fresh encode of the same items: smallest "
+        f"cosine {outcome.sample_cosine:.6f}.",
+        f"Training rows (ids, labels, negatives, order): {outcome.rows_sha256[:16]}. Same data and seed, same rows.",
+        "An impression that defines its item's publish time is in no age bucket; items of the first 24 hours are the "
+        "catalogue; items that the user had taken before are in a bucket of their own only.",
+    ]
+    small = [_NAMES[bucket] for bucket, found in outcome.prequential()["ciubm"].items() if found is None]
+    if small:
+        said.append(
+            "Too small to say anything (under 500 impressions or 100 users with both labels): " + "; ".join(small) + "."
+        )
+    return said
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line("th", heads) + "".join(line("td", row) for row in rows) + "</table>"
+
+
+def _neighbours(outcome: DemoResult, data: DataSet) -> str:
+    position = {item_id: place for place, item_id in enumerate(data.item_ids)}
+    parts = []
+    for shown in outcome.neighbours:
+        known = [(shown.item_id, "new")] + [(item_id, f"{cosine:.3f}") for item_id, cosine in shown.near]
+        known = [(item_id, note) for item_id, note in known if item_id in position]
+        records = [data.records(position[item_id], position[item_id] + 1)[0] for item_id, _ in known]
+        figures = [
+            _figure(picture, record.title or record.item_id, note)
+            for (_, note), record, picture in zip(known, records, data.pictures.of(records), strict=True)
+        ]
+        parts.append('<div class="near">' + "".join(figures) + "</div>")
+    return "".join(parts) or "<p>None were published late in this stream.</p>"
+
+
+def _figure(picture: bytes | None, title: str, note: str) -> str:
+    kind = "new" if note == "new" else "old"
+    image = '<div class="none"></div>'
+    if picture is not None:
+        mime = (
+            "image/png" if picture.startswith(b"\x89PNG") else "image/webp" if picture[:4] == b"RIFF" else "image/jpeg"
+        )
+        image = f'<img alt="" src="data:{mime};base64,{base64.b64encode(picture).decode()}">'
+    caption = f"<b>{html.escape(note)}</b> {html.escape(title[:60])}"
+    return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
+
+
+def _freshness_plot(outcome: DemoResult) -> str:
+    if len(outcome.freshness.found_at) < 2:
+        return ""
+    figure, axes = _axes()
+    seconds, milliseconds = zip(*sorted(outcome.freshness.found_at), strict=True)
+    axes.scatter(seconds, milliseconds, s=9, color=_COLOURS["ciubm"], linewidths=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds since the first probe")
+    axes.set_ylabel("publish to searchable, ms")
+    return _svg(figure)
+
+
+def _prequential_plot(outcome: DemoResult) -> str:
+    points = outcome.gauc_over_time()
+    if not points:
+        return "<p>Too few impressions for a curve.</p>"
+    figure, axes = _axes()
+    when = [datetime.fromtimestamp(moment, UTC) for moment, _ in points]
+    for variant in VARIANTS:
+        axes.plot(
+            when, [gauc[variant] for _, gauc in points], marker="o", color=_COLOURS[variant], label=_NAMES[variant]
+        )
+    axes.set_ylabel("GAUC of each twelfth of the stream")
+    axes.legend(frameon=False)
+    figure.autofmt_xdate()
+    return _svg(figure)
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # slow to import, and needed by the demo alone
+
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]

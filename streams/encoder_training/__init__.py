@@ -1,0 +1,1 @@
+"""`pretrain` and `csft` from topics and folders: the I/O around `trainer.csft.trainer`."""

@@ -1,0 +1,1 @@
+"""`mimstream index`: the Faust app and the path of an item from a record to a row."""

@@ -1,0 +1,225 @@
+"""The Faust application of the item path, made inside the running loop: nothing of it exists at import."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faust
+import structlog
+from aiokafka import errors as aio_errors
+from faust.types import AppT, EventT
+
+from schemas.errors import Misconfigured
+from streams.broker.clients import BrokerConfig
+from streams.broker.heartbeats import Heartbeats
+from streams.broker.topics import TopicsConfig
+from streams.indexing.agents import Report, index_items, retry_images
+from streams.indexing.context import IndexContext
+from streams.indexing.flow import Flow
+from streams.indexing.take_over import TakeOver
+from streams.runtime.delivery import Patience
+
+log = structlog.get_logger()
+
+OUTAGE_SECONDS = 86_400.0
+"""How long a sink may be away: its partitions pause, and a client that fetches nothing for so long gives them up."""
+
+STOP_PATIENCE_SECONDS = 10.0
+"""How long Faust may take to commit and to close its connections."""
+
+REVOKE_PATIENCE_SECONDS = 10.0
+"""How long handing out partitions anew waits for a write that is under way."""
+
+
+def create_index_app(
+    center: IndexContext,
+    flow: Flow,
+    *,
+    broker: BrokerConfig,
+    topics: TopicsConfig,
+    instance_id: str,
+    folder: Path,
+    on_report: Report,
+    on_ready: Callable[[], None],
+) -> AppT:
+    """Make the application and bind its two agents to `items` and `items-retry`.
+
+    What is set here keeps records from being lost: raw bytes (what Faust cannot decode it commits silently), no
+    tables, no topic of Faust's own, a stable instance id. Faust's own assignor hands out topics of equal partition
+    counts together; the default of the driver would not.
+    """
+    config = center.config
+    app = faust.App(
+        topics.group("index"),
+        broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],
+        broker_credentials=_credentials(broker),
+        broker_commit_interval=config.commit_interval_seconds,
+        broker_session_timeout=config.session_timeout_seconds,
+        broker_heartbeat_interval=config.session_timeout_seconds / 10,
+        broker_request_timeout=max(90.0, config.session_timeout_seconds + 10),
+        broker_max_poll_records=config.batch_max_items,
+        broker_max_poll_interval=OUTAGE_SECONDS,
+        consumer_group_instance_id=instance_id,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=broker.max_record_bytes + 65_536,
+        key_serializer="raw",
+        value_serializer="raw",
+        stream_wait_empty=False,
+        stream_buffer_maxsize=config.batch_max_items * 2,
+        table_standby_replicas=1,  # no table, but above 0 it selects the assignor that keeps topics together
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        datadir=str(folder),
+        autodiscover=False,
+        worker_redirect_stdouts=False,
+        loop=asyncio.get_running_loop(),
+    )
+
+    between_assignments = False
+
+    def is_current(event: EventT[Any]) -> bool:
+        return not between_assignments and bool(event.message.generation_id == app.consumer_generation_id)
+
+    heartbeats = Heartbeats(time.monotonic)
+    flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
+    take_over = TakeOver(
+        window_seconds=config.session_timeout_seconds + config.write_deadline_seconds,
+        max_records=config.held_records,
+        clock=time.monotonic,
+    )
+    bind_agents(app, center, flow, take_over, topics=topics, is_current=is_current, on_report=on_report)
+
+    async def on_revoked(sender: AppT, revoked: Any, **_: Any) -> None:
+        nonlocal between_assignments
+        between_assignments = True  # until the next assignment Faust's generation is still that of what was taken away
+        flow.partitions_moved()
+        try:  # a write under way must be over before somebody else may read its partition
+            await asyncio.wait_for(center.writing.acquire(), REVOKE_PATIENCE_SECONDS)
+        except TimeoutError:
+            return
+        center.writing.release()
+
+    async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
+        nonlocal between_assignments
+        between_assignments = False
+        heartbeats.watch(app.consumer._thread._consumer._coordinator)
+        take_over.began()
+        items, later = (
+            sorted(tp.partition for tp in assigned if tp.topic == topics.full_name(name))
+            for name in ("items", "items-retry")
+        )
+        log.info("index.assigned", items=items, items_retry=later)
+        if items != later:
+            flow.fail(
+                Misconfigured(
+                    f"group {topics.group('index')!r} gives this worker partitions {items} of items but {later} of "
+                    "items-retry; they must go together: do all its workers run this version?"
+                )
+            )
+            return
+        on_ready()
+
+    app.on_partitions_revoked.connect(on_revoked, weak=False)
+    app.on_partitions_assigned.connect(on_assigned, weak=False)
+    return app
+
+
+def bind_agents(
+    app: AppT,
+    center: IndexContext,
+    flow: Flow,
+    take_over: TakeOver,
+    *,
+    topics: TopicsConfig,
+    is_current: Any,
+    on_report: Report,
+) -> tuple[Any, Any]:
+    """Bind both agents to their topics; returns them."""
+    items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
+    later = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
+    return (
+        app.agent(items, name="index-items")(partial(index_items, center, flow, take_over, is_current, on_report)),
+        app.agent(later, name="retry-images")(
+            partial(retry_images, center, flow, is_current, on_report, asyncio.sleep)
+        ),
+    )
+
+
+async def run_app(
+    make_app: Callable[[], AppT],
+    flow: Flow,
+    stop: asyncio.Event,
+    *,
+    drain_seconds: float,
+    patience: Patience,
+) -> None:
+    """Run the application until `stop` is set, then finish what is in hand and commit.
+
+    Faust gives up when a commit meets a broker that is away; a new application then takes over under the same instance
+    id, from the last commit. Raises what the agents could not go on from (`Flow.failed`).
+    """
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    attempt = 0
+    try:
+        while not stop.is_set():
+            app = make_app()
+            started = asyncio.get_running_loop().time()
+            running: asyncio.Future[Any] = asyncio.ensure_future(_run_until_crash(app))
+            try:
+                ended: set[asyncio.Future[Any]] = {running, stopping, flow.failed}
+                await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+                if stop.is_set() and not await flow.drain(drain_seconds):
+                    log.warning("index.not_drained", within_seconds=drain_seconds)
+            finally:
+                await _stop(app, running)
+            if flow.failed.done():
+                flow.failed.result()
+            if stop.is_set():
+                return
+            flow.partitions_moved()
+            attempt = 1 if asyncio.get_running_loop().time() - started > 30 else attempt + 1
+            wait = patience.config.wait_seconds(attempt, patience.draw())
+            log.warning("index.reconnecting", reason=repr(app.crash_reason), wait_seconds=round(wait, 3))
+            await asyncio.wait({stopping}, timeout=wait)
+    finally:
+        stopping.cancel()
+
+
+async def _run_until_crash(app: AppT) -> None:
+    """Return when Faust has given up, for whatever reason."""
+    try:
+        await app.start()
+        await app.wait_until_stopped()
+    except (aio_errors.KafkaError, OSError, faust.exceptions.FaustError) as error:
+        await app.crash(error)
+
+
+async def _stop(app: AppT, running: asyncio.Future[None]) -> None:
+    running.cancel()
+    await asyncio.wait({running})
+    stopping = asyncio.ensure_future(app.stop())
+    _, late = await asyncio.wait({stopping}, timeout=STOP_PATIENCE_SECONDS)
+    if late:
+        stopping.cancel()
+        await asyncio.wait({stopping}, timeout=1.0)
+    elif stopping.exception() is not None:
+        log.warning("index.app_stop_failed", error=repr(stopping.exception()))
+
+
+def _credentials(broker: BrokerConfig) -> faust.types.auth.CredentialsT | None:
+    options = broker.client_options()
+    context = options.get("ssl_context")
+    if "SASL" in broker.security_protocol:
+        return faust.SASLCredentials(
+            mechanism=options["sasl_mechanism"],
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None

@@ -1,0 +1,118 @@
+"""What can be set of the item path, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.indexing.slots import LeaseConfig
+from streams.runtime.delivery import BackOffConfig
+
+
+class IndexConfig(BaseModel):
+    """How items are indexed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    batch_max_items: int = Field(default=64, ge=1, le=4_096)
+    """Most records that are encoded and written together."""
+    batch_within_seconds: float = Field(default=0.2, gt=0)
+    """Longest wait for a batch to fill up."""
+    batches_ahead: int = Field(default=2, ge=0, le=16)
+    """Batches whose pictures and titles are decoded and encoded while an earlier one is written. 0: one after another.
+
+    Memory is bounded whatever the speed of the topic: a worker holds at most `batches_ahead` + 2 batches and three
+    more in Faust's buffers, so (`batches_ahead` + 5) times `batch_max_items` records and their decoded pictures, and
+    one fetch of each of its partitions.
+    """
+    cache_items: int = Field(default=10_000, ge=0)
+    """Vectors kept by content, so that what was encoded a moment ago is not encoded again; 4 bytes a dimension each."""
+    prepare_threads: int = Field(default=2, ge=1, le=64)
+    """Threads that decode pictures and tokenise titles."""
+    encode_threads: int | None = Field(default=None, ge=1, le=256)
+    """Passes through the towers that run side by side. By default one per core that torch may use
+    (`MIM_ENCODER__NUM_THREADS`) on a CPU, each then on one core, and one on any other device."""
+    field_map: dict[str, str] = Field(default_factory=dict)
+    """Our field names to a platform's own: `{"item_id": "sku", "image_url": "pics.0.href"}`."""
+    max_ahead_seconds: float = Field(default=3_600.0, ge=0)
+    """How far in the future a time in an event may lie."""
+    fetch_budget_seconds: float = Field(default=1.0, gt=0)
+    """How long a batch waits for pictures behind URLs; what has not come by then is retried beside the stream."""
+    retry_initial_seconds: float = Field(default=10.0, gt=0)
+    """Wait before the first retry of a picture."""
+    retry_factor: float = Field(default=3.0, ge=1)
+    """Each further wait is this many times the one before."""
+    retry_max_seconds: float = Field(default=3_600.0, gt=0)
+    """Longest wait between two retries."""
+    retry_max_attempts: int = Field(default=8, ge=1)
+    """Failed fetches after which a picture is given up."""
+    retry_max_waiting: int = Field(default=1_000, ge=1)
+    """Retries that one worker holds in memory; reading of `items-retry` pauses above it."""
+    back_off: BackOffConfig = Field(default_factory=BackOffConfig)
+    """Waits while Milvus or Kafka is away."""
+    lease: LeaseConfig = Field(default_factory=LeaseConfig)
+    """How a worker holds its slot."""
+    session_timeout_seconds: float = Field(default=30.0, ge=6)
+    """After this long without a sign of life a worker's partitions move to others. One that is back sooner goes on."""
+    commit_interval_seconds: float = Field(default=1.0, gt=0)
+    """How often acknowledged positions are committed."""
+    drain_seconds: float = Field(default=20.0, gt=0)
+    """How long a worker that is told to stop may finish what it has in hand."""
+
+    @property
+    def write_deadline_seconds(self) -> float:
+        """How long one write to Milvus may take. Together with the time since the last heartbeat it stays below the
+        session's: nobody else can have the partition before the write is over.
+        """
+        return 0.4 * self.session_timeout_seconds
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long after the last confirmed heartbeat a write may begin."""
+        return self.session_timeout_seconds - self.write_deadline_seconds
+
+    @property
+    def held_records(self) -> int:
+        """Most records that a worker holds, whatever the speed of the topic."""
+        return (self.batches_ahead + 5) * self.batch_max_items
+
+    def retry_wait_seconds(self, failed: int) -> float:
+        """Wait after `failed` fetches (from 1)."""
+        return min(self.retry_max_seconds, self.retry_initial_seconds * self.retry_factor ** min(failed - 1, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What became of a batch of `items`."""
+
+    events: int
+    superseded: int
+    """A later event of the same item was in the same batch."""
+    encoded: int
+    """Rows with a new vector."""
+    rewritten: int
+    """Rows whose content had not changed."""
+    pending: int
+    """Rows without vector: their only content is a picture that is still to come."""
+    deleted: int
+    stale: int
+    """The center already holds something newer."""
+    image_retries: int
+    """Pictures that will be fetched again later."""
+    dead_lettered: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By (stage, reason)."""
+    held_seconds: float = 0.0
+    """Waited for something that was away."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryReport:
+    """What became of one late picture."""
+
+    outcome: str
+    """`written`, `again`, `superseded` or `given_up`."""
+    attempt: int
+    dead_lettered: Mapping[tuple[str, str], int] = field(default_factory=dict)

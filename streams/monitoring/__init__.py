@@ -1,0 +1,1 @@
+"""Prometheus: knows every report class; no role imports it."""

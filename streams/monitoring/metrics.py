@@ -1,0 +1,198 @@
+"""Prometheus: the only code that knows it. Components return frozen reports; `Metrics.record` turns them into series.
+
+Base units in names, labels from small closed sets, never an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from schemas.errors import Misconfigured
+from streams.indexing.config import IndexReport, RetryReport
+from streams.serving.reports import CacheReport, ModelReport, RequestReport
+from streams.stores.histories.deleted_items import SweepReport
+from streams.stores.histories.packed_history import RecordReport
+from streams.training.reports import TrainReport
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """All series of a process in one registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._declare_record()
+        self._declare_serve()
+        self._declare_index()
+        self._declare_train()
+
+    def record(self, report: object) -> None:
+        """Count what a component reports. A type that is not known here is an error of ours."""
+        self._handlers[type(report)](report)
+
+    def page(self) -> bytes:
+        """Render the text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)
+
+    def _declare_record(self) -> None:
+        events = self._counter("mim_record_events_total", "Records of behaviours by what became of them", "outcome")
+        batches = self._seconds("mim_record_batch_seconds", "Decoding and writing one batch of a partition")
+        position = self._gauge("mim_record_next_offset", "Next offset to record", "partition")
+        outcomes = ("exposures", "takes", "duplicates", "broken", "erased", "replayed")
+        for outcome in outcomes:
+            events.labels(outcome)
+
+        def handle(report: RecordReport) -> None:
+            for outcome in outcomes:
+                events.labels(outcome).inc(getattr(report, outcome))
+            batches.observe(report.seconds)
+            position.labels(report.partition).set(report.next_offset)
+
+        removed = self._counter("mim_record_deleted_takes_total", "Takes removed because their item was deleted")
+        remembered = self._gauge("mim_record_deleted_items", "Deleted items that sweeps of the takes look for")
+        sweeps = self._seconds("mim_record_sweep_seconds", "Looking through all users for takes of deleted items")
+
+        def on_sweep(report: SweepReport) -> None:
+            removed.inc(report.removed)
+            remembered.set(report.remembered)
+            sweeps.observe(report.seconds)
+
+        self._handlers |= {RecordReport: handle, SweepReport: on_sweep}
+
+    def _declare_index(self) -> None:
+        events = self._counter("mim_index_items_total", "Events of items by what became of them", "outcome")
+        letters = self._counter("mim_index_dead_letters_total", "Dead letters of the item path", "stage", "reason")
+        batches = self._seconds("mim_index_batch_seconds", "Decoding, encoding and writing one batch of items")
+        held = self._counter("mim_index_held_seconds_total", "Time that partitions waited for something away")
+        retries = self._counter("mim_index_image_retries_total", "Late pictures by what became of them", "outcome")
+        outcomes = ("superseded", "encoded", "rewritten", "pending", "deleted", "stale", "image_retries")
+        for outcome in outcomes:
+            events.labels(outcome)
+
+        def count_letters(report: IndexReport | RetryReport) -> None:
+            for (stage, reason), number in report.dead_lettered.items():
+                letters.labels(stage, reason).inc(number)
+
+        def on_batch(report: IndexReport) -> None:
+            for outcome in outcomes:
+                events.labels(outcome).inc(getattr(report, outcome))
+            count_letters(report)
+            batches.observe(report.seconds)
+            held.inc(report.held_seconds)
+
+        def on_retry(report: RetryReport) -> None:
+            retries.labels(report.outcome).inc()
+            count_letters(report)
+
+        self._handlers |= {IndexReport: on_batch, RetryReport: on_retry}
+
+    def _declare_serve(self) -> None:
+        requests = self._seconds("mim_http_request_seconds", "HTTP requests", "route", "status")
+        loads = self._counter("mim_model_loads_total", "Attempts to take up a release", "outcome")
+        number = self._gauge("mim_model_release_number", "Running number of the release that answers")
+        trained = self._gauge("mim_model_rows_trained", "Impressions that this release learned from")
+        load_seconds = self._seconds("mim_model_load_seconds", "Loading and checking a release")
+        lookups = self._counter("mim_vector_lookups_total", "Vectors asked for, by where they came from", "source")
+        cached, read = lookups.labels("cache"), lookups.labels("milvus")
+        absent = self._counter("mim_vector_absent_total", "Vectors asked for that the center does not hold")
+        held = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
+        behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
+
+        answered = cache(requests.labels)  # as many as there are routes and statuses
+
+        def on_request(report: RequestReport) -> None:
+            answered(report.route, report.status).observe(report.seconds)
+
+        def on_model(report: ModelReport) -> None:
+            loads.labels(report.outcome).inc()
+            if report.outcome == "loaded":
+                number.set(report.number)
+                trained.set(report.rows_trained)
+                load_seconds.observe(report.seconds)
+
+        def on_cache(report: CacheReport) -> None:
+            cached.inc(report.hits)
+            read.inc(report.misses)
+            absent.inc(report.absent)
+            held.set(report.held)
+            behind.set(report.behind_seconds)
+
+        self._handlers |= {RequestReport: on_request, ModelReport: on_model, CacheReport: on_cache}
+
+    def _declare_train(self) -> None:
+        events = self._gauge("mim_train_events", "Behaviours read by what became of them", "outcome")
+        steps = self._gauge("mim_train_steps", "Optimiser steps since the start of the process")
+        rows = self._gauge("mim_train_rows", "Impressions learned from since the start of the process")
+        releases = self._gauge("mim_train_releases", "Releases made by this process that became current")
+        kept_back = self._gauge("mim_train_kept_back", "Candidates that did not become current, by why", "why")
+        waiting = self._gauge("mim_train_waiting_items", "Items whose vector the head of the stream waits for")
+        given_up = self._gauge("mim_train_given_up_items", "Items whose vector was not waited for any longer")
+        event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
+        metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
+
+        def handle(report: TrainReport) -> None:
+            for outcome, count in report.accounts.items():
+                events.labels(outcome).set(count)
+            steps.set(report.steps)
+            rows.set(report.rows_trained)
+            releases.set(report.releases)
+            kept_back.labels("refused").set(report.refused)
+            kept_back.labels("held").set(report.held)
+            waiting.set(report.waiting_for)
+            given_up.set(report.given_up)
+            event_time.set(report.last_event_at or 0)
+            for name, value in report.prequential.items():
+                if value is not None:
+                    metric.labels(name).set(value)
+
+        self._handlers[TrainReport] = handle
+
+
+def metrics_handler(metrics: Metrics) -> Callable[[web.Request], Any]:
+    """Make the aiohttp handler of `GET /metrics`."""
+
+    async def show(request: web.Request) -> web.Response:
+        return web.Response(body=metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return show
+
+
+@asynccontextmanager
+async def metrics_server(metrics: Metrics, host: str, port: int | None) -> AsyncIterator[None]:
+    """Serve `/metrics` while the block runs; without a port (None or 0) do nothing.
+
+    Raises `Misconfigured` if the port is taken.
+    """
+    if not port:
+        yield
+        return
+    app = web.Application()
+    app.router.add_get("/metrics", metrics_handler(metrics))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise Misconfigured(f"--metrics-port {port} on {host} cannot be used: {error.strerror}") from None
+        yield
+    finally:
+        await runner.cleanup()

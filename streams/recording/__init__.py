@@ -1,0 +1,1 @@
+"""`mimstream record`: user histories kept ready for serving."""

@@ -1,0 +1,1 @@
+"""A data-set folder into Kafka, in event-time order."""

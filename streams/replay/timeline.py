@@ -1,0 +1,166 @@
+"""A data set as one sequence of Kafka records in event-time order. Pure: what is sent, not how."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from schemas.behaviours import BehaviourKind
+from schemas.errors import Reason
+from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
+from trainer.datasets.exposures import Behaviours, id_prefix
+from trainer.datasets.folder import DataSet, ItemRecord
+
+_ITEMS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One record to be sent."""
+
+    topic: Literal["items", "behaviours"]
+    key: bytes
+    value: bytes
+    second: int
+    """Event time, in seconds since 1970. It travels in the payload; the record's own timestamp is its produce time."""
+    reason: Reason | None = None
+    """For an event that is broken on purpose: why it must be refused."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Items at their publish time, then the behaviours of the same second, with broken events among them.
+
+    Iterating again gives the same records. `broken_share` of both kinds of events are added, at least one of each kind
+    of damage if it is above 0, at places that `seed` decides. `now` is what "the far future" is measured from.
+    """
+
+    data: DataSet
+    behaviours: Behaviours | None
+    seed: int
+    now: datetime
+    broken_share: float = 0.0
+
+    @property
+    def items(self) -> int:
+        """Records of `items`, broken ones included."""
+        return len(self.data.item_ids) + self._broken_count(len(self.data.item_ids), len(ITEM_KINDS))
+
+    @property
+    def events(self) -> int:
+        """Records of `behaviours`, broken ones included."""
+        good = len(self.behaviours) if self.behaviours is not None else 0
+        return good + self._broken_count(good, len(BEHAVIOUR_KINDS))
+
+    def __iter__(self) -> Iterator[Outgoing]:
+        items = self._items()
+        coming = next(items, None)
+        for outgoing in self._behaviours():
+            while coming is not None and coming.second <= outgoing.second:
+                yield coming
+                coming = next(items, None)
+            yield outgoing
+        if coming is not None:
+            yield coming
+            yield from items
+
+    def _items(self) -> Iterator[Outgoing]:
+        total = len(self.data.item_ids)
+        broken = self._broken_places(total, ITEM_KINDS, stream=17)
+        number = 0
+        for start in range(0, total, _ITEMS_AT_ONCE):
+            records = self.data.records(start, min(start + _ITEMS_AT_ONCE, total))
+            for offset, (record, picture) in enumerate(zip(records, self.data.pictures.of(records), strict=True)):
+                second = record.publish_ts
+                yield Outgoing("items", record.item_id.encode(), item_json(record, picture), second)
+                for kind in broken.get(start + offset, ()):
+                    yield _outgoing("items", broken_item(kind, number, second, self.now), second)
+                    number += 1
+
+    def _behaviours(self) -> Iterator[Outgoing]:
+        log = self.behaviours
+        if log is None:
+            return
+        broken = self._broken_places(len(log), BEHAVIOUR_KINDS, stream=19)
+        prefix = id_prefix(self.data.name, self.seed)
+        number = 0
+        for position in range(len(log)):
+            second = int(log.ts[position])
+            user_id = self.data.user_ids[log.user[position]]
+            event = behaviour_json(self.data, log, position, prefix)
+            yield Outgoing("behaviours", user_id.encode(), event, second)
+            for kind in broken.get(position, ()):
+                yield _outgoing("behaviours", broken_behaviour(kind, number, second, self.now), second)
+                number += 1
+
+    def _broken_count(self, good: int, kinds: int) -> int:
+        return max(kinds, round(self.broken_share * good)) if good and self.broken_share > 0 else 0
+
+    def _broken_places(self, good: int, kinds: tuple[str, ...], *, stream: int) -> dict[int, list[str]]:
+        """Position of a good event -> kinds of the broken events that follow it."""
+        count = self._broken_count(good, len(kinds))
+        places: dict[int, list[str]] = {}
+        if count:
+            for place, after in enumerate(np.random.default_rng([self.seed, stream]).integers(0, good, count)):
+                places.setdefault(int(after), []).append(kinds[place % len(kinds)])
+        return places
+
+
+def item_json(record: ItemRecord, picture: bytes | None) -> bytes:
+    """The payload of an item's publish event."""
+    document: dict[str, object] = {
+        "schema_version": 1,
+        "item_id": record.item_id,
+        "event": "publish",
+        "title": record.title,
+        "text": record.text,
+        "published_at": _moment(record.publish_ts),
+    }
+    if record.category is not None:
+        document["category"] = record.category
+    if record.price is not None:
+        document["price"] = record.price
+    if record.year is not None:
+        document["year"] = record.year
+    if picture:
+        document["image"] = base64.b64encode(picture).decode()
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def behaviour_json(data: DataSet, log: Behaviours, position: int, prefix: str) -> bytes:
+    """The payload of one behaviour event; its ids follow from set, seed and row alone."""
+    row = int(log.row[position])
+    own_id = data.interactions.event_id[row] if data.interactions.event_id is not None and row >= 0 else None
+    exposure_id = f"{prefix}-{log.exposure_name(position)}"
+    taken = row >= 0 and bool(data.interactions.taken[row])
+    if own_id is not None and log.draw[position] < 0 and not taken:
+        exposure_id = str(own_id)
+    document: dict[str, object] = {
+        "schema_version": 1,
+        "event_id": exposure_id,
+        "kind": BehaviourKind.EXPOSURE.value,
+        "user_id": data.user_ids[log.user[position]],
+        "item_id": data.item_ids[log.item[position]],
+        "occurred_at": _moment(int(log.ts[position])),
+    }
+    if log.is_take[position]:
+        document["event_id"] = str(own_id) if own_id is not None else f"{prefix}-t{row}"
+        document["kind"] = data.interactions.kind.value
+        document["exposure_id"] = exposure_id
+    if log.defines_publish[position]:
+        document["defines_publish"] = True
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _outgoing(topic: Literal["items", "behaviours"], broken: BrokenEvent, second: int) -> Outgoing:
+    return Outgoing(topic, broken.key, broken.value, second, broken.reason)
+
+
+def _moment(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()

@@ -1,0 +1,1 @@
+"""`mimstream serve`: the HTTP API, the vector cache and the hot swap of models."""

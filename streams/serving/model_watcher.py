@@ -1,0 +1,177 @@
+"""The model that answers: follows the model store's pointer and swaps without a failed request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from schemas.errors import PipelineError, StoreUnavailable
+from schemas.manifests import ModelManifest
+from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
+from streams.serving.reports import ModelReport
+from streams.stores.artifacts.registry import ModelStore
+from trainer.networks.item_rows import ItemRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = structlog.get_logger()
+
+RETRY_REFUSED_SECONDS = 30.0
+"""A release that could not be taken up is tried again this often: its folder may have been restored."""
+
+POINTER_FOLLOWS_SECONDS = 0.3
+"""A trainer gives notice just before it moves the pointer, so a second look follows a notice."""
+
+
+class ScoringModel(Protocol):
+    """What serving needs of a model. Safe to call from several threads."""
+
+    @property
+    def history_length(self) -> int:
+        """How many of a user's newest takes take part."""
+        ...
+
+    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        """Probability of each of the first `candidates` items; those that follow are the history, oldest first."""
+        ...
+
+
+MakeScorer = Callable[[Mapping[str, "Tensor"], ModelManifest], ScoringModel]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded release. A request takes one at its start and keeps it to its end, whatever is swapped meanwhile."""
+
+    scorer: ScoringModel
+    manifest: ModelManifest
+
+
+class ModelWatcher:
+    """Holds the current model. A release that cannot be taken up is reported, and the one before goes on answering."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        make_scorer: MakeScorer,
+        *,
+        encoder_version: str,
+        poll_seconds: float,
+        on_report: Callable[[ModelReport], None] = lambda report: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._make_scorer = make_scorer
+        self._encoder_version = encoder_version
+        self._poll_seconds = poll_seconds
+        self._on_report = on_report
+        self._monotonic = monotonic
+        self._wake = asyncio.Event()
+        self._refused: str | None = None
+        self._refused_until = float("-inf")
+        self.current: ServedModel | None = None
+        """The model that answers now; None before the first release."""
+        self.trouble: str | None = None
+        """Why the newest release is not the one that answers, if it is not."""
+
+    def notice(self) -> None:
+        """Something was released: look now rather than at the next poll."""
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look every few seconds, and whenever noticed, until `stop` is set."""
+        while not stop.is_set():
+            self._wake.clear()
+            await self.look()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._poll_seconds)
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """Take up the current release if it is another one. Never raises for what is wrong with a release."""
+        try:
+            pointer = await asyncio.to_thread(self._store.current)
+            if pointer is None:
+                return
+            if self.current is not None and pointer.release_id == self.current.manifest.release_id:
+                self.trouble = self._refused = None
+                return
+            started = self._monotonic()
+            if pointer.release_id == self._refused and started < self._refused_until:
+                return
+            model, outcome = await asyncio.to_thread(self._load, pointer.release_id)
+        except StoreUnavailable as error:
+            if self.trouble != str(error):
+                log.warning("serve.model_unavailable", error=str(error))
+            self.trouble = str(error)
+            return
+        except PipelineError as error:  # the pointer itself is damaged
+            if self.trouble != str(error):
+                log.error("serve.model_refused", error=str(error))
+                self._on_report(ModelReport("damaged", 0))
+            self.trouble = str(error)
+            return
+        number = int(pointer.release_id[1:7])
+        if model is None:
+            self._refused, self._refused_until = pointer.release_id, self._monotonic() + RETRY_REFUSED_SECONDS
+            if self.trouble != outcome[1]:
+                self._on_report(ModelReport(outcome[0], number))
+                log.error("serve.model_refused", release_id=pointer.release_id, error=outcome[1])
+            self.trouble = outcome[1]
+            return
+        seconds = self._monotonic() - started
+        self.current, self.trouble, self._refused = model, None, None
+        self._on_report(ModelReport("loaded", number, model.manifest.rows_trained, seconds))
+        log.info("serve.model_loaded", release_id=pointer.release_id, seconds=round(seconds, 3))
+
+    def _load(self, release_id: str) -> tuple[ServedModel | None, tuple[str, str]]:
+        """Load, build and try out one release in a thread; without a model, what is wrong with it."""
+        try:
+            weights, manifest = self._store.load(release_id)
+            if manifest.encoder_version != self._encoder_version:
+                return None, (
+                    "wrong_encoder",
+                    f"release {release_id} goes with vectors of encoder {manifest.encoder_version}, the center holds "
+                    f"{self._encoder_version}",
+                )
+            scorer = self._make_scorer(weights, manifest)
+            tried = scorer.score(ItemRows.of(["a candidate"], {}, manifest.dim), 1)
+        except StoreUnavailable:
+            raise
+        except PipelineError as error:
+            return None, ("damaged", str(error))
+        except Exception as error:  # whatever a damaged release does, the old model goes on
+            return None, ("damaged", f"release {release_id} cannot be built: {error!r}")
+        if tried.shape != (1,) or not np.isfinite(tried).all():
+            return None, ("damaged", f"release {release_id} answers {tried!r}")
+        return ServedModel(scorer, manifest), ("loaded", "")
+
+
+async def follow_notices(
+    watcher: ModelWatcher, broker: BrokerConfig, topic: str, stop: asyncio.Event, *, retry_seconds: float = 2.0
+) -> None:
+    """Wake the watcher at each record of `models`. Only a shortcut: without a broker, polling goes on."""
+    while not stop.is_set():
+        consumer: Any = make_consumer(broker, topic, auto_offset_reset="latest")
+        try:
+            with broker_errors(broker):
+                await consumer.start()
+                while not stop.is_set():
+                    if await consumer.getmany(timeout_ms=500):
+                        watcher.notice()
+                        await asyncio.sleep(POINTER_FOLLOWS_SECONDS)
+                        watcher.notice()
+        except PipelineError as error:
+            log.warning("serve.notices_held", error=str(error))
+            await asyncio.sleep(retry_seconds)
+        finally:
+            await consumer.stop()

@@ -1,0 +1,42 @@
+"""What serving reports of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """One HTTP request."""
+
+    route: str
+    """The route's pattern, never the path itself."""
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """One attempt to take up a release."""
+
+    outcome: str
+    """`loaded`, `damaged` or `wrong_encoder`."""
+    number: int
+    """Running number of the release."""
+    rows_trained: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """One look-up of many vectors."""
+
+    hits: int
+    misses: int
+    """Asked of Milvus."""
+    absent: int
+    """Among hits and misses: items that the center does not hold."""
+    held: int
+    """Vectors in the cache now."""
+    behind_seconds: float
+    """How long ago the cache was last known to be true."""

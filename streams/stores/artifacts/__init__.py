@@ -1,0 +1,1 @@
+"""Releases, checkpoints and journals, in a folder or an object store."""

@@ -1,0 +1,305 @@
+"""Snapshots of the trainer: everything it is, with the offsets it had read to, as one entry that never changes.
+
+```text
+snapshots/n000012-3f2a.../state.safetensors    arrays: weights, optimiser, id tables, bank, window, histories, ...
+                          values.json          numbers and texts that belong to them, the state of generators
+                          snapshot.json        whose it is: offsets, log, encoder, configuration, checksums
+current.json                                   which one to resume from, and under which fence it was written
+```
+
+The pointer moves only after the entry is there, and never back to an earlier trainer. No two trainers write under one
+name: one that wakes up late takes away what is its own, and nothing of its successor's.
+
+Nothing is pickled: what is read from here cannot run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydantic import Field, ValidationError
+
+from schemas.base import EncoderVersion, Message, UtcTime
+from schemas.errors import Fenced, Misconfigured
+from schemas.manifests import Fence, TopicOffsets
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound, exchange
+
+if TYPE_CHECKING:  # settings import this package; no command should pay for the trainer because of that
+    from trainer.state import State
+
+log = structlog.get_logger()
+
+STATE_FILE = "state.safetensors"
+VALUES_FILE = "values.json"
+META_FILE = "snapshot.json"
+FORMAT = 2
+"""Raised when what a snapshot holds changes in a way that older code cannot read, or newer code not any more."""
+_NAME = re.compile(r"^n[0-9]{6}-[0-9a-f]{12}$")
+_LEFTOVER_SECONDS = 600.0
+
+
+class CheckpointMeta(Message):
+    """`snapshot.json`: enough to say whether a trainer may go on from it."""
+
+    format: int = FORMAT
+    """Version of what the other files hold."""
+    snapshot_id: str = Field(default="", pattern=r"^(n[0-9]{6}-[0-9a-f]{12})?$")
+    """Running number and the head of a hash of contents and `fence`."""
+    state_sha256: str = ""
+    """Checksum of `state.safetensors`."""
+    values_sha256: str = ""
+    """Checksum of `values.json`."""
+    created_at: UtcTime
+    """Wall clock when it was taken."""
+    encoder_version: EncoderVersion
+    """The vectors it goes with."""
+    dim: int = Field(ge=1, le=8192)
+    """Width of those vectors."""
+    offsets: TopicOffsets
+    """Next offset to read in each partition."""
+    cluster_id: str | None
+    """The Kafka cluster that `offsets` belong to."""
+    topic_ids: dict[str, str]
+    """The topics' own ids: a topic that was deleted and created again has another one."""
+    config: dict[str, Any]
+    """Everything that decides what is learned; a trainer with another one does not go on from here."""
+    code_sha256: str
+    """Hash of the code that decides what is learned; another one is told, and goes on."""
+    rows_trained: int = Field(ge=0)
+    """Rows learned from so far."""
+    rows_sha256: str
+    """Hash over these rows."""
+    fence: Fence | None = None
+    """Who took it."""
+
+
+class _Pointer(Message):
+    """Contents of `current.json`."""
+
+    snapshot_id: str
+    """The snapshot to resume from."""
+    fence: Fence | None = None
+    """Who wrote this."""
+    sequence: int = 0
+    """Running number of the pointer's changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A snapshot, read and checked."""
+
+    meta: CheckpointMeta
+    state: State
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """While parts of a trainer are restored: what does not fit them is `Misconfigured`, never a crash."""
+        try:
+            yield
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise Misconfigured(
+                f"snapshot {self.meta.snapshot_id} cannot be read by this version: {error!r}. Use the version that "
+                "took it, or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+            ) from error
+
+
+class CheckpointStore:
+    """Snapshots on a shelf. All calls block: use a thread from inside a loop.
+
+    `keep` is how many of the newest are kept; `named` is how messages call the place, with the setting that names it.
+    """
+
+    def __init__(self, shelf: ArtifactStore, *, keep: int, named: str, clock: Callable[[], float] = time.time) -> None:
+        self._shelf = shelf
+        self._keep = keep
+        self._named = named
+        self._clock = clock
+
+    def take_over(self, fence: Fence | None) -> None:
+        """Put a new trainer's fence on the pointer: an earlier one cannot move it any more. Raises `Fenced`."""
+        exchange(self._shelf, lambda raw: None if raw is None else self._succeeding(raw, None, fence))
+
+    def write(self, state: State, meta: CheckpointMeta, fence: Fence | None) -> CheckpointMeta:
+        """Keep a snapshot, make it the one to resume from, and forget the oldest; its description, completed.
+
+        Raises `Fenced` if a later trainer has written here, `StoreUnavailable` if it cannot be written now; what was
+        there before is then still there, and readable.
+        """
+        packed = pack_arrays(state.arrays)
+        values = json.dumps(state.values, allow_nan=False).encode()
+        sums = hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest()
+        writer = "" if fence is None else f"{fence.producer_id} {fence.epoch}"
+        own = hashlib.sha256(" ".join((*sums, writer)).encode()).hexdigest()
+        meta = meta.model_copy(
+            update={
+                "snapshot_id": f"n{self._next_number():06d}-{own[:12]}",
+                "state_sha256": sums[0],
+                "values_sha256": sums[1],
+                "fence": fence,
+            }
+        )
+        files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
+        self._shelf.put(meta.snapshot_id, files)
+        try:
+            exchange(self._shelf, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
+        except Fenced:
+            self._shelf.drop(meta.snapshot_id)
+            raise
+        self._forget_old(meta.snapshot_id)
+        log.info("snapshot.written", snapshot=meta.snapshot_id, rows=meta.rows_trained, bytes=len(packed) + len(values))
+        return meta
+
+    def current_id(self) -> str | None:
+        """The snapshot to resume from; None before the first."""
+        held = self._shelf.pointer()
+        return None if held is None else self._pointer(held.content).snapshot_id
+
+    def kept(self) -> list[CheckpointMeta]:
+        """What is kept, oldest first."""
+        found = []
+        for name in self._names():
+            with suppress(NotFound):  # forgotten by another process just now
+                found.append(self._meta(name))
+        return found
+
+    def load(self, snapshot_id: str) -> Checkpoint:
+        """Read a snapshot and check it.
+
+        Raises `Misconfigured` if it is damaged or of another format, `StoreUnavailable` if it is not there.
+        """
+        if not _NAME.match(snapshot_id):
+            raise Misconfigured(f"{snapshot_id!r} is no id of a snapshot; there are {self._names()} in {self._named}")
+        meta = self._meta(snapshot_id)
+        if meta.format != FORMAT:
+            raise Misconfigured(
+                f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {FORMAT}: "
+                f"{self._way_out}"
+            )
+        packed, values = self._shelf.read(snapshot_id, STATE_FILE), self._shelf.read(snapshot_id, VALUES_FILE)
+        found = (hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest())
+        if found != (meta.state_sha256, meta.values_sha256):
+            raise self._damaged(snapshot_id, "its checksums differ from those it was written with")
+        from trainer.state import State
+
+        try:
+            return Checkpoint(meta, State(unpack_arrays(packed), _parsed(values)))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(snapshot_id, f"its contents are not what they should be ({error})") from error
+
+    @property
+    def _way_out(self) -> str:
+        return "resume from another with `mimstream train --from-snapshot ID`, or remove the folder to train anew"
+
+    def _names(self) -> list[str]:
+        return [name for name in self._shelf.names() if _NAME.match(name)]
+
+    def _next_number(self) -> int:
+        return 1 + max((int(name[1:7]) for name in self._names()), default=0)
+
+    def _succeeding(self, raw: bytes | None, snapshot_id: str | None, fence: Fence | None) -> bytes:
+        before = None if raw is None else self._pointer(raw)
+        if before is not None and before.fence is not None:
+            held = before.fence
+            if fence is None or fence.as_pair() < held.as_pair():
+                ours = "none" if fence is None else f"producer {fence.producer_id}, epoch {fence.epoch}"
+                raise Fenced(
+                    f"snapshot {before.snapshot_id} belongs to a later trainer (producer {held.producer_id}, epoch "
+                    f"{held.epoch}; ours: {ours}); if its Kafka cluster is gone for good, use an empty {self._named}"
+                )
+        chosen = snapshot_id or (before.snapshot_id if before else "")
+        after = _Pointer(snapshot_id=chosen, fence=fence, sequence=0 if before is None else before.sequence + 1)
+        return after.model_dump_json(indent=2).encode()
+
+    def _forget_old(self, current: str) -> None:
+        for name in self._names()[: -self._keep]:
+            if name != current:
+                self._shelf.drop(name)
+        self._shelf.sweep(_LEFTOVER_SECONDS)
+
+    def _pointer(self, raw: bytes) -> _Pointer:
+        try:
+            return _Pointer.model_validate_json(raw)
+        except ValidationError as error:
+            raise Misconfigured(
+                f"the pointer to snapshots in {self._named} is damaged ({error.error_count()} errors): restore it from "
+                "a copy, or remove the folder to train anew"
+            ) from None
+
+    def _meta(self, snapshot_id: str) -> CheckpointMeta:
+        try:
+            meta = CheckpointMeta.model_validate_json(self._shelf.read(snapshot_id, META_FILE))
+        except ValidationError as error:
+            raise self._damaged(snapshot_id, f"{error.error_count()} fields of {META_FILE} are wrong") from None
+        if meta.snapshot_id != snapshot_id:
+            raise self._damaged(snapshot_id, f"it names itself {meta.snapshot_id}")
+        return meta
+
+    def _damaged(self, snapshot_id: str, why: str) -> Misconfigured:
+        return Misconfigured(f"snapshot {snapshot_id} in {self._named} is damaged: {why}; {self._way_out}")
+
+
+_NOT_LEARNED_WITH = ("offline", "datasets")
+
+
+def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
+    """Arrays as safetensors: equal arrays give equal bytes."""
+    import numpy as np
+    import safetensors.numpy
+
+    packed: bytes = safetensors.numpy.save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
+    return packed
+
+
+def unpack_arrays(packed: bytes) -> dict[str, Any]:
+    """What `pack_arrays` was given. Raises `ValueError` for other bytes."""
+    import safetensors.numpy
+
+    try:
+        arrays: dict[str, Any] = safetensors.numpy.load(packed)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"not arrays: {error!r}") from None
+    return arrays
+
+
+def _parsed(values: bytes) -> dict[str, Any]:
+    found = json.loads(values)
+    if not isinstance(found, dict):
+        raise ValueError(f"{VALUES_FILE} is no object")
+    return found
+
+
+def code_hash() -> str:
+    """Hash over the source of everything that decides what is learned: the packages `schemas` and `trainer`."""
+    import schemas
+    import trainer
+
+    return hash_sources([Path(str(package.__file__)).parent for package in (schemas, trainer)])
+
+
+def hash_sources(packages: Sequence[Path]) -> str:
+    """Hash over the Python files of packages, sub-packages included, by name and content.
+
+    Evaluation and the reading of data-set folders take no part in training from the stream, and are left out.
+    """
+    digest = hashlib.sha256()
+    for root in packages:
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root)
+            if name.parts[0] not in _NOT_LEARNED_WITH:
+                digest.update(f"{root.name}/{name.as_posix()}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def moment(seconds: float) -> datetime:
+    """A clock's answer as a time."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,1 @@
+"""Per-user histories, in Redis."""

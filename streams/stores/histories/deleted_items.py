@@ -1,0 +1,305 @@
+"""Items that were deleted, marked beside the behaviour store, and the sweep that removes what users took of them.
+
+A take lies with its user, and which users took an item is written down nowhere. So a deletion is marked, in one
+transaction with the place in `items` up to which marks are true, and a *sweep* goes through all users later: the server
+itself looks for takes of marked items, and only users who have some are read and written. Recording knows nothing of
+it. A mark stays, for as long as behaviours of before the deletion may still come, and every sweep honours all marks:
+what is recorded late, or once more by a rebuild, goes with the next one.
+
+    <prefix>record:deleted           sorted set: marked items, by when they were deleted (seconds since 1970)
+    <prefix>record:deleted:at        hash: next offset of each partition of each incarnation of the topic `items`
+    <prefix>record:deleted:sweeps    hash: how many marks were ever made, up to which of them all users are swept, when
+    <prefix>record:deleted:leader    who follows `items` and sweeps
+
+None belongs to a generation of the view: they outlive a rebuild. Needs Redis 6.2, or any Valkey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from schemas.errors import StoreUnavailable
+from streams.stores.histories.client import RedisConfig, redis_errors
+from streams.stores.histories.packed_history import without_items
+from streams.stores.histories.redis_store import InMemoryBehaviourStore, View
+
+IdBytes = Mapping[str, float | None]
+"""The last word on each item: when it was deleted (seconds since 1970), None if it is published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """How things stand between marks and sweeps."""
+
+    remembered: int
+    """Items that are marked."""
+    marks: str
+    """Names all marks so far and the view of users; another one as soon as there is a new mark, or a rebuild."""
+    swept_marks: str | None
+    """Which of them the last sweep began with; None before the first."""
+    swept_at: float | None
+    """When that was (wall clock)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """One sweep over all users."""
+
+    removed: int
+    """Takes of deleted items."""
+    remembered: int
+    """Items that are marked as deleted."""
+    seconds: float
+    """How long it took, rests included."""
+
+
+class DeletedItems(Protocol):
+    """Marks of deleted items, and the sweep over all users. Whatever is done twice changes nothing."""
+
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
+        """Mark what was deleted, forget the marks of what is published again; how many items are marked anew.
+
+        `words` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`, which
+        is kept with them. Whoever comes with less than what is kept changes nothing.
+        """
+
+    async def positions(self) -> dict[str, int]:
+        """Next offset of each source of `mark`."""
+
+    async def lead(self, who: str, *, seconds: float) -> bool:
+        """Whether `who` may follow and sweep for so long; one at a time, and whoever did last comes first.
+
+        It spares work and decides nothing: two who both believe to lead come to the same end.
+        """
+
+    async def resign(self, who: str) -> None:
+        """Let another one lead at once."""
+
+    async def sweeps(self) -> Sweeps:
+        """How things stand."""
+
+    async def sweep(self, cursor: int) -> tuple[int, int]:
+        """Remove takes of marked items from some users, those at `cursor`; where to go on, and how many takes went.
+
+        A sweep begins at 0 and is over when that is where to go on. Users who come meanwhile may be passed over.
+        """
+
+    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
+        """A sweep is over that began with what `sweeps` said then. Marks of before `forget_before` go."""
+
+
+class InMemoryDeletedItems:
+    """The protocol over a store in memory."""
+
+    def __init__(self, store: InMemoryBehaviourStore) -> None:
+        self._store = store
+        self._deleted: dict[str, float] = {}
+        self._positions: dict[str, int] = {}
+        self._marks = 0
+        self._swept: tuple[str, float] | None = None
+        self._leader: str | None = None
+
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
+        """See `DeletedItems`."""
+        if self._positions.get(source, 0) >= next_offset:
+            return 0
+        before = self._deleted.keys() & {item for item, at in words.items() if at is not None}
+        for item, at in words.items():
+            self._deleted.pop(item, None)
+            if at is not None:
+                self._deleted[item] = at
+        new = sum(at is not None for at in words.values()) - len(before)
+        self._marks += new
+        self._positions[source] = next_offset
+        return new
+
+    async def positions(self) -> dict[str, int]:
+        """See `DeletedItems`."""
+        return dict(self._positions)
+
+    async def lead(self, who: str, *, seconds: float) -> bool:
+        """See `DeletedItems`; nobody falls silent here."""
+        self._leader = self._leader or who
+        return self._leader == who
+
+    async def resign(self, who: str) -> None:
+        """See `DeletedItems`."""
+        if self._leader == who:
+            self._leader = None
+
+    async def sweeps(self) -> Sweeps:
+        """See `DeletedItems`."""
+        marks, at = self._swept or (None, None)
+        return Sweeps(len(self._deleted), str(self._marks), marks, at)
+
+    async def sweep(self, cursor: int) -> tuple[int, int]:
+        """See `DeletedItems`."""
+        return 0, sum(user.drop(self._deleted) for user in self._store.users.values())
+
+    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
+        """See `DeletedItems`."""
+        self._swept = (begun_with.marks, begun_at)
+        self._deleted = {item: at for item, at in self._deleted.items() if at >= forget_before}
+
+
+_PAGE = 30
+"""Keys looked at in one go: some milliseconds, in which the server answers nobody else."""
+
+_FIND = """
+local found = {}
+for i = 2, #KEYS do
+  local packed = redis.call('GET', KEYS[i])
+  if packed and #packed > 5 and string.byte(packed, 1) == 1 then
+    local a, b, c, d = string.byte(packed, 2, 5)
+    local items, taken = {}, string.sub(packed, 6 + 17 * (a + 256 * (b + 256 * (c + 256 * d))))
+    for item in string.gmatch(taken, '[^\\n]+') do items[#items + 1] = item end
+    local marked = {}
+    for first = 1, #items, 1000 do
+      local last = math.min(first + 999, #items)
+      local at = redis.call('ZMSCORE', KEYS[1], unpack(items, first, last))
+      for j = first, last do
+        if at[j - first + 1] then marked[#marked + 1] = items[j] end
+      end
+    end
+    if #marked > 0 then found[#found + 1] = {KEYS[i], packed, marked} end
+  end
+end
+return found
+"""
+"""Of packed takes (layout: `packed_history.pack_takes`), those with marked items: key, bytes, the items."""
+
+_SWAP = """
+local swapped = {}
+for i = 1, #KEYS do
+  swapped[i] = 0
+  if redis.call('GET', KEYS[i]) == ARGV[2 * i - 1] then
+    swapped[i] = 1
+    if ARGV[2 * i] == '' then
+      redis.call('DEL', KEYS[i])
+    else
+      redis.call('SET', KEYS[i], ARGV[2 * i], 'KEEPTTL')
+    end
+  end
+end
+return swapped
+"""
+"""Replace values by new ones, each only if it is still the old one: a recorder may have written meanwhile."""
+
+_LEAD = """
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+_RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+_MAX_CONFLICTS = 20
+
+
+class RedisDeletedItems:
+    """The protocol in Redis, beside `RedisBehaviourStore` with the same client and configuration."""
+
+    def __init__(self, client: Redis, config: RedisConfig) -> None:
+        self._client: Any = client
+        self._config = config
+        self._root = f"{config.key_prefix}record:"
+        self._marks = f"{self._root}deleted"
+        self._at = f"{self._root}deleted:at"
+        self._sweeps = f"{self._root}deleted:sweeps"
+        self._leader = f"{self._root}deleted:leader"
+
+    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
+        """See `DeletedItems`."""
+        deleted = {item: at for item, at in words.items() if at is not None}
+        published = [item for item in words if item not in deleted]
+        with redis_errors(self._config):
+            for _ in range(_MAX_CONFLICTS):
+                async with self._client.pipeline(transaction=True) as pipe:
+                    await pipe.watch(self._at, self._marks)
+                    if int(await pipe.hget(self._at, source) or 0) >= next_offset:
+                        return 0
+                    known = await pipe.zmscore(self._marks, list(deleted)) if deleted else []
+                    new = sum(at is None for at in known)
+                    pipe.multi()
+                    if published:
+                        pipe.zrem(self._marks, *published)
+                    if deleted:
+                        pipe.zadd(self._marks, deleted)
+                    if new:
+                        pipe.hincrby(self._sweeps, "marks", new)
+                    pipe.hset(self._at, source, next_offset)
+                    try:
+                        await pipe.execute()
+                    except WatchError:
+                        continue
+                    return new
+        raise StoreUnavailable("Redis", "other processes keep marking items as deleted")
+
+    async def positions(self) -> dict[str, int]:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            found = await self._client.hgetall(self._at)
+        return {source.decode(): int(offset) for source, offset in found.items()}
+
+    async def lead(self, who: str, *, seconds: float) -> bool:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            return bool(await self._client.eval(_LEAD, 1, self._leader, who, round(seconds * 1000)))
+
+    async def resign(self, who: str) -> None:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            await self._client.eval(_RESIGN, 1, self._leader, who)
+
+    async def sweeps(self) -> Sweeps:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.get(f"{self._root}view")
+                pipe.zcard(self._marks)
+                pipe.hgetall(self._sweeps)
+                view, remembered, told = await pipe.execute()
+        at = told.get(b"swept_at")
+        swept_marks = told.get(b"swept_marks")
+        return Sweeps(
+            remembered=remembered,
+            marks=f"{View.parse(view).generation}:{int(told.get(b'marks', 0))}",
+            swept_marks=None if swept_marks is None else swept_marks.decode(),
+            swept_at=None if at is None else float(at),
+        )
+
+    async def sweep(self, cursor: int) -> tuple[int, int]:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            generation = View.parse(await self._client.get(f"{self._root}view")).generation
+            after, keys = await self._client.scan(cursor, match=f"{self._root}{generation}:t:*", count=_PAGE)
+            removed = 0
+            for _ in range(_MAX_CONFLICTS):
+                found = await self._client.eval(_FIND, 1 + len(keys), self._marks, *keys) if keys else []
+                if not found:
+                    return int(after), removed
+                changes: list[bytes] = []
+                counts = []
+                for _, packed, items in found:
+                    changed, dropped = without_items(packed, {item.decode() for item in items})
+                    changes += [packed, changed]
+                    counts.append(dropped)
+                keys = [key for key, _, _ in found]
+                swapped = await self._client.eval(_SWAP, len(keys), *keys, *changes)
+                removed += sum(count for count, done in zip(counts, swapped, strict=True) if done)
+                keys = [key for key, done in zip(keys, swapped, strict=True) if not done]
+        raise StoreUnavailable("Redis", "recorders keep writing to the same users of the behaviour view")
+
+    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
+        """See `DeletedItems`."""
+        with redis_errors(self._config):
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.hset(self._sweeps, mapping={"swept_marks": begun_with.marks, "swept_at": repr(begun_at)})
+                pipe.zremrangebyscore(self._marks, "-inf", f"({forget_before!r}")
+                await pipe.execute()

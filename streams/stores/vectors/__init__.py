@@ -1,0 +1,1 @@
+"""The vectors of items, in Milvus."""

@@ -1,0 +1,1 @@
+"""`mimstream train`: the loop around `trainer.online.trainer`."""

@@ -1,0 +1,53 @@
+"""Configuration of `mimstream train`; free of torch, so that reading settings stays quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.base import EncoderVersion
+from streams.stores.artifacts.config import NEW_STORE
+
+ANEW = f"{NEW_STORE} and an empty MIM_TRAIN__SNAPSHOT_FOLDER"
+"""How messages ask for all that a trainer has to do without, where what it learned belongs to something else."""
+
+
+class TrainConsumerConfig(BaseModel):
+    """How `mimstream train` reads, waits and reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    variants: str = "ciubm"
+    """What is trained side by side, comma-separated: `ciubm`, and for comparison `din` and `ciubm_shuffled`."""
+    encoder_version: EncoderVersion | None = None
+    """Encoder whose vectors are used; by default that of the first record of `embeddings`. Others are ignored."""
+    hold_seconds: float = Field(default=120.0, ge=0)
+    """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
+    idle_seconds: float = Field(default=5.0, gt=0)
+    """A partition that is read to its end and silent for this long does not hold the watermark any more."""
+    fetch_max_records: int = Field(default=5_000, ge=1)
+    """Records taken from the broker's answers at a time, over all partitions."""
+    buffered_records: int = Field(default=50_000, ge=1)
+    """Behaviours that were fetched and wait for their turn, over all partitions; above it fetching pauses."""
+    commit_interval_seconds: float = Field(default=2.0, gt=0)
+    """How often the group is told how far training has got."""
+    session_timeout_ms: int = Field(default=10_000, ge=1_000)
+    """How long a killed trainer keeps its role."""
+    state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")
+    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each."""
+    report_interval_seconds: float = Field(default=1.0, gt=0)
+    """How often `accounts.json` is written."""
+    score_files: int = Field(default=200, ge=1)
+    """How many files of prequential scores are kept, 50,000 rows each."""
+    release_every_seconds: float | None = Field(default=None, gt=0)
+    """Wall time between two releases, where that comes before MIM_TRAINER__RELEASE_EVERY_ROWS and
+    MIM_TRAINER__RELEASE_EVERY_EVENT_SECONDS; which rows a release ends with then depends on when they were read."""
+    snapshot_folder: Path | None = None
+    """Where snapshots, journal and archived vectors are kept, for all candidates of this trainer's role; by default
+    `training` in MIM_MODELS__FOLDER. A snapshot holds weights, optimisers, vectors and what waits in memory: about 8 MB
+    with the default model, 4 bytes per number of each known item's vector, 1 kB per user with a full history."""
+    snapshot_every_events: int = Field(default=100_000, ge=1)
+    """Events read between two snapshots; another one is taken before each release and at a clean stop."""
+    keep_snapshots: int = Field(default=3, ge=1)
+    """How many of the newest snapshots are kept."""

@@ -1,0 +1,304 @@
+"""What the trainer reads: all partitions of `embeddings` and `behaviours`, fetched, decoded and aligned.
+
+No consumer group hands out the data and nothing is committed here: whoever trains reads everything, from the beginning
+or from where a snapshot was taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka_errors
+
+from schemas.base import decode, produced_at
+from schemas.errors import BadMessage, Misconfigured, Unavailable
+from schemas.items import ItemEmbedding, parse_embedding_key
+from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
+from streams.broker.cluster import ClusterTopics, describe_input
+from streams.broker.records import behaviour_of
+from streams.broker.topics import TopicName, TopicsConfig
+from trainer.samples.partition_merge import AlignedReading, Entry
+
+log = structlog.get_logger()
+
+_FAR = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRecord:
+    """One readable record of `embeddings`; `embedding` is None for a tombstone."""
+
+    item_id: str
+    embedding: ItemEmbedding | None
+
+
+class TrainingInput:
+    """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`, or of
+    `behaviours` at `end_at` if that comes first.
+
+    `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
+    group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
+
+    `encoder_version` names the vectors that count; None takes that of the first vector met. Behaviours are judged as of
+    the moment they were produced, so that reading the log again next year comes to the same verdicts.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        topics: TopicsConfig,
+        *,
+        field_map: dict[str, str],
+        encoder_version: str | None,
+        fetch_max_records: int,
+        buffered_records: int,
+        idle_seconds: float,
+        bounded: bool,
+        start_at: Mapping[str, Mapping[int, int]] | None = None,
+        end_at: Mapping[int, int] | None = None,
+        lost_is_fatal: bool = True,
+        clock: Callable[[], float],
+    ) -> None:
+        self._broker = broker
+        self._topics = topics
+        self._field_map = field_map
+        self._fetch_max_records = fetch_max_records
+        self._buffered_records = buffered_records
+        self._idle_seconds = idle_seconds
+        self._bounded = bounded
+        self._start_at = start_at or {}
+        self._end_at = end_at or {}
+        self._lost_is_fatal = lost_is_fatal
+        self._clock = clock
+        self._vectors: list[VectorRecord] = []
+        self._idle: set[int] = set()
+        self.encoder_version = encoder_version
+        self.broken_vectors = self.other_encoders = 0
+
+    async def open(self) -> None:
+        """Connect and stand where reading begins.
+
+        Raises `Misconfigured` if the log does not hold what comes next any more, or not yet.
+        """
+        found = await asyncio.to_thread(describe_input, self._broker, self._topics)
+        self._embeddings = self._numbered("embeddings", found)
+        self._behaviours = self._numbered("behaviours", found)
+        everything = [*self._embeddings.values(), *self._behaviours.values()]
+        self._consumer = make_consumer(self._broker)
+        with broker_errors(self._broker):
+            await self._consumer.start()
+            self._consumer.assign(everything)
+            beginnings = await self._consumer.beginning_offsets(everything)
+            self._ends = await self._consumer.end_offsets(everything)
+        starts = self._starts(beginnings)
+        for number, partition in self._behaviours.items():
+            self._ends[partition] = max(starts[partition], min(self._ends[partition], self._end_at.get(number, _FAR)))
+        for partition, offset in starts.items():
+            self._consumer.seek(partition, offset)
+        self.starts = {number: starts[partition] for number, partition in self._behaviours.items()}
+        """Offset of each partition of `behaviours` at which reading began."""
+        self.beginnings = {number: int(beginnings[partition]) for number, partition in self._behaviours.items()}
+        """First offset there is of each partition of `behaviours`."""
+        self.embedding_offsets = {number: starts[p] for number, p in self._embeddings.items()}
+        """Next offset to read of each partition of `embeddings`."""
+        room = max(100, self._buffered_records // len(self._behaviours))
+        self._reading = AlignedReading(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
+        self._spoke_at = dict.fromkeys(self._behaviours, self._clock())
+
+    def _starts(self, beginnings: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        starts = {}
+        for name, numbered in (("embeddings", self._embeddings), ("behaviours", self._behaviours)):
+            wished = self._start_at.get(name, {})
+            for number, partition in numbered.items():
+                first, end = int(beginnings[partition]), int(self._ends[partition])
+                start = wished.get(number, first)
+                if start < first and name == "behaviours" and self._lost_is_fatal:
+                    raise Misconfigured(
+                        f"partition {number} of {partition.topic!r} begins at offset {first} now, and reading has to "
+                        f"go on at {start}: the events between are gone, by retention or by hand. Restore the topic, "
+                        "or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER; and raise "
+                        "MIM_TOPICS__BEHAVIOURS_RETENTION_DAYS"
+                    )
+                if start > end:
+                    raise Misconfigured(
+                        f"partition {number} of {partition.topic!r} ends at offset {end}, and reading has to go on at "
+                        f"{start}: the topic has lost its end, or is another one. Restore it, or train anew with an "
+                        "empty MIM_TRAIN__SNAPSHOT_FOLDER"
+                    )
+                starts[partition] = max(start, first)  # a compacted topic holds its newest state all the same
+        return starts
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if hasattr(self, "_consumer"):
+            await self._consumer.stop()
+
+    def _numbered(self, name: TopicName, found: ClusterTopics) -> dict[int, TopicPartition]:
+        return {number: TopicPartition(self._topics.full_name(name), number) for number in found.partitions[name]}
+
+    @property
+    def partitions(self) -> list[int]:
+        """Partitions of `behaviours`."""
+        return list(self._behaviours)
+
+    # ---- fetching ------------------------------------------------------------------------------------------------
+
+    async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
+        """Fetch what there is and there is room for, waiting for it a little.
+
+        Raises `Misconfigured` if the log no longer holds what would come next.
+        """
+        wanted = list(self._embeddings.values()) if embeddings else []
+        if behaviours:
+            wanted += [self._behaviours[number] for number in self._reading.with_room()]
+        if not wanted:
+            await asyncio.sleep(wait_seconds)
+            return
+        try:
+            with broker_errors(self._broker):
+                found: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
+                    *wanted, timeout_ms=int(wait_seconds * 1000), max_records=self._fetch_max_records
+                )
+        except kafka_errors.OffsetOutOfRangeError as error:
+            raise Misconfigured(
+                f"the log was cut off or replaced under the trainer ({error}); start it again, and if it was retention "
+                "raise MIM_TOPICS__BEHAVIOURS_RETENTION_DAYS"
+            ) from None
+        except Unavailable as error:
+            log.warning("train.broker_away", error=str(error))
+            await asyncio.sleep(0.5)
+            return
+        for partition, records in found.items():
+            within = self._within_ends(partition, records)
+            if self._embeddings.get(partition.partition) == partition:
+                self._take_vectors(within)
+            else:
+                self._reading.offer(partition.partition, [self._entry(record) for record in within])
+        for number, partition in self._embeddings.items():
+            self.embedding_offsets[number] = await self._position(partition)
+        if behaviours:
+            await self._mark_exhausted()
+
+    def _within_ends(self, partition: TopicPartition, records: Sequence[Any]) -> Iterable[Any]:
+        if not self._bounded:
+            return records
+        return [record for record in records if record.offset < self._ends[partition]]
+
+    async def _position(self, partition: TopicPartition) -> int:
+        position = int(await self._consumer.position(partition))
+        return min(position, self._ends[partition]) if self._bounded else position
+
+    async def _mark_exhausted(self) -> None:
+        exhausted = {}
+        for number, partition in self._behaviours.items():
+            end = self._ends[partition] if self._bounded else self._end_as_polled(partition)
+            if end is not None and await self._position(partition) >= end:
+                exhausted[number] = self._polled_at(partition)
+        self._reading.exhausted(exhausted)
+
+    def _polled_at(self, partition: TopicPartition) -> float:
+        """When the broker last answered for this partition; one that is away says nothing about silence."""
+        if self._bounded:
+            return float("inf")
+        polled_ms = self._consumer.last_poll_timestamp(partition)
+        return float("-inf") if polled_ms is None else polled_ms / 1000
+
+    def _end_as_polled(self, partition: TopicPartition) -> int | None:
+        """Where the partition ended in the broker's last answer; records of an open transaction lie beyond."""
+        stable = self._consumer.last_stable_offset(partition)
+        end = stable if stable is not None and stable >= 0 else self._consumer.highwater(partition)
+        return None if end is None else int(end)
+
+    # ---- vectors -------------------------------------------------------------------------------------------------
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether vectors were fetched and not yet taken."""
+        return bool(self._vectors)
+
+    def take_vectors(self) -> list[VectorRecord]:
+        """Hand out the vectors that were fetched, oldest first."""
+        taken, self._vectors = self._vectors, []
+        return taken
+
+    async def read_all_vectors_of_the_start(self) -> bool:
+        """Whether everything was fetched that `embeddings` held at `open`."""
+        return all([await self._position(p) >= self._ends[p] for p in self._embeddings.values()])
+
+    @property
+    def vectors_are_current(self) -> bool:
+        """Whether every vector that the broker has was fetched and taken."""
+        return not self._vectors and all(
+            (end := self._end_as_polled(partition)) is not None and self.embedding_offsets[number] >= end
+            for number, partition in self._embeddings.items()
+        )
+
+    def _take_vectors(self, records: Iterable[Any]) -> None:
+        for record in records:
+            try:
+                version, item_id = parse_embedding_key(record.key or b"")
+                if self.encoder_version is None and record.value is not None:
+                    self.encoder_version = version
+                if version != self.encoder_version:
+                    self.other_encoders += 1
+                    if self.other_encoders == 1:
+                        log.warning("train.other_encoder_ignored", ignored=version, used=self.encoder_version)
+                    continue
+                self._vectors.append(VectorRecord(item_id, self._embedding(record, version, item_id)))
+            except (ValueError, BadMessage) as error:
+                self.broken_vectors += 1
+                log.warning("train.broken_vector", partition=record.partition, offset=record.offset, error=str(error))
+
+    def _embedding(self, record: Any, version: str, item_id: str) -> ItemEmbedding | None:
+        if record.value is None:
+            return None
+        now = produced_at(record.timestamp)
+        embedding = decode(ItemEmbedding, record.value, now=now, max_bytes=self._broker.max_record_bytes)
+        if (embedding.encoder_version, embedding.item_id) != (version, item_id):
+            raise ValueError(f"key {record.key!r} does not belong to item {embedding.item_id!r}")
+        if not np.isfinite(np.frombuffer(embedding.vector, "<f4")).all():
+            raise ValueError(f"vector of item {item_id!r} is not finite")
+        return embedding
+
+    # ---- behaviours ----------------------------------------------------------------------------------------------
+
+    def take_behaviours(self, most: int) -> list[Entry]:
+        """Hand out up to `most` behaviours, aligned by event time over the partitions."""
+        taken = self._reading.take(most)
+        now = self._clock()
+        for partition in {entry.partition for entry in taken}:
+            self._spoke_at[partition] = now
+            self._idle.discard(partition)
+        return taken
+
+    def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
+        """Partitions with nothing more to read since a while (a bounded run: ever), each told once until it speaks."""
+        candidates = set(self._reading.empty_and_exhausted()) - self._idle - set(except_for)
+        idle = sorted(
+            number
+            for number in candidates
+            if self._polled_at(self._behaviours[number]) - self._spoke_at[number] >= self._idle_seconds
+        )
+        self._idle.update(idle)
+        return idle
+
+    @property
+    def waits_for_silence(self) -> bool:
+        """Whether a partition has nothing more to read and has not been silent for long enough to be idle."""
+        return bool(set(self._reading.empty_and_exhausted()) - self._idle)
+
+    @property
+    def all_handed_out(self) -> bool:
+        """Whether nothing more can be taken before more is produced."""
+        return len(self._reading.empty_and_exhausted()) == len(self._behaviours)
+
+    def _entry(self, record: Any) -> Entry:
+        behaviour = behaviour_of(record, self._broker, self._field_map)
+        written_at = record.timestamp / 1000
+        return Entry(record.partition, record.offset, min(written_at, self._clock()), behaviour, written_at)

@@ -1,0 +1,1 @@
+"""The composition root: one module per process that names every concrete class."""

@@ -1,0 +1,242 @@
+"""The pre-flight behind `mimstream check`: every connection and setting, each with a way to put it right."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.admin import ConfigResource, ConfigResourceType
+from redis.exceptions import ResponseError
+
+from encoders.base import Encoder
+from schemas.errors import PipelineError
+from streams.broker.clients import broker_errors, make_admin
+from streams.broker.cluster import read_log_identity
+from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
+from streams.settings import Settings
+from streams.stores.artifacts.config import NEW_STORE
+from streams.stores.artifacts.registry import open_models
+from streams.stores.histories.client import make_redis, redis_errors
+from streams.stores.histories.redis_store import RedisBehaviourStore, foreign_log
+from streams.stores.vectors.collection import CollectionInfo, read_center
+
+EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckLine:
+    """One line of the pre-flight."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found, or what is wrong."""
+    fix: str | None = None
+    """What to do about it."""
+
+
+class _Wrong(Exception):
+    """A check that found something wrong, with its way out."""
+
+    def __init__(self, detail: str, fix: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.fix = fix
+
+
+async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) -> list[CheckLine]:
+    """Run all checks; one that fails stops only those that need what it asks."""
+    broker = await _line(
+        "broker", lambda: _broker(settings), f"start it, or set MIM_KAFKA__BOOTSTRAP_SERVERS; {EMBEDDED}"
+    )
+    lines = [broker]
+    if broker.ok:
+        lines.append(await _line("topics", lambda: _topics(settings), "run 'mimstream topics create'"))
+    redis = await _line("redis", lambda: _redis(settings), f"start it, or set MIM_REDIS__URL; {EMBEDDED}")
+    lines.append(redis)
+    if redis.ok and broker.ok:
+        lines.append(await _line("behaviour view", lambda: _view(settings), "run 'mimstream record --rebuild'"))
+    encoders: list[Encoder] = []
+    lines.append(
+        await _line(
+            "encoder", lambda: _encoder(load_encoder, encoders), "set MIM_ENCODER__BUNDLE to a bundle, or unset it"
+        )
+    )
+    centers: list[CollectionInfo | None] = []
+    lines.append(
+        await _line(
+            "milvus", lambda: _center(settings, encoders, centers), f"start it, or set MIM_MILVUS__URI; {EMBEDDED}"
+        )
+    )
+    expected = centers[0].encoder_version if centers and centers[0] else (encoders[0].version if encoders else None)
+    lines.append(await _line("model", lambda: _model(settings, expected), "set MIM_MODELS__FOLDER or MIM_MODELS__URL"))
+    return lines
+
+
+async def _line(name: str, look: Callable[[], Awaitable[str]], fix: str) -> CheckLine:
+    try:
+        return CheckLine(name, True, await look())
+    except _Wrong as error:
+        return CheckLine(name, False, error.detail, error.fix)
+    except PipelineError as error:
+        return CheckLine(name, False, str(error), fix)
+
+
+async def _broker(settings: Settings) -> str:
+    from aiokafka.admin import AIOKafkaAdminClient  # fails at once where nobody listens; kafka-python tries for 30 s
+
+    client = AIOKafkaAdminClient(**settings.kafka.client_options())
+    try:
+        with broker_errors(settings.kafka):
+            await client.start()
+            described = await client.describe_cluster()
+    finally:
+        await client.close()
+    return (
+        f"{settings.kafka.bootstrap_servers}, {len(described['brokers'])} broker(s), cluster {described['cluster_id']}"
+    )
+
+
+async def _topics(settings: Settings) -> str:
+    found, configs = await asyncio.to_thread(_describe_topics, settings)
+    wrong: list[str] = []
+    fixes: list[str] = []
+    for spec in TOPICS.values():
+        for problem, fix in topic_problems(spec, settings, found, configs):
+            wrong.append(problem)
+            fixes.append(fix)
+    if wrong:
+        raise _Wrong("; ".join(wrong), "; ".join(dict.fromkeys(fixes)))
+    return f"{len(TOPICS)} topics with prefix {settings.topics.prefix!r}"
+
+
+def topic_problems(
+    spec: TopicSpec, settings: Settings, found: dict[str, int], configs: dict[str, dict[str, str]]
+) -> list[tuple[str, str]]:
+    """Compare one topic with the table: (what is wrong, how to fix it) each.
+
+    `found` holds partitions by full name, `configs` the topics' settings.
+    """
+    name = settings.topics.full_name(spec.name)
+    if name not in found:
+        return [(f"{name} is missing", "run 'mimstream topics create'")]
+    problems: list[tuple[str, str]] = []
+    wanted, held = spec.partitions(settings.topics), configs.get(name, {})
+    if found[name] != wanted:
+        problems.append(
+            (
+                f"{name} has {found[name]} partitions, the settings say {wanted}",
+                f"set MIM_TOPICS__PARTITIONS={found[name]} (a keyed topic must not change its number)",
+            )
+        )
+    policy = "compact" if spec.compacted else "delete"
+    if policy not in held.get("cleanup.policy", policy).split(","):
+        problems.append(
+            (
+                f"{name} has cleanup.policy={held['cleanup.policy']}, not {policy}",
+                f"set its cleanup.policy to {policy} on the cluster",
+            )
+        )
+    room = settings.kafka.max_record_bytes + (DEAD_LETTER_HEADROOM_BYTES if spec.name == "dead-letters" else 0)
+    if int(held.get("max.message.bytes", room)) < room:
+        problems.append(
+            (
+                f"{name} takes records of {held['max.message.bytes']} bytes, {room} are needed",
+                f"set its max.message.bytes to {room} on the cluster, or lower MIM_KAFKA__MAX_RECORD_BYTES",
+            )
+        )
+    return problems
+
+
+def _describe_topics(settings: Settings) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
+    admin = make_admin(settings.kafka)
+    names = [settings.topics.full_name(name) for name in TOPICS]
+    try:
+        with broker_errors(settings.kafka):
+            described = admin.describe_topics(names)
+            found = {t["name"]: len(t["partitions"]) for t in described if not t["error_code"] and t["partitions"]}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+            answer: dict[str, Any] = admin.describe_configs(resources, config_filter="all") if resources else {}
+    finally:
+        admin.close()
+    configs = {
+        topic: {key: str(row["value"] if isinstance(row, dict) else row) for key, row in settings_of.items()}
+        for by_name in answer.values()
+        for topic, settings_of in by_name.items()
+    }
+    return found, configs
+
+
+async def _redis(settings: Settings) -> str:
+    client: Any = make_redis(settings.redis)
+    try:
+        with redis_errors(settings.redis):
+            await client.ping()
+            try:
+                policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy", "")
+            except ResponseError:  # managed servers do not tell
+                return settings.redis.shown_url
+    finally:
+        await client.aclose()
+    if policy.startswith("allkeys"):
+        raise _Wrong(
+            f"maxmemory-policy is {policy}: when memory is short it evicts positions and histories behind our back",
+            "set maxmemory-policy to noeviction, or give the view a server of its own",
+        )
+    return f"{settings.redis.shown_url}, maxmemory-policy {policy}"
+
+
+async def _view(settings: Settings) -> str:
+    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+    try:
+        bound = await store.bound_log()
+        if bound is None:
+            return "empty; 'mimstream record' fills it"
+        topic = settings.topics.full_name("behaviours")
+        current = await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+        if bound != current:
+            raise foreign_log(bound, current)
+        counts = await store.counts()
+    finally:
+        await store.close()
+    return f"{counts['takes']} takes and {counts['exposures']} exposures of {topic}"
+
+
+async def _encoder(load: Callable[[], Encoder], loaded: list[Encoder]) -> str:
+    encoder = await asyncio.to_thread(load)
+    loaded.append(encoder)
+    return f"{encoder.version}, {encoder.dim}-d"
+
+
+async def _center(settings: Settings, encoders: list[Encoder], centers: list[CollectionInfo | None]) -> str:
+    center = await read_center(settings.milvus)
+    centers.append(center)
+    if center is None:
+        return f"{settings.milvus.shown_uri}, nothing indexed yet"
+    held = f"{center.collection} ({center.encoder_version or 'empty'}, {center.dim}-d)"
+    fix = (
+        "set MIM_ENCODER__BUNDLE to the one that made them, or MIM_MILVUS__ALIAS to a new name to build another center"
+    )
+    if encoders and encoders[0].dim != center.dim:
+        raise _Wrong(f"{held} holds {center.dim}-d vectors, the encoder makes {encoders[0].dim}-d", fix)
+    if encoders and center.encoder_version not in (None, encoders[0].version):
+        raise _Wrong(f"{held} holds vectors of another encoder than {encoders[0].version}", fix)
+    return f"{settings.milvus.shown_uri}, {held}"
+
+
+async def _model(settings: Settings, encoder_version: str | None) -> str:
+    store = open_models(settings.models)
+    pointer = await asyncio.to_thread(store.current)
+    if pointer is None:
+        return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"
+    _, manifest = await asyncio.to_thread(store.load, pointer.release_id)
+    if encoder_version not in (None, manifest.encoder_version):
+        raise _Wrong(
+            f"release {manifest.release_id} goes with encoder {manifest.encoder_version}, the center with "
+            f"{encoder_version}",
+            "set MIM_MODELS__FOLDER (or MIM_MODELS__URL) to the releases of this encoder, or train anew with "
+            f"{NEW_STORE}",
+        )
+    return f"{manifest.release_id}, {manifest.rows_trained} rows trained"

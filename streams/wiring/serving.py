@@ -1,0 +1,187 @@
+"""Wiring of `mimstream serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from aiohttp import web
+
+from encoders.base import Encoder
+from schemas.errors import Misconfigured
+from schemas.manifests import ModelManifest
+from streams.indexing.addresses import is_loopback
+from streams.monitoring.metrics import Metrics
+from streams.runtime.process import run_until_stopped
+from streams.serving.api import ScoringService, make_app
+from streams.serving.config import ServeConfig
+from streams.serving.embeddings_follower import EmbeddingsFollower
+from streams.serving.model_watcher import ModelWatcher, follow_notices
+from streams.serving.vector_cache import VectorCache
+from streams.settings import Settings
+from streams.stores.artifacts.registry import open_models
+from streams.stores.histories.client import make_redis
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.vectors.collection import read_center
+from streams.stores.vectors.item_index import MilvusItemIndex
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from streams.serving.model_watcher import ScoringModel
+
+
+log = structlog.get_logger()
+
+
+DRAIN_SECONDS = 5.0
+
+
+class LazyEncoder:
+    """The encoder of queries, loaded in a thread when first needed; must be the one that made the center's vectors."""
+
+    def __init__(self, load: Callable[[], Encoder]) -> None:
+        self._load = load
+        self._loading: asyncio.Future[Encoder] | None = None
+        self.expected_version: str | None = None
+
+    async def get(self) -> Encoder:
+        """Give the encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
+        if self._loading is None:
+            self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        encoder = await asyncio.shield(self._loading)
+        if self.expected_version not in (None, encoder.version):
+            raise Misconfigured(
+                f"the center holds vectors of encoder {self.expected_version!r}, MIM_ENCODER__BUNDLE is "
+                f"{encoder.version!r}: a query encoded by one cannot be compared with items encoded by the other; set "
+                "MIM_ENCODER__BUNDLE to the bundle of the former"
+            )
+        return encoder
+
+
+def _load_encoder(settings: Settings) -> Encoder:
+    from encoders.loading import load_encoder  # torch and the towers: seconds that only queries by content need
+
+    return load_encoder(settings.encoder)
+
+
+def _make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> ScoringModel:
+    import torch
+
+    from trainer.networks.scorer import Scorer as TrainedScorer
+
+    torch.set_num_threads(1)  # requests run beside each other; threads inside one would only contend
+    return TrainedScorer.from_release(weights, manifest)
+
+
+async def _serve(settings: Settings, config: ServeConfig) -> None:
+    metrics = Metrics()
+    async with AsyncExitStack() as opened:
+        behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        opened.push_async_callback(behaviours.close)
+        await behaviours.ping()
+        encoder = LazyEncoder(lambda: _load_encoder(settings))
+        version, dim = await _vectors_in_use(settings, encoder)
+        encoder.expected_version = version
+        if config.load_encoder_at_start:
+            await encoder.get()
+        index = MilvusItemIndex(settings.milvus, encoder_version=version, dim=dim)
+        opened.push_async_callback(index.close)
+        await index.open()
+        representations = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
+        models = ModelWatcher(
+            open_models(settings.models),
+            _make_scorer,
+            encoder_version=version,
+            poll_seconds=config.poll_models_seconds,
+            on_report=metrics.record,
+        )
+        compute = ThreadPoolExecutor(config.compute_threads, thread_name_prefix="compute")
+        opened.callback(compute.shutdown, wait=False, cancel_futures=True)
+        app = make_app(
+            ScoringService(
+                config=config,
+                representations=representations,
+                index=index,
+                behaviours=behaviours,
+                models=models,
+                encoder=encoder,
+                encoder_version=version,
+                compute=compute,
+                metrics=metrics,
+            )
+        )
+        follower = EmbeddingsFollower(
+            representations,
+            settings.kafka,
+            settings.topics.full_name("embeddings"),
+            warm_up=config.cache.warm_up,
+            clock=time.monotonic,
+        )
+
+        async def work(stop: asyncio.Event) -> None:
+            following = asyncio.Event()
+            await models.look()  # a release that is there answers from the first request on
+            async with AsyncExitStack() as running:
+                tasks = [
+                    asyncio.ensure_future(follower.run(stop, following.set)),
+                    asyncio.ensure_future(models.run(stop)),
+                    asyncio.ensure_future(
+                        follow_notices(models, settings.kafka, settings.topics.full_name("models"), stop)
+                    ),
+                ]
+                running.push_async_callback(_end, tasks)
+                await _unless_ended(tasks, following.wait())  # nothing may be cached before the follower stands
+                await _listen(running, app, config)
+                await _unless_ended(tasks, stop.wait())
+
+        await run_until_stopped(work, grace_seconds=DRAIN_SECONDS + 5.0)
+
+
+async def _vectors_in_use(settings: Settings, encoder: LazyEncoder) -> tuple[str, int]:
+    """Version and width of the center's vectors; of the configured encoder's, if nothing is indexed yet."""
+    center = await read_center(settings.milvus)
+    if center is not None and center.encoder_version is not None:
+        return center.encoder_version, center.dim
+    loaded = await encoder.get()
+    return loaded.version, loaded.dim
+
+
+async def _listen(running: AsyncExitStack, app: web.Application, config: ServeConfig) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=DRAIN_SECONDS)
+    await runner.setup()
+    running.push_async_callback(runner.cleanup)
+    try:
+        site = web.TCPSite(runner, config.host, config.port)
+        await site.start()
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot listen on {config.host}:{config.port} (MIM_SERVE__HOST, MIM_SERVE__PORT): {error.strerror}"
+        ) from None
+    host, port = runner.addresses[0][:2]
+    if not config.tokens and not is_loopback(host):
+        log.warning("serve.open_to_all", address=f"{host}:{port}", advice="set MIM_SERVE__TOKENS")
+    log.info("serve.ready", address=f"http://{host}:{port}")
+
+
+async def _unless_ended(tasks: Sequence[asyncio.Future[Any]], waited: Coroutine[Any, Any, Any]) -> None:
+    """Wait for `waited`; if a task of the background ends before, raise what it raised."""
+    waiting = asyncio.ensure_future(waited)
+    try:
+        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done() and not waiting.done():
+                task.result()
+    finally:
+        waiting.cancel()
+
+
+async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,74 @@
+"""Small trainer states, and stores of checkpoints and journals in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from schemas.manifests import Fence
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.artifact_store import FolderArtifactStore
+from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore
+from streams.stores.artifacts.journal import JournalStore
+from streams.training.checkpointing import Checkpoints, learning_config
+from trainer.online.config import TrainerConfig
+from trainer.state import State
+
+OLD, NEW = Fence(producer_id=4, epoch=1), Fence(producer_id=4, epoch=2)
+LOG = ClusterTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behaviours": [0], "embeddings": [0]})
+
+
+def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> CheckpointStore:
+    shelf = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
+    return CheckpointStore(shelf, keep=keep, named="here")
+
+
+def make_state(number: int) -> State:
+    state = State(
+        {"zero": np.array(number), "none": np.zeros((0, 3), np.float32), "flags": np.array([True, False])},
+        {"number": number, "large": 2**127 + number, "exact": 0.1 + number},
+    )
+    state.put_texts("texts", ["", f"täxt {number}", "\t\n"])
+    state.arrays["weights"] = np.full(3000, number, np.float32)
+    return state
+
+
+def make_meta(number: int) -> CheckpointMeta:
+    return CheckpointMeta(
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        encoder_version="e",
+        dim=3,
+        offsets={"behaviours": {0: number}},
+        cluster_id="c",
+        topic_ids={},
+        config={},
+        code_sha256="",
+        rows_trained=number,
+        rows_sha256="",
+    )
+
+
+def make_journal(folder: Path) -> JournalStore:
+    shelves = [
+        FolderArtifactStore(folder, entries=name, pointer=f"{name}.json", named="here")
+        for name in ("journal", "vectors")
+    ]
+    return JournalStore(shelves[0], shelves[1], named="here")
+
+
+def make_snapshots(
+    folder: Path, log: ClusterTopics = LOG, encoder: str | None = None, **trainer: object
+) -> Checkpoints:
+    config = learning_config(TrainerConfig.model_validate(trainer).model_dump(mode="json"), "ciubm", {})
+    return Checkpoints(
+        make_store(folder),
+        make_journal(folder),
+        read_log=lambda: log,
+        config=config,
+        encoder_version=encoder,
+        fence=OLD,
+        clock=lambda: 1e9,
+    )

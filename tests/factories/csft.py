@@ -1,0 +1,93 @@
+"""Small made-up worlds for C-SFT: items in groups, users who stay inside a group."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+from encoders.features import ItemFeatures, attribute_columns
+from encoders.fusion import ItemFusion
+from encoders.fusion_config import FusionConfig
+from schemas.behaviours import Behaviour, BehaviourKind
+from trainer.csft.pairs import Pair, PairMiner, join_all
+from trainer.samples.numbering import FeatureNumbers
+from trainer.samples.window import Observed
+
+START = 1_700_000_000
+SMALL = FusionConfig(width=16, nested_widths=(8,), hidden=16, text_rank=12, image_rank=12, category_rows=64)
+
+
+def make_features(items: int = 60, groups: int = 6, seed: int = 0, noise: float = 1.0) -> ItemFeatures:
+    """Items whose text and picture lean towards their group; every seventh has no picture, every eleventh no text."""
+    rng = np.random.default_rng(seed)
+    group = np.arange(items) % groups
+    text = rng.standard_normal((groups, 20))[group] + noise * rng.standard_normal((items, 20))
+    image = rng.standard_normal((groups, 30))[group] + noise * rng.standard_normal((items, 30))
+    has_image, has_text = np.arange(items) % 7 != 3, np.arange(items) % 11 != 5
+    columns = attribute_columns(
+        [f"c{g % 3}" for g in group], [2000.0 + g for g in group], [None if g == 0 else 5.0 + g for g in group]
+    )
+    return ItemFeatures(
+        (text * has_text[:, None]).astype(np.float32),
+        (image * has_image[:, None]).astype(np.float32),
+        has_text,
+        has_image,
+        **columns,
+    )
+
+
+def make_fusion(features: ItemFeatures, config: FusionConfig = SMALL) -> ItemFusion:
+    torch.manual_seed(0)
+    fusion = ItemFusion(config, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
+    fusion.fit(features)
+    return fusion
+
+
+def make_numbers(items: int = 60) -> FeatureNumbers:
+    return FeatureNumbers([f"i{n}" for n in range(1, items + 1)], [f"content{n}" for n in range(1, items + 1)])
+
+
+def event(
+    name: str,
+    second: int,
+    user: str,
+    item: str,
+    kind: BehaviourKind = BehaviourKind.EXPOSURE,
+    answers: str | None = None,
+    query: str | None = None,
+) -> Observed:
+    behaviour = Behaviour(
+        event_id=name,
+        kind=kind,
+        user_id=user,
+        item_id=item,
+        occurred_at=datetime.fromtimestamp(START + second, UTC),
+        exposure_id=answers,
+        query_text=query,
+    )
+    return Observed(0, second, START + second, behaviour)
+
+
+def make_pairs(numbers: FeatureNumbers, users: int = 40, takes: int = 6, groups: int = 6, seed: int = 0) -> list[Pair]:
+    """Each user takes things of one group and passes over one of another before each take."""
+    rng = np.random.default_rng(seed)
+    seconds: list[list[Observed]] = []
+    at = 0
+    for step in range(takes):
+        for user in range(users):
+            group = user % groups
+            mine = int(rng.integers(numbers.known // groups)) * groups + group + 1
+            other = int(rng.integers(numbers.known // groups)) * groups + (group + 1) % groups + 1
+            at += 1
+            shown = f"x{step}-{user}"
+            seconds.append(
+                [
+                    event(f"{shown}-other", at, f"u{user}", f"i{other}"),
+                    event(shown, at, f"u{user}", f"i{mine}"),
+                    event(f"t{shown}", at, f"u{user}", f"i{mine}", BehaviourKind.PURCHASE, answers=shown),
+                ]
+            )
+    impressions = join_all(seconds, numbers, history_length=20, attribution_seconds=0.0)
+    return list(PairMiner(numbers).pairs(impressions))

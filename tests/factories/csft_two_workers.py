@@ -1,0 +1,48 @@
+"""One of two workers: trains two steps and writes what came out. Started by the test of gathering."""
+
+import sys
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tests.factories.csft import make_features, make_fusion, make_numbers, make_pairs
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import HardNegatives
+from trainer.csft.run import padded
+from trainer.csft.trainer import CsftTrainer, take_counts
+
+
+def main() -> None:
+    """Arguments: rank, count, rendezvous file, output file."""
+    rank, count, place, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    if count > 1:
+        dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=count)
+
+    torch.save(two_steps(), out)
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def two_steps() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    config = CsftConfig(batch_pairs=33, time_negatives=16, bank_takes=64, bank_warmup_share=0.0)
+    features = make_features()
+    fusion = make_fusion(features)
+    items, numbers = padded(fusion, features), make_numbers()
+    pairs = make_pairs(numbers)
+    usable = np.arange(len(items)) > 0
+    trainer = CsftTrainer(
+        config, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
+        hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable),
+    )  # fmt: skip
+    reports = [trainer.step(pairs[start : start + 33]) for start in (0, 33, 66)]
+    found = {f"loss{n}": torch.tensor(report.loss) for n, report in enumerate(reports) if report is not None}
+    # gradients of the last step: Adam would hide a wrong scale
+    grads = {name: p.grad.clone() for name, p in fusion.named_parameters() if p.grad is not None}
+    return found | grads
+
+
+if __name__ == "__main__":
+    main()

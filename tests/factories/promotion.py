@@ -1,0 +1,86 @@
+"""A release ladder over a model store in a folder, with a leader of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from schemas.manifests import Fence, ReleaseNotice
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.training.release_schedule import PromotionGate
+from streams.training.releaser import ReleasePublisher
+from tests.factories.samples import DIM, click_log, make_trainer, small_config
+from trainer.online.gate import GateConfig
+from trainer.online.trainer import Candidate, OnlineTrainer
+
+LOG = ClusterTopics("cluster", {"embeddings": "e", "behaviours": "b"}, {"embeddings": [0], "behaviours": [0]})
+
+
+GATE = GateConfig(trial_rows=32, min_takes=1_000)
+
+
+class Leads:
+    """What a releaser needs of Kafka: a fence, and a transaction that keeps what it was given."""
+
+    fence = Fence(producer_id=1, epoch=1)
+
+    def __init__(self) -> None:
+        self.notices: list[ReleaseNotice] = []
+
+    async def transact(self, records: Sequence[tuple[str, bytes, bytes]] = (), offsets: object = None) -> None:
+        self.notices += [ReleaseNotice.model_validate_json(value) for _, _, value in records]
+
+
+class Scene:
+    """A trainer with a log before it, and the store that it releases into."""
+
+    def __init__(self, store: InMemoryModelStore, *, release_every_rows: int = 64) -> None:
+        self.store, self.leads = store, Leads()
+        self.trainer: OnlineTrainer = make_trainer(small_config(release_every_rows=release_every_rows))
+        self.events = iter(enumerate(click_log(400)[0]))
+
+    async def start(self) -> Scene:
+        self.releaser = ReleasePublisher(
+            self.store,
+            self.leads,  # type: ignore[arg-type]
+            notices_topic="models",
+            read_log=lambda: LOG,
+            encoder_version="enc-1",
+            dim=DIM,
+            clock=lambda: 1_700_000_000.0,
+        )
+        await self.releaser.take_over()
+        self.gating = PromotionGate(self.releaser, GATE)
+        return self
+
+    def learn(self, until: Callable[[], bool]) -> None:
+        while not until():
+            offset, event = next(self.events)
+            self.trainer.observe(0, offset, event)
+            self.trainer.advance()
+            while not until() and self.trainer.step() is not None:
+                self.trainer.advance()
+
+    async def candidate(self, *, spoil: float = 0.0, **more: Any) -> Candidate:
+        self.learn(self.trainer.release_due)
+        made = self.trainer.candidate()
+        self.trainer.begin_next()
+        if spoil:
+            made = replace(
+                made, weights={n: w * spoil if w.is_floating_point() else w for n, w in made.weights.items()}
+            )
+        await self.gating.admit(self.trainer, made, {"behaviours": dict(made.offsets)}, **more)
+        return made
+
+    async def decide(self) -> None:
+        trial = self.trainer.trial
+        assert trial is not None
+        self.learn(lambda: trial.complete)
+        await self.gating.decide(self.trainer)
+
+    @property
+    def answers(self) -> int | None:
+        pointer = self.store.current()
+        return None if pointer is None else int(pointer.release_id[1:7])

@@ -1,0 +1,32 @@
+"""Small releases."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import torch
+
+from schemas.manifests import Fence, ModelManifest
+from streams.stores.artifacts.registry import pack_weights, weights_checksum
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def make_weights(number: int) -> dict[str, torch.Tensor]:
+    return {"layer.weight": torch.full((64, 8), float(number)), "layer.bias": torch.arange(8.0) + number}
+
+
+def make_manifest(number: int, *, fence: Fence | None = None, created_at: datetime = NOW) -> ModelManifest:
+    checksum = weights_checksum(pack_weights(make_weights(number)))
+    return ModelManifest(
+        release_id=f"r{number:06d}-{checksum[:12]}",
+        weights_sha256=checksum,
+        encoder_version="e1",
+        dim=8,
+        created_at=created_at,
+        rows_trained=number,
+        steps=number,
+        rows_sha256="0" * 64,
+        offsets={"behaviours": {0: number}},
+        fence=fence,
+    )

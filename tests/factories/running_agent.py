@@ -1,0 +1,79 @@
+"""The Faust agents of the item path, run on their local channels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import faust
+
+from streams.broker.topics import TopicsConfig
+from streams.indexing.app import bind_agents
+from streams.indexing.flow import Flow
+from streams.indexing.take_over import TakeOver
+from tests.factories.item_path import ItemPath, allowed
+
+
+class Running:
+    """One agent under test."""
+
+    def __init__(self, path: ItemPath, flow: Flow) -> None:
+        self.path, self.flow = path, flow
+        self.reports: list[object] = []
+        self.acked: list[tuple[int, int]] = []
+        self.agent: Any = None
+
+    async def put(self, key: str | None, value: dict[str, Any] | bytes | None, **more: Any) -> None:
+        await self.agent.put(
+            json.dumps(value).encode() if isinstance(value, dict) else value,
+            key=key.encode() if key is not None else None,
+            **more,
+        )
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not done():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def running(
+    which: str,
+    path: ItemPath,
+    folder: Path,
+    *,
+    is_current: Callable[[Any], bool] = lambda event: True,
+    check_role: Any = allowed,
+    take_over: TakeOver | None = None,
+) -> AsyncIterator[Running]:
+    flow = Flow(check_role=check_role)
+    never = TakeOver(window_seconds=0, max_records=0, clock=lambda: 0.0)
+    run = Running(path, flow)
+    app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
+    agents = bind_agents(
+        app,
+        path.center,
+        flow,
+        take_over or never,
+        topics=TopicsConfig(),
+        is_current=is_current,
+        on_report=run.reports.append,
+    )
+    agent = agents[0 if which == "items" else 1]
+    async with agent.test_context() as context:
+        run.agent = context
+        stream = context._stream
+        original = stream.ack
+
+        async def ack(event: Any) -> bool:
+            run.acked.append((event.message.partition, event.message.offset))
+            return bool(await original(event))
+
+        stream.ack = ack
+        yield run
+    flow.failed.cancel()
+    app.consumer._thread.thread_loop.close()  # made for a thread that no test starts

@@ -1,0 +1,201 @@
+"""The HTTP interface over stores in memory: a bench to ask it, shared by the tests of what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aiohttp.test_utils import TestClient, TestServer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.base import ItemContent, Prepared
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
+from schemas.manifests import ModelManifest
+from streams.broker.cluster import TopicIncarnation
+from streams.broker.records import Numbered
+from streams.monitoring.metrics import Metrics
+from streams.serving.api import ScoringService, make_app
+from streams.serving.config import RepresentationsConfig, ServeConfig
+from streams.serving.model_watcher import ModelWatcher
+from streams.serving.vector_cache import VectorCache
+from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
+from streams.stores.histories.redis_store import InMemoryBehaviourStore
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from trainer.networks.item_rows import ItemRows
+
+VERSION = "words-1"
+DIM = 256
+
+
+class WordEncoder:
+    """A unit vector per bag of words; refuses a picture that is not called one."""
+
+    version = VERSION
+    dim = DIM
+
+    def prepare(self, content: ItemContent) -> Prepared:
+        if content.image is not None and not content.image.startswith(b"picture"):
+            raise EncodingFailed(Reason.BAD_IMAGE, "not a picture")
+        text = content.title or (content.image or b"").decode()
+        tokens = tuple(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in text.split())
+        return Prepared(tokens=tokens, pixels=None)
+
+    def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        rows = [sum(np.random.default_rng(t).normal(size=DIM) for t in p.tokens or ()) for p in batch]
+        stacked = np.asarray(rows)
+        return np.asarray(stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.float32)
+
+
+class Loaded:
+    async def get(self) -> WordEncoder:
+        return WordEncoder()
+
+
+class PlainScorer:
+    """Sigmoid of (bias + cosine to the newest take); NaN for an item called so."""
+
+    history_length = 3
+
+    def __init__(self, bias: float) -> None:
+        self.bias = bias
+
+    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        vectors, past = items.held(), items.item_ids[candidates:]
+        last = vectors.get(past[-1]) if past else None
+        logits = [
+            np.nan
+            if item == "nan"
+            else self.bias + float(vectors[item] @ last)
+            if item in vectors and last is not None
+            else self.bias
+            for item in items.item_ids[:candidates]
+        ]
+        return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
+
+
+def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> PlainScorer:
+    if "bias" not in weights:
+        raise Misconfigured(f"release {manifest.release_id} has no bias")
+    return PlainScorer(float(weights["bias"]))
+
+
+def release(store: InMemoryModelStore, number: int, bias: float, *, version: str = VERSION, name: str = "bias") -> str:
+    weights = {name: torch.tensor(bias)}
+    checksum = weights_checksum(pack_weights(weights))
+    manifest = ModelManifest(
+        release_id=f"r{number:06d}-{checksum[:12]}",
+        weights_sha256=checksum,
+        encoder_version=version,
+        dim=DIM,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        rows_trained=number * 100,
+        steps=number,
+        rows_sha256="0",
+        offsets={},
+    )
+    store.publish(weights, manifest)
+    store.promote(manifest.release_id, None)
+    return manifest.release_id
+
+
+def row(item_id: str, title: str) -> ItemRow:
+    encoder = WordEncoder()
+    return ItemRow(
+        item_id=item_id,
+        encoder_version=VERSION,
+        vector=encoder.encode([encoder.prepare(ItemContent(title=title))])[0],
+        content_hash="c" * 32,
+        published_at=datetime(2025, 6, 1, tzinfo=UTC),
+        category="shoes",
+        price=9.5,
+        first_price=10.0,
+        has_title=True,
+        has_image=False,
+        source_partition=2,
+        source_offset=7,
+        produced_at_ms=0,
+        title=title,
+    )
+
+
+class Down(InMemoryBehaviourStore):
+    async def taken_items(self, user_id: str) -> list[str]:
+        raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
+
+    async def ping(self) -> None:
+        raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
+
+
+@dataclass
+class Bench:
+    client: TestClient[Any, Any]
+    service: ScoringService
+    index: InMemoryItemIndex
+    models: InMemoryModelStore
+
+    async def post(self, path: str, body: object) -> tuple[int, Any]:
+        response = await self.client.post(path, json=body)
+        return response.status, await response.json()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        response = await self.client.get(path)
+        return response.status, await response.json()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+async def open_bench() -> AsyncIterator[Open]:
+    clients: list[TestClient[Any, Any]] = []
+    pool = ThreadPoolExecutor(2)
+
+    async def start(*, behaviours: InMemoryBehaviourStore | None = None, **config: Any) -> Bench:
+        index = InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
+        await index.upsert([row("boot", "red winter boot"), row("shoe", "red summer shoe"), row("lamp", "desk lamp")])
+        if behaviours is None:
+            behaviours = InMemoryBehaviourStore()
+            await behaviours.bind(TopicIncarnation("c", "t", "i"))
+            taken = Behaviour(
+                event_id="e",
+                kind=BehaviourKind.CLICK,
+                user_id="ann",
+                item_id="boot",
+                occurred_at=datetime(2025, 7, 1, tzinfo=UTC),
+            )
+            await behaviours.record(0, [Numbered(0, taken)], first_offset=0, next_offset=1)
+        metrics = Metrics()
+        models = InMemoryModelStore()
+        clock = asyncio.get_running_loop().time
+        service = ScoringService(
+            config=ServeConfig(**config),
+            representations=VectorCache(index, RepresentationsConfig(), encoder_version=VERSION, dim=DIM, clock=clock),
+            index=index,
+            behaviours=behaviours,
+            models=ModelWatcher(
+                models, make_scorer, encoder_version=VERSION, poll_seconds=0.02, on_report=metrics.record
+            ),
+            encoder=Loaded(),
+            encoder_version=VERSION,
+            compute=pool,
+            metrics=metrics,
+        )
+        client: TestClient[Any, Any] = TestClient(TestServer(make_app(service)))
+        await client.start_server()
+        clients.append(client)
+        return Bench(client, service, index, models)
+
+    yield start
+    for client in clients:
+        await client.close()
+    pool.shutdown()

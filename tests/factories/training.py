@@ -1,0 +1,176 @@
+"""The training loop over a log that is a list."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.forgotten import ForgottenUser
+from schemas.items import ItemEmbedding, SourceOffset
+from streams.training.config import TrainConsumerConfig
+from streams.training.input import VectorRecord
+from streams.training.loop import TrainOnBehaviours
+from streams.training.reports import TrainReport
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
+from trainer.samples.partition_merge import AlignedReading, Entry
+
+DIM = 8
+
+
+CONFIG = TrainerConfig(batch_rows=16, space_negatives=4, time_negatives=4, max_pending=200)
+
+
+def make_embedding(item_id: str) -> ItemEmbedding:
+    vector = np.random.default_rng(sum(item_id.encode())).normal(size=DIM)
+    return ItemEmbedding(
+        item_id=item_id,
+        encoder_version="e",
+        vector=b64encode((vector / np.linalg.norm(vector)).astype("<f4").tobytes()),
+        dim=DIM,
+        content_hash=item_id,
+        published_at=datetime.fromtimestamp(0, UTC),
+        source=SourceOffset(partition=0, offset=0),
+    )
+
+
+def make_log(count: int, *, items: int = 5, first: int = 0) -> list[Behaviour | None]:
+    return [
+        Behaviour(
+            event_id=f"e{number}",
+            kind=BehaviourKind.CLICK if number % 5 == 4 else BehaviourKind.EXPOSURE,
+            user_id=f"u{number % 7}",
+            item_id=f"i{number % items}",
+            occurred_at=datetime.fromtimestamp(1_000_000 + number, UTC),
+        )
+        for number in range(first, first + count)
+    ]
+
+
+class ListedInput:
+    """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
+
+    def __init__(self, vectors: Sequence[VectorRecord], log: Sequence[Behaviour | None], *, size: int = 7) -> None:
+        self.vectors, self.log, self.size = list(vectors), list(log), size
+        self.reading = AlignedReading([0], room_per_partition=50)
+        self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
+        self.starts = {0: 0}
+        self.encoder_version = "e"
+        self.broken_vectors = self.other_encoders = 0
+        self.fetched = 0
+        self.vectors_told = False
+        self.vectors_are_current = True
+        self.waits_for_silence = False
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def read_all_vectors_of_the_start(self) -> bool:
+        return self.vectors_told or not self.vectors
+
+    async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
+        await asyncio.sleep(0)
+        if behaviours and self.reading.with_room():
+            new = self.log[self.fetched : self.fetched + self.size]
+            self.reading.offer(0, [Entry(0, self.fetched + i, 0.0, event) for i, event in enumerate(new)])
+            self.fetched += len(new)
+            self.reading.exhausted({0: math.inf} if self.fetched == len(self.log) else {})
+
+    @property
+    def has_vectors(self) -> bool:
+        return bool(self.vectors)
+
+    def take_vectors(self) -> list[VectorRecord]:
+        taken, self.vectors, self.vectors_told = self.vectors, [], True
+        return taken
+
+    def take_behaviours(self, most: int) -> list[Entry]:
+        return self.reading.take(most)
+
+    def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
+        return []
+
+    @property
+    def all_handed_out(self) -> bool:
+        return bool(self.reading.empty_and_exhausted())
+
+
+class ToldAtOnce:
+    """A follower of `forgotten` that knows its users from the start, and of others when it is asked again, `when`."""
+
+    def __init__(
+        self,
+        tell: Any,
+        now: list[ForgottenUser],
+        later: list[ForgottenUser],
+        *,
+        when: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.tell, self.now, self.later, self.when = tell, now, later, when
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def catch_up(self) -> None:
+        await self.tell(self.now, "source", len(self.now))
+
+    async def poll(self, *, wait_seconds: float) -> int:
+        if not self.when():
+            return 0
+        later, self.later = self.later, []
+        await self.tell(later, "source", len(self.now) + len(later))
+        return len(later)
+
+
+def forgotten(user_id: str, *, until: int, topic_id: str = "t") -> ForgottenUser:
+    moment = datetime.fromtimestamp(0, UTC)
+    return ForgottenUser(user_id=user_id, forgotten_at=moment, cluster_id="c", topic_id=topic_id, ends={0: until})
+
+
+def make_loop(
+    given: ListedInput,
+    *,
+    bounded: bool = True,
+    config: TrainerConfig = CONFIG,
+    clock: Callable[[], float] = lambda: 1e9,
+    report_interval_seconds: float = 1.0,
+    **collaborators: Any,
+) -> TrainOnBehaviours:
+    return TrainOnBehaviours(
+        TrainConsumerConfig(report_interval_seconds=report_interval_seconds),
+        given,  # type: ignore[arg-type]
+        behaviours_topic="behaviours",
+        make_trainer=lambda version, dim, parts: OnlineTrainer(
+            config, encoder_version=version, dim=dim, partitions=parts
+        ),
+        clock=clock,
+        bounded=bounded,
+        **collaborators,
+    )
+
+
+def vectors(*item_ids: str) -> list[VectorRecord]:
+    return [VectorRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
+
+
+ALL = ("i0", "i1", "i2", "i3", "i4")
+
+
+async def trained(loop: TrainOnBehaviours) -> TrainReport:
+    await asyncio.wait_for(loop.run(asyncio.Event()), 60)
+    return loop.standing()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,249 @@
+"""`mimstream dead-letters` against a real broker: what is sent again, what is not, and what dies in between."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from structlog.testing import capture_logs
+
+from schemas.errors import Misconfigured, Reason
+from schemas.items import ImageRetry, ItemPublished, SourceOffset
+from schemas.letters import DeadLetter, Headers
+from streams.broker.clients import make_producer
+from streams.broker.log_reader import LogReader
+from streams.commands import dead_letters as dead_letters_command
+from streams.dead_letters.inbox import DeadLetterTopic, only_open
+from streams.dead_letters.producer import KafkaDeadLetters
+from streams.dead_letters.requeue import Requeue
+from streams.settings import Settings
+from tests.factories.index_worker import start_index
+from tests.factories.item_feed import center, feeding, picture, read_all, until
+from tests.factories.picture_site import PictureSite
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+class Dies(Exception):
+    """Whoever asked is killed at this point."""
+
+
+class Watched(Requeue):
+    """Sending again, with something happening before or after a send."""
+
+    before: Callable[[], Any] | None = None
+    dies_after_send = False
+
+    async def _send(self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> int:
+        if self.before is not None:
+            happens, self.before = self.before, None
+            await happens()
+        offset = await super()._send(partition, key, value, headers)
+        if self.dies_after_send:
+            raise Dies
+        return offset
+
+
+@dataclass
+class Yard:
+    """A graveyard and everything to dig in it."""
+
+    settings: Settings
+    producer: AIOKafkaProducer
+    box: DeadLetterTopic
+    sending: Watched
+
+    async def say(self, topic: Any, key: bytes, value: bytes | None, partition: int = 1) -> int:
+        done = await self.producer.send_and_wait(
+            self.settings.topics.full_name(topic), key=key, value=value, partition=partition
+        )
+        return int(done.offset)
+
+    async def bury(self, topic: Any, key: bytes, value: bytes | None, **changes: Any) -> DeadLetter:
+        """A record that was sent, failed and was buried."""
+        offset = await self.say(topic, key, value)
+        plain = DeadLetter(topic, 1, offset, key, value, "decode", Reason.NOT_JSON, "broken", NOW)
+        letter = replace(plain, **changes)
+        await KafkaDeadLetters(self.producer, self.settings.kafka, self.settings.topics).bury([letter])
+        return letter
+
+    async def ask(self) -> list[str]:
+        return [outcome.became for outcome in await self.sending.requeue(await self.box.read())]
+
+    async def open_ids(self) -> list[str]:
+        return [filed.id for filed in only_open(await self.box.read())]
+
+    async def said(self, topic: Any, key: bytes) -> list[bytes | None]:
+        return [record.value for record in await read_all(self.settings, topic) if record.key == key]
+
+
+@pytest.fixture
+async def yard(settings: Settings) -> AsyncIterator[Yard]:
+    async with AsyncExitStack() as opened:
+        reader = await opened.enter_async_context(LogReader(settings.kafka, settings.topics))
+        producer = make_producer(settings.kafka, linger_ms=0)
+        await producer.start()
+        opened.push_async_callback(producer.stop)
+        box = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: NOW)
+        yield Yard(settings, producer, box, Watched(reader, producer, settings.kafka, box))
+
+
+async def test_a_record_is_sent_again_as_it_was_and_only_once(yard: Yard) -> None:
+    letter = await yard.bury("items", b"a", b"{broken", attempts=2, first_failed_at=NOW - timedelta(days=1))
+    await yard.say("items", b"b", b"a neighbour")
+    assert await yard.ask() == ["requeued"]
+    assert await yard.ask() == ["already_requeued"]
+    assert await yard.open_ids() == []
+    first, again = [record for record in await read_all(yard.settings, "items") if record.key == b"a"]
+    assert (again.partition, again.value) == (first.partition, first.value)
+    assert dict(again.headers) == {
+        "requeued-from": letter.letter_key,
+        "attempts": b"2",
+        "first-failed-at": (NOW - timedelta(days=1)).isoformat().encode(),
+    }
+
+
+@pytest.mark.parametrize("newer", [b"published again", None])
+async def test_what_a_newer_record_or_a_delete_has_superseded_is_refused(yard: Yard, newer: bytes | None) -> None:
+    await yard.bury("items", b"a", b"{broken")
+    await yard.say("items", b"a", newer)
+    assert await yard.ask() == ["superseded"]
+    assert await yard.said("items", b"a") == [b"{broken", newer]
+    assert len(await yard.open_ids()) == 1
+
+
+async def test_of_two_failed_records_of_a_key_only_the_newer_is_sent_again(yard: Yard) -> None:
+    await yard.bury("items", b"a", b"{first")
+    await yard.bury("items", b"a", b"{second", failed_at=NOW + timedelta(seconds=1))
+    assert sorted(await yard.ask()) == ["requeued", "superseded"]
+    assert (await yard.said("items", b"a"))[-1] == b"{second"
+
+
+async def test_a_publish_between_the_look_and_the_sending_keeps_the_last_word(yard: Yard) -> None:
+    await yard.bury("items", b"a", b"{broken")
+    yard.sending.before = lambda: yard.say("items", b"a", b"newest")
+    assert await yard.ask() == ["superseded"]
+    assert (await yard.said("items", b"a"))[-1] == b"newest"
+
+
+async def test_a_delete_between_the_look_and_the_sending_keeps_the_last_word_also_after_a_kill(yard: Yard) -> None:
+    await yard.bury("items", b"a", b"{broken")
+    yard.sending.before = lambda: yard.say("items", b"a", None)
+    yard.sending.dies_after_send = True
+    with pytest.raises(Dies):
+        await yard.ask()
+    assert (await yard.said("items", b"a"))[-1] == b"{broken"
+    yard.sending.dies_after_send = False
+    assert await yard.ask() == ["superseded"]
+    assert (await yard.said("items", b"a"))[-1] is None
+
+
+async def test_killed_between_sending_and_noting_it_is_not_sent_twice(yard: Yard) -> None:
+    await yard.bury("items", b"a", b"{broken")
+    yard.sending.dies_after_send = True
+    with pytest.raises(Dies):
+        await yard.ask()
+    yard.sending.dies_after_send = False
+    assert await yard.ask() == ["already_requeued"]
+    assert await yard.said("items", b"a") == [b"{broken", b"{broken"]
+    assert await yard.open_ids() == []
+
+
+async def test_a_behaviour_is_sent_again_to_its_partition(yard: Yard) -> None:
+    await yard.bury("behaviours", b"u", b"{broken", stage="record")
+    await yard.say("behaviours", b"u", b"something newer of the same user")
+    assert await yard.ask() == ["requeued"]
+    assert (await yard.said("behaviours", b"u"))[-1] == b"{broken"
+
+
+async def test_for_a_picture_that_was_given_up_its_item_is_sent_again(yard: Yard) -> None:
+    item = ItemPublished(item_id="a", title="x", image_url="http://shop.test/a.png", published_at=NOW)
+    published = item.model_dump_json().encode()
+    offset = await yard.say("items", b"a", published)
+    retry = ImageRetry(item=item, source=SourceOffset(partition=1, offset=offset), attempt=8, not_before=NOW)
+    retried = {"stage": "image", "reason": Reason.IMAGE_UNAVAILABLE}
+    await yard.bury("items-retry", b"a", retry.model_dump_json().encode(), **retried)
+    assert await yard.ask() == ["requeued"]
+    assert await yard.said("items", b"a") == [published, published]
+    await yard.bury("items-retry", b"a", retry.model_dump_json().encode(), **retried)
+    assert sorted(await yard.ask()) == ["already_requeued", "superseded"]
+
+
+def command(settings: Settings, *arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    dead_letters_command.add_arguments(parser)
+    return dead_letters_command.run(parser.parse_args(arguments), settings)
+
+
+async def test_list_show_and_drop_as_commands(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
+    letter = await yard.bury("items", b"a", b"\xff{broken")
+    other = await yard.bury("behaviours", b"u", b"{broken", stage="record")
+    name = letter.letter_key.decode()
+
+    async def told(*arguments: str, status: int = 0) -> Any:
+        with capture_logs():  # else on standard output, where a process has them on standard error
+            assert await asyncio.to_thread(command, yard.settings, *arguments, "--json") == status
+        return json.loads(capsys.readouterr().out)
+
+    assert {row["id"] for row in await told("list")} == {name, other.letter_key.decode()}
+    assert [row["id"] for row in await told("list", "--topic", "items", "--since", "2026-04-01T00:00Z")] == [name]
+    (shown,) = await told("show", name)
+    assert (shown["value_base64"], shown["first_failed_at"]) == ("/3ticm9rZW4=", NOW.isoformat())
+    assert (await told("drop", "--key", "a"))["counts"] == {"dropped": 1}
+    assert [row["id"] for row in await told("list")] == [other.letter_key.decode()]
+    assert [row["handled"] for row in await told("list", "--all", "--topic", "items")] == ["dropped"]
+    assert (await told("requeue", name, "items/0/999", status=1))["counts"] == {"refused": 1, "already_dropped": 1}
+    assert await asyncio.to_thread(command, yard.settings, "list") == 0
+    assert "record" in capsys.readouterr().out
+    with pytest.raises(Misconfigured, match="--all"):
+        command(yard.settings, "requeue")
+    with pytest.raises(Misconfigured, match="zone"):
+        command(yard.settings, "list", "--since", "2026-04-01")
+
+
+async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(
+    settings: Settings, process: Any, pictures: PictureSite
+) -> None:
+    start_index(
+        process,
+        MIM_IMAGES__PRIVATE_NETWORKS='["127.0.0.0/8"]',
+        MIM_IMAGES__ALLOWED_PORTS="[]",
+        MIM_INDEX__RETRY_INITIAL_SECONDS="0.1",
+        MIM_INDEX__RETRY_MAX_ATTEMPTS="2",
+    )
+    async with feeding(settings) as feed, center(settings) as index:
+        await feed.publish("bare", "", image_url=pictures.url + "one")
+
+        async def buried() -> bool:
+            return len(await read_all(settings, "dead-letters")) == 1
+
+        await until(buried)
+        assert await index.fetch(["bare"], pending=True) == {}
+        requeue = process("dead-letters", "requeue", "--reason", "image_unavailable", cold=True)
+        assert await asyncio.to_thread(requeue.wait, 60) == 0, requeue.output()
+
+        async def buried_again() -> bool:
+            return len(await read_all(settings, "dead-letters")) == 3  # two letters, one note of sending again
+
+        await until(buried_again)
+        found = [r for r in await read_all(settings, "dead-letters") if r.value is not None]
+        newest = max((DeadLetter.from_record(r.value, r.headers) for r in found), key=lambda letter: letter.failed_at)
+        pictures.there["one"] = picture("blue")
+        assert await asyncio.to_thread(command, settings, "requeue", "--all") == 0
+
+        async def there() -> bool:
+            return "bare" in await index.fetch(["bare"])
+
+        await until(there)
+    assert (newest.topic, newest.attempts) == ("items-retry", 2)
+    assert newest.requeued_from is not None
+    assert newest.first_failed_at is not None
+    assert newest.first_failed_at < newest.failed_at

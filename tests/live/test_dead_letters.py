@@ -1,0 +1,82 @@
+"""One suite for every place where letters are buried."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from schemas.errors import Reason
+from schemas.letters import DeadLetter
+from streams.broker.clients import make_producer
+from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
+from streams.dead_letters.producer import DeadLetters, InMemoryDeadLetters, KafkaDeadLetters
+from streams.settings import Settings
+from tests.factories.item_feed import letters
+
+Read = Callable[[], Awaitable[list[DeadLetter]]]
+
+
+def letter(offset: int, **changes: Any) -> DeadLetter:
+    plain: dict[str, Any] = {
+        "topic": "items",
+        "partition": 3,
+        "offset": offset,
+        "key": b"k",
+        "value": b"{broken",
+        "stage": "decode",
+        "reason": Reason.NOT_JSON,
+        "detail": "expected value: line 1, column 2 — é",
+        "failed_at": datetime(2026, 5, 1, tzinfo=UTC),
+        "attempts": 2,
+    }
+    return DeadLetter(**(plain | changes))
+
+
+class DeadLettersContract:
+    async def test_letters_come_back_with_their_bytes_and_everything_else(
+        self, graveyard: DeadLetters, read: Read, settings: Settings
+    ) -> None:
+        buried = [
+            letter(1),
+            letter(2, key=None),
+            letter(3, value=None),
+            letter(4, key=b"\xff\x00", value=bytes(range(256))),
+            # as large as a record of the source may be, and not to be compressed
+            letter(5, value=os.urandom(settings.kafka.max_record_bytes)),
+        ]
+        await graveyard.bury(buried[:3])
+        await graveyard.bury(buried[3:])
+        await graveyard.bury([])
+        assert sorted(await read(), key=lambda found: found.offset) == buried
+
+
+class TestInMemoryDeadLetters(DeadLettersContract):
+    @pytest.fixture
+    def graveyard(self) -> InMemoryDeadLetters:
+        return InMemoryDeadLetters()
+
+    @pytest.fixture
+    def read(self, graveyard: InMemoryDeadLetters) -> Read:
+        async def found() -> list[DeadLetter]:
+            return graveyard.letters
+
+        return found
+
+
+class TestKafkaDeadLetters(DeadLettersContract):
+    @pytest.fixture
+    async def graveyard(self, settings: Settings) -> AsyncIterator[KafkaDeadLetters]:
+        producer = make_producer(
+            settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
+        )
+        await producer.start()
+        yield KafkaDeadLetters(producer, settings.kafka, settings.topics)
+        await producer.stop()
+
+    @pytest.fixture
+    def read(self, settings: Settings) -> Read:
+        return lambda: letters(settings)

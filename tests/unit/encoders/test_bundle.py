@@ -1,0 +1,280 @@
+"""A bundle proves what it is, or is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import DistilBertConfig, DistilBertModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from encoders.base import ItemContent
+from encoders.bundle import DEFAULT_BUNDLE, ImageSpec, TextSpec, WeightsPlace, read_bundle, write_bundle
+from encoders.calibration import calibration_items, calibration_pictures
+from encoders.config import EncoderConfig
+from encoders.digests import file_sha256
+from encoders.fixed_fusion import FixedFusion, Projection, draw_projection, fit_projection
+from encoders.image import vision_model_sha256
+from encoders.loading import load_encoder, make_bundle
+from encoders.text import text_model_sha256
+from schemas.errors import EncodingFailed, Misconfigured, Reason
+from tests.factories.encoders import write_tokenizer
+
+FILES = ("bundle.json", "fusion.safetensors", "SHA256SUMS")
+ITEM = ItemContent(title="Linen dress", text="With a belt.")
+
+
+def seal(folder: Path) -> None:
+    """Make the checksums fit again, as someone who edits a bundle by hand would."""
+    names = ("bundle.json", "fusion.safetensors")
+    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DistilBERT with random weights, saved as any local transformers model is."""
+    folder = tmp_path_factory.mktemp("tiny-text")
+    words = write_tokenizer(folder)
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT with random weights."""
+    folder = tmp_path_factory.mktemp("tiny-vision")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", FILES)
+    @pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 0.99])
+    def test_one_changed_byte_in_any_file_is_found(self, bundle: Path, name: str, place: float) -> None:
+        data = bytearray((bundle / name).read_bytes())
+        data[int(place * len(data))] ^= 0x01
+        (bundle / name).write_bytes(data)
+        with pytest.raises(Misconfigured, match="bundle"):
+            read_bundle(bundle)
+
+    def test_what_is_damaged_is_told_with_what_to_do(self, bundle: Path) -> None:
+        (bundle / FILES[0]).write_bytes(b"{}")
+        with pytest.raises(Misconfigured, match=rf"{FILES[0]} is damaged.*restore it from a copy, or make it again"):
+            read_bundle(bundle)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_truncated_file_is_found_and_named(self, bundle: Path, name: str) -> None:
+        (bundle / name).write_bytes((bundle / name).read_bytes()[:50])
+        with pytest.raises(Misconfigured, match="bundle"):
+            read_bundle(bundle)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_missing_file_is_named(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        with pytest.raises(Misconfigured, match=name):
+            read_bundle(bundle)
+
+    def test_a_folder_that_is_no_bundle_names_the_setting(self, tmp_path: Path) -> None:
+        with pytest.raises(Misconfigured, match="MIM_ENCODER__BUNDLE"):
+            load_encoder(EncoderConfig(bundle=str(tmp_path / "nowhere")))
+
+
+class TestForeign:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"format": 2},
+            {"preprocessing": "0"},
+            {"dim": 64},
+            {"version": "mm128-0000000000000000"},
+            {"fusion": {"image_share": 0.9, "recipe": "x"}},
+            {"surprise": True},
+        ],
+    )
+    def test_an_edited_manifest_is_refused_even_with_fitting_checksums(self, bundle: Path, change: dict) -> None:
+        manifest = json.loads((bundle / "bundle.json").read_text())
+        (bundle / "bundle.json").write_text(json.dumps(manifest | change))
+        seal(bundle)
+        with pytest.raises(Misconfigured, match="bundle"):
+            read_bundle(bundle)
+
+    def test_a_pickle_in_place_of_the_matrices_is_never_run(self, bundle: Path) -> None:
+        torch.save({"text.mean": torch.zeros(1)}, bundle / "fusion.safetensors")
+        manifest = json.loads((bundle / "bundle.json").read_text())
+        manifest["fusion"]["sha256"] = file_sha256(bundle / "fusion.safetensors")
+        (bundle / "bundle.json").write_text(json.dumps(manifest))
+        seal(bundle)
+        with pytest.raises(Misconfigured):
+            read_bundle(bundle)
+
+    def test_other_weights_than_the_bundle_was_made_with_are_refused(self, bundle: Path, tiny_text: Path) -> None:
+        manifest, fusion = read_bundle(bundle)
+        foreign = TextSpec(weights=WeightsPlace(path=str(tiny_text), sha256="0" * 64), max_tokens=16)
+        other = bundle.parent / "other"
+        write_bundle(other, text=foreign, image=manifest.image, fusion=fusion, recipe="test")
+        with pytest.raises(Misconfigured, match="not the ones"):
+            load_encoder(EncoderConfig(bundle=str(other)))
+
+    def test_missing_weights_are_named(self, bundle: Path) -> None:
+        manifest, fusion = read_bundle(bundle)
+        lost = manifest.text.model_copy(
+            update={"weights": WeightsPlace(package="no_such_package_here", path="m", sha256="0" * 64)}
+        )
+        write_bundle(bundle.parent / "other", text=lost, image=manifest.image, fusion=fusion, recipe="test")
+        with pytest.raises(Misconfigured, match="no_such_package_here"):
+            load_encoder(EncoderConfig(bundle=str(bundle.parent / "other")))
+
+
+class TestVersion:
+    def test_the_version_does_not_depend_on_where_the_weights_lie(self, bundle: Path) -> None:
+        manifest, _ = read_bundle(bundle)
+        moved = manifest.text.model_copy(
+            update={"weights": WeightsPlace(path="/elsewhere", sha256=manifest.text.weights.sha256)}
+        )
+        assert manifest.model_copy(update={"text": moved}).address() == manifest.version
+
+    def test_the_version_changes_with_everything_that_changes_vectors(self, bundle: Path) -> None:
+        manifest, _ = read_bundle(bundle)
+        changed = [
+            {"preprocessing": "other"},
+            {"text": manifest.text.model_copy(update={"max_tokens": 16})},
+            {"text": manifest.text.model_copy(update={"weights": WeightsPlace(path="x", sha256="1" * 64)})},
+            {"image": manifest.image.model_copy(update={"size": 64})},
+            {"image": manifest.image.model_copy(update={"weights": WeightsPlace(path="x", sha256="1" * 64)})},
+            {"fusion": manifest.fusion.model_copy(update={"sha256": "1" * 64})},
+            {"fusion": manifest.fusion.model_copy(update={"image_share": 0.5})},
+        ]
+        addresses = {manifest.model_copy(update=update).address() for update in changed} | {manifest.version}
+        assert len(addresses) == len(changed) + 1
+
+    def test_a_bundle_is_never_written_over(self, bundle: Path) -> None:
+        manifest, fusion = read_bundle(bundle)
+        with pytest.raises(FileExistsError):
+            write_bundle(bundle, text=manifest.text, image=manifest.image, fusion=fusion, recipe="again")
+
+    def test_writing_what_was_read_gives_the_same_bundle(self, bundle: Path) -> None:
+        manifest, fusion = read_bundle(bundle)
+        write_bundle(
+            bundle.parent / "copy",
+            text=manifest.text,
+            image=manifest.image,
+            fusion=fusion,
+            recipe=manifest.fusion.recipe,
+        )
+        for name in FILES:
+            assert (bundle.parent / "copy" / name).read_bytes() == (bundle / name).read_bytes()
+
+
+class TestOtherModels:
+    def test_any_local_transformers_models_take_the_towers_place(self, tiny_text: Path, tiny_vision: Path) -> None:
+        config = EncoderConfig(text_model=str(tiny_text), image_model=str(tiny_vision))
+        encoder, again = load_encoder(config), load_encoder(config)
+        assert encoder.version == again.version != load_encoder(EncoderConfig()).version
+        vector = encoder.encode([encoder.prepare(ITEM)])
+        assert vector.shape == (1, encoder.dim)
+        np.testing.assert_allclose(np.linalg.norm(vector), 1.0, atol=1e-5)
+        np.testing.assert_allclose(again.encode([again.prepare(ITEM)]), vector, atol=1e-6)
+
+    def test_two_backbones_make_a_bundle_that_loads(self, tmp_path: Path, tiny_text: Path, tiny_vision: Path) -> None:
+        text = TextSpec(weights=WeightsPlace(path=str(tiny_text), sha256=text_model_sha256(tiny_text)), max_tokens=32)
+        image = ImageSpec(
+            kind="transformers",
+            weights=WeightsPlace(path=str(tiny_vision), sha256=vision_model_sha256(tiny_vision)),
+            size=32,
+        )
+        manifest = make_bundle(
+            tmp_path / "made", text=text, image=image, config=EncoderConfig(), text_dim=24, image_dim=8
+        )
+        encoder = load_encoder(EncoderConfig(bundle=str(tmp_path / "made")))
+        assert (encoder.version, encoder.dim) == (manifest.version, 32)
+        assert encoder.encode([encoder.prepare(ITEM)]).shape == (1, 32)
+
+    def test_an_unknown_model_names_the_setting_and_the_way_out(self) -> None:
+        with pytest.raises(Misconfigured, match=r"MIM_ENCODER__TEXT_MODEL.*hf download"):
+            load_encoder(EncoderConfig(text_model="nobody/never-downloaded-this"))
+
+    def test_reduced_precision_is_another_version_of_nearly_the_same_vectors(self) -> None:
+        full, reduced = (load_encoder(EncoderConfig(precision=precision)) for precision in ("fp32", "bf16"))
+        assert reduced.version == f"{full.version}-bf16"
+        item = ItemContent(title="Linen dress", text="With a tie belt.")
+        (a,), (b,) = (encoder.encode([encoder.prepare(item)]) for encoder in (full, reduced))
+        assert a @ b > 0.999
+
+    def test_a_device_that_is_not_there_is_named(self) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("this machine has one")
+        with pytest.raises(Misconfigured, match="MIM_ENCODER__DEVICE"):
+            load_encoder(EncoderConfig(device="cuda"))
+
+
+class TestFixedFusion:
+    def fusion(self) -> FixedFusion:
+        rng = np.random.default_rng(0)
+        return FixedFusion(
+            text=draw_projection(rng.standard_normal((50, 12)).astype(np.float32), 4, seed=0),
+            image=draw_projection(rng.standard_normal((50, 20)).astype(np.float32), 6, seed=1),
+            image_share=0.25,
+        )
+
+    def test_a_cosine_is_the_weighted_mean_of_the_modalities(self) -> None:
+        fusion, rng = self.fusion(), np.random.default_rng(1)
+        text, image = (rng.standard_normal((2, width)).astype(np.float32) for width in (12, 20))
+        rows = np.arange(2)
+        fused = fusion(2, rows, text, rows, image)
+        t, v = fusion.text(text), fusion.image(image)
+        np.testing.assert_allclose(fused[0] @ fused[1], 0.75 * t[0] @ t[1] + 0.25 * v[0] @ v[1], atol=1e-6)
+
+    def test_a_missing_modality_is_the_other_one_alone(self) -> None:
+        fusion, rng = self.fusion(), np.random.default_rng(1)
+        text, image = (rng.standard_normal((1, width)).astype(np.float32) for width in (12, 20))
+        none = np.empty(0, dtype=np.intp)
+        one = np.zeros(1, dtype=np.intp)
+        np.testing.assert_allclose(fusion(1, one, text, none, image[:0])[0, :4], fusion.text(text)[0], atol=1e-6)
+        np.testing.assert_allclose(fusion(1, none, text[:0], one, image)[0, 4:], fusion.image(image)[0], atol=1e-6)
+
+    def test_an_item_without_any_modality_is_an_error_not_a_zero_vector(self) -> None:
+        none = np.empty(0, dtype=np.intp)
+        with pytest.raises(EncodingFailed) as refused:
+            self.fusion()(1, none, np.empty((0, 12), np.float32), none, np.empty((0, 20), np.float32))
+        assert refused.value.reason is Reason.NO_CONTENT
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+    def test_features_without_direction_are_an_error(self, value: float) -> None:
+        projection = Projection(np.zeros(3, np.float32), np.eye(3, dtype=np.float32))
+        with pytest.raises(EncodingFailed) as refused:
+            projection(np.full((1, 3), value, dtype=np.float32))
+        assert refused.value.reason is Reason.BAD_VECTOR
+
+    def test_fitting_centres_its_own_content(self) -> None:
+        features = np.random.default_rng(2).standard_normal((400, 16)).astype(np.float32) + 3.0
+        vectors = fit_projection(features, 6, drop=1)(features)
+        cosines = (vectors @ vectors.T)[~np.eye(400, dtype=bool)]
+        assert abs(cosines.mean()) < 0.02
+
+    def test_fitting_leaves_out_the_first_directions(self) -> None:
+        rng = np.random.default_rng(3)
+        features = 5.0 + rng.standard_normal((500, 8)).astype(np.float32)
+        features[:250, 0] += 40.0  # two kinds of catalogue
+        projection = fit_projection(features, 3, drop=1)
+        assert np.abs(projection.matrix[0]).max() < 0.2 * np.abs(projection.matrix).max()
+
+
+def test_calibration_content_is_the_same_every_time() -> None:
+    assert calibration_items(50) == calibration_items(50)
+    for one, other in zip(calibration_pictures(8, size=32), calibration_pictures(8, size=32), strict=True):
+        np.testing.assert_array_equal(one, other)

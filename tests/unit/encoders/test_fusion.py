@@ -1,0 +1,112 @@
+"""Heads and fusion: start, missing modalities, centring, nested widths, attributes."""
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.features import ItemFeatures, category_hashes
+from encoders.fusion import nested_unit
+from encoders.fusion_config import FusionConfig
+from tests.factories.csft import SMALL, make_features, make_fusion
+
+
+@pytest.mark.parametrize("kind", ["gated", "tensor", "mean"])
+def test_vectors_are_unit_centred_and_the_same_alone_or_in_a_batch(kind):
+    features = make_features()
+    fusion = make_fusion(features, SMALL.model_copy(update={"kind": kind}))
+    items = fusion.prepare(features)
+    fused = fusion.embed(items).fused_ND
+    shown = torch.from_numpy(features.has_text_N | features.has_image_N)  # one item has nothing to show at all
+    torch.testing.assert_close(fused.norm(dim=1)[shown], torch.ones(59))
+    assert fused.mean(0).norm() < 0.2
+    for row in (0, 3, 5):
+        alone = fusion.embed(fusion.prepare(features.take(np.array([row])))).fused_ND[0]
+        torch.testing.assert_close(alone, fused[row], rtol=1e-5, atol=1e-5)
+
+
+def test_the_untrained_heads_keep_the_geometry_of_the_towers():
+    features = make_features(noise=3.0)
+    config = FusionConfig(width=64, nested_widths=(), text_rank=20, image_rank=30)
+    fusion = make_fusion(features, config)
+    title = fusion.embed(fusion.prepare(features)).title_ND.numpy()
+    known = features.has_text_N
+    rows = features.text_NT / np.maximum(np.linalg.norm(features.text_NT, axis=1, keepdims=True), 1e-9)
+    rows = rows[known] - rows[known].mean(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(title[known] @ title[known].T, rows @ rows.T, atol=1e-4)
+
+
+def test_a_missing_modality_is_a_zero_view_and_a_learned_state_of_the_fused_vector():
+    features = make_features()
+    fusion = make_fusion(features)
+    with torch.no_grad():
+        fusion.no_image_D.fill_(0.5)
+    views = fusion.embed(fusion.prepare(features))
+    assert (views.image_ND[~torch.from_numpy(features.has_image_N)] == 0).all()
+    assert (views.image_ND[torch.from_numpy(features.has_image_N)].norm(dim=1) > 0.99).all()
+    without = int(np.flatnonzero(~features.has_image_N)[0])
+    before = views.fused_ND[without].clone()
+    with torch.no_grad():
+        fusion.no_image_D.fill_(-0.5)
+    after = fusion.embed(fusion.prepare(features)).fused_ND
+    assert not torch.allclose(before, after[without])
+
+
+def test_what_lies_behind_a_lowered_flag_never_shows():
+    features = make_features()
+    fusion = make_fusion(features)
+    with_rubbish = ItemFeatures(
+        np.where(features.has_text_N[:, None], features.text_NT, 7.0).astype(np.float32),
+        np.where(features.has_image_N[:, None], features.image_NI, 7.0).astype(np.float32),
+        features.has_text_N,
+        features.has_image_N,
+        features.category_N2,
+        features.year_N,
+        features.price_N,
+    )
+    one, other = (fusion.embed(fusion.prepare(given)).fused_ND for given in (features, with_rubbish))
+    torch.testing.assert_close(one, other)
+
+
+def test_hiding_a_picture_gives_what_an_item_without_one_gets():
+    features = make_features()
+    fusion = make_fusion(features)
+    items = fusion.prepare(features)
+    hidden = fusion(items, drop_image_N=items.has_image_N).fused_ND
+    bare = ItemFeatures(
+        features.text_NT, np.zeros_like(features.image_NI), features.has_text_N, np.zeros_like(features.has_image_N),
+        features.category_N2, features.year_N, features.price_N,
+    )  # fmt: skip
+    torch.testing.assert_close(hidden, fusion(fusion.prepare(bare)).fused_ND)
+
+
+def test_year_is_interpolated_between_knots_clamped_outside_and_silent_when_unknown():
+    features = make_features()
+    fusion = make_fusion(features)
+    probe = features.take(np.zeros(5, np.int64))
+    probe.year_N[:] = [2001.4, 2001.6, 1900.0, 1800.0, np.nan]
+    splines = fusion.prepare(probe).spline_NS[:, : SMALL.knots + 1]
+    torch.testing.assert_close(splines[:4].sum(1), torch.full((4,), 2.0))
+    torch.testing.assert_close(splines[2], splines[3])
+    assert splines[4].abs().sum() == 0
+    assert not torch.allclose(splines[0], splines[1])
+
+
+def test_categories_are_known_by_name_whatever_its_case():
+    assert category_hashes("Shoes ") == category_hashes("shoes") != category_hashes("hats")
+    assert category_hashes("") == category_hashes(None) == (-1, -1)
+
+
+def test_nested_prefixes_are_unit_vectors_with_their_share_of_text_and_picture():
+    features = make_features()
+    fusion = make_fusion(features)
+    views = fusion.embed(fusion.prepare(features))
+    (prefix,) = nested_unit(views.fused_ND, (8,))
+    shown = torch.from_numpy(features.has_text_N | features.has_image_N)
+    torch.testing.assert_close(prefix.norm(dim=1)[shown], torch.ones(59))
+    assert fusion.text_in.weight[:8].abs().sum() == fusion.image_in.weight[:8].abs().sum() == 4
+
+
+def test_nested_widths_must_be_shorter_than_the_vector():
+    with pytest.raises(ValueError, match="nested_widths"):
+        FusionConfig(width=64, nested_widths=(64,))

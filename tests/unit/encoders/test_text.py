@@ -1,0 +1,116 @@
+"""The text tower gives what transformers would, in any grouping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+from encoders.bundle import DEFAULT_BUNDLE, read_bundle
+from encoders.config import Precision
+from encoders.text import TextTower
+from schemas.errors import Misconfigured
+from tests.factories.encoders import write_tokenizer
+
+TEXTS = ["wool coat", "x", "", "Ünïcödé 漢字 🎉", "coat " * 300, "The Last Garden. Drama", "silk dress with a tie belt"]
+
+
+def reference(folder: Path, texts: list[str], max_tokens: int) -> np.ndarray:
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    rows = []
+    for text in texts:  # one by one: no padding to get wrong
+        with torch.no_grad():
+            hidden = model(
+                **tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
+            ).last_hidden_state
+        rows.append(hidden[0].mean(0).numpy())
+    return np.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    words = write_tokenizer(folder)
+    config = BertConfig(
+        vocab_size=words, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_bert_on_plain_torch_is_transformers_bert(tiny_bert: Path) -> None:
+    tower = TextTower(tiny_bert, max_tokens=32)
+    texts = [text for text in TEXTS if text]
+    found = tower.features([tokens for text in texts if (tokens := tower.tokenize(text)) is not None])
+    np.testing.assert_allclose(found, reference(tiny_bert, texts, 32), atol=2e-6)
+
+
+def test_the_default_text_model_is_transformers_own_answer() -> None:
+    manifest, _ = read_bundle(DEFAULT_BUNDLE)
+    folder = manifest.text.weights.resolve(DEFAULT_BUNDLE)
+    tower = TextTower(folder, max_tokens=manifest.text.max_tokens)
+    texts = [text for text in TEXTS if text]
+    found = tower.features([tokens for text in texts if (tokens := tower.tokenize(text)) is not None])
+    np.testing.assert_allclose(found, reference(folder, texts, manifest.text.max_tokens), atol=2e-5)
+
+
+def test_a_text_without_tokens_is_no_text(tiny_bert: Path) -> None:
+    tower = TextTower(tiny_bert, max_tokens=32)
+    assert tower.tokenize("") is None
+    assert tower.tokenize(" \u3000 ") is None
+    assert tower.tokenize("unheardof") is not None  # an unknown word is still a word
+
+
+def test_long_texts_are_cut_with_their_end_mark_kept(tiny_bert: Path) -> None:
+    tokens = TextTower(tiny_bert, max_tokens=16).tokenize("coat " * 100)
+    assert tokens is not None
+    assert (len(tokens), tokens[0], tokens[-1]) == (16, 2, 3)
+
+
+def test_a_thousand_texts_of_all_lengths_come_back_in_order(tiny_bert: Path) -> None:
+    tower = TextTower(tiny_bert, max_tokens=64)
+    rng = np.random.default_rng(0)
+    texts = [(2, *rng.integers(5, 30, length).tolist(), 3) for length in rng.integers(1, 60, 1000)]
+    together = tower.features(texts)
+    for row in (0, 17, 500, 999):
+        np.testing.assert_allclose(tower.features([texts[row]])[0], together[row], atol=1e-5)
+
+
+def test_weights_with_a_tensor_missing_are_refused_at_start(tiny_bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny_bert.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(Misconfigured, match=r"encoder\.layer\.1\.output\.dense\.bias"):
+        TextTower(tmp_path, max_tokens=32)
+
+
+def test_a_bundle_that_asks_for_more_tokens_than_the_model_reads_is_refused(tiny_bert: Path) -> None:
+    with pytest.raises(Misconfigured, match="64"):
+        TextTower(tiny_bert, max_tokens=128)
+
+
+def test_a_damaged_tokenizer_is_refused_at_start(tiny_bert: Path, tmp_path: Path) -> None:
+    for path in tiny_bert.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer.json").write_text('{"version": 1')
+    with pytest.raises(Misconfigured, match="tokenizer"):
+        TextTower(tmp_path, max_tokens=32)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_stays_near_full_precision(tiny_bert: Path, precision: Precision) -> None:
+    texts = [tuple(range(5, 5 + n)) for n in (3, 9, 4, 20)]
+    full = TextTower(tiny_bert, max_tokens=32).features(texts)
+    reduced = TextTower(tiny_bert, max_tokens=32, precision=precision).features(texts)
+    cosines = (full * reduced).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(reduced, axis=1)
+    assert cosines.min() > 0.999
+    assert not np.array_equal(full, reduced)

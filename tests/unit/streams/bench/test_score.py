@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from schemas.errors import Unavailable
+from schemas.scoring import ScoreRequest
+from streams.bench.score import ask, summary
+from streams.bench.score_world import DIM, draw_world
+from trainer.networks.item_rows import ItemRows
+from trainer.networks.scorer import Scorer
+
+
+def test_a_world_is_the_same_for_whoever_draws_it_and_its_release_scores_its_questions() -> None:
+    sizes = {"items": 40, "users": 3, "history": 7, "candidates": 5, "questions": 4}
+    world, again = draw_world(**sizes), draw_world(**sizes)
+    assert world.bodies() == again.bodies() and world.histories == again.histories
+    np.testing.assert_array_equal(world.vectors_IV, again.vectors_IV)
+    asked = ScoreRequest.model_validate_json(world.bodies()[0])
+    assert len(set(asked.item_ids)) == 5 and len(world.histories[asked.user_id]) == 7
+    assert len(world.behaviours()) == 3 * 7 and len(world.rows()) == 40
+    weights, manifest = world.release(7)
+    scorer = Scorer.from_release(weights, manifest)
+    vectors = dict(zip(world.item_ids, world.vectors_IV, strict=True))
+    scores = scorer.score(ItemRows.of([*asked.item_ids, *world.histories[asked.user_id]], vectors, DIM), 5)
+    assert scores.shape == (5,) and np.isfinite(scores).all()
+
+
+def test_the_ratio_is_that_of_the_medians_to_the_faster_floor_and_the_worse_of_both_concurrencies() -> None:
+    seconds = {
+        (1, "system"): [0.002, 0.003, 0.004],
+        (1, "inline"): [0.002, 0.002, 0.002],
+        (1, "threads"): [0.003, 0.003, 0.001],
+        (8, "system"): [0.010, 0.010, 0.010],
+        (8, "inline"): [0.020, 0.020, 0.020],
+        (8, "threads"): [0.008, 0.008, 0.008],
+    }
+    result = summary(seconds)
+    alone, together = result["by_clients"]
+    assert (alone["clients"], alone["ratio_to_floor"], alone["floor"]) == (1, 1.5, "inline")
+    assert (together["ratio_to_floor"], together["floor"], together["requests"]) == (1.25, "threads", 3)
+    assert result["ratio_to_floor"] == 1.5
+
+
+async def test_clients_ask_every_question_once_one_at_a_time_each() -> None:
+    asked, in_hand, most = [], 0, 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal in_hand, most
+        in_hand += 1
+        most = max(most, in_hand)
+        asked.append(json.loads(await request.read()))
+        in_hand -= 1
+        return web.Response(status=500 if asked[-1] == "bad" else 200)
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        url = str(server.make_url("/"))
+        took = await ask(session, url, [json.dumps(n).encode() for n in range(20)], 3)
+        assert sorted(asked) == list(range(20)) and len(took) == 20 and most <= 3
+        with pytest.raises(Unavailable, match="500"):
+            await ask(session, url, [b'"bad"'], 1)

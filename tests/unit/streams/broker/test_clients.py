@@ -1,0 +1,88 @@
+"""What Kafka's clients raise, in the words of this system."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka import errors as aio_errors
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from kafka import errors as kp_errors
+
+from schemas.errors import BrokerUnavailable, Misconfigured
+from streams.broker.clients import BrokerConfig, broker_errors
+
+CONFIG = BrokerConfig(bootstrap_servers="kafka-1:9093")
+PARTITION = TopicPartition("t", 0)
+
+
+class NotReady(Fetcher):  # type: ignore[misc]
+    """The client's own asking for offsets, in a cluster whose nodes are not ready."""
+
+    def __init__(self) -> None:
+        self._retry_backoff = 0.001
+        self._client = SimpleNamespace(force_metadata_update=lambda: None)
+
+    async def _proc_offset_requests(self, timestamps: object) -> dict[object, object]:
+        raise aio_errors.NodeNotReadyError
+
+
+async def test_offsets_that_nobody_told_in_time_may_be_asked_for_again() -> None:
+    for ask in (NotReady().end_offsets, NotReady().beginning_offsets):
+        with pytest.raises(BrokerUnavailable, match="kafka-1:9093"), broker_errors(CONFIG):
+            await ask([PARTITION], 20)
+
+
+async def test_a_record_that_found_no_room_in_time_may_be_sent_again() -> None:
+    records = MessageAccumulator(None, 100, 0, 30)
+    await records.add_message(PARTITION, b"k", b"v" * 60, timeout=0.02)  # nobody takes it away
+    with pytest.raises(BrokerUnavailable, match="kafka-1:9093"), broker_errors(CONFIG):
+        await records.add_message(PARTITION, b"k", b"v" * 60, timeout=0.02)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aio_errors.TopicAuthorizationFailedError("items"),
+        aio_errors.GroupAuthorizationFailedError("mim.index"),
+        aio_errors.ClusterAuthorizationFailedError(),
+        aio_errors.TransactionalIdAuthorizationFailed("mim.train"),
+        aio_errors.SaslAuthenticationFailed("no such user"),
+        aio_errors.UnsupportedSaslMechanismError("PLAIN"),
+        kp_errors.TopicAuthorizationFailedError("items"),
+        kp_errors.GroupAuthorizationFailedError("mim.index"),
+        kp_errors.ClusterAuthorizationFailedError(),
+        kp_errors.TransactionalIdAuthorizationFailedError("mim.train"),
+        kp_errors.SaslAuthenticationFailedError("no such user"),
+        kp_errors.UnsupportedSaslMechanismError("PLAIN"),
+    ],
+    ids=lambda error: f"{type(error).__module__}.{type(error).__name__}",
+)
+def test_a_refused_login_or_right_is_a_setting_to_mend(error: Exception) -> None:
+    with pytest.raises(Misconfigured) as caught, broker_errors(CONFIG):
+        raise error
+    for word in ("kafka-1:9093", type(error).__name__, "MIM_KAFKA__SASL_USERNAME", "deploy/README.md"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["InvalidReplicationFactorError", "PolicyViolationError"])
+def test_a_topic_that_the_cluster_does_not_take_is_a_setting_to_mend(name: str) -> None:
+    for client in (aio_errors, kp_errors):
+        with pytest.raises(Misconfigured, match=rf"{name}.*MIM_TOPICS__REPLICATION_FACTOR"), broker_errors(CONFIG):
+            raise getattr(client, name)("larger than available brokers: 1")
+
+
+def test_where_there_is_a_login_silence_may_be_its_refusal() -> None:
+    error = aio_errors.KafkaConnectionError("Unable to bootstrap")
+    for config, named in ((CONFIG, False), (BrokerConfig(security_protocol="SASL_SSL"), True)):
+        with pytest.raises(BrokerUnavailable) as caught, broker_errors(config):
+            raise error
+        assert ("MIM_KAFKA__SASL_USERNAME" in str(caught.value)) is named
+
+
+def test_what_is_told_apart_by_callers_stays_what_it_is() -> None:
+    for error in (aio_errors.OffsetOutOfRangeError({}), kp_errors.TopicAlreadyExistsError()):
+        with pytest.raises(type(error)), broker_errors(CONFIG):
+            raise error

@@ -1,0 +1,154 @@
+"""Comparing topic and center: which record of a key is the newest, and what is wrong with a row."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from schemas.items import ItemPublished, SourceOffset
+from streams.center.compare import (
+    CenterReport,
+    Expected,
+    ExpectedContent,
+    Finding,
+    KeyedOffsets,
+    Overdue,
+    Position,
+    compare,
+    compare_announcement,
+    overdue,
+)
+from streams.stores.vectors.item_index import ItemRow
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+ITEM = ItemPublished(item_id="a", title="a shoe", price=3.0, published_at=NOW)
+EXPECTED = Expected(b"a", "a", 2, 10, ExpectedContent.of(ITEM))
+DELETED = replace(EXPECTED, content=None)
+ROW = ItemRow("a", "e1", np.zeros(4, np.float32), ITEM.content_hash(), NOW, None, 3.0, 3.0, True, False, 2, 10, 0)
+
+
+def fault(expected: Expected, row: ItemRow | None) -> str | None:
+    found = compare(expected, row, is_current=lambda version: version == "e1")
+    return found.fault if found else None
+
+
+@pytest.mark.parametrize(
+    ("expected", "row", "what"),
+    [
+        (EXPECTED, ROW, None),
+        (EXPECTED, None, "missing"),
+        (EXPECTED, replace(ROW, source_offset=9), "stale"),
+        (EXPECTED, replace(ROW, source_partition=1, source_offset=99), "stale"),
+        (EXPECTED, replace(ROW, source_offset=11), "wrong"),
+        (EXPECTED, replace(ROW, content_hash="other"), "wrong"),
+        (EXPECTED, replace(ROW, encoder_version="e2"), "wrong"),
+        (EXPECTED, replace(ROW, price=4.0), "wrong"),
+        (EXPECTED, replace(ROW, has_title=False), None),  # waits for its picture
+        (DELETED, None, None),
+        (DELETED, replace(ROW, source_offset=9), "resurrected"),
+        (DELETED, replace(ROW, source_partition=3), "resurrected"),
+        (DELETED, replace(ROW, source_offset=11), None),
+    ],
+)
+def test_a_row_is_held_against_the_newest_record_of_its_item(
+    expected: Expected, row: ItemRow | None, what: str | None
+) -> None:
+    assert fault(expected, row) == what
+
+
+@pytest.mark.parametrize(
+    ("announced", "row", "detail"),
+    [
+        ((2, 10), ROW, None),
+        (None, None, None),
+        (None, replace(ROW, has_title=False), None),  # waits for its picture: not to be scored yet
+        ((2, 9), ROW, "announced from 2/9, yet there from 2/10"),
+        (None, ROW, "announced as gone, yet there from 2/10"),
+        ((2, 10), None, "announced from 2/10, yet not there"),
+    ],
+)
+def test_a_row_is_held_against_its_last_announcement(
+    announced: tuple[int, int] | None, row: ItemRow | None, detail: str | None
+) -> None:
+    source = SourceOffset(partition=announced[0], offset=announced[1]) if announced else None
+    found = compare_announcement("a", 1, 7, source, row)
+    assert (found and (found.fault, found.partition, found.offset, found.detail)) == (
+        detail and ("misannounced", 1, 7, detail)
+    )
+
+
+@pytest.mark.parametrize("settle_often", [False, True])
+def test_the_newest_record_of_each_key_is_found_as_a_dictionary_would(settle_often: bool) -> None:
+    draw = random.Random(5)
+    newest: dict[bytes, tuple[int, bool]] = {}
+    offsets = KeyedOffsets()
+    for offset in range(5_000):
+        key, deleted = f"key {draw.randrange(900)}".encode(), draw.random() < 0.3
+        newest[key] = (offset, deleted)
+        offsets.add(key, offset, deleted=deleted)
+        if settle_often and offset % 700 == 0:
+            offsets.settle()
+    offsets.settle()
+    assert offsets.alive() == sum(not deleted for _, deleted in newest.values())
+    for key, (offset, _) in newest.items():
+        assert offsets.is_newest(key, offset)
+        assert not offsets.is_newest(key, offset - 1)
+        assert offsets.knows(key)
+    assert not offsets.knows(b"never")
+
+
+def test_nothing_is_known_of_an_empty_partition() -> None:
+    offsets = KeyedOffsets()
+    offsets.settle()
+    assert (offsets.alive(), offsets.knows(b"a"), offsets.is_newest(b"a", 0)) == (0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("committed", "end", "recent", "is_overdue"),
+    [
+        (10, 10, None, False),  # everything was read
+        (10, 20, 5, False),  # something younger than the retention was read
+        (10, 20, 10, True),  # all that was read is older than the retention
+        (10, 20, None, True),
+        (None, 20, 5, True),  # the group was forgotten
+        (None, 0, None, False),
+    ],
+)
+def test_deletes_may_have_been_forgotten_only_where_a_worker_was_away_for_longer_than_they_are_kept(
+    committed: int | None, end: int, recent: int | None, is_overdue: bool
+) -> None:
+    positions = [Position(3, committed, 0, end, recent)]
+    found = overdue(positions, center_is_empty=False, center_is_filled=True)
+    assert found == ([Overdue(3, committed, end)] if is_overdue else [])
+    assert overdue(positions, center_is_empty=True, center_is_filled=True) == []
+
+
+@pytest.mark.parametrize("center_is_empty", [True, False])
+@pytest.mark.parametrize(
+    ("committed", "start", "is_overdue"),
+    [
+        (10, 0, True),  # acknowledged, and this center may not hold it
+        (10, 10, False),  # nothing of that is left to be held
+        (0, 0, False),
+    ],
+)
+def test_a_center_that_never_was_complete_may_lack_whatever_was_acknowledged(
+    committed: int, start: int, is_overdue: bool, center_is_empty: bool
+) -> None:
+    found = overdue([Position(3, committed, start, 20, 5)], center_is_empty=center_is_empty, center_is_filled=False)
+    assert found == ([Overdue(3, committed, 20)] if is_overdue else [])
+
+
+def test_a_new_center_of_a_new_group_has_nothing_to_be_compared_with() -> None:
+    assert overdue([Position(3, None, 0, 20, 5)], center_is_empty=True, center_is_filled=False) == []
+
+
+def test_a_report_counts_everything_and_names_a_few() -> None:
+    report = CenterReport()
+    for n in range(300):
+        report.add(Finding("stale", f"i{n}", 0, n, ""))
+    assert (report.faults, report.found["stale"], len(report.examples)) == (300, 300, 100)

@@ -1,0 +1,154 @@
+"""Mending beside a live worker: whatever it writes at the worst moment is what holds in the end.
+
+The guard is asked between reading a row and writing it, so that is where these tests let the worker write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from streams.broker.records import SourceRecord
+from streams.center.compare import CenterReport
+from streams.center.repair import LogTail, RecordDecoding, Repairer
+from streams.indexing.index_batch import index_batch
+from streams.stores.vectors.row_scan import RowSource
+from tests.factories.item_path import ItemPath, allowed
+
+
+@dataclass
+class FakeTail(LogTail):
+    """A partition of which records become visible when somebody looks."""
+
+    log: dict[int, SourceRecord] = field(default_factory=dict)
+    seen: dict[bytes, int] = field(default_factory=dict)
+    start: int = 0
+
+    async def catch_up(self) -> None:
+        self.seen = {r.key: r.offset for r in self.log.values() if r.offset >= self.start and r.key is not None}
+
+    def newest(self, key: bytes) -> int | None:
+        return self.seen.get(key)
+
+    async def record(self, offset: int) -> SourceRecord | None:
+        return self.log.get(offset)
+
+
+@dataclass
+class Beside:
+    """A mender, its log, and a worker that strikes before its first writes."""
+
+    path: ItemPath = field(default_factory=ItemPath)
+    tail: FakeTail = field(default_factory=FakeTail)
+    strikes: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reading = RecordDecoding(100_000, {}, timedelta(hours=1))
+        self.mender = Repairer(self.path.center, self.guard, self.reading, lambda version: True)
+
+    def say(self, record: SourceRecord) -> SourceRecord:
+        self.tail.log[record.offset] = record
+        return record
+
+    async def guard(self) -> None:
+        if self.strikes:
+            await self.strikes.pop(0)()
+
+    def worker_writes(self, record: SourceRecord) -> Callable[[], Awaitable[None]]:
+        async def strike() -> None:
+            self.say(record)
+            one = ItemPath(index=self.path.index, outbox=self.path.outbox)  # another process, without our lock
+            await index_batch(one.center, [record], allowed)
+
+        return strike
+
+    async def mend(self) -> CenterReport:
+        report = CenterReport()
+        await self.mender.mend(self.tail, report)
+        return report
+
+    @property
+    def titles(self) -> dict[str, tuple[str, int]]:
+        return {item_id: (row.title, row.source_offset) for item_id, row in self.path.rows.items()}
+
+
+async def test_a_missing_row_is_made_by_the_index_path() -> None:
+    beside = Beside()
+    record = beside.say(beside.path.publish("a", title="a shoe"))
+    beside.mender.take(b"a", beside.reading.expect(record))
+    report = await beside.mend()
+    assert (report.mended, report.left) == (1, 0)
+    assert (beside.path.rows["a"].vector == beside.path.encoder.of(title="a shoe")).all()
+    assert len(beside.path.outbox.announced) == 1
+
+
+async def test_what_a_worker_writes_between_look_and_write_holds_in_the_end() -> None:
+    beside = Beside()
+    old = beside.say(beside.path.publish("a", title="old"))
+    beside.tail.start = old.offset + 1
+    beside.mender.take(b"a", beside.reading.expect(old))
+    beside.strikes = [
+        beside.worker_writes(beside.path.publish("a", title="newer", offset=old.offset + 1)),
+        allowed,
+        allowed,
+        beside.worker_writes(beside.path.publish("a", title="newest", offset=old.offset + 2)),
+    ]
+    report = await beside.mend()
+    assert beside.titles == {"a": ("newest", old.offset + 2)}
+    assert beside.strikes == []
+    assert (report.mended, report.left) == (1, 0)
+    assert getattr(beside.path.outbox.announced[-1], "source_offset", None) == old.offset + 2
+
+
+async def test_a_delete_between_look_and_write_is_not_undone() -> None:
+    beside = Beside()
+    old = beside.say(beside.path.publish("a", title="old"))
+    beside.tail.start = old.offset + 1
+    beside.mender.take(b"a", beside.reading.expect(old))
+    beside.strikes = [beside.worker_writes(beside.path.delete("a", offset=old.offset + 1))]
+    report = await beside.mend()
+    assert beside.titles == {}
+    assert beside.path.outbox.announced[-1] == "a"
+    assert (report.mended, report.left) == (1, 0)
+
+
+async def test_a_row_without_a_record_is_deleted_unless_it_was_published_again_meanwhile() -> None:
+    beside = Beside()
+    await beside.path.take(beside.path.publish("gone", title="x"), beside.path.publish("back", title="y"))
+    beside.tail.start = 5
+    for item_id, offset in (("gone", 0), ("back", 1)):
+        beside.mender.take(item_id.encode(), RowSource(item_id, 0, offset))
+    beside.strikes = [beside.worker_writes(beside.path.publish("back", title="again", offset=7))]
+    report = await beside.mend()
+    assert beside.titles == {"back": ("again", 7)}
+    assert (report.mended, report.left) == (2, 0)
+
+
+async def test_a_row_that_is_no_longer_the_one_that_was_judged_is_left_alone() -> None:
+    beside = Beside()
+    await beside.path.take(beside.path.publish("a", title="x", offset=4))
+    beside.mender.take(b"a", RowSource("a", 0, 3))
+    await beside.mend()
+    assert beside.titles == {"a": ("x", 4)}
+
+
+async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
+    beside = Beside()
+    await beside.path.take(beside.path.publish("stale", title="old"), beside.path.publish("undead", title="z"))
+    for record in (beside.path.publish("stale", title="new"), beside.path.delete("undead")):
+        beside.say(record)
+        assert record.key is not None
+        beside.mender.take(record.key, beside.reading.expect(record))
+    report = await beside.mend()
+    assert beside.titles == {"stale": ("new", 2)}
+    assert (report.mended, report.left) == (2, 0)
+
+
+async def test_what_cannot_be_encoded_is_told_as_left() -> None:
+    beside = Beside()
+    record = beside.say(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
+    beside.mender.take(b"a", beside.reading.expect(record))
+    report = await beside.mend()
+    assert (report.mended, report.left) == (0, 1)
+    assert len(beside.path.graveyard.letters) == 1

@@ -1,0 +1,114 @@
+"""`mimstream models` moves the pointer only where a person may, and tells what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.manifests import Fence, PromotionDecision
+from streams.cli import main
+from streams.commands.models import list_releases
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import FolderModelStore
+from tests.factories.releases import NOW, make_manifest, make_weights
+
+FENCE = Fence(producer_id=1, epoch=4)
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderModelStore:
+    """r1, then its child r2 which answers; r3 was refused, r4 passed and was overtaken."""
+    store = FolderModelStore(ModelStoreConfig(folder=tmp_path))
+    parent = None
+    for number in (1, 2, 3, 4):
+        manifest = make_manifest(number).model_copy(update={"parent": parent})
+        refused = PromotionDecision(
+            passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6}
+        )
+        store.publish(make_weights(number), manifest)
+        store.decide(manifest.release_id, refused)
+        if number <= 2:
+            store.promote(manifest.release_id, FENCE)
+            parent = manifest.release_id
+    return store
+
+
+@pytest.fixture
+def call(store: FolderModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call:
+    """Run `mimstream models ...` without a broker; the JSON that it printed, or its status if that is not 0."""
+    monkeypatch.setenv("MIM_MODELS__FOLDER", str(tmp_path))
+    monkeypatch.setenv("MIM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+
+    def run(*arguments: str) -> Any:
+        capsys.readouterr()
+        status = main(["models", *arguments, "--json"])
+        out, err = capsys.readouterr()
+        return json.loads(out[out.index("\n{") :] if "\n{" in out else out) if status == 0 else (status, err)
+
+    return run
+
+
+def test_the_list_says_what_each_release_is(store: FolderModelStore) -> None:
+    rows = list_releases(store, now=NOW + timedelta(seconds=90))
+    assert [row["state"] for row in rows] == ["superseded", "current", "refused", "candidate"]
+    assert [row["rows_trained"] for row in rows] == [1, 2, 3, 4]
+    assert rows[2]["reasons"] == ["log-loss"] and rows[0]["age_seconds"] == 90
+    assert rows[0]["metrics"] == {"ciubm_gauc": 0.6} and not any(row["pinned"] for row in rows)
+
+
+def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: FolderModelStore, call: Call) -> None:
+    after = call("rollback", "--why", "complaints")
+    assert after["release_id"] == make_manifest(1).release_id and after["pinned"] and not after["announced"]
+    assert after["fence"] == FENCE.model_dump()
+    shown = call("show", "r000001")
+    assert shown["manifest"]["rows_trained"] == 1
+    assert [(h["action"], h["why"]) for h in shown["history"]][-1] == ("rolled back", "complaints")
+    assert "@" in shown["history"][-1]["by"]
+    status, said = call("rollback")
+    assert status == 1 and "no parent" in said
+
+
+def test_a_refused_release_can_be_promoted_by_hand(store: FolderModelStore, call: Call) -> None:
+    after = call("promote", "r000003")
+    assert after["release_id"] == make_manifest(3).release_id and not after["pinned"]
+    assert call("show")["verdict"]["reasons"] == ["log-loss"]
+    assert call("rollback", "--to", "r000002")["release_id"] == make_manifest(2).release_id
+
+
+def test_a_pin_is_told_once_and_taken_away_once(store: FolderModelStore, call: Call) -> None:
+    assert [call("pin")["changed"], call("pin")["changed"]] == [True, False]
+    assert list_releases(store, now=NOW)[1]["pinned"]
+    assert [call("unpin")["changed"], call("unpin")["changed"]] == [True, False]
+
+
+def test_what_is_not_there_or_fits_other_vectors_is_refused(store: FolderModelStore, call: Call) -> None:
+    assert "no release" in call("promote", "r000009")[1] and "more than one" in call("promote", "r0")[1]
+    other = make_manifest(5).model_copy(update={"encoder_version": "e2"})
+    store.publish(make_weights(5), other)
+    status, said = call("promote", other.release_id)
+    assert status == 1 and "e2" in said
+    current = store.current()
+    assert current is not None and current.release_id == make_manifest(2).release_id
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("r000002", f"release {make_manifest(2).release_id} was made before there was a journal"),
+        ("r000009", "no release that is kept is called 'r000009': see 'mimstream models list'"),
+        (make_manifest(9).release_id, "see 'mimstream models list'"),
+        ("r00000", "more than one release that is kept is called 'r00000': see 'mimstream models list'"),
+        ("../x", "see 'mimstream models list'"),
+    ],
+)
+def test_the_training_set_of_a_release_is_asked_for_by_the_same_names(
+    store: FolderModelStore, call: Call, capsys: Any, named: str, told: str
+) -> None:
+    assert main(["trainset", "show", named]) != 0
+    assert told in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,195 @@
+"""What the demo reports, and when it says that something does not add up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from schemas.errors import Misconfigured
+from streams.demo.audit import Letters
+from streams.demo.freshness import FreshnessReport
+from streams.demo.load import LoadReport
+from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult, Neighbours, percentiles
+from streams.demo.report import print_report, render_html, write_html
+from trainer.datasets.folder import DataSet, open_data_set
+from trainer.metrics import ScoredRows
+
+STABLE_KEYS = {
+    "items_published", "items_encoded", "items_searchable", "items_dead_lettered", "behaviours_sent",
+    "behaviours_stored", "behaviours_trained", "behaviours_late", "behaviours_duplicate", "behaviours_dead_lettered",
+    "behaviours_pending", "freshness_ms", "items_per_second", "releases", "releases_served", "prequential",
+    "wall_seconds", "report",
+}  # fmt: skip
+
+
+def scored_rows(rows: int = 3_000, users: int = 150, *, better: float = 1.5) -> ScoredRows:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, rows)
+    noise = {variant: rng.normal(size=rows) for variant in VARIANTS}
+    return ScoredRows(
+        user=np.array([f"u{number}" for number in rng.integers(0, users, rows)]),
+        item=np.array([f"i{number}" for number in rng.integers(0, 50, rows)]),
+        occurred_at=np.sort(rng.integers(0, 30 * 86_400, rows)).astype(float),
+        label=label,
+        age_seconds=rng.integers(0, 3 * 86_400, rows).astype(float),
+        catalogue=np.zeros(rows, bool),
+        retaken=np.arange(rows) % 100 == 0,
+        scores={name: noise[name] + (better * label if name == "ciubm" else 0) for name in VARIANTS},
+    )
+
+
+def an_outcome(**changes: object) -> DemoResult:
+    good = DemoResult(
+        data="a set",
+        pictures="drawn.",
+        exposures="drawn by seed 0",
+        seed=0,
+        takes=100,
+        items_published=12,
+        items_encoded=10,
+        items_searchable=10,
+        behaviours_sent=600,
+        behaviours_stored=594,
+        accounts={"received": 600, "trained": 580, "late": 1, "duplicate": 2, "dead_lettered": 6, "pending": 11},
+        letters=Letters(2, 6, {"items bad_image": 2, "behaviours not_json": 6}, 8, [], []),
+        freshness=FreshnessReport([(float(s), 100.0 + s) for s in range(50)], resolution_ms=50),
+        indexing_seconds=5.0,
+        releases=4,
+        load=LoadReport(100, [], [5.0, 6.0, 7.0], {"aa": 60, "bb": 40}, 4.0),
+        sample_items=8,
+        sample_cosine=0.99999,
+        rows_sha256="ab" * 32,
+        encoder_version="towers-1",
+        consistency_level="Strong",
+        wall_seconds=77.0,
+        scored=scored_rows(),
+        neighbours=[Neighbours("i3", [("i1", 0.9), ("i2", 0.8)])],
+    )
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    names = ["i1", "i2", "i3"]
+    titles = ["one", "<script>alert(1)</script>", "three"]
+    pq.write_table(pa.table({"item_id": names, "title": titles, "publish_ts": [1, 2, 3]}), folder / "items.parquet")
+    pq.write_table(pa.table({"item_id": ["i3"], "image": [b"\x89PNG picture"]}), folder / "images.parquet")
+    return open_data_set(folder, behaviours=False)
+
+
+def test_json_has_every_stable_key_and_can_be_written() -> None:
+    document = json.loads(json.dumps(an_outcome().to_json("r.html"), allow_nan=False))
+    assert set(document) > STABLE_KEYS
+    assert document["items_per_second"] == 2.0
+    assert document["releases_served"] == 2
+    assert document["freshness_ms"] == {"p50": 124.5, "p95": 146.55, "p99": 148.51}
+    assert set(document["prequential"]) == set(VARIANTS)
+    for buckets in document["prequential"].values():
+        assert set(buckets) == set(BUCKETS)
+        assert set(buckets["overall"]) == {"auc", "gauc", "logloss", "impressions", "users"}
+        assert buckets["retaken"] is None  # 30 impressions say nothing
+
+
+def test_intervals_are_paired_and_reproducible() -> None:
+    first, again = an_outcome().intervals(), an_outcome().intervals()
+    assert first == again
+    gain = first["ciubm-din"]["overall"]
+    assert gain is not None
+    assert 0 < gain.low < gain.difference < gain.high
+    none = an_outcome(scored=scored_rows(better=0.0)).intervals()["ciubm-ciubm_shuffled"]["overall"]
+    assert none is not None
+    assert none.low < 0 < none.high
+
+
+def test_a_run_without_scores_reports_nulls() -> None:
+    document = an_outcome(scored=None).to_json("r.html")
+    assert document["prequential"]["ciubm"] == dict.fromkeys(BUCKETS)
+    assert document["intervals"]["ciubm-din"]["overall"] is None
+
+
+def test_what_adds_up_breaks_no_promise() -> None:
+    assert an_outcome().broken_promises() == []
+
+
+BALANCED = dict(an_outcome().accounts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"items_encoded": 9, "items_searchable": 9}, "12 items were published, but 9 were encoded and 2"),
+        ({"items_searchable": 9}, "10 items were encoded, but 9 can be found"),
+        ({"behaviours_stored": 595}, "595 are stored"),
+        ({"accounts": BALANCED | {"trained": 579}}, "600 behaviours were sent, but the trainer's accounts are"),
+        ({"accounts": BALANCED | {"dead_lettered": 5, "late": 2}}, "the trainer counted 5"),
+        (
+            {"letters": Letters(2, 6, {}, 8, ["items/0/3: bad_image was expected, no letter came"], [])},
+            "no letter came",
+        ),
+        ({"letters": Letters(2, 6, {}, 8, [], ["items/0/4: no_key"])}, "an event that is good was refused"),
+        ({"load": LoadReport(9, ["timeout"], [], {}, 1.0)}, "1 score requests failed, the first: timeout"),
+        ({"freshness": FreshnessReport([], lost=2)}, "2 probed items could not be found"),
+        ({"sample_cosine": 0.9}, "cosine 0.90000 to a fresh encode"),
+    ],
+)
+def test_each_broken_promise_is_said(changes: dict[str, object], said: str) -> None:
+    broken = an_outcome(**changes).broken_promises()
+    assert len(broken) == 1
+    assert said in broken[0]
+
+
+def test_html_stands_alone_shows_pictures_and_escapes_titles(data: DataSet) -> None:
+    page = render_html(an_outcome(), data)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<svg") == 2
+    assert "data:image/png;base64," in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "Everything adds up" in page
+    assert "consistency level Strong" in page
+    assert "drawn by seed 0" in page
+
+
+def test_html_says_what_does_not_add_up(data: DataSet) -> None:
+    page = render_html(an_outcome(items_searchable=3), data)
+    assert "10 items were encoded, but 3 can be found" in page
+    assert "Everything adds up" not in page
+
+
+def test_an_interval_that_holds_zero_is_marked(data: DataSet) -> None:
+    page = render_html(an_outcome(scored=scored_rows(better=0.0)), data)
+    assert "(holds 0)" in page
+    assert "(holds 0)" not in render_html(an_outcome(), data).split("items under 1 h old")[0]
+
+
+def test_the_terminal_shows_the_same_figures(data: DataSet, tmp_path: Path) -> None:
+    outcome = an_outcome()
+    console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
+    print_report(outcome, tmp_path / "r.html", console)
+    text = console.export_text()
+    console.file.close()
+    found = outcome.prequential()["ciubm"]["overall"]
+    assert found is not None
+    assert f"{found['gauc']:.4f}" in text
+    assert "p95 147 ms" in text
+    assert "behaviours not_json" in text
+
+
+def test_a_report_that_cannot_be_written_names_the_option(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="--report"):
+        write_html(an_outcome(), data, tmp_path / "nowhere" / "report.html")
+
+
+def test_no_measurements_give_null_percentiles() -> None:
+    assert percentiles([]) == {"p50": None, "p95": None, "p99": None}

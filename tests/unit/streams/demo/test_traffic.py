@@ -1,0 +1,230 @@
+"""The demo's own clients: load, freshness probe, children."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from schemas.errors import StoreUnavailable, Unavailable
+from streams.demo.api import ServeApi
+from streams.demo.audit import searchable
+from streams.demo.freshness import FreshnessProbe
+from streams.demo.load import SteadyLoad
+from streams.runtime.child import Child, ChildDied, watch
+
+
+class FakeServer:
+    """Answers like `mimstream serve`, for as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.weights = "first"
+        self.fail_every: int | None = None
+        self.held: set[str] = set()
+        self.twins: set[str] = set()
+        self.scores = 0
+        self.asked_k: list[int] = []
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def score(self, request: web.Request) -> web.Response:
+        self.scores += 1
+        if self.fail_every and self.scores % self.fail_every == 0:
+            return web.Response(status=500, text="broken")
+        asked = await request.json()
+        return web.json_response(
+            {
+                "scores": [{"item_id": one, "probability": 0.5, "has_vector": True} for one in asked["item_ids"]],
+                "release_id": "r000001-000000000000",
+                "weights_sha256": self.weights,
+                "encoder_version": "v1",
+                "history_length": 0,
+            }
+        )
+
+    async def similar(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self.asked_k.append(asked["k"])
+        results: list[dict[str, Any]] = []
+        for item_id in asked["item_ids"]:
+            crowd = [{"item_id": f"twin{n}", "similarity": 1.0} for n in range(20)] if item_id in self.twins else []
+            near = [*crowd, {"item_id": item_id, "similarity": 1.0}][: asked["k"]] if item_id in self.held else []
+            results.append({"query": item_id, "found": item_id in self.held, "neighbours": near})
+        return web.json_response({"results": results, "encoder_version": "v1"})
+
+    async def item(self, request: web.Request) -> web.Response:
+        if request.match_info["item_id"] not in self.held:
+            return web.Response(status=404)
+        view = {
+            "item_id": request.match_info["item_id"],
+            "encoder_version": "v1",
+            "content_hash": "0",
+            "published_at": "2026-01-01T00:00:00Z",
+            "category": None,
+            "price": None,
+            "has_title": True,
+            "has_image": False,
+            "source_partition": 0,
+            "source_offset": 0,
+            "vector": [1.0, 0.0] if "vector" in request.query else None,
+        }
+        return web.json_response(view)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[FakeServer, ServeApi]]:
+    server = FakeServer()
+    app = web.Application()
+    app.router.add_get("/readyz", server.readyz)
+    app.router.add_post("/v1/score", server.score)
+    app.router.add_post("/v1/similar", server.similar)
+    app.router.add_get("/v1/items/{item_id}", server.item)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        async with ServeApi(f"http://127.0.0.1:{port}") as api:
+            yield server, api
+    finally:
+        await runner.cleanup()
+
+
+def load_on(api: ServeApi, per_second: float = 100.0) -> SteadyLoad:
+    return SteadyLoad(api, users=["u1", "u2"], published=["a", "b", "c"], per_second=per_second, candidates=2, seed=0)
+
+
+async def test_load_keeps_its_rate_and_sees_every_release() -> None:
+    async with serving() as (server, api):
+        stop = asyncio.Event()
+        running = asyncio.create_task(load_on(api).run(stop))
+        await asyncio.sleep(0.5)
+        server.weights = "second"
+        await asyncio.sleep(0.5)
+        stop.set()
+        report = await running
+        assert set(report.weights) == {"first", "second"}
+        assert sum(report.weights.values()) == report.requests == len(report.latency_ms)
+        assert not report.failures
+        assert 70 < report.per_second < 110
+
+
+async def test_load_waits_until_the_server_can_score() -> None:
+    async with serving() as (server, api):
+        server.ready = False
+        stop = asyncio.Event()
+        running = asyncio.create_task(load_on(api).run(stop))
+        await asyncio.sleep(0.3)
+        assert server.scores == 0
+        stop.set()
+        assert (await running).requests == 0
+
+
+async def test_every_failed_request_is_counted_once() -> None:
+    async with serving() as (server, api):
+        server.fail_every = 10
+        stop = asyncio.Event()
+        load = load_on(api)
+        running = asyncio.create_task(load.run(stop))
+        await asyncio.sleep(0.5)
+        stop.set()
+        report = await running
+        assert len(report.failures) == report.requests // 10 > 0
+        assert "500" in report.failures[0]
+        assert report.requests == sum(report.weights.values()) + len(report.failures)
+
+
+async def test_freshness_runs_from_acknowledgement_to_the_first_answer_that_holds_the_item() -> None:
+    async with serving() as (server, api):
+        clock = asyncio.get_running_loop().time
+        probe = FreshnessProbe(api, at_once=2, every_seconds=0.01, monotonic=clock)
+        stop = asyncio.Event()
+        for item_id in ("a/1", "b", "one too many"):
+            probe.published(item_id, clock())
+        running = asyncio.create_task(probe.run(stop))
+        await asyncio.sleep(0.2)
+        assert server.asked_k == []  # no search before the item is there
+        server.held.add("a/1")
+        await asyncio.sleep(0.2)
+        server.held.add("b")
+        stop.set()
+        report = await running
+        first, second = sorted(report.milliseconds)
+        assert 190 < first < 350
+        assert 390 < second < 600
+        assert report.lost == 0
+        assert server.asked_k == [10, 10]
+
+
+async def test_probes_keep_their_distance() -> None:
+    async with serving() as (server, api):
+        server.held = {f"i{number}" for number in range(10)}
+        probe = FreshnessProbe(api, at_once=5, every_seconds=0.01, spacing_seconds=2.0)
+        for number in range(10):
+            probe.published(f"i{number}", 100.0 + number)
+        stop = asyncio.Event()
+        stop.set()
+        assert len((await probe.run(stop)).found_at) == 5
+
+
+async def test_a_probe_that_is_never_found_is_given_up_and_counted() -> None:
+    async with serving() as (_, api):
+        clock = asyncio.get_running_loop().time
+        probe = FreshnessProbe(api, at_once=2, every_seconds=0.01, patience_seconds=0.1, monotonic=clock)
+        probe.published("never", clock())
+        stop = asyncio.Event()
+        stop.set()
+        report = await probe.run(stop)
+        assert (report.lost, report.milliseconds) == (1, [])
+
+
+async def test_an_item_among_many_twins_is_searched_for_deeper() -> None:
+    async with serving() as (server, api):
+        server.held = {"a", "b", "crowded"}
+        server.twins = {"crowded"}
+        assert await searchable(api, ["a", "absent", "b", "crowded"]) == {"a", "b", "crowded"}
+        assert server.asked_k == [10, 100]
+
+
+async def test_an_absent_item_is_none_and_a_dead_server_is_unavailable() -> None:
+    async with serving() as (server, api):
+        assert await api.item("x") is None
+        server.held.add("x y/z")
+        view = await api.item("x y/z")
+        assert view is not None
+        assert view.vector == [1.0, 0.0]
+        assert await api.holds("x y/z")
+    async with ServeApi("http://127.0.0.1:9") as dead:
+        assert not await dead.ready()
+        with pytest.raises(StoreUnavailable, match="mimstream serve"):
+            await dead.score("u", ["a"])
+
+
+async def test_a_child_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
+    child = Child(["replay", "/no/such/folder"], tmp_path / "replay.log", dict(os.environ))
+    with pytest.raises(ChildDied, match=r"ended with status 2[\s\S]*/no/such/folder is not a folder"):
+        await child.ready()
+    with pytest.raises(ChildDied):
+        await watch([child], every_seconds=0.01)
+
+
+async def test_a_child_that_never_gets_ready_is_reported_and_stopped(tmp_path: Path) -> None:
+    # nothing answers there, so the command waits for its broker
+    environment = {**os.environ, "MIM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    child = Child(["topics", "list"], tmp_path / "topics.log", environment)
+    try:
+        with pytest.raises(Unavailable, match="not ready within 0 s"):
+            await child.ready(timeout_seconds=0.3)
+    finally:
+        child.stop(timeout_seconds=5)
+    with pytest.raises(ChildDied):
+        child.check()

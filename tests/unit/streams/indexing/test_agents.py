@@ -1,0 +1,257 @@
+"""The Faust agents themselves, on their local channels."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import Fenced
+from streams.indexing import agents as item_streams
+from streams.indexing.config import IndexConfig, IndexReport, RetryReport
+from streams.indexing.flow import OrderedAcks
+from tests.factories.item_path import PICTURE_URL, ItemPath, item, picture, retry_record
+from tests.factories.running_agent import running
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def stuck_at_the_write(path: ItemPath) -> asyncio.Event:
+    """Let no write come to its end; the event says that one has begun."""
+    entered = asyncio.Event()
+
+    async def stuck(rows: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    path.index.upsert = stuck
+    return entered
+
+
+async def test_publish_update_and_delete_of_one_key_are_handled_in_order(tmp_path: Path) -> None:
+    path = ItemPath()
+    async with running("items", path, tmp_path) as run:
+        for n in range(3):
+            await run.put("a", item("a", title=f"t{n}"))
+            await run.put("b", item("b", title=f"t{n}"))
+        await run.put("b", None)
+        await run.until(lambda: len(run.acked) == 7)
+    assert set(path.rows) == {"a"}
+    assert path.rows["a"].title == "t2"
+    assert run.acked == [(0, n) for n in range(7)]
+
+
+async def test_every_event_is_acknowledged_bad_and_superseded_ones_too(tmp_path: Path) -> None:
+    path = ItemPath()
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", b"{")
+        await run.put(None, item("a", title="x"))
+        await run.put("a", item("a", title="x"))
+        await run.put("a", item("a", title="y"))
+        await run.until(lambda: len(run.acked) == 4)
+    assert len(path.graveyard.letters) == 2
+    assert path.rows["a"].title == "y"
+
+
+async def test_nothing_is_acknowledged_before_it_is_written_and_announced(tmp_path: Path) -> None:
+    path = ItemPath()
+    steps: list[str] = []
+    async with running("items", path, tmp_path) as run:
+        for owner, name in ((path.index, "upsert"), (path.outbox, "announce")):
+            original = getattr(owner, name)
+
+            async def noted(*arguments: Any, original: Any = original, name: str = name) -> None:
+                await asyncio.sleep(0.05)
+                await original(*arguments)
+                steps.append(f"{name}, {len(run.acked)} acknowledged")
+
+            setattr(owner, name, noted)
+        await run.put("a", item("a", title="x"))
+        await run.until(lambda: len(run.acked) == 1)
+    assert steps == ["upsert, 0 acknowledged", "announce, 0 acknowledged"]
+
+
+async def test_a_batch_that_is_interrupted_before_the_write_is_not_acknowledged(tmp_path: Path) -> None:
+    path = ItemPath()
+    entered = stuck_at_the_write(path)
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="x"))
+        await asyncio.wait_for(entered.wait(), 10)
+    assert run.acked == []
+    assert path.outbox.announced == []
+
+
+async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(tmp_path: Path) -> None:
+    path = ItemPath()
+
+    async def broken(rows: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    path.index.upsert = broken
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="x"))
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+        await run.put("b", item("b", title="x"))
+        await asyncio.sleep(0.5)
+        assert run.acked == []
+
+
+@pytest.mark.parametrize(("which", "step"), [("items", "read_batch"), ("items-retry", "due_in_seconds")])
+async def test_an_unforeseen_error_before_the_first_write_stops_the_worker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, step: str
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(item_streams, step, broken)
+    async with running(which, ItemPath(), tmp_path) as run:
+        await run.put("a", item("a", title="x"), wait=False)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+    assert run.acked == []
+
+
+async def test_losing_the_slot_stops_the_worker_before_it_writes(tmp_path: Path) -> None:
+    path = ItemPath()
+
+    async def lost() -> None:
+        raise Fenced("slot taken")
+
+    async with running("items", path, tmp_path, check_role=lost) as run:
+        await run.put("a", item("a", title="x"))
+        with pytest.raises(Fenced):
+            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+    assert path.rows == {}
+    assert run.acked == []
+
+
+async def test_partitions_that_move_meanwhile_drop_the_batch_and_the_worker_goes_on(tmp_path: Path) -> None:
+    path = ItemPath()
+    moved: list[bool] = []
+    original = path.index.fetch
+
+    async with running("items", path, tmp_path) as run:
+
+        async def fetch(*arguments: Any, **more: Any) -> Any:
+            if not moved:
+                moved.append(True)
+                run.flow.partitions_moved()
+            return await original(*arguments, **more)
+
+        path.index.fetch = fetch
+        await run.put("a", item("a", title="x"))
+        await run.until(lambda: bool(moved))
+        await asyncio.sleep(0.3)
+        assert path.rows == {}
+        assert run.acked == []
+        await run.put("b", item("b", title="x"))
+        await run.until(lambda: len(run.acked) == 1)
+        assert set(path.rows) == {"b"}
+        assert not run.flow.failed.done()
+
+
+async def test_events_from_before_a_hand_over_are_left_to_be_read_again(tmp_path: Path) -> None:
+    path = ItemPath()
+    async with running("items", path, tmp_path, is_current=lambda event: event.message.offset >= 2) as run:
+        for n in range(4):
+            await run.put(f"i{n}", item(f"i{n}", title="x"))
+        await run.until(lambda: len(run.acked) == 2)
+    assert set(path.rows) == {"i2", "i3"}
+
+
+async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(tmp_path: Path) -> None:
+    path = ItemPath()
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    original = path.index.upsert
+
+    async def slow(rows: Any) -> None:
+        entered.set()
+        await go_on.wait()
+        await original(rows)
+
+    path.index.upsert = slow
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="x"))
+        await entered.wait()
+        draining = asyncio.create_task(run.flow.drain(5))
+        await run.put("b", item("b", title="x"))
+        await asyncio.sleep(0.1)
+        assert not draining.done()
+        go_on.set()
+        assert await draining
+        await asyncio.sleep(0.5)
+    assert set(path.rows) == {"a"}
+    assert len(run.acked) == 1
+
+
+async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
+    path = ItemPath()
+    entered = stuck_at_the_write(path)
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="x"))
+        await asyncio.wait_for(entered.wait(), 10)
+        assert not await run.flow.drain(0.1)
+
+
+async def test_a_late_picture_waits_until_it_is_due_and_holds_up_no_other(tmp_path: Path) -> None:
+    path = ItemPath(IndexConfig(retry_initial_seconds=60))
+    await path.take(
+        path.publish("slow", title="x", image_url=PICTURE_URL), path.publish("quick", title="y", image_url=PICTURE_URL)
+    )
+    path.web[PICTURE_URL] = picture()
+    slow, quick = path.outbox.retries
+    path.now = quick.not_before
+    slow = slow.model_copy(update={"not_before": path.now + timedelta(seconds=60)})
+    async with running("items-retry", path, tmp_path) as run:
+        for retry in (slow, quick):
+            await run.put(retry.item.item_id, retry_record(retry).value)
+        await run.until(lambda: path.rows["quick"].has_image)
+        assert not path.rows["slow"].has_image
+        assert run.acked == []  # the first in line is still waiting
+        path.now = slow.not_before
+        await run.until(lambda: len(run.acked) == 2)
+    assert path.rows["slow"].has_image
+    assert run.acked == [(0, 0), (0, 1)]
+    assert [type(report) for report in run.reports] == [RetryReport, RetryReport]
+
+
+async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(tmp_path: Path) -> None:
+    path = ItemPath()
+    async with running("items-retry", path, tmp_path) as run:
+        await run.put("a", b"{")
+        await run.put("a", None)
+        await run.until(lambda: len(run.acked) == 2)
+    assert [letter.topic for letter in path.graveyard.letters] == ["items-retry"] * 2
+
+
+async def test_batches_report_what_became_of_them(tmp_path: Path) -> None:
+    path = ItemPath()
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="x"))
+        await run.until(lambda: len(run.reports) == 1)
+    (report,) = run.reports
+    assert isinstance(report, IndexReport)
+    assert report.encoded == 1
+
+
+async def test_acknowledgements_keep_the_order_of_arrival() -> None:
+    acked: list[int] = []
+
+    async def ack(event: int) -> None:
+        await asyncio.sleep(0)
+        acked.append(event)
+
+    acks: OrderedAcks[int] = OrderedAcks(ack)
+    done = [acks.arrived("p", n) for n in range(4)]
+    other = acks.arrived("q", 10)
+    await done[2]()
+    await done[1]()
+    assert acked == []
+    await other()
+    assert acked == [10]
+    await asyncio.gather(done[0](), done[3]())
+    assert acked == [10, 0, 1, 2, 3]

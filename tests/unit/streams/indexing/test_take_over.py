@@ -1,0 +1,279 @@
+"""What a former owner can still do after a take-over, and what its successor does about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import BrokerUnavailable, Fenced
+from streams.broker.heartbeats import Heartbeats
+from streams.indexing.config import IndexConfig
+from streams.indexing.index_batch import index_batch
+from streams.indexing.reannounce import announce_again
+from streams.indexing.take_over import TakeOver, look_again
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from tests.factories.item_path import DIM, VERSION, ItemPath, allowed, item
+from tests.factories.running_agent import running
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+    asked: int = 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        return self.now
+
+
+def take_over(clock: Clock, *, max_records: int = 10) -> TakeOver:
+    made = TakeOver(window_seconds=42, max_records=max_records, clock=clock)
+    made.began()
+    return made
+
+
+def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once() -> None:
+    clock, path = Clock(), ItemPath()
+    looked = take_over(clock)
+    record = path.publish("a", title="x")
+    looked.saw([record])
+    clock.now = 41.9
+    assert looked.due() == []
+    clock.now = 42.0
+    assert looked.due() == [record]
+    assert looked.due() == []
+    looked.saw([record])
+    clock.now = 1e6
+    assert looked.due() == []
+
+
+def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more() -> None:
+    clock, path = Clock(), ItemPath()
+    looked = take_over(clock, max_records=2)
+    records = [path.publish(name, title=str(n)) for n, name in enumerate(["a", "b", "c", "a"])]
+    looked.saw(records[:3])
+    looked.saw(records[3:])
+    clock.now = 50
+    assert {record.offset for record in looked.due()} == {1, 3}
+
+
+def test_another_take_over_begins_anew() -> None:
+    clock, path = Clock(), ItemPath()
+    looked = take_over(clock)
+    looked.saw([path.publish("a", title="x")])
+    clock.now = 30
+    looked.began()
+    looked.saw([newer := path.publish("b", title="y")])
+    clock.now = 60
+    assert looked.due() == []
+    clock.now = 72
+    assert looked.due() == [newer]
+
+
+async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right() -> None:
+    path = ItemPath()
+    before = [path.publish(name, title="before") for name in ("overwritten", "brought-back", "kept")]
+    await path.take(*before)
+    old = dict(path.rows)
+    after = [
+        path.publish("overwritten", title="after"),
+        path.delete("brought-back"),
+        path.publish("deleted", title="published again"),
+        path.publish("kept", title="after"),
+        path.delete("gone"),
+    ]
+    await path.take(*after)
+    path.rows.update({name: old[name] for name in ("overwritten", "brought-back")})
+    del path.rows["deleted"]
+    encoded = path.encoder.encoded
+    assert await look_again(path.center, after, allowed) == 3
+    assert {name: row.title for name, row in path.rows.items()} == {
+        "overwritten": "after",
+        "deleted": "published again",
+        "kept": "after",
+    }
+    assert path.encoder.encoded == encoded + 2
+
+
+async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -> None:
+    path = ItemPath()
+    await path.take(path.publish("changed", title="before"), path.publish("deleted", title="before"))
+    zombies = list(path.outbox.announced)
+    after = [path.publish("changed", title="after"), path.delete("deleted")]
+    await path.take(*after)
+    path.outbox.announced += zombies
+    assert await look_again(path.center, [*after, path.publish("", title="of nobody")], allowed) == 0
+    held, gone = path.outbox.announced[-2:]
+    assert isinstance(held, ItemRow)
+    assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
+
+
+async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> None:
+    path = ItemPath()
+    await path.take(path.publish("a", title="first"), path.publish("b", title="stays"))
+    row = path.rows["a"]
+
+    async def changed_by_another_worker() -> None:
+        if len(path.outbox.announced) == 2:
+            path.rows["a"] = replace(row, title="second", source_offset=row.source_offset + 5)
+
+    await announce_again(path.center, ["a", "b"], changed_by_another_worker)
+    told = [(one.item_id, one.title) for one in path.outbox.announced[2:] if isinstance(one, ItemRow)]
+    assert told == [("a", "first"), ("b", "stays"), ("a", "second")]
+
+
+async def test_a_row_that_moved_on_since_is_left_alone() -> None:
+    path = ItemPath()
+    record = path.publish("a", title="x")
+    await path.take(record)
+    await path.take(path.publish("a", title="newer"))
+    assert await look_again(path.center, [record], allowed) == 0
+    assert path.rows["a"].title == "newer"
+
+
+async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+    looked = take_over(clock)
+    announce, announcing, go_on = path.outbox.announce, asyncio.Event(), asyncio.Event()
+
+    async def announce_slowly(held: Sequence[ItemRow], gone: Sequence[str]) -> None:
+        if gone:
+            announcing.set()
+            await go_on.wait()
+        await announce(held, gone)
+
+    monkeypatch.setattr(path.outbox, "announce", announce_slowly)
+    async with running("items", path, tmp_path, take_over=looked) as run:
+        await run.put("a", item("a", title="on sale"))
+        await run.until(lambda: len(run.acked) == 1)
+        await run.put("a", None)
+        await announcing.wait()
+        clock.now, before = 100, clock.asked
+        await run.until(lambda: clock.asked > before)
+        go_on.set()
+        await run.until(lambda: len(path.outbox.announced) == 3)
+        assert path.outbox.announced[1:] == ["a", "a"]
+        assert path.rows == {}
+
+
+async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+
+    async def cancelled(*given: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(path.outbox, "announce", cancelled)
+    async with running("items", path, tmp_path) as run:
+        await run.put("a", item("a", title="on sale"))
+        await run.until(run.flow.failed.done)
+        with pytest.raises(RuntimeError, match="stopped writing by itself"):
+            await run.flow.failed
+
+
+async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
+    clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+    looked = take_over(clock)
+    async with running("items", path, tmp_path, take_over=looked) as run:
+        await run.put("a", item("a", title="newest"))
+        await run.until(lambda: len(run.acked) == 1)
+        path.rows["a"] = replace(path.rows["a"], title="of a zombie", content_hash="0" * 32, source_offset=-1)
+        clock.now = 100
+        await run.until(lambda: path.rows["a"].title == "newest")
+
+
+class SlowIndex(InMemoryItemIndex):
+    """A store that takes a write and does not answer the first time."""
+
+    def __init__(self) -> None:
+        super().__init__(encoder_version=VERSION, dim=DIM)
+        self.writes = 0
+
+    async def upsert(self, rows: Sequence[ItemRow]) -> None:
+        self.writes += 1
+        if self.writes == 1:
+            await asyncio.Event().wait()
+        await super().upsert(rows)
+
+
+async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_again() -> None:
+    index = SlowIndex()
+    path = ItemPath(
+        index=index, config=IndexConfig.model_construct(**(IndexConfig().__dict__ | {"session_timeout_seconds": 0.05}))
+    )
+    report = await path.take(path.publish("a", title="x"))
+    assert (index.writes, set(path.rows)) == (2, {"a"})
+    assert report.held_seconds > 0
+
+
+@dataclass
+class Coordinator:
+    """The part of the driver's coordinator that sends heartbeats."""
+
+    answers: list[bool] = field(default_factory=list)
+    sent: int = 0
+
+    async def _do_heartbeat(self) -> bool:
+        self.sent += 1
+        return self.answers.pop(0)
+
+
+async def test_a_write_begins_only_while_the_session_cannot_be_over() -> None:
+    clock, coordinator = Clock(), Coordinator([True, False])
+    heartbeats = Heartbeats(clock)
+    await heartbeats.assert_within(18)  # not a member yet: nothing to lose
+    heartbeats.watch(coordinator)
+    heartbeats.watch(coordinator)
+    clock.now = 18
+    await heartbeats.assert_within(18)
+    assert await coordinator._do_heartbeat()
+    clock.now = 36
+    await heartbeats.assert_within(18)
+    assert not await coordinator._do_heartbeat()
+    clock.now = 36.1
+    with pytest.raises(BrokerUnavailable, match="heartbeat"):
+        await heartbeats.assert_within(18)
+    assert coordinator.sent == 2
+    heartbeats.watch(coordinator)  # it joined again
+    await heartbeats.assert_within(18)
+
+
+async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they_are_back() -> None:
+    path = ItemPath()
+    silent = [BrokerUnavailable("Kafka", "no heartbeat")] * 3
+
+    async def guard() -> None:
+        if silent:
+            raise silent.pop()
+
+    record = path.publish("a", title="x")
+    await index_batch(path.center, [record], guard)
+    assert (silent, set(path.rows)) == ([], {"a"})
+
+
+async def test_a_worker_that_was_replaced_while_it_held_writes_nothing() -> None:
+    path = ItemPath()
+    answers: list[Any] = [BrokerUnavailable("Kafka", "no heartbeat"), Fenced("replaced")]
+
+    async def guard() -> None:
+        raise answers.pop(0)
+
+    with pytest.raises(Fenced):
+        await index_batch(path.center, [path.publish("a", title="x")], guard)
+    assert path.rows == {}
+    assert path.outbox.announced == []
+
+
+def test_a_write_and_the_silence_before_it_are_shorter_together_than_a_session() -> None:
+    for seconds in (6.0, 30.0, 300.0):
+        config = IndexConfig(session_timeout_seconds=seconds)
+        assert config.silence_seconds + config.write_deadline_seconds <= seconds
+        assert config.silence_seconds > 2 * seconds / 10  # heartbeats are sent every tenth of it

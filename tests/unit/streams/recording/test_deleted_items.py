@@ -1,0 +1,53 @@
+"""When takes of deleted items are swept, and what a record of `items` says of its item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from streams.recording.deleted_items import last_words, sweep_due
+from streams.stores.histories.deleted_items import Sweeps
+
+
+@dataclass
+class Raw:
+    key: bytes | None
+    value: bytes | None
+    timestamp: int = 5_500
+
+
+def test_the_last_record_of_an_item_says_whether_it_is_deleted_and_nothing_is_decoded() -> None:
+    records = [
+        Raw(b"gone", b"{}"),
+        Raw(b"gone", None, 7_250),
+        Raw(b"back", None),
+        Raw(b"back", b"not even JSON"),
+        Raw(None, None),
+        Raw(b"\xff", None),
+        Raw(b"", None),
+    ]
+    assert last_words(records, now=9.0) == {"gone": 7.25, "back": None}
+
+
+def test_a_deletion_whose_record_has_no_usable_timestamp_is_one_of_now() -> None:
+    for timestamp in (-1, -62_135_600_400_000, 1_767_225_600_000_000):
+        assert last_words([Raw(b"gone", None, timestamp)], now=9.0) == {"gone": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "due"),
+    [
+        (Sweeps(0, "0:3", None, None), 0.0, False),
+        (Sweeps(1, "0:3", None, None), 0.0, True),
+        (Sweeps(1, "0:3", "0:2", 100.0), 129.0, False),
+        (Sweeps(1, "0:3", "0:2", 100.0), 130.0, True),
+        (Sweeps(1, "1:3", "0:3", 100.0), 130.0, True),
+        (Sweeps(1, "0:3", "0:3", 100.0), 999.0, False),
+        (Sweeps(1, "0:3", "0:3", 100.0), 1_000.0, True),
+        (Sweeps(1, "0:3", "0:3", 100.0), 99.0, True),
+    ],
+    ids=["no marks", "first", "gathers", "new marks", "rebuilt", "nothing new", "late takes", "clock set back"],
+)
+def test_new_marks_are_swept_soon_and_old_ones_again_later(state: Sweeps, now: float, due: bool) -> None:
+    assert sweep_due(state, now, gather_seconds=30.0, late_seconds=900.0) is due

@@ -1,0 +1,290 @@
+"""Turning a data set into records and sending them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.base import decode
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.errors import BadMessage, Reason
+from schemas.items import ItemPublished
+from streams.broker.clients import BrokerConfig
+from streams.broker.topics import TopicName, TopicsConfig
+from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, broken_behaviour, broken_item
+from streams.replay.config import ReplayConfig
+from streams.replay.sender import Replay
+from streams.replay.timeline import Outgoing, Timeline
+from trainer.datasets.exposures import behaviours_of
+from trainer.datasets.folder import DataSet, open_data_set
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MAX_BYTES = 4_194_304
+
+
+def make_set(folder: Path, items: int = 30, rows: int = 120, **more_columns: Any) -> DataSet:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    publish = np.sort(rng.integers(0, 60, items))
+    item = rng.integers(0, items, rows)
+    ts = np.maximum(np.sort(rng.integers(0, 90, rows)), publish[item])
+    names = [f"i{number}" for number in range(items)]
+    pq.write_table(
+        pa.table({"item_id": names, "title": names, "publish_ts": publish, "price": [1.5] * items}),
+        folder / "items.parquet",
+    )
+    columns = {"user_id": rng.integers(0, 9, rows), "item_id": [names[i] for i in item], "ts": ts, "label": [1] * rows}
+    pq.write_table(pa.table(columns | more_columns), folder / "interactions.parquet")
+    pq.write_table(pa.table({"item_id": names[:5], "image": [b"\xff\xd8picture"] * 5}), folder / "images.parquet")
+    return open_data_set(folder)
+
+
+def timeline_of(data: DataSet, broken: float = 0.0) -> Timeline:
+    return Timeline(data, behaviours_of(data, seed=1), seed=1, now=NOW, broken_share=broken)
+
+
+class Metadata(NamedTuple):
+    partition: int
+    offset: int
+
+
+@dataclass
+class RecordingSender:
+    """Keeps what it is given, and acknowledges when flushed or after `lag` further records."""
+
+    lag: int = 3
+    records: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    flushes: int = 0
+    _waiting: list[tuple[asyncio.Future[Any], Metadata]] = field(default_factory=list)
+
+    async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
+        assert value is not None
+        assert key is not None
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((future, Metadata(0, sum(one[0] == topic for one in self.records))))
+        self.records.append((topic, key, value))
+        while len(self._waiting) > self.lag:
+            self._acknowledge_one()
+        return future
+
+    async def flush(self) -> None:
+        self.flushes += 1
+        while self._waiting:
+            self._acknowledge_one()
+
+    def _acknowledge_one(self) -> None:
+        future, metadata = self._waiting.pop(0)
+        future.set_result(metadata)
+
+
+@dataclass
+class SlowReaders:
+    """Reads a few records of each topic at every look."""
+
+    sender: RecordingSender
+    items_per_look: int = 4
+    events_per_look: int = 10
+    read: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
+    most_unread: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
+
+    async def consumed(self) -> Mapping[TopicName, Mapping[str, int]]:
+        for topic, step in (("items", self.items_per_look), ("behaviours", self.events_per_look)):
+            sent = sum(one[0].endswith(topic) for one in self.sender.records)
+            self.most_unread[topic] = max(self.most_unread[topic], sent - self.read[topic])
+            self.read[topic] = min(sent, self.read[topic] + step)
+        return {"items": {"index": self.read["items"]}, "behaviours": {"record": self.read["behaviours"]}}
+
+
+def replay_to(sender: RecordingSender, config: ReplayConfig | None = None, **options: Any) -> Replay:
+    return Replay(sender, BrokerConfig(), TopicsConfig(), config or ReplayConfig(), **options)
+
+
+def second_of(record: tuple[str, bytes, bytes]) -> float:
+    document = json.loads(record[2])
+    return datetime.fromisoformat(document.get("published_at") or document["occurred_at"]).timestamp()
+
+
+async def test_records_go_out_in_event_time_order_and_items_before_behaviours_of_their_second(tmp_path: Path) -> None:
+    sender = RecordingSender()
+    await replay_to(sender).run(timeline_of(make_set(tmp_path / "set")))
+    order = [(second_of(one), one[0] == "mim.behaviours") for one in sender.records]
+    assert order == sorted(order)
+    assert {is_behaviour for _, is_behaviour in order} == {False, True}
+    published = {}
+    for place, (topic, key, value) in enumerate(sender.records):
+        if topic == "mim.items":
+            published[key.decode()] = place
+        else:
+            assert published[json.loads(value)["item_id"]] < place
+
+
+async def test_everything_that_is_not_broken_parses(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "set")
+    takes: dict[str, Behaviour] = {}
+    exposures: dict[str, Behaviour] = {}
+    for outgoing in timeline_of(data):
+        if outgoing.topic == "items":
+            item = decode(ItemPublished, outgoing.value, now=NOW, max_bytes=MAX_BYTES)
+            assert item.item_id.encode() == outgoing.key
+            assert (item.image == b"\xff\xd8picture") == (item.item_id in ("i0", "i1", "i2", "i3", "i4"))
+            continue
+        event = decode(Behaviour, outgoing.value, now=NOW, max_bytes=MAX_BYTES)
+        assert event.user_id.encode() == outgoing.key
+        assert event.event_id not in takes | exposures
+        (takes if event.kind.is_take else exposures)[event.event_id] = event
+    assert len(takes) == 120
+    for take in takes.values():
+        assert take.exposure_id is not None
+        shown = exposures[take.exposure_id]
+        assert (shown.user_id, shown.item_id, shown.occurred_at) == (take.user_id, take.item_id, take.occurred_at)
+        assert take.kind is BehaviourKind.CLICK
+
+
+def test_the_platforms_own_event_ids_stay(tmp_path: Path) -> None:
+    labels = [place % 2 for place in range(120)]
+    ids = [f"e{place}" for place in range(120)]
+    data = make_set(tmp_path / "set", event_id=ids, label=labels, qty=[1] * 120)
+    events = [json.loads(one.value) for one in timeline_of(data) if one.topic == "behaviours"]
+    taken = {event["event_id"]: event["exposure_id"] for event in events if event["kind"] == "purchase"}
+    shown = {event["event_id"] for event in events if event["kind"] == "exposure"}
+    assert set(taken) == set(ids[1::2])
+    assert set(ids[::2]) < shown
+    assert set(taken.values()) < shown
+    assert len(events) == 120 + 60
+
+
+def test_a_timeline_can_be_read_twice(tmp_path: Path) -> None:
+    timeline = timeline_of(make_set(tmp_path / "set"), broken=0.1)
+    assert list(timeline) == list(timeline)
+    assert len(list(timeline)) == timeline.items + timeline.events
+
+
+def test_broken_events_of_every_kind_are_mixed_in_at_the_asked_share(tmp_path: Path) -> None:
+    timeline = timeline_of(make_set(tmp_path / "set"), broken=0.1)
+    good, broken = [], []
+    for outgoing in timeline:
+        (good if outgoing.reason is None else broken).append(outgoing)
+    assert len(good) == len(list(timeline_of(timeline.data)))
+    items = [one for one in broken if one.topic == "items"]
+    events = [one for one in broken if one.topic == "behaviours"]
+    assert len(items) == len(ITEM_KINDS) > 0.1 * 30
+    assert len(events) == round(0.1 * (timeline.events - len(events)))
+    assert len({one.key for one in broken}) == len(items) + len(events)
+    assert {one.reason for one in events} == {
+        Reason.NOT_JSON,
+        Reason.WRONG_TYPE,
+        Reason.UNKNOWN_VERSION,
+        Reason.TIMESTAMP_WITHOUT_ZONE,
+        Reason.TIMESTAMP_IN_FUTURE,
+    }
+
+
+PICTURES = {"truncated-image", "bomb-image"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(ITEM_KINDS) - PICTURES))
+def test_each_broken_item_is_refused_with_its_reason(kind: str) -> None:
+    broken = broken_item(kind, 1, 1_000, NOW)
+    with pytest.raises(BadMessage) as caught:
+        decode(ItemPublished, broken.value, now=NOW + timedelta(minutes=10), max_bytes=MAX_BYTES)
+    assert caught.value.reason is broken.reason
+
+
+@pytest.mark.parametrize("kind", BEHAVIOUR_KINDS)
+def test_each_broken_behaviour_is_refused_with_its_reason(kind: str) -> None:
+    broken = broken_behaviour(kind, 1, 1_000, NOW)
+    with pytest.raises(BadMessage) as caught:
+        decode(Behaviour, broken.value, now=NOW + timedelta(minutes=10), max_bytes=MAX_BYTES)
+    assert caught.value.reason is broken.reason
+
+
+def test_a_bomb_is_small_and_claims_to_be_huge() -> None:
+    item = decode(ItemPublished, broken_item("bomb-image", 1, 1_000, NOW).value, now=NOW, max_bytes=MAX_BYTES)
+    assert item.image is not None
+    assert len(item.image) < 2_000
+    assert int.from_bytes(item.image[16:20], "big") * int.from_bytes(item.image[20:24], "big") > 500_000_000
+
+
+async def test_broken_records_are_remembered_by_where_they_ended_up(tmp_path: Path) -> None:
+    sender = RecordingSender()
+    sent = await replay_to(sender).run(timeline_of(make_set(tmp_path / "set"), broken=0.05))
+    by_topic = {name: [one for one in sender.records if one[0] == f"mim.{name}"] for name in ("items", "behaviours")}
+    assert len(sent.broken) >= len(ITEM_KINDS) + len(BEHAVIOUR_KINDS)
+    for topic, _, offset in sent.broken:
+        assert by_topic[topic][offset][1].startswith(b"broken-")
+    assert sent.acknowledged == len(sender.records)
+
+
+async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "set")
+    sender = RecordingSender()
+    readers = SlowReaders(sender)
+    config = ReplayConfig(max_items_in_flight=6, max_behaviours_in_flight=25, poll_seconds=0.001)
+    sent = await replay_to(sender, config, positions=readers).run(timeline_of(data))
+    assert (sent.items, sent.behaviours) == (30, timeline_of(data).events)
+    assert readers.most_unread["items"] <= 6
+    assert readers.most_unread["behaviours"] <= 25
+    assert sender.flushes > 5
+    free = RecordingSender()
+    await replay_to(free).run(timeline_of(data))
+    assert free.records == sender.records
+
+
+async def test_speed_spaces_records_by_event_time(tmp_path: Path) -> None:
+    sender = RecordingSender()
+    clock = [100.0]
+    sent_at: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def note(outgoing: Outgoing, now: float) -> None:
+        sent_at.append((outgoing.second - now * 10) / 10)
+
+    sender.lag = 0
+    data = make_set(tmp_path / "set")
+    replay = replay_to(sender, speed=10, monotonic=lambda: clock[0], sleep=sleep, on_acknowledged=note)
+    await replay.run(timeline_of(data))
+    seconds = [second_of(one) for one in sender.records]
+    assert clock[0] - 100 == pytest.approx((seconds[-1] - seconds[0]) / 10)
+
+
+class FailingSender(RecordingSender):
+    async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
+        future = await super().send(topic, value, key)
+        if len(self.records) == 10:
+            future.set_exception(ConnectionResetError("gone"))
+            self._waiting.pop()
+        return future
+
+
+async def test_a_record_that_the_broker_did_not_take_fails_the_replay(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError):
+        await replay_to(FailingSender()).run(timeline_of(make_set(tmp_path / "set")))
+
+
+def test_the_packaged_stream_is_whole_and_draws_its_cards() -> None:
+    from streams.demo.packaged import open_packaged, packaged_folder
+
+    data = open_packaged()
+    assert (len(data.item_ids), len(data.interactions), len(data.user_ids)) == (10_506, 100_000, 16_554)
+    cards = data.pictures.of(data.records(0, 20))
+    assert cards == open_packaged().pictures.of(data.records(0, 20))
+    assert len(set(cards)) == 20
+    assert all(card is not None and card[:2] == b"\xff\xd8" for card in cards)
+    notice = (packaged_folder() / "NOTICE").read_text()
+    assert "The MIT License" in notice
+    assert "Simon Dooms" in notice
+    assert set(pq.read_schema(packaged_folder() / "items.parquet").names) == {
+        "item_id", "title", "text", "category", "genres", "release_year", "publish_ts",
+    }  # fmt: skip

@@ -1,0 +1,270 @@
+"""The HTTP interface over stores in memory: answers, errors, and a model that changes under load."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+
+from schemas.items import embedding_key
+from schemas.scoring import ScoreResponse
+from tests.factories.serving import (
+    VERSION,
+    Down,
+    Open,
+    open_bench,
+    release,
+    row,
+)
+from tests.factories.vector_cache import announced
+
+__all__ = ["open_bench"]
+
+
+async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench: Open) -> None:
+    bench = await open_bench()
+    released = release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    status, answer = await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["lamp", "shoe", "gone", "nan"]})
+    assert status == 200
+    assert [s["item_id"] for s in answer["scores"]] == ["lamp", "shoe", "gone", "nan"]
+    assert [s["has_vector"] for s in answer["scores"]] == [True, True, False, False]
+    lamp, shoe, gone, nan = (s["probability"] for s in answer["scores"])
+    assert shoe > lamp and gone == 0.5 and nan is None
+    assert (answer["release_id"], answer["encoder_version"], answer["history_length"]) == (released, VERSION, 1)
+    assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer, (
+        "built by hand, and as the schema says"
+    )
+
+
+async def test_a_user_without_history_and_a_trigger_item_are_scored(open_bench: Open) -> None:
+    bench = await open_bench()
+    release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    body = {"user_id": "nobody", "item_ids": ["shoe", "lamp"], "trigger_item": "boot"}
+    _, answer = await bench.post("/v1/score", body)
+    assert answer["history_length"] == 0
+    assert answer["scores"][0]["probability"] > answer["scores"][1]["probability"]
+
+
+async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_bench: Open) -> None:
+    bench = await open_bench()
+    status, answer = await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]})
+    assert (status, answer["error"]["code"]) == (503, "no_model")
+    status, _ = await bench.post("/v1/similar", {"item_id": "boot"})
+    assert status == 200
+    status, answer = await bench.get("/readyz")
+    assert (status, answer["ready"]) == (503, False)
+    assert answer["checks"] == {"behaviours": "ok", "center": "ok", "model": "no model has been released yet"}
+    release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    assert (await bench.get("/readyz"))[0] == 200
+
+
+async def test_an_item_is_its_own_neighbour_only_on_request(open_bench: Open) -> None:
+    bench = await open_bench()
+    _, answer = await bench.post("/v1/similar", {"item_id": "boot", "k": 2})
+    assert [n["item_id"] for n in answer["results"][0]["neighbours"]] == ["shoe", "lamp"]
+    _, answer = await bench.post("/v1/similar", {"item_id": "boot", "k": 2, "include_self": True})
+    first = answer["results"][0]["neighbours"][0]
+    assert first["item_id"] == "boot" and first["similarity"] == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_many_items_are_answered_in_order_and_absent_ones_marked(open_bench: Open) -> None:
+    bench = await open_bench()
+    _, answer = await bench.post("/v1/similar", {"item_ids": ["lamp", "gone", "boot", "lamp"], "k": 1})
+    assert [(r["query"], r["found"]) for r in answer["results"]] == [
+        ("lamp", True),
+        ("gone", False),
+        ("boot", True),
+        ("lamp", True),
+    ]
+    assert answer["results"][2]["neighbours"][0]["item_id"] == "shoe"
+    assert answer["results"][1]["neighbours"] == []
+
+
+async def test_a_text_and_a_picture_find_their_items(open_bench: Open) -> None:
+    bench = await open_bench()
+    _, answer = await bench.post("/v1/similar", {"text": "desk lamp", "k": 1})
+    assert answer["results"][0]["neighbours"][0]["item_id"] == "lamp"
+    picture = base64.b64encode(b"picture red boot").decode()
+    status, answer = await bench.post("/v1/similar", {"image": picture, "k": 1})
+    assert status == 200 and answer["results"][0]["query"] is None
+
+
+async def test_an_item_shows_what_the_center_holds(open_bench: Open) -> None:
+    bench = await open_bench()
+    status, answer = await bench.get("/v1/items/boot?vector=1")
+    assert status == 200
+    assert np.allclose(answer["vector"], bench.index.rows["boot"].vector)
+    assert (answer["price"], answer["source_partition"], answer["source_offset"]) == (9.5, 2, 7)
+    assert (await bench.get("/v1/items/boot"))[1]["vector"] is None
+    await bench.index.upsert([row("a/b ü", "odd name")])
+    assert (await bench.get("/v1/items/a%2Fb%20%C3%BC"))[1]["item_id"] == "a/b ü"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "named"),
+    [
+        ("POST", "/v1/score", b"{", 400, "bad_request", "JSON"),
+        ("POST", "/v1/score", b"{}", 400, "bad_request", "user_id"),
+        ("POST", "/v1/score", b'{"user_id":"u","item_ids":[]}', 400, "bad_request", "item_ids"),
+        ("POST", "/v1/score", b'{"user_id":"u","item_ids":["a\\n"]}', 400, "bad_request", "item_ids.0"),
+        ("POST", "/v1/similar", b'{"item_id":"a","text":"b"}', 400, "bad_request", "exactly one"),
+        ("POST", "/v1/similar", b'{"item_id":"boot","k":0}', 400, "bad_request", "k"),
+        ("POST", "/v1/similar", b'{"image":"!"}', 400, "bad_request", "image"),
+        ("POST", "/v1/similar", b'{"image":"AAAA"}', 422, "bad_image", "picture"),
+        ("POST", "/v1/similar", b'{"item_id":"gone"}', 404, "item_not_found", "gone"),
+        ("GET", "/v1/items/gone", None, 404, "item_not_found", "gone"),
+        ("GET", "/v1/items/" + "x" * 300, None, 400, "bad_request", "200"),
+        ("GET", "/nowhere", None, 404, "not_found", ""),
+        ("GET", "/v1/score", None, 405, "method_not_allowed", ""),
+        ("POST", "/v1/score", b" " * 3_000, 413, "body_too_large", ""),
+    ],
+)
+async def test_a_wrong_request_gets_a_clear_answer(
+    open_bench: Open, method: str, path: str, body: bytes | None, status: int, code: str, named: str
+) -> None:
+    bench = await open_bench(max_body_bytes=2_048)
+    response = await bench.client.request(method, path, data=body)
+    error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (status, code)
+    assert named in error["message"]
+
+
+async def test_a_store_that_is_away_is_a_503_without_inner_addresses(open_bench: Open) -> None:
+    bench = await open_bench(behaviours=Down())
+    release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    with structlog.testing.capture_logs() as logged:
+        response = await bench.client.post("/v1/score", json={"user_id": "u", "item_ids": ["boot"]})
+    text = await response.text()
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert "unavailable" in text and "10.1.2.3" not in text
+    assert any("10.1.2.3" in str(line.get("error")) for line in logged)
+    status, answer = await bench.get("/readyz")
+    assert status == 503 and answer["checks"]["behaviours"] == "the behaviour store does not answer"
+
+
+async def test_an_error_of_ours_shows_no_inside(open_bench: Open) -> None:
+    bench = await open_bench()
+
+    async def broken(*args: object, **more: object) -> Any:
+        raise RuntimeError("secret detail")
+
+    bench.index.fetch = broken
+    with structlog.testing.capture_logs() as logged:
+        response = await bench.client.get("/v1/items/boot")
+    assert response.status == 500
+    assert "secret" not in await response.text()
+    assert [line["event"] for line in logged] == ["serve.failed"]
+
+
+async def test_too_many_requests_at_once_are_refused_at_once(open_bench: Open) -> None:
+    bench = await open_bench(max_concurrent_requests=2)
+    gate = asyncio.Event()
+    fetch = bench.index.fetch
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        await gate.wait()
+        return await fetch(*args, **more)
+
+    bench.index.fetch = slow
+    waiting = [asyncio.create_task(bench.get("/v1/items/boot")) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    status, answer = await bench.get("/v1/items/boot")
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
+    assert (await bench.get("/healthz"))[0] == 200
+    gate.set()
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
+
+
+async def test_a_newer_model_is_taken_up_under_load_without_a_failed_request(open_bench: Open) -> None:
+    bench = await open_bench()
+    first = release(bench.models, 1, -1.0)
+    stop = asyncio.Event()
+    watching = asyncio.create_task(bench.service.models.run(stop))
+    while bench.service.models.current is None:
+        await asyncio.sleep(0.01)
+    seen: dict[str, float] = {}
+    statuses: set[int] = set()
+
+    async def ask() -> None:
+        while not stop.is_set():
+            status, answer = await bench.post("/v1/score", {"user_id": "nobody", "item_ids": ["boot"]})
+            statuses.add(status)
+            probability = answer["scores"][0]["probability"]
+            assert seen.setdefault(answer["release_id"], probability) == probability
+            await asyncio.sleep(0)
+
+    askers = [asyncio.create_task(ask()) for _ in range(8)]
+    released = [first]
+    for number in range(2, 8):
+        while released[-1] not in seen:
+            await asyncio.sleep(0.01)
+        if number < 7:
+            released.append(release(bench.models, number, float(number)))
+    stop.set()
+    await asyncio.gather(*askers, watching)
+    assert statuses == {200}
+    assert sorted(seen) == sorted(released)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"name": "wrong"}, {"version": "other-1"}, {"bias": float("nan")}], ids=["weights", "encoder", "nan"]
+)
+async def test_a_release_that_cannot_be_used_is_reported_and_the_old_one_answers(
+    open_bench: Open, damage: dict[str, Any]
+) -> None:
+    bench = await open_bench()
+    good = release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    release(bench.models, 2, **({"bias": 1.0} | damage))
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            await bench.service.models.look()
+    assert [line["event"] for line in logged] == ["serve.model_refused"]
+    status, answer = await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]})
+    assert (status, answer["release_id"]) == (200, good)
+    page = await (await bench.client.get("/metrics")).text()
+    outcome = "wrong_encoder" if "version" in damage else "damaged"
+    assert f'mim_model_loads_total{{outcome="{outcome}"}} 1.0' in page
+    newer = release(bench.models, 3, 2.0)
+    await bench.service.models.look()
+    assert (await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]}))[1]["release_id"] == newer
+
+
+async def test_a_deleted_item_leaves_scores_neighbours_and_items(open_bench: Open) -> None:
+    bench = await open_bench()
+    release(bench.models, 1, 0.0)
+    await bench.service.models.look()
+    score = {"user_id": "ann", "item_ids": ["shoe"]}
+    assert (await bench.post("/v1/score", score))[1]["scores"][0]["has_vector"] is True
+    await bench.index.delete(["shoe"])
+    bench.service.representations.apply(embedding_key(VERSION, "shoe"), None)
+    assert (await bench.post("/v1/score", score))[1]["scores"][0] == {
+        "item_id": "shoe",
+        "probability": None,  # a model may know its id all the same
+        "has_vector": False,
+    }
+    bench.service.representations.apply(embedding_key(VERSION, "boot"), None)
+    assert (await bench.post("/v1/score", score))[1]["history_length"] == 0  # nor does it speak for a user any more
+    assert (await bench.get("/v1/items/shoe"))[0] == 404
+    _, answer = await bench.post("/v1/similar", {"item_id": "boot"})
+    assert "shoe" not in {n["item_id"] for n in answer["results"][0]["neighbours"]}
+    again = row("shoe", "red summer shoe")
+    await bench.index.upsert([again])
+    bench.service.representations.apply(*announced("shoe", again.vector, VERSION))
+    assert (await bench.post("/v1/score", score))[1]["scores"][0]["probability"] is not None  # published again
+
+
+async def test_requests_are_measured_by_route_never_by_path(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.get("/v1/items/some-id-of-a-person")
+    page = await (await bench.client.get("/metrics")).text()
+    assert 'route="/v1/items/{item_id}",status="404"' in page
+    assert "some-id" not in page

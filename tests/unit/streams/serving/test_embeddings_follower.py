@@ -1,0 +1,99 @@
+"""Proving that nothing of `embeddings` is missed: it goes on after an outage, and never ends unnoticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka_errors
+
+from streams.broker.clients import BrokerConfig
+from streams.serving import vector_cache as representations
+from streams.serving.embeddings_follower import EmbeddingsFollower
+
+
+class EmptyTopic:
+    """A consumer of a topic that holds five old records and gets no new ones; asking where it ends can fail."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.failed = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def assign(self, partitions: Sequence[TopicPartition]) -> None:
+        pass
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        pass
+
+    async def getmany(self, **_: Any) -> Mapping[TopicPartition, Sequence[Any]]:
+        await asyncio.sleep(0.001)
+        return {}
+
+    async def position(self, partition: TopicPartition) -> int:
+        return 5
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        if self.failure is not None:
+            self.failed += 1
+            raise self.failure
+        return dict.fromkeys(partitions, 5)
+
+
+class Proofs:
+    """Counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def confirm(self, at: float) -> None:
+        self.count += 1
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not done():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> EmptyTopic:
+    made = EmptyTopic()
+    monkeypatch.setattr(representations, "make_consumer", lambda *_: made)
+    monkeypatch.setattr(representations, "read_partitions", lambda *_: [0])
+    return made
+
+
+def follower(proofs: Any) -> EmbeddingsFollower:
+    clock = asyncio.get_running_loop().time
+    return EmbeddingsFollower(proofs, BrokerConfig(), "t", warm_up=False, clock=clock, prove_every_seconds=0.001)
+
+
+async def test_after_an_outage_longer_than_the_clients_patience_proofs_come_again(topic: EmptyTopic) -> None:
+    proofs, stop = Proofs(), asyncio.Event()
+    running = asyncio.create_task(follower(proofs).run(stop))
+    await until(lambda: proofs.count > 2)
+    topic.failure = kafka_errors.KafkaTimeoutError("Failed to get offsets by times in 20000 ms")
+    await until(lambda: topic.failed > 2 or running.done())
+    before, topic.failure = proofs.count, None
+    await until(lambda: proofs.count > before + 2 or running.done())
+    assert not running.done()
+    stop.set()
+    await running
+
+
+async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: EmptyTopic) -> None:
+    proofs = Proofs()
+    running = asyncio.create_task(follower(proofs).run(asyncio.Event()))
+    await until(lambda: proofs.count > 0)
+    topic.failure = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(running, 10)

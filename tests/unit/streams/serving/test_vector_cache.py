@@ -1,0 +1,192 @@
+"""The serving cache of vectors: never older than its bound, whatever arrives in whatever order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from schemas.items import embedding_key
+from streams.serving.vector_cache import VectorTable
+from tests.factories.vector_cache import DIM, VERSION, Bench, announced, row, unit
+from trainer.networks.item_rows import ItemRows
+
+
+async def test_misses_are_read_in_one_round_trip_and_hits_in_none() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1), row("b", 2), row("c", 3)])
+    await bench.ask("a")
+    found = await bench.ask("a", "b", "c", "b")
+    assert bench.index.reads == [["a"], ["b", "c"]]
+    assert all(np.array_equal(found[name], unit(seed)) for name, seed in [("a", 1), ("b", 2), ("c", 3)])
+
+
+async def test_an_announced_vector_replaces_the_cached_one_at_once() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    bench.center.confirm(bench.clock.now)
+    bench.center.apply(*announced("a", unit(9)))
+    assert np.array_equal((await bench.ask("a"))["a"], unit(9))
+    assert len(bench.index.reads) == 1
+
+
+async def test_a_tombstone_removes_the_item() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    await bench.index.delete(["a"])
+    bench.center.apply(embedding_key(VERSION, "a"), None)
+    assert await bench.ask("a") == {}
+
+
+async def test_while_the_topic_is_followed_entries_stay_without_asking_milvus() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    bench.clock.now += 100
+    bench.center.confirm(bench.clock.now - 1)
+    await bench.ask("a")
+    assert len(bench.index.reads) == 1
+
+
+async def test_without_proof_an_entry_lives_no_longer_than_the_bound() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    await bench.index.delete(["a"])  # and nobody tells
+    bench.clock.now += 4.9
+    assert "a" in await bench.ask("a")
+    bench.clock.now += 0.2
+    assert await bench.ask("a") == {}
+
+
+async def test_an_absent_item_is_remembered_for_a_moment_only() -> None:
+    bench = Bench()
+    assert await bench.ask("new") == {}
+    await bench.index.upsert([row("new", 1)])
+    bench.clock.now += 0.5
+    assert await bench.ask("new") == {}
+    assert len(bench.index.reads) == 1
+    bench.clock.now += 0.6
+    assert "new" in await bench.ask("new")
+
+
+async def test_an_announcement_ends_absence_at_once() -> None:
+    bench = Bench()
+    await bench.ask("new")
+    bench.center.confirm(bench.clock.now)
+    bench.center.apply(*announced("new", unit(3)))
+    assert "new" in await bench.ask("new")
+
+
+async def test_a_read_overtaken_by_a_delete_is_not_kept_and_does_not_bring_the_item_back() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    bench.index.gate.clear()
+    asking = asyncio.create_task(bench.ask("a"))
+    await asyncio.sleep(0)
+    await bench.index.delete(["a"])
+    bench.center.apply(embedding_key(VERSION, "a"), None)
+    bench.index.gate.set()
+    await asking
+    assert list(bench.center.gone) == ["a"]
+    bench.center.confirm(bench.clock.now)
+    assert await bench.ask("a") == {}
+
+
+async def test_a_read_overtaken_by_an_update_does_not_undo_it() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    bench.index.gate.clear()
+    asking = asyncio.create_task(bench.ask("a"))
+    await asyncio.sleep(0)
+    bench.center.apply(*announced("a", unit(2)))
+    bench.index.gate.set()
+    await asking
+    bench.center.confirm(bench.clock.now)
+    assert np.array_equal((await bench.ask("a"))["a"], unit(2))
+
+
+async def test_vectors_of_another_encoder_never_come_in() -> None:
+    bench = Bench()
+    bench.center.apply(*announced("a", unit(1), version="other-1"))
+    bench.center.apply(embedding_key(VERSION, "b"), announced("b", unit(1), version="other-1")[1])
+    assert await bench.ask("a", "b") == {}
+
+
+async def test_an_unreadable_announcement_sends_the_next_look_to_milvus() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    await bench.index.upsert([row("a", 2)])
+    bench.center.apply(embedding_key(VERSION, "a"), b"{")
+    bench.center.apply(b"no key", b"{}")
+    bench.center.apply(*announced("a", np.full(DIM, np.nan, np.float32)))
+    assert np.array_equal((await bench.ask("a"))["a"], unit(2))
+
+
+async def test_after_a_gap_in_the_topic_nothing_cached_is_trusted() -> None:
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    bench.center.doubt()
+    await bench.ask("a")
+    assert len(bench.index.reads) == 2
+
+
+async def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
+    bench = Bench(max_items=3)
+    await bench.index.upsert([row(name, i) for i, name in enumerate("abcd")])
+    await bench.ask("a", "b", "c")
+    await bench.ask("a")
+    looked = await bench.center.look_up(["d"])
+    assert looked.report.held == 3
+    await bench.ask("a", "c", "d")
+    assert bench.index.reads[-1] == ["d"]
+    assert "b" in await bench.ask("b")
+    assert bench.index.reads[-1] == ["b"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "drop", "ask"]), st.integers(0, 9)), max_size=80))
+def test_the_table_answers_like_a_dictionary(steps: list[tuple[str, int]]) -> None:
+    table = VectorTable(DIM, max_items=10)
+    plain: dict[str, NDArray[np.float32]] = {}
+    for number, (verb, key) in enumerate(steps):
+        name = f"i{key}"
+        if verb == "put":
+            plain[name] = unit(number)
+            table.put(name, unit(number), at=0.0)
+        elif verb == "drop":
+            plain.pop(name, None)
+            table.drop(name)
+        found = table.gather([f"i{k}" for k in range(10)], since=0.0).held()
+        assert found.keys() == plain.keys()
+        assert all(np.array_equal(found[k], plain[k]) for k in plain)
+        assert len(table) == len(plain)
+
+
+def test_the_table_grows_and_gives_copies() -> None:
+    table = VectorTable(DIM, max_items=5_000)
+    for i in range(3_000):
+        table.put(f"i{i}", unit(i), at=0.0)
+    before = table.gather(["i0", "i2999"], since=0.0).held()
+    table.put("i0", unit(77), at=0.0)
+    assert np.array_equal(before["i0"], unit(0)) and np.array_equal(before["i2999"], unit(2999))
+
+
+def test_what_the_table_hands_out_is_what_would_be_made_from_a_plain_mapping() -> None:
+    table = VectorTable(DIM, max_items=3)
+    for i in range(5):  # the first two make room
+        table.put(f"i{i}", unit(i), at=0.0)
+    asked = ["i4", "never seen", "i2", "i0", "i4"]
+    found = table.gather(asked, since=0.0)
+    expected = ItemRows.of(asked, {"i4": unit(4), "i2": unit(2)}, DIM)
+    for name in ("vectors_UV", "has_vector_U", "hashes_U2"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert not found.hashes_U2[0].any() and found.hashes_U2[1:].all()
+    assert found.has_vector_U.tolist() == [False, True, False, True, False, True]
+    assert found.held().keys() == {"i4", "i2"} and found.bare() == ["never seen", "i0"]

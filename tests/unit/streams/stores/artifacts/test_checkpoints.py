@@ -1,0 +1,204 @@
+"""Snapshots are there whole or not at all, belong to the newest trainer, and hold nothing that could run."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.errors import Fenced, Misconfigured, StoreUnavailable
+from schemas.manifests import Fence
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.checkpoints import CheckpointStore, hash_sources
+from streams.training.checkpointing import Checkpoints
+from tests.factories.checkpoints import LOG, NEW, OLD, make_meta, make_snapshots, make_state, make_store
+
+
+def write(store: CheckpointStore, number: int, fence: Fence | None = OLD) -> str:
+    return store.write(make_state(number), make_meta(number), fence).snapshot_id
+
+
+def assert_is(store: CheckpointStore, snapshot_id: str | None, number: int) -> None:
+    assert snapshot_id is not None
+    found, expected = store.load(snapshot_id), make_state(number)
+    assert found.meta.rows_trained == number and found.state.values == expected.values
+    assert found.state.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        assert found.state.arrays[name].dtype == array.dtype and found.state.arrays[name].shape == array.shape
+        np.testing.assert_array_equal(found.state.arrays[name], array)
+    assert found.state.texts("texts") == expected.texts("texts")
+
+
+def test_the_newest_is_current_and_a_few_are_kept(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert store.current_id() is None and store.kept() == []
+    names = [write(store, number) for number in range(1, 5)]
+    assert [meta.snapshot_id for meta in store.kept()] == names[-2:]
+    assert store.current_id() == names[-1]
+    for name, number in zip(names[-2:], (3, 4), strict=True):
+        assert_is(store, name, number)
+
+
+@pytest.mark.parametrize("fence", [OLD, None])
+def test_an_earlier_trainer_can_neither_write_nor_move_the_pointer(tmp_path: Path, fence: Fence | None) -> None:
+    store = make_store(tmp_path)
+    kept = write(store, 1, OLD)
+    store.take_over(NEW)
+    with pytest.raises(Fenced, match="later trainer"):
+        write(store, 2, fence)
+    assert store.current_id() == kept and [meta.snapshot_id for meta in store.kept()] == [kept]
+    assert_is(store, write(store, 3, NEW), 3)
+
+
+def test_a_trainer_that_wakes_up_late_takes_nothing_of_its_successor_away(tmp_path: Path) -> None:
+    write(make_store(tmp_path), 1, OLD)
+    written: list[str] = []
+
+    def successor(step: str) -> None:
+        if step == "rename entry" and not written:
+            make_store(tmp_path).take_over(NEW)
+            written.append(write(make_store(tmp_path), 2, NEW))  # it came to the same rows
+
+    with pytest.raises(Fenced):
+        write(make_store(tmp_path, at_step=successor), 2, OLD)
+    store = make_store(tmp_path)
+    assert store.current_id() == written[0]
+    assert_is(store, written[0], 2)
+    assert [meta.fence for meta in store.kept()] == [OLD, NEW]  # what the late one had written is gone
+
+
+def test_a_full_disk_costs_another_writer_nothing(tmp_path: Path) -> None:
+    written: list[str] = []
+
+    def full(step: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def other_fails(step: str) -> None:
+        if step == "rename entry":
+            with pytest.raises(StoreUnavailable):
+                write(make_store(tmp_path, at_step=full), 3, OLD)
+
+    written.append(write(make_store(tmp_path, at_step=other_fails), 2, NEW))
+    assert_is(make_store(tmp_path), written[0], 2)
+
+
+def write_and_die(folder: Path, die_at: int) -> None:
+    countdown = [die_at]
+
+    def at_step(step: str) -> None:
+        if countdown[0] == 0:
+            os._exit(77)
+        countdown[0] -= 1
+
+    write(make_store(folder, at_step=at_step), 2)
+
+
+def test_a_death_at_any_step_leaves_the_old_snapshot_or_the_new_one(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    seen = []
+    for die_at in range(100):
+        store = make_store(tmp_path / str(die_at))
+        write(store, 1)
+        process = fork.Process(target=write_and_die, args=(tmp_path / str(die_at), die_at))
+        process.start()
+        process.join()
+        current = store.current_id()
+        number = 2 if current and store.load(current).meta.rows_trained == 2 else 1
+        assert_is(store, current, number)
+        for meta in store.kept():
+            store.load(meta.snapshot_id)
+        seen.append(number)
+        assert_is(store, write(store, 3, NEW), 3)
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0 and die_at >= 10
+    assert seen == sorted(seen) and seen[0] == 1 and seen[-1] == 2
+
+
+def test_a_disk_that_is_full_at_any_step_leaves_the_old_snapshot_and_no_litter(tmp_path: Path) -> None:
+    for full_at in range(100):
+        folder = tmp_path / str(full_at)
+        first = write(make_store(folder), 1)
+        countdown = [full_at]
+
+        def at_step(step: str, countdown: list[int] = countdown) -> None:
+            countdown[0] -= 1
+            if countdown[0] < 0 and not step.startswith("drop"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        store = make_store(folder, at_step=at_step)
+        try:
+            current = write(store, 2)
+        except StoreUnavailable:
+            current = store.current_id() or ""
+        number = 1 if current == first else 2
+        assert_is(store, current, number)
+        assert not list((folder / "snapshots").glob(".unfinished-*"))
+        assert_is(make_store(folder), write(make_store(folder), 3), 3)
+        if countdown[0] >= 0:
+            break
+    assert full_at >= 10 and number == 2
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "values.json", "snapshot.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut"])
+def test_a_damaged_snapshot_is_named_with_the_way_out(tmp_path: Path, file: str, harm: str) -> None:
+    store = make_store(tmp_path)
+    name = write(store, 1)
+    path = tmp_path / "snapshots" / name / file
+    content = bytearray(path.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 64
+    path.write_bytes(content if harm == "flip" else content[: len(content) // 2])
+    with pytest.raises(Misconfigured, match=f"{name} .*(damaged|format).*--from-snapshot"):
+        store.load(name)
+
+
+def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
+    ours = make_snapshots(tmp_path)
+    assert ours.resume() is None
+    offsets = {"behaviours": {0: 7}, "embeddings": {0: 3}}
+    meta = ours.write(make_state(1), offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
+    found = make_snapshots(tmp_path, encoder="enc.1", release_every_rows=3, max_pending=9).resume()
+    assert found is not None and found.meta == meta and found.meta.offsets == offsets
+
+    def refused(snapshots: Checkpoints) -> str:
+        with pytest.raises(Misconfigured) as caught:
+            snapshots.resume()
+        return str(caught.value)
+
+    def other(**over: Any) -> ClusterTopics:
+        return replace(LOG, **over)
+
+    assert "cluster elsewhere" in refused(make_snapshots(tmp_path, other(cluster_id="elsewhere")))
+    assert "other topics" in refused(
+        make_snapshots(tmp_path, other(topic_ids={"behaviours": "b2", "embeddings": "e1"}))
+    )
+    assert "keys have moved" in refused(
+        make_snapshots(tmp_path, other(partitions={"behaviours": [0, 1], "embeddings": [0]}))
+    )
+    assert "MIM_TRAIN__ENCODER_VERSION" in refused(make_snapshots(tmp_path, encoder="enc.2"))
+    told = refused(make_snapshots(tmp_path, model={"hidden": (5, 4)}, seed=3))
+    assert "MIM_TRAINER__MODEL__HIDDEN was [96, 48], is [5, 4]" in told and "MIM_TRAINER__SEED" in told
+    with pytest.raises(Misconfigured, match="no id of a snapshot"):
+        ours.resume("../../etc")
+
+
+@pytest.mark.parametrize("name", ["window.py", "online/trainer.py", "a/b/c.py"])
+def test_a_change_in_any_package_that_decides_what_is_learned_changes_the_code_hash(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "trainer"
+    for other in ("window.py", "online/trainer.py", "a/b/c.py", "offline/trees.py", "datasets/folder.py"):
+        (root / other).parent.mkdir(parents=True, exist_ok=True)
+        (root / other).write_text("x = 1\n")
+    before = hash_sources([root])
+    (root / "offline/trees.py").write_text("x = 2\n")
+    (root / "datasets/folder.py").write_text("x = 2\n")
+    assert hash_sources([root]) == before
+    (root / name).write_text("x = 2\n")
+    assert hash_sources([root]) != before

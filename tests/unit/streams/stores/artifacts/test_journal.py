@@ -1,0 +1,104 @@
+"""The journal of two trainers: whoever wakes up late takes nothing away that its successor needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas.manifests import Fence
+from streams.stores.artifacts.journal import JournalStore, SegmentMeta
+from tests.factories.checkpoints import NEW, OLD, make_journal
+from tests.factories.samples import DIM, click_log, make_trainer, small_config
+from trainer.provenance.journal import Segment
+
+
+@pytest.fixture(scope="module")
+def segments() -> list[Segment]:
+    trainer = make_trainer(small_config(release_every_rows=64))
+
+    def learned() -> Iterator[Segment]:
+        for offset, event in enumerate(click_log(400)[0]):
+            trainer.observe(0, offset, event)
+            trainer.advance()
+            while trainer.step() is not None:
+                if trainer.release_due():
+                    yield trainer.segment()
+                    trainer.begin_next()
+                trainer.advance()
+
+    found = list(learned())
+    assert len(found) >= 3
+    return found
+
+
+def write(journal: JournalStore, segment: Segment, fence: Fence | None) -> str:
+    meta = SegmentMeta(
+        segment_id=segment.name,
+        root=segment.root,
+        rows=segment.rows,
+        encoder_version="enc-1",
+        dim=DIM,
+        cluster_id="c",
+        topic_ids={},
+        begins={},
+        ends={},
+        rules={},
+        fence=fence,
+    )
+    journal.write(segment, meta)
+    return segment.name
+
+
+def assert_whole(journal: JournalStore, segment: Segment) -> None:
+    found = journal.load(segment.name)
+    assert found.segment.root == segment.root
+    assert journal.vectors(found.meta).keys() >= {use.digest for use in segment.vectors if use.digest}
+
+
+@pytest.mark.parametrize("asleep", ["before it lists", "before it asks for releases", "before it takes away"])
+def test_a_trainer_that_wakes_up_late_leaves_its_successors_journal_and_vectors(
+    tmp_path: Path, segments: list[Segment], asleep: str
+) -> None:
+    old, new = make_journal(tmp_path), make_journal(tmp_path)
+    first, second = segments[:2]
+    kept = {write(old, first, OLD)}
+    if asleep == "before it lists":  # its release is not there yet when the old trainer asks
+        write(new, second, NEW)
+    among = old.present()
+    if asleep == "before it asks for releases":
+        kept.add(write(new, second, NEW))
+    known = frozenset(kept)
+    if asleep == "before it takes away":
+        write(new, second, NEW)
+    old.retain(known, among, OLD)
+    for segment in (first, second):
+        assert_whole(make_journal(tmp_path), segment)
+
+
+def test_vectors_of_an_earlier_trainer_that_go_meanwhile_are_missed_by_nobody(
+    tmp_path: Path, segments: list[Segment]
+) -> None:
+    old, new = make_journal(tmp_path), make_journal(tmp_path)
+    write(old, segments[0], OLD)
+    among = old.present()
+    write(new, segments[1], NEW)  # many of its vectors are those of the first
+    old.retain(set(), among, OLD)
+    write(new, segments[2], NEW)
+    for segment in segments[1:3]:
+        assert_whole(make_journal(tmp_path), segment)
+
+
+@pytest.mark.parametrize("writer", [OLD, None])
+def test_what_an_earlier_trainer_left_goes_once_no_release_needs_it(
+    tmp_path: Path, segments: list[Segment], writer: Fence | None
+) -> None:
+    journal = make_journal(tmp_path)
+    write(make_journal(tmp_path), segments[0], writer)
+    kept = write(journal, segments[1], NEW)
+    before = journal.present()
+    journal.retain({kept}, before, NEW)
+    after = journal.present()
+    assert after.segments == [kept] and after.packs == journal.load(kept).meta.packs and len(before.packs) == 2
+    assert_whole(journal, segments[1])

@@ -1,0 +1,150 @@
+"""Candidates, trials and the pointer: whatever fails or interferes, what answers was compared with what answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.errors import StoreUnavailable
+from schemas.manifests import PromotionDecision
+from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.training.release_schedule import PromotionGate
+from tests.factories.promotion import GATE, Scene
+
+
+class Flaky(InMemoryModelStore):
+    """A store that may be away when a verdict is to be kept."""
+
+    away = False
+
+    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
+        if self.away:
+            raise StoreUnavailable("store", "away")
+        return super().decide(release_id, verdict)
+
+
+@pytest.fixture
+async def scene() -> Scene:
+    """The first release answers."""
+    made = await Scene(Flaky()).start()
+    await made.candidate()
+    assert made.answers == 1
+    return made
+
+
+async def test_a_candidate_answers_only_after_its_trial(scene: Scene) -> None:
+    await scene.candidate()
+    assert scene.trainer.trial is not None and scene.answers == 1 and len(scene.leads.notices) == 1
+    await scene.decide()
+    assert scene.answers == 2 and scene.trainer.trial is None and scene.releaser.released == 2
+    verdict = scene.store.verdict(scene.store.list()[1].release_id)
+    assert verdict is not None and verdict.passed and verdict.rows >= 32
+    assert verdict.against == scene.store.list()[0].release_id
+
+
+async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_with_what_still_answers(
+    scene: Scene,
+) -> None:
+    await scene.candidate(spoil=-30.0)
+    await scene.decide()
+    assert scene.answers == 1 and scene.releaser.refused == 1
+    assert [notice.passed for notice in scene.leads.notices] == [True, False]
+    await scene.candidate()
+    assert scene.trainer.trial is not None and scene.trainer.trial.against == scene.store.list()[0].release_id
+    assert scene.store.list()[2].parent == scene.store.list()[0].release_id
+
+
+async def test_what_is_not_finite_is_refused_without_a_trial(scene: Scene) -> None:
+    await scene.candidate(spoil=float("nan"))
+    assert scene.trainer.trial is None and scene.answers == 1 and scene.releaser.refused == 1
+
+
+async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Scene) -> None:
+    await scene.candidate()
+    assert isinstance(scene.store, Flaky)
+    scene.store.away = True
+    with pytest.raises(StoreUnavailable):
+        await scene.decide()
+    assert scene.trainer.trial is not None and scene.answers == 1
+    scene.store.away = False
+    await scene.decide()
+    assert scene.answers == 2
+
+
+async def test_a_rollback_during_the_trial_keeps_the_candidate_back_though_it_is_better(scene: Scene) -> None:
+    await scene.candidate()
+    await scene.decide()
+    await scene.candidate()
+    first = scene.store.list()[0].release_id
+    scene.store.choose(first, seen=scene.store.current(), rollback=True, why=None)
+    await scene.decide()
+    assert scene.answers == 1 and scene.releaser.held == 1
+    scene.store.pin(False, why=None)
+    await scene.candidate()  # and the next one is compared with what a person chose
+    await scene.decide()
+    assert scene.answers == 4
+
+
+async def test_another_choice_during_the_trial_is_not_overruled_by_a_comparison_with_what_answered_before(
+    scene: Scene,
+) -> None:
+    await scene.candidate()
+    await scene.decide()
+    await scene.candidate()
+    scene.store.choose(scene.store.list()[0].release_id, seen=scene.store.current(), rollback=False, why=None)
+    await scene.decide()
+    assert scene.answers == 1 and scene.releaser.held == 1
+
+
+async def test_a_damaged_release_that_answers_keeps_nothing_sound_away(scene: Scene) -> None:
+    current = scene.store.current()
+    assert current is not None
+    scene.store._shelf.drop(current.release_id)
+    await scene.candidate()
+    assert scene.trainer.trial is None and scene.answers == 2
+
+
+async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_verdict(scene: Scene) -> None:
+    made = await scene.candidate()
+    await scene.decide()
+    first, second = (manifest.release_id for manifest in scene.store.list())
+    scene.store.choose(first, seen=scene.store.current(), rollback=True, why="bad on phones")
+    scene.store.pin(False, why=None)
+
+    again = await Scene(scene.store).start()
+    await again.gating.admit(again.trainer, made, {"behaviours": {0: 10**6}})
+    assert [manifest.release_id for manifest in again.store.list()] == [first, second]
+    assert again.answers == 1 and again.trainer.trial is None  # what a person took back does not come back by itself
+    assert not again.releaser.beyond_current(scene.store.list()[1].offsets["behaviours"])
+
+
+async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carried_out_is(scene: Scene) -> None:
+    await scene.candidate()
+    trial = scene.trainer.trial
+    assert trial is not None
+    scene.learn(lambda: len(trial.compared) > 10)
+    state = trial.snapshot()
+    scene.gating = PromotionGate(scene.releaser, GATE)
+    scene.trainer.trial = None
+    await scene.gating.go_on(scene.trainer, state)
+    assert scene.trainer.trial is not None and len(scene.trainer.trial.compared) == len(trial.compared)
+
+    # killed between verdict and promotion
+    scene.store.decide(trial.release_id, PromotionDecision(passed=True, against=trial.against))
+    restarted = PromotionGate(scene.releaser, GATE)
+    scene.trainer.trial = None
+    await restarted.go_on(scene.trainer, state)
+    assert scene.answers == 2 and scene.trainer.trial is None
+
+
+async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_compared_and_say_so() -> None:
+    quick = await Scene(InMemoryModelStore(), release_every_rows=48).start()
+    await quick.candidate()
+    await quick.candidate()
+    assert quick.answers == 2
+    verdict = quick.store.verdict(quick.store.list()[1].release_id)
+    assert verdict is not None and "faster than trials" in verdict.remarks[0]
+
+    ended = await Scene(InMemoryModelStore()).start()
+    await ended.candidate()
+    await ended.candidate(more_rows=False)
+    assert ended.answers == 2 and ended.trainer.trial is None

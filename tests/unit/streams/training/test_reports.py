@@ -1,0 +1,110 @@
+"""The trainer's accounts and scores can be read at any moment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.errors import StoreUnavailable
+from streams.training.reports import NO_ACCOUNTS, TrainReport, write_accounts
+from streams.training.scores import ScoreFiles, read_scores, write_row_lines
+from trainer.metrics import ScoredRows
+
+
+def make_rows(first: int, count: int) -> ScoredRows:
+    numbers = np.arange(first, first + count)
+    return ScoredRows(
+        user=np.array([f"u{number % 7}" for number in numbers]),
+        item=np.array([f"item-{number}" for number in numbers]),
+        occurred_at=numbers.astype(np.float64),
+        label=(numbers % 2).astype(np.int64),
+        age_seconds=np.where(numbers % 3 == 0, np.nan, numbers * 1.5),
+        catalogue=numbers % 5 == 0,
+        retaken=numbers % 11 == 0,
+        scores={"ciubm": numbers / 1e6, "din": numbers / 2e6},
+    )
+
+
+def assert_equal(read: ScoredRows | None, expected: ScoredRows) -> None:
+    assert read is not None
+    for name in ("user", "item", "occurred_at", "label", "age_seconds", "catalogue", "retaken"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(expected, name))
+    assert list(read.scores) == list(expected.scores)
+    for name in expected.scores:
+        np.testing.assert_array_equal(read.scores[name], expected.scores[name])
+
+
+def test_scores_come_back_as_they_were_added_after_each_flush(tmp_path: Path) -> None:
+    files = ScoreFiles(tmp_path / "scores", rows_per_file=250)
+    files.open()
+    assert read_scores(tmp_path / "scores") is None
+    for step in range(10):
+        files.add([make_rows(step * 100, 60), make_rows(step * 100 + 60, 40)])
+        files.flush()
+        assert_equal(read_scores(tmp_path / "scores"), make_rows(0, (step + 1) * 100))
+    assert len(list((tmp_path / "scores").glob("scores-*.parquet"))) == 4  # 260, 260, 260, 220
+    assert not list((tmp_path / "scores").glob(".*"))
+
+
+def test_scores_of_an_earlier_run_are_not_mixed_with_this_one(tmp_path: Path) -> None:
+    for first in (0, 500):
+        files = ScoreFiles(tmp_path)
+        files.open()
+        files.add([make_rows(first, 10)])
+        files.flush()
+    assert_equal(read_scores(tmp_path), make_rows(500, 10))
+
+
+def test_only_the_newest_score_files_are_kept(tmp_path: Path) -> None:
+    files = ScoreFiles(tmp_path, rows_per_file=10, keep_files=3)
+    files.open()
+    for step in range(8):
+        files.add([make_rows(step * 10, 10)])
+    assert_equal(read_scores(tmp_path), make_rows(50, 30))
+    assert sum(pq.read_metadata(path).num_rows for path in tmp_path.glob("*.parquet")) == 30
+
+
+def test_accounts_are_one_json_object_with_all_that_is_known(tmp_path: Path) -> None:
+    report = TrainReport(accounts={**NO_ACCOUNTS, "received": 3}, offsets={"behaviours": {0: 3}}, steps=2)
+    write_accounts(tmp_path / "state", report)
+    read = json.loads((tmp_path / "state" / "accounts.json").read_text())
+    assert read["accounts"]["received"] == 3 and read["offsets"] == {"behaviours": {"0": 3}} and read["steps"] == 2
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["accounts.json"]
+
+
+def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailable, match="MIM_TRAIN__STATE_FOLDER"):
+        write_accounts(tmp_path / "file", TrainReport(accounts=NO_ACCOUNTS))
+    with pytest.raises(StoreUnavailable):
+        ScoreFiles(tmp_path / "file").open()
+
+
+def test_row_lines_stand_in_training_order(tmp_path: Path) -> None:
+    write_row_lines(tmp_path / "rows", [make_rows(0, 2), make_rows(5, 1)])
+    assert (tmp_path / "rows").read_text() == "u0\titem-0\t0\t0\nu1\titem-1\t1\t1\nu5\titem-5\t5\t1\n"
+
+
+def test_a_forgotten_user_is_in_no_file_full_or_not_and_rows_keep_their_places(tmp_path: Path) -> None:
+    files = ScoreFiles(tmp_path, rows_per_file=10)
+    files.open()
+    for start in range(0, 25, 5):
+        rows = make_rows(start, 5)
+        files.add([replace(rows, user=np.array([f"somebody-{name}" for name in rows.user]))])
+    files.flush()
+    names = read_scores(tmp_path)
+    assert names is not None
+    user = str(names.user[3])
+    files.forget([user])
+    place = files.place
+    files.flush()
+    after = read_scores(tmp_path)
+    assert after is not None and files.place == place
+    assert after.user.tolist() == ["" if name == user else name for name in names.user.tolist()]
+    assert after.scores["ciubm"].tolist() == names.scores["ciubm"].tolist()
+    assert not [path for path in tmp_path.iterdir() if user.encode() in path.read_bytes()]

@@ -1,0 +1,148 @@
+"""Which pairs the log makes, which hard negatives stand beside them, and the ring they are remembered in."""
+
+import numpy as np
+import pytest
+
+from schemas.behaviours import BehaviourKind
+from tests.factories.csft import START, event, make_numbers
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
+from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
+from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
+from trainer.samples.rows import Take
+
+PURCHASE, CLICK, CART = BehaviourKind.PURCHASE, BehaviourKind.CLICK, BehaviourKind.CART
+
+
+def mine(seconds, **kwargs):
+    numbers = make_numbers(20)
+    impressions = join_all(seconds, numbers, history_length=10, attribution_seconds=5.0)
+    return list(PairMiner(numbers, **kwargs).pairs(impressions))
+
+
+def shown_and_taken(name, second, user, item, kind=PURCHASE, query=None):
+    return [
+        [event(name, second, user, item, query=query)],
+        [event(f"t{name}", second + 1, user, item, kind, answers=name)],
+    ]
+
+
+def test_the_anchor_is_what_was_taken_before_and_never_what_came_later():
+    #   i1 taken   i2 taken   i3 taken
+    # ──────●──────────●──────────●────▶
+    pairs = mine([*shown_and_taken("a", 0, "u", "i1"), *shown_and_taken("b", 10, "u", "i2"),
+                  *shown_and_taken("c", 20, "u", "i3")])  # fmt: skip
+    assert [(pair.row.item, pair.anchor) for pair in pairs] == [(2, (1,)), (3, (1, 2))]
+    assert all(pair.anchor_kind is AnchorKind.TRIGGER_ITEM for pair in pairs)
+
+
+def test_a_search_is_the_anchor_where_there_was_one():
+    pairs = mine([*shown_and_taken("a", 0, "u", "i1", query="red shoes")], queries={"red shoes": 15})
+    assert [(pair.anchor_kind, pair.anchor, pair.asks_with) for pair in pairs] == [(AnchorKind.QUERY_TEXT, (15,), 1)]
+
+
+def test_a_first_take_without_a_search_makes_no_pair():
+    assert mine(shown_and_taken("a", 0, "u", "i1")) == []
+
+
+def test_the_most_reliable_kind_of_take_decides_the_weight():
+    seconds = [*shown_and_taken("a", 0, "u", "i1"), [event("b", 10, "u", "i2")],
+               [event("c1", 11, "u", "i2", PURCHASE, answers="b")],
+               [event("c2", 12, "u", "i2", CLICK, answers="b")]]  # fmt: skip
+    (pair,) = mine(seconds)
+    assert pair.kind is PURCHASE
+    config = CsftConfig()
+    assert config.weight_of(PURCHASE) > config.weight_of(CART) > config.weight_of(CLICK) > 0
+
+
+def test_held_out_items_are_neither_positives_nor_anchors():
+    left_out = np.zeros(21, bool)
+    left_out[[1, 3]] = True
+    seconds = [*shown_and_taken("a", 0, "u", "i1"), *shown_and_taken("b", 10, "u", "i2"),
+               *shown_and_taken("c", 20, "u", "i3"), *shown_and_taken("d", 30, "u", "i4")]  # fmt: skip
+    assert [(pair.row.item, pair.anchor) for pair in mine(seconds, left_out=left_out)] == [(4, (2,))]
+
+
+def test_the_hard_negative_is_what_the_user_passed_over_else_the_same_category_never_what_he_took():
+    seconds = [*shown_and_taken("a", 0, "u", "i1"), [event("x", 5, "u", "i9"), event("y", 5, "u", "i1")],
+               *shown_and_taken("b", 10, "u", "i2"), *shown_and_taken("c", 0, "v", "i1"),
+               *shown_and_taken("d", 10, "v", "i2")]  # fmt: skip
+    ours, theirs = mine(sorted(seconds, key=lambda events: events[0].second))
+    category = np.array([-1, 0, 0, 0, *[1] * 17])
+    hard = HardNegatives(category, usable=np.arange(21) > 0)
+    rng = np.random.default_rng(0)
+    assert ours.passed_over == (9,)
+    assert {hard.choose(ours, rng) for _ in range(20)} == {9}
+    assert {hard.choose(theirs, rng) for _ in range(40)} <= {3, 0}
+    assert 3 in {hard.choose(theirs, rng) for _ in range(40)}
+
+
+def test_what_was_taken_after_the_same_search_is_no_negative():
+    seconds = [*shown_and_taken("a", 0, "u", "i1", query="q"), *shown_and_taken("b", 10, "v", "i2", query="q"),
+               *shown_and_taken("c", 20, "w", "i3", query="other")]  # fmt: skip
+    pairs = mine(seconds, queries={"q": 15, "other": 16})
+    rows = [pair.row for pair in pairs]
+    for row in rows:
+        row.history = row.history or (20,)  # the sampler asks for a past
+    memory = SpaceTimeMemory(window_seconds=1e9, window_takes=10, bank_takes=10, bank_seconds=1e9)
+    plan = SpaceTimeSampler(space=0, time=0).plan(
+        rows, memory, TakeCounts(1e9), make_numbers(20), np.random.default_rng(0)
+    )
+    assert plan.candidates.tolist() == [1, 2, 3]
+    assert plan.allowed.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 7])
+def test_the_ring_keeps_the_newest_of_any_stretch_across_its_seam(capacity):
+    bank = TakeBank(capacity, max_age_seconds=1e9, max_age_steps=100, vector_width=2)
+    for n in range(1, 12):
+        bank.add(Take(n, "u", n), step=n, vector=np.full(2, n, np.float32))
+        expected = list(range(max(1, n - capacity + 1), n + 1))
+        assert bank.items(n, step=n).tolist() == expected
+        vectors, ages = bank.newest_rows(np.array(expected), step=n)
+        assert vectors[:, 0].tolist() == expected
+        assert ages.tolist() == [n - step for step in expected]
+
+
+def test_the_ring_forgets_by_count_by_event_time_and_by_steps():
+    bank = TakeBank(10, max_age_seconds=100.0, max_age_steps=5)
+    for n, (second, step) in enumerate([(0, 0), (50, 3), (120, 4), (130, 8)], start=1):
+        bank.add(Take(second, "u", n), step=step)
+    assert bank.items(130, step=8).tolist() == [2, 3, 4]
+    assert bank.items(130, step=9).tolist() == [3, 4]
+    assert bank.items(225, step=9).tolist() == [4]
+
+
+def test_a_restored_ring_goes_on_as_the_one_it_was_taken_from():
+    def memory():
+        return SpaceTimeMemory(window_seconds=10, window_takes=2, bank_takes=5, bank_seconds=1e9, bank_steps=9)
+
+    one, other = memory(), memory()
+    for n in range(1, 10):
+        one.step = n
+        one.add(Take(n, "u", n))
+    other.restore(one.snapshot())
+    for n in range(10, 14):
+        for either in (one, other):
+            either.step = n
+            either.add(Take(n, "u", n))
+        assert other.bank_items(n).tolist() == one.bank_items(n).tolist()
+        assert other.window_items().tolist() == one.window_items().tolist()
+
+
+def test_a_ring_of_another_size_is_not_restored():
+    state = TakeBank(5, max_age_seconds=1.0).snapshot()
+    with pytest.raises(ValueError, match="shape"):
+        TakeBank(6, max_age_seconds=1.0).restore(state)
+
+
+def test_batches_hold_every_pair_once_and_stay_inside_their_block_of_time():
+    numbers = make_numbers(20)
+    seconds = [events for n in range(30) for events in shown_and_taken(f"a{n}", 10 * n, "u", f"i{n % 9 + 1}")]
+    impressions = join_all(seconds, numbers, history_length=3, attribution_seconds=5.0)
+    pairs = list(PairMiner(numbers).pairs(impressions))
+    got = list(batches(pairs, size=4, rng=np.random.default_rng(0), shuffle_seconds=100))
+    flat = [pair.row.second for batch in got for pair in batch]
+    assert sorted(flat) == [pair.row.second for pair in pairs]
+    assert [second // 100 for second in flat] == sorted(second // 100 for second in flat)
+    assert min(flat) >= START

@@ -1,0 +1,211 @@
+"""The click log that is made from a data set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.datasets.exposures import (
+    behaviours_of,
+    defining_interactions,
+    draw_around,
+    id_prefix,
+    match_to_rows,
+    spread_over_days,
+)
+from trainer.datasets.folder import open_data_set
+
+DAY = 86_400
+
+
+def write(folder: Path, name: str, **columns: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+
+
+def write_small_set(folder: Path) -> Path:
+    write(folder, "items", item_id=[7, 5, 9], title=["seven", "five", "nine"], publish_ts=[20, 10, DAY + 50])
+    write(folder, "interactions", user_id=["b", "a", "b"], item_id=[5, 7, 9], ts=[10, 20, DAY + 60], label=[1, 0, 1])
+    return folder
+
+
+def a_stream(
+    rows: int = 600, users: int = 40, items: int = 80
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    ts = np.sort(rng.integers(0, 2_000, rows))
+    item = np.minimum(rng.geometric(0.05, rows), items) - 1
+    publish = np.full(items, 5_000)
+    for one, when in zip(item, ts, strict=True):
+        publish[one] = min(publish[one], when)
+    return ts, rng.integers(0, users, rows), item, publish
+
+
+def test_drawn_exposures_keep_every_rule() -> None:
+    ts, user, item, publish = a_stream()
+    row, number, drawn = draw_around(ts, user, item, publish, seed=4, per_take=4, window=50)
+    taken = set(zip(user.tolist(), item.tolist(), strict=True))
+    per_row: dict[int, list[int]] = {}
+    for at, count, one in zip(row.tolist(), number.tolist(), drawn.tolist(), strict=True):
+        per_row.setdefault(at, []).append(one)
+        assert len(per_row[at]) == count + 1
+        assert (int(user[at]), one) not in taken
+        assert publish[one] <= ts[at]
+        assert one in item[max(0, at - 50) : at + 51]
+    assert all(len(set(chosen)) == len(chosen) <= 4 for chosen in per_row.values())
+
+
+def test_a_draw_is_short_only_where_the_window_holds_no_more() -> None:
+    ts, user, item, publish = a_stream()
+    row, _, _ = draw_around(ts, user, item, publish, seed=4, per_take=4, window=50)
+    taken = set(zip(user.tolist(), item.tolist(), strict=True))
+    for at in range(len(ts)):
+        around = {int(one) for one in item[max(0, at - 50) : at + 51]}
+        fitting = {one for one in around if publish[one] <= ts[at] and (int(user[at]), one) not in taken}
+        assert int((row == at).sum()) == min(4, len(fitting))
+
+
+def test_items_are_drawn_from_after_the_moment_too_and_as_often_as_they_are_taken() -> None:
+    # one popular and one rare item, taken only after the moment; the user took neither
+    item = np.array([0] + [1] * 90 + [2] * 10)
+    ts, user = np.arange(101), np.array([0] + [1] * 100)
+    hits = np.zeros(3)
+    for seed in range(400):
+        row, _, drawn = draw_around(ts, user, item, np.zeros(3, int), seed=seed, per_take=1, window=100)
+        hits[drawn[row == 0]] += 1
+    assert hits[0] == 0
+    assert 0.84 < hits[1] / hits.sum() < 0.96
+
+
+def test_same_seed_same_draws_whatever_the_row_order() -> None:
+    ts, user, item, publish = a_stream()
+    first = draw_around(ts, user, item, publish, seed=4)
+    again = draw_around(ts, user, item, publish, seed=4)
+    other = draw_around(ts, user, item, publish, seed=5)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[2], other[2])
+
+
+def test_days_are_spread_over_their_own_day_by_the_seed() -> None:
+    days = np.repeat(np.arange(3) * DAY, 500)
+    spread = spread_over_days(days, seed=2)
+    assert np.array_equal(spread // DAY * DAY, days)
+    assert len(np.unique(spread % DAY)) > 1_000
+    assert np.array_equal(spread, spread_over_days(days, seed=2))
+    assert not np.array_equal(spread, spread_over_days(days, seed=3))
+
+
+def test_only_the_first_interaction_at_the_publish_time_defines_it() -> None:
+    # item 0: published by its row; item 1: published long before; item 2: two rows of the publishing day, the later
+    # row comes first once the day is spread
+    recorded = np.array([10, 20, 0, 0, 30])
+    spread = np.array([10, 20, 500, 400, 30])
+    item = np.array([0, 1, 2, 2, 0])
+    flags = defining_interactions(spread, recorded, item, publish_ts=np.array([10, 5, 0]))
+    assert flags.tolist() == [True, False, False, True, False]
+
+
+def test_given_negatives_are_shared_out_among_the_rows_of_their_user_and_time() -> None:
+    ts, user = np.array([0, 0, 0, 7]), np.array([1, 1, 2, 1])
+    shown_ts = np.array([0, 0, 0, 0, 0, 7, 9])
+    shown_user = np.array([1, 2, 1, 1, 1, 1, 1])
+    assert match_to_rows(ts, user, shown_ts, shown_user).tolist() == [0, 2, 0, 1, 1, 3, -1]
+
+
+def test_each_taken_row_is_an_exposure_and_a_take_at_the_same_second(tmp_path: Path) -> None:
+    folder = write_small_set(tmp_path / "set")
+    log = behaviours_of(open_data_set(folder), seed=0)
+    assert len(log) == 5  # three rows, two of them taken, label 0 is what the set itself saw
+    assert log.drawn_from is None
+    for take in np.flatnonzero(log.is_take):
+        shown = [p for p in np.flatnonzero(~log.is_take) if log.exposure_name(p) == log.exposure_name(take)]
+        assert len(shown) == 1
+        assert shown[0] < take
+        assert log.ts[shown[0]] == log.ts[take]
+        assert log.item[shown[0]] == log.item[take]
+
+
+def test_a_cap_changes_nothing_for_the_users_who_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    ts, user, item, publish = a_stream()
+    write(folder, "items", item_id=np.arange(80), title=["x"] * 80, publish_ts=publish)
+    write(folder, "interactions", user_id=user, item_id=item, ts=ts, label=np.ones(600, int))
+    data = open_data_set(folder)
+
+    def events(cap: int | None) -> list[tuple[int, ...]]:
+        log = behaviours_of(data, seed=9, events=cap)
+        return [
+            (int(log.ts[p]), int(log.user[p]), int(log.item[p]), int(log.is_take[p]), log.exposure_name(p))
+            for p in range(len(log))
+        ]
+
+    whole, capped = events(None), events(200)
+    kept = {one[1] for one in capped}
+    assert 0 < len(kept) < 40
+    assert capped == [one for one in whole if one[1] in kept]
+    assert sum(one[3] for one in capped) <= 200
+    assert capped == events(200)
+
+
+def test_exposure_names_are_unique(tmp_path: Path) -> None:
+    folder = write_small_set(tmp_path / "set")
+    write(folder, "exposures", ts=[10, 10, 999], user_id=["b", "b", "a"], item_id=[9, 7, 7])
+    log = behaviours_of(open_data_set(folder), seed=0)
+    names = [log.exposure_name(p) for p in np.flatnonzero(~log.is_take)]
+    assert sorted(names) == ["n0-0", "n0-1", "s0", "s1", "s2", "x2"]
+
+
+def test_the_order_within_a_second_does_not_tell_what_was_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    n = 400
+    write(folder, "items", item_id=np.arange(n), title=["x"] * n, publish_ts=[0] * n)
+    write(folder, "interactions", user_id=np.arange(n), item_id=np.arange(n), ts=np.arange(n) * 10 + 1, label=[1] * n)
+    log = behaviours_of(open_data_set(folder), seed=0)
+    first = {}
+    for p in np.flatnonzero(~log.is_take):
+        first.setdefault(int(log.ts[p]), int(log.draw[p]))
+    share = np.mean([draw == -1 for draw in first.values()])
+    assert 0.12 < share < 0.28  # one in five
+
+
+def test_ids_depend_on_set_and_seed() -> None:
+    assert id_prefix("a", 0) == id_prefix("a", 0)
+    assert len({id_prefix("a", 0), id_prefix("a", 1), id_prefix("b", 0)}) == 3
+
+
+@pytest.mark.data
+def test_the_fashion_week_uses_its_popularity_matched_negatives() -> None:
+    if not os.environ.get("MIM_TEST_DATA"):
+        pytest.skip("MIM_TEST_DATA is not set")
+    data = open_data_set(Path(os.environ["MIM_TEST_DATA"]) / "hm_week_fashion")
+    log = behaviours_of(data, seed=0, events=20_000)
+    takes = log.is_take
+    assert 19_000 < takes.sum() <= 20_000
+    assert len(log) == 6 * takes.sum()
+    assert (log.row >= 0).all()  # every negative stands beside a purchase of its user and day
+    assert set((log.ts // DAY).tolist()) == set((data.interactions.ts // DAY).tolist())
+    assert (log.ts >= data.publish_ts[log.item]).all()
+    bought = set(zip(log.user[takes].tolist(), log.item[takes].tolist(), strict=True))
+    shown = np.flatnonzero(log.draw >= 0)
+    assert not any((int(log.user[p]), int(log.item[p])) in bought for p in shown)
+
+
+@pytest.mark.data
+def test_film_ratings_get_four_drawn_exposures_each() -> None:
+    if not os.environ.get("MIM_TEST_DATA"):
+        pytest.skip("MIM_TEST_DATA is not set")
+    data = open_data_set(Path(os.environ["MIM_TEST_DATA"]) / "movietweetings100k_posters")
+    log = behaviours_of(data, seed=0)
+    assert log.is_take.sum() == 100_000
+    assert 399_900 < (log.draw >= 0).sum() <= 400_000
+    assert (log.ts >= data.publish_ts[log.item]).all()
+    assert log.defines_publish[log.is_take].sum() == len(data.item_ids)
+    # each rule again on all of them, in one go
+    pair = log.user * len(data.item_ids) + log.item
+    assert not np.isin(pair[log.draw >= 0], pair[log.is_take]).any()

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories.samples import DAY0, DIM, embedding, unit_vector
+from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
+from trainer.negatives.sampler import ContrastivePlan, SpaceTimeSampler, TakeCounts
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.rows import Impression, Take
+
+
+def take(item: int, second: int = 0, user: str = "u") -> Take:
+    return Take(DAY0 + second, user, item)
+
+
+def impression(item: int, *, user: str = "u1", label: int = 1, history: tuple[int, ...] = (1,)) -> Impression:
+    return Impression("e", 0, 0, DAY0 + 50, user, item, history, (0,) * len(history), False, False, label)
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 5), max_size=40), st.integers(1, 5))
+def test_ring_keeps_the_newest_in_order_at_every_wrap_around_and_purge(size: int, items: list[int], gone: int) -> None:
+    bank, oracle = TakeBank(size, max_age_seconds=1e9), deque[int](maxlen=size)
+    for n, item in enumerate(items):
+        bank.add(take(item, n))
+        oracle.append(item)
+        assert bank.items(DAY0).tolist() == list(oracle)
+    removed = bank.purge(gone)
+    assert removed == oracle.count(gone)
+    kept = deque((item for item in oracle if item != gone), maxlen=size)
+    assert bank.items(DAY0).tolist() == list(kept)
+    bank.add(take(9))
+    kept.append(9)
+    assert bank.items(DAY0).tolist() == list(kept)
+
+
+def test_bank_leaves_out_takes_that_are_too_old() -> None:
+    bank = TakeBank(10, max_age_seconds=60)
+    bank.add(take(1, 0))
+    bank.add(take(2, 50))
+    assert bank.items(DAY0 + 60).tolist() == [1, 2]
+    assert bank.items(DAY0 + 61).tolist() == [2]
+
+
+def test_takes_move_from_the_window_to_the_bank_by_age_and_by_count() -> None:
+    memory = SpaceTimeMemory(window_seconds=10, window_takes=2, bank_takes=10, bank_seconds=1e6)
+    for item, second in [(1, 0), (2, 5), (3, 11), (4, 12)]:
+        memory.add(take(item, second))
+    assert memory.window_items().tolist() == [3, 4]
+    assert memory.bank_items(DAY0 + 12).tolist() == [1, 2]
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    known = Catalogue(DIM)
+    for n in range(1, 31):
+        content = "twin" if n in (7, 8) else None
+        known.hold(embedding(f"i{n}", unit_vector(n), content=content))
+        assert known.number(f"i{n}") == n
+    return known
+
+
+@pytest.fixture
+def memory() -> SpaceTimeMemory:
+    filled = SpaceTimeMemory(window_seconds=20, window_takes=100, bank_takes=100, bank_seconds=1e6)
+    for n in range(1, 31):
+        filled.add(take(n, n))
+    return filled
+
+
+def plan_for(
+    batch: list[Impression], memory: SpaceTimeMemory, catalogue: Catalogue, *, seed: int = 0, draw: int = 12
+) -> ContrastivePlan:
+    counts = TakeCounts(1000.0)
+    for n in range(1, 31):
+        counts.add(n, DAY0 + n)
+    sampler = SpaceTimeSampler(space=draw, time=draw)
+    plan = sampler.plan(batch, memory, counts, catalogue, np.random.default_rng(seed))
+    assert plan is not None
+    return plan
+
+
+def test_no_row_stands_against_its_positive_its_twin_or_what_its_user_took(
+    memory: SpaceTimeMemory, catalogue: Catalogue
+) -> None:
+    batch = [impression(7, user="u1", history=(3, 4)), impression(5, user="u1"), impression(9, user="u2", history=(2,))]
+    plan = plan_for(batch, memory, catalogue, draw=100)
+    forbidden = [{7, 8, 3, 4, 5, 1}, {5, 7, 3, 4, 1}, {9, 2}]
+    for p, items in enumerate(forbidden):
+        open_items = set(plan.candidates[plan.allowed[p]].tolist())
+        assert not open_items & items
+        assert open_items == set(plan.candidates.tolist()) - items
+
+
+def test_same_generator_state_gives_the_same_plan_and_another_one_another(
+    memory: SpaceTimeMemory, catalogue: Catalogue
+) -> None:
+    batch = [impression(7), impression(9, user="u2")]
+    first, again, other = (plan_for(batch, memory, catalogue, seed=seed, draw=4) for seed in (1, 1, 2))
+    assert first.candidates.tolist() == again.candidates.tolist()
+    assert first.candidates.tolist() != other.candidates.tolist()
+
+
+def test_short_supply_gives_distinct_candidates_only(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
+    plan = plan_for([impression(7)], memory, catalogue, draw=10_000)
+    assert len(plan.candidates) == len(set(plan.candidates.tolist())) == 30
+
+
+def test_candidates_without_a_vector_are_left_out(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
+    catalogue.drop("i12")
+    plan = plan_for([impression(7)], memory, catalogue, draw=10_000)
+    assert catalogue.number("i12") not in plan.candidates
+
+
+def test_batch_without_a_usable_positive_has_no_plan(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
+    batch = [impression(7, label=0), impression(9, history=())]
+    sampler = SpaceTimeSampler(space=4, time=4)
+    assert sampler.plan(batch, memory, TakeCounts(1.0), catalogue, np.random.default_rng(0)) is None
+
+
+def test_take_counts_forget_with_their_half_life() -> None:
+    counts = TakeCounts(100.0)
+    for _ in range(8):
+        counts.add(1, DAY0)
+    counts.add(2, DAY0 + 200)  # eight takes two half-lives ago weigh as much as two now
+    q = np.exp(counts.log_q(np.array([1, 2])))
+    smoothing = 0.1 * 3 / 2
+    np.testing.assert_allclose(q, [(2 + smoothing) / (3 + smoothing), (1 + smoothing) / (3 + smoothing)], rtol=1e-6)
+
+
+def test_an_item_that_is_always_drawn_needs_no_correction() -> None:
+    counts = TakeCounts(1e12)
+    takes = np.random.default_rng(0).choice([1, 2, 3], p=[0.6, 0.3, 0.1], size=20_000)
+    for item in takes.tolist():
+        counts.add(item, DAY0)
+    drawn = np.random.default_rng(1).choice(takes, (4_000, 12))
+    seen = np.array([(drawn == item).any(1).mean() for item in (1, 2, 3)])
+    np.testing.assert_allclose(np.exp(counts.log_q(np.array([1, 2, 3]), draws=12)), seen, atol=0.12)
+    assert abs(counts.log_q(np.array([1]), draws=50)[0]) < 1e-6
+
+
+def test_take_counts_stay_finite_over_years() -> None:
+    counts = TakeCounts(3600.0)
+    for day in range(0, 4000, 7):
+        counts.add(1 + day % 3, DAY0 + day * 86_400)
+    assert np.isfinite(counts.log_q(np.array([1, 2, 3, 5000]))).all()

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.errors import Misconfigured
+from schemas.manifests import ModelManifest
+from tests.factories.samples import DIM, SMALL_MODEL, at, embedding, unit_vector
+from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.collate import collate
+from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.networks.item_rows import ItemRows
+from trainer.networks.learner import Learner, NonFiniteLoss
+from trainer.networks.scorer import Scorer
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.rows import Impression
+
+
+def catalogue(items: int = 20) -> Catalogue:
+    known = Catalogue(DIM)
+    for n in range(1, items + 1):
+        known.hold(embedding(f"i{n}", unit_vector(n)))
+        assert known.number(f"i{n}") == n
+    return known
+
+
+def row(item: int, history: tuple[int, ...] = (), *, label: int = 0) -> Impression:
+    return Impression("e", 0, 0, 0, "u", item, history, (0,) * len(history), False, False, label)
+
+
+def batch_of(rows: list[Impression], known: Catalogue | None = None, *, length: int = 5) -> CtrBatch:
+    return collate(rows, None, known or catalogue(), history_length=length).batch
+
+
+def model(config: CiUBMConfig = SMALL_MODEL, seed: int = 3) -> CiUBM:
+    network = CiUBM(config, vector_width=DIM, seed=seed)
+    network.id_table.admit(torch.from_numpy(catalogue().hashes(np.arange(20))))
+    with torch.no_grad():  # the table starts small and its rows equal; make ids matter
+        torch.nn.init.normal_(network.id_table.embedding.weight, std=0.05)
+        network.id_table.embedding.weight.mul_(20)
+    return network.eval()
+
+
+@pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
+def test_padding_changes_nothing(config: CiUBMConfig) -> None:
+    network = model(config)
+    rows = [row(4, (1, 2)), row(5, ())]
+    alone = [float(network(batch_of([each])).detach()) for each in rows]
+    padded = network(batch_of([*rows, row(6, (1, 2, 3, 4, 5))]))[:2]
+    np.testing.assert_allclose(padded.detach().numpy(), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
+@pytest.mark.parametrize("history", [(1, 2, 3), ()], ids=["history", "none"])
+def test_one_history_for_all_rows_scores_as_one_for_each(config: CiUBMConfig, history: tuple[int, ...]) -> None:
+    network = model(config)
+    batch = batch_of([row(target, history) for target in (4, 5, 2)])
+    shared = replace(batch, history_BL=batch.history_BL[:1])
+    with torch.no_grad():
+        np.testing.assert_allclose(network(shared).numpy(), network(batch).numpy(), atol=1e-5)
+
+
+def test_interests_match_plain_loops() -> None:
+    known, network = catalogue(), model()
+    history, target = (3, 1, 2), 4  # oldest first
+    seen: list[torch.Tensor] = []
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(batch_of([row(target, history)], known))
+    features = seen[0][0].detach().numpy()
+
+    def content(item: int) -> np.ndarray:
+        projected = network.projection(torch.from_numpy(known.vectors(np.array([item]))))[0].detach().numpy()
+        return projected / np.linalg.norm(projected)
+
+    def identity(item: int) -> np.ndarray:
+        return network.id_table(torch.from_numpy(known.hashes(np.array([item]))))[0].detach().numpy()
+
+    newest_first = history[::-1]
+    similarity = [float(content(item) @ content(target)) for item in newest_first]
+    raw = [float(unit_vector(item) @ unit_vector(target)) for item in newest_first]
+    scale = len(history) ** -0.5
+    attended = np.zeros(SMALL_MODEL.id_width)
+    for item, s, r in zip(newest_first, similarity, raw, strict=True):
+        e, t = identity(item), identity(target)
+        given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
+        hidden = network.attention.activation(network.attention.first(torch.from_numpy(given)))
+        attended += float(network.attention.second(hidden).detach()) * e
+    fusion = sum(s * identity(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
+    interest = sum(s * content(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
+
+    def summaries(values: list[float]) -> list[float]:
+        tiers = [0] * SMALL_MODEL.similarity_bins
+        for value in values:
+            tiers[min(int((value + 1) / 2 * SMALL_MODEL.similarity_bins), SMALL_MODEL.similarity_bins - 1)] += 1
+        weights = [2 ** (-n / SMALL_MODEL.recency_half_life_items) for n in range(len(values))]
+        recent = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+        four = [max(values), sum(values) / len(values), recent, values[0]]
+        return [*np.log1p(tiers), *(3 * np.array(four))]
+
+    expected = np.concatenate(
+        [
+            identity(target),
+            [np.log1p(3), 1, 1],
+            attended * scale,
+            fusion,
+            interest,
+            summaries(similarity),
+            summaries(raw),
+            content(target),
+        ]
+    )
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_din_form_does_not_look_at_vectors_and_the_full_one_does() -> None:
+    rows = [row(4, (1, 2, 3))]
+    one, other = batch_of(rows), batch_of(rows)
+    other = replace(other, vectors_UV=other.vectors_UV.roll(1, dims=1))
+    din, full = model(SMALL_MODEL.without_content()), model()
+    assert torch.equal(din(one), din(other))
+    assert not torch.allclose(full(one), full(other))
+
+
+def test_item_without_a_vector_adds_no_similarity() -> None:
+    known = catalogue()
+    known.drop("i2")
+    network = model()
+    seen: list[torch.Tensor] = []
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(batch_of([row(4, (1, 2))], known))
+    start = SMALL_MODEL.id_width * 3 + 3 + SMALL_MODEL.content_width
+    histogram = seen[0][0, start : start + SMALL_MODEL.similarity_bins]
+    assert float(histogram.sum().detach()) == pytest.approx(np.log(2))  # one pair, not two
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "id_interest",
+        "content_interest",
+        "fusion_interest",
+        "similarity_features",
+        "raw_similarities",
+        "target_content",
+        "target_id",
+        "content_in_attention",
+    ],
+)
+def test_every_part_can_be_switched_off(part: str) -> None:
+    network = model(SMALL_MODEL.model_copy(update={part: False}))
+    assert torch.isfinite(network(batch_of([row(4, (1, 2)), row(5)]))).all()
+
+
+def test_same_seed_same_weights_and_global_randomness_untouched() -> None:
+    state = torch.random.get_rng_state()
+    first, second, other = (CiUBM(SMALL_MODEL, vector_width=DIM, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["projection.weight"], other["projection.weight"])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_step_scores_before_it_learns_and_then_learns() -> None:
+    learner = Learner(SMALL_MODEL, LearnerConfig(learning_rate=0.01), vector_width=DIM, seed=1)
+    rows = [row(n % 20 + 1, (n % 7 + 1, n % 5 + 1), label=n % 2) for n in range(32)]
+    collated = collate(rows, None, catalogue(), history_length=5)
+    untouched = torch.sigmoid(learner.model(collated.batch).double()).detach().numpy()
+    first = learner.step(collated.batch, collated.labels_B, None)
+    np.testing.assert_allclose(first.probabilities_B, untouched)
+    for _ in range(60):
+        last = learner.step(collated.batch, collated.labels_B, None)
+    assert last.loss < 0.5 * first.loss
+
+
+def test_loss_that_is_no_number_changes_nothing() -> None:
+    learner = Learner(SMALL_MODEL, LearnerConfig(), vector_width=DIM, seed=1)
+    collated = collate([row(1, (2,)), row(3, (4,), label=1)], None, catalogue(), history_length=5)
+    broken = replace(collated.batch, vectors_UV=collated.batch.vectors_UV * torch.nan)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match="2 rows"):
+        learner.step(broken, collated.labels_B, None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.model.state_dict().items())
+
+
+def manifest(**over: object) -> ModelManifest:
+    values: dict[str, object] = {
+        "release_id": "r000001-0123456789ab",
+        "weights_sha256": "0" * 64,
+        "encoder_version": "enc-1",
+        "dim": DIM,
+        "created_at": at(0),
+        "rows_trained": 0,
+        "steps": 0,
+        "rows_sha256": "0" * 64,
+        "offsets": {},
+        "config": {"model": SMALL_MODEL.model_dump(mode="json"), "history_length": 5},
+    }
+    return ModelManifest.model_validate(values | over)
+
+
+def test_scorer_answers_what_training_would_have_predicted() -> None:
+    known, network = catalogue(), model()
+    history = (6, 5, 4, 3, 2, 1)
+    rows = [row(item, history[-5:]) for item in (7, 2, 9)]
+    expected = torch.sigmoid(network(batch_of(rows, known)).double()).detach().numpy()
+    scorer = Scorer.from_release(network.state_dict(), manifest())
+    vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
+    asked = [f"i{n}" for n in (7, 2, 9, *history)]
+    np.testing.assert_allclose(scorer.score(ItemRows.of(asked, vectors, DIM), 3), expected, rtol=1e-5)
+
+
+def test_a_user_without_history_is_scored_as_in_training() -> None:
+    known, network = catalogue(), model()
+    expected = torch.sigmoid(network(batch_of([row(7, ()), row(2, ())], known)).double()).detach().numpy()
+    vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
+    found = Scorer.from_release(network.state_dict(), manifest()).score(ItemRows.of(["i7", "i2"], vectors, DIM), 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_scorer_of_foreign_weights_says_so() -> None:
+    with pytest.raises(Misconfigured, match="r000001"):
+        Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), manifest())

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tests.factories.neural import ITEMS, random_world, world
+from trainer.offline.data import history_matrix
+from trainer.offline.neural.columns import ColumnBatches
+from trainer.offline.neural.fitting import ranking_loss
+
+
+def test_a_batch_says_of_each_row_what_its_columns_say() -> None:
+    data = random_world(40)
+    batches = ColumnBatches(data, history_length=4)
+    rows = np.array([31, 2, 17, 5])
+    batch = batches.batch(rows)
+    items, expected = data.items, history_matrix(data, rows, 4)
+    assert tuple(batch.history_BL.shape) == expected.shape
+    for place, row in enumerate(rows):
+        version, target = data.rows.encoder_N[row], data.rows.item_N[row]
+        seen = batch.target_B[place]
+        assert batch.hashes_U2[seen].tolist() == items.hashes_I2[target].tolist()
+        np.testing.assert_array_equal(batch.vectors_UV[seen].numpy(), items.vectors_EIV[version, target])
+        for column, item in enumerate(expected[place]):
+            at = batch.history_BL[place, column]
+            assert (int(at) == 0) == (item == 0)
+            assert batch.hashes_U2[at].tolist() == items.hashes_I2[item].tolist()
+            np.testing.assert_array_equal(batch.vectors_UV[at].numpy(), items.vectors_EIV[version if item else 0, item])
+        assert batch.dense_BF[place].tolist() == [*data.rows.dense_NF[row], *items.attributes_IA[target]]
+
+
+def test_two_encoder_versions_in_one_batch_never_mix_and_each_item_stands_once_per_version() -> None:
+    data = world([(1, [2]), (1, [2]), (3, [1])], encoder=[0, 1, 1])
+    batch = ColumnBatches(data, history_length=5).batch(np.arange(3))
+    assert len(batch.hashes_U2) == 1 + 2 + 3
+    assert batch.target_B[0] != batch.target_B[1] and batch.target_B[1] == batch.history_BL[2, 0]
+    np.testing.assert_array_equal(batch.vectors_UV[batch.target_B[1]].numpy(), data.items.vectors_EIV[1, 1])
+
+
+def test_scratch_is_clean_again_after_each_batch() -> None:
+    batches = ColumnBatches(random_world(30), history_length=5)
+    first = batches.batch(np.arange(10))
+    batches.batch(np.arange(10, 30))
+    again = batches.batch(np.arange(10))
+    assert torch.equal(first.history_BL, again.history_BL) and torch.equal(first.hashes_U2, again.hashes_U2)
+
+
+def test_an_epoch_names_every_row_once_and_differs_from_the_next() -> None:
+    batches = ColumnBatches(random_world(101), history_length=5)
+    rng = np.random.default_rng(0)
+    first, second = (np.concatenate(list(batches.epoch(16, rng))) for _ in range(2))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(101))
+    assert first.tolist() != second.tolist()
+    assert sorted(np.concatenate(list(batches.in_order(7))).tolist()) == list(range(101))
+
+
+def test_what_one_person_was_shown_at_one_time_shares_a_group() -> None:
+    data = world([(n % ITEMS + 1, [1]) for n in range(6)], users=[4, 9, 4, 9, 9, 5])
+    batches = ColumnBatches(data, history_length=5)
+    groups = batches.groups(np.arange(6)).tolist()
+    assert groups[0] == groups[2] and groups[1] == groups[3] == groups[4] and len(set(groups)) == 3
+
+
+def test_left_out_features_are_not_in_the_batch() -> None:
+    data = world([(1, [2]), (2, [1])], names=("takes", "cosine mean", "cosine known"))
+    assert ColumnBatches(data, history_length=5, left_out=("cosine",)).batch(np.arange(2)).dense_BF.shape == (2, 2)
+    assert ColumnBatches(data, history_length=5).batch(np.arange(2)).dense_BF.shape == (2, 4)
+
+
+def test_no_rows_make_no_batches() -> None:
+    batches = ColumnBatches(random_world(5).take(np.zeros(0, np.int64)), history_length=5)
+    assert not list(batches.epoch(4, np.random.default_rng(0))) and not list(batches.in_order(4))
+
+
+def test_ranking_loss_matches_loops() -> None:
+    torch.manual_seed(1)
+    logits, labels = torch.randn(7, 2), torch.tensor([1.0, 0, 1, 0, 0, 0, 1])
+    groups = [0, 0, 1, 1, 1, 2, 1]
+    total = 0.0
+    for k in range(2):
+        for i in range(7):
+            if labels[i]:
+                group = [float(logits[j, k].exp()) for j in range(7) if groups[j] == groups[i]]
+                total -= float(logits[i, k]) - float(np.log(sum(group)))
+    found = ranking_loss(logits, labels, torch.tensor(groups))
+    np.testing.assert_allclose(float(found), total / (3 * 2), rtol=1e-5)

@@ -1,0 +1,133 @@
+"""Figures of the offline evaluation against closed forms and plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from trainer.metrics import UserAuc, calibration, normalised_entropy, paired_gauc_difference, user_auc
+from trainer.offline.buckets import RowFacts, buckets
+from trainer.offline.judging import Bootstrap, judge, mean_over_seeds
+
+
+def impressions(n: int = 3_000, users: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, users, n)
+    label = rng.integers(0, 2, n)
+    return user, label, np.clip(0.3 + 0.2 * label + rng.normal(0, 0.2, n), 0.01, 0.99)
+
+
+def test_ne_of_the_base_rate_is_one_and_of_the_truth_nearly_nought() -> None:
+    labels = np.array([1, 0, 0, 0])
+    assert normalised_entropy(labels, np.full(4, 0.25)) == pytest.approx(1)
+    assert normalised_entropy(labels, labels.astype(float)) == pytest.approx(0, abs=1e-9)
+    assert math.isnan(normalised_entropy(np.ones(3, int), np.full(3, 0.5)))
+
+
+def test_ne_is_cross_entropy_over_the_entropy_of_the_mean() -> None:
+    labels, predicted = [1, 0, 1, 1, 0], [0.7, 0.4, 0.9, 0.2, 0.1]
+    loss = -sum(math.log(p if y else 1 - p) for y, p in zip(labels, predicted, strict=True)) / 5
+    entropy = -(0.6 * math.log(0.6) + 0.4 * math.log(0.4))
+    assert normalised_entropy(np.array(labels), np.array(predicted)) == pytest.approx(loss / entropy)
+
+
+def test_calibration_compares_tenths_of_the_predictions() -> None:
+    predicted = np.linspace(0.01, 0.99, 95)
+    labels = (np.arange(95) % 3 == 0).astype(int)
+    shuffled = np.random.default_rng(0).permutation(95)
+    bins = calibration(labels[shuffled], predicted[shuffled])
+    assert [one.impressions for one in bins] == [10] * 5 + [9] * 5
+    assert bins[0].predicted == pytest.approx(predicted[:10].mean())
+    assert bins[0].observed == pytest.approx(labels[:10].mean())
+    assert sum(one.observed * one.impressions for one in bins) == pytest.approx(labels.sum())
+
+
+def test_unweighted_gauc_is_the_plain_mean_over_users() -> None:
+    found = user_auc(
+        np.array([1, 1, 2, 2, 2, 2, 3]), np.array([0, 1, 0, 1, 1, 0, 1]), np.array([1.0, 2, 5, 4, 3, 2, 1])
+    )
+    assert found.auc.tolist() == [1.0, 0.5]
+    assert found.unweighted == pytest.approx(0.75)
+    assert found.weighted == pytest.approx((2 * 1.0 + 4 * 0.5) / 6)
+
+
+def test_a_bucket_with_too_few_impressions_or_users_is_not_judged() -> None:
+    user, label, score = impressions()
+    assert judge(user, label, score, calibrated=True) is not None
+    assert judge(user[:499], label[:499], score[:499], calibrated=True) is None
+    assert judge(user % 99, label, score, calibrated=True) is None
+
+
+def test_scores_that_are_no_probabilities_have_no_loss_and_no_calibration() -> None:
+    judged = judge(*impressions(), calibrated=False)
+    assert judged is not None
+    assert judged.figures["logloss"] is judged.figures["ne"] is judged.figures["calibration"] is None
+    assert judged.figures["users"] == 200 and judged.figures["impressions"] == 3_000
+
+
+def test_interval_over_users_is_that_of_a_loop() -> None:
+    user, label, score = impressions()
+    per_user = user_auc(user, label, score)
+    low, high = Bootstrap(per_user, rng=np.random.default_rng(0), rounds=400).interval(per_user)
+    rng = np.random.default_rng(1)
+    draws = []
+    for _ in range(400):
+        chosen = rng.integers(0, len(per_user.auc), len(per_user.auc))
+        draws.append(np.average(per_user.auc[chosen], weights=per_user.impressions[chosen]))
+    assert low == pytest.approx(np.percentile(draws, 2.5), abs=0.006)
+    assert high == pytest.approx(np.percentile(draws, 97.5), abs=0.006)
+
+
+def test_paired_interval_is_narrower_than_two_of_their_own_and_agrees_with_the_shared_one() -> None:
+    user, label, score = impressions()
+    worse = score + np.random.default_rng(3).normal(0, 0.05, len(score))
+    ours, theirs = user_auc(user, label, score), user_auc(user, label, worse)
+    draws = Bootstrap(ours, rng=np.random.default_rng(0))
+    gain = draws.difference(ours, theirs)
+    low, high = draws.interval(ours)
+    assert gain.low < gain.difference < gain.high and gain.high - gain.low < 0.5 * (high - low)
+    other = paired_gauc_difference(user, label, score, worse, rng=np.random.default_rng(1))
+    assert other is not None and other.difference == pytest.approx(gain.difference)
+    assert other.low == pytest.approx(gain.low, abs=0.003)
+
+
+def test_intervals_of_other_users_are_refused() -> None:
+    user, label, score = impressions()
+    draws = Bootstrap(user_auc(user, label, score), rng=np.random.default_rng(0), rounds=10)
+    with pytest.raises(ValueError, match="other users"):
+        draws.interval(user_auc(user + 1_000, label, score))
+
+
+def test_seeds_are_averaged_user_by_user() -> None:
+    users, counts = np.array([1, 2]), np.array([3, 5])
+    mean = mean_over_seeds([UserAuc(users, np.array([0.5, 1.0]), counts), UserAuc(users, np.array([1.0, 0.0]), counts)])
+    assert mean.auc.tolist() == [0.75, 0.5] and mean.impressions.tolist() == [3, 5]
+
+
+def test_buckets_by_age_popularity_and_cold() -> None:
+    hour, day = 3_600.0, 86_400.0
+    facts = RowFacts(
+        age_seconds_N=np.array([60, 5 * hour, 3 * day, 20 * day, 60, np.nan, 60]),
+        from_start_N=np.array([False, False, False, False, True, False, False]),
+        takes_before_N=np.array([0, 1, 9, 10, 5_000, 0, 100]),
+        cold_N=np.array([True, False, False, False, False, True, False]),
+        retaken_N=np.array([False] * 6 + [True]),
+        days_only=False,
+    )
+    rows = {name: np.flatnonzero(chosen).tolist() for name, chosen in buckets(facts).items()}
+    assert rows == {
+        "overall": [0, 1, 2, 3, 4, 5],
+        "cold": [0, 5],
+        "under_1h": [0],
+        "under_24h": [0, 1],
+        "under_7d": [0, 1, 2],
+        "older": [3, 4],
+        "never_taken": [0, 5],
+        "taken_1_to_9": [1, 2],
+        "taken_10_to_99": [3],
+        "taken_100_to_999": [],
+        "taken_1000_and_more": [4],
+        "retaken": [6],
+    }

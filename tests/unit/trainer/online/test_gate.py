@@ -1,0 +1,226 @@
+"""The promotion gate lets nothing through that is worse than what answers, judged on the same unseen rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.errors import Misconfigured
+from schemas.manifests import ModelManifest
+from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, small_config
+from trainer.metrics import log_loss
+from trainer.networks.ciubm import CiUBM
+from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
+from trainer.online.shadow_trial import Release, ShadowEvaluation, not_finite
+from trainer.online.trainer import OnlineTrainer
+
+CONFIG = GateConfig(trial_rows=1_000)
+
+
+def compared(rows: int = 6_000, *, seed: int = 0, users: int = 200) -> ComparedRows:
+    """Both sides give the same good, calibrated scores."""
+    rng = np.random.default_rng(seed)
+    probability = rng.beta(2, 4, rows)
+    return ComparedRows(
+        user=np.array([f"u{n}" for n in rng.integers(users, size=rows)]),
+        label=(rng.random(rows) < probability).astype(np.int64),
+        retaken=np.zeros(rows, bool),
+        candidate=probability,
+        serving=probability.copy(),
+    )
+
+
+def blurred(scores: np.ndarray, strength: float) -> np.ndarray:
+    """Noisier in order, the same in the mean."""
+    noisy = np.clip(scores + np.random.default_rng(9).normal(scale=strength, size=len(scores)), 0.01, 0.99)
+    return np.clip(noisy * scores.mean() / noisy.mean(), 0.001, 0.999)
+
+
+def test_an_equal_candidate_passes_with_its_figures() -> None:
+    verdict = judge(compared(), CONFIG, against="r000001-0")
+    assert verdict.passed and not verdict.reasons and not verdict.remarks
+    assert verdict.rows == 6_000 and verdict.against == "r000001-0"
+    assert verdict.figures["ciubm_gauc"] == verdict.figures["serving_gauc"]
+    assert verdict.figures["ciubm_calibration"] == pytest.approx(1, abs=0.1)
+
+
+def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not() -> None:
+    rows = compared()
+    better = replace(rows, serving=blurred(rows.serving, 0.2))
+    assert judge(better, CONFIG, against="r").passed
+    worse = judge(replace(better, candidate=better.serving, serving=better.candidate), CONFIG, against="r")
+    assert not worse.passed
+    assert any("GAUC" in reason for reason in worse.reasons) and any("log-loss" in reason for reason in worse.reasons)
+
+
+def test_a_little_worse_is_within_the_margin_and_without_margin_is_not() -> None:
+    rows = compared()
+    rows = replace(rows, candidate=blurred(rows.candidate, 0.02))
+    assert judge(rows, CONFIG, against="r").passed
+    assert not judge(rows, CONFIG.model_copy(update={"gauc_margin": 0.0, "log_loss_margin": 0.0}), against="r").passed
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.6])
+def test_a_candidate_off_its_level_is_refused_though_it_orders_as_well(factor: float) -> None:
+    rows = compared()
+    lax = CONFIG.model_copy(update={"log_loss_margin": 10.0})
+    verdict = judge(replace(rows, candidate=rows.candidate * factor), lax, against="r")
+    assert [reason for reason in verdict.reasons if "predicted per take" in reason] == verdict.reasons != []
+
+
+def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer() -> None:
+    rows = compared()
+    verdict = judge(replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against="r")
+    assert verdict.passed and any("farther off" in remark for remark in verdict.remarks)
+
+
+def test_too_few_rows_or_no_predecessor_compare_nothing_and_say_so() -> None:
+    terrible = replace(compared(999), candidate=np.full(999, 1e-9))
+    few = judge(terrible, CONFIG, against="r000001-0")
+    assert few.passed and "999 rows were scored beside r000001-0" in few.remarks[0] and not few.figures
+    assert judge(NO_ROWS, CONFIG, against=None).passed
+    assert judge(compared(1_000), CONFIG, against="r").figures  # the bound itself is enough
+
+
+def test_what_is_not_finite_is_refused_first_release_or_not() -> None:
+    rows = compared()
+    broken = rows.candidate.copy()
+    broken[17] = np.nan
+    assert "1 of 6000 scores" in judge(replace(rows, candidate=broken), CONFIG, against="r").reasons[0]
+    weights = {"a": torch.tensor([1.0, float("inf")]), "b": torch.ones(2), "n": torch.tensor([3])}
+    assert not_finite(weights) == ["a"]
+    assert not judge(NO_ROWS, CONFIG, against=None, not_finite=not_finite(weights)).passed
+
+
+def test_a_broken_serving_release_keeps_nothing_out() -> None:
+    rows = compared()
+    assert judge(replace(rows, serving=np.full(len(rows), np.nan)), CONFIG, against="r").passed
+
+
+def test_retakes_say_nothing_about_order() -> None:
+    rows = compared()
+    half = np.arange(len(rows)) % 2 == 0
+    spoilt = np.where(half, rows.candidate.mean(), rows.candidate)
+    assert not judge(replace(rows, candidate=spoilt), CONFIG, against="r").passed
+    assert judge(replace(rows, candidate=spoilt, retaken=half), CONFIG, against="r").passed
+
+
+def test_what_may_be_chance_refuses_nobody() -> None:
+    rows = compared(1_000, users=150)
+    lucky = replace(rows, candidate=blurred(rows.candidate, 0.05))
+    assert judge(lucky, CONFIG, against="r").passed
+    many = compared(60_000, users=300)
+    assert not judge(replace(many, candidate=blurred(many.candidate, 0.12)), CONFIG, against="r").passed
+
+
+def release(seed: int, *, until: float | None = None, release_id: str = "r000001-0123456789ab") -> Release:
+    manifest = ModelManifest(
+        release_id=release_id,
+        weights_sha256="0",
+        encoder_version="e",
+        dim=8,
+        created_at=datetime.fromtimestamp(DAY0, UTC),
+        rows_trained=1,
+        steps=1,
+        rows_sha256="0",
+        offsets={},
+        config={"model": SMALL_MODEL.model_dump(mode="json")},
+        last_event_at=None if until is None else datetime.fromtimestamp(until, UTC),
+    )
+    return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
+
+
+def make_trial(*, rows_needed: int = 10_000, until: float | None = None) -> ShadowEvaluation:
+    candidate = release(small_config().seed, release_id="r000002-0123456789ab")  # what the learner itself starts from
+    return ShadowEvaluation(candidate, release(3, until=until), rows_needed=rows_needed)
+
+
+def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
+    for offset, event in enumerate(click_log(impressions)[0]):
+        trainer.observe(0, offset, event)
+        trainer.advance()
+        while trainer.step() is not None:
+            trainer.advance()
+
+
+def test_a_trial_changes_nothing_of_what_is_learned() -> None:
+    alone, watched = make_trainer(), make_trainer()
+    watched.trial = make_trial(rows_needed=50)
+    run(alone)
+    run(watched)
+    ours, theirs = alone.candidate(), watched.candidate()
+    assert ours.rows_sha256 == theirs.rows_sha256
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+def test_both_sides_score_the_same_rows_and_neither_learns() -> None:
+    trainer = make_trainer()
+    trainer.trial = make_trial()
+    run(trainer)
+    rows = trainer.trial.compared
+    scored = trainer.drain_scores()
+    np.testing.assert_array_equal(rows.label, np.concatenate([part.label for part in scored]))
+    learner = np.concatenate([part.scores["ciubm"] for part in scored])
+    np.testing.assert_allclose(rows.candidate[:8], learner[:8])  # before the first step they are the same
+    assert not np.allclose(rows.candidate[-8:], learner[-8:])
+    assert not np.allclose(rows.candidate, rows.serving)
+
+
+def test_only_rows_that_neither_has_learned_from_are_compared() -> None:
+    trainer = make_trainer()
+    seconds = sorted({int(event.occurred_at.timestamp()) for event in click_log(120)[0]})
+    until = seconds[len(seconds) // 2]
+    trainer.trial = make_trial(until=until)
+    run(trainer)
+    scored = trainer.drain_scores()
+    later = sum(int((part.occurred_at > until).sum()) for part in scored)
+    assert 0 < len(trainer.trial.compared) == later < sum(map(len, scored))
+
+
+def test_a_trial_ends_by_itself_and_goes_on_after_a_restart() -> None:
+    trainer, other = make_trainer(), make_trainer()
+    trainer.trial, other.trial = make_trial(rows_needed=60), make_trial(rows_needed=60)
+    log = click_log(120)[0]
+    for offset, event in enumerate(log):
+        for one in (trainer, other):
+            one.observe(0, offset, event)
+            one.advance()
+            while one.step() is not None:
+                one.advance()
+        if offset == len(log) // 3:
+            assert 0 < len(trainer.trial.compared) < 60
+            again = make_trial(rows_needed=60)
+            again.restore(trainer.trial.snapshot())
+            trainer.trial = again
+    assert trainer.trial.complete and 60 <= len(trainer.trial.compared) < 60 + 8
+    for name in ("user", "label", "candidate", "serving"):
+        np.testing.assert_array_equal(getattr(trainer.trial.compared, name), getattr(other.trial.compared, name))
+    with pytest.raises(ValueError, match="not of"):
+        ShadowEvaluation(release(1), release(3), rows_needed=60).restore(trainer.trial.snapshot())
+
+
+def test_a_user_who_is_forgotten_is_in_no_trial_and_in_no_snapshot_of_it() -> None:
+    trainer = make_trainer()
+    trainer.trial = make_trial()
+    run(trainer)
+    assert "u3" in trainer.trial.compared.user
+    trainer.forget("u3")
+    assert "u3" not in trainer.trial.compared.user and len(trainer.trial.compared)
+    assert "u3" not in trainer.trial.snapshot().texts("user")
+
+
+def test_a_release_of_another_version_cannot_be_on_trial() -> None:
+    weights, manifest = release(1)
+    with pytest.raises(Misconfigured, match="this version"):
+        ShadowEvaluation(({}, manifest), (weights, manifest), rows_needed=5)
+
+
+def test_the_figures_are_those_of_the_plain_definitions() -> None:
+    rows = compared()
+    figures = judge(rows, CONFIG, against="r").figures
+    assert figures["serving_logloss"] == pytest.approx(log_loss(rows.label, rows.serving))
+    assert figures["serving_calibration"] == pytest.approx(rows.serving.sum() / rows.label.sum())

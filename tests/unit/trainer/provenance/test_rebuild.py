@@ -1,0 +1,201 @@
+"""The rows of every release come back from the log and the journal, in whatever portions the log is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.behaviours import Behaviour
+from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
+from tests.factories.samples import behaviour, click_log, embedding, make_trainer, small_config, unit_vector
+from trainer.online.trainer import OnlineTrainer
+from trainer.provenance.journal import Segment
+from trainer.provenance.rebuild import Rebuild, damaged_vectors
+from trainer.samples.join_rules import JoinRules
+from trainer.state import State
+
+CONFIG = small_config(space_negatives=6, time_negatives=6, window_takes=9, bank_takes=20, release_every_rows=40)
+Logs = list[list[Behaviour]]
+Ends = dict[str, tuple[int, int]]
+
+
+def kept(segment: Segment) -> Segment:
+    """As it comes back from where it is kept, with its archive."""
+    state = segment.to_state()
+    read = State(unpack_arrays(pack_arrays(state.arrays)), json.loads(json.dumps(state.values)))
+    return replace(Segment.from_state(read), archive=segment.archive)
+
+
+def trained(
+    logs: Logs, *, seed: int, forget: bool = False, config: Any = CONFIG
+) -> tuple[OnlineTrainer, list[Segment], Ends]:
+    """A live run: partitions in random turns, silence of one now and then, updates, deletes; users forgotten."""
+    rng = np.random.default_rng(seed)
+    trainer = make_trainer(config, partitions=len(logs), items=30)
+    segments: list[Segment] = []
+    ends: Ends = {}
+    positions = [0] * len(logs)
+    while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:
+        p = int(rng.choice(waiting))
+        for _ in range(int(rng.integers(1, 30))):
+            if positions[p] < len(logs[p]):
+                event = logs[p][positions[p]]
+                trainer.observe(p, positions[p], event)
+                positions[p] += 1
+        odd = int(rng.integers(8))
+        if odd == 0:
+            trainer.idle([int(rng.integers(len(logs)))])
+        elif odd == 1:
+            trainer.drop(f"i{rng.integers(30)}")
+        elif odd == 2:
+            item = int(rng.integers(40))
+            trainer.hold(embedding(f"i{item}", unit_vector(item + 50), content=f"c{rng.integers(9)}"))
+        elif odd == 3 and forget and len(ends) < 3:
+            user = f"u{rng.integers(12)}"
+            ends.setdefault(user, (positions[0], positions[1]))
+            if ends[user] == (positions[0], positions[1]):
+                trainer.forget(user)
+        pump(trainer, segments)
+    trainer.finish()
+    pump(trainer, segments)
+    last = trainer.candidate().segment
+    assert last is not None
+    return trainer, [*segments, kept(last)], ends
+
+
+def pump(trainer: OnlineTrainer, segments: list[Segment]) -> None:
+    while True:
+        trainer.advance(give_up_on=trainer.advance().missing)
+        if trainer.step() is None:
+            return
+        if trainer.release_due():
+            segment = trainer.candidate().segment
+            trainer.begin_next()
+            assert segment is not None
+            segments.append(kept(segment))
+
+
+def rules(trainer: OnlineTrainer) -> JoinRules:
+    """As they are kept beside a journal and read again."""
+    kept_settings = json.loads(json.dumps(JoinRules.of(trainer.config, [0, 1]).settings))
+    return JoinRules.kept(kept_settings, [0, 1], trainer.overtaken)
+
+
+def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: Ends | None = None) -> Rebuild:
+    rng = np.random.default_rng(seed)
+    rebuild = Rebuild(segment, by)
+    positions = [0] * len(logs)
+    while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:
+        p = int(rng.choice(waiting))
+        for _ in range(int(rng.integers(1, 60))):
+            if positions[p] < len(logs[p]):
+                event, offset = logs[p][positions[p]], positions[p]
+                if offset < (ends or {}).get(event.user_id, (0, 0))[p]:
+                    rebuild.erased(p, offset, event.user_id)
+                else:
+                    rebuild.observe(p, offset, event)
+                positions[p] += 1
+        rebuild.advance()
+    rebuild.advance(everything=True)
+    return rebuild
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other: int) -> None:
+    logs = click_log(150, partitions=2, seed=seed, late_takes=5)
+    config = CONFIG.model_copy(update={"max_users": 8})  # users are forgotten for others: that is rebuilt too
+    trainer, segments, _ = trained(logs, seed=seed, config=config)
+    scored = [row for part in trainer.drain_scores() for row in zip(part.user, part.item, part.label, strict=True)]
+    assert [segment.first_row for segment in segments] == list(
+        np.cumsum([0, *(segment.rows for segment in segments[:-1])])
+    )
+    rows = []
+    for segment in segments:
+        rebuild = rebuilt(segment, rules(trainer), logs, seed=other)
+        verdict = rebuild.verdict(segment.root)
+        assert verdict.verified, verdict
+        assert (verdict.rows, verdict.rebuilt, verdict.erased) == (segment.rows, segment.rows, 0)
+        assert not damaged_vectors(segment.vectors, segment.archive)
+        rows += list(rebuild.rows())
+    first = [row for row in rows if not row.correction]
+    assert [(row.user_id, row.item, row.label) for row in first] == scored
+    assert len(rows) - len(first) == trainer.corrected > 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_after_users_were_forgotten_the_rest_still_verifies_and_they_are_not_shown(seed: int) -> None:
+    logs = click_log(150, partitions=2, seed=seed, late_takes=5)
+    trainer, segments, ends = trained(logs, seed=seed, forget=True)
+    # and one who was forgotten long after everything was trained
+    late = {**ends, "u3": (len(logs[0]), len(logs[1]))}
+    for gone in (ends, late):
+        for segment in segments:
+            rebuild = rebuilt(segment, rules(trainer), logs, seed=seed + 1, ends=gone)
+            verdict = rebuild.verdict(segment.root)
+            assert verdict.verified, (verdict, gone)
+            assert verdict.rebuilt + verdict.erased == verdict.rows == segment.rows
+            if gone is late:
+                assert "u3" not in {row.user_id for row in rebuild.rows()}
+    assert sum(rebuilt(s, rules(trainer), logs, seed=1, ends=late).verdict(s.root).erased for s in segments) > 0
+
+
+def test_a_late_event_that_only_silence_made_late_is_late_again() -> None:
+    trainer = make_trainer(small_config(batch_rows=4), partitions=2)
+    logs: Logs = [
+        [behaviour(f"x{n}", user="u0", item=f"i{n}", second=10 * n) for n in range(12)],
+        [behaviour("t", "click", user="u1", item="i1", second=30), behaviour("y", user="u1", item="i2", second=95)],
+    ]
+    for offset, event in enumerate(logs[0]):
+        trainer.observe(0, offset, event)
+    trainer.idle([1])
+    pump(trainer, [])
+    for offset, event in enumerate(logs[1]):
+        trainer.observe(1, offset, event)
+    trainer.finish()
+    pump(trainer, [])
+    assert trainer.overtaken == [(1, 0)] and trainer.accounts.late == 1
+    segment = trainer.candidate().segment
+    assert segment is not None
+    by = rules(trainer)
+    assert rebuilt(kept(segment), by, logs, seed=0).verdict(segment.root).verified
+    forgetful = rebuilt(kept(segment), replace(by, overtaken=()), logs, seed=0).verdict(segment.root)
+    assert not forgetful.verified  # the planted bug: without the journal the click would be part of a history
+
+
+@pytest.mark.parametrize("harm", ["label", "history", "gone", "negatives", "vector"])
+def test_what_is_not_as_it_was_trained_is_told(harm: str) -> None:
+    logs = click_log(150, partitions=2, seed=4)
+    trainer, segments, _ = trained(logs, seed=4)
+    segment = segments[1]
+    root = segment.root
+    archive = dict(segment.archive)
+    p, o = (int(value) for value in segment.steps[0].places[0])
+    if harm == "label":  # a click that the log did not hold then
+        event = logs[p][o]
+        answer = behaviour("forged", "click", user=event.user_id, item=event.item_id, exposure_id=event.event_id)
+        logs[p].insert(o + 1, answer.model_copy(update={"occurred_at": event.occurred_at}))
+        logs[p][o + 2 :] = logs[p][o + 2 :]
+    elif harm == "history":
+        first = next(i for i, event in enumerate(logs[0]) if event.kind.is_take)
+        logs[0][first] = logs[0][first].model_copy(update={"item_id": "forged"})
+    elif harm == "gone":
+        logs[p][o] = behaviour("other", user="u99", second=10_000)
+    elif harm == "negatives":
+        step = next(step for step in segment.steps if step.negatives)
+        assert step.negatives is not None
+        step.negatives[0] = "forged"
+    else:
+        archive[next(iter(archive))] = unit_vector(12345)
+    verdict = rebuilt(segment, rules(trainer), logs, seed=1).verdict(root)
+    if harm == "vector":
+        assert verdict.verified and len(damaged_vectors(segment.vectors, archive)) == 1
+    else:
+        assert not verdict.verified and verdict.problems

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories.samples import DAY0, behaviour
+from trainer.samples.window import EventWindow, ObserveResult
+
+
+def window(partitions: int = 2, *, lateness: float = 10, horizon: float = 100) -> EventWindow:
+    return EventWindow(range(partitions), lateness_seconds=lateness, horizon_seconds=horizon)
+
+
+def released_ids(events: EventWindow, *, everything: bool = False) -> list[str]:
+    return [event.behaviour.event_id for second in events.released(everything=everything) for event in second]
+
+
+def test_nothing_is_released_before_every_partition_spoke() -> None:
+    events = window()
+    events.observe(0, 0, behaviour("a", second=0))
+    events.observe(0, 1, behaviour("b", second=1000))
+    assert released_ids(events) == []
+
+
+def test_watermark_is_the_slowest_partition_minus_lateness() -> None:
+    # p0   0 ......... 1000        p1   0 .. 30        lateness 10 -> released before 20
+    events = window()
+    events.observe(0, 0, behaviour("a", second=0))
+    events.observe(0, 1, behaviour("b", second=1000))
+    events.observe(1, 0, behaviour("c", second=19))
+    events.observe(1, 1, behaviour("d", second=30))
+    assert events.watermark == DAY0 + 20
+    assert released_ids(events) == ["a", "c"]
+    assert events.held == 2
+
+
+def test_idle_partition_does_not_hold_back_and_speaks_again() -> None:
+    events = window()
+    events.observe(0, 0, behaviour("a", second=0))
+    events.observe(0, 1, behaviour("b", second=50))
+    events.idle([1])
+    assert released_ids(events) == ["a"]
+    events.observe(1, 0, behaviour("c", second=60))
+    events.observe(0, 2, behaviour("d", second=500))
+    assert events.watermark == DAY0 + 50  # partition 1 counts again: 60 - 10
+    assert released_ids(events) == []
+
+
+def test_event_behind_its_own_partition_by_more_than_the_lateness_is_late() -> None:
+    events = window()
+    assert events.observe(0, 0, behaviour("a", second=100)) is ObserveResult.ACCEPTED
+    assert events.observe(0, 1, behaviour("b", second=90)) is ObserveResult.ACCEPTED
+    assert events.observe(0, 2, behaviour("c", second=89)) is ObserveResult.LATE
+
+
+def test_repeated_event_id_is_a_duplicate_inside_the_horizon_and_late_beyond_it() -> None:
+    events = window(horizon=50)
+    events.observe(0, 0, behaviour("a", second=0))
+    assert events.observe(0, 1, behaviour("a", second=0)) is ObserveResult.DUPLICATE
+    events.observe(0, 2, behaviour("b", second=51))
+    assert events.observe(0, 3, behaviour("a", second=0)) is ObserveResult.LATE
+
+
+def test_remembered_ids_are_bounded_by_the_horizon() -> None:
+    events = window(1, horizon=50)
+    for n in range(1000):
+        events.observe(0, n, behaviour(f"e{n}", second=n))
+    assert len(events._partitions[0].seen) <= 51
+
+
+def test_all_idle_releases_all_but_the_newest_second() -> None:
+    events = window()
+    events.observe(0, 0, behaviour("a", second=0))
+    events.observe(1, 0, behaviour("b", second=7))
+    events.idle([0, 1])
+    assert released_ids(events) == ["a"]
+    # whoever goes on in that very second is still in time
+    assert events.observe(1, 1, behaviour("c", second=7)) is ObserveResult.ACCEPTED
+
+
+@given(st.data())
+def test_verdicts_and_order_do_not_depend_on_how_partitions_interleave(data: st.DataObject) -> None:
+    logs = [
+        data.draw(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=25), label=f"partition {p}")
+        for p in range(3)
+    ]
+
+    def run(seed: int) -> tuple[list[str], list[tuple[int, int, ObserveResult]]]:
+        rng = np.random.default_rng(seed)
+        events = window(3, lateness=8, horizon=20)
+        verdicts, order, positions = [], [], [0, 0, 0]
+        while any(positions[p] < len(logs[p]) for p in range(3)):
+            p = int(rng.choice([p for p in range(3) if positions[p] < len(logs[p])]))
+            for _ in range(int(rng.integers(1, 6))):
+                if positions[p] == len(logs[p]):
+                    break
+                second, ident = logs[p][positions[p]]
+                event = behaviour(f"p{p}-{ident}", second=second)
+                verdicts.append((p, positions[p], events.observe(p, positions[p], event)))
+                positions[p] += 1
+            order += released_ids(events)
+        order += released_ids(events, everything=True)
+        return order, sorted(verdicts, key=lambda v: v[:2])
+
+    assert run(1) == run(2) == run(3)

@@ -1,0 +1,224 @@
+"""A trainer that was cut at any moment, written, read and restored goes on to the last digit as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.behaviours import Behaviour
+from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
+from tests.factories.samples import (
+    SMALL_MODEL,
+    behaviour,
+    click_log,
+    embedding,
+    make_trainer,
+    small_config,
+    unit_vector,
+)
+from trainer.online.trainer import OnlineTrainer
+from trainer.samples.window import ObserveResult
+from trainer.state import State
+
+VARIANTS = ("ciubm", "din", "ciubm_shuffled")
+CONFIG = small_config(
+    bank_takes=11,
+    window_takes=7,
+    space_negatives=4,
+    time_negatives=4,
+    max_users=9,
+    release_every_rows=32,
+    model=SMALL_MODEL.model_copy(update={"dropout": 0.1, "id_rows": 16}),
+)
+
+
+def through_bytes(state: State) -> State:
+    return State(unpack_arrays(pack_arrays(state.arrays)), json.loads(json.dumps(state.values, allow_nan=False)))
+
+
+def fresh(config: Any = CONFIG, partitions: int = 2) -> OnlineTrainer:
+    return make_trainer(config, partitions=partitions, items=0, variants=VARIANTS)
+
+
+def digest(state: State) -> dict[str, bytes]:
+    arrays = {name: a.tobytes() + str((a.shape, a.dtype)).encode() for name, a in state.arrays.items()}
+    return arrays | {"values": json.dumps(state.values, sort_keys=True).encode()}
+
+
+def assert_same(ours: State, theirs: State) -> None:
+    mine, yours = digest(ours), digest(theirs)
+    assert mine.keys() == yours.keys()
+    assert [name for name in mine if mine[name] != yours[name]] == []
+
+
+Action = tuple[str, Any]
+
+
+def script(seed: int) -> list[Action]:
+    """What a trainer lives through: vectors, deletes, events of two partitions, odd events, turns, releases."""
+    rng = np.random.default_rng(seed)
+    logs: list[list[Behaviour]] = click_log(90, partitions=2, seed=seed, late_takes=5)
+    actions: list[Action] = [("hold", embedding(f"i{i}", unit_vector(i))) for i in range(35)]
+    positions = [0, 0]
+    while waiting := [p for p in range(2) if positions[p] < len(logs[p])]:
+        p = int(rng.choice(waiting))
+        for _ in range(int(rng.integers(1, 8))):
+            if positions[p] < len(logs[p]):
+                actions.append(("observe", (p, positions[p], logs[p][positions[p]])))
+                positions[p] += 1
+        odd = int(rng.integers(12))
+        if odd == 0:
+            actions.append(("drop", f"i{rng.integers(35)}"))
+        elif odd == 1:
+            item = int(rng.integers(40))
+            actions.append(("hold", embedding(f"i{item}", unit_vector(item + 100), content=f"new {item}")))
+        elif odd == 2:
+            actions.append(("forget", f"u{rng.integers(12)}"))
+        actions.append(("turn", None))
+    for p in range(2):
+        actions += [("broken", (p, positions[p])), ("observe", (p, positions[p] + 1, logs[p][-1]))]
+        actions.append(("erased", (p, positions[p] + 2)))
+    return [*actions, ("finish", None), ("turn", None)]
+
+
+def live(trainer: OnlineTrainer, actions: list[Action]) -> list[tuple[str, ...]]:
+    """Lives through the actions; returns what each candidate was trained on, and its weights."""
+    released = []
+    for name, value in actions:
+        match name:
+            case "hold" | "drop" | "forget":
+                getattr(trainer, name)(value)
+            case "observe":
+                trainer.observe(*value)
+            case "broken":
+                trainer.observe_broken(*value)
+            case "erased":
+                trainer.observe_erased(*value)
+            case "finish":
+                trainer.finish()
+            case "turn":
+                # a vector that never comes is given up at once: when that is depends on the script alone
+                missing = trainer.advance(give_up_on=trainer.advance().missing)
+                while not missing.missing and trainer.step() is not None:
+                    if trainer.release_due():
+                        released.append(told(trainer))
+                    missing = trainer.advance()
+                    missing = trainer.advance(give_up_on=missing.missing)
+                trainer.drain_scores()
+        assert trainer.accounts.balanced
+    return released
+
+
+def told(trainer: OnlineTrainer) -> tuple[str, ...]:
+    candidate = trainer.candidate()
+    trainer.begin_next()
+    assert candidate.segment is not None
+    weights = pack_arrays({name: tensor.numpy() for name, tensor in candidate.weights.items()})
+    return (candidate.rows_sha256, candidate.segment.root, str(candidate.offsets), str(candidate.metrics), str(weights))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=1, max_size=3))
+def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, cuts: list[float]) -> None:
+    actions = script(seed)
+    whole = fresh()
+    released = live(whole, actions)
+
+    places = sorted({int(cut * (len(actions) - 2)) for cut in cuts})  # never after finish, which a restart undoes
+    pieces = [actions[a:b] for a, b in zip([0, *places], [*places, len(actions)], strict=True)]
+    trainer, again = fresh(), live(fresh(), [])
+    for number, piece in enumerate(pieces):
+        if number:
+            state = trainer.snapshot()
+            trainer = fresh()
+            trainer.restore(through_bytes(state))
+            assert_same(trainer.snapshot(), state)
+        again += live(trainer, piece)
+    assert again == released
+    assert len(released) >= 1
+    assert_same(trainer.snapshot(), whole.snapshot())
+    assert trainer.accounts == whole.accounts and trainer.accounts.pending == 0
+
+
+def test_a_snapshot_shares_nothing_with_the_trainer_that_goes_on() -> None:
+    actions = script(3)
+    trainer = fresh()
+    live(trainer, actions[: len(actions) // 2])
+    state = trainer.snapshot()
+    before = digest(state)
+    live(trainer, actions[len(actions) // 2 :])
+    assert digest(state) == before
+
+
+def test_dropout_draws_from_the_trainer_alone_and_leaves_the_global_generator_where_it_was() -> None:
+    import torch
+
+    def run(disturb: int) -> str:
+        torch.manual_seed(disturb)
+        before = torch.get_rng_state()
+        trainer = fresh()
+        live(trainer, script(5))
+        assert torch.equal(torch.get_rng_state(), before)
+        return told(trainer)[-1]
+
+    assert run(1) == run(2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_trainer(CONFIG, partitions=3, variants=VARIANTS),
+        make_trainer(CONFIG, partitions=2),
+        make_trainer(small_config(bank_takes=12), partitions=2, variants=VARIANTS),
+    ],
+)
+def test_a_snapshot_of_another_trainer_is_refused(other: OnlineTrainer) -> None:
+    trainer = fresh()
+    live(trainer, script(1))
+    with pytest.raises(ValueError):
+        other.restore(trainer.snapshot())
+
+
+def test_a_forgotten_user_is_in_no_part_of_the_state_any_more() -> None:
+    actions = script(11)
+    cut = len(actions) * 2 // 3
+    trainer = fresh()
+    live(trainer, [action for action in actions[:cut] if action[0] != "forget"])
+    secret = next(value[2].user_id for name, value in reversed(actions[:cut]) if name == "observe")
+    assert any(secret.encode() in value for value in digest(trainer.snapshot()).values())
+    before = trainer.accounts
+    erased = trainer.forget(secret)
+    assert trainer.accounts.erased == before.erased + erased > 0 and trainer.accounts.balanced
+    state = trainer.snapshot()
+    for name in [name for name in state.arrays if name.endswith(".ends")]:
+        texts = (
+            state.pieces(name.removesuffix(".ends")) if f"{name.removesuffix('.ends')}.bytes" in state.arrays else []
+        )
+        assert secret.encode() not in texts, name
+        assert not any(f'"{secret}"'.encode() in text for text in texts), name
+    live(trainer, actions[cut:])
+    assert trainer.accounts.pending == 0
+
+
+def test_after_a_restore_an_idle_partition_is_waited_for_until_it_is_said_again() -> None:
+    trainer = make_trainer(partitions=2)
+    for second in range(0, 400, 20):
+        trainer.observe(0, second, behaviour(f"x{second}", second=second))
+    trainer.idle([1])
+    trainer.advance()
+    again = make_trainer(partitions=2)
+    again.restore(trainer.snapshot())
+    assert again.observe(1, 0, behaviour("early", user="u2", second=100)) is ObserveResult.LATE
+    pending = again.pending
+    again.advance()
+    assert again.pending == pending  # partition 1 never spoke in time: nothing is released without asking again
+    again.idle([1])
+    again.advance()
+    while again.step() is not None:
+        again.advance()
+    assert again.accounts.trained == trainer.accounts.trained or again.accounts.trained > 0

@@ -1,0 +1,1 @@
+"""Encoder training: pairs, one step, a run, health of the space."""

@@ -1,0 +1,166 @@
+"""Behaviour pairs for C-SFT: what was looked at just before, and what was taken then."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.behaviours import BehaviourKind
+from trainer.samples.label_join import ImpressionJoin
+from trainer.samples.numbering import ItemNumbers
+from trainer.samples.rows import Impression, Take
+from trainer.samples.window import Observed
+
+_IMAGE, _TITLE, _FUSED = 0, 1, 2
+
+
+class AnchorKind(StrEnum):
+    """What a pair asks with."""
+
+    QUERY_IMAGE = "query_image"
+    QUERY_TEXT = "query_text"
+    TRIGGER_ITEM = "trigger_item"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One positive with what came before it."""
+
+    row: Impression
+    """The impression that was answered."""
+    anchor_kind: AnchorKind
+    anchor: tuple[int, ...]
+    """Numbers of what is asked with, newest last: items, or the one query."""
+    passed_over: tuple[int, ...]
+    """Items that the user was shown last and did not take, newest last."""
+
+    @property
+    def kind(self) -> BehaviourKind:
+        """How the positive was taken."""
+        return self.row.taken_as or BehaviourKind.CLICK
+
+    @property
+    def take(self) -> Take:
+        """The positive as the memory keeps it."""
+        return Take(self.row.second, self.row.user_id, self.row.item)
+
+    @property
+    def asks_with(self) -> int:
+        """Which view of the anchor is the query: picture, title or fused."""
+        return {AnchorKind.QUERY_IMAGE: _IMAGE, AnchorKind.QUERY_TEXT: _TITLE}.get(self.anchor_kind, _FUSED)
+
+
+class PairMiner:
+    """Turns resolved impressions, in event-time order, into pairs.
+
+    The anchor is the photo or the words that the user searched with, where there were any, else the items that he took
+    before that second (the trigger item last). A positive without a past and without a query makes no pair. Exposures
+    that led to nothing are remembered per user, for hard negatives; never one that he took before or in this stretch.
+    """
+
+    def __init__(
+        self,
+        numbers: ItemNumbers,
+        *,
+        queries: Mapping[str | bytes, int] | None = None,
+        left_out: NDArray[np.bool_] | None = None,
+        passed_over_length: int = 20,
+        max_users: int = 1_000_000,
+    ) -> None:
+        self._numbers = numbers
+        self._queries = queries or {}
+        self._left_out = left_out
+        self._length = passed_over_length
+        self._max_users = max_users
+        self._passed: OrderedDict[str, list[int]] = OrderedDict()
+
+    def pairs(self, impressions: Iterable[Impression]) -> Iterator[Pair]:
+        """Pairs of these impressions, in their order."""
+        for row in impressions:
+            if not row.label:
+                self._remember(row)
+                continue
+            if not self._usable(row.item) or row.retaken:
+                continue
+            kind, anchor = self._anchor(row)
+            if anchor:
+                seen = self._passed.get(row.user_id, ())
+                owned = {row.item, *row.history}
+                yield Pair(row, kind, anchor, tuple(item for item in seen if item not in owned))
+
+    def _anchor(self, row: Impression) -> tuple[AnchorKind, tuple[int, ...]]:
+        for kind, query in ((AnchorKind.QUERY_IMAGE, row.query_image), (AnchorKind.QUERY_TEXT, row.query_text)):
+            if query and query in self._queries:
+                return kind, (self._queries[query],)
+        return AnchorKind.TRIGGER_ITEM, tuple(item for item in row.history if self._usable(item) and item != row.item)
+
+    def _usable(self, item: int) -> bool:
+        return self._numbers.has_vector(item) and not (self._left_out is not None and self._left_out[item])
+
+    def _remember(self, row: Impression) -> None:
+        if not self._usable(row.item):
+            return
+        passed = self._passed.setdefault(row.user_id, [])
+        self._passed.move_to_end(row.user_id)
+        passed.append(row.item)
+        del passed[: -self._length]
+        if len(self._passed) > self._max_users:
+            self._passed.popitem(last=False)
+
+
+class HardNegatives:
+    """One negative for a pair: what its user was shown and did not take, else an item of the same category."""
+
+    def __init__(self, category: NDArray[np.int64], *, usable: NDArray[np.bool_], exposed_first: bool = True) -> None:
+        order = np.flatnonzero(usable & (category >= 0))
+        order = order[np.argsort(category[order], kind="stable")]
+        self._category = category
+        self._order = order
+        self._start = np.searchsorted(category[order], category, side="left")
+        self._stop = np.searchsorted(category[order], category, side="right")
+        self._exposed_first = exposed_first
+
+    def choose(self, pair: Pair, rng: np.random.Generator) -> int:
+        """Number of an item that is neither the positive nor anything the user took; 0 if there is none."""
+        if self._exposed_first and pair.passed_over:
+            return pair.passed_over[int(rng.integers(len(pair.passed_over)))]
+        item = pair.row.item
+        start, stop = int(self._start[item]), int(self._stop[item])
+        if self._category[item] < 0 or stop - start < 2:
+            return 0
+        owned = {item, *pair.row.history}
+        for _ in range(4):
+            chosen = int(self._order[int(rng.integers(start, stop))])
+            if chosen not in owned:
+                return chosen
+        return 0
+
+
+def join_all(
+    seconds: Iterable[list[Observed]], numbers: ItemNumbers, *, history_length: int, attribution_seconds: float
+) -> Iterator[Impression]:
+    """Impressions of a closed stretch of the log, with labels: the same join as the live trainer's."""
+    join = ImpressionJoin(
+        numbers, history_length=history_length, attribution_seconds=attribution_seconds, max_users=1_000_000
+    )
+    for events in seconds:
+        yield from join.resolved(before=events[0].second)
+        join.add_second(events)
+    yield from join.resolved(before=float("inf"))
+
+
+def batches(
+    pairs: Sequence[Pair], *, size: int, rng: np.random.Generator, shuffle_seconds: float
+) -> Iterator[list[Pair]]:
+    """One pass over the pairs: shuffled inside blocks of event time, in batches of `size`; the last may be short."""
+    if not pairs:
+        return
+    block = np.array([pair.row.second // shuffle_seconds for pair in pairs])
+    order = np.lexsort((rng.random(len(pairs)), block))
+    for start in range(0, len(order), size):
+        yield [pairs[int(i)] for i in order[start : start + size]]

@@ -1,0 +1,1 @@
+"""Data-set folders: files, exposures, spans."""

@@ -1,0 +1,250 @@
+"""From rows of a data set to the click log: who was shown what at which second, and what was taken.
+
+Pure functions over columns. Everything random comes from a seed and is drawn on the whole set, before users are
+sampled, so that a kept user sees the same exposures whatever the cap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.datasets.folder import DAY_SECONDS, DataSet, Flags, Ints, sample_users
+
+NEGATIVES_PER_TAKE = 4
+WINDOW_EVENTS = 1_000
+"""How far before and after a take, counted in interactions, drawn exposures come from."""
+
+_ROUNDS_OF_REJECTION = 12
+
+
+@dataclass(frozen=True)
+class Behaviours:
+    """The click log of a set in replay order: by second, exposures before takes, otherwise shuffled by the seed."""
+
+    ts: Ints
+    """Second of event time (days are already spread)."""
+    user: Ints
+    item: Ints
+    is_take: Flags
+    defines_publish: Flags
+    row: Ints
+    """Row of `interactions.parquet` that the event belongs to; -1 - row of the negatives if it belongs to none."""
+    draw: Ints
+    """-1 for what the row itself says, else the running number of the negative beside it."""
+    drawn_from: str | None
+    """Where exposures that led to nothing come from, in words for the report; None if the set observed them."""
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+    def exposure_name(self, position: int) -> str:
+        """Name of an exposure, unique in its set; for a take, the name of the exposure that it answers."""
+        row, draw = int(self.row[position]), int(self.draw[position])
+        if row < 0:
+            return f"x{-1 - row}"
+        return f"s{row}" if draw < 0 else f"n{row}-{draw}"
+
+
+def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Behaviours:
+    """All behaviours of a set; with `events`, of as many whole users as keep the takes below that number."""
+    rows = data.interactions
+    ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
+    definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
+    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(data, ts, seed)
+
+    take = np.flatnonzero(rows.taken)
+    everything = np.arange(len(rows))
+    merged = Behaviours(
+        ts=np.concatenate([ts, ts[take], negative_ts]),
+        user=np.concatenate([rows.user, rows.user[take], negative_user]),
+        item=np.concatenate([rows.item, rows.item[take], negative_item]),
+        is_take=np.concatenate([np.zeros(len(rows), bool), np.ones(len(take), bool), np.zeros(len(negative_ts), bool)]),
+        defines_publish=np.concatenate([definers, definers[take], np.zeros(len(negative_ts), bool)]),
+        row=np.concatenate([everything, take, negative_row]),
+        draw=np.concatenate([np.full(len(rows) + len(take), -1), negative_draw]),
+        drawn_from=source,
+    )
+    # a fixed place among the exposures of a second would give the label away
+    shuffle = np.random.default_rng([seed, 13]).permutation(len(merged))
+    order = np.lexsort((shuffle, merged.is_take, merged.ts))
+    if events is not None:
+        order = order[sample_users(data, events, seed)[merged.user[order]]]
+    return _select(merged, order)
+
+
+def spread_over_days(ts: Ints, seed: int) -> Ints:
+    """Each midnight moved to a random second of its day."""
+    return ts + np.random.default_rng([seed, 5]).integers(0, DAY_SECONDS, len(ts))
+
+
+def defining_interactions(ts: Ints, recorded_ts: Ints, item: Ints, publish_ts: Ints) -> Flags:
+    """Per interaction: whether its item's publish time was inferred from it.
+
+    That is the first interaction of an item (by `ts`, then row) if its recorded time equals the publish time.
+    """
+    order = np.lexsort((np.arange(len(ts)), ts))
+    _, first = np.unique(item[order], return_index=True)
+    defines = np.zeros(len(ts), dtype=bool)
+    defines[order[first]] = True
+    return np.asarray(defines & (recorded_ts == publish_ts[item]))
+
+
+def draw_around(
+    ts: Ints,
+    user: Ints,
+    item: Ints,
+    publish_ts: Ints,
+    *,
+    seed: int,
+    per_take: int = NEGATIVES_PER_TAKE,
+    window: int = WINDOW_EVENTS,
+) -> tuple[Ints, Ints, Ints]:
+    """Draw `per_take` different items for each interaction from the items of the interactions around it.
+
+    Positions are drawn evenly from the `window` interactions before and after (in order of time), so an item comes up
+    as often as it is taken at that time; what was not yet published at that second or what the user ever took is drawn
+    again. Drawn from the past alone, every new item would be a positive and newness would give the label away.
+
+    Returns (row, running number, item) per draw, sorted; fewer than `per_take` where the window holds no more.
+    """
+    n = len(ts)
+    order = np.lexsort((np.arange(n), ts))
+    ts_o, user_o, item_o = ts[order], user[order], item[order]
+    n_items = len(publish_ts)
+    taken = np.unique(user_o * n_items + item_o)
+    rng = np.random.default_rng([seed, 7])
+    chosen = np.full((n, per_take), -1, dtype=np.int64)
+    filled = np.zeros(n, dtype=np.int64)
+    low, high = np.maximum(np.arange(n) - window, 0), np.minimum(np.arange(n) + window, n - 1)
+    for _ in range(_ROUNDS_OF_REJECTION * per_take):
+        open_rows = np.flatnonzero(filled < per_take)
+        if not len(open_rows):
+            break
+        candidate = item_o[rng.integers(low[open_rows], high[open_rows] + 1)]
+        fits = publish_ts[candidate] <= ts_o[open_rows]
+        fits &= ~_contains(taken, user_o[open_rows] * n_items + candidate)
+        fits &= ~np.any(chosen[open_rows] == candidate[:, None], axis=1)
+        rows = open_rows[fits]
+        chosen[rows, filled[rows]] = candidate[fits]
+        filled[rows] += 1
+    for row in np.flatnonzero(filled < per_take):  # hardly anything fits there: go through the window once
+        around = item_o[low[row] : high[row] + 1]
+        fits = (publish_ts[around] <= ts_o[row]) & ~_contains(taken, user_o[row] * n_items + around)
+        for candidate in rng.permutation(around[fits]):
+            if filled[row] == per_take:
+                break
+            if candidate not in chosen[row]:
+                chosen[row, filled[row]] = candidate
+                filled[row] += 1
+    at, number = np.nonzero(chosen >= 0)
+    drawn = chosen[at, number]
+    back = np.lexsort((number, order[at]))
+    return order[at][back], number[back], drawn[back]
+
+
+def sources_of_draws(ts: Ints, item: Ints, row: Ints, drawn: Ints, *, seed: int, window: int = WINDOW_EVENTS) -> Ints:
+    """For each item that `draw_around` drew beside a row: one of the interactions that it may have been drawn from.
+
+    Evenly one of the item's interactions in the row's window, as the draw itself took them. Returns rows of the
+    interactions, -1 where the window holds none of that item.
+    """
+    n = len(ts)
+    order = np.lexsort((np.arange(n), ts))
+    place = np.empty(n, dtype=np.int64)
+    place[order] = np.arange(n)
+    keys = item[order] * n + np.arange(n)
+    by_item = np.argsort(keys, kind="stable")
+    keys = keys[by_item]
+    low = np.searchsorted(keys, drawn * n + np.maximum(place[row] - window, 0))
+    high = np.searchsorted(keys, drawn * n + np.minimum(place[row] + window, n - 1), side="right")
+    chosen = low + (np.random.default_rng([seed, 37]).random(len(row)) * (high - low)).astype(np.int64)
+    return np.where(high > low, order[by_item[np.minimum(chosen, n - 1)]], -1)
+
+
+def match_to_rows(ts: Ints, user: Ints, shown_ts: Ints, shown_user: Ints) -> Ints:
+    """Which interaction each exposure stands beside: of the same user and recorded time, shared out in file order.
+
+    Returns a row of the interactions per exposure, -1 where that user has none at that time.
+    """
+    span = max(int(max(ts.max(initial=0), shown_ts.max(initial=0))) + 1, 1)
+    base = min(int(min(ts.min(initial=0), shown_ts.min(initial=0))), 0)
+    key, shown_key = user * (span - base) + (ts - base), shown_user * (span - base) + (shown_ts - base)
+    rows_by_key = np.argsort(key, kind="stable")
+    groups, starts, sizes = np.unique(key[rows_by_key], return_index=True, return_counts=True)
+    if not len(groups):
+        return np.full(len(shown_ts), -1, dtype=np.int64)
+    shown_by_key = np.argsort(shown_key, kind="stable")
+    sorted_shown = shown_key[shown_by_key]
+    _, first, inverse, counts = np.unique(sorted_shown, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.arange(len(sorted_shown)) - first[inverse]
+    place = np.minimum(np.searchsorted(groups, sorted_shown), len(groups) - 1)
+    matched = groups[place] == sorted_shown
+    row = rows_by_key[np.where(matched, starts[place] + rank * sizes[place] // counts[inverse], 0)]
+    result = np.empty(len(shown_ts), dtype=np.int64)
+    result[shown_by_key] = np.where(matched, row, -1)
+    return result
+
+
+def id_prefix(data_name: str, seed: int) -> str:
+    """Head of the event ids of one set and seed: a second replay of both gives the same ids, so it changes nothing."""
+    return hashlib.sha256(f"{data_name}\0{seed}".encode()).hexdigest()[:10]
+
+
+def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
+    """Exposures that led to nothing: (user, item, second, row they stand beside, running number, where they come from).
+
+    `ts` are the seconds of the interactions. Rows are -1 - place where an exposure stands beside no interaction.
+    """
+    rows = data.interactions
+    none = np.zeros(0, np.int64)
+    given = data.negatives
+    if given is not None:
+        row = match_to_rows(rows.ts, rows.user, given.ts, given.user)
+        own_ts = spread_over_days(given.ts, seed + 1) if data.day_resolution else given.ts
+        when = np.where(row >= 0, ts[row], own_ts) if len(rows) else own_ts
+        number = _running_numbers(row)
+        row = np.where(row >= 0, row, -1 - np.arange(len(row)))
+        return given.user, given.item, when, row, number, f"sampled ({given.source})" if given.simulated else None
+    if not len(rows) or not rows.taken.all():
+        return none, none, none, none, none, None
+    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed)
+    words = (
+        f"drawn by seed {seed}: {NEGATIVES_PER_TAKE} per take from what was taken within {WINDOW_EVENTS:,} events "
+        "before or after, already published then, never taken by that user"
+    )
+    return rows.user[row], item, ts[row], row, number, words
+
+
+def _running_numbers(row: Ints) -> Ints:
+    """0, 1, 2, ... within each value of `row`, in order of appearance."""
+    order = np.argsort(row, kind="stable")
+    ordered = row[order]
+    _, first, inverse = np.unique(ordered, return_index=True, return_inverse=True)
+    numbers = np.empty(len(row), dtype=np.int64)
+    numbers[order] = np.arange(len(row)) - first[inverse]
+    return numbers
+
+
+def _contains(ordered: Ints, values: Ints) -> NDArray[np.bool_]:
+    """Whether each value is in the sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[place] == values)
+
+
+def _select(behaviours: Behaviours, order: Ints) -> Behaviours:
+    return Behaviours(
+        ts=behaviours.ts[order],
+        user=behaviours.user[order],
+        item=behaviours.item[order],
+        is_take=behaviours.is_take[order],
+        defines_publish=behaviours.defines_publish[order],
+        row=behaviours.row[order],
+        draw=behaviours.draw[order],
+        drawn_from=behaviours.drawn_from,
+    )

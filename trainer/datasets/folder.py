@@ -1,0 +1,333 @@
+"""Data-set folders: items, pictures and interactions as parquet files, read column by column.
+
+The format (unknown columns are ignored here, identifiers may be numbers or text, times are seconds since 1970
+in UTC or Arrow timestamps):
+
+| file | needed columns | optional columns |
+| --- | --- | --- |
+| `items.parquet` | item_id, title, publish_ts | text, category, price, year or release_year |
+| `images.parquet` (optional; may miss items) | item_id, image (encoded bytes) | |
+| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty |
+| `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type |
+
+A row with a `rating` is a take whatever its value, without one `label` = 1 says that the item was taken; takes are
+purchases where the set has `qty`, clicks where it has not. Of `sampled_negatives.parquet` one `neg_type` is used.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from schemas.behaviours import BehaviourKind
+from schemas.errors import Misconfigured
+from trainer.datasets.parquet import (
+    as_positions,
+    as_seconds,
+    as_texts,
+    check_columns,
+    parquet_errors,
+    read_columns,
+    with_texts,
+)
+
+DAY_SECONDS = 86_400
+
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ItemRecord:
+    """One row of `items.parquet`, ready to be published."""
+
+    item_id: str
+    title: str
+    text: str
+    category: str | None
+    price: float | None
+    publish_ts: int
+    """Seconds since 1970, UTC."""
+    attributes: dict[str, Any]
+    """Further columns that were asked for when the set was opened, for example what a title card shows."""
+    year: int | None = None
+    """Year of release or of the model."""
+
+
+class Pictures(Protocol):
+    """Where the pictures of items come from."""
+
+    def of(self, records: Sequence[ItemRecord]) -> list[bytes | None]:
+        """Look up the encoded picture of each item, None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """What users did, one entry per row in file order; users and items are positions in the set's lists."""
+
+    ts: Ints
+    """Seconds since 1970 as the file says, not yet spread over the day."""
+    user: Ints
+    item: Ints
+    taken: Flags
+    event_id: NDArray[np.object_] | None
+    """The platform's own ids, where the file has them."""
+    kind: BehaviourKind
+    """What a take is in this set."""
+    rated: bool
+    """Whether rows are ratings, so that every row is a take."""
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Exposures that led to nothing, as the set gives them."""
+
+    ts: Ints
+    user: Ints
+    item: Ints
+    source: str
+    """The file, with the `neg_type` used if it has several."""
+    simulated: bool
+    """True for `sampled_negatives.parquet`, false for `exposures.parquet`."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An opened folder. Items are sorted by (publish_ts, item_id); texts stay in Arrow memory until asked for."""
+
+    name: str
+    items: pa.Table
+    item_ids: list[str]
+    publish_ts: Ints
+    user_ids: list[str]
+    interactions: Interactions
+    negatives: Negatives | None
+    pictures: Pictures
+    day_resolution: bool
+    """Whether all interactions stand at midnight, so that only their day is known."""
+    attributes: tuple[str, ...] = ()
+    """Further columns of the items that records carry along."""
+
+    @property
+    def start_ts(self) -> int:
+        """The first second of the set."""
+        starts = [int(times.min()) for times in (self.publish_ts, self.interactions.ts) if len(times)]
+        return min(starts, default=0)
+
+    @property
+    def catalogue(self) -> Flags:
+        """Per item: published in the set's first 24 hours, so its publish time says nothing about its age."""
+        return np.asarray(self.publish_ts < self.start_ts + DAY_SECONDS)
+
+    def records(self, start: int, stop: int) -> list[ItemRecord]:
+        """Items `start` to `stop` in publish order."""
+        rows = self.items.slice(start, max(0, stop - start)).to_pylist()
+        return [
+            ItemRecord(
+                item_id=row["item_id"],
+                title=(row["title"] or "")[:2_000],
+                text=(row.get("text") or "")[:20_000],
+                category=(row.get("category") or "")[:200] or None,
+                price=_price(row.get("price")),
+                publish_ts=int(row["publish_ts"]),
+                attributes={name: row.get(name) for name in self.attributes},
+                year=_year(row.get("year"), row.get("release_year")),
+            )
+            for row in rows
+        ]
+
+
+def open_data_set(
+    folder: Path,
+    *,
+    neg_type: str = "pop",
+    behaviours: bool = True,
+    attributes: Sequence[str] = (),
+    pictures: Pictures | None = None,
+) -> DataSet:
+    """Read a data-set folder; pictures stay on disk.
+
+    `behaviours=False` reads items alone. `attributes` are further columns of `items.parquet` to keep. `pictures`
+    replaces `images.parquet`.
+
+    Raises `Misconfigured` naming the file and the column if something needed is missing or of the wrong type.
+    """
+    if not folder.is_dir():
+        raise Misconfigured(f"data set {folder} is not a folder")
+    items = read_columns(
+        folder / "items.parquet",
+        ["item_id", "title", "publish_ts"],
+        ["text", "category", "price", "year", "release_year", *attributes],
+    )
+    items = with_texts(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
+    publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
+    items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
+    items = items.sort_by([("publish_ts", "ascending"), ("item_id", "ascending")]).combine_chunks()
+    item_ids: list[str] = items["item_id"].to_pylist()
+    if len(set(item_ids)) != len(item_ids):
+        raise Misconfigured(f"{folder / 'items.parquet'}: column 'item_id' holds the same item more than once")
+    index = pa.array(item_ids, pa.string())
+    if behaviours:
+        interactions, users = _read_interactions(folder / "interactions.parquet", index)
+        negatives = _read_negatives(folder, index, users, neg_type)
+    else:
+        none = np.zeros(0, np.int64)
+        users = pa.array([], pa.string())
+        interactions = Interactions(none, none, none, none.astype(bool), None, BehaviourKind.CLICK, rated=False)
+        negatives = None
+    if pictures is None:
+        path = folder / "images.parquet"
+        pictures = StoredPictures(path) if path.exists() else NoPictures()
+    return DataSet(
+        name=folder.resolve().name,
+        items=items,
+        item_ids=item_ids,
+        publish_ts=items["publish_ts"].to_numpy().astype(np.int64),
+        user_ids=users.to_pylist(),
+        interactions=interactions,
+        negatives=negatives,
+        pictures=pictures,
+        day_resolution=len(interactions) > 0 and not np.any(interactions.ts % DAY_SECONDS),
+        attributes=tuple(attributes),
+    )
+
+
+def sample_users(data: DataSet, events: int, seed: int) -> Flags:
+    """Which users stay so that at most `events` takes stay (one user at least): whole users, in a fixed random order.
+
+    Returns one flag per user. Every kept user keeps all of its rows, so that histories are whole and days stay.
+    """
+    takes = np.bincount(data.interactions.user[data.interactions.taken], minlength=len(data.user_ids))
+    order = np.random.default_rng([seed, 11]).permutation(len(takes))
+    kept = np.zeros(len(takes), dtype=bool)
+    fitting = int(np.searchsorted(np.cumsum(takes[order]), events, side="right"))
+    kept[order[: max(1, fitting)]] = True
+    return kept
+
+
+class NoPictures:
+    """A set without pictures."""
+
+    def of(self, records: Sequence[ItemRecord]) -> list[bytes | None]:
+        """None for each item."""
+        return [None] * len(records)
+
+
+class StoredPictures:
+    """`images.parquet`, looked up row group by row group; at most `max_cached_bytes` of decoded row groups are held."""
+
+    def __init__(self, path: Path, *, max_cached_bytes: int = 268_435_456) -> None:
+        self._path = path
+        self._max_cached_bytes = max_cached_bytes
+        with parquet_errors(path):
+            self._file = pq.ParquetFile(path)
+        check_columns(path, self._file.schema_arrow.names, ["item_id", "image"])
+        if not _is_binary(self._file.schema_arrow.field("image").type):
+            raise Misconfigured(
+                f"{path}: column 'image' must hold encoded bytes, it is {self._file.schema_arrow.field('image').type}"
+            )
+        self._place: dict[str, tuple[int, int]] = {}
+        for group in range(self._file.num_row_groups):
+            ids = as_texts(self._file.read_row_group(group, columns=["item_id"]), path, "item_id").to_pylist()
+            self._place.update({item_id: (group, row) for row, item_id in enumerate(ids)})
+        self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def of(self, records: Sequence[ItemRecord]) -> list[bytes | None]:
+        """Look up the stored picture of each item; reads each row group at most once per call."""
+        found: list[bytes | None] = [None] * len(records)
+        places = [
+            (*self._place[record.item_id], position)
+            for position, record in enumerate(records)
+            if record.item_id in self._place
+        ]
+        for group, row, position in sorted(places):
+            found[position] = self._images(group)[row].as_py() or None
+        return found
+
+    def _images(self, group: int) -> pa.ChunkedArray:
+        if group not in self._cached:
+            with parquet_errors(self._path):
+                self._cached[group] = self._file.read_row_group(group, columns=["image"])["image"]
+            while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > self._max_cached_bytes:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(group)
+        return self._cached[group]
+
+
+def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, pa.Array]:
+    table = read_columns(path, ["user_id", "item_id", "ts", "label"], ["event_id", "rating", "qty"])
+    users = as_texts(table, path, "user_id").combine_chunks().dictionary_encode()
+    label = table["label"]
+    if not (pa.types.is_integer(label.type) or pa.types.is_boolean(label.type) or pa.types.is_floating(label.type)):
+        raise Misconfigured(f"{path}: column 'label' must be 0 or 1, it is {label.type}")
+    rated = "rating" in table.column_names
+    taken = np.ones(len(table), bool) if rated else pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
+    event_id = None
+    if "event_id" in table.column_names:
+        event_id = np.array(as_texts(table, path, "event_id").to_pylist(), dtype=object)
+        if len(set(event_id)) != len(event_id):
+            raise Misconfigured(f"{path}: column 'event_id' holds the same id more than once")
+    interactions = Interactions(
+        ts=as_seconds(table, path, "ts"),
+        user=users.indices.to_numpy().astype(np.int64),
+        item=as_positions(table, path, "item_id", item_index, "items.parquet"),
+        taken=taken,
+        event_id=event_id,
+        kind=BehaviourKind.PURCHASE if "qty" in table.column_names else BehaviourKind.CLICK,
+        rated=rated,
+    )
+    return interactions, users.dictionary
+
+
+def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str) -> Negatives | None:
+    shown, sampled = folder / "exposures.parquet", folder / "sampled_negatives.parquet"
+    path = shown if shown.exists() else sampled
+    if not path.exists():
+        return None
+    table = read_columns(path, ["user_id", "item_id", "ts"], ["neg_type", "label"], keep=("neg_type", neg_type))
+    source = path.name
+    if "neg_type" in table.column_names:
+        source = f"{path.name}, neg_type={neg_type}"
+        if not len(table):
+            raise Misconfigured(f"{path}: column 'neg_type' never holds {neg_type!r}; choose one with --neg-type")
+    if "label" in table.column_names:  # what was taken stands in interactions.parquet already
+        table = table.filter(pc.equal(pc.fill_null(table["label"].cast(pa.float64()), 0), 0))
+    return Negatives(
+        ts=as_seconds(table, path, "ts"),
+        user=as_positions(table, path, "user_id", users, "interactions.parquet"),
+        item=as_positions(table, path, "item_id", item_index, "items.parquet"),
+        source=source,
+        simulated=path == sampled,
+    )
+
+
+def _price(value: object) -> float | None:
+    price = float(value) if isinstance(value, int | float) else None
+    return price if price is not None and np.isfinite(price) and price >= 0 else None
+
+
+def _year(*values: object) -> int | None:
+    for value in values:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 9999:
+            return int(value)
+    return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

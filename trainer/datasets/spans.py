@@ -1,0 +1,209 @@
+"""A data-set folder as C-SFT sees it: spans of event time, pairs to learn from, questions to be judged by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from trainer.csft.health import Questions
+from trainer.csft.pairs import Pair, PairMiner, join_all
+from trainer.datasets.exposures import behaviours_of
+from trainer.datasets.folder import DAY_SECONDS, DataSet
+from trainer.samples.numbering import FeatureNumbers
+from trainer.samples.window import Observed
+
+LEARN_UNTIL, VALIDATE_FROM, TEST_FROM = 0.5, 0.7, 0.8
+"""Shares of the events, in order of time, at which spans begin and end (whole days where only days are known)."""
+HISTORY_ITEMS = 10
+
+
+@dataclass(frozen=True)
+class Span:
+    """From second `start` up to, not including, second `stop`."""
+
+    start: int
+    stop: int
+
+    def holds(self, ts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these seconds lie inside."""
+        return np.asarray((ts >= self.start) & (ts < self.stop))
+
+
+@dataclass(frozen=True, eq=False)
+class BehaviourLog:
+    """The log of a folder with item numbers (position + 1), what counts as liked, and what is held out."""
+
+    data: DataSet
+    ts: NDArray[np.int64]
+    """Recorded seconds (midnight where only days are known)."""
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    liked: NDArray[np.bool_]
+    held_out: NDArray[np.bool_]
+    """Per item number: never learned from."""
+
+    @staticmethod
+    def of(data: DataSet, folder: Path) -> BehaviourLog:
+        """Read what the replay does not need: the label of ratings, and the held-out items if the set names any."""
+        label = pq.read_table(folder / "interactions.parquet", columns=["label"])["label"]
+        liked = pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
+        held_out = np.zeros(len(data.item_ids) + 1, bool)
+        if "cold_holdout" in data.items.column_names:
+            held_out[1:] = np.array(data.items["cold_holdout"].to_pylist(), dtype=bool)
+        rows = data.interactions
+        return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked & rows.taken, held_out)
+
+    def boundary(self, share: float) -> int:
+        """The second at which this share of the events is over."""
+        ordered = np.sort(self.ts)
+        second = int(ordered[min(len(ordered) - 1, round(share * len(ordered)))])
+        if not self.data.day_resolution:
+            return second
+        days, first = np.unique(ordered, return_index=True)
+        nearest = int(np.argmin(np.abs(first / len(ordered) - share)))
+        return int(days[nearest])
+
+    @property
+    def learn(self) -> Span:
+        """What an encoder may learn from."""
+        return Span(int(self.ts.min()), self.boundary(LEARN_UNTIL))
+
+    @property
+    def validation(self) -> Span:
+        """What settings are chosen by."""
+        return Span(self.boundary(VALIDATE_FROM), self.boundary(TEST_FROM))
+
+    @property
+    def test(self) -> Span:
+        """What is looked at once."""
+        return Span(self.boundary(TEST_FROM), int(self.ts.max()) + DAY_SECONDS)
+
+    def cold(self, span: Span) -> NDArray[np.bool_]:
+        """Per item number: held out, or not taken before the span. Padding is not."""
+        cold = np.ones(len(self.held_out), bool)
+        cold[self.item[self.ts < span.start]] = False
+        cold |= self.held_out
+        cold[0] = False
+        return cold
+
+    def published(self, span: Span) -> NDArray[np.bool_]:
+        """Per item number: on sale before the span ended. An encoder of that time knows nothing of the others."""
+        return np.concatenate([[False], self.data.publish_ts < span.stop])
+
+    def recent_takes(self, span: Span) -> NDArray[np.int64]:
+        """Takes per item number over the last day before the span, or over its last 5 % of events if that is more."""
+        before = self.ts < span.start
+        start = min(span.start - DAY_SECONDS, int(np.quantile(self.ts[before], 0.94)))
+        counts = np.bincount(self.item[before & (self.ts >= start)], minlength=len(self.held_out))
+        counts[self.held_out] = 0
+        return counts
+
+    # ---- pairs ---------------------------------------------------------------------------------------------------
+
+    def pairs(self, span: Span, numbers: FeatureNumbers, *, history_length: int, seed: int) -> list[Pair]:
+        """Pairs of a span, mined by the live trainer's own join from the log that a replay would send."""
+        miner = PairMiner(numbers, left_out=self.held_out)
+        seconds = self._observed(span, seed)
+        impressions = join_all(seconds, numbers, history_length=history_length, attribution_seconds=0.0)
+        return list(miner.pairs(impressions))
+
+    def _observed(self, span: Span, seed: int) -> Iterator[list[Observed]]:
+        log = behaviours_of(self.data, seed=seed)
+        disliked = log.is_take & (log.row >= 0) & ~self.liked[np.maximum(log.row, 0)]
+        kept = np.flatnonzero((log.ts >= span.start) & (log.ts < span.stop) & ~disliked)
+        ids, users, kind = self.data.item_ids, self.data.user_ids, self.data.interactions.kind
+        second, events = None, []
+        for place in kept:
+            ts, take = int(log.ts[place]), bool(log.is_take[place])
+            if second is not None and ts != second:
+                yield events
+                events = []
+            second = ts
+            name = log.exposure_name(int(place))
+            # checked when the set was read; building them without checks is ten times faster
+            behaviour = Behaviour.model_construct(
+                event_id=f"t{name}" if take else name,
+                kind=kind if take else BehaviourKind.EXPOSURE,
+                user_id=users[log.user[place]],
+                item_id=ids[log.item[place]],
+                occurred_at=datetime.fromtimestamp(ts, UTC),
+                exposure_id=name if take else None,
+                query_text=None,
+                query_image=None,
+                trigger_item=None,
+                defines_publish=False,
+            )
+            events.append(Observed(0, int(place), ts, behaviour))
+        if events:
+            yield events
+
+    # ---- questions -----------------------------------------------------------------------------------------------
+
+    def next_questions(self, span: Span) -> Questions:
+        """What was liked next, given what the user liked before (before that day, where only days are known)."""
+        order = np.lexsort((np.arange(len(self.ts)), self.ts))
+        order = order[self.ts[order] < span.stop]
+        liked: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        met: dict[int, set[int]] = defaultdict(set)
+        questions: list[tuple[list[int], int, set[int]]] = []
+        waiting: list[tuple[int, int, bool]] = []
+        now = None
+        for row in order:
+            ts, user, item = int(self.ts[row]), int(self.user[row]), int(self.item[row])
+            if ts != now:
+                _settle(waiting, now, liked, met)
+                waiting, now = [], ts
+            waiting.append((user, item, bool(self.liked[row])))
+            if ts >= span.start and self.liked[row] and liked[user] and item not in met[user]:
+                questions.append(([item for _, item in liked[user][-HISTORY_ITEMS:]][::-1], item, set(met[user])))
+        return _questions(questions)
+
+    def basket_questions(self, span: Span) -> Questions | None:
+        """Each thing of one day's basket, given its neighbour in it; None where more than days are known."""
+        if not self.data.day_resolution:
+            return None
+        inside = span.holds(self.ts) & self.liked
+        baskets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for ts, user, item in zip(self.ts[inside], self.user[inside], self.item[inside], strict=True):
+            baskets[int(ts), int(user)].append(int(item))
+        found: list[tuple[list[int], int, set[int]]] = []
+        for items in baskets.values():
+            distinct = list(dict.fromkeys(items))
+            if len(distinct) > 1:
+                anchors = [distinct[1], *distinct]
+                found.extend(([one], other, {one}) for one, other in zip(anchors, distinct, strict=False))
+        return _questions(found)
+
+
+def _settle(
+    waiting: list[tuple[int, int, bool]],
+    ts: int | None,
+    liked: dict[int, list[tuple[int, int]]],
+    met: dict[int, set[int]],
+) -> None:
+    for user, item, good in waiting:
+        met[user].add(item)
+        if good:
+            liked[user].append((ts or 0, item))
+
+
+def _questions(found: list[tuple[list[int], int, set[int]]]) -> Questions:
+    anchors = np.zeros((len(found), max((len(anchor) for anchor, _, _ in found), default=1)), np.int64)
+    for q, (anchor, _, _) in enumerate(found):
+        anchors[q, : len(anchor)] = anchor
+    return Questions(
+        anchors_QL=anchors,
+        target_Q=np.array([target for _, target, _ in found], np.int64),
+        known_start_Q=np.concatenate([[0], np.cumsum([len(known) for _, _, known in found])]).astype(np.int64),
+        known=np.array([item for _, _, known in found for item in sorted(known)], np.int64),
+    )

@@ -1,0 +1,1 @@
+"""Space-time negatives: the memory bank and the sampler."""

@@ -1,0 +1,1 @@
+"""torch modules, losses, collate, one optimiser step, the scorer."""

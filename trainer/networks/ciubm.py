@@ -1,0 +1,248 @@
+"""CiUBM: a click model that fuses what a user's item ids say with what their content says.
+
+Source: MIM (arXiv 2502.00321), content-interest-aware user behaviour model (Fig. 2c); target attention as in DIN
+(arXiv 1706.06978); the histogram of similarities as SimTier in arXiv 2407.19467.
+
+Letters: B rows, L history, U distinct items of the batch, E id width, V stored vector width, C content width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.networks.attention import TargetAttention
+from trainer.networks.config import CiUBMConfig
+from trainer.networks.id_table import IdTable
+from trainer.networks.numeric import CrossedHeads, NumericEmbedding
+
+
+@dataclass(frozen=True)
+class CtrBatch:
+    """B impressions over U distinct items, whose features stand once each. Item 0 of the U is padding."""
+
+    hashes_U2: Tensor
+    """int64: two hashes of each item's id."""
+    vectors_UV: Tensor
+    """float32: stored unit vectors; zero rows where there is none."""
+    has_vector_U: Tensor
+    """bool."""
+    target_B: Tensor
+    """int64 index into U."""
+    history_BL: Tensor
+    """int64 index into U, newest first; 0 pads. A single row is the history of all B, whose user's side is then
+    computed once."""
+    dense_BF: Tensor
+    """float32 context features, as many as the model was built for."""
+    category_U: Tensor | None = None
+    """int64 number of each item's category, 0 unknown; for models with a table of categories."""
+
+    def to(self, device: torch.device) -> CtrBatch:
+        """The same batch on another device."""
+        there = {
+            one.name: column.to(device, non_blocking=True)
+            for one in fields(self)
+            if (column := getattr(self, one.name)) is not None
+        }
+        return CtrBatch(**there)
+
+
+DENSE_FEATURES = 3
+"""log of the history's length, whether there is one, whether the target has a vector."""
+
+
+class CiUBM(nn.Module):
+    """Forward only: batch in, logits out. Loss, optimiser and storage are somebody else's."""
+
+    def __init__(self, config: CiUBMConfig, *, vector_width: int, seed: int, dense_width: int = DENSE_FEATURES) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build(vector_width, dense_width)
+
+    def _build(self, vector_width: int, dense_width: int) -> None:
+        config = self.config
+        self.id_table = IdTable(config.id_rows, config.id_width, admit_after=config.id_admit_after)
+        if config.categories:
+            self.category_table = nn.Embedding(config.categories, config.id_width)
+            nn.init.normal_(self.category_table.weight, std=0.05)
+        if config.uses_content:
+            self.projection = nn.Linear(vector_width, config.content_width)
+            # near-isometric at the start: similarities mean something before anything was learned
+            nn.init.orthogonal_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+            self.projection.requires_grad_(config.refresh_projection)
+        width = config.id_width if config.target_id else 0
+        if config.numeric_bins:
+            self.numeric = NumericEmbedding(dense_width, bins=config.numeric_bins, width=config.numeric_width)
+            width += self.numeric.width
+        else:
+            width += dense_width
+        if config.id_interest:
+            extra = config.content_in_attention * (1 + config.raw_similarities)
+            self.attention = TargetAttention(config.id_width, extra, config.attention_hidden)
+            width += config.id_width
+        if config.fusion_interest:
+            width += config.id_width
+        if config.content_interest:
+            width += config.content_width
+        if config.similarity_features:
+            width += (1 + config.raw_similarities) * (config.similarity_bins + 4)
+        if config.bilinear_interest:
+            self.bilinear = nn.Linear(config.content_width, config.content_width, bias=False)
+            nn.init.eye_(self.bilinear.weight)
+            width += 4
+        if config.target_content:
+            width += config.content_width
+        self.head = Head(config, width)
+
+    def content(self, vectors_UV: Tensor, has_vector_U: Tensor) -> Tensor:
+        """Projected content of items, unit length, shape (U, C); zero rows for items without a vector."""
+        projected_UC = F.normalize(self.projection(vectors_UV), dim=-1)
+        return projected_UC * has_vector_U[:, None]
+
+    def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
+        """Logits, shape (B,). `content_UC` saves a second projection where the caller already has it."""
+        logits_BK = self.members(batch, content_UC)
+        if logits_BK.shape[1] == 1:
+            return logits_BK.squeeze(1)
+        return torch.sigmoid(logits_BK).mean(1).logit(eps=1e-7)
+
+    def members(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
+        """Logits of each head of the ensemble, shape (B, K)."""
+        config = self.config
+        hashes_U2 = batch.hashes_U2
+        if self.training and config.id_dropout:
+            forgotten_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < config.id_dropout
+            hashes_U2 = hashes_U2.masked_fill(forgotten_U[:, None], 0)  # nobody's hashes: reads the shared row
+        ids_UE = self.id_table(hashes_U2)
+        if config.categories and batch.category_U is not None:
+            # an item without a row of its own still is one of its kind
+            ids_UE = ids_UE + self.category_table(batch.category_U % config.categories)
+        mask_BL = batch.history_BL > 0
+        target_BE = ids_UE.index_select(0, batch.target_B)
+        history_BLE = gathered(ids_UE, batch.history_BL)
+        dense_BX = self.numeric(batch.dense_BF) if config.numeric_bins else batch.dense_BF
+        parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
+        similarity_BL = raw_BL = None
+        if config.uses_content:
+            if content_UC is None:
+                content_UC = self.content(batch.vectors_UV, batch.has_vector_U)
+            history_BLC = gathered(content_UC, batch.history_BL)
+            target_BC = content_UC.index_select(0, batch.target_B)
+            mask_content_BL = (
+                mask_BL & batch.has_vector_U[batch.history_BL] & batch.has_vector_U[batch.target_B][:, None]
+            )
+            similarity_BL = dots(history_BLC, target_BC) * mask_content_BL
+            if config.raw_similarities:
+                raw_BL = dots(gathered(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
+                raw_BL = raw_BL * mask_content_BL
+        if config.id_interest:
+            extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
+            weight_BL = self.attention(batch.history_BL, history_BLE, target_BE, extra)
+            parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
+        if similarity_BL is not None:
+            scale_B1 = length_scale(mask_content_BL)
+            if config.fusion_interest:
+                parts.append(weighted_sum(similarity_BL, history_BLE) * scale_B1)
+            if config.content_interest:
+                parts.append(weighted_sum(similarity_BL, history_BLC) * scale_B1)
+            if config.similarity_features:
+                for each_BL in (similarity_BL, raw_BL):
+                    if each_BL is not None:
+                        parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
+                        parts.append(3 * summaries(each_BL, mask_content_BL, config.recency_half_life_items))
+            if config.bilinear_interest:
+                learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
+                parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
+            if config.target_content:
+                parts.append(target_BC)
+        logits_BK: Tensor = self.head(torch.cat(parts, dim=1))
+        return logits_BK
+
+    def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
+        """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
+        weight_BL = _recency(history_BL, self.config.recency_half_life_items) * (history_BL > 0)
+        return F.normalize(weighted_sum(weight_BL, gathered(content_UC, history_BL)), dim=-1)
+
+
+class Head(nn.Module):
+    """From the concatenated interests to logits (B, K), normalised at the input; without that nothing is learned."""
+
+    def __init__(self, config: CiUBMConfig, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.network: nn.Module
+        if config.heads > 1 or config.cross_layers:
+            self.network = CrossedHeads(
+                width,
+                config.hidden,
+                heads=config.heads,
+                cross_layers=config.cross_layers,
+                cross_rank=config.cross_rank,
+                dropout=config.dropout,
+            )
+            return
+        layers: list[nn.Module] = []
+        for size in config.hidden:
+            layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
+            width = size
+        self.network = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(self, input_BX: Tensor) -> Tensor:
+        """Logits, shape (B, K)."""
+        logits_BK: Tensor = self.network(self.norm(input_BX))
+        return logits_BK
+
+
+def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:
+    """Inner product of each history row with its target, shape (B, L); a single history is that of all targets."""
+    if len(history_BLX) == 1:
+        return target_BX @ history_BLX[0].T
+    return torch.bmm(history_BLX, target_BX[:, :, None]).squeeze(2)
+
+
+def weighted_sum(weight_BL: Tensor, history_BLX: Tensor) -> Tensor:
+    """Sum over the history, shape (B, X); a single history is that of all rows."""
+    if len(history_BLX) == 1:
+        return weight_BL @ history_BLX[0]
+    return torch.bmm(weight_BL[:, None], history_BLX).squeeze(1)
+
+
+def tiers(similarity_BL: Tensor, mask_BL: Tensor, bins: int) -> Tensor:
+    """SimTier: how many similarities fall into each of `bins` equal bins over [-1, 1], as log(1 + n), shape (B, bins).
+
+    Padding would fall into a bin like any other number, so it is masked. Source: arXiv 2407.19467.
+    """
+    tier_BL = ((similarity_BL.detach() + 1) / 2 * bins).long().clamp(0, bins - 1)
+    counts_BT = torch.zeros(len(tier_BL), bins, device=tier_BL.device)
+    return torch.log1p(counts_BT.scatter_add_(1, tier_BL, mask_BL.float()))
+
+
+def summaries(similarity_BL: Tensor, mask_BL: Tensor, half_life: float) -> Tensor:
+    """Maximum, mean, recent mean and newest, shape (B, 4); padding counts nowhere. `half_life` is in items."""
+    highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * mask_BL.any(1)
+    mean_B = similarity_BL.sum(1) / mask_BL.sum(1).clamp(min=1)
+    weight_BL = _recency(similarity_BL, half_life) * mask_BL
+    recent_B = (similarity_BL * weight_BL).sum(1) / weight_BL.sum(1).clamp(min=1e-6)
+    return torch.stack([highest_B, mean_B, recent_B, similarity_BL[:, 0]], dim=1)
+
+
+def _recency(like_BL: Tensor, half_life: float) -> Tensor:
+    """Weights of history items by how far back they are, shape (L,)."""
+    steps_L = torch.arange(like_BL.shape[1], dtype=torch.float32, device=like_BL.device)
+    return torch.exp2(-steps_L / half_life)
+
+
+def length_scale(mask_BL: Tensor) -> Tensor:
+    """One over the root of the history's length: sums of few and of many items stay comparable."""
+    return mask_BL.sum(1, keepdim=True).clamp(min=1).float().rsqrt()
+
+
+def gathered(table_UX: Tensor, places_BL: Tensor) -> Tensor:
+    """Rows of a table, shape (B, L, X): on a CPU the gradient of index_select costs half of that of plain indexing."""
+    return table_UX.index_select(0, places_BL.reshape(-1)).reshape(*places_BL.shape, -1)

@@ -1,0 +1,123 @@
+"""Settings of the click network and of its learner."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CiUBMConfig(BaseModel):
+    """Size and parts of the model. Every interest can be switched off, so that an ablation is a configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id_width: int = Field(default=16, ge=1)
+    """Width of an item-id embedding."""
+    id_rows: int = Field(default=1 << 15, ge=8, multiple_of=8)
+    """Most ids with an embedding of their own; when the table is full, those not named for longest lose theirs."""
+    id_admit_after: int = Field(default=2, ge=1)
+    """In how many batches an id has to be named before it gets an embedding of its own; until then it reads the one
+    that all newcomers share."""
+    id_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a batch's items that are treated as newcomers in training (as in DropoutNet): what is learned then holds
+    without their ids too, and ids are not learned by heart."""
+    categories: int = Field(default=0, ge=0)
+    """Rows of a table of categories that is added to the ids'; 0 leaves it out. Batches have to bring categories."""
+    content_width: int = Field(default=64, ge=1)
+    """Width that the stored vectors are projected to."""
+    refresh_projection: bool = True
+    """Whether that projection keeps learning; otherwise it stays what it was at the start."""
+    hidden: tuple[int, ...] = (96, 48)
+    """Widths of the prediction layers."""
+    attention_hidden: int = Field(default=32, ge=1)
+    """Width of the target-attention unit."""
+    similarity_bins: int = Field(default=16, ge=1)
+    """Tiers of the similarity histogram over [-1, 1]."""
+    id_interest: bool = True
+    """Target attention over the ids of the history."""
+    content_interest: bool = True
+    """Similarity-weighted sum of the history's content."""
+    fusion_interest: bool = True
+    """Similarity-weighted sum of the history's ids."""
+    similarity_features: bool = True
+    """Histogram and summaries of the similarities themselves."""
+    raw_similarities: bool = True
+    """Similarities of the stored vectors beside those of the projected ones."""
+    bilinear_interest: bool = False
+    """Summaries of a learned bilinear form of target and history content, beside their cosine."""
+    target_id: bool = True
+    """The target's own id embedding beside the interests."""
+    target_content: bool = True
+    """The target's own content beside the interests."""
+    content_in_attention: bool = True
+    """Let the target attention see the content similarity."""
+    numeric_bins: int = Field(default=0, ge=0)
+    """Bins per dense feature, at quantiles of the training rows; 0 takes the numbers as they are."""
+    numeric_width: int = Field(default=8, ge=1)
+    """Width of a binned feature's embedding."""
+    cross_layers: int = Field(default=0, ge=0)
+    """Layers of explicit feature crosses before the prediction layers, each head its own."""
+    cross_rank: int = Field(default=32, ge=1)
+    """Rank of their matrices."""
+    heads: int = Field(default=1, ge=1)
+    """Prediction networks over the same interests, each with crosses and layers of its own, averaged as
+    probabilities."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of hidden units dropped in training."""
+    recency_half_life_items: float = Field(default=8.0, gt=0)
+    """After how many items a history item counts half in the recent similarity and the contrastive anchor."""
+
+    @property
+    def uses_content(self) -> bool:
+        """Whether any part looks at vectors."""
+        return any(
+            (
+                self.content_interest,
+                self.fusion_interest,
+                self.similarity_features,
+                self.bilinear_interest,
+                self.target_content,
+                self.content_in_attention,
+            )
+        )
+
+    @property
+    def draws_in_training(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return bool(self.dropout or self.id_dropout)
+
+    def without_content(self) -> CiUBMConfig:
+        """The same class as an id-only DIN."""
+        return self.model_copy(
+            update=dict.fromkeys(
+                (
+                    "content_interest",
+                    "fusion_interest",
+                    "similarity_features",
+                    "bilinear_interest",
+                    "target_content",
+                    "content_in_attention",
+                ),
+                False,
+            )
+        )
+
+
+class LearnerConfig(BaseModel):
+    """How a CiUBM learns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    learning_rate: float = Field(default=4e-3, gt=0)
+    """Step size of the dense weights."""
+    id_learning_rate: float = Field(default=1e-2, gt=0)
+    """Step size of the id table: a row is touched rarely and has to move when it is."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Decoupled weight decay of the dense weights."""
+    contrastive_weight: float = Field(default=0.1, ge=0)
+    """Weight of the contrastive term; 0 switches it off."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Temperature of the contrastive term."""
+    log_q_strength: float = Field(default=0.5, ge=0, le=1)
+    """How much of the sampling correction is applied: 1 takes popularity out of the content space entirely."""
+    max_gradient_norm: float = Field(default=5.0, gt=0)
+    """Dense gradients are scaled down to this norm."""

@@ -1,0 +1,58 @@
+"""The items of one request as rows of arrays; free of torch, as caches of vectors hand them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.samples.id_hashes import hash_columns
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRows:
+    """Vectors of items as rows of one matrix, with what else the network reads of an item.
+
+    Item n of `item_ids` has row n + 1, and one that is named twice has two rows: finding that out would cost a request
+    more than the row does. Row 0 is padding.
+    """
+
+    item_ids: Sequence[str]
+    vectors_UV: NDArray[np.float32]
+    """Zero rows where there is no vector."""
+    has_vector_U: NDArray[np.bool_]
+    hashes_U2: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, item_ids: Sequence[str], vectors: Mapping[str, NDArray[np.float32]], dim: int) -> ItemRows:
+        """Rows of these items from a mapping. `dim` is the width of the vectors."""
+        count = len(item_ids) + 1
+        hashes_U2 = np.zeros((count, 2), np.int64)
+        hashes_U2[1:] = hash_columns(item_ids)
+        rows = cls(item_ids, np.zeros((count, dim), np.float32), np.zeros(count, bool), hashes_U2)
+        rows.fill(vectors)
+        return rows
+
+    def fill(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Write the vectors of whichever of the items are among these; before the rows are handed out."""
+        for number, item_id in enumerate(self.item_ids, start=1):
+            vector = vectors.get(item_id)
+            if vector is not None:
+                self.vectors_UV[number], self.has_vector_U[number] = vector, True
+
+    @property
+    def found(self) -> int:
+        """How many rows have a vector."""
+        return int(np.count_nonzero(self.has_vector_U))
+
+    def bare(self) -> list[str]:
+        """The items without a vector, each once."""
+        return list(dict.fromkeys(compress(self.item_ids, (~self.has_vector_U[1:]).tolist())))
+
+    def held(self) -> dict[str, NDArray[np.float32]]:
+        """The vectors that there are, by item."""
+        rows = zip(self.item_ids, self.has_vector_U[1:].tolist(), self.vectors_UV[1:], strict=True)
+        return {item_id: vector for item_id, has_vector, vector in rows if has_vector}

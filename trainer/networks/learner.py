@@ -1,0 +1,133 @@
+"""One learner: a CiUBM, its optimisers, and the step that first scores a batch and then learns from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.collate import ContrastiveBatch
+from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.networks.losses import fake_negative_weights, info_nce
+from trainer.networks.row_adam import RowAdam
+from trainer.state import State
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What one step of one learner saw."""
+
+    probabilities_B: NDArray[np.float64]
+    """Predictions made before learning from these rows."""
+    loss: float
+    contrastive_loss: float | None
+
+
+def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
+    """Rows that went to other ids start without the momentum of their former ones."""
+    for state in optimiser.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name][rows_N] = 0.0
+
+
+def _copied(tensor: Tensor) -> NDArray[Any]:
+    copied: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return copied
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss is not a number any more; nothing was learned from this batch."""
+
+
+class Learner:
+    """A model with its optimisers. `step` is the only verb that changes it."""
+
+    def __init__(self, model_config: CiUBMConfig, config: LearnerConfig, *, vector_width: int, seed: int) -> None:
+        self.config = config
+        self.model = CiUBM(model_config, vector_width=vector_width, seed=seed)
+        dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
+        self._dense_parameters = dense
+        self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
+
+    def step(
+        self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None, *, in_time: float = 1.0
+    ) -> LearnReport:
+        """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done.
+
+        `in_time` is the share of takes that come before their impression counts as not taken.
+        """
+        model, config = self.model, self.config
+        content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
+        logits_B = model(batch, content_UC)
+        weights_B = None if in_time == 1 else fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
+        loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
+        contrastive_loss = None
+        if contrastive is not None and content_UC is not None and config.contrastive_weight:
+            contrastive_loss = self._contrastive(batch, content_UC, contrastive)
+            loss = click_loss + config.contrastive_weight * contrastive_loss
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
+        self._dense.zero_grad(set_to_none=True)
+        self._sparse.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
+        self._dense.step()
+        self._sparse.step()
+        forget_rows(self._sparse, model.id_table.admit(batch.hashes_U2))
+        return LearnReport(
+            probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
+            loss=float(click_loss.detach()),
+            contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
+        )
+
+    def snapshot(self) -> State:
+        """Weights and what the optimisers keep of earlier gradients."""
+        state = State(values={"dense": {}, "sparse": {}})
+        for name, tensor in self.model.state_dict().items():
+            state.arrays[f"model/{name}"] = _copied(tensor)
+        for which, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
+            for index, kept in optimiser.state_dict()["state"].items():
+                numbers = state.values[which].setdefault(str(index), {})
+                for name, value in kept.items():
+                    if isinstance(value, Tensor):
+                        state.arrays[f"{which}/{index}/{name}"] = _copied(value)
+                    else:
+                        numbers[name] = value
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if that was a model of another shape."""
+        arrays = {name: torch.from_numpy(np.array(array)) for name, array in state.arrays.items()}
+        model = {name.removeprefix("model/"): tensor for name, tensor in arrays.items() if name.startswith("model/")}
+        try:
+            self.model.load_state_dict(model)
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit the model: {error}") from None
+        optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
+        for which, optimiser in optimisers:
+            kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values[which].items()}
+            for name, tensor in arrays.items():
+                if name.startswith(f"{which}/"):
+                    _, index, key = name.split("/")
+                    kept[int(index)][key] = tensor
+            optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
+
+    def _contrastive(self, batch: CtrBatch, content_UC: Tensor, contrastive: ContrastiveBatch) -> Tensor:
+        config = self.config
+        anchor_PC = self.model.anchor(content_UC, batch.history_BL[contrastive.rows_P])
+        return info_nce(
+            anchor_PC,
+            content_UC[contrastive.positives_P],
+            content_UC[contrastive.candidates_K],
+            contrastive.allowed_PK,
+            temperature=config.temperature,
+            positive_log_q_P=config.log_q_strength * contrastive.positive_log_q_P,
+            candidate_log_q_K=config.log_q_strength * contrastive.candidate_log_q_K,
+        )

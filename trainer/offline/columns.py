@@ -1,0 +1,239 @@
+"""From a folder's rows to columns: who was shown what when, with history and features as of that moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trainer.datasets.exposures import defining_interactions, negatives_beside, sources_of_draws
+from trainer.datasets.folder import DAY_SECONDS, DataSet
+from trainer.datasets.spans import Span
+from trainer.offline.as_of import DrawnFrom, ItemFacts, Takes
+from trainer.offline.buckets import RowFacts
+from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
+from trainer.offline.event_index import EventIndex
+from trainer.offline.facets import Facet, further_columns
+from trainer.offline.features import features
+from trainer.offline.protocols import Protocol
+from trainer.samples.id_hashes import id_hashes
+
+EXPOSURE_SEED = 0
+"""Of the exposures that are drawn where a set observed none: every model of every run sees the same ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Impressions of users with a history, from the first training row on, without vectors.
+
+    Of users without one no model of interests can say anything; what is compared is how models read histories. Rows and
+    facts run in parallel.
+    """
+
+    items: ItemColumns
+    """`vectors_EIV` has no versions yet."""
+    histories: Histories
+    rows: ImpressionColumns
+    facts: RowFacts
+    held_out_N: NDArray[np.bool_]
+    """Rows of held-out items."""
+    only_cold: bool
+    """Only cold items are judged."""
+    without_history: int
+    """Impressions that were left out because their user had no history."""
+    drawn_from: str | None
+    """Where exposures that led to nothing come from, in words."""
+
+    def learned_from(self, span: Span) -> NDArray[np.bool_]:
+        """Rows of a span that models learn from.
+
+        Not of held-out items, and no re-takes: no drawn negative ever is one, so being one would be the label.
+        """
+        return np.asarray(span.holds(self.rows.second_N) & ~self.held_out_N & ~self.rows.retaken_N)
+
+    def judged_by(self, span: Span) -> NDArray[np.bool_]:
+        """Rows of a span that models are scored on: all, or cold ones alone where the protocol says so."""
+        return np.asarray(span.holds(self.rows.second_N) & (self.facts.cold_N | (not self.only_cold)))
+
+
+def read_columns(protocol: Protocol, folder: Path) -> Recorded:
+    """Build the columns of a folder under a protocol."""
+    log, data = protocol.log, protocol.log.data
+    day_resolution = data.day_resolution
+    inferred_from = defining_interactions(log.ts, log.ts, log.item - 1, data.publish_ts)
+    if day_resolution:
+        # nothing of the same day is seen anyway: the first take is like the day's others
+        inferred_from = np.zeros(len(log.ts), bool)
+    taken = data.interactions.taken & ~_invisible(protocol)
+    takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
+    user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
+    length = EventIndex(takes.user_T, takes.second_T).count(user, second)
+    kept = length > 0
+    without_history = int((~kept).sum())
+    user, item, second, length = user[kept], item[kept], second[kept], length[kept]
+    label, defines, source = label[kept], defines[kept], source[kept]
+    by_user = np.lexsort((takes.second_T, takes.user_T))
+    histories = Histories(takes.item_T[by_user].astype(np.int32), takes.second_T[by_user])
+    start = np.searchsorted(takes.user_T[by_user], user)
+    everything = len(data.item_ids) + 1
+    all_takes = data.interactions.taken
+    mine = EventIndex(log.user[all_takes] * everything + log.item[all_takes], log.ts[all_takes])
+    rows = ImpressionColumns(
+        user_N=user,
+        item_N=item,
+        second_N=second,
+        label_N=label,
+        retaken_N=mine.count(user * everything + item, second) > 0,
+        history_start_N=start,
+        history_stop_N=start + length,
+        encoder_N=protocol.encoder_of(second),
+        dense_NF=np.zeros((len(user), 0), np.float32),
+        dense_names=(),
+    )
+    facets, numbers = further_columns(data, folder)
+    facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
+    place = np.where(taken, np.cumsum(taken) - 1, -1)  # rows of the file to places among the takes
+    sources = DrawnFrom.of(np.where(source >= 0, place[source], -1), takes)
+    dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
+    rows = replace(rows, dense_NF=dense, dense_names=names)
+    age = (second - facts_of_items.published_I[item]).astype(float)
+    facts = RowFacts(
+        age_seconds_N=np.where(defines | (age < 0), np.nan, age),
+        from_start_N=facts_of_items.from_start_I[item],
+        takes_before_N=EventIndex(takes.item_T, takes.second_T).count(item, second),
+        cold_N=log.cold(protocol.test)[item],
+        retaken_N=rows.retaken_N,
+        days_only=day_resolution,
+    )
+    return Recorded(
+        _item_columns(protocol, facts_of_items),
+        histories,
+        rows,
+        facts,
+        log.held_out[item],
+        protocol.name == "cold",
+        without_history,
+        drawn_from,
+    )
+
+
+def _impressions(
+    protocol: Protocol, inferred_from: NDArray[np.bool_]
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int8],
+    NDArray[np.bool_],
+    NDArray[np.int64],
+    str | None,
+]:
+    """Users, items, seconds, labels, whether the row defines a publish time, and the interaction it was drawn from.
+
+    From the first training second on.
+    """
+    log, data = protocol.log, protocol.log.data
+    other_user, other_item, other_second, beside, _, drawn_from = negatives_beside(data, log.ts, EXPOSURE_SEED)
+    if data.day_resolution:
+        other_second = other_second - other_second % DAY_SECONDS
+    user = np.concatenate([log.user, other_user])
+    item = np.concatenate([log.item, other_item + 1])
+    second = np.concatenate([log.ts, other_second])
+    label = np.concatenate([data.interactions.taken, np.zeros(len(other_user), bool)]).astype(np.int8)
+    defines = np.concatenate([inferred_from, np.zeros(len(other_user), bool)])
+    source = np.full(len(user), -1)
+    if data.negatives is None and len(other_user):
+        source[len(log.user) :] = sources_of_draws(log.ts, log.item, beside, other_item + 1, seed=EXPOSURE_SEED)
+    kept = np.flatnonzero(second >= protocol.train.start)
+    # a fixed place among the rows of a second would give the label away
+    shuffle = np.random.default_rng([EXPOSURE_SEED, 29]).permutation(len(kept))
+    kept = kept[np.lexsort((shuffle, second[kept]))]
+    return user[kept], item[kept], second[kept], label[kept], defines[kept], source[kept], drawn_from
+
+
+def _invisible(protocol: Protocol) -> NDArray[np.bool_]:
+    """Interactions that no feature and no history may show."""
+    log = protocol.log
+    return log.held_out[log.item] if protocol.name == "cold" else np.zeros(len(log.item), bool)
+
+
+def _ratings(data: DataSet, folder: Path, chosen: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    if not data.interactions.rated:
+        return None
+    column = pq.read_table(folder / "interactions.parquet", columns=["rating"])["rating"].cast(pa.float64())
+    values = np.asarray(pc.fill_null(column, pc.mean(column)).to_numpy(), np.float64)
+    return values[chosen]
+
+
+def _item_facts(
+    protocol: Protocol,
+    inferred_from: NDArray[np.bool_],
+    facets: dict[str, Facet],
+    numbers: dict[str, NDArray[np.float64]],
+) -> ItemFacts:
+    log, data = protocol.log, protocol.log.data
+    inferred = np.zeros(len(data.item_ids) + 1, bool)
+    inferred[log.item[inferred_from]] = True
+    return ItemFacts(
+        published_I=np.concatenate([[0], data.publish_ts]),
+        inferred_I=inferred,
+        from_start_I=np.concatenate([[False], data.catalogue]),
+        unpaired_I=log.held_out,
+        category_I=_categories(data),
+        numbers_I=numbers,
+        facets=facets,
+    )
+
+
+def _categories(data: DataSet) -> NDArray[np.int64]:
+    if "category" not in data.items.column_names:
+        return np.zeros(len(data.item_ids) + 1, np.int64)
+    names = [(name or "").strip().lower() for name in data.items["category"].to_pylist()]
+    numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}), 1)}
+    return np.array([0, *(numbers.get(name, 0) for name in names)])
+
+
+def _numbers(data: DataSet) -> dict[str, NDArray[np.float64]]:
+    """Logarithm of the price, and decades since 2000; NaN where unknown."""
+    price, year = [np.nan], [np.nan]
+    for start in range(0, len(data.item_ids), 4_096):
+        for record in data.records(start, start + 4_096):
+            price.append(np.log(record.price) if record.price else np.nan)
+            year.append(np.nan if record.year is None else (record.year - 2_000) / 10)
+    return {"price": np.array(price, np.float64), "year": np.array(year, np.float64)}
+
+
+def _item_columns(protocol: Protocol, facts: ItemFacts) -> ItemColumns:
+    """Items without vectors. Attributes are standardised by the items that were published before the first row."""
+    data = protocol.log.data
+    records = data.records(0, len(data.item_ids))
+    texts = ["", *(f"{record.title}. {record.text}".strip(". ") for record in records)]
+    columns: dict[str, NDArray[np.float64]] = dict(facts.numbers_I)
+    columns["title length"] = np.array([np.nan, *(np.log1p(len(record.title)) for record in records)])
+    columns["text length"] = np.array([np.nan, *(np.log1p(len(one.text)) if one.text else np.nan for one in records)])
+    known_then = protocol.log.published(protocol.encode)
+    attributes: dict[str, NDArray[np.float64]] = {}
+    for name, values in columns.items():
+        known = np.isfinite(values)
+        sample = values[known & known_then]
+        if not len(sample):
+            continue
+        attributes[name] = np.where(known, (values - sample.mean()) / (sample.std() + 1e-6), 0.0)
+        if not known[1:].all():
+            attributes[f"{name} known"] = known.astype(float)
+    size = len(texts)
+    return ItemColumns(
+        item_ids=["", *data.item_ids],
+        vectors_EIV=np.zeros((0, size, 0), np.float32),
+        has_vector_EI=np.zeros((0, size), bool),
+        hashes_I2=np.array([(0, 0), *(id_hashes(item) for item in data.item_ids)], np.int64),
+        category_I=facts.category_I,
+        attributes_IA=np.stack(list(attributes.values()), axis=1).astype(np.float32),
+        attribute_names=tuple(attributes),
+        titles=texts,
+    )

@@ -1,0 +1,137 @@
+"""The item vectors that click models get: encoders trained on what lay before the rows that they serve."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoders.features import ItemFeatures
+from encoders.fusion import ItemFusion
+from encoders.fusion_config import FusionConfig
+from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.csft.pretrain import pretrain
+from trainer.csft.run import learn, padded
+from trainer.datasets.spans import Span
+from trainer.offline.encoder_report import frozen_vectors
+from trainer.offline.protocols import Protocol
+from trainer.samples.numbering import FeatureNumbers
+
+VectorKind = Literal["csft", "pretrained", "frozen", "shuffled", "stale", "text", "image"]
+VECTOR_KINDS: tuple[VectorKind, ...] = get_args(VectorKind)
+REFRESH_EPOCHS = 2
+"""Passes over all pairs so far when an encoder is warm-started from the one before."""
+
+
+FOR_CLICK_MODELS = {"log_q_strength": 0.0, "temperature": 0.25, "learn_temperature": False}
+"""What differs from the settings of C-SFT where its vectors feed a click model: it learns popularity by itself, and
+needs the whole range of similarities rather than the nearest few. Chosen on validation spans, where a learned
+temperature, the memory bank and logQ .5 were no better or worse."""
+WIDE_HEADS = {"text_rank": 384, "image_rank": 512}
+"""The heads of such encoders see more of the towers' components. Chosen in the same way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Unit rows per encoder version and item number; row 0 is padding."""
+
+    vectors_EIV: NDArray[np.float32]
+    has_vector_EI: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderVersions:
+    """What encoders of a folder are trained from."""
+
+    protocol: Protocol
+    features: ItemFeatures
+    numbers: FeatureNumbers
+    csft: CsftConfig
+    shape: FusionConfig
+    pretrain: PretrainConfig
+
+    def vectors(self, kind: VectorKind, seed: int) -> Vectors:
+        """Train what `kind` asks for and embed all items once per version.
+
+        csft: C-SFT, warm-started for each later version. pretrained: pictures to titles only. frozen: tower features
+        as they are. shuffled: the vectors of csft, each given to another item. stale: only the first version, also
+        where the protocol would refresh it. text, image: csft with one modality alone.
+        """
+        features = _of_one_side(self.features, kind)
+        has = np.concatenate([[False], features.has_text_N | features.has_image_N])
+        stops = self.protocol.encoder_stops if kind != "stale" else self.protocol.encoder_stops[:1]
+        if kind == "frozen":
+            found = [reduced(frozen_vectors(features), self._known(stops[0]), self.shape.width)] * len(stops)
+        elif kind == "pretrained":
+            found = [self._pretrained(features, seed)] * len(stops)
+        else:
+            found = self._csft(features, stops, seed)
+        found += found[-1:] * (len(self.protocol.encoder_stops) - len(found))
+        vectors = np.stack(found) * has[:, None]
+        if kind == "shuffled":
+            other = np.concatenate([[0], 1 + np.random.default_rng([seed, 31]).permutation(len(has) - 1)])
+            vectors, has = vectors[:, other], has[other]
+        return Vectors(vectors.astype(np.float32), np.broadcast_to(has, vectors.shape[:2]).copy())
+
+    def _known(self, stop: int) -> NDArray[np.bool_]:
+        return self.protocol.log.published(Span(0, stop))
+
+    def _fresh(self, features: ItemFeatures, seed: int) -> ItemFusion:
+        torch.manual_seed(seed)
+        shape = self.shape.model_copy(update=WIDE_HEADS)
+        fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
+        fusion.fit(features.take(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:])))
+        return fusion
+
+    def _pretrained(self, features: ItemFeatures, seed: int) -> NDArray[np.float32]:
+        fusion = self._fresh(features, seed)
+        before = features.take(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:]))
+        pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, padded(fusion, before))
+        return np.asarray(fusion.embed(padded(fusion, features)).fused_ND.numpy(), np.float32)
+
+    def _csft(self, features: ItemFeatures, stops: tuple[int, ...], seed: int) -> list[NDArray[np.float32]]:
+        log = self.protocol.log
+        fusion = self._fresh(features, seed)
+        items = padded(fusion, features)
+        start = self.protocol.encode.start
+        pairs = log.pairs(Span(start, stops[-1]), self.numbers, history_length=self.csft.history_length, seed=0)
+        found = []
+        for version, stop in enumerate(stops):
+            epochs = REFRESH_EPOCHS if version else self.csft.epochs
+            config = self.csft.model_copy(update=FOR_CLICK_MODELS | {"seed": seed + 1_000 * version, "epochs": epochs})
+            seen = [pair for pair in pairs if pair.row.second < stop]
+            learn(
+                config,
+                fusion,
+                items,
+                self.numbers,
+                seen,
+                usable=self._known(stop) & ~log.held_out,
+            )
+            fusion = copy.deepcopy(fusion)
+            found.append(np.asarray(fusion.embed(items).fused_ND.numpy(), np.float32))
+        return found
+
+
+def reduced(vectors_ND: NDArray[np.float32], fitted_on_N: NDArray[np.bool_], width: int) -> NDArray[np.float32]:
+    """Unit rows on their leading principal components, fitted on these rows; zero rows stay zero."""
+    if vectors_ND.shape[1] <= width:
+        return vectors_ND
+    sample = vectors_ND[fitted_on_N].astype(np.float64)
+    _, axes = np.linalg.eigh(sample.T @ sample)
+    turned = vectors_ND @ axes[:, ::-1][:, :width]
+    return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-9), np.float32)
+
+
+def _of_one_side(features: ItemFeatures, kind: VectorKind) -> ItemFeatures:
+    if kind == "text":
+        nothing = np.zeros_like(features.has_image_N)
+        return replace(features, image_NI=np.zeros_like(features.image_NI), has_image_N=nothing)
+    if kind == "image":
+        nothing = np.zeros_like(features.has_text_N)
+        return replace(features, text_NT=np.zeros_like(features.text_NT), has_text_N=nothing)
+    return features

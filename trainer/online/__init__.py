@@ -1,0 +1,1 @@
+"""`OnlineTrainer` and what stands around it: intake, variants, shadow trial, gate."""

@@ -1,0 +1,41 @@
+"""Configuration of the online trainer; free of torch, so that reading settings stays quick."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.samples.config import JoinConfig
+
+
+class TrainerConfig(JoinConfig):
+    """The sliding window, the negatives and the cadence of releases."""
+
+    seed: int = 20250201
+    """Seed of every random choice."""
+    batch_rows: int = Field(default=256, ge=2)
+    """Impressions per optimiser step."""
+    window_seconds: float = Field(default=6 * 3600.0, gt=0)
+    """Length of the sliding window that space negatives come from, in event time."""
+    window_takes: int = Field(default=1024, ge=1)
+    """Most takes in that window."""
+    bank_takes: int = Field(default=8192, ge=1)
+    """Most takes in the bank that time negatives come from."""
+    bank_seconds: float = Field(default=14 * 24 * 3600.0, gt=0)
+    """Oldest take in the bank, in event time."""
+    space_negatives: int = Field(default=128, ge=0)
+    """Items drawn from the window for each step."""
+    time_negatives: int = Field(default=128, ge=0)
+    """Items drawn from the bank for each step."""
+    popularity_half_life_seconds: float = Field(default=3 * 24 * 3600.0, gt=0)
+    """Half-life of the take counts behind the logQ correction."""
+    release_every_rows: int = Field(default=20_000, ge=1)
+    """Rows learned between two releases."""
+    release_every_event_seconds: float | None = Field(default=None, gt=0)
+    """Event time between two releases, where that comes before `release_every_rows`."""
+    max_pending: int = Field(default=200_000, ge=1)
+    """Events held in memory above which the reader should pause."""
+    model: CiUBMConfig = Field(default_factory=CiUBMConfig)
+    """The network."""
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    """Optimisers and losses."""

@@ -1,0 +1,116 @@
+"""The models that learn side by side from the same batches: the real one, and those it is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import Collated
+from trainer.networks.learner import Learner
+from trainer.online.config import TrainerConfig
+from trainer.online.shuffled_control import Shuffle
+from trainer.samples.catalogue import Catalogue
+from trainer.state import State
+
+CIUBM, DIN, SHUFFLED = "ciubm", "din", "ciubm_shuffled"
+VARIANTS = (CIUBM, DIN, SHUFFLED)
+"""What can be trained side by side on the same rows: the model, its id-only form, and the shuffled-vector control."""
+
+
+@dataclass(frozen=True)
+class VariantsReport:
+    """What one step of all variants saw, by variant."""
+
+    probabilities: dict[str, NDArray[np.float64]]
+    """(B,) predictions made before learning from these rows."""
+    losses: dict[str, float]
+    contrastive_loss: float | None
+    """Of the real model alone."""
+
+
+class Variants:
+    """One learner a variant. `step` is the only verb that changes them; none knows of the others."""
+
+    def __init__(self, config: TrainerConfig, names: Sequence[str], *, vector_width: int) -> None:
+        """Raises `ValueError` if the real model is not among `names`, or if one of them is unknown."""
+        unknown = set(names) - set(VARIANTS)
+        if unknown or CIUBM not in names:
+            raise ValueError(f"variants are {sorted(names)}, expected {CIUBM} and any of {DIN}, {SHUFFLED}")
+        self._learners = {
+            name: Learner(
+                config.model.without_content() if name == DIN else config.model,
+                config.learner,
+                vector_width=vector_width,
+                seed=config.seed,
+            )
+            for name in names
+        }
+        self._shuffle = Shuffle(np.random.default_rng(config.seed + 1)) if SHUFFLED in names else None
+        self._torch_rng = _seeded(config) if config.model.draws_in_training else None
+
+    @property
+    def model(self) -> CiUBM:
+        """The real model, the one that may be released."""
+        return self._learners[CIUBM].model
+
+    def step(self, collated: Collated, catalogue: Catalogue, *, in_time: float) -> VariantsReport:
+        """Score the batch, then learn from it. Raises `NonFiniteLoss`; `in_time` is as `Learner.step` has it."""
+        probabilities: dict[str, NDArray[np.float64]] = {}
+        losses: dict[str, float] = {}
+        contrastive_loss = None
+        for name, learner in self._learners.items():
+            batch = collated.batch
+            if name == SHUFFLED and self._shuffle is not None:
+                batch = replace(batch, **self._shuffle.vectors(collated.items_U, catalogue))
+            with self._own_torch_rng():
+                report = learner.step(batch, collated.labels_B, collated.contrastive, in_time=in_time)
+            probabilities[name], losses[name] = report.probabilities_B, report.loss
+            if name == CIUBM:
+                contrastive_loss = report.contrastive_loss
+        return VariantsReport(probabilities, losses, contrastive_loss)
+
+    def snapshot(self) -> State:
+        """All learners, what was shuffled how, and the generator of dropout."""
+        state = State(values={"learners": list(self._learners)})
+        for name, learner in self._learners.items():
+            state.put(f"learner-{name}", learner.snapshot())
+        if self._shuffle is not None:
+            state.put("shuffle", self._shuffle.snapshot())
+        if self._torch_rng is not None:
+            state.arrays["torch_rng"] = self._torch_rng.numpy().copy()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if those were other variants, or other models."""
+        if state.values["learners"] != list(self._learners):
+            raise ValueError(f"the snapshot holds {state.values['learners']}, this trainer has {list(self._learners)}")
+        if (self._torch_rng is not None) != ("torch_rng" in state.arrays):
+            raise ValueError("the snapshot's model drew random numbers in training, or this one does")
+        for name, learner in self._learners.items():
+            learner.restore(state.part(f"learner-{name}"))
+        if self._shuffle is not None:
+            self._shuffle.restore(state.part("shuffle"))
+        if self._torch_rng is not None:
+            self._torch_rng = torch.from_numpy(np.array(state.arrays["torch_rng"]))
+
+    @contextmanager
+    def _own_torch_rng(self) -> Iterator[None]:
+        """Dropout draws from a generator of this trainer alone; where nothing is dropped it costs nothing."""
+        if self._torch_rng is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._torch_rng)
+            yield
+            self._torch_rng = torch.get_rng_state()
+
+
+def _seeded(config: TrainerConfig) -> Tensor:
+    return torch.Generator().manual_seed(config.seed).get_state()

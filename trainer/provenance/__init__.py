@@ -1,0 +1,1 @@
+"""What a release was trained on: the journal and the exact rebuild."""

@@ -1,0 +1,253 @@
+"""What training decided since the last candidate was taken: which rows made each step, against which negatives, with
+which vectors. Together with the click log it says exactly what a release was trained on.
+
+Rows are kept as places in the log, never as a copy of it. Three things depend on when something happened and stand here
+because nothing else tells them: where batches begin, which negatives were drawn, and which vector each item had.
+
+The rows' hash is a tree: a leaf per user (the chain over that user's rows in training order), and a root over the
+sorted leaves, the negatives and the vectors. Leaves carry no name, so that what is left still verifies after a user was
+erased: the leaves that nobody's rows come to any more are those of whoever is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.negatives.sampler import ContrastivePlan
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.rows import Impression
+from trainer.state import State, ragged, unragged, whole_numbers
+
+EMPTY = b""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorUse:
+    """From `step` on, rows saw this vector of the item; an empty digest says that it had none any more."""
+
+    step: int
+    item: str
+    digest: bytes
+    content: str
+    published_at: float
+
+
+@dataclass(slots=True)
+class StepRows:
+    """One step: its rows in order, as places in the log, and its negatives."""
+
+    places: NDArray[np.int64]
+    """(B, 2) partition and offset."""
+    labels: NDArray[np.int64]
+    """(B,)"""
+    negatives: list[str] | None
+    """Distinct candidates of the contrastive term; None for a step without one."""
+
+
+@dataclass(slots=True)
+class Leaf:
+    """The chain over one user's rows."""
+
+    digest: bytes = EMPTY
+    rows: int = 0
+
+    def add(self, row: bytes) -> None:
+        """Extend the chain."""
+        self.digest = hashlib.sha256(self.digest + row).digest()
+        self.rows += 1
+
+
+@dataclass
+class Segment:
+    """The journal between two candidates."""
+
+    first_row: int = 0
+    """Rows trained before it."""
+    first_step: int = 0
+    """Steps taken before it."""
+    steps: list[StepRows] = field(default_factory=list)
+    vectors: list[VectorUse] = field(default_factory=list)
+    archive: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
+    """Digest -> vector, for all of `vectors`."""
+    leaves: list[Leaf] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """How many rows it holds."""
+        return sum(len(step.labels) for step in self.steps)
+
+    @property
+    def name(self) -> str:
+        """Its first row and the head of its hash."""
+        return f"s{self.first_row:09d}-{self.root[:12]}"
+
+    @property
+    def root(self) -> str:
+        """The hash over all rows, negatives and vectors, as hex digits."""
+        return root_of(self.leaves, self.negatives_digest, self.vectors_digest)
+
+    @property
+    def negatives_digest(self) -> bytes:
+        """Hash over the negatives of all steps."""
+        lines = ("\t".join(step.negatives or ()) + "\n" for step in self.steps)
+        return hashlib.sha256("".join(lines).encode()).digest()
+
+    @property
+    def vectors_digest(self) -> bytes:
+        """Hash over which vectors were seen from which step on."""
+        lines = (f"{use.step}\t{use.item}\t{use.digest.hex()}\t{use.content}\n" for use in self.vectors)
+        return hashlib.sha256("".join(lines).encode()).digest()
+
+    def to_state(self) -> State:
+        """As arrays and values; vectors of the archive are not among them."""
+        names = sorted({name for step in self.steps for name in step.negatives or ()})
+        number = {name: i for i, name in enumerate(names)}
+        state = State(values={"first_row": self.first_row, "first_step": self.first_step})
+        state.arrays["places"] = np.concatenate([np.zeros((0, 2), np.int64), *(step.places for step in self.steps)])
+        state.arrays["labels"] = np.concatenate([np.zeros(0, np.int64), *(step.labels for step in self.steps)])
+        state.arrays["sizes"] = whole_numbers(len(step.labels) for step in self.steps)
+        state.arrays["contrastive"] = np.array([step.negatives is not None for step in self.steps], bool)
+        state.put_texts("names", names)
+        state.arrays.update(
+            ragged("negatives", ([number[n] for n in step.negatives or ()] for step in self.steps)).arrays
+        )
+        state.arrays["vectors.step"] = whole_numbers(use.step for use in self.vectors)
+        state.arrays["vectors.published_at"] = np.array([use.published_at for use in self.vectors], np.float64)
+        state.put_texts("vectors.item", (use.item for use in self.vectors))
+        state.put_texts("vectors.content", (use.content for use in self.vectors))
+        state.put_bytes("vectors.digest", (use.digest for use in self.vectors))
+        state.put_bytes("leaves", (leaf.digest for leaf in self.leaves))
+        state.arrays["leaves.rows"] = whole_numbers(leaf.rows for leaf in self.leaves)
+        return state
+
+    @staticmethod
+    def from_state(state: State) -> Segment:
+        """What `to_state` was made of, without the archive."""
+        names, arrays = state.texts("names"), state.arrays
+        steps, end = [], 0
+        drawn = zip(unragged("negatives", state), arrays["contrastive"].tolist(), strict=True)
+        for size, (numbers, contrastive) in zip(arrays["sizes"].tolist(), drawn, strict=True):
+            start, end = end, end + size
+            negatives = [names[n] for n in numbers] if contrastive else None
+            steps.append(StepRows(arrays["places"][start:end], arrays["labels"][start:end], negatives))
+        uses = zip(
+            arrays["vectors.step"].tolist(),
+            state.texts("vectors.item"),
+            state.pieces("vectors.digest"),
+            state.texts("vectors.content"),
+            arrays["vectors.published_at"].tolist(),
+            strict=True,
+        )
+        return Segment(
+            first_row=state.values["first_row"],
+            first_step=state.values["first_step"],
+            steps=steps,
+            vectors=[VectorUse(*use) for use in uses],
+            leaves=[
+                Leaf(digest, rows)
+                for digest, rows in zip(state.pieces("leaves"), arrays["leaves.rows"].tolist(), strict=True)
+            ],
+        )
+
+
+def root_of(leaves: Iterable[Leaf], negatives: bytes, vectors: bytes) -> str:
+    """The root over leaves, negatives and vectors; the order of the leaves does not matter."""
+    lines = sorted(f"{leaf.digest.hex()} {leaf.rows}\n" for leaf in leaves)
+    return hashlib.sha256("".join(lines).encode() + negatives + vectors).hexdigest()
+
+
+def row_text(event_id: str, item: str, label: int, history: Sequence[str], seconds: Sequence[int]) -> bytes:
+    """What a row's hash covers beside its user: event, item, label, and the history with its times."""
+    past = "\t".join(history)
+    return f"{event_id}\t{item}\t{label}\t{past}\t{','.join(map(str, seconds))}\n".encode()
+
+
+class Journal:
+    """The segment that is being written; `cut` begins the next one."""
+
+    def __init__(self) -> None:
+        self._begin(Segment())
+
+    def _begin(self, segment: Segment) -> None:
+        self._segment = segment
+        self._leaves: dict[str, Leaf] = {}
+        self._nameless: list[Leaf] = []
+        self._seen: dict[int, bytes] = {}
+
+    def record(
+        self,
+        step: int,
+        rows: Sequence[Impression],
+        plan: ContrastivePlan | None,
+        items_U: NDArray[np.int64],
+        catalogue: Catalogue,
+    ) -> None:
+        """Write down a step: `items_U` are the numbers of all items that it looked at."""
+        segment = self._segment
+        negatives = None if plan is None else [catalogue.item_id(int(item)) for item in plan.candidates]
+        places = np.array([(row.partition, row.offset) for row in rows], np.int64)
+        segment.steps.append(StepRows(places, np.array([row.label for row in rows], np.int64), negatives))
+        for row in rows:
+            history = [catalogue.item_id(item) for item in row.history]
+            text = row_text(row.event_id, catalogue.item_id(row.item), row.label, history, row.history_seconds)
+            self._leaves.setdefault(row.user_id, Leaf()).add(text)
+        for item in items_U.tolist():
+            self._look_at(step, item, catalogue)
+
+    def forget(self, user_id: str) -> None:
+        """Keep the leaf of a user's rows, and not whose it is."""
+        leaf = self._leaves.pop(user_id, None)
+        if leaf is not None:
+            self._nameless.append(leaf)
+
+    def segment(self) -> Segment:
+        """What was written since the last `cut`."""
+        self._segment.leaves = [*self._leaves.values(), *self._nameless]
+        return self._segment
+
+    def cut(self, *, rows: int, steps: int) -> Segment:
+        """Give out what was written, and begin anew after `rows` rows and `steps` steps."""
+        done = self.segment()
+        self._begin(Segment(first_row=rows, first_step=steps))
+        return done
+
+    def snapshot(self) -> State:
+        """The unfinished segment, its vectors, and whose the leaves are."""
+        segment = self.segment()
+        state = State(values={})
+        state.put("segment", segment.to_state())
+        digests = list(segment.archive)
+        state.put_bytes("digests", digests)
+        vectors = [segment.archive[digest] for digest in digests]
+        state.arrays["vectors"] = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+        state.put_texts("users", self._leaves)
+        state.arrays["seen"] = whole_numbers(self._seen)
+        state.put_bytes("seen.digests", self._seen.values())
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken."""
+        segment = Segment.from_state(state.part("segment"))
+        segment.archive = dict(zip(state.pieces("digests"), state.arrays["vectors"], strict=True))
+        users = state.texts("users")
+        self._segment = segment
+        self._leaves = dict(zip(users, segment.leaves, strict=False))
+        self._nameless = segment.leaves[len(users) :]
+        self._seen = dict(zip(state.arrays["seen"].tolist(), state.pieces("seen.digests"), strict=True))
+
+    def _look_at(self, step: int, item: int, catalogue: Catalogue) -> None:
+        digest = catalogue.digest(item)
+        if self._seen.get(item, EMPTY) == digest:
+            return
+        self._seen[item] = digest
+        published = catalogue.published_at(item)
+        self._segment.vectors.append(
+            VectorUse(step, catalogue.item_id(item), digest, catalogue.content(item), published)
+        )
+        if digest:
+            self._segment.archive.setdefault(digest, catalogue.vectors(np.array([item]))[0])

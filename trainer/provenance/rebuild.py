@@ -1,0 +1,177 @@
+"""The exact training rows of a stretch of training, from the click log and the journal of what was decided.
+
+The log is read again, in whatever portions, and joined as it was then; the journal says which of its impressions made
+which step, against which negatives and with which vectors. Whether it is all the same is told by the journal's hashes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.behaviours import Behaviour
+from trainer.provenance.journal import Leaf, Segment, StepRows, VectorUse, row_text
+from trainer.samples.catalogue import vector_digest
+from trainer.samples.join_rules import JoinRules
+from trainer.samples.numbering import FeatureNumbers
+from trainer.samples.rows import Impression
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One row as it was trained."""
+
+    step: int
+    place: Place
+    event_id: str
+    user_id: str
+    item: str
+    second: int
+    label: int
+    correction: bool
+    """Whether a late take brought this row once more, as taken."""
+    history: tuple[str, ...]
+    history_seconds: tuple[int, ...]
+    negatives: list[str] | None
+    """What the row's step held against its takes; None for a row that is no take, or a step without."""
+
+
+@dataclass(frozen=True)
+class RebuildResult:
+    """Whether what was rebuilt is what was trained."""
+
+    rows: int
+    """Rows that were trained."""
+    rebuilt: int
+    erased: int
+    """Rows of users who were forgotten since."""
+    users: int
+    """Users whose rows were compared."""
+    problems: tuple[str, ...] = field(default=())
+    """What is missing or differs; empty if all is as it was."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether every row that may still be shown is the one that was trained."""
+        return not self.problems
+
+
+class Rebuild:
+    """Feed it with `observe` and `erased`, in the order of each partition, until `complete` or the log's end; `finish`.
+
+    Memory: what the window and the join hold, and the segment's own rows.
+    """
+
+    def __init__(self, segment: Segment, rules: JoinRules) -> None:
+        self._segment = segment
+        self._numbers = FeatureNumbers([], [])
+        self._window, self._join = rules.window(), rules.join(self._numbers)
+        self._wanted = {(int(p), int(o)) for step in segment.steps for p, o in step.places}
+        self._found: dict[Place, Impression] = {}
+        self._erased: dict[Place, str] = {}
+
+    def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> None:
+        """Take in an event of the click log; `written_at`: see `EventWindow.observe`."""
+        self._window.observe(partition, offset, behaviour, written_at=written_at)
+
+    def erased(self, partition: int, offset: int, user_id: str) -> None:
+        """This event's user was forgotten: count its row, and look at nothing else of it."""
+        if (partition, offset) in self._wanted:
+            self._erased[partition, offset] = user_id
+
+    def advance(self, *, everything: bool = False) -> None:
+        """Join what event time allows."""
+        for events in self._window.released(everything=everything):
+            self._settle(events[0].second)
+            self._join.add_second(events)
+            for row in self._join.corrections():
+                self._find(row)
+        self._settle(float("inf") if everything else self._window.complete_before)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there, or known to be erased."""
+        return len(self._found) + len(self._erased) == len(self._wanted)
+
+    def rows(self) -> Iterator[TrainingRow]:
+        """The rows that may be shown, in training order."""
+        for number, step in enumerate(self._segment.steps):
+            for row in self._impressions(step):
+                yield TrainingRow(
+                    step=self._segment.first_step + number + 1,
+                    place=(row.partition, row.offset),
+                    event_id=row.event_id,
+                    user_id=row.user_id,
+                    item=self._numbers.item_id(row.item),
+                    second=row.second,
+                    label=row.label,
+                    correction=row.correction,
+                    history=tuple(self._numbers.item_id(item) for item in row.history),
+                    history_seconds=row.history_seconds,
+                    negatives=step.negatives if row.label else None,
+                )
+
+    def verdict(self, root: str) -> RebuildResult:
+        """Compare with the leaves that the journal kept, and these with the `root` that the release states."""
+        problems = []
+        if self._segment.root != root:
+            problems.append("the journal's own hash differs from the release's: one of them was changed")
+        missing = len(self._wanted) - len(self._found) - len(self._erased)
+        if missing:
+            problems.append(f"{missing} rows are not in the log any more, or not where they were")
+        leaves: dict[str, Leaf] = {}
+        for row in self.rows():
+            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds)
+            leaves.setdefault(row.user_id, Leaf()).add(text)
+        gone = Counter(self._erased.values())
+        kept = Counter((leaf.digest, leaf.rows) for leaf in self._segment.leaves)
+        differing = 0
+        for user, leaf in leaves.items():
+            if kept[leaf.digest, leaf.rows]:
+                kept[leaf.digest, leaf.rows] -= 1
+            elif user in gone:
+                gone[user] += leaf.rows  # came back under the same id: the chain lacks its beginning
+            else:
+                differing += 1
+        if differing:
+            problems.append(f"the rows of {differing} users are not those that were trained")
+        left = sum(rows * count for (_, rows), count in kept.items())
+        if not problems and left != sum(gone.values()):
+            problems.append(f"{left} trained rows are nobody's, but {sum(gone.values())} rows were erased")
+        return RebuildResult(
+            rows=len(self._wanted),
+            rebuilt=len(self._found),
+            erased=len(self._erased),
+            users=len(leaves),
+            problems=tuple(problems),
+        )
+
+    def _impressions(self, step: StepRows) -> Iterator[Impression]:
+        for partition, offset in step.places.tolist():
+            row = self._found.get((partition, offset))
+            if row is not None:
+                yield row
+
+    def _settle(self, before: float) -> None:
+        for row in self._join.resolved(before):
+            self._find(row)
+
+    def _find(self, row: Impression) -> None:
+        if (row.partition, row.offset) in self._wanted:
+            self._found[row.partition, row.offset] = replace(row)  # as it was resolved, whatever a late take says
+
+
+def damaged_vectors(uses: Collection[VectorUse], vectors: Mapping[bytes, NDArray[np.float32]]) -> list[str]:
+    """Items of which a vector that was learned from is not archived, or is another one."""
+    bad = set()
+    for use in uses:
+        vector = vectors.get(use.digest)
+        if use.digest and (vector is None or vector_digest(use.content, vector) != use.digest):
+            bad.add(use.item)
+    return sorted(bad)

@@ -1,0 +1,1 @@
+"""Click log to training rows: event-time window, label join, corrections, offsets, item numbers. numpy only."""

@@ -1,0 +1,203 @@
+"""The trainer's own copy of the representation center: item ids as small integers, vectors as rows of one matrix."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.items import ItemEmbedding
+from trainer.samples.id_hashes import id_hashes
+from trainer.state import State
+
+_UNKNOWN_TIME = np.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    vector: NDArray[np.float32]
+    published_at: float
+    content: str
+
+
+class Catalogue:
+    """Items met so far, numbered in the order in which behaviours met them.
+
+    Vectors of items that no behaviour has named yet wait aside: were they numbered as they arrive, the order of a
+    batch's items, and with it the last digit of every sum, would depend on how the topics' fetches interleave.
+
+    Row 0 is padding and belongs to no item. A number is never given twice, so histories may hold numbers of items that
+    were deleted since; their vector is gone (`has_vector` false).
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._numbers: dict[str, int] = {}
+        self._unmet: dict[str, _Held] = {}
+        self._ids: list[str] = [""]
+        self._contents: list[str] = [""]
+        self._digests: dict[int, bytes] = {}
+        self._vectors = np.zeros((1024, dim), np.float32)
+        self._has_vector = np.zeros(1024, bool)
+        self._published_at = np.full(1024, _UNKNOWN_TIME)
+        self._hashes = np.zeros((1024, 2), np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def number(self, item_id: str) -> int:
+        """The item's number; a new one if it was never met."""
+        number = self._numbers.get(item_id)
+        if number is None:
+            number = len(self._ids)
+            self._numbers[item_id] = number
+            self._ids.append(item_id)
+            self._contents.append("")
+            if number >= len(self._vectors):
+                self._grow()
+            self._hashes[number] = id_hashes(item_id)
+            held = self._unmet.pop(item_id, None)
+            if held is not None:
+                self._write(number, held)
+        return number
+
+    def find(self, item_id: str) -> int | None:
+        """The item's number, None if no behaviour has named it yet."""
+        return self._numbers.get(item_id)
+
+    def item_id(self, number: int) -> str:
+        """The item behind a number."""
+        return self._ids[number]
+
+    def hold(self, embedding: ItemEmbedding) -> None:
+        """Take over the item's newest vector. Raises `ValueError` on another width."""
+        if embedding.dim != self.dim:
+            raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
+        held = _Held(np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash)
+        number = self.find(embedding.item_id)
+        if number is None:
+            self._unmet[embedding.item_id] = held
+        else:
+            self._write(number, held)
+
+    def drop(self, item_id: str) -> None:
+        """Forget the vector of a deleted item."""
+        self._unmet.pop(item_id, None)
+        number = self.find(item_id)
+        if number is None:
+            return
+        self._vectors[number] = 0
+        self._has_vector[number] = False
+        self._contents[number] = ""
+        self._digests.pop(number, None)
+
+    def has_vector(self, number: int) -> bool:
+        """Whether the item has a vector now."""
+        return bool(self._has_vector[number])
+
+    def content(self, number: int) -> str:
+        """Content hash of the item's vector; empty if it has none."""
+        return self._contents[number]
+
+    def digest(self, number: int) -> bytes:
+        """Sixteen bytes that tell the item's content and vector from every other; empty if it has none."""
+        digest = self._digests.get(number)
+        if digest is None:
+            if not self._has_vector[number]:
+                return b""
+            digest = self._digests[number] = vector_digest(self._contents[number], self._vectors[number])
+        return digest
+
+    def published_at(self, number: int) -> float:
+        """When the item went on sale, seconds since 1970; NaN if unknown."""
+        return float(self._published_at[number])
+
+    def vectors(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of these items, shape (len(numbers), dim); zero rows where there is none."""
+        return self._vectors[numbers]
+
+    def vector_mask(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these items have a vector."""
+        return self._has_vector[numbers]
+
+    def hashes(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Two stable hashes of each item's id, shape (len(numbers), 2)."""
+        return self._hashes[numbers]
+
+    def snapshot(self) -> State:
+        """Numbers, the newest vectors, and those that wait aside."""
+        count = len(self._ids)
+        unmet = self._unmet
+        state = State(values={})
+        state.put_texts("ids", self._ids)
+        state.put_texts("contents", self._contents)
+        state.put_texts("unmet.ids", unmet)
+        state.put_texts("unmet.contents", (held.content for held in unmet.values()))
+        state.arrays.update(
+            {
+                "vectors": self._vectors[:count].copy(),
+                "has_vector": self._has_vector[:count].copy(),
+                "published_at": self._published_at[:count].copy(),
+                "hashes": self._hashes[:count].copy(),
+                "unmet.vectors": np.array([held.vector for held in unmet.values()], np.float32).reshape(-1, self.dim),
+                "unmet.published_at": np.array([held.published_at for held in unmet.values()], np.float64),
+            }
+        )
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken. Raises `ValueError` if its vectors have another width."""
+        arrays = state.arrays
+        if arrays["vectors"].shape[1] != self.dim:
+            raise ValueError(f"vectors are {arrays['vectors'].shape[1]}-d, expected {self.dim}-d")
+        self._ids, self._contents = state.texts("ids"), state.texts("contents")
+        self._numbers = {item_id: number for number, item_id in enumerate(self._ids) if number}
+        self._digests.clear()
+        count = len(self._ids)
+        while len(self._vectors) < count:
+            self._grow()
+        for own, kept in (
+            (self._vectors, arrays["vectors"]),
+            (self._has_vector, arrays["has_vector"]),
+            (self._published_at, arrays["published_at"]),
+            (self._hashes, arrays["hashes"]),
+        ):
+            if len(kept) != count:
+                raise ValueError(f"{count} items have {len(kept)} rows")
+            own[:count] = kept
+        unmet = zip(
+            state.texts("unmet.ids"),
+            arrays["unmet.vectors"],
+            arrays["unmet.published_at"].tolist(),
+            state.texts("unmet.contents"),
+            strict=True,
+        )
+        self._unmet = {item_id: _Held(vector, published, content) for item_id, vector, published, content in unmet}
+
+    @property
+    def items_with_vector(self) -> list[str]:
+        """Ids of all items that have a vector now, met or not."""
+        met = [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
+        return met + list(self._unmet)
+
+    def _write(self, number: int, held: _Held) -> None:
+        self._digests.pop(number, None)
+        self._vectors[number] = held.vector
+        self._has_vector[number] = True
+        self._published_at[number] = held.published_at
+        self._contents[number] = held.content
+
+    def _grow(self) -> None:
+        size = 2 * len(self._vectors)
+        self._vectors = np.resize(self._vectors, (size, self.dim))
+        self._vectors[size // 2 :] = 0
+        self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
+        self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
+        self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
+
+
+def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:
+    """Sixteen bytes that tell content and vector from every other."""
+    return hashlib.blake2b(content.encode() + b"\0" + vector.tobytes(), digest_size=16).digest()

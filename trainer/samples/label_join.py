@@ -1,0 +1,203 @@
+"""Joins exposures with what the user took and with his history as of that moment: the rows CiUBM learns from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from schemas.behaviours import Behaviour, BehaviourKind
+from trainer.samples.corrections import _Correctable
+from trainer.samples.numbering import ItemNumbers
+from trainer.samples.rows import _RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.window import Observed
+from trainer.state import State, ragged, unragged
+
+
+@dataclass(slots=True)
+class _UserHistory:
+    items: list[int] = field(default_factory=list)
+    seconds: list[int] = field(default_factory=list)
+
+
+class ImpressionJoin:
+    """Builds impressions second by second.
+
+    All impressions of a second see the histories as they were before that second; only then do its takes count. An
+    impression waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and
+    item); then it is resolved, in the order of its second.
+
+    A take that comes later, but within `correction_seconds` more, corrects what was resolved as not taken: the
+    impression comes a second time, as taken. The newest `correction_rows` of those not taken are remembered for that.
+    """
+
+    def __init__(
+        self,
+        catalogue: ItemNumbers,
+        *,
+        history_length: int,
+        attribution_seconds: float,
+        max_users: int,
+        correction_seconds: float = 0.0,
+        correction_rows: int = 0,
+    ) -> None:
+        self._catalogue = catalogue
+        self._length = history_length
+        self._attribution = attribution_seconds
+        self._max_users = max_users
+        self._histories: OrderedDict[str, _UserHistory] = OrderedDict()
+        self._waiting: deque[Impression] = deque()
+        self._by_event: dict[str, Impression] = {}
+        self._by_pair: dict[tuple[str, int], Impression] = {}
+        self._correctable = _Correctable(attribution_seconds + correction_seconds, correction_rows)
+        self._corrections: list[Impression] = []
+
+    @property
+    def waiting(self) -> int:
+        """Impressions that are not yet resolved."""
+        return len(self._waiting)
+
+    def waiting_impressions(self) -> Iterator[Impression]:
+        """The impressions that are not yet resolved, oldest first."""
+        return iter(self._waiting)
+
+    def add_second(self, events: list[Observed]) -> list[Take]:
+        """Take in all events of one second (exposures first, as the window orders them); returns the takes."""
+        takes: list[Take] = []
+        self._correctable.forget_before(events[0].second)
+        for event in events:
+            if event.behaviour.kind is BehaviourKind.EXPOSURE:
+                self._expose(event)
+        for event in events:
+            if event.behaviour.kind.is_take:
+                takes.append(self._take(event))
+        for take in takes:
+            self._append(take)
+        return takes
+
+    def resolved(self, before: float) -> Iterator[Impression]:
+        """Give out the impressions whose label is settled once event time has reached `before`, oldest first."""
+        while self._waiting and self._waiting[0].second + self._attribution < before:
+            impression = self._waiting.popleft()
+            self._unname(impression)
+            if not impression.label:
+                self._correctable.add(impression)
+            yield impression
+
+    def corrections(self) -> list[Impression]:
+        """Impressions that late takes answered since the last call, in the order of the takes."""
+        corrections, self._corrections = self._corrections, []
+        return corrections
+
+    def forget(self, user_id: str) -> list[Impression]:
+        """Take out a user's history and the impressions that wait; returns the latter."""
+        self._histories.pop(user_id, None)
+        self._correctable.forget(user_id)
+        own = [impression for impression in self._waiting if impression.user_id == user_id]
+        if own:
+            self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
+        for impression in own:
+            self._unname(impression)
+        return own
+
+    def snapshot(self) -> State:
+        """Histories, the longest still first, and waiting impressions, the oldest first."""
+        state = State(values={})
+        state.put_texts("users", self._histories)
+        state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
+        state.arrays.update(ragged("seconds", (history.seconds for history in self._histories.values())).arrays)
+        state.put("waiting", pack_impressions(self._waiting))
+        state.put("correctable", self._correctable.snapshot())
+        return state
+
+    def restore(self, state: State) -> None:
+        """Stand where `snapshot` was taken."""
+        histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
+        self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
+        self._waiting = deque(unpack_impressions(state.part("waiting")))
+        self._correctable.restore(state.part("correctable"))
+        self._by_event = {impression.event_id: impression for impression in self._waiting}
+        self._by_pair = {(impression.user_id, impression.item): impression for impression in self._waiting}
+
+    def _unname(self, impression: Impression) -> None:
+        # another user's event may carry the same id, in another partition
+        if self._by_event.get(impression.event_id) is impression:
+            del self._by_event[impression.event_id]
+        pair = (impression.user_id, impression.item)
+        if self._by_pair.get(pair) is impression:
+            del self._by_pair[pair]
+
+    def taken_by(self, user_id: str) -> frozenset[int]:
+        """Items in the user's history now."""
+        history = self._histories.get(user_id)
+        return frozenset(history.items) if history else frozenset()
+
+    def _expose(self, event: Observed) -> None:
+        behaviour = event.behaviour
+        item = self._catalogue.number(behaviour.item_id)
+        history = self._histories.get(behaviour.user_id)
+        items: tuple[int, ...] = tuple(history.items) if history else ()
+        seconds: tuple[int, ...] = tuple(history.seconds) if history else ()
+        retaken = item in items
+        if behaviour.trigger_item is not None:
+            items = (*items, self._catalogue.number(behaviour.trigger_item))[-self._length :]
+            seconds = (*seconds, event.second)[-self._length :]
+        impression = Impression(
+            event_id=behaviour.event_id,
+            partition=event.partition,
+            offset=event.offset,
+            second=event.second,
+            user_id=behaviour.user_id,
+            item=item,
+            history=items,
+            history_seconds=seconds,
+            retaken=retaken,
+            defines_publish=behaviour.defines_publish,
+            query_text=behaviour.query_text,
+            query_image=behaviour.query_image,
+        )
+        self._waiting.append(impression)
+        self._by_event[impression.event_id] = impression
+        self._by_pair[(impression.user_id, item)] = impression
+
+    def _take(self, event: Observed) -> Take:
+        behaviour = event.behaviour
+        item = self._catalogue.number(behaviour.item_id)
+        impression = self._answered(behaviour, item)
+        if impression is not None:
+            impression.label = 1
+            if impression.taken_as is None or _RELIABILITY[behaviour.kind] > _RELIABILITY[impression.taken_as]:
+                impression.taken_as = behaviour.kind
+        elif (late := self._correctable.take(behaviour, item)) is not None:
+            self._corrections.append(
+                replace(
+                    late,
+                    event_id=behaviour.event_id,
+                    partition=event.partition,
+                    offset=event.offset,
+                    label=1,
+                    taken_as=behaviour.kind,
+                    correction=True,
+                )
+            )
+        return Take(event.second, behaviour.user_id, item)
+
+    def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:
+        if behaviour.exposure_id is not None:
+            named = self._by_event.get(behaviour.exposure_id)
+            # a take may only answer its own user's exposure of that item, whatever it names
+            return named if named and (named.user_id, named.item) == (behaviour.user_id, item) else None
+        return self._by_pair.get((behaviour.user_id, item))
+
+    def _append(self, take: Take) -> None:
+        history = self._histories.get(take.user_id)
+        if history is None:
+            history = self._histories[take.user_id] = _UserHistory()
+            if len(self._histories) > self._max_users:
+                self._histories.popitem(last=False)  # the user who has been still for longest
+        else:
+            self._histories.move_to_end(take.user_id)
+        history.items.append(take.item)
+        history.seconds.append(take.second)
+        if len(history.items) > self._length:
+            del history.items[0], history.seconds[0]

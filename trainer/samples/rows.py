@@ -1,0 +1,101 @@
+"""The rows that the label join makes, and their form in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.behaviours import BehaviourKind
+from trainer.state import State, ragged, unragged, whole_numbers
+
+_RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
+
+
+@dataclass(slots=True)
+class Impression:
+    """One exposure, with everything that was known at its second and, once resolved, its label."""
+
+    event_id: str
+    partition: int
+    offset: int
+    second: int
+    user_id: str
+    item: int
+    """Number of the item in the catalogue."""
+    history: tuple[int, ...]
+    """Numbers of the items that the user took before this second, oldest first; a trigger item stands last."""
+    history_seconds: tuple[int, ...]
+    """When he took them."""
+    retaken: bool
+    """Whether the user had already taken this very item."""
+    defines_publish: bool
+    label: int = 0
+    taken_as: BehaviourKind | None = None
+    """The most reliable kind of take that answered it so far."""
+    query_text: str | None = None
+    query_image: bytes | None = None
+    """The search that led here, where there was one."""
+    correction: bool = False
+    """Whether this is the same impression once more, as taken, after it was resolved as not taken; id and place are
+    then those of the late take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A take, as the samplers of negatives see it."""
+
+    second: int
+    user_id: str
+    item: int
+
+
+_KINDS = list(BehaviourKind)
+
+
+def pack_impressions(impressions: Iterable[Impression]) -> State:
+    """Impressions as arrays."""
+    rows = list(impressions)
+    state = State(values={})
+    for name in ("partition", "offset", "second", "item", "label"):
+        state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
+    state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else _RELIABILITY[row.taken_as] for row in rows)
+    for name in ("retaken", "defines_publish", "correction"):
+        state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
+    state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
+    state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
+    state.put_texts("event_id", (row.event_id for row in rows))
+    state.put_texts("user_id", (row.user_id for row in rows))
+    state.put_optional_texts("query_text", (row.query_text for row in rows))
+    state.arrays["has_image"] = np.array([row.query_image is not None for row in rows], bool)
+    state.put_bytes("query_image", (row.query_image or b"" for row in rows))
+    return state
+
+
+def unpack_impressions(state: State) -> list[Impression]:
+    """What `pack_impressions` was given."""
+    arrays = state.arrays
+    histories, seconds = unragged("history", state), unragged("history_seconds", state)
+    texts, images = state.optional_texts("query_text"), state.pieces("query_image")
+    events, users = state.texts("event_id"), state.texts("user_id")
+    return [
+        Impression(
+            event_id=events[i],
+            partition=int(arrays["partition"][i]),
+            offset=int(arrays["offset"][i]),
+            second=int(arrays["second"][i]),
+            user_id=users[i],
+            item=int(arrays["item"][i]),
+            history=tuple(histories[i]),
+            history_seconds=tuple(seconds[i]),
+            retaken=bool(arrays["retaken"][i]),
+            defines_publish=bool(arrays["defines_publish"][i]),
+            label=int(arrays["label"][i]),
+            taken_as=None if arrays["taken_as"][i] < 0 else _KINDS[arrays["taken_as"][i]],
+            query_text=texts[i],
+            query_image=images[i] if arrays["has_image"][i] else None,
+            correction=bool(arrays["correction"][i]),
+        )
+        for i in range(len(events))
+    ]
