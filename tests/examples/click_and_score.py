@@ -1,4 +1,4 @@
-"""Send an exposure and the click on it, then ask for a score. `mimstream record` and `mimstream serve` run beside it."""
+"""Send an exposure and a click, then ask for a score. `mimstream record` and `mimstream serve` run beside it."""
 
 import json
 import os
