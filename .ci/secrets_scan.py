@@ -34,7 +34,7 @@ DETECTORS = [
 MADE_UP = {"Secret Keyword", "Basic Auth Credentials"}
 """What tests may hold: logins and tokens that they make up."""
 
-TEST_KEYS = {"tests/unit/tls/for-tests-only.key"}
+TEST_KEYS = {"tests/factories/tls/for-tests-only.key"}
 """Private keys that protect nothing."""
 
 SKIPPED = {".git", "__pycache__", "build", "dist", "node_modules"}

@@ -7,7 +7,10 @@ from datetime import UTC, datetime
 import torch
 
 from schemas.manifests import Fence, ModelManifest
-from streams.stores.artifacts.registry import pack_weights, weights_checksum
+from streams.settings import Settings
+from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -30,3 +33,22 @@ def make_manifest(number: int, *, fence: Fence | None = None, created_at: dateti
         offsets={"behaviours": {0: number}},
         fence=fence,
     )
+
+
+def release_untrained(settings: Settings, *, encoder_version: str, dim: int) -> str:
+    """A CiUBM that has learned nothing, promoted in the model store of `settings`. Returns its id."""
+    candidate = OnlineTrainer(TrainerConfig(), encoder_version=encoder_version, dim=dim, partitions=[0]).candidate()
+    checksum = weights_checksum(pack_weights(candidate.weights))
+    manifest = make_manifest(1, created_at=datetime.now(UTC)).model_copy(
+        update={
+            "release_id": f"r000001-{checksum[:12]}",
+            "weights_sha256": checksum,
+            "encoder_version": encoder_version,
+            "dim": dim,
+            "config": candidate.config,
+        }
+    )
+    store = FolderModelStore(settings.models)
+    store.publish(candidate.weights, manifest)
+    store.promote(manifest.release_id, None)
+    return manifest.release_id
