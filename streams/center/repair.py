@@ -16,7 +16,7 @@ from streams.center.compare import CenterReport, Expected, ExpectedContent, comp
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
 from streams.indexing.item_changes import read_change
-from streams.indexing.reannounce import announce_again
+from streams.indexing.reannounce import reannounce
 from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import RowSource
@@ -102,7 +102,7 @@ class LogTail:
 class Repairer:
     """Mends what was found, through the index path."""
 
-    center: IndexContext
+    context: IndexContext
     guard: Guard
     reading: RecordDecoding
     is_current: Callable[[str], bool]
@@ -111,9 +111,9 @@ class Repairer:
     def take(self, key: bytes, wanted: Expected | RowSource) -> bool:
         """Note a fault: the newest record of an item, or a row without any. True if there are enough to go on."""
         self._wanted[key] = wanted
-        return len(self._wanted) >= self.center.config.batch_max_items
+        return len(self._wanted) >= self.context.config.batch_max_items
 
-    async def mend(self, tail: LogTail, report: CenterReport) -> None:
+    async def repair(self, tail: LogTail, report: CenterReport) -> None:
         """Mend what was noted, and look whether it helped."""
         wanted, self._wanted = self._wanted, {}
         written: dict[bytes, Expected | RowSource] = {}
@@ -130,30 +130,30 @@ class Repairer:
                 break
             records = [await tail.record(asked.offset) for asked in todo.values() if isinstance(asked, Expected)]
             if there := [record for record in records if record is not None]:
-                await index_batch(self.center, there, self.guard)
+                await index_batch(self.context, there, self.guard)
             await self._remove([asked for asked in todo.values() if isinstance(asked, RowSource)])
             written |= todo
         await self._count(wanted, report)
 
-    async def tell_again(self, item_ids: Sequence[str]) -> None:
+    async def reannounce(self, item_ids: Sequence[str]) -> None:
         """Announce what the center holds of these items now."""
-        await announce_again(self.center, item_ids, self.guard)
+        await reannounce(self.context, item_ids, self.guard)
 
     async def _remove(self, rows: Sequence[RowSource]) -> None:
         """Delete rows that no record asks for, if they still are those that were judged."""
         if not rows:
             return
-        async with self.center.writing:
-            patience = self.center.patience
+        async with self.context.writing:
+            patience = self.context.patience
             ids = [row.item_id for row in rows]
             held = await retry_until_available(
-                lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=patience
+                lambda: self.context.index.fetch(ids, pending=True), what="center.fetch", patience=patience
             )
             gone = [row.item_id for row in rows if row.item_id in held and _source(held[row.item_id]) == row]
 
             async def delete() -> None:
-                await self.center.delete(gone, self.guard)
-                await self.center.outbox.announce([], gone)
+                await self.context.delete(gone, self.guard)
+                await self.context.outbox.announce([], gone)
 
             if gone:
                 await retry_until_available(delete, what="center.delete", patience=patience)
@@ -161,7 +161,7 @@ class Repairer:
     async def _count(self, wanted: Mapping[bytes, Expected | RowSource], report: CenterReport) -> None:
         ids = [asked.item_id for asked in wanted.values()]
         rows = await retry_until_available(
-            lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=self.center.patience
+            lambda: self.context.index.fetch(ids, pending=True), what="center.fetch", patience=self.context.patience
         )
         for asked in wanted.values():
             row = rows.get(asked.item_id)

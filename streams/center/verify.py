@@ -69,7 +69,7 @@ class CenterVerification:
         reading: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
-        mender: Repairer | None = None,
+        repairer: Repairer | None = None,
         on_progress: Progress = lambda what, done, total: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -79,10 +79,10 @@ class CenterVerification:
         self._scan = scan
         self._reading = reading
         self._is_current = is_current
-        self._mender = mender
+        self._repairer = repairer
         self._on_progress = on_progress
         self._sleep = sleep
-        self._report = CenterReport(repaired=mender is not None)
+        self._report = CenterReport(repaired=repairer is not None)
         self._found_items: set[str] = set()
         self._refused: dict[int, set[int]] = {}
         self._opened = AsyncExitStack()
@@ -119,7 +119,7 @@ class CenterVerification:
             fetch=lambda item_ids: self._rows.fetch(item_ids, pending=True),
             is_current=self._is_current,
             settle=lambda: self._sleep(_ANNOUNCED_SECONDS),
-            tell_again=None if self._mender is None else self._mender.tell_again,
+            reannounce=None if self._repairer is None else self._repairer.reannounce,
             on_progress=self._on_progress,
         ).run(self._report, but=self._found_items)
         self._report.seconds = time.monotonic() - started
@@ -210,12 +210,12 @@ class CenterVerification:
     async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: LogTail) -> None:
         self._report.add(finding)
         self._found_items.add(finding.item_id)
-        if self._mender is not None and self._mender.take(key, wanted):
-            await self._mender.mend(tail, self._report)
+        if self._repairer is not None and self._repairer.take(key, wanted):
+            await self._repairer.repair(tail, self._report)
 
     async def _mend_rest(self, tail: LogTail) -> None:
-        if self._mender is not None:
-            await self._mender.mend(tail, self._report)
+        if self._repairer is not None:
+            await self._repairer.repair(tail, self._report)
 
 
 async def find_overdue(

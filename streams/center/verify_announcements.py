@@ -45,7 +45,7 @@ class AnnouncementCheck:
     is_current: Callable[[str], bool]
     settle: Callable[[], Awaitable[None]]
     """Waits until a live worker has announced what it had written."""
-    tell_again: Callable[[Sequence[str]], Awaitable[None]] | None
+    reannounce: Callable[[Sequence[str]], Awaitable[None]] | None
     """Announces what the center holds of these items now; None: nothing is mended."""
     on_progress: Callable[[str, int, int], None]
 
@@ -121,9 +121,9 @@ class AnnouncementCheck:
                 elif (finding := _compared(one, rows)) is not None:
                     report.add(finding)
                     wrong.append(one.item_id)
-        if self.tell_again is not None:
+        if self.reannounce is not None:
             for start in range(0, len(wrong), _COMPARED_AT_ONCE):
-                await self.tell_again(wrong[start : start + _COMPARED_AT_ONCE])
+                await self.reannounce(wrong[start : start + _COMPARED_AT_ONCE])
             report.mended += len(wrong)
 
 

@@ -22,7 +22,7 @@ from streams.center.compare import FAULTS, CenterReport
 from streams.center.verify import Progress as OnProgress
 from streams.settings import Settings
 from streams.stores.vectors.collection import read_center
-from streams.wiring.center import opened_mender, opened_verification
+from streams.wiring.center import open_repairer, open_verification
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +46,17 @@ async def _verify(settings: Settings, repair: bool, on_progress: OnProgress) -> 
 
     found = await read_center(settings.milvus)
     async with AsyncExitStack() as opened:
-        mender = None
+        repairer = None
         if repair:
             encoder = await asyncio.to_thread(_load_encoder, settings)
-            mender = await opened.enter_async_context(opened_mender(settings, encoder, anybody))
+            repairer = await opened.enter_async_context(open_repairer(settings, encoder, anybody))
             found = found or await read_center(settings.milvus)
         if found is None:
             raise Misconfigured(
                 f"nothing was ever indexed behind Milvus alias {settings.milvus.alias!r} (MIM_MILVUS__ALIAS): run "
                 "'mimstream index', or 'mimstream center verify --repair'"
             )
-        async with opened_verification(settings, found, mender, on_progress) as verification:
+        async with open_verification(settings, found, repairer, on_progress) as verification:
             return await verification.run()
 
 

@@ -19,8 +19,8 @@ from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow, OrderedAcks
 from streams.indexing.image_retries import due_in_seconds, retry_image
 from streams.indexing.index_batch import index_batch
-from streams.indexing.prefetch import Prefetched, look_ahead, read_batch
-from streams.indexing.take_over import TakeOver, look_again
+from streams.indexing.prefetch import Prefetched, decode_batch, prefetch
+from streams.indexing.take_over import RecentWrites, recheck
 
 _DUE_EVERY_SECONDS = 1.0
 
@@ -58,9 +58,9 @@ class _Batch:
 
 
 async def index_items(
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
-    take_over: TakeOver,
+    take_over: RecentWrites,
     is_current: IsCurrent,
     on_report: Report,
     stream: StreamT[bytes],
@@ -70,7 +70,7 @@ async def index_items(
     Batches are decided, written and acknowledged strictly one after another. Only what no order can change, decoding
     and encoding, is done ahead for the next ones.
     """
-    config = center.config
+    config = context.config
     room = asyncio.Semaphore(1 + config.batches_ahead)
     line: deque[_Batch] = deque()
     arrived = asyncio.Condition()
@@ -84,7 +84,7 @@ async def index_items(
         whole = len(current) == len(batch.events)
         records = batch.records if whole else [as_record(event, "items") for event in current]
         guard = flow.guard(batch.epoch)
-        on_report(await index_batch(center, records, guard, batch.ahead if whole else None))
+        on_report(await index_batch(context, records, guard, batch.ahead if whole else None))
         take_over.saw(records)
         for event in current:
             await stream.ack(event)
@@ -104,7 +104,7 @@ async def index_items(
             epoch = flow.epoch
             if take_over.is_due:
                 async with flow.hand(epoch), in_turn:
-                    await look_again(center, take_over.due(), flow.guard(epoch))
+                    await recheck(context, take_over.due(), flow.guard(epoch))
 
     def ended_by_itself(task: asyncio.Future[None]) -> None:
         # a worker that reads and does not write looks alive
@@ -119,9 +119,9 @@ async def index_items(
         async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
             async with flow.hand():
                 records = [as_record(event, "items") for event in events]
-                ahead = read_batch(center, records)
+                ahead = decode_batch(context, records)
                 unwritten = frozenset().union(*(batch.item_ids for batch in line))
-                looking = asyncio.create_task(look_ahead(center, ahead, unwritten))
+                looking = asyncio.create_task(prefetch(context, ahead, unwritten))
                 item_ids = frozenset(change.item_id for change in ahead.changes)
                 async with arrived:
                     line.append(_Batch(events, records, flow.epoch, ahead, looking, item_ids))
@@ -136,7 +136,7 @@ async def index_items(
 
 
 async def retry_images(
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
     is_current: IsCurrent,
     on_report: Report,
@@ -144,18 +144,18 @@ async def retry_images(
     stream: StreamT[bytes],
 ) -> None:
     """Handle `items-retry`: many wait at the same time, each until it is due."""
-    room = asyncio.Semaphore(center.config.retry_max_waiting)
+    room = asyncio.Semaphore(context.config.retry_max_waiting)
     acks: OrderedAcks[EventT[Any]] = OrderedAcks(stream.ack)
 
     async def handle(event: EventT[Any], done: Callable[[], Awaitable[None]]) -> None:
         try:
             record = as_record(event, "items-retry")
-            while (left := due_in_seconds(center, record)) > 0:
+            while (left := due_in_seconds(context, record)) > 0:
                 await sleep(min(left, 1.0))  # in pieces, so that a clock that is set forward is noticed
             async with flow.hand():
                 if not is_current(event):
                     return
-                on_report(await retry_image(center, record, flow.guard()))
+                on_report(await retry_image(context, record, flow.guard()))
                 await done()
         except Exception as error:  # before it was in hand
             flow.fail(error)
@@ -163,7 +163,7 @@ async def retry_images(
             room.release()
 
     async with asyncio.TaskGroup() as waiting:
-        async for events in stream.noack_take(center.config.batch_max_items, within=0.2):
+        async for events in stream.noack_take(context.config.batch_max_items, within=0.2):
             for event in events:
                 if not is_current(event):
                     continue

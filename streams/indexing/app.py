@@ -21,7 +21,7 @@ from streams.broker.topics import TopicsConfig
 from streams.indexing.agents import Report, index_items, retry_images
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
-from streams.indexing.take_over import TakeOver
+from streams.indexing.take_over import RecentWrites
 from streams.runtime.delivery import Patience
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ REVOKE_PATIENCE_SECONDS = 10.0
 
 
 def create_index_app(
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
     *,
     broker: BrokerConfig,
@@ -53,7 +53,7 @@ def create_index_app(
     tables, no topic of Faust's own, a stable instance id. Faust's own assignor hands out topics of equal partition
     counts together; the default of the driver would not.
     """
-    config = center.config
+    config = context.config
     app = faust.App(
         topics.group("index"),
         broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],
@@ -88,22 +88,22 @@ def create_index_app(
 
     heartbeats = Heartbeats(time.monotonic)
     flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
-    take_over = TakeOver(
+    take_over = RecentWrites(
         window_seconds=config.session_timeout_seconds + config.write_deadline_seconds,
         max_records=config.held_records,
         clock=time.monotonic,
     )
-    bind_agents(app, center, flow, take_over, topics=topics, is_current=is_current, on_report=on_report)
+    bind_agents(app, context, flow, take_over, topics=topics, is_current=is_current, on_report=on_report)
 
     async def on_revoked(sender: AppT, revoked: Any, **_: Any) -> None:
         nonlocal between_assignments
         between_assignments = True  # until the next assignment Faust's generation is still that of what was taken away
         flow.partitions_moved()
         try:  # a write under way must be over before somebody else may read its partition
-            await asyncio.wait_for(center.writing.acquire(), REVOKE_PATIENCE_SECONDS)
+            await asyncio.wait_for(context.writing.acquire(), REVOKE_PATIENCE_SECONDS)
         except TimeoutError:
             return
-        center.writing.release()
+        context.writing.release()
 
     async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
         nonlocal between_assignments
@@ -132,9 +132,9 @@ def create_index_app(
 
 def bind_agents(
     app: AppT,
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
-    take_over: TakeOver,
+    take_over: RecentWrites,
     *,
     topics: TopicsConfig,
     is_current: Any,
@@ -144,9 +144,9 @@ def bind_agents(
     items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
     later = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
     return (
-        app.agent(items, name="index-items")(partial(index_items, center, flow, take_over, is_current, on_report)),
+        app.agent(items, name="index-items")(partial(index_items, context, flow, take_over, is_current, on_report)),
         app.agent(later, name="retry-images")(
-            partial(retry_images, center, flow, is_current, on_report, asyncio.sleep)
+            partial(retry_images, context, flow, is_current, on_report, asyncio.sleep)
         ),
     )
 

@@ -27,10 +27,10 @@ from schemas.items import ImageRetry, ItemPublished, SourceOffset
 from schemas.letters import DeadLetter, RequeueHeaders
 from streams.broker.records import SourceRecord
 from streams.indexing.config import IndexReport
-from streams.indexing.contents import ItemInputs, look_at
+from streams.indexing.contents import ItemInputs, load_content
 from streams.indexing.context import Guard, IndexContext
-from streams.indexing.item_changes import ItemChange, is_newer, last_words
-from streams.indexing.prefetch import Prefetched, Vector, is_complete, read_batch
+from streams.indexing.item_changes import ItemChange, is_newer, newest_changes
+from streams.indexing.prefetch import Prefetched, Vector, decode_batch, is_complete
 from streams.runtime.delivery import deliver, retry_until_available
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow
 
@@ -51,47 +51,47 @@ class _Plan:
 
 
 async def index_batch(
-    center: IndexContext, records: Sequence[SourceRecord], guard: Guard, ahead: Prefetched | None = None
+    context: IndexContext, records: Sequence[SourceRecord], guard: Guard, ahead: Prefetched | None = None
 ) -> IndexReport:
     """Bring the center up to date with a batch of `items`. When it returns, all records may be acknowledged.
 
-    `ahead` is what `look_ahead` found for just these records. It saves time and decides nothing: what was guessed
+    `ahead` is what `prefetch` found for just these records. It saves time and decides nothing: what was guessed
     wrong, or not at all, is worked out here.
 
     Holds while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
     """
     started = time.monotonic()
-    ahead = read_batch(center, records) if ahead is None else ahead
+    ahead = decode_batch(context, records) if ahead is None else ahead
     plan = _Plan(letters=list(ahead.letters))
     changes = ahead.changes
-    newest = last_words(changes)
+    newest = newest_changes(changes)
     held_seconds = 0.0
     encoded = 0
-    async with center.writing:
+    async with context.writing:
         ids = [change.item_id for change in newest]
         rows = await retry_until_available(
-            lambda: center.index.fetch(ids, pending=True), what="items.fetch", patience=center.patience
+            lambda: context.index.fetch(ids, pending=True), what="items.fetch", patience=context.patience
         )
-        await _decide(center, newest, rows, ahead, plan)
-        fresh = await _encode(center, plan)
-        upserts = [*fresh, *plan.rewrite, *(_row(center, change, None, price) for change, price in plan.wait)]
+        await _decide(context, newest, rows, ahead, plan)
+        fresh = await _encode(context, plan)
+        upserts = [*fresh, *plan.rewrite, *(_row(context, change, None, price) for change, price in plan.wait)]
         by_id = {change.item_id: change for change in newest}
 
         async def write(part: Sequence[ItemRow]) -> None:
-            await center.upsert(part, guard)
+            await context.upsert(part, guard)
 
         async def refuse(row: ItemRow, error: Unprocessable) -> None:
-            plan.letters.append(by_id[row.item_id].record.letter("write", error, failed_at=center.now()))
+            plan.letters.append(by_id[row.item_id].record.letter("write", error, failed_at=context.now()))
 
-        written = await deliver(upserts, write=write, quarantine=refuse, what="items.upsert", patience=center.patience)
+        written = await deliver(upserts, write=write, quarantine=refuse, what="items.upsert", patience=context.patience)
         held_seconds += written.waited_seconds
         encoded = sum(row.item_id in {f.item_id for f in fresh} for row in written.delivered)
         if plan.delete:
 
             async def delete() -> None:
-                await center.delete(plan.delete, guard)
+                await context.delete(plan.delete, guard)
 
-            await retry_until_available(delete, what="items.delete", patience=center.patience)
+            await retry_until_available(delete, what="items.delete", patience=context.patience)
         told = [*plan.stale, *written.delivered]
         gone = [*plan.delete, *(row.item_id for row in told if row.is_pending)]
         held = [row for row in told if not row.is_pending]
@@ -99,30 +99,30 @@ async def index_batch(
         async def announce() -> None:
             # also for rows that were only read: told by a worker that was replaced, they could overtake newer news
             await guard()
-            await center.outbox.announce(held, gone)
+            await context.outbox.announce(held, gone)
 
-        await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
+        await retry_until_available(announce, what="embeddings.announce", patience=context.patience)
         if plan.retries:
 
             async def retry_later() -> None:
                 await guard()
-                await center.outbox.retry_later(plan.retries)
+                await context.outbox.retry_later(plan.retries)
 
-            await retry_until_available(retry_later, what="items-retry.send", patience=center.patience)
+            await retry_until_available(retry_later, what="items-retry.send", patience=context.patience)
     if plan.letters:
 
         async def bury() -> None:
             await guard()
-            await center.dead_letters.bury(plan.letters)
+            await context.dead_letters.bury(plan.letters)
 
-        await retry_until_available(bury, what="dead-letters.send", patience=center.patience)
+        await retry_until_available(bury, what="dead-letters.send", patience=context.patience)
     # a worker that was replaced while it waited for an answer acknowledges nothing
-    await retry_until_available(guard, what="items.acknowledge", patience=center.patience)
+    await retry_until_available(guard, what="items.acknowledge", patience=context.patience)
     return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
 
 
 async def _decide(
-    center: IndexContext, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Prefetched, plan: _Plan
+    context: IndexContext, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Prefetched, plan: _Plan
 ) -> None:
     """Sort every item's change into the plan. One that turns out to be unusable gives way to the one before it."""
     waiting = list(newest)
@@ -134,31 +134,31 @@ async def _decide(
                 plan.stale.append(row)
             elif change.item is None:
                 plan.delete.append(change.item_id)
-            elif row is not None and is_complete(center, row, change, change.item):
+            elif row is not None and is_complete(context, row, change, change.item):
                 plan.rewrite.append(_rewritten(row, change, change.item))
             else:
                 to_encode.append((change, change.item, change.first_price(row)))
-        refused = await _prepare(center, to_encode, ahead, plan)
+        refused = await _prepare(context, to_encode, ahead, plan)
         waiting = [change.before for change in refused if change.before is not None]
 
 
 async def _prepare(
-    center: IndexContext,
+    context: IndexContext,
     to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]],
     ahead: Prefetched,
     plan: _Plan,
 ) -> list[ItemChange]:
     """Get pictures and prepare, where that was not done ahead. Returns the changes that are refused."""
-    found = await asyncio.gather(*(_found(center, change, item, price, ahead) for change, item, price in to_encode))
+    found = await asyncio.gather(*(_found(context, change, item, price, ahead) for change, item, price in to_encode))
     refused: list[ItemChange] = []
-    for (change, item, price), (contents, vector) in zip(to_encode, found, strict=True):
-        if contents.late:
-            plan.retries.append(_first_retry(center, change, item))
-        for stage, error in contents.wrong:
-            plan.letters.append(change.record.letter(stage, error, failed_at=center.now()))
-        if contents.prepared is not None:
-            plan.encode.append((change, contents.prepared, price, vector))
-        elif contents.wrong:
+    for (change, item, price), (inputs, vector) in zip(to_encode, found, strict=True):
+        if inputs.late:
+            plan.retries.append(_first_retry(context, change, item))
+        for stage, error in inputs.errors:
+            plan.letters.append(change.record.letter(stage, error, failed_at=context.now()))
+        if inputs.prepared is not None:
+            plan.encode.append((change, inputs.prepared, price, vector))
+        elif inputs.errors:
             refused.append(change)
         else:
             plan.wait.append((change, price))
@@ -166,51 +166,51 @@ async def _prepare(
 
 
 async def _found(
-    center: IndexContext, change: ItemChange, item: ItemPublished, price: float | None, ahead: Prefetched
+    context: IndexContext, change: ItemChange, item: ItemPublished, price: float | None, ahead: Prefetched
 ) -> tuple[ItemInputs, Vector | None]:
-    guess = ahead.guesses.get((change.record.partition, change.record.offset))
-    if guess is not None and guess.price == price:
-        return guess.contents, guess.vector
-    return await look_at(center, item, price), None
+    prediction = ahead.predictions.get((change.record.partition, change.record.offset))
+    if prediction is not None and prediction.price == price:
+        return prediction.inputs, prediction.vector
+    return await load_content(context, item, price), None
 
 
-def _first_retry(center: IndexContext, change: ItemChange, item: ItemPublished) -> ImageRetry:
+def _first_retry(context: IndexContext, change: ItemChange, item: ItemPublished) -> ImageRetry:
     again = RequeueHeaders.from_headers(change.record.headers)
     return ImageRetry(
         item=item,
         source=SourceOffset(partition=change.record.partition, offset=change.record.offset),
         attempt=1,
-        not_before=center.now() + timedelta(seconds=center.config.retry_wait_seconds(1)),
+        not_before=context.now() + timedelta(seconds=context.config.retry_wait_seconds(1)),
         requeued_from=again.letter_key.decode() if again else None,
         failed_before=again.attempts if again else 0,
         first_failed_at=again.first_failed_at if again else None,
     )
 
 
-async def _encode(center: IndexContext, plan: _Plan) -> list[ItemRow]:
+async def _encode(context: IndexContext, plan: _Plan) -> list[ItemRow]:
     rows = [
-        _row(center, change, prepared, price, vector)
+        _row(context, change, prepared, price, vector)
         for change, prepared, price, vector in plan.encode
         if vector is not None
     ]
     left = [(change, prepared, price) for change, prepared, price, vector in plan.encode if vector is None]
 
     async def encode(part: Sequence[tuple[ItemChange, Prepared, float | None]]) -> None:
-        vectors = await center.encoding.encode([prepared for _, prepared, _ in part])
+        vectors = await context.encoding.encode([prepared for _, prepared, _ in part])
         rows.extend(
-            _row(center, change, prepared, price, vector)
+            _row(context, change, prepared, price, vector)
             for (change, prepared, price), vector in zip(part, vectors, strict=True)
         )
 
     async def refuse(one: tuple[ItemChange, Prepared, float | None], error: Unprocessable) -> None:
-        plan.letters.append(one[0].record.letter("encode", error, failed_at=center.now()))
+        plan.letters.append(one[0].record.letter("encode", error, failed_at=context.now()))
 
-    await deliver(left, write=encode, quarantine=refuse, what="items.encode", patience=center.patience)
+    await deliver(left, write=encode, quarantine=refuse, what="items.encode", patience=context.patience)
     return rows
 
 
 def _row(
-    center: IndexContext,
+    context: IndexContext,
     change: ItemChange,
     prepared: Prepared | None,
     first_price: float | None,
@@ -219,8 +219,8 @@ def _row(
     assert change.item is not None
     return ItemRow(
         item_id=change.item_id,
-        encoder_version=center.encoding.version,
-        vector=np.zeros(center.encoding.dim, np.float32) if vector is None else vector,
+        encoder_version=context.encoding.version,
+        vector=np.zeros(context.encoding.dim, np.float32) if vector is None else vector,
         content_hash=change.item.content_hash(),
         published_at=change.item.published_at,
         category=change.item.category or None,

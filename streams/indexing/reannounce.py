@@ -9,13 +9,13 @@ from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
 
-async def announce_again(center: IndexContext, item_ids: Sequence[str], guard: Guard) -> None:
+async def reannounce(context: IndexContext, item_ids: Sequence[str], guard: Guard) -> None:
     """Announce the rows of these items, and again while somebody changes them.
 
     Whatever a worker writes after the last look, it announces later than we did. Raises `Fenced` from `guard`.
     """
-    async with center.writing:
-        rows = await _rows(center, item_ids)
+    async with context.writing:
+        rows = await _rows(context, item_ids)
         waiting = list(item_ids)
         while waiting:
             held = [rows[name] for name in waiting if name in rows and not rows[name].is_pending]
@@ -23,17 +23,17 @@ async def announce_again(center: IndexContext, item_ids: Sequence[str], guard: G
 
             async def announce(held: Sequence[ItemRow] = held, gone: Sequence[str] = gone) -> None:
                 await guard()
-                await center.outbox.announce(held, gone)
+                await context.outbox.announce(held, gone)
 
-            await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
-            found = await _rows(center, waiting)
+            await retry_until_available(announce, what="embeddings.announce", patience=context.patience)
+            found = await _rows(context, waiting)
             waiting = [name for name in waiting if _source(found, name) != _source(rows, name)]
             rows = found
 
 
-async def _rows(center: IndexContext, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
+async def _rows(context: IndexContext, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
     return await retry_until_available(
-        lambda: center.index.fetch(list(item_ids), pending=True), what="center.fetch", patience=center.patience
+        lambda: context.index.fetch(list(item_ids), pending=True), what="center.fetch", patience=context.patience
     )
 
 

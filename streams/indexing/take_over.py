@@ -19,7 +19,7 @@ from schemas.errors import BadMessage
 from streams.broker.records import SourceRecord, read_item_id
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
-from streams.indexing.reannounce import announce_again
+from streams.indexing.reannounce import reannounce
 from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
 
 
-class TakeOver:
+class RecentWrites:
     """The newest records of the items that were written since partitions were handed out, for some time."""
 
     def __init__(self, *, window_seconds: float, max_records: int, clock: Callable[[], float]) -> None:
@@ -84,7 +84,7 @@ def was_overwritten(record: SourceRecord, row: ItemRow | None) -> bool:
     return row.source_partition == record.partition and row.source_offset < record.offset
 
 
-async def look_again(center: IndexContext, records: Sequence[SourceRecord], guard: Guard) -> int:
+async def recheck(context: IndexContext, records: Sequence[SourceRecord], guard: Guard) -> int:
     """Index those records anew whose rows were overwritten, announce the other rows again; returns how many of those
     that were overwritten.
     """
@@ -93,12 +93,12 @@ async def look_again(center: IndexContext, records: Sequence[SourceRecord], guar
         with suppress(BadMessage):  # whose key is no item's has no row
             by_id[read_item_id(record.key)] = record
     rows = await retry_until_available(
-        lambda: center.index.fetch(list(by_id), pending=True), what="take-over.fetch", patience=center.patience
+        lambda: context.index.fetch(list(by_id), pending=True), what="take-over.fetch", patience=context.patience
     )
     overwritten = [record for item_id, record in by_id.items() if was_overwritten(record, rows.get(item_id))]
     if overwritten:
-        await index_batch(center, overwritten, guard)
+        await index_batch(context, overwritten, guard)
     again = {record.key for record in overwritten}
-    await announce_again(center, [name for name, record in by_id.items() if record.key not in again], guard)
+    await reannounce(context, [name for name, record in by_id.items() if record.key not in again], guard)
     log.info("index.looked_again", items=len(by_id), overwritten=len(overwritten))
     return len(overwritten)

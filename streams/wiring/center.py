@@ -25,7 +25,7 @@ from streams.stores.vectors.row_scan import MilvusRowScan
 
 
 @asynccontextmanager
-async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[IndexContext]:
+async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncIterator[IndexContext]:
     """The center with everything that writes to it. Sets it up if it does not exist; refuses another encoder's."""
     config = settings.index
     async with AsyncExitStack() as opened:
@@ -62,18 +62,18 @@ async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[I
 
 
 @asynccontextmanager
-async def opened_mender(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
+async def open_repairer(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
     """What mends the center; `guard` is asked before each write."""
     current = collection_name(settings.milvus.alias, encoder.version)
-    async with opened_center(settings, encoder) as center:
+    async with open_index_context(settings, encoder) as center:
         yield Repairer(center, guard, _reading(settings), lambda version: _is(settings, version, current))
 
 
 @asynccontextmanager
-async def opened_verification(
+async def open_verification(
     settings: Settings,
     center: CollectionInfo,
-    mender: Repairer | None,
+    repairer: Repairer | None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> AsyncIterator[CenterVerification]:
     """A comparison of the topic with `center`."""
@@ -87,7 +87,7 @@ async def opened_verification(
             MilvusRowScan(settings.milvus),
             _reading(settings),
             is_current=lambda version: _is(settings, version, center.collection),
-            mender=mender,
+            repairer=repairer,
             on_progress=on_progress,
         ) as verification:
             yield verification

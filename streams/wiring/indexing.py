@@ -30,7 +30,7 @@ from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
 from streams.stores.vectors.collection import mark_filled, read_center
-from streams.wiring.center import opened_center, opened_mender, opened_verification
+from streams.wiring.center import open_index_context, open_repairer, open_verification
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ async def _index(settings: Settings, slot_name: str, *, leave: bool, metrics_por
         opened.callback(keeping.cancel)
         encoder = await loading
 
-        center = await opened.enter_async_context(opened_center(settings, encoder))
+        center = await opened.enter_async_context(open_index_context(settings, encoder))
         await _verify_if_overdue(settings, encoder, slot.assert_held)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))
         flow = Flow(check_role=slot.assert_held)
@@ -151,8 +151,8 @@ async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard)
             ),
         )
         async with (
-            opened_mender(settings, encoder, guard) as mender,
-            opened_verification(settings, found, mender, _Telling()) as verification,
+            open_repairer(settings, encoder, guard) as repairer,
+            open_verification(settings, found, repairer, _Telling()) as verification,
         ):
             report = await verification.run()
         log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
