@@ -1,8 +1,8 @@
 """Decoding and encoding a batch before its turn, while earlier ones are still being written.
 
 A vector is a function of content alone, so making it early cannot make it wrong. What depends on order (whether an
-item changed at all, its price at first publish, whether something newer won) is only guessed here, from a look at the
-center, and decided in `index_batch` when all batches before are written.
+item changed at all, its price at first publish, whether something newer was written) is only predicted here, from the
+rows as they are now, and decided in `index_batch` when all batches before are written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What encoding an item will need, if `price` turns out to be its price at first publish."""
+    """What encoding an item needs, if `price` turns out to be its price at first publish."""
 
     price: float | None
     inputs: ItemInputs
@@ -38,7 +38,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Prefetched:
-    """A batch, decoded, with what is known of it already."""
+    """A decoded batch, with what was encoded ahead of its turn."""
 
     changes: Sequence[ItemChange]
     letters: Sequence[DeadLetter]
@@ -67,10 +67,10 @@ def decode_batch(context: IndexContext, records: Sequence[SourceRecord]) -> Pref
 
 
 async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collection[str]) -> None:
-    """Encode what a batch seems to need, into its `predictions`. Writes nothing, holds for nothing.
+    """Encode what a batch seems to need, into its `predictions`. Writes nothing, retries nothing.
 
-    Items that are `unwritten` (earlier batches hold changes of them) are left alone: what the center says of them is
-    about to change. What fails is left to `index_batch`, which tells what may heal from what is to blame.
+    Items that are `unwritten` (earlier batches hold changes of them) are left out: their rows are about to change. What
+    fails is left to `index_batch`, which tells errors that may heal from errors of one record.
     """
     newest = {
         change.item_id: (change, change.item)
@@ -84,11 +84,11 @@ async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collecti
             for item_id, (change, item) in newest.items()
             if not _is_settled(context, rows.get(item_id), change, item)
         ]
-        found = await asyncio.gather(*(load_content(context, item, price) for _, item, price in needed))
+        loaded = await asyncio.gather(*(load_content(context, item, price) for _, item, price in needed))
         keys = [(change.record.partition, change.record.offset) for change, _, _ in needed]
-        for key, (_, _, price), inputs in zip(keys, needed, found, strict=True):
+        for key, (_, _, price), inputs in zip(keys, needed, loaded, strict=True):
             batch.predictions[key] = Prediction(price, inputs)
-        ready = [(key, inputs.prepared) for key, inputs in zip(keys, found, strict=True) if inputs.prepared]
+        ready = [(key, inputs.prepared) for key, inputs in zip(keys, loaded, strict=True) if inputs.prepared]
         vectors = await context.encoding.encode([prepared for _, prepared in ready])
     except PipelineError:
         return

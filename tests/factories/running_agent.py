@@ -48,7 +48,7 @@ async def running(
     *,
     is_current: Callable[[Any], bool] = lambda event: True,
     check_role: Any = allowed,
-    take_over: RecentWrites | None = None,
+    recent: RecentWrites | None = None,
 ) -> AsyncIterator[Running]:
     flow = Flow(check_role=check_role)
     never = RecentWrites(window_seconds=0, max_records=0, clock=lambda: 0.0)
@@ -58,7 +58,7 @@ async def running(
         app,
         path.context,
         flow,
-        take_over or never,
+        recent or never,
         topics=TopicsConfig(),
         is_current=is_current,
         on_report=run.reports.append,

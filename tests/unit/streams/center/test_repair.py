@@ -44,8 +44,8 @@ class Beside:
     strikes: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.reading = RecordDecoding(100_000, {}, timedelta(hours=1))
-        self.repairer = Repairer(self.path.context, self.guard, self.reading, lambda version: True)
+        self.decoding = RecordDecoding(100_000, {}, timedelta(hours=1))
+        self.repairer = Repairer(self.path.context, self.guard, self.decoding, lambda version: True)
 
     def say(self, record: SourceRecord) -> SourceRecord:
         self.tail.log[record.offset] = record
@@ -76,7 +76,7 @@ class Beside:
 async def test_a_missing_row_is_made_by_the_index_path() -> None:
     beside = Beside()
     record = beside.say(beside.path.publish("a", title="a shoe"))
-    beside.repairer.take(b"a", beside.reading.expect(record))
+    beside.repairer.add(b"a", beside.decoding.expect(record))
     report = await beside.repair()
     assert (report.mended, report.left) == (1, 0)
     assert (beside.path.rows["a"].vector == beside.path.encoder.of(title="a shoe")).all()
@@ -87,7 +87,7 @@ async def test_what_a_worker_writes_between_look_and_write_holds_in_the_end() ->
     beside = Beside()
     old = beside.say(beside.path.publish("a", title="old"))
     beside.tail.start = old.offset + 1
-    beside.repairer.take(b"a", beside.reading.expect(old))
+    beside.repairer.add(b"a", beside.decoding.expect(old))
     beside.strikes = [
         beside.worker_writes(beside.path.publish("a", title="newer", offset=old.offset + 1)),
         allowed,
@@ -105,7 +105,7 @@ async def test_a_delete_between_look_and_write_is_not_undone() -> None:
     beside = Beside()
     old = beside.say(beside.path.publish("a", title="old"))
     beside.tail.start = old.offset + 1
-    beside.repairer.take(b"a", beside.reading.expect(old))
+    beside.repairer.add(b"a", beside.decoding.expect(old))
     beside.strikes = [beside.worker_writes(beside.path.delete("a", offset=old.offset + 1))]
     report = await beside.repair()
     assert beside.titles == {}
@@ -118,7 +118,7 @@ async def test_a_row_without_a_record_is_deleted_unless_it_was_published_again_m
     await beside.path.index_all(beside.path.publish("gone", title="x"), beside.path.publish("back", title="y"))
     beside.tail.start = 5
     for item_id, offset in (("gone", 0), ("back", 1)):
-        beside.repairer.take(item_id.encode(), RowSource(item_id, 0, offset))
+        beside.repairer.add(item_id.encode(), RowSource(item_id, 0, offset))
     beside.strikes = [beside.worker_writes(beside.path.publish("back", title="again", offset=7))]
     report = await beside.repair()
     assert beside.titles == {"back": ("again", 7)}
@@ -128,7 +128,7 @@ async def test_a_row_without_a_record_is_deleted_unless_it_was_published_again_m
 async def test_a_row_that_is_no_longer_the_one_that_was_judged_is_left_alone() -> None:
     beside = Beside()
     await beside.path.index_all(beside.path.publish("a", title="x", offset=4))
-    beside.repairer.take(b"a", RowSource("a", 0, 3))
+    beside.repairer.add(b"a", RowSource("a", 0, 3))
     await beside.repair()
     assert beside.titles == {"a": ("x", 4)}
 
@@ -139,7 +139,7 @@ async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
     for record in (beside.path.publish("stale", title="new"), beside.path.delete("undead")):
         beside.say(record)
         assert record.key is not None
-        beside.repairer.take(record.key, beside.reading.expect(record))
+        beside.repairer.add(record.key, beside.decoding.expect(record))
     report = await beside.repair()
     assert beside.titles == {"stale": ("new", 2)}
     assert (report.mended, report.left) == (2, 0)
@@ -148,7 +148,7 @@ async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
 async def test_what_cannot_be_encoded_is_told_as_left() -> None:
     beside = Beside()
     record = beside.say(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
-    beside.repairer.take(b"a", beside.reading.expect(record))
+    beside.repairer.add(b"a", beside.decoding.expect(record))
     report = await beside.repair()
     assert (report.mended, report.left) == (0, 1)
     assert len(beside.path.dead_letters.letters) == 1

@@ -31,48 +31,48 @@ class Clock:
         return self.now
 
 
-def take_over(clock: Clock, *, max_records: int = 10) -> RecentWrites:
+def recent_writes(clock: Clock, *, max_records: int = 10) -> RecentWrites:
     made = RecentWrites(window_seconds=42, max_records=max_records, clock=clock)
-    made.began()
+    made.restart()
     return made
 
 
 def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock)
+    recent = recent_writes(clock)
     record = path.publish("a", title="x")
-    looked.saw([record])
+    recent.add([record])
     clock.now = 41.9
-    assert looked.due() == []
+    assert recent.pop_due() == []
     clock.now = 42.0
-    assert looked.due() == [record]
-    assert looked.due() == []
-    looked.saw([record])
+    assert recent.pop_due() == [record]
+    assert recent.pop_due() == []
+    recent.add([record])
     clock.now = 1e6
-    assert looked.due() == []
+    assert recent.pop_due() == []
 
 
 def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock, max_records=2)
+    recent = recent_writes(clock, max_records=2)
     records = [path.publish(name, title=str(n)) for n, name in enumerate(["a", "b", "c", "a"])]
-    looked.saw(records[:3])
-    looked.saw(records[3:])
+    recent.add(records[:3])
+    recent.add(records[3:])
     clock.now = 50
-    assert {record.offset for record in looked.due()} == {1, 3}
+    assert {record.offset for record in recent.pop_due()} == {1, 3}
 
 
 def test_another_take_over_begins_anew() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock)
-    looked.saw([path.publish("a", title="x")])
+    recent = recent_writes(clock)
+    recent.add([path.publish("a", title="x")])
     clock.now = 30
-    looked.began()
-    looked.saw([newer := path.publish("b", title="y")])
+    recent.restart()
+    recent.add([newer := path.publish("b", title="y")])
     clock.now = 60
-    assert looked.due() == []
+    assert recent.pop_due() == []
     clock.now = 72
-    assert looked.due() == [newer]
+    assert recent.pop_due() == [newer]
 
 
 async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right() -> None:
@@ -140,7 +140,7 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    looked = take_over(clock)
+    recent = recent_writes(clock)
     announce, announcing, go_on = path.outbox.announce, asyncio.Event(), asyncio.Event()
 
     async def announce_slowly(held: Sequence[ItemRow], gone: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
         await announce(held, gone)
 
     monkeypatch.setattr(path.outbox, "announce", announce_slowly)
-    async with running("items", path, tmp_path, take_over=looked) as run:
+    async with running("items", path, tmp_path, recent=recent) as run:
         await run.put("a", item("a", title="on sale"))
         await run.until(lambda: len(run.acked) == 1)
         await run.put("a", None)
@@ -181,8 +181,8 @@ async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
 
 async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
     clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    looked = take_over(clock)
-    async with running("items", path, tmp_path, take_over=looked) as run:
+    recent = recent_writes(clock)
+    async with running("items", path, tmp_path, recent=recent) as run:
         await run.put("a", item("a", title="newest"))
         await run.until(lambda: len(run.acked) == 1)
         path.rows["a"] = replace(path.rows["a"], title="of a zombie", content_hash="0" * 32, source_offset=-1)
