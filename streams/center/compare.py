@@ -34,7 +34,7 @@ class Finding:
     item_id: str
     partition: int
     offset: int | None
-    """The newest record of the item; None if the topic holds none any more. Of a stale announcement: in `embeddings`."""
+    """The newest record of the item; None if there is none any more. Of a stale announcement: in `embeddings`."""
     detail: str
 
 
