@@ -1,4 +1,4 @@
-"""Comparing the topic `items` with the center: what is decided, without reading or writing anything."""
+"""Comparing the topic `items` with the center: decisions alone, without reading or writing anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from schemas.items import ItemPublished, SourceOffset
 from streams.stores.vectors.item_index import ItemRow
 
 Fault = Literal["missing", "stale", "resurrected", "wrong", "misannounced"]
-FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong", "misannounced")
+STALE_ANNOUNCEMENT: Final = "misannounced"  # its name in reports
+FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong", STALE_ANNOUNCEMENT)
 
 EXAMPLES = 100
 """How many findings a report names; all are counted."""
@@ -33,7 +34,7 @@ class Finding:
     item_id: str
     partition: int
     offset: int | None
-    """The newest record of the item; None if the topic holds none any more. Of a misannounced one, in `embeddings`."""
+    """The newest record of the item; None if there is none any more. Of a stale announcement: in `embeddings`."""
     detail: str
 
 
@@ -43,7 +44,7 @@ class Position:
 
     partition: int
     committed: int | None
-    """Where the group goes on; None if it never acknowledged anything."""
+    """The group's committed offset; None if it never acknowledged anything."""
     start: int
     end: int
     recent: int | None
@@ -66,13 +67,13 @@ class CenterReport:
     records: int = 0
     """Records of `items` that were looked at."""
     items: int = 0
-    """Items that the topic says are on sale."""
+    """Items that are on sale according to the topic."""
     waiting: int = 0
     """Items whose newest record no worker has acknowledged yet; they are not judged."""
     unusable: int = 0
     """Items whose newest record cannot be used: it has a dead letter, or cannot be decoded."""
     changed_meanwhile: int = 0
-    """Items that something new was said of while they were looked at; they are not judged."""
+    """Items with a newer record since they were read; they are not judged."""
     found: Counter[Fault] = field(default_factory=Counter)
     examples: list[Finding] = field(default_factory=list)
     mended: int = 0
@@ -106,7 +107,7 @@ class KeyedOffsets:
         self._next_settling = _SETTLE_EVERY
 
     def add(self, key: bytes, offset: int, *, deleted: bool) -> None:
-        """Take in a record. Records of one key come in the order of their offsets."""
+        """Add a record. Records of one key come in the order of their offsets."""
         self._hashes.append(_hash(key))
         self._words.append(2 * offset + deleted)
         if len(self._hashes) >= self._next_settling:
@@ -183,7 +184,7 @@ class Expected:
 def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[str], bool]) -> Finding | None:
     """Compare the newest record of an item with its row; None if they agree.
 
-    `is_current` says of an encoder version whether it is the one whose vectors the center holds.
+    `is_current`: whether an encoder version is the one whose vectors the center holds.
     """
     partition, offset, content = expected.partition, expected.offset, expected.content
 
@@ -215,24 +216,24 @@ def compare_announcement(
 ) -> Finding | None:
     """Compare the last announcement of an item, from `partition` and `offset` of `embeddings`, with its row.
 
-    `source` is the record of `items` that it tells of; None if it says that the item is gone. None if they agree.
+    `source` is the record of `items` that it is of; None if it announces the item as gone. None if they agree.
     """
     there = None if row is None or row.is_pending else (row.source_partition, row.source_offset)
-    told = None if source is None else (source.partition, source.offset)
-    if told == there:
+    announced = None if source is None else (source.partition, source.offset)
+    if announced == there:
         return None
-    said = "announced as gone" if told is None else f"announced from {told[0]}/{told[1]}"
+    said = "announced as gone" if announced is None else f"announced from {announced[0]}/{announced[1]}"
     held = "not there" if there is None else f"there from {there[0]}/{there[1]}"
-    return Finding("misannounced", item_id, partition, offset, f"{said}, yet {held}")
+    return Finding(STALE_ANNOUNCEMENT, item_id, partition, offset, f"{said}, yet {held}")
 
 
 def overdue(positions: Iterable[Position], *, center_is_empty: bool, center_is_filled: bool) -> list[Overdue]:
     """Partitions that have to be compared with the center before a worker reads on.
 
     A center that is not known to be filled may lack whatever was acknowledged: Milvus lost its data, or this center is
-    a new one beside an old group. Of a filled one, deletes may have been compacted away before they were read. Whoever
-    has read a record that is younger than their retention was not away for longer than that; whoever has read
-    everything has missed nothing. A position that is unknown beside a center that is not empty says nothing.
+    a new one beside an old group. Of a filled one, deletes may have been compacted away before they were read. A group
+    that has read a record younger than their retention was not away for longer than that; one that has read everything
+    has missed nothing. A position that is unknown beside a center that is not empty proves nothing.
     """
     found = []
     for one in positions:

@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from functools import partial
 
 from aiokafka import TopicPartition
 
 from schemas.errors import BadMessage
 from streams.broker.log_reader import LogReader
-from streams.broker.records import SourceRecord, read_item_id
+from streams.broker.records import Record, SourceRecord, read_item_id
 from streams.center.compare import CenterReport, Expected, ExpectedContent, compare
 from streams.indexing.context import Guard, IndexContext
+from streams.indexing.guarded_writer import GuardedWriter
 from streams.indexing.index_batch import index_batch
 from streams.indexing.item_changes import read_change
-from streams.indexing.reannounce import announce_again
+from streams.indexing.reannounce import reannounce
 from streams.runtime.delivery import retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import RowSource
-
-
-class FetchRows(Protocol):
-    """Where rows are read (`ItemIndex.fetch`)."""
-
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read the rows that are there."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,18 +32,12 @@ class RecordDecoding:
     max_ahead: timedelta
 
     def expect(self, record: SourceRecord) -> Expected:
-        """What a record asks of the center."""
-        key = record.key or b""
+        """What a record asks of the center; not usable if it cannot be decoded."""
+        key, item_id = record.key or b"", ""
         try:
             item_id = read_item_id(record.key)
-        except BadMessage:
-            return Expected(key, "", record.partition, record.offset, None, usable=False)
-        try:
             change = read_change(
-                record,
-                max_bytes=self.max_record_bytes,
-                max_ahead=self.max_ahead,
-                field_map=self.field_map,
+                record, max_bytes=self.max_record_bytes, max_ahead=self.max_ahead, field_map=self.field_map
             )
         except BadMessage:
             return Expected(key, item_id, record.partition, record.offset, None, usable=False)
@@ -58,11 +45,11 @@ class RecordDecoding:
         return Expected(key, item_id, record.partition, record.offset, content)
 
 
-def as_source(record: Any) -> SourceRecord:
-    """A record of `items` as the index path takes it."""
+def as_source(record: Record, partition: int) -> SourceRecord:
+    """A Kafka record of `items`, as the index path reads it."""
     return SourceRecord(
         topic="items",
-        partition=record.partition,
+        partition=partition,
         offset=record.offset,
         timestamp_ms=record.timestamp,
         key=record.key,
@@ -71,107 +58,110 @@ def as_source(record: Any) -> SourceRecord:
     )
 
 
+def source_of(row: ItemRow) -> RowSource:
+    """The record of `items` that a row comes from."""
+    return RowSource(row.item_id, row.source_partition, row.source_offset)
+
+
 class LogTail:
-    """What was said in a partition since its end was noted."""
+    """The records of a partition since its end was noted."""
 
     def __init__(self, reader: LogReader, partition: TopicPartition, start: int) -> None:
         self._reader = reader
         self._partition = partition
-        self._seen = start
+        self._next = start
         self._newest: dict[bytes, int] = {}
 
     async def catch_up(self) -> None:
         """Read on to the end as of now."""
         end = await self._reader.end(self._partition)
-        async for record in self._reader.read(self._partition, self._seen, end):
+        async for record in self._reader.read(self._partition, self._next, end):
             if record.key is not None:
                 self._newest[record.key] = record.offset
-        self._seen = max(self._seen, end)
+        self._next = max(self._next, end)
 
     def newest(self, key: bytes) -> int | None:
-        """Offset of the newest record of a key, if something was said of it at all."""
+        """Offset of the newest record of a key; None if there is none since the end was noted."""
         return self._newest.get(key)
 
     async def record(self, offset: int) -> SourceRecord | None:
         """The record at an offset; None if it was compacted away, by a newer one."""
         found = await self._reader.one(self._partition, offset)
-        return None if found is None else as_source(found)
+        return None if found is None else as_source(found, self._partition.partition)
 
 
 @dataclass
 class Repairer:
-    """Mends what was found, through the index path."""
+    """Collects faults of one partition and repairs them through the index path."""
 
-    center: IndexContext
+    context: IndexContext
     guard: Guard
-    reading: RecordDecoding
+    decoding: RecordDecoding
     is_current: Callable[[str], bool]
-    _wanted: dict[bytes, Expected | RowSource] = field(default_factory=dict)
+    """Whether an encoder version is the one whose vectors the center holds."""
+    _faults: dict[bytes, Expected | RowSource] = field(default_factory=dict)
 
-    def take(self, key: bytes, wanted: Expected | RowSource) -> bool:
-        """Note a fault: the newest record of an item, or a row without any. True if there are enough to go on."""
-        self._wanted[key] = wanted
-        return len(self._wanted) >= self.center.config.batch_max_items
+    def add(self, key: bytes, fault: Expected | RowSource) -> bool:
+        """Add the newest record of an item, or a row without one. True if there are enough for a batch."""
+        self._faults[key] = fault
+        return len(self._faults) >= self.context.config.batch_max_items
 
-    async def mend(self, tail: LogTail, report: CenterReport) -> None:
-        """Mend what was noted, and look whether it helped."""
-        wanted, self._wanted = self._wanted, {}
+    async def repair(self, tail: LogTail, report: CenterReport) -> None:
+        """Repair what was added, then count what that left.
+
+        After each write the end of the log is read again, and newer records of these items are written as well, until
+        there are none.
+        """
+        faults, self._faults = self._faults, {}
         written: dict[bytes, Expected | RowSource] = {}
         while True:
             await tail.catch_up()
-            for key, asked in list(wanted.items()):
+            for key, fault in list(faults.items()):
                 newer = tail.newest(key)
-                if newer is None or (isinstance(asked, Expected) and newer <= asked.offset):
+                if newer is None or (isinstance(fault, Expected) and newer <= fault.offset):
                     continue
                 if (record := await tail.record(newer)) is not None:
-                    wanted[key] = self.reading.expect(record)
-            todo = {key: asked for key, asked in wanted.items() if written.get(key) is not asked}
+                    faults[key] = self.decoding.expect(record)
+            todo = {key: fault for key, fault in faults.items() if written.get(key) is not fault}
             if not todo:
                 break
-            records = [await tail.record(asked.offset) for asked in todo.values() if isinstance(asked, Expected)]
-            if there := [record for record in records if record is not None]:
-                await index_batch(self.center, there, self.guard)
-            await self._remove([asked for asked in todo.values() if isinstance(asked, RowSource)])
+            records = [await tail.record(fault.offset) for fault in todo.values() if isinstance(fault, Expected)]
+            if present := [record for record in records if record is not None]:
+                await index_batch(self.context, present, self.guard)
+            await self._remove([fault for fault in todo.values() if isinstance(fault, RowSource)])
             written |= todo
-        await self._count(wanted, report)
+        await self._count(list(faults.values()), report)
 
-    async def tell_again(self, item_ids: Sequence[str]) -> None:
+    async def reannounce(self, item_ids: Sequence[str]) -> None:
         """Announce what the center holds of these items now."""
-        await announce_again(self.center, item_ids, self.guard)
+        await reannounce(self.context, item_ids, self.guard)
 
-    async def _remove(self, rows: Sequence[RowSource]) -> None:
+    async def _remove(self, sources: Sequence[RowSource]) -> None:
         """Delete rows that no record asks for, if they still are those that were judged."""
-        if not rows:
+        if not sources:
             return
-        async with self.center.writing:
-            patience = self.center.patience
-            ids = [row.item_id for row in rows]
-            held = await retry_until_available(
-                lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=patience
-            )
-            gone = [row.item_id for row in rows if row.item_id in held and _source(held[row.item_id]) == row]
+        async with self.context.writing:
+            rows = await self._read_rows(sources)
+            same = [one.item_id for one in sources if one.item_id in rows and source_of(rows[one.item_id]) == one]
+            if same:
+                await retry_until_available(
+                    partial(self._delete, same), what="center.delete", patience=self.context.patience
+                )
 
-            async def delete() -> None:
-                await self.center.delete(gone, self.guard)
-                await self.center.outbox.announce([], gone)
+    async def _delete(self, item_ids: Sequence[str]) -> None:
+        await GuardedWriter(self.context, self.guard).delete_once(item_ids)
+        await self.context.outbox.announce([], item_ids)
 
-            if gone:
-                await retry_until_available(delete, what="center.delete", patience=patience)
-
-    async def _count(self, wanted: Mapping[bytes, Expected | RowSource], report: CenterReport) -> None:
-        ids = [asked.item_id for asked in wanted.values()]
-        rows = await retry_until_available(
-            lambda: self.center.index.fetch(ids, pending=True), what="center.fetch", patience=self.center.patience
-        )
-        for asked in wanted.values():
-            row = rows.get(asked.item_id)
-            if isinstance(asked, RowSource):
-                is_left = row is not None and _source(row) == asked
+    async def _count(self, faults: Sequence[Expected | RowSource], report: CenterReport) -> None:
+        rows = await self._read_rows(faults)
+        for fault in faults:
+            row = rows.get(fault.item_id)
+            if isinstance(fault, RowSource):
+                is_left = row is not None and source_of(row) == fault
             else:
-                is_left = asked.usable and compare(asked, row, is_current=self.is_current) is not None
+                is_left = fault.usable and compare(fault, row, is_current=self.is_current) is not None
             report.left += is_left
             report.mended += not is_left
 
-
-def _source(row: ItemRow) -> RowSource:
-    return RowSource(row.item_id, row.source_partition, row.source_offset)
+    async def _read_rows(self, faults: Sequence[Expected | RowSource]) -> dict[str, ItemRow]:
+        return await self.context.read_rows([fault.item_id for fault in faults], what="center.fetch")

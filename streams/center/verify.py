@@ -1,15 +1,15 @@
-"""Comparing `items` with the center, and mending it, beside index workers that go on working.
+"""Comparing `items` with the center, and repairing it, beside index workers that go on working.
 
 The log is the truth and is never written to. It is read twice, partition by partition: first for the newest record of
-each key, then to compare those with their rows. What a worker has not acknowledged yet is not judged, and neither is
-what something new was said of since the partition's end was noted.
+each key, then to compare those with their rows. Records that no worker has acknowledged yet are not judged, and neither
+are items with a newer record since the partition's end was noted.
 
-Mending takes the index path: the newest record of an item goes through `index_batch`, which compares source offsets
+Repair takes the index path: the newest record of an item goes through `index_batch`, which compares source offsets
 before it writes. Between that comparison and the write a live worker may write something newer, which is then
-overwritten. Hence every write is followed by another look at the end of the log; what came meanwhile goes through the
-index path as well, until a look shows nothing newer than what was written last. Whatever was in the log by then is in
-the center; whatever comes later is written by the worker later. Who dies in between leaves a fault that the next run
-finds. In the end the last announcement of each item is compared with its row (see `announcement_check`).
+overwritten. Hence the end of the log is read again after every write; newer records go through the index path as well,
+until there are none since the last write. Whatever was in the log by then is in the center; whatever comes later is
+written by the worker later. A repair that dies in between leaves a fault that the next run finds. In the end the last
+announcement of each item is compared with its row (see `verify_announcements`).
 """
 
 from __future__ import annotations
@@ -31,30 +31,17 @@ from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig
 from streams.broker.log_reader import LogReader
 from streams.broker.topics import TopicsConfig
-from streams.center.compare import (
-    CenterReport,
-    Expected,
-    Finding,
-    KeyedOffsets,
-    Overdue,
-    Position,
-    compare,
-    overdue,
-)
-from streams.center.repair import FetchRows, LogTail, RecordDecoding, Repairer, _source, as_source
-from streams.center.verify_announcements import AnnouncementCheck
+from streams.center.compare import CenterReport, Expected, Finding, KeyedOffsets, Overdue, Position, compare, overdue
+from streams.center.newest_records import NewestRecords, OnProgress
+from streams.center.repair import LogTail, RecordDecoding, Repairer, as_source, source_of
+from streams.center.verify_announcements import COMPARED_AT_ONCE, AnnouncementCheck, FetchRows
 from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.vectors.row_scan import RowScan, RowSource
 
 log = structlog.get_logger()
 
-_COMPARED_AT_ONCE = 500
-_TOLD_EVERY = 200
 _ANNOUNCED_SECONDS = 2.0
 """In so much time a live worker has announced what it wrote."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many offsets have been passed."""
 
 
 class CenterVerification:
@@ -64,26 +51,26 @@ class CenterVerification:
         self,
         broker: BrokerConfig,
         topics: TopicsConfig,
-        rows: FetchRows,
+        fetch: FetchRows,
         scan: RowScan,
-        reading: RecordDecoding,
+        decoding: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
-        mender: Repairer | None = None,
-        on_progress: Progress = lambda what, done, total: None,
+        repairer: Repairer | None = None,
+        on_progress: OnProgress = lambda what, done, total: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._reader = LogReader(broker, topics)
         self._tail_reader = LogReader(broker, topics)
-        self._rows = rows
+        self._fetch = fetch
         self._scan = scan
-        self._reading = reading
+        self._decoding = decoding
         self._is_current = is_current
-        self._mender = mender
+        self._repairer = repairer
         self._on_progress = on_progress
         self._sleep = sleep
-        self._report = CenterReport(repaired=mender is not None)
-        self._found_items: set[str] = set()
+        self._report = CenterReport(repaired=repairer is not None)
+        self._faulty_items: set[str] = set()
         self._refused: dict[int, set[int]] = {}
         self._opened = AsyncExitStack()
 
@@ -98,7 +85,7 @@ class CenterVerification:
         await self._opened.aclose()
 
     async def run(self) -> CenterReport:
-        """Compare everything; mend, if there is a mender. Raises `Unavailable` while a part is away."""
+        """Compare everything; repair, if there is a repairer. Raises `Unavailable` while a part is away."""
         started = time.monotonic()
         await self._read_letters()
         partitions = await self._reader.partitions("items")
@@ -107,21 +94,24 @@ class CenterVerification:
             lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
         )
         bounds = await self._reader.bounds(partitions)
-        total = 2 * sum(end - start for start, end in bounds.values())
-        passed = 0
-        for partition, (start, end) in bounds.items():
-            await self._compare(partition, start, end, committed.get(partition, 0), passed, total)
-            passed += 2 * (end - start)
+        records = NewestRecords(self._reader, bounds, self._on_progress, passes=("reading", "comparing"))
+        for partition, (_, end) in bounds.items():
+            newest = await records.find(partition)
+            self._report.records = records.records
+            self._report.items += newest.alive()
+            tail = LogTail(self._tail_reader, partition, end)
+            await self._compare_records(partition, records, newest, committed.get(partition, 0), tail)
+            await self._compare_unknown_rows(partition, newest, tail)
         beyond = await self._scan.choose(len(partitions), None, lambda row: True)
         await self._judge_rows(beyond, LogTail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
         await AnnouncementCheck(
             self._reader,
-            fetch=lambda item_ids: self._rows.fetch(item_ids, pending=True),
+            fetch=self._fetch,
             is_current=self._is_current,
             settle=lambda: self._sleep(_ANNOUNCED_SECONDS),
-            tell_again=None if self._mender is None else self._mender.tell_again,
+            reannounce=None if self._repairer is None else self._repairer.reannounce,
             on_progress=self._on_progress,
-        ).run(self._report, but=self._found_items)
+        ).run(self._report, but=self._faulty_items)
         self._report.seconds = time.monotonic() - started
         return self._report
 
@@ -138,44 +128,31 @@ class CenterVerification:
                         source = ImageRetry.model_validate_json(letter.value or b"").source
                         self._refused.setdefault(source.partition, set()).add(source.offset)
                 except (KeyError, ValueError, ValidationError):
-                    continue  # what became of a letter, or none of ours
+                    continue  # what became of a letter, or no letter of this pipeline
 
-    async def _compare(
-        self, partition: TopicPartition, start: int, end: int, committed: int, passed: int, total: int
+    async def _compare_records(
+        self, partition: TopicPartition, records: NewestRecords, newest: KeyedOffsets, committed: int, tail: LogTail
     ) -> None:
-        newest = KeyedOffsets()
-        async for record in self._reader.read(partition, start, end):
-            self._report.records += 1
-            if record.key is not None:
-                newest.add(record.key, record.offset, deleted=record.value is None)
-            if record.offset % _TOLD_EVERY == 0:
-                self._on_progress("reading", passed + record.offset - start, total)
-        newest.settle()
-        self._report.items += newest.alive()
-        passed += end - start
-        tail = LogTail(self._tail_reader, partition, end)
         batch: list[Expected] = []
-        async for record in self._reader.read(partition, start, end):
-            if record.offset % _TOLD_EVERY == 0:
-                self._on_progress("comparing", passed + record.offset - start, total)
-            if record.key is None or not newest.is_newest(record.key, record.offset):
-                continue
+        async for record in records.read(partition, newest):
             if record.offset >= committed:
                 self._report.waiting += 1
                 continue
-            batch.append(self._reading.expect(as_source(record)))
-            if len(batch) >= _COMPARED_AT_ONCE:
+            batch.append(self._decoding.expect(as_source(record, partition.partition)))
+            if len(batch) >= COMPARED_AT_ONCE:
                 await self._judge(batch, tail)
                 batch = []
         await self._judge(batch, tail)
+
+    async def _compare_unknown_rows(self, partition: TopicPartition, newest: KeyedOffsets, tail: LogTail) -> None:
+        """Rows without a record; also those from beyond the end: of newer records, or of a log before this one."""
         number = partition.partition
-        # also rows from beyond the end: of records that came since, or of a log before this one
         unknown = await self._scan.choose(number, number, lambda row: not newest.knows(row.item_id.encode()))
         await self._judge_rows(unknown, tail)
 
     async def _judge(self, batch: Sequence[Expected], tail: LogTail) -> None:
-        rows = await self._rows.fetch([one.item_id for one in batch if one.usable], pending=True)
-        await tail.catch_up()  # after the rows: whatever a worker wrote into them beyond our end is seen here
+        rows = await self._fetch([one.item_id for one in batch if one.usable])
+        await tail.catch_up()  # after the rows: records beyond our end that a worker wrote into them are seen here
         for one in batch:
             if tail.newest(one.key) is not None:
                 self._report.changed_meanwhile += 1
@@ -189,33 +166,33 @@ class CenterVerification:
             if one.offset in self._refused.get(one.partition, ()):
                 self._report.unusable += 1
                 continue
-            await self._found(finding, one.key, one, tail)
-        await self._mend_rest(tail)
+            await self._add(finding, one.key, one, tail)
+        await self._repair(tail)
 
     async def _judge_rows(self, unknown: Sequence[RowSource], tail: LogTail) -> None:
         """Rows of which the topic holds no record any more: their delete has been compacted away."""
-        for start in range(0, len(unknown), _COMPARED_AT_ONCE):
-            batch = unknown[start : start + _COMPARED_AT_ONCE]
-            rows = await self._rows.fetch([row.item_id for row in batch], pending=True)
+        for start in range(0, len(unknown), COMPARED_AT_ONCE):
+            batch = unknown[start : start + COMPARED_AT_ONCE]
+            rows = await self._fetch([row.item_id for row in batch])
             await tail.catch_up()
             for row in batch:
                 held, key = rows.get(row.item_id), row.item_id.encode()
-                if held is None or _source(held) != row or tail.newest(key) is not None:
+                if held is None or source_of(held) != row or tail.newest(key) is not None:
                     self._report.changed_meanwhile += 1
                     continue
                 detail = f"there from {row.partition}/{row.offset}, yet the topic holds no record of it"
-                await self._found(Finding("resurrected", row.item_id, row.partition, None, detail), key, row, tail)
-            await self._mend_rest(tail)
+                await self._add(Finding("resurrected", row.item_id, row.partition, None, detail), key, row, tail)
+            await self._repair(tail)
 
-    async def _found(self, finding: Finding, key: bytes, wanted: Expected | RowSource, tail: LogTail) -> None:
+    async def _add(self, finding: Finding, key: bytes, fault: Expected | RowSource, tail: LogTail) -> None:
         self._report.add(finding)
-        self._found_items.add(finding.item_id)
-        if self._mender is not None and self._mender.take(key, wanted):
-            await self._mender.mend(tail, self._report)
+        self._faulty_items.add(finding.item_id)
+        if self._repairer is not None and self._repairer.add(key, fault):
+            await self._repairer.repair(tail, self._report)
 
-    async def _mend_rest(self, tail: LogTail) -> None:
-        if self._mender is not None:
-            await self._mender.mend(tail, self._report)
+    async def _repair(self, tail: LogTail) -> None:
+        if self._repairer is not None:
+            await self._repairer.repair(tail, self._report)
 
 
 async def find_overdue(

@@ -1,10 +1,10 @@
-"""Comparing the last announcement of each item with the center, and telling again what was not so.
+"""Comparing the last announcement of each item with the center, and announcing again where they differ.
 
-Whoever follows `embeddings` believes its last word. A worker that was stopped between asking whether it may announce
-and the broker's taking it in announces when it goes on, perhaps after its successor: then the last word is of older
-content, or of an item that is gone.
+Readers of `embeddings` believe its last record of an item. A worker that was stopped between its guard and the
+broker's accepting its announcement announces when it goes on, perhaps after its successor: then the last record is of
+older content, or of an item that is gone.
 
-A live worker announces a moment after it wrote, so what differs is looked at once more later.
+A live worker announces a moment after it wrote, so differences are compared once more later.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from pydantic import ValidationError
 
 from schemas.items import ItemEmbedding, SourceOffset, parse_embedding_key
 from streams.broker.log_reader import LogReader
-from streams.center.compare import CenterReport, Finding, KeyedOffsets, compare_announcement
+from streams.center.compare import CenterReport, Finding, compare_announcement
+from streams.center.newest_records import NewestRecords, OnProgress
 from streams.stores.vectors.item_index import ItemRow
 
-_COMPARED_AT_ONCE = 500
-_TOLD_EVERY = 200
+COMPARED_AT_ONCE = 500
+
+FetchRows = Callable[[Sequence[str]], Awaitable[Mapping[str, ItemRow]]]
+"""Reads rows by item id, pending ones included."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Announced:
+class _Announcement:
+    """The last record of an item in `embeddings`."""
+
     key: bytes
     item_id: str
     partition: int
@@ -34,55 +39,47 @@ class _Announced:
     source: SourceOffset | None
     """None: announced as gone."""
 
+    def compare(self, rows: Mapping[str, ItemRow]) -> Finding | None:
+        return compare_announcement(self.item_id, self.partition, self.offset, self.source, rows.get(self.item_id))
+
 
 @dataclass
 class AnnouncementCheck:
     """One comparison of `embeddings` with the center."""
 
     reader: LogReader
-    fetch: Callable[[list[str]], Awaitable[Mapping[str, ItemRow]]]
-    """Rows by item id, pending ones included."""
+    fetch: FetchRows
     is_current: Callable[[str], bool]
+    """Whether an encoder version is the one whose vectors the center holds."""
     settle: Callable[[], Awaitable[None]]
     """Waits until a live worker has announced what it had written."""
-    tell_again: Callable[[Sequence[str]], Awaitable[None]] | None
-    """Announces what the center holds of these items now; None: nothing is mended."""
-    on_progress: Callable[[str, int, int], None]
+    reannounce: Callable[[Sequence[str]], Awaitable[None]] | None
+    """Announces what the center holds of these items now; None: nothing is repaired."""
+    on_progress: OnProgress
 
     async def run(self, report: CenterReport, *, but: Collection[str]) -> None:
-        """Compare, and add to the report. Items `but` are known to be at fault already, or have just been mended."""
+        """Compare, and add to the report. Items `but` are known to be at fault already, or were just repaired."""
         bounds = await self.reader.bounds(await self.reader.partitions("embeddings"))
-        total, passed = 2 * sum(end - start for start, end in bounds.values()), 0
-        for partition, (start, end) in bounds.items():
-            newest = KeyedOffsets()
-            async for record in self.reader.read(partition, start, end):
-                newest.add(record.key or b"", record.offset, deleted=record.value is None)
-                self._tell("reading announcements", passed + record.offset - start, total)
-            newest.settle()
-            differing: list[_Announced] = []
-            batch: list[_Announced] = []
-            async for record in self.reader.read(partition, start, end):
-                self._tell("comparing announcements", passed + end - 2 * start + record.offset, total)
-                if not newest.is_newest(record.key or b"", record.offset):
-                    continue
-                announced = self._announced(record)
-                if announced is not None and announced.item_id not in but:
-                    batch.append(announced)
-                if len(batch) >= _COMPARED_AT_ONCE:
+        passes = ("reading announcements", "comparing announcements")
+        records = NewestRecords(self.reader, bounds, self.on_progress, passes=passes)
+        for partition, (_, end) in bounds.items():
+            newest = await records.find(partition)
+            differing: list[_Announcement] = []
+            batch: list[_Announcement] = []
+            async for record in records.read(partition, newest):
+                announcement = self._decode(record)
+                if announcement is not None and announcement.item_id not in but:
+                    batch.append(announcement)
+                if len(batch) >= COMPARED_AT_ONCE:
                     differing += await self._differing(batch)
                     batch = []
             differing += await self._differing(batch)
             await self._judge(differing, partition, end, report)
-            passed += 2 * (end - start)
 
-    def _tell(self, what: str, done: int, total: int) -> None:
-        if done % _TOLD_EVERY == 0:
-            self.on_progress(what, done, total)
-
-    def _announced(self, record: Any) -> _Announced | None:
-        """What a record announces; None if it is of another encoder's generation, or of nobody."""
+    def _decode(self, record: Any) -> _Announcement | None:
+        """What a record announces; None if its key is of another encoder version, or none of ours."""
         try:
-            version, item_id = parse_embedding_key(record.key or b"")
+            version, item_id = parse_embedding_key(record.key)
         except ValueError:
             return None
         if not self.is_current(version):
@@ -92,41 +89,36 @@ class AnnouncementCheck:
             try:
                 source = ItemEmbedding.model_validate_json(record.value).source
             except ValidationError:
-                source = SourceOffset(partition=0, offset=0)  # nobody can read it: as good as one of long ago
-        return _Announced(record.key, item_id, record.partition, record.offset, source)
+                source = SourceOffset(partition=0, offset=0)  # unreadable: as good as one of long ago
+        return _Announcement(record.key, item_id, record.partition, record.offset, source)
 
-    async def _differing(self, batch: list[_Announced]) -> list[_Announced]:
+    async def _differing(self, batch: list[_Announcement]) -> list[_Announcement]:
         if not batch:
             return []
         rows = await self.fetch([one.item_id for one in batch])
-        return [one for one in batch if _compared(one, rows) is not None]
+        return [one for one in batch if one.compare(rows) is not None]
 
     async def _judge(
-        self, differing: list[_Announced], partition: TopicPartition, end: int, report: CenterReport
+        self, differing: list[_Announcement], partition: TopicPartition, end: int, report: CenterReport
     ) -> None:
-        """Look at what differed once more, when live workers have had their say."""
+        """Compare once more, after live workers had time to announce."""
         if not differing:
             return
         await self.settle()
-        said_since: set[bytes] = set()
+        announced_since: set[bytes] = set()
         async for record in self.reader.read(partition, end, await self.reader.end(partition)):
-            said_since.add(record.key or b"")
-        wrong: list[str] = []
-        for start in range(0, len(differing), _COMPARED_AT_ONCE):
-            batch = differing[start : start + _COMPARED_AT_ONCE]
+            announced_since.add(record.key or b"")
+        stale: list[str] = []
+        for start in range(0, len(differing), COMPARED_AT_ONCE):
+            batch = differing[start : start + COMPARED_AT_ONCE]
             rows = await self.fetch([one.item_id for one in batch])
             for one in batch:
-                if one.key in said_since:
+                if one.key in announced_since:
                     report.changed_meanwhile += 1
-                elif (finding := _compared(one, rows)) is not None:
+                elif (finding := one.compare(rows)) is not None:
                     report.add(finding)
-                    wrong.append(one.item_id)
-        if self.tell_again is not None:
-            for start in range(0, len(wrong), _COMPARED_AT_ONCE):
-                await self.tell_again(wrong[start : start + _COMPARED_AT_ONCE])
-            report.mended += len(wrong)
-
-
-def _compared(announced: _Announced, rows: Mapping[str, ItemRow]) -> Finding | None:
-    row = rows.get(announced.item_id)
-    return compare_announcement(announced.item_id, announced.partition, announced.offset, announced.source, row)
+                    stale.append(one.item_id)
+        if self.reannounce is not None:
+            for start in range(0, len(stale), COMPARED_AT_ONCE):
+                await self.reannounce(stale[start : start + COMPARED_AT_ONCE])
+            report.mended += len(stale)

@@ -7,8 +7,8 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,13 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from encoders.base import Encoder
-from schemas.errors import Misconfigured
 from streams.center.compare import FAULTS, CenterReport
-from streams.center.verify import Progress as OnProgress
+from streams.center.newest_records import OnProgress
 from streams.settings import Settings
-from streams.stores.vectors.collection import read_center
-from streams.wiring.center import opened_mender, opened_verification
+from streams.wiring.center import verify_center
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,37 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Compare, and mend if asked to. Status 1 if something is not as it should be in the end."""
+    """Compare, and repair if asked to. Status 1 if a fault is left in the end."""
     with _progress() as on_progress:
-        report = asyncio.run(_verify(settings, options.repair, on_progress))
-    _tell(report, as_json=options.json)
+        report = asyncio.run(verify_center(settings, repair=options.repair, on_progress=on_progress))
+    _print(report, as_json=options.json)
     return 1 if (report.left if report.repaired else report.faults) else 0
-
-
-async def _verify(settings: Settings, repair: bool, on_progress: OnProgress) -> CenterReport:
-    async def anybody() -> None:
-        """No role is needed: what is overwritten by mistake is seen by the look after the write."""
-
-    found = await read_center(settings.milvus)
-    async with AsyncExitStack() as opened:
-        mender = None
-        if repair:
-            encoder = await asyncio.to_thread(_load_encoder, settings)
-            mender = await opened.enter_async_context(opened_mender(settings, encoder, anybody))
-            found = found or await read_center(settings.milvus)
-        if found is None:
-            raise Misconfigured(
-                f"nothing was ever indexed behind Milvus alias {settings.milvus.alias!r} (MIM_MILVUS__ALIAS): run "
-                "'mimstream index', or 'mimstream center verify --repair'"
-            )
-        async with opened_verification(settings, found, mender, on_progress) as verification:
-            return await verification.run()
-
-
-def _load_encoder(settings: Settings) -> Encoder:
-    from encoders.loading import load_encoder  # torch and the towers: seconds that only a repair needs
-
-    return load_encoder(settings.encoder)
 
 
 def as_object(report: CenterReport) -> dict[str, Any]:
@@ -76,7 +47,7 @@ def as_object(report: CenterReport) -> dict[str, Any]:
     return plain
 
 
-def _tell(report: CenterReport, *, as_json: bool) -> None:
+def _print(report: CenterReport, *, as_json: bool) -> None:
     whole = as_object(report)
     if as_json:
         print(json.dumps(whole, indent=2))
@@ -91,7 +62,7 @@ def _tell(report: CenterReport, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress() -> Iterator[OnProgress]:
     columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading", total=None)

@@ -7,7 +7,7 @@ import asyncio
 
 from schemas.errors import Misconfigured
 from streams.settings import Settings
-from streams.wiring.indexing import _index, _remove
+from streams.wiring.indexing import remove_slot, run_index_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if not options.slot.replace("-", "").replace("_", "").isalnum():
         raise Misconfigured(f"--slot {options.slot!r}: use letters, digits, - and _")
     if options.remove:
-        asyncio.run(_remove(settings, options.slot))
+        asyncio.run(remove_slot(settings, options.slot))
     else:
-        asyncio.run(_index(settings, options.slot, leave=options.leave, metrics_port=options.metrics_port))
+        asyncio.run(run_index_worker(settings, options.slot, leave=options.leave, metrics_port=options.metrics_port))
     return 0

@@ -19,8 +19,8 @@ from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow, OrderedAcks
 from streams.indexing.image_retries import due_in_seconds, retry_image
 from streams.indexing.index_batch import index_batch
-from streams.indexing.prefetch import Prefetched, look_ahead, read_batch
-from streams.indexing.take_over import TakeOver, look_again
+from streams.indexing.prefetch import Prefetched, decode_batch, prefetch
+from streams.indexing.take_over import RecentWrites, recheck
 
 _DUE_EVERY_SECONDS = 1.0
 
@@ -45,6 +45,18 @@ def as_record(event: EventT[Any], topic: str) -> SourceRecord:
     )
 
 
+async def index_items(
+    context: IndexContext,
+    flow: Flow,
+    recent: RecentWrites,
+    is_current: IsCurrent,
+    on_report: Report,
+    stream: StreamT[bytes],
+) -> None:
+    """Handle publish, update and delete of `items`. One agent for all three: two would lose their order."""
+    await _ItemPipeline(context, flow, recent, is_current, on_report, stream).run()
+
+
 @dataclass(eq=False)
 class _Batch:
     """Events on their way from the topic to the center."""
@@ -52,91 +64,103 @@ class _Batch:
     events: Sequence[EventT[Any]]
     records: Sequence[SourceRecord]
     epoch: int
-    ahead: Prefetched
-    looking: asyncio.Task[None]
+    """The assignment of partitions in which they were read."""
+    prefetched: Prefetched
+    prefetching: asyncio.Task[None]
     item_ids: frozenset[str]
 
 
-async def index_items(
-    center: IndexContext,
-    flow: Flow,
-    take_over: TakeOver,
-    is_current: IsCurrent,
-    on_report: Report,
-    stream: StreamT[bytes],
-) -> None:
-    """Handle publish, update and delete of `items`. One agent for all three: two would lose their order.
+@dataclass(eq=False)
+class _ItemPipeline:
+    """Batches of one stream, decided, written and acknowledged strictly one after another.
 
-    Batches are decided, written and acknowledged strictly one after another. Only what no order can change, decoding
-    and encoding, is done ahead for the next ones.
+    Only what no order can change, decoding and encoding, is done ahead for the next ones. Three loops share the queue:
+    `run` reads and prefetches, `_write_in_order` writes, `_recheck_when_due` checks rows again after a take-over.
     """
-    config = center.config
-    room = asyncio.Semaphore(1 + config.batches_ahead)
-    line: deque[_Batch] = deque()
-    arrived = asyncio.Condition()
-    in_turn = asyncio.Lock()  # looking again between a write and its being remembered would undo that write
 
-    async def write(batch: _Batch) -> None:
-        await batch.looking
-        current = [event for event in batch.events if is_current(event)]
-        if batch.epoch != flow.epoch or not current:
+    context: IndexContext
+    flow: Flow
+    recent: RecentWrites
+    is_current: IsCurrent
+    on_report: Report
+    stream: StreamT[bytes]
+
+    def __post_init__(self) -> None:
+        self._room = asyncio.Semaphore(1 + self.context.config.batches_ahead)
+        self._queue: deque[_Batch] = deque()
+        self._arrived = asyncio.Condition()
+        self._in_turn = asyncio.Lock()  # a recheck between a write and its being remembered would undo that write
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        config = self.context.config
+        loops = [asyncio.ensure_future(loop) for loop in (self._write_in_order(), self._recheck_when_due())]
+        for loop in loops:
+            loop.add_done_callback(self._fail)
+        try:
+            await self._room.acquire()
+            async for events in self.stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
+                async with self.flow.hand():
+                    await self._enqueue(events)
+                await self._room.acquire()
+        finally:
+            for loop in loops:
+                loop.remove_done_callback(self._fail)
+            under_way = [*loops, *(batch.prefetching for batch in self._queue)]
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _enqueue(self, events: Sequence[EventT[Any]]) -> None:
+        """Decode a batch, begin to prefetch it, and line it up."""
+        records = [as_record(event, "items") for event in events]
+        prefetched = decode_batch(self.context, records)
+        unwritten = frozenset().union(*(batch.item_ids for batch in self._queue))
+        prefetching = asyncio.create_task(prefetch(self.context, prefetched, unwritten))
+        item_ids = frozenset(change.item_id for change in prefetched.changes)
+        async with self._arrived:
+            self._queue.append(_Batch(events, records, self.flow.epoch, prefetched, prefetching, item_ids))
+            self._arrived.notify()
+
+    async def _write_in_order(self) -> None:
+        while True:
+            async with self._arrived:
+                await self._arrived.wait_for(lambda: bool(self._queue))
+            batch = self._queue[0]
+            async with self.flow.hand(batch.epoch), self._in_turn:
+                await self._write(batch)
+            self._queue.popleft()
+            self._room.release()
+
+    async def _write(self, batch: _Batch) -> None:
+        """Write and acknowledge what of a batch is current; all of it is dropped if partitions moved since."""
+        await batch.prefetching
+        current = [event for event in batch.events if self.is_current(event)]
+        if batch.epoch != self.flow.epoch or not current:
             return
         whole = len(current) == len(batch.events)
         records = batch.records if whole else [as_record(event, "items") for event in current]
-        guard = flow.guard(batch.epoch)
-        on_report(await index_batch(center, records, guard, batch.ahead if whole else None))
-        take_over.saw(records)
+        guard = self.flow.guard(batch.epoch)
+        self.on_report(await index_batch(self.context, records, guard, batch.prefetched if whole else None))
+        self.recent.add(records)
         for event in current:
-            await stream.ack(event)
+            await self.stream.ack(event)
 
-    async def write_in_order() -> None:
-        while True:
-            async with arrived:
-                await arrived.wait_for(lambda: bool(line))
-            async with flow.hand(line[0].epoch), in_turn:
-                await write(line[0])
-            line.popleft()
-            room.release()
-
-    async def look_again_when_due() -> None:
+    async def _recheck_when_due(self) -> None:
         while True:
             await asyncio.sleep(_DUE_EVERY_SECONDS)
-            epoch = flow.epoch
-            if take_over.is_due:
-                async with flow.hand(epoch), in_turn:
-                    await look_again(center, take_over.due(), flow.guard(epoch))
+            epoch = self.flow.epoch
+            if self.recent.is_due:
+                async with self.flow.hand(epoch), self._in_turn:
+                    await recheck(self.context, self.recent.pop_due(), self.flow.guard(epoch))
 
-    def ended_by_itself(task: asyncio.Future[None]) -> None:
-        # a worker that reads and does not write looks alive
-        flow.fail(RuntimeError(f"the item path stopped writing by itself: {task!r}; start the worker again"))
-
-    writing = asyncio.ensure_future(write_in_order())
-    looking_again = asyncio.ensure_future(look_again_when_due())
-    for task in (writing, looking_again):
-        task.add_done_callback(ended_by_itself)
-    try:
-        await room.acquire()
-        async for events in stream.noack_take(config.batch_max_items, within=config.batch_within_seconds):
-            async with flow.hand():
-                records = [as_record(event, "items") for event in events]
-                ahead = read_batch(center, records)
-                unwritten = frozenset().union(*(batch.item_ids for batch in line))
-                looking = asyncio.create_task(look_ahead(center, ahead, unwritten))
-                item_ids = frozenset(change.item_id for change in ahead.changes)
-                async with arrived:
-                    line.append(_Batch(events, records, flow.epoch, ahead, looking, item_ids))
-                    arrived.notify()
-            await room.acquire()
-    finally:
-        under_way = [writing, looking_again, *(batch.looking for batch in line)]
-        for task in under_way:
-            task.remove_done_callback(ended_by_itself)
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+    def _fail(self, task: asyncio.Future[None]) -> None:
+        """Stop the process if a loop ends by itself: a worker that reads and does not write looks alive."""
+        self.flow.fail(RuntimeError(f"the item path stopped writing by itself: {task!r}; start the worker again"))
 
 
 async def retry_images(
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
     is_current: IsCurrent,
     on_report: Report,
@@ -144,29 +168,46 @@ async def retry_images(
     stream: StreamT[bytes],
 ) -> None:
     """Handle `items-retry`: many wait at the same time, each until it is due."""
-    room = asyncio.Semaphore(center.config.retry_max_waiting)
-    acks: OrderedAcks[EventT[Any]] = OrderedAcks(stream.ack)
+    await _RetryPool(context, flow, is_current, on_report, sleep, stream).run()
 
-    async def handle(event: EventT[Any], done: Callable[[], Awaitable[None]]) -> None:
+
+@dataclass(eq=False)
+class _RetryPool:
+    """Late pictures of one stream, handled side by side and acknowledged in their order."""
+
+    context: IndexContext
+    flow: Flow
+    is_current: IsCurrent
+    on_report: Report
+    sleep: Callable[[float], Awaitable[None]]
+    stream: StreamT[bytes]
+
+    def __post_init__(self) -> None:
+        self._room = asyncio.Semaphore(self.context.config.retry_max_waiting)
+        self._acks: OrderedAcks[EventT[Any]] = OrderedAcks(self.stream.ack)
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        async with asyncio.TaskGroup() as waiting:
+            async for events in self.stream.noack_take(self.context.config.batch_max_items, within=0.2):
+                for event in events:
+                    if not self.is_current(event):
+                        continue
+                    await self._room.acquire()
+                    partition = (event.message.partition, event.message.generation_id)
+                    waiting.create_task(self._handle(event, self._acks.arrived(partition, event)))
+
+    async def _handle(self, event: EventT[Any], acknowledge: Callable[[], Awaitable[None]]) -> None:
         try:
             record = as_record(event, "items-retry")
-            while (left := due_in_seconds(center, record)) > 0:
-                await sleep(min(left, 1.0))  # in pieces, so that a clock that is set forward is noticed
-            async with flow.hand():
-                if not is_current(event):
+            while (left := due_in_seconds(self.context, record)) > 0:
+                await self.sleep(min(left, 1.0))  # in pieces, so that a clock that is set forward is noticed
+            async with self.flow.hand():
+                if not self.is_current(event):
                     return
-                on_report(await retry_image(center, record, flow.guard()))
-                await done()
+                self.on_report(await retry_image(self.context, record, self.flow.guard()))
+                await acknowledge()
         except Exception as error:  # before it was in hand
-            flow.fail(error)
+            self.flow.fail(error)
         finally:
-            room.release()
-
-    async with asyncio.TaskGroup() as waiting:
-        async for events in stream.noack_take(center.config.batch_max_items, within=0.2):
-            for event in events:
-                if not is_current(event):
-                    continue
-                await room.acquire()
-                line = (event.message.partition, event.message.generation_id)
-                waiting.create_task(handle(event, acks.arrived(line, event)))
+            self._room.release()

@@ -1,10 +1,11 @@
-"""The Faust application of the item path, made inside the running loop: nothing of it exists at import."""
+"""The Faust application of the item path, made inside the running loop: importing this module creates nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,26 @@ from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicsConfig
-from streams.indexing.agents import Report, index_items, retry_images
+from streams.indexing.agents import IsCurrent, Report, index_items, retry_images
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
-from streams.indexing.take_over import TakeOver
+from streams.indexing.take_over import RecentWrites
 from streams.runtime.delivery import Patience
 
 log = structlog.get_logger()
 
 OUTAGE_SECONDS = 86_400.0
-"""How long a sink may be away: its partitions pause, and a client that fetches nothing for so long gives them up."""
+"""How long a sink may be away: partitions pause meanwhile, and a client that fetches nothing for so long loses them."""
 
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
 
 REVOKE_PATIENCE_SECONDS = 10.0
-"""How long handing out partitions anew waits for a write that is under way."""
+"""How long a rebalance waits for a write that is under way."""
 
 
 def create_index_app(
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
     *,
     broker: BrokerConfig,
@@ -50,10 +51,10 @@ def create_index_app(
     """Make the application and bind its two agents to `items` and `items-retry`.
 
     What is set here keeps records from being lost: raw bytes (what Faust cannot decode it commits silently), no
-    tables, no topic of Faust's own, a stable instance id. Faust's own assignor hands out topics of equal partition
-    counts together; the default of the driver would not.
+    tables, no topic of Faust's own, a stable instance id. Faust's own assignor assigns topics of equal partition counts
+    together; the driver's default does not.
     """
-    config = center.config
+    config = context.config
     app = faust.App(
         topics.group("index"),
         broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],
@@ -81,72 +82,86 @@ def create_index_app(
         loop=asyncio.get_running_loop(),
     )
 
-    between_assignments = False
-
-    def is_current(event: EventT[Any]) -> bool:
-        return not between_assignments and bool(event.message.generation_id == app.consumer_generation_id)
-
     heartbeats = Heartbeats(time.monotonic)
     flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
-    take_over = TakeOver(
+    recent = RecentWrites(
         window_seconds=config.session_timeout_seconds + config.write_deadline_seconds,
         max_records=config.held_records,
         clock=time.monotonic,
     )
-    bind_agents(app, center, flow, take_over, topics=topics, is_current=is_current, on_report=on_report)
+    assignment = _Assignment(app, topics, flow, context.writing, heartbeats, recent, on_ready)
+    bind_agents(app, context, flow, recent, topics=topics, is_current=assignment.is_current, on_report=on_report)
+    app.on_partitions_revoked.connect(assignment.on_revoked, weak=False)
+    app.on_partitions_assigned.connect(assignment.on_assigned, weak=False)
+    return app
 
-    async def on_revoked(sender: AppT, revoked: Any, **_: Any) -> None:
-        nonlocal between_assignments
-        between_assignments = True  # until the next assignment Faust's generation is still that of what was taken away
-        flow.partitions_moved()
-        try:  # a write under way must be over before somebody else may read its partition
-            await asyncio.wait_for(center.writing.acquire(), REVOKE_PATIENCE_SECONDS)
+
+@dataclass
+class _Assignment:
+    """Follows which partitions the group assigns to this worker."""
+
+    app: AppT
+    topics: TopicsConfig
+    flow: Flow
+    writing: asyncio.Lock
+    heartbeats: Heartbeats
+    recent: RecentWrites
+    on_ready: Callable[[], None]
+    _is_moving: bool = False
+    """Partitions were revoked and not assigned again: until then Faust's generation is still that of the old ones."""
+
+    def is_current(self, event: EventT[Any]) -> bool:
+        """Whether an event was read under the present assignment."""
+        return not self._is_moving and bool(event.message.generation_id == self.app.consumer_generation_id)
+
+    async def on_revoked(self, sender: AppT, revoked: Any, **_: Any) -> None:
+        """Wait for a write under way to end before another worker may read its partition."""
+        self._is_moving = True
+        self.flow.partitions_moved()
+        try:
+            await asyncio.wait_for(self.writing.acquire(), REVOKE_PATIENCE_SECONDS)
         except TimeoutError:
             return
-        center.writing.release()
+        self.writing.release()
 
-    async def on_assigned(sender: AppT, assigned: Any, **_: Any) -> None:
-        nonlocal between_assignments
-        between_assignments = False
-        heartbeats.watch(app.consumer._thread._consumer._coordinator)
-        take_over.began()
-        items, later = (
-            sorted(tp.partition for tp in assigned if tp.topic == topics.full_name(name))
+    async def on_assigned(self, sender: AppT, assigned: Any, **_: Any) -> None:
+        """Go on with these partitions; fail if those of `items` and `items-retry` differ."""
+        self._is_moving = False
+        self.heartbeats.watch(self.app.consumer._thread._consumer._coordinator)
+        self.recent.restart()
+        items, retries = (
+            sorted(tp.partition for tp in assigned if tp.topic == self.topics.full_name(name))
             for name in ("items", "items-retry")
         )
-        log.info("index.assigned", items=items, items_retry=later)
-        if items != later:
-            flow.fail(
-                Misconfigured(
-                    f"group {topics.group('index')!r} gives this worker partitions {items} of items but {later} of "
-                    "items-retry; they must go together: do all its workers run this version?"
-                )
-            )
+        log.info("index.assigned", items=items, items_retry=retries)
+        if items == retries:
+            self.on_ready()
             return
-        on_ready()
-
-    app.on_partitions_revoked.connect(on_revoked, weak=False)
-    app.on_partitions_assigned.connect(on_assigned, weak=False)
-    return app
+        self.flow.fail(
+            Misconfigured(
+                f"group {self.topics.group('index')!r} gives this worker partitions {items} of items but {retries} of "
+                "items-retry; they must go together: do all its workers run this version?"
+            )
+        )
 
 
 def bind_agents(
     app: AppT,
-    center: IndexContext,
+    context: IndexContext,
     flow: Flow,
-    take_over: TakeOver,
+    recent: RecentWrites,
     *,
     topics: TopicsConfig,
-    is_current: Any,
+    is_current: IsCurrent,
     on_report: Report,
 ) -> tuple[Any, Any]:
     """Bind both agents to their topics; returns them."""
     items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
-    later = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
+    retries = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
     return (
-        app.agent(items, name="index-items")(partial(index_items, center, flow, take_over, is_current, on_report)),
-        app.agent(later, name="retry-images")(
-            partial(retry_images, center, flow, is_current, on_report, asyncio.sleep)
+        app.agent(items, name="index-items")(partial(index_items, context, flow, recent, is_current, on_report)),
+        app.agent(retries, name="retry-images")(
+            partial(retry_images, context, flow, is_current, on_report, asyncio.sleep)
         ),
     )
 

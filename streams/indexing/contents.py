@@ -15,35 +15,35 @@ class ItemInputs:
     """An item as the towers will see it."""
 
     prepared: Prepared | None
-    """None: there is nothing to encode, now (`late`) or ever (`wrong`)."""
+    """None: there is nothing to encode, now (`late`) or ever (`errors`)."""
     late: bool = False
     """Whether its picture could not be had yet."""
-    wrong: tuple[tuple[str, Unprocessable], ...] = ()
+    errors: tuple[tuple[str, Unprocessable], ...] = ()
     """What cannot be used of it, each with the stage of its dead letter."""
 
 
-async def look_at(center: IndexContext, item: ItemPublished, price: float | None) -> ItemInputs:
+async def load_content(context: IndexContext, item: ItemPublished, price: float | None) -> ItemInputs:
     """Get the picture and prepare.
 
     What an event carries itself must be whole, else there is nothing to encode. Where only what its URL leads to is
     broken or missing, the title is encoded and stays.
     """
-    picture = await _picture(center, item)
+    picture = await _picture(context, item)
     if isinstance(picture, ContentUnavailable):
         if not _has_text(item):
             return ItemInputs(None, late=True)
-        prepared = await _prepare(center, item, price, None)
+        prepared = await _prepare(context, item, price, None)
         if isinstance(prepared, EncodingFailed):
-            return ItemInputs(None, late=True, wrong=((stage_of(prepared), prepared),))
+            return ItemInputs(None, late=True, errors=((stage_of(prepared), prepared),))
         return ItemInputs(prepared, late=True)
     if isinstance(picture, Unprocessable):
-        return await _title_alone(center, item, price, "image", picture)
-    prepared = await _prepare(center, item, price, picture)
+        return await _title_alone(context, item, price, "image", picture)
+    prepared = await _prepare(context, item, price, picture)
     if not isinstance(prepared, EncodingFailed):
         return ItemInputs(prepared)
     if picture is not None and item.image is None:
-        return await _title_alone(center, item, price, stage_of(prepared), prepared)
-    return ItemInputs(None, wrong=((stage_of(prepared), prepared),))
+        return await _title_alone(context, item, price, stage_of(prepared), prepared)
+    return ItemInputs(None, errors=((stage_of(prepared), prepared),))
 
 
 def stage_of(error: EncodingFailed) -> str:
@@ -52,26 +52,26 @@ def stage_of(error: EncodingFailed) -> str:
 
 
 async def _title_alone(
-    center: IndexContext, item: ItemPublished, price: float | None, stage: str, error: Unprocessable
+    context: IndexContext, item: ItemPublished, price: float | None, stage: str, error: Unprocessable
 ) -> ItemInputs:
-    wrong = ((stage, error),)
-    prepared = await _prepare(center, item, price, None) if _has_text(item) else None
-    return ItemInputs(prepared if isinstance(prepared, Prepared) else None, wrong=wrong)
+    errors = ((stage, error),)
+    prepared = await _prepare(context, item, price, None) if _has_text(item) else None
+    return ItemInputs(prepared if isinstance(prepared, Prepared) else None, errors=errors)
 
 
-async def _picture(center: IndexContext, item: ItemPublished) -> bytes | Unprocessable | ContentUnavailable | None:
+async def _picture(context: IndexContext, item: ItemPublished) -> bytes | Unprocessable | ContentUnavailable | None:
     if item.image is not None or item.image_url is None:
         return item.image
     try:
-        return await center.fetch(item.image_url, timeout_seconds=center.config.fetch_budget_seconds)
+        return await context.fetch(item.image_url, timeout_seconds=context.config.fetch_budget_seconds)
     except (Unprocessable, ContentUnavailable) as error:
         return error
 
 
 async def _prepare(
-    center: IndexContext, item: ItemPublished, price: float | None, picture: bytes | None
+    context: IndexContext, item: ItemPublished, price: float | None, picture: bytes | None
 ) -> Prepared | EncodingFailed:
-    (prepared,) = await center.encoding.prepare([(item, price, picture)])
+    (prepared,) = await context.encoding.prepare([(item, price, picture)])
     return prepared
 
 

@@ -1,4 +1,4 @@
-"""What both agents of the item path work with."""
+"""The collaborators of the item path."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from schemas.errors import StoreUnavailable
 from streams.dead_letters.producer import DeadLetters
 from streams.indexing.announcements import Outbox
 from streams.indexing.config import IndexConfig
 from streams.indexing.encoding import ItemEncoding
-from streams.runtime.delivery import Patience
+from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.vectors.item_index import ItemIndex, ItemRow
 
 Guard = Callable[[], Awaitable[None]]
-"""Called right before a write; raises `Fenced` if this worker must not write any more."""
+"""Called right before each write. Raises `Fenced` if this worker may no longer write, `Unavailable` if it may later."""
 
 
 class Fetch(Protocol):
-    """Gets a picture by its URL (`ImageFetcher.fetch`)."""
+    """Fetches a picture by its URL (`ImageFetcher.fetch`)."""
 
     async def __call__(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
         """Raises `ContentUnavailable` or `Unprocessable`."""
@@ -30,7 +29,7 @@ class Fetch(Protocol):
 
 @dataclass(frozen=True)
 class IndexContext:
-    """What both agents of the item path work with."""
+    """The collaborators of the item path, shared by both agents and by repair."""
 
     index: ItemIndex
     outbox: Outbox
@@ -42,24 +41,10 @@ class IndexContext:
     patience: Patience
     now: Callable[[], datetime]
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held from reading a row to having announced what replaced it."""
+    """Locked from reading a row until what replaced it was announced."""
 
-    async def upsert(self, rows: Sequence[ItemRow], guard: Guard) -> None:
-        """Write rows now, if `guard` lets us, and within the deadline. Raises `StoreUnavailable` after it."""
-        await guard()
-        await self._in_time(self.index.upsert(rows))
-
-    async def delete(self, item_ids: Sequence[str], guard: Guard) -> None:
-        """Delete rows, under the same conditions."""
-        await guard()
-        await self._in_time(self.index.delete(item_ids))
-
-    async def _in_time(self, write: Awaitable[None]) -> None:
-        deadline = self.config.write_deadline_seconds
-        try:
-            async with asyncio.timeout(deadline):
-                await write
-        except TimeoutError:
-            raise StoreUnavailable(
-                "Milvus", f"a write took more than {deadline:g} s, and may not take longer"
-            ) from None
+    async def read_rows(self, item_ids: Sequence[str], *, what: str) -> dict[str, ItemRow]:
+        """Rows of these items, pending ones included; repeated while the index is away. `what` names it in the log."""
+        return await retry_until_available(
+            lambda: self.index.fetch(item_ids, pending=True), what=what, patience=self.patience
+        )

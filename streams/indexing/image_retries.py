@@ -1,4 +1,4 @@
-"""Late pictures: fetched beside the stream, written only if nothing newer has been said of the item since.
+"""Late pictures: fetched beside the stream, written only if the item has no newer record since.
 
 What decides is the row in the center: a picture is written if the row still comes from exactly the record of `items`
 that asked for the picture. A newer publish has another offset, a delete leaves no row, and an item that had nothing
@@ -8,12 +8,10 @@ a restart too.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from encoders.base import Prepared
 from schemas.base import decode
@@ -24,61 +22,45 @@ from streams.broker.records import SourceRecord
 from streams.indexing.config import RetryReport
 from streams.indexing.contents import stage_of
 from streams.indexing.context import Guard, IndexContext
-from streams.runtime.delivery import retry_until_available
+from streams.indexing.guarded_writer import GuardedWriter
+from streams.indexing.prefetch import Vector
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
 
 
-def due_in_seconds(center: IndexContext, record: SourceRecord) -> float:
+def due_in_seconds(context: IndexContext, record: SourceRecord) -> float:
     """How long a record of `items-retry` has to wait still; 0 for one that cannot be read."""
     try:
-        return max(0.0, (_read(center, record).not_before - center.now()).total_seconds())
+        return max(0.0, (_decode(context, record).not_before - context.now()).total_seconds())
     except BadMessage:
         return 0.0
 
 
-async def retry_image(center: IndexContext, record: SourceRecord, guard: Guard) -> RetryReport:
+async def retry_image(context: IndexContext, record: SourceRecord, guard: Guard) -> RetryReport:
     """Fetch and write one late picture. When it returns, the record may be acknowledged.
 
-    Holds while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
+    Waits while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
     """
+    writer = GuardedWriter(context, guard)
     try:
-        retry = _read(center, record)
+        retry = _decode(context, record)
     except BadMessage as error:
-        return await _give_up(center, record, None, "decode", error, guard)
-    if await _row_of(center, retry) is None:
-        return _done("superseded", retry)
-    assert retry.item.image_url is not None
-    try:
-        picture = await center.fetch(retry.item.image_url)
-    except ContentUnavailable as error:
-        return await _try_again(center, record, retry, error, guard)
-    except Unprocessable as error:
-        return await _give_up(center, record, retry, "image", error, guard)
-    row = await _row_of(center, retry)
-    if row is None:
-        return _done("superseded", retry)
-    (prepared,) = await center.encoding.prepare([(retry.item, row.first_price, picture)])
-    if isinstance(prepared, EncodingFailed):
-        return await _give_up(center, record, retry, stage_of(prepared), prepared, guard)
-    try:
-        vectors = await center.encoding.encode([prepared])
-        written = await _write(center, retry, prepared, vectors[0], guard)
-    except Unprocessable as error:
-        return await _give_up(center, record, retry, "write", error, guard)
-    return _done("written" if written else "superseded", retry)
+        letter = record.letter("decode", error, failed_at=context.now(), attempts=1)
+        await writer.publish_letters([letter])
+        return _given_up(1, "decode", error)
+    return await _Retry(context, writer, record, retry).run()
 
 
-def _read(center: IndexContext, record: SourceRecord) -> ImageRetry:
+def _decode(context: IndexContext, record: SourceRecord) -> ImageRetry:
     if record.value is None:
         raise BadMessage(Reason.WRONG_TYPE, "a record of items-retry needs a value")
     # a retry wraps an item, so it may be larger than what was allowed for the item; its times lie ahead on purpose
     retry = decode(
         ImageRetry,
         record.value,
-        now=center.now(),
-        max_bytes=2 * center.max_record_bytes,
+        now=context.now(),
+        max_bytes=2 * context.max_record_bytes,
         max_ahead=timedelta(days=365),
     )
     if retry.item.image_url is None:
@@ -86,90 +68,85 @@ def _read(center: IndexContext, record: SourceRecord) -> ImageRetry:
     return retry
 
 
-async def _row_of(center: IndexContext, retry: ImageRetry) -> ItemRow | None:
-    """The row that still waits for this picture (or has it from an earlier attempt), None if something newer won."""
-    item_id = retry.item.item_id
-    rows = await retry_until_available(
-        lambda: center.index.fetch([item_id], pending=True), what="items-retry.fetch", patience=center.patience
-    )
-    row = rows.get(item_id)
-    if row is None or SourceOffset(partition=row.source_partition, offset=row.source_offset) != retry.source:
-        return None
-    return row
+@dataclass(frozen=True)
+class _Retry:
+    """One attempt at one late picture."""
 
+    context: IndexContext
+    writer: GuardedWriter
+    record: SourceRecord
+    retry: ImageRetry
 
-async def _write(
-    center: IndexContext, retry: ImageRetry, prepared: Prepared, vector: NDArray[np.float32], guard: Guard
-) -> bool:
-    async with center.writing:
-        row = await _row_of(center, retry)
+    async def run(self) -> RetryReport:
+        retry = self.retry
+        if await self._waiting_row() is None:
+            return _done("superseded", retry)
+        assert retry.item.image_url is not None
+        try:
+            picture = await self.context.fetch(retry.item.image_url)
+        except ContentUnavailable as error:
+            return await self._try_again(error)
+        except Unprocessable as error:
+            return await self._give_up("image", error)
+        row = await self._waiting_row()
         if row is None:
-            return False
-        full = replace(row, vector=vector, has_title=prepared.has_title, has_image=prepared.has_image)
+            return _done("superseded", retry)
+        (prepared,) = await self.context.encoding.prepare([(retry.item, row.first_price, picture)])
+        if isinstance(prepared, EncodingFailed):
+            return await self._give_up(stage_of(prepared), prepared)
+        try:
+            vectors = await self.context.encoding.encode([prepared])
+            written = await self._write(prepared, vectors[0])
+        except Unprocessable as error:
+            return await self._give_up("write", error)
+        return _done("written" if written else "superseded", retry)
 
-        async def write() -> None:
-            await center.upsert([full], guard)
+    async def _waiting_row(self) -> ItemRow | None:
+        """The row that still waits for this picture (or has it from an earlier attempt); None if it was replaced."""
+        item_id = self.retry.item.item_id
+        row = (await self.context.read_rows([item_id], what="items-retry.fetch")).get(item_id)
+        if row is None or SourceOffset(partition=row.source_partition, offset=row.source_offset) != self.retry.source:
+            return None
+        return row
 
-        async def announce() -> None:
-            # told by a worker that was replaced, it could overtake newer news of the item
-            await guard()
-            await center.outbox.announce([full], [])
+    async def _write(self, prepared: Prepared, vector: Vector) -> bool:
+        async with self.context.writing:
+            row = await self._waiting_row()
+            if row is None:
+                return False
+            full = replace(row, vector=vector, has_title=prepared.has_title, has_image=prepared.has_image)
+            await self.writer.upsert([full], what="items-retry.upsert")
+            await self.writer.announce([full], [])
+            return True
 
-        await retry_until_available(write, what="items-retry.upsert", patience=center.patience)
-        await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
-        return True
+    async def _try_again(self, error: ContentUnavailable) -> RetryReport:
+        failed, config = self.retry.attempt + 1, self.context.config
+        if failed >= config.retry_max_attempts:
+            final = Unprocessable(Reason.IMAGE_UNAVAILABLE, f"{error} ({failed} attempts)")
+            return await self._give_up("image", final)
+        due = self.context.now() + timedelta(seconds=config.retry_wait_seconds(failed))
+        later = self.retry.model_copy(update={"attempt": failed, "not_before": due})
+        await self.writer.retry_later([later])
+        return _done("again", later)
 
-
-async def _try_again(
-    center: IndexContext, record: SourceRecord, retry: ImageRetry, error: ContentUnavailable, guard: Guard
-) -> RetryReport:
-    failed = retry.attempt + 1
-    if failed >= center.config.retry_max_attempts:
-        final = Unprocessable(Reason.IMAGE_UNAVAILABLE, f"{error} ({failed} attempts)")
-        return await _give_up(center, record, retry, "image", final, guard)
-    wait = timedelta(seconds=center.config.retry_wait_seconds(failed))
-    later = retry.model_copy(update={"attempt": failed, "not_before": center.now() + wait})
-
-    async def retry_later() -> None:
-        await guard()
-        await center.outbox.retry_later([later])
-
-    await retry_until_available(retry_later, what="items-retry.send", patience=center.patience)
-    return _done("again", later)
-
-
-async def _give_up(
-    center: IndexContext,
-    record: SourceRecord,
-    retry: ImageRetry | None,
-    stage: str,
-    error: Unprocessable,
-    guard: Guard,
-) -> RetryReport:
-    """Bury the retry. A vector of the title stays; a place that was only held for the picture is given up."""
-    attempts = retry.attempt if retry else 1
-    letter = record.letter(stage, error, failed_at=center.now(), attempts=attempts)
-    if retry is not None and retry.requeued_from is not None and retry.first_failed_at is not None:
-        again = RequeueHeaders(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
-        letter = letter.after(again.headers())
-
-    async def bury() -> None:
-        await guard()
-        await center.dead_letters.bury([letter])
-
-    await retry_until_available(bury, what="dead-letters.send", patience=center.patience)
-    if retry is not None:
-        async with center.writing:
-            row = await _row_of(center, retry)
+    async def _give_up(self, stage: str, error: Unprocessable) -> RetryReport:
+        """Send a dead letter. A vector of the title stays; a row that only waited for the picture is deleted."""
+        retry = self.retry
+        letter = self.record.letter(stage, error, failed_at=self.context.now(), attempts=retry.attempt)
+        if retry.requeued_from is not None and retry.first_failed_at is not None:
+            requeued = RequeueHeaders(retry.requeued_from.encode(), retry.failed_before, retry.first_failed_at)
+            letter = letter.after(requeued.headers())
+        await self.writer.publish_letters([letter])
+        async with self.context.writing:
+            row = await self._waiting_row()
             if row is not None and row.is_pending:
+                await self.writer.delete([row.item_id], what="items-retry.delete")
+        return _given_up(retry.attempt, stage, error)
 
-                async def delete() -> None:
-                    await center.delete([row.item_id], guard)
 
-                await retry_until_available(delete, what="items-retry.delete", patience=center.patience)
-    report = RetryReport("given_up", attempts, {(stage, error.reason.value): 1})
+def _given_up(attempts: int, stage: str, error: Unprocessable) -> RetryReport:
     log.info("items.image_given_up", reason=error.reason.value, stage=stage, attempts=attempts)
-    return report
+    return RetryReport("given_up", attempts, {(stage, error.reason.value): 1})
 
 
 def _done(outcome: str, retry: ImageRetry) -> RetryReport:

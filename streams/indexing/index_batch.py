@@ -11,263 +11,40 @@ source, so both events of one item are always read by one worker.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
-import numpy as np
 import structlog
 
-from encoders.base import Prepared
 from schemas.errors import Unprocessable
-from schemas.items import ImageRetry, ItemPublished, SourceOffset
-from schemas.letters import DeadLetter, RequeueHeaders
 from streams.broker.records import SourceRecord
+from streams.indexing.batch_plan import BatchPlan, BatchPlanner
 from streams.indexing.config import IndexReport
-from streams.indexing.contents import ItemInputs, look_at
 from streams.indexing.context import Guard, IndexContext
-from streams.indexing.item_changes import ItemChange, is_newer, last_words
-from streams.indexing.prefetch import Prefetched, Vector, is_complete, read_batch
-from streams.runtime.delivery import deliver, retry_until_available
-from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow
+from streams.indexing.guarded_writer import GuardedWriter
+from streams.indexing.item_changes import newest_changes
+from streams.indexing.prefetch import Prefetched, decode_batch
+from streams.runtime.delivery import DeliveryReport, deliver
+from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
 
 
-@dataclass
-class _Plan:
-    """What a batch comes to, item by item."""
-
-    rewrite: list[ItemRow] = field(default_factory=list)
-    encode: list[tuple[ItemChange, Prepared, float | None, Vector | None]] = field(default_factory=list)
-    wait: list[tuple[ItemChange, float | None]] = field(default_factory=list)
-    delete: list[str] = field(default_factory=list)
-    stale: list[ItemRow] = field(default_factory=list)
-    retries: list[ImageRetry] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-
-
 async def index_batch(
-    center: IndexContext, records: Sequence[SourceRecord], guard: Guard, ahead: Prefetched | None = None
+    context: IndexContext, records: Sequence[SourceRecord], guard: Guard, prefetched: Prefetched | None = None
 ) -> IndexReport:
     """Bring the center up to date with a batch of `items`. When it returns, all records may be acknowledged.
 
-    `ahead` is what `look_ahead` found for just these records. It saves time and decides nothing: what was guessed
-    wrong, or not at all, is worked out here.
+    `prefetched` is what `prefetch` found for just these records. It saves time and decides nothing: what it lacks or
+    predicts wrong is worked out here.
 
-    Holds while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
+    Waits while Milvus or Kafka is away. Raises `Fenced` from `guard`, and nothing else on purpose.
     """
     started = time.monotonic()
-    ahead = read_batch(center, records) if ahead is None else ahead
-    plan = _Plan(letters=list(ahead.letters))
-    changes = ahead.changes
-    newest = last_words(changes)
-    held_seconds = 0.0
-    encoded = 0
-    async with center.writing:
-        ids = [change.item_id for change in newest]
-        rows = await retry_until_available(
-            lambda: center.index.fetch(ids, pending=True), what="items.fetch", patience=center.patience
-        )
-        await _decide(center, newest, rows, ahead, plan)
-        fresh = await _encode(center, plan)
-        upserts = [*fresh, *plan.rewrite, *(_row(center, change, None, price) for change, price in plan.wait)]
-        by_id = {change.item_id: change for change in newest}
-
-        async def write(part: Sequence[ItemRow]) -> None:
-            await center.upsert(part, guard)
-
-        async def refuse(row: ItemRow, error: Unprocessable) -> None:
-            plan.letters.append(by_id[row.item_id].record.letter("write", error, failed_at=center.now()))
-
-        written = await deliver(upserts, write=write, quarantine=refuse, what="items.upsert", patience=center.patience)
-        held_seconds += written.waited_seconds
-        encoded = sum(row.item_id in {f.item_id for f in fresh} for row in written.delivered)
-        if plan.delete:
-
-            async def delete() -> None:
-                await center.delete(plan.delete, guard)
-
-            await retry_until_available(delete, what="items.delete", patience=center.patience)
-        told = [*plan.stale, *written.delivered]
-        gone = [*plan.delete, *(row.item_id for row in told if row.is_pending)]
-        held = [row for row in told if not row.is_pending]
-
-        async def announce() -> None:
-            # also for rows that were only read: told by a worker that was replaced, they could overtake newer news
-            await guard()
-            await center.outbox.announce(held, gone)
-
-        await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
-        if plan.retries:
-
-            async def retry_later() -> None:
-                await guard()
-                await center.outbox.retry_later(plan.retries)
-
-            await retry_until_available(retry_later, what="items-retry.send", patience=center.patience)
-    if plan.letters:
-
-        async def bury() -> None:
-            await guard()
-            await center.dead_letters.bury(plan.letters)
-
-        await retry_until_available(bury, what="dead-letters.send", patience=center.patience)
-    # a worker that was replaced while it waited for an answer acknowledges nothing
-    await retry_until_available(guard, what="items.acknowledge", patience=center.patience)
-    return _report(plan, records, changes, newest, encoded, held_seconds, time.monotonic() - started)
-
-
-async def _decide(
-    center: IndexContext, newest: Sequence[ItemChange], rows: dict[str, ItemRow], ahead: Prefetched, plan: _Plan
-) -> None:
-    """Sort every item's change into the plan. One that turns out to be unusable gives way to the one before it."""
-    waiting = list(newest)
-    while waiting:
-        to_encode: list[tuple[ItemChange, ItemPublished, float | None]] = []
-        for change in waiting:
-            row = rows.get(change.item_id)
-            if row is not None and is_newer(row, change.record):
-                plan.stale.append(row)
-            elif change.item is None:
-                plan.delete.append(change.item_id)
-            elif row is not None and is_complete(center, row, change, change.item):
-                plan.rewrite.append(_rewritten(row, change, change.item))
-            else:
-                to_encode.append((change, change.item, change.first_price(row)))
-        refused = await _prepare(center, to_encode, ahead, plan)
-        waiting = [change.before for change in refused if change.before is not None]
-
-
-async def _prepare(
-    center: IndexContext,
-    to_encode: Sequence[tuple[ItemChange, ItemPublished, float | None]],
-    ahead: Prefetched,
-    plan: _Plan,
-) -> list[ItemChange]:
-    """Get pictures and prepare, where that was not done ahead. Returns the changes that are refused."""
-    found = await asyncio.gather(*(_found(center, change, item, price, ahead) for change, item, price in to_encode))
-    refused: list[ItemChange] = []
-    for (change, item, price), (contents, vector) in zip(to_encode, found, strict=True):
-        if contents.late:
-            plan.retries.append(_first_retry(center, change, item))
-        for stage, error in contents.wrong:
-            plan.letters.append(change.record.letter(stage, error, failed_at=center.now()))
-        if contents.prepared is not None:
-            plan.encode.append((change, contents.prepared, price, vector))
-        elif contents.wrong:
-            refused.append(change)
-        else:
-            plan.wait.append((change, price))
-    return refused
-
-
-async def _found(
-    center: IndexContext, change: ItemChange, item: ItemPublished, price: float | None, ahead: Prefetched
-) -> tuple[ItemInputs, Vector | None]:
-    guess = ahead.guesses.get((change.record.partition, change.record.offset))
-    if guess is not None and guess.price == price:
-        return guess.contents, guess.vector
-    return await look_at(center, item, price), None
-
-
-def _first_retry(center: IndexContext, change: ItemChange, item: ItemPublished) -> ImageRetry:
-    again = RequeueHeaders.from_headers(change.record.headers)
-    return ImageRetry(
-        item=item,
-        source=SourceOffset(partition=change.record.partition, offset=change.record.offset),
-        attempt=1,
-        not_before=center.now() + timedelta(seconds=center.config.retry_wait_seconds(1)),
-        requeued_from=again.letter_key.decode() if again else None,
-        failed_before=again.attempts if again else 0,
-        first_failed_at=again.first_failed_at if again else None,
-    )
-
-
-async def _encode(center: IndexContext, plan: _Plan) -> list[ItemRow]:
-    rows = [
-        _row(center, change, prepared, price, vector)
-        for change, prepared, price, vector in plan.encode
-        if vector is not None
-    ]
-    left = [(change, prepared, price) for change, prepared, price, vector in plan.encode if vector is None]
-
-    async def encode(part: Sequence[tuple[ItemChange, Prepared, float | None]]) -> None:
-        vectors = await center.encoding.encode([prepared for _, prepared, _ in part])
-        rows.extend(
-            _row(center, change, prepared, price, vector)
-            for (change, prepared, price), vector in zip(part, vectors, strict=True)
-        )
-
-    async def refuse(one: tuple[ItemChange, Prepared, float | None], error: Unprocessable) -> None:
-        plan.letters.append(one[0].record.letter("encode", error, failed_at=center.now()))
-
-    await deliver(left, write=encode, quarantine=refuse, what="items.encode", patience=center.patience)
-    return rows
-
-
-def _row(
-    center: IndexContext,
-    change: ItemChange,
-    prepared: Prepared | None,
-    first_price: float | None,
-    vector: Vector | None = None,
-) -> ItemRow:
-    assert change.item is not None
-    return ItemRow(
-        item_id=change.item_id,
-        encoder_version=center.encoding.version,
-        vector=np.zeros(center.encoding.dim, np.float32) if vector is None else vector,
-        content_hash=change.item.content_hash(),
-        published_at=change.item.published_at,
-        category=change.item.category or None,
-        price=change.item.price,
-        first_price=first_price,
-        has_title=prepared is not None and prepared.has_title,
-        has_image=prepared is not None and prepared.has_image,
-        source_partition=change.record.partition,
-        source_offset=change.record.offset,
-        produced_at_ms=change.record.timestamp_ms,
-        title=change.item.title[:MAX_TITLE_CHARACTERS],
-    )
-
-
-def _rewritten(row: ItemRow, change: ItemChange, item: ItemPublished) -> ItemRow:
-    return replace(
-        row,
-        published_at=item.published_at,
-        price=item.price,
-        source_partition=change.record.partition,
-        source_offset=change.record.offset,
-        produced_at_ms=change.record.timestamp_ms,
-    )
-
-
-def _report(
-    plan: _Plan,
-    records: Sequence[SourceRecord],
-    changes: Sequence[ItemChange],
-    newest: Sequence[ItemChange],
-    encoded: int,
-    held_seconds: float,
-    seconds: float,
-) -> IndexReport:
-    report = IndexReport(
-        events=len(records),
-        superseded=len(changes) - len(newest),
-        encoded=encoded,
-        rewritten=len(plan.rewrite),
-        pending=len(plan.wait),
-        deleted=len(plan.delete),
-        stale=len(plan.stale),
-        image_retries=len(plan.retries),
-        dead_lettered=Counter((letter.stage, letter.reason.value) for letter in plan.letters),
-        held_seconds=held_seconds,
-        seconds=seconds,
-    )
+    batch = _BatchRun(context, GuardedWriter(context, guard), prefetched or decode_batch(context, records))
+    delivery = await batch.run()
+    report = batch.report(len(records), delivery, time.monotonic() - started)
     log.info(
         "items.indexed",
         count=report.events,
@@ -276,8 +53,74 @@ def _report(
         deleted=report.deleted,
         stale=report.stale,
         image_retries=report.image_retries,
-        dead_lettered=len(plan.letters),
+        dead_lettered=sum(report.dead_lettered.values()),
         partitions=sorted({record.partition for record in records}),
         seconds=round(report.seconds, 4),
     )
     return report
+
+
+class _BatchRun:
+    """One batch on its way into the center."""
+
+    def __init__(self, context: IndexContext, writer: GuardedWriter, prefetched: Prefetched) -> None:
+        self._context = context
+        self._writer = writer
+        self._prefetched = prefetched
+        self._newest = {change.item_id: change for change in newest_changes(prefetched.changes)}
+        self._plan = BatchPlan(letters=list(prefetched.letters))
+
+    async def run(self) -> DeliveryReport[ItemRow]:
+        """Decide from a fresh read, write, announce, and pass on what failed."""
+        async with self._context.writing:
+            rows = await self._context.read_rows(list(self._newest), what="items.fetch")
+            await BatchPlanner(self._context, self._prefetched, self._plan).decide(list(self._newest.values()), rows)
+            delivery = await self._write()
+            await self._announce(delivery.delivered)
+            if self._plan.retries:
+                await self._writer.retry_later(self._plan.retries)
+        if self._plan.letters:
+            await self._writer.publish_letters(self._plan.letters)
+        # a worker that was replaced while it waited for an answer acknowledges nothing
+        await self._writer.check_guard(what="items.acknowledge")
+        return delivery
+
+    async def _write(self) -> DeliveryReport[ItemRow]:
+        delivery = await deliver(
+            self._plan.upserts,
+            write=self._writer.upsert_once,
+            quarantine=self._refuse,
+            what="items.upsert",
+            patience=self._context.patience,
+        )
+        if self._plan.deleted:
+            await self._writer.delete(self._plan.deleted, what="items.delete")
+        return delivery
+
+    async def _refuse(self, row: ItemRow, error: Unprocessable) -> None:
+        record = self._newest[row.item_id].record
+        self._plan.letters.append(record.letter("write", error, failed_at=self._context.now()))
+
+    async def _announce(self, delivered: Sequence[ItemRow]) -> None:
+        """Announce what was written, and stale rows again: a replaced worker may have announced older content last."""
+        rows = [*self._plan.stale, *delivered]
+        gone = [*self._plan.deleted, *(row.item_id for row in rows if row.is_pending)]
+        await self._writer.announce([row for row in rows if not row.is_pending], gone)
+
+    def report(self, events: int, delivery: DeliveryReport[ItemRow], seconds: float) -> IndexReport:
+        """What became of the batch."""
+        plan = self._plan
+        encoded = {row.item_id for row in plan.encoded}
+        return IndexReport(
+            events=events,
+            superseded=len(self._prefetched.changes) - len(self._newest),
+            encoded=sum(row.item_id in encoded for row in delivery.delivered),
+            rewritten=len(plan.rewritten),
+            pending=len(plan.pending),
+            deleted=len(plan.deleted),
+            stale=len(plan.stale),
+            image_retries=len(plan.retries),
+            dead_lettered=Counter((letter.stage, letter.reason.value) for letter in plan.letters),
+            held_seconds=delivery.waited_seconds,
+            seconds=seconds,
+        )

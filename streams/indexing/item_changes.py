@@ -64,7 +64,7 @@ def read_change(
     return ItemChange(record, item_id, item)
 
 
-def last_words(changes: Sequence[ItemChange]) -> list[ItemChange]:
+def newest_changes(changes: Sequence[ItemChange]) -> list[ItemChange]:
     """The last change of each item; the ones before it hang on to it.
 
     Changes come in partition order, and an item has one partition, so the last one is the newest.

@@ -1,8 +1,8 @@
 """Decoding and encoding a batch before its turn, while earlier ones are still being written.
 
 A vector is a function of content alone, so making it early cannot make it wrong. What depends on order (whether an
-item changed at all, its price at first publish, whether something newer won) is only guessed here, from a look at the
-center, and decided in `index_batch` when all batches before are written.
+item changed at all, its price at first publish, whether something newer was written) is only predicted here, from the
+rows as they are now, and decided in `index_batch` when all batches before are written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from schemas.errors import BadMessage, PipelineError
 from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
 from streams.broker.records import SourceRecord
-from streams.indexing.contents import ItemInputs, look_at
+from streams.indexing.contents import ItemInputs, load_content
 from streams.indexing.context import IndexContext
-from streams.indexing.item_changes import ItemChange, is_newer, last_words, read_change
+from streams.indexing.item_changes import ItemChange, is_newer, newest_changes, read_change
 from streams.stores.vectors.item_index import ItemRow
 
 Vector = NDArray[np.float32]
@@ -29,25 +29,25 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What encoding an item will need, if `price` turns out to be its price at first publish."""
+    """What encoding an item needs, if `price` turns out to be its price at first publish."""
 
     price: float | None
-    contents: ItemInputs
+    inputs: ItemInputs
     vector: Vector | None = None
 
 
 @dataclass(frozen=True)
 class Prefetched:
-    """A batch, decoded, with what is known of it already."""
+    """A decoded batch, with what was encoded ahead of its turn."""
 
     changes: Sequence[ItemChange]
     letters: Sequence[DeadLetter]
     """Of the records that cannot be decoded."""
-    guesses: dict[tuple[int, int], Prediction] = field(default_factory=dict)
+    predictions: dict[tuple[int, int], Prediction] = field(default_factory=dict)
     """By partition and offset of the record."""
 
 
-def read_batch(center: IndexContext, records: Sequence[SourceRecord]) -> Prefetched:
+def decode_batch(context: IndexContext, records: Sequence[SourceRecord]) -> Prefetched:
     """Decode the records of a batch, in their order."""
     changes: list[ItemChange] = []
     letters: list[DeadLetter] = []
@@ -56,54 +56,54 @@ def read_batch(center: IndexContext, records: Sequence[SourceRecord]) -> Prefetc
             changes.append(
                 read_change(
                     record,
-                    max_bytes=center.max_record_bytes,
-                    max_ahead=timedelta(seconds=center.config.max_ahead_seconds),
-                    field_map=center.config.field_map,
+                    max_bytes=context.max_record_bytes,
+                    max_ahead=timedelta(seconds=context.config.max_ahead_seconds),
+                    field_map=context.config.field_map,
                 )
             )
         except BadMessage as error:
-            letters.append(record.letter("decode", error, failed_at=center.now()))
+            letters.append(record.letter("decode", error, failed_at=context.now()))
     return Prefetched(changes, letters)
 
 
-async def look_ahead(center: IndexContext, batch: Prefetched, unwritten: Collection[str]) -> None:
-    """Encode what a batch seems to need, into its `guesses`. Writes nothing, holds for nothing.
+async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collection[str]) -> None:
+    """Encode what a batch seems to need, into its `predictions`. Writes nothing, retries nothing.
 
-    Items that are `unwritten` (earlier batches hold changes of them) are left alone: what the center says of them is
-    about to change. What fails is left to `index_batch`, which tells what may heal from what is to blame.
+    Items that are `unwritten` (earlier batches hold changes of them) are left out: their rows are about to change. What
+    fails is left to `index_batch`, which tells errors that may heal from errors of one record.
     """
     newest = {
         change.item_id: (change, change.item)
-        for change in last_words(batch.changes)
+        for change in newest_changes(batch.changes)
         if change.item is not None and change.item_id not in unwritten
     }
     try:
-        rows = await center.index.fetch(list(newest), pending=True)
+        rows = await context.index.fetch(list(newest), pending=True)
         needed = [
             (change, item, change.first_price(rows.get(item_id)))
             for item_id, (change, item) in newest.items()
-            if not _is_settled(center, rows.get(item_id), change, item)
+            if not _is_settled(context, rows.get(item_id), change, item)
         ]
-        found = await asyncio.gather(*(look_at(center, item, price) for _, item, price in needed))
+        loaded = await asyncio.gather(*(load_content(context, item, price) for _, item, price in needed))
         keys = [(change.record.partition, change.record.offset) for change, _, _ in needed]
-        for key, (_, _, price), contents in zip(keys, needed, found, strict=True):
-            batch.guesses[key] = Prediction(price, contents)
-        ready = [(key, contents.prepared) for key, contents in zip(keys, found, strict=True) if contents.prepared]
-        vectors = await center.encoding.encode([prepared for _, prepared in ready])
+        for key, (_, _, price), inputs in zip(keys, needed, loaded, strict=True):
+            batch.predictions[key] = Prediction(price, inputs)
+        ready = [(key, inputs.prepared) for key, inputs in zip(keys, loaded, strict=True) if inputs.prepared]
+        vectors = await context.encoding.encode([prepared for _, prepared in ready])
     except PipelineError:
         return
     for (key, _), vector in zip(ready, vectors, strict=True):
-        batch.guesses[key] = replace(batch.guesses[key], vector=vector)
+        batch.predictions[key] = replace(batch.predictions[key], vector=vector)
 
 
-def is_complete(center: IndexContext, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
+def is_complete(context: IndexContext, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
     """Whether the row's vector is the one that encoding `item` would give.
 
     The price at first publish is part of what encoders may look at; it changes where an item was deleted and published
     again within one batch, or had no price before.
     """
     return (
-        row.encoder_version == center.encoding.version
+        row.encoder_version == context.encoding.version
         and row.content_hash == item.content_hash()
         and row.has_image == bool(item.image or item.image_url)
         and row.first_price == change.first_price(row)
@@ -111,5 +111,5 @@ def is_complete(center: IndexContext, row: ItemRow, change: ItemChange, item: It
     )
 
 
-def _is_settled(center: IndexContext, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
-    return row is not None and (is_newer(row, change.record) or is_complete(center, row, change, item))
+def _is_settled(context: IndexContext, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
+    return row is not None and (is_newer(row, change.record) or is_complete(context, row, change, item))

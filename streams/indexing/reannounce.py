@@ -1,40 +1,30 @@
-"""Announcing what the center holds, because what was announced last may not be so."""
+"""Announcing what the center holds, because the last announcement may say otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from streams.indexing.context import Guard, IndexContext
-from streams.runtime.delivery import retry_until_available
+from streams.indexing.guarded_writer import GuardedWriter
 from streams.stores.vectors.item_index import ItemRow
 
 
-async def announce_again(center: IndexContext, item_ids: Sequence[str], guard: Guard) -> None:
-    """Announce the rows of these items, and again while somebody changes them.
+async def reannounce(context: IndexContext, item_ids: Sequence[str], guard: Guard) -> None:
+    """Announce the rows of these items, and again as long as they change meanwhile.
 
-    Whatever a worker writes after the last look, it announces later than we did. Raises `Fenced` from `guard`.
+    What another worker writes after the last read, it also announces after this. Raises `Fenced` from `guard`.
     """
-    async with center.writing:
-        rows = await _rows(center, item_ids)
+    writer = GuardedWriter(context, guard)
+    async with context.writing:
+        rows = await context.read_rows(item_ids, what="center.fetch")
         waiting = list(item_ids)
         while waiting:
             held = [rows[name] for name in waiting if name in rows and not rows[name].is_pending]
             gone = [name for name in waiting if name not in rows or rows[name].is_pending]
-
-            async def announce(held: Sequence[ItemRow] = held, gone: Sequence[str] = gone) -> None:
-                await guard()
-                await center.outbox.announce(held, gone)
-
-            await retry_until_available(announce, what="embeddings.announce", patience=center.patience)
-            found = await _rows(center, waiting)
+            await writer.announce(held, gone)
+            found = await context.read_rows(waiting, what="center.fetch")
             waiting = [name for name in waiting if _source(found, name) != _source(rows, name)]
             rows = found
-
-
-async def _rows(center: IndexContext, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
-    return await retry_until_available(
-        lambda: center.index.fetch(list(item_ids), pending=True), what="center.fetch", patience=center.patience
-    )
 
 
 def _source(rows: Mapping[str, ItemRow], item_id: str) -> tuple[int, int] | None:

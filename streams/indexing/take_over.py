@@ -1,11 +1,11 @@
-"""Looking again at what was written around a take-over.
+"""Checking again what was written around a take-over of partitions.
 
-A worker that lost its partitions writes nothing more, as far as it can know: it asks before each write. But one that is
-stopped between asking and writing writes when it goes on, and a write that a store has taken in may take effect later.
-What such a worker had in hand is what its successor reads first, so the successor remembers the newest records of those
-items, and looks at their rows once more when the former owner's writes must have arrived. What was overwritten is
-written anew from its record. (A record with a dead letter may get a second one by that.) All others are announced once
-more, in case that a former owner's announcement came last. Later still, only `mimstream center verify` finds them.
+A worker that lost its partitions stops writing as soon as its guard fails. But a worker that is stopped between its
+guard and its write writes when it goes on, and a write that a store has accepted may take effect later. The records
+that such a worker was working on are the first that its successor reads. So the successor remembers the newest records
+of those items, and checks their rows once more when the former owner's writes must have arrived. A row that was
+overwritten is written anew from its record. (A record with a dead letter may get a second one by that.) All others are
+announced once more, in case a former owner's announcement came last. Later ones are found by `mimstream center verify`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from schemas.errors import BadMessage
 from streams.broker.records import SourceRecord, read_item_id
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.index_batch import index_batch
-from streams.indexing.reannounce import announce_again
-from streams.runtime.delivery import retry_until_available
+from streams.indexing.reannounce import reannounce
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
@@ -28,8 +27,11 @@ log = structlog.get_logger()
 MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
 
 
-class TakeOver:
-    """The newest records of the items that were written since partitions were handed out, for some time."""
+class RecentWrites:
+    """The newest records of the items that were written since the last assignment of partitions, for some time.
+
+    Bounded: the first `max_records` items, and `MAX_REMEMBERED_BYTES` of values.
+    """
 
     def __init__(self, *, window_seconds: float, max_records: int, clock: Callable[[], float]) -> None:
         self._window_seconds = window_seconds
@@ -39,14 +41,14 @@ class TakeOver:
         self._records: dict[bytes, SourceRecord] = {}
         self._bytes = 0
 
-    def began(self) -> None:
-        """Partitions were handed out, to us."""
+    def restart(self) -> None:
+        """Begin anew: partitions were assigned to this worker."""
         self._due_at = self._clock() + self._window_seconds
-        self._records.clear()
+        self._records = {}
         self._bytes = 0
 
-    def saw(self, records: Sequence[SourceRecord]) -> None:
-        """These were indexed. The first items count, with their newest record."""
+    def add(self, records: Sequence[SourceRecord]) -> None:
+        """Remember records that were indexed, each in place of an older one of its item."""
         if self._due_at is None:
             return
         for record in records:
@@ -63,42 +65,39 @@ class TakeOver:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to look again."""
+        """Whether it is time to check them."""
         return self._due_at is not None and self._clock() >= self._due_at
 
-    def due(self) -> list[SourceRecord]:
-        """What is to be looked at again now; once."""
+    def pop_due(self) -> list[SourceRecord]:
+        """The records to check now, once; empty before it is time."""
         if not self.is_due:
             return []
-        records = list(self._records.values())
+        records, self._records = list(self._records.values()), {}
         self._due_at = None
-        self._records.clear()
         self._bytes = 0
         return records
 
 
 def was_overwritten(record: SourceRecord, row: ItemRow | None) -> bool:
-    """Whether a row is not what indexing `record`, the newest of its item, would have left."""
+    """Whether a row is not what indexing `record`, the newest of its item, leaves."""
     if row is None:
         return record.value is not None
     return row.source_partition == record.partition and row.source_offset < record.offset
 
 
-async def look_again(center: IndexContext, records: Sequence[SourceRecord], guard: Guard) -> int:
-    """Index those records anew whose rows were overwritten, announce the other rows again; returns how many of those
-    that were overwritten.
+async def recheck(context: IndexContext, records: Sequence[SourceRecord], guard: Guard) -> int:
+    """Index records anew whose rows were overwritten, and announce the other rows again.
+
+    Returns how many were overwritten.
     """
     by_id: dict[str, SourceRecord] = {}
     for record in records:
-        with suppress(BadMessage):  # whose key is no item's has no row
+        with suppress(BadMessage):  # a key that is no item id has no row
             by_id[read_item_id(record.key)] = record
-    rows = await retry_until_available(
-        lambda: center.index.fetch(list(by_id), pending=True), what="take-over.fetch", patience=center.patience
-    )
-    overwritten = [record for item_id, record in by_id.items() if was_overwritten(record, rows.get(item_id))]
+    rows = await context.read_rows(list(by_id), what="take-over.fetch")
+    overwritten = {item_id: record for item_id, record in by_id.items() if was_overwritten(record, rows.get(item_id))}
     if overwritten:
-        await index_batch(center, overwritten, guard)
-    again = {record.key for record in overwritten}
-    await announce_again(center, [name for name, record in by_id.items() if record.key not in again], guard)
+        await index_batch(context, list(overwritten.values()), guard)
+    await reannounce(context, [item_id for item_id in by_id if item_id not in overwritten], guard)
     log.info("index.looked_again", items=len(by_id), overwritten=len(overwritten))
     return len(overwritten)

@@ -1,17 +1,21 @@
-"""Opening what the index path works with, and what checks it: shared by `mimstream index` and `mimstream center`."""
+"""Wiring of the index path, verification and repair: shared by `mimstream index` and `mimstream center`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from encoders.base import Encoder
+from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
+from streams.center.compare import CenterReport
+from streams.center.newest_records import OnProgress
 from streams.center.repair import RecordDecoding, Repairer
 from streams.center.verify import CenterVerification
-from streams.center.verify import Progress as OnProgress
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.indexing.announcements import KafkaOutbox
 from streams.indexing.context import Guard, IndexContext
@@ -19,13 +23,13 @@ from streams.indexing.encoding import ItemEncoding
 from streams.indexing.image_fetch import ImageFetcher
 from streams.runtime.delivery import Patience
 from streams.settings import Settings
-from streams.stores.vectors.collection import CollectionInfo
+from streams.stores.vectors.collection import CollectionInfo, read_center
 from streams.stores.vectors.item_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import MilvusRowScan
 
 
 @asynccontextmanager
-async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[IndexContext]:
+async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncIterator[IndexContext]:
     """The center with everything that writes to it. Sets it up if it does not exist; refuses another encoder's."""
     config = settings.index
     async with AsyncExitStack() as opened:
@@ -62,32 +66,32 @@ async def opened_center(settings: Settings, encoder: Encoder) -> AsyncIterator[I
 
 
 @asynccontextmanager
-async def opened_mender(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
-    """What mends the center; `guard` is asked before each write."""
+async def open_repairer(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
+    """What repairs the center; `guard` is called before each write."""
     current = collection_name(settings.milvus.alias, encoder.version)
-    async with opened_center(settings, encoder) as center:
-        yield Repairer(center, guard, _reading(settings), lambda version: _is(settings, version, current))
+    async with open_index_context(settings, encoder) as context:
+        yield Repairer(context, guard, _decoding(settings), partial(_is_version_of, settings, current))
 
 
 @asynccontextmanager
-async def opened_verification(
+async def open_verification(
     settings: Settings,
     center: CollectionInfo,
-    mender: Repairer | None,
+    repairer: Repairer | None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> AsyncIterator[CenterVerification]:
     """A comparison of the topic with `center`."""
-    # to read rows their encoder need not be known
+    # reading rows needs no encoder
     rows = MilvusItemIndex(settings.milvus, encoder_version=center.encoder_version or "reader", dim=center.dim)
     try:
         async with CenterVerification(
             settings.kafka,
             settings.topics,
-            rows,
+            partial(rows.fetch, pending=True),
             MilvusRowScan(settings.milvus),
-            _reading(settings),
-            is_current=lambda version: _is(settings, version, center.collection),
-            mender=mender,
+            _decoding(settings),
+            is_current=partial(_is_version_of, settings, center.collection),
+            repairer=repairer,
             on_progress=on_progress,
         ) as verification:
             yield verification
@@ -95,12 +99,42 @@ async def opened_verification(
         await rows.close()
 
 
-def _is(settings: Settings, version: str, collection: str) -> bool:
+async def verify_center(settings: Settings, *, repair: bool, on_progress: OnProgress) -> CenterReport:
+    """Compare the topic with the center behind the alias, and repair if asked to.
+
+    Raises `Misconfigured` if nothing was ever indexed.
+    """
+    found = await read_center(settings.milvus)
+    async with AsyncExitStack() as opened:
+        repairer = None
+        if repair:
+            encoder = await asyncio.to_thread(_load_encoder, settings)
+            repairer = await opened.enter_async_context(open_repairer(settings, encoder, _always_allowed))
+            found = found or await read_center(settings.milvus)
+        if found is None:
+            raise Misconfigured(
+                f"nothing was ever indexed behind Milvus alias {settings.milvus.alias!r} (MIM_MILVUS__ALIAS): run "
+                "'mimstream index', or 'mimstream center verify --repair'"
+            )
+        verification = await opened.enter_async_context(open_verification(settings, found, repairer, on_progress))
+        return await verification.run()
+
+
+async def _always_allowed() -> None:
+    """A repair needs no slot: what it overwrites by mistake is seen when the log is read again after the write."""
+
+
+def _load_encoder(settings: Settings) -> Encoder:
+    from encoders.loading import load_encoder  # torch and the towers: seconds that only a repair needs
+
+    return load_encoder(settings.encoder)
+
+
+def _is_version_of(settings: Settings, collection: str, version: str) -> bool:
     return collection_name(settings.milvus.alias, version) == collection
 
 
-def _reading(settings: Settings) -> RecordDecoding:
-    """How records of `items` are decoded."""
+def _decoding(settings: Settings) -> RecordDecoding:
     return RecordDecoding(
         max_record_bytes=settings.kafka.max_record_bytes,
         field_map=settings.index.field_map,
@@ -109,7 +143,7 @@ def _reading(settings: Settings) -> RecordDecoding:
 
 
 def _share_cores(settings: Settings) -> int:
-    """How many passes run side by side. Torch is told to use as many cores for each as that leaves."""
+    """How many passes run side by side. Torch is set to use as many cores for each as that leaves."""
     import torch  # loaded with the encoder
 
     cores = torch.get_num_threads()

@@ -8,8 +8,10 @@ import secrets
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +21,7 @@ from encoders.loading import load_encoder
 from schemas.errors import Misconfigured
 from streams.broker.cluster import remove_member
 from streams.broker.topics import describe_topics
+from streams.center.compare import Overdue
 from streams.center.verify import find_overdue
 from streams.indexing.app import create_index_app, run_app
 from streams.indexing.context import Guard
@@ -29,23 +32,18 @@ from streams.runtime.delivery import Patience, retry_until_available
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
-from streams.stores.vectors.collection import mark_filled, read_center
-from streams.wiring.center import opened_center, opened_mender, opened_verification
+from streams.stores.vectors.collection import CollectionInfo, mark_filled, read_center
+from streams.wiring.center import open_index_context, open_repairer, open_verification
 
 log = structlog.get_logger()
 
-
 _NEEDED_TOPICS = ("items", "items-retry", "embeddings", "dead-letters")
-
-
 _LEAVING_SECONDS = 15.0
+_LOGGED_EVERY_SECONDS = 30.0
 
 
-_TOLD_EVERY_SECONDS = 30.0
-
-
-async def _remove(settings: Settings, slot_name: str) -> None:
-    """Take the slot first: then nobody lives in it."""
+async def remove_slot(settings: Settings, slot_name: str) -> None:
+    """Remove a slot from the group. Claims it first: then no worker is alive in it."""
     async with AsyncExitStack() as opened:
         slot = _open_slot(settings, slot_name, opened)
         await slot.claim()
@@ -53,10 +51,50 @@ async def _remove(settings: Settings, slot_name: str) -> None:
         await _leave(settings, slot)
 
 
+async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, metrics_port: int | None) -> None:
+    """Index until stopped; then leave the group at once if asked to."""
+    metrics = Metrics()
+    config = settings.index
+    await asyncio.to_thread(_check_topics, settings)
+    await read_center(settings.milvus)  # a Milvus that is down is reported now, not after the encoder was loaded
+    async with AsyncExitStack() as opened:
+        await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
+        slot = _open_slot(settings, slot_name, opened)
+        # loading the encoder takes seconds, and so does waiting for the lease of a worker that was killed
+        loading = asyncio.ensure_future(asyncio.to_thread(load_encoder, settings.encoder))
+        opened.callback(loading.cancel)
+        await slot.claim()
+        opened.push_async_callback(slot.release)
+        keeping = asyncio.ensure_future(slot.keep())
+        opened.callback(keeping.cancel)
+        encoder = await loading
+
+        context = await opened.enter_async_context(open_index_context(settings, encoder))
+        await _prepare_center(settings, encoder, slot.assert_held)
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))
+        flow = Flow(check_role=slot.assert_held)
+        keeping.add_done_callback(partial(_fail_with, flow))
+        make_app = partial(
+            create_index_app,
+            context,
+            flow,
+            broker=settings.kafka,
+            topics=settings.topics,
+            instance_id=slot.instance_id,
+            folder=folder,
+            on_report=metrics.record,
+            on_ready=_ReadyLog(slot.instance_id, encoder.version),
+        )
+        work = partial(run_app, make_app, flow, drain_seconds=config.drain_seconds, patience=context.patience)
+        await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
+        if leave:
+            await _leave(settings, slot)
+
+
 async def _leave(settings: Settings, slot: Slot) -> None:
     group = settings.topics.group("index")
-    was_there = await asyncio.to_thread(remove_member, settings.kafka, group, slot.instance_id)
-    log.info("index.left_group", slot=slot.instance_id, group=group, was_member=was_there)
+    was_member = await asyncio.to_thread(remove_member, settings.kafka, group, slot.instance_id)
+    log.info("index.left_group", slot=slot.instance_id, group=group, was_member=was_member)
 
 
 def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
@@ -66,67 +104,12 @@ def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
     return Slot(redis, settings.redis, settings.index.lease, role="index", name=name, token=token)
 
 
-async def _index(settings: Settings, slot_name: str, *, leave: bool, metrics_port: int | None) -> None:
-    metrics = Metrics()
-    config = settings.index
-    await asyncio.to_thread(_check_topics, settings)
-    await read_center(settings.milvus)  # a Milvus that is down is said now, not after the encoder was loaded
-    async with AsyncExitStack() as opened:
-        await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
-        slot = _open_slot(settings, slot_name, opened)
-        # loading the encoder takes seconds, and so does waiting for the lease of a worker that was killed
-        loading = asyncio.ensure_future(asyncio.to_thread(_load_encoder, settings))
-        opened.callback(loading.cancel)
-        await slot.claim()
-        opened.push_async_callback(slot.release)
-        keeping = asyncio.ensure_future(slot.keep())
-        opened.callback(keeping.cancel)
-        encoder = await loading
-
-        center = await opened.enter_async_context(opened_center(settings, encoder))
-        await _verify_if_overdue(settings, encoder, slot.assert_held)
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))
-        flow = Flow(check_role=slot.assert_held)
-        said_ready = False
-
-        def say_ready() -> None:
-            nonlocal said_ready
-            if not said_ready:
-                log.info("index.ready", slot=slot.instance_id, encoder=encoder.version)
-            said_ready = True
-
-        keeping.add_done_callback(lambda ended: _fail_with_it(ended, flow))
-
-        async def work(stop: asyncio.Event) -> None:
-            await run_app(
-                lambda: create_index_app(
-                    center,
-                    flow,
-                    broker=settings.kafka,
-                    topics=settings.topics,
-                    instance_id=slot.instance_id,
-                    folder=folder,
-                    on_report=metrics.record,
-                    on_ready=say_ready,
-                ),
-                flow,
-                stop,
-                drain_seconds=config.drain_seconds,
-                patience=center.patience,
-            )
-
-        await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
-        if leave:
-            await _leave(settings, slot)
-
-
-async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard) -> None:
-    """Mend the center first, if it may lack what was acknowledged, or hold what was deleted while nobody read."""
-    found = await retry_until_available(
-        lambda: read_center(settings.milvus), what="center.look", patience=_patience(settings)
-    )
+async def _prepare_center(settings: Settings, encoder: Encoder, guard: Guard) -> None:
+    """Repair the center first, if it may lack what was acknowledged or hold what was deleted unseen; mark it filled."""
+    patience = Patience(settings.index.back_off)
+    found = await retry_until_available(lambda: read_center(settings.milvus), what="center.look", patience=patience)
     assert found is not None, "set up before"
-    behind = await retry_until_available(
+    overdue = await retry_until_available(
         lambda: find_overdue(
             settings.kafka,
             settings.topics,
@@ -135,69 +118,79 @@ async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard)
             center_is_filled=found.is_filled,
         ),
         what="index.positions",  # a broker that never had a group yet needs a moment
-        patience=_patience(settings),
+        patience=patience,
     )
-    if behind:
-        log.warning(
-            "index.verification_forced",
-            partitions=[one.partition for one in behind],
-            committed=[one.committed for one in behind],
-            center=found.collection,
-            reason=(
-                "nothing was read for longer than deletes are kept "
-                f"({settings.topics.tombstone_retention_hours} hours): items may have been deleted unseen"
-                if found.is_filled
-                else "the center is new or lost its data, and records of items were acknowledged before"
-            ),
-        )
-        async with (
-            opened_mender(settings, encoder, guard) as mender,
-            opened_verification(settings, found, mender, _Telling()) as verification,
-        ):
-            report = await verification.run()
-        log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
-        if report.left:
-            return  # the next start looks again
+    if overdue and not await _repair(settings, encoder, guard, found, overdue):
+        return  # the next start verifies again
     if not found.is_filled:
-        await retry_until_available(
-            lambda: mark_filled(settings.milvus, found), what="center.note", patience=_patience(settings)
-        )
+        await retry_until_available(lambda: mark_filled(settings.milvus, found), what="center.note", patience=patience)
 
 
-class _Telling:
-    """Says now and then how far a verification has come."""
+async def _repair(
+    settings: Settings, encoder: Encoder, guard: Guard, found: CollectionInfo, overdue: Sequence[Overdue]
+) -> bool:
+    """Verify and repair the whole center. False if faults are left."""
+    log.warning(
+        "index.verification_forced",
+        partitions=[one.partition for one in overdue],
+        committed=[one.committed for one in overdue],
+        center=found.collection,
+        reason=(
+            "nothing was read for longer than deletes are kept "
+            f"({settings.topics.tombstone_retention_hours} hours): items may have been deleted unseen"
+            if found.is_filled
+            else "the center is new or lost its data, and records of items were acknowledged before"
+        ),
+    )
+    async with (
+        open_repairer(settings, encoder, guard) as repairer,
+        open_verification(settings, found, repairer, _ProgressLog()) as verification,
+    ):
+        report = await verification.run()
+    log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
+    return not report.left
+
+
+class _ReadyLog:
+    """Logs `index.ready` once; an application that replaces another one is ready again."""
+
+    def __init__(self, slot: str, encoder_version: str) -> None:
+        self._slot = slot
+        self._encoder_version = encoder_version
+        self._is_logged = False
+
+    def __call__(self) -> None:
+        if not self._is_logged:
+            log.info("index.ready", slot=self._slot, encoder=self._encoder_version)
+        self._is_logged = True
+
+
+class _ProgressLog:
+    """Logs now and then how far a verification is."""
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + _TOLD_EVERY_SECONDS
+        self._next = time.monotonic() + _LOGGED_EVERY_SECONDS
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _TOLD_EVERY_SECONDS
+            self._next = time.monotonic() + _LOGGED_EVERY_SECONDS
             log.info("index.verifying", doing=what, done=done, total=total)
 
 
-def _patience(settings: Settings) -> Patience:
-    return Patience(settings.index.back_off)
-
-
-def _load_encoder(settings: Settings) -> Encoder:
-    return load_encoder(settings.encoder)
-
-
-def _fail_with_it(keeping: asyncio.Future[None], flow: Flow) -> None:
+def _fail_with(flow: Flow, keeping: asyncio.Future[None]) -> None:
     if not keeping.cancelled() and isinstance(error := keeping.exception(), Exception):
         flow.fail(error)
 
 
 def _check_topics(settings: Settings) -> None:
-    """Find out early what Faust would wait for without a word. Blocking. Raises `Misconfigured`."""
+    """Check early what Faust would wait for without a log line. Blocking. Raises `Misconfigured`."""
     rows = {settings.topics.short_name(row["topic"]): row for row in describe_topics(settings.kafka, settings.topics)}
     missing = [rows[name]["topic"] for name in _NEEDED_TOPICS if not rows[name]["exists"]]
     if missing:
         raise Misconfigured(f"topics {', '.join(missing)} do not exist: run 'mimstream topics create'")
-    items, later = rows["items"], rows["items-retry"]
-    if items["partitions"] != later["partitions"]:
+    items, retries = rows["items"], rows["items-retry"]
+    if items["partitions"] != retries["partitions"]:
         raise Misconfigured(
-            f"{items['topic']} has {items['partitions']} partitions and {later['topic']} has {later['partitions']}: "
-            "they must have the same number, so that one worker reads an item and its retries"
+            f"{items['topic']} has {items['partitions']} partitions and {retries['topic']} has "
+            f"{retries['partitions']}: they must have the same number, so that one worker reads an item and its retries"
         )

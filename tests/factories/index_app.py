@@ -31,7 +31,7 @@ class Worker:
         self.ready = 0
         encoder = HashingEncoder(16)
         self.index = InMemoryItemIndex(encoder_version=encoder.version, dim=16)
-        self.center = IndexContext(
+        self.context = IndexContext(
             index=index or self.index,
             outbox=InMemoryOutbox(),
             dead_letters=InMemoryDeadLetters(),
@@ -47,7 +47,7 @@ class Worker:
 
         def make() -> Any:
             app = create_index_app(
-                self.center,
+                self.context,
                 self.flow,
                 broker=settings.kafka,
                 topics=settings.topics,

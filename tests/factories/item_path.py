@@ -82,15 +82,15 @@ class ItemPath:
     index: Any = field(default_factory=lambda: InMemoryItemIndex(encoder_version=VERSION, dim=DIM))
     encoder: CountingEncoder = field(default_factory=CountingEncoder)
     outbox: InMemoryOutbox = field(default_factory=InMemoryOutbox)
-    graveyard: InMemoryDeadLetters = field(default_factory=InMemoryDeadLetters)
+    dead_letters: InMemoryDeadLetters = field(default_factory=InMemoryDeadLetters)
     fetched: list[str] = field(default_factory=list)
     offsets: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.center = IndexContext(
+        self.context = IndexContext(
             index=self.index,
             outbox=self.outbox,
-            dead_letters=self.graveyard,
+            dead_letters=self.dead_letters,
             encoding=ItemEncoding(self.encoder, prepare_threads=2, encode_threads=2, cache_items=self.cache_items),
             fetch=self.fetch,
             config=self.config,
@@ -130,14 +130,14 @@ class ItemPath:
     def delete(self, item_id: str, *, partition: int = 0, offset: int = -1) -> SourceRecord:
         return self.record(item_id, None, partition=partition, offset=offset)
 
-    async def take(self, *records: SourceRecord) -> IndexReport:
-        return await index_batch(self.center, records, allowed)
+    async def index_all(self, *records: SourceRecord) -> IndexReport:
+        return await index_batch(self.context, records, allowed)
 
     async def retry(self, retry: ImageRetry | None = None) -> RetryReport:
         """The oldest retry, or the given one, when it is due."""
         due = retry or self.outbox.retries.pop(0)
         self.now = max(self.now, due.not_before)
-        return await retry_image(self.center, retry_record(due), allowed)
+        return await retry_image(self.context, retry_record(due), allowed)
 
     @property
     def rows(self) -> dict[str, ItemRow]:
@@ -146,7 +146,7 @@ class ItemPath:
 
     @property
     def reasons(self) -> list[tuple[str, str, int]]:
-        return [(letter.stage, letter.reason, letter.offset) for letter in self.graveyard.letters]
+        return [(letter.stage, letter.reason, letter.offset) for letter in self.dead_letters.letters]
 
 
 def item(item_id: str, **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import faust
 from streams.broker.topics import TopicsConfig
 from streams.indexing.app import bind_agents
 from streams.indexing.flow import Flow
-from streams.indexing.take_over import TakeOver
+from streams.indexing.take_over import RecentWrites
 from tests.factories.item_path import ItemPath, allowed
 
 
@@ -48,17 +48,17 @@ async def running(
     *,
     is_current: Callable[[Any], bool] = lambda event: True,
     check_role: Any = allowed,
-    take_over: TakeOver | None = None,
+    recent: RecentWrites | None = None,
 ) -> AsyncIterator[Running]:
     flow = Flow(check_role=check_role)
-    never = TakeOver(window_seconds=0, max_records=0, clock=lambda: 0.0)
+    never = RecentWrites(window_seconds=0, max_records=0, clock=lambda: 0.0)
     run = Running(path, flow)
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
     agents = bind_agents(
         app,
-        path.center,
+        path.context,
         flow,
-        take_over or never,
+        recent or never,
         topics=TopicsConfig(),
         is_current=is_current,
         on_report=run.reports.append,

@@ -35,7 +35,7 @@ async def test_a_member_whose_heartbeats_are_confirmed_writes_long_after_it_join
         joined = time.monotonic()
 
         async def silence_would_be_over() -> bool:
-            return time.monotonic() - joined > worker.center.config.silence_seconds + 1
+            return time.monotonic() - joined > worker.context.config.silence_seconds + 1
 
         await until(silence_would_be_over)
         await feed.publish("a", "later")

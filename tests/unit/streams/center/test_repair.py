@@ -44,8 +44,8 @@ class Beside:
     strikes: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.reading = RecordDecoding(100_000, {}, timedelta(hours=1))
-        self.mender = Repairer(self.path.center, self.guard, self.reading, lambda version: True)
+        self.decoding = RecordDecoding(100_000, {}, timedelta(hours=1))
+        self.repairer = Repairer(self.path.context, self.guard, self.decoding, lambda version: True)
 
     def say(self, record: SourceRecord) -> SourceRecord:
         self.tail.log[record.offset] = record
@@ -59,13 +59,13 @@ class Beside:
         async def strike() -> None:
             self.say(record)
             one = ItemPath(index=self.path.index, outbox=self.path.outbox)  # another process, without our lock
-            await index_batch(one.center, [record], allowed)
+            await index_batch(one.context, [record], allowed)
 
         return strike
 
-    async def mend(self) -> CenterReport:
+    async def repair(self) -> CenterReport:
         report = CenterReport()
-        await self.mender.mend(self.tail, report)
+        await self.repairer.repair(self.tail, report)
         return report
 
     @property
@@ -76,8 +76,8 @@ class Beside:
 async def test_a_missing_row_is_made_by_the_index_path() -> None:
     beside = Beside()
     record = beside.say(beside.path.publish("a", title="a shoe"))
-    beside.mender.take(b"a", beside.reading.expect(record))
-    report = await beside.mend()
+    beside.repairer.add(b"a", beside.decoding.expect(record))
+    report = await beside.repair()
     assert (report.mended, report.left) == (1, 0)
     assert (beside.path.rows["a"].vector == beside.path.encoder.of(title="a shoe")).all()
     assert len(beside.path.outbox.announced) == 1
@@ -87,14 +87,14 @@ async def test_what_a_worker_writes_between_look_and_write_holds_in_the_end() ->
     beside = Beside()
     old = beside.say(beside.path.publish("a", title="old"))
     beside.tail.start = old.offset + 1
-    beside.mender.take(b"a", beside.reading.expect(old))
+    beside.repairer.add(b"a", beside.decoding.expect(old))
     beside.strikes = [
         beside.worker_writes(beside.path.publish("a", title="newer", offset=old.offset + 1)),
         allowed,
         allowed,
         beside.worker_writes(beside.path.publish("a", title="newest", offset=old.offset + 2)),
     ]
-    report = await beside.mend()
+    report = await beside.repair()
     assert beside.titles == {"a": ("newest", old.offset + 2)}
     assert beside.strikes == []
     assert (report.mended, report.left) == (1, 0)
@@ -105,9 +105,9 @@ async def test_a_delete_between_look_and_write_is_not_undone() -> None:
     beside = Beside()
     old = beside.say(beside.path.publish("a", title="old"))
     beside.tail.start = old.offset + 1
-    beside.mender.take(b"a", beside.reading.expect(old))
+    beside.repairer.add(b"a", beside.decoding.expect(old))
     beside.strikes = [beside.worker_writes(beside.path.delete("a", offset=old.offset + 1))]
-    report = await beside.mend()
+    report = await beside.repair()
     assert beside.titles == {}
     assert beside.path.outbox.announced[-1] == "a"
     assert (report.mended, report.left) == (1, 0)
@@ -115,32 +115,32 @@ async def test_a_delete_between_look_and_write_is_not_undone() -> None:
 
 async def test_a_row_without_a_record_is_deleted_unless_it_was_published_again_meanwhile() -> None:
     beside = Beside()
-    await beside.path.take(beside.path.publish("gone", title="x"), beside.path.publish("back", title="y"))
+    await beside.path.index_all(beside.path.publish("gone", title="x"), beside.path.publish("back", title="y"))
     beside.tail.start = 5
     for item_id, offset in (("gone", 0), ("back", 1)):
-        beside.mender.take(item_id.encode(), RowSource(item_id, 0, offset))
+        beside.repairer.add(item_id.encode(), RowSource(item_id, 0, offset))
     beside.strikes = [beside.worker_writes(beside.path.publish("back", title="again", offset=7))]
-    report = await beside.mend()
+    report = await beside.repair()
     assert beside.titles == {"back": ("again", 7)}
     assert (report.mended, report.left) == (2, 0)
 
 
 async def test_a_row_that_is_no_longer_the_one_that_was_judged_is_left_alone() -> None:
     beside = Beside()
-    await beside.path.take(beside.path.publish("a", title="x", offset=4))
-    beside.mender.take(b"a", RowSource("a", 0, 3))
-    await beside.mend()
+    await beside.path.index_all(beside.path.publish("a", title="x", offset=4))
+    beside.repairer.add(b"a", RowSource("a", 0, 3))
+    await beside.repair()
     assert beside.titles == {"a": ("x", 4)}
 
 
 async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
     beside = Beside()
-    await beside.path.take(beside.path.publish("stale", title="old"), beside.path.publish("undead", title="z"))
+    await beside.path.index_all(beside.path.publish("stale", title="old"), beside.path.publish("undead", title="z"))
     for record in (beside.path.publish("stale", title="new"), beside.path.delete("undead")):
         beside.say(record)
         assert record.key is not None
-        beside.mender.take(record.key, beside.reading.expect(record))
-    report = await beside.mend()
+        beside.repairer.add(record.key, beside.decoding.expect(record))
+    report = await beside.repair()
     assert beside.titles == {"stale": ("new", 2)}
     assert (report.mended, report.left) == (2, 0)
 
@@ -148,7 +148,7 @@ async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
 async def test_what_cannot_be_encoded_is_told_as_left() -> None:
     beside = Beside()
     record = beside.say(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
-    beside.mender.take(b"a", beside.reading.expect(record))
-    report = await beside.mend()
+    beside.repairer.add(b"a", beside.decoding.expect(record))
+    report = await beside.repair()
     assert (report.mended, report.left) == (0, 1)
-    assert len(beside.path.graveyard.letters) == 1
+    assert len(beside.path.dead_letters.letters) == 1

@@ -61,7 +61,7 @@ class World:
         self.later()
 
     async def check(self, *, repair: bool = False, but: frozenset[str] = frozenset()) -> CenterReport:
-        async def tell_again(item_ids: Sequence[str]) -> None:
+        async def reannounce(item_ids: Sequence[str]) -> None:
             for name in item_ids:
                 self.say(self.rows.get(name), name)
 
@@ -72,7 +72,7 @@ class World:
             self.fetch,
             lambda version: version == VERSION,
             self.settle,
-            tell_again if repair else None,
+            reannounce if repair else None,
             lambda what, done, total: None,
         )
         await check.run(report, but=but)

@@ -52,7 +52,7 @@ async def test_every_event_is_acknowledged_bad_and_superseded_ones_too(tmp_path:
         await run.put("a", item("a", title="x"))
         await run.put("a", item("a", title="y"))
         await run.until(lambda: len(run.acked) == 4)
-    assert len(path.graveyard.letters) == 2
+    assert len(path.dead_letters.letters) == 2
     assert path.rows["a"].title == "y"
 
 
@@ -100,7 +100,7 @@ async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(tmp
         assert run.acked == []
 
 
-@pytest.mark.parametrize(("which", "step"), [("items", "read_batch"), ("items-retry", "due_in_seconds")])
+@pytest.mark.parametrize(("which", "step"), [("items", "decode_batch"), ("items-retry", "due_in_seconds")])
 async def test_an_unforeseen_error_before_the_first_write_stops_the_worker_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, step: str
 ) -> None:
@@ -199,7 +199,7 @@ async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
 
 async def test_a_late_picture_waits_until_it_is_due_and_holds_up_no_other(tmp_path: Path) -> None:
     path = ItemPath(IndexConfig(retry_initial_seconds=60))
-    await path.take(
+    await path.index_all(
         path.publish("slow", title="x", image_url=PICTURE_URL), path.publish("quick", title="y", image_url=PICTURE_URL)
     )
     path.web[PICTURE_URL] = picture()
@@ -225,7 +225,7 @@ async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(tmp_path: 
         await run.put("a", b"{")
         await run.put("a", None)
         await run.until(lambda: len(run.acked) == 2)
-    assert [letter.topic for letter in path.graveyard.letters] == ["items-retry"] * 2
+    assert [letter.topic for letter in path.dead_letters.letters] == ["items-retry"] * 2
 
 
 async def test_batches_report_what_became_of_them(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ from tests.factories.item_path import (
 
 
 async def test_a_published_item_is_held_and_announced(path: ItemPath) -> None:
-    report = await path.take(path.publish("a", title="red shoe", price=5.0, category="shoes", image=b64(picture())))
+    report = await path.index_all(
+        path.publish("a", title="red shoe", price=5.0, category="shoes", image=b64(picture()))
+    )
     row = path.rows["a"]
     assert np.allclose(row.vector, path.encoder.of(title="red shoe", category="shoes", image=picture()))
     assert (row.has_title, row.has_image, row.price, row.first_price) == (True, True, 5.0, 5.0)
@@ -45,7 +47,7 @@ async def test_a_published_item_is_held_and_announced(path: ItemPath) -> None:
 
 
 async def test_the_last_word_on_each_key_wins_and_the_others_are_counted(path: ItemPath) -> None:
-    report = await path.take(
+    report = await path.index_all(
         path.publish("a", title="one"),
         path.publish("b", title="x"),
         path.delete("b"),
@@ -62,16 +64,16 @@ async def test_the_last_word_on_each_key_wins_and_the_others_are_counted(path: I
 
 
 async def test_a_delete_removes_the_row_and_announces_a_tombstone(path: ItemPath) -> None:
-    await path.take(path.publish("a", title="one"))
-    await path.take(path.delete("a"), path.delete("never-there"))
+    await path.index_all(path.publish("a", title="one"))
+    await path.index_all(path.delete("a"), path.delete("never-there"))
     assert path.rows == {}
     assert path.outbox.announced[1:] == ["a", "never-there"]
 
 
 async def test_a_change_of_price_alone_is_not_encoded_again(path: ItemPath) -> None:
-    await path.take(path.publish("a", title="one", price=10.0))
+    await path.index_all(path.publish("a", title="one", price=10.0))
     before = path.rows["a"]
-    report = await path.take(path.publish("a", title="one", price=8.0))
+    report = await path.index_all(path.publish("a", title="one", price=8.0))
     after = path.rows["a"]
     assert path.encoder.encoded == 1
     assert (after.price, after.first_price, after.source_offset) == (8.0, 10.0, 1)
@@ -88,33 +90,33 @@ async def test_the_price_at_first_publish_does_not_depend_on_batching(path: Item
         path.publish("a", title="two", price=8.0),
     ]
     for part in np.array_split(np.arange(3), batches):
-        await path.take(*(records[index] for index in part))
+        await path.index_all(*(records[index] for index in part))
     assert (path.rows["a"].first_price, path.rows["a"].price) == (10.0, 8.0)
     assert set(path.encoder.prices) == {10.0}
 
 
 async def test_an_item_that_comes_back_after_a_delete_has_a_new_first_price(path: ItemPath) -> None:
-    await path.take(path.publish("a", title="one", price=10.0))
-    await path.take(path.delete("a"), path.publish("a", title="one", price=4.0))
+    await path.index_all(path.publish("a", title="one", price=10.0))
+    await path.index_all(path.delete("a"), path.publish("a", title="one", price=4.0))
     assert path.rows["a"].first_price == 4.0
     assert path.encoder.prices == [10.0, 4.0]  # encoders may look at it, so the old vector will not do
 
 
 async def test_an_older_event_changes_nothing_and_the_newer_row_is_announced_again(path: ItemPath) -> None:
     old_publish, old_delete = path.publish("a", title="old"), path.delete("a")
-    await path.take(path.publish("a", title="new"))
+    await path.index_all(path.publish("a", title="new"))
     row = path.rows["a"]
     for late in (old_publish, old_delete):
-        report = await path.take(late)
+        report = await path.index_all(late)
         assert path.rows["a"] is row
         assert report.stale == 1
         assert path.outbox.announced[-1] is row
 
 
 async def test_a_topic_that_was_created_again_starts_over_without_being_taken_for_old(path: ItemPath) -> None:
-    await path.take(path.publish("a", title="old world", offset=500))
+    await path.index_all(path.publish("a", title="old world", offset=500))
     record = path.publish("a", title="new world", offset=0)
-    await path.take(
+    await path.index_all(
         SourceRecord(
             **{f: getattr(record, f) for f in record.__slots__} | {"timestamp_ms": record.timestamp_ms + 1_000_000}
         )
@@ -130,11 +132,11 @@ async def test_taking_a_batch_twice_ends_in_the_same_state(path: ItemPath) -> No
         path.record("c", b"not json"),
         path.delete("d"),
     ]
-    await path.take(*batch)
+    await path.index_all(*batch)
     first = {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.rows.items()}
-    await path.take(*batch)
+    await path.index_all(*batch)
     assert {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.rows.items()} == first
-    assert len({letter.letter_key for letter in path.graveyard.letters}) == 1
+    assert len({letter.letter_key for letter in path.dead_letters.letters}) == 1
     assert path.encoder.encoded == 2
 
 
@@ -167,9 +169,11 @@ class TestBadInput:
         self, path: ItemPath, key: Any, value: Any, stage: str, reason: Reason | None
     ) -> None:
         bad = path.record(key, value, offset=5)
-        report = await path.take(path.publish("before", title="x", offset=4), bad, path.publish("after", title="y"))
+        report = await path.index_all(
+            path.publish("before", title="x", offset=4), bad, path.publish("after", title="y")
+        )
         assert set(path.rows) == {"before", "after"}
-        (letter,) = path.graveyard.letters
+        (letter,) = path.dead_letters.letters
         expected = reason or (
             Reason.TIMESTAMP_IN_FUTURE if b"2099" in (bad.value or b"") else Reason.TIMESTAMP_WITHOUT_ZONE
         )
@@ -179,7 +183,7 @@ class TestBadInput:
         assert report.dead_lettered == {(stage, expected.value): 1}
 
     async def test_a_bad_event_does_not_hide_the_good_one_before_it(self, path: ItemPath) -> None:
-        await path.take(
+        await path.index_all(
             path.publish("a", title="good"),
             path.publish("a", title="worse", image=b64(b"no picture")),
             path.publish("b", title="good"),
@@ -190,11 +194,11 @@ class TestBadInput:
         assert path.rows["a"].title == "good"
         assert "b" not in path.rows
         assert path.outbox.announced[-1] == "b"
-        assert len(path.graveyard.letters) == 3
+        assert len(path.dead_letters.letters) == 3
 
     async def test_a_bad_update_leaves_the_row_of_the_last_good_event(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="good"))
-        await path.take(path.publish("a", title="worse", image=b64(b"no picture")))
+        await path.index_all(path.publish("a", title="good"))
+        await path.index_all(path.publish("a", title="worse", image=b64(b"no picture")))
         assert path.rows["a"].title == "good"
 
     async def test_a_vector_that_is_no_vector_is_buried_alone(self) -> None:
@@ -209,14 +213,14 @@ class TestBadInput:
                 return vectors
 
         path = ItemPath(encoder=Broken())
-        await path.take(*(path.publish(f"i{n}", title="poison" if n == 3 else f"t{n}") for n in range(8)))
+        await path.index_all(*(path.publish(f"i{n}", title="poison" if n == 3 else f"t{n}") for n in range(8)))
         assert set(path.rows) == {f"i{n}" for n in range(8)} - {"i3"}
         assert path.reasons == [("write", Reason.BAD_VECTOR, 3)]
         assert len(path.outbox.announced) == 7
 
     async def test_a_platforms_own_field_names_are_mapped(self) -> None:
         path = ItemPath(IndexConfig(field_map={"item_id": "sku", "title": "names.0", "published_at": "t"}))
-        await path.take(path.record("s1", {"sku": "s1", "names": ["shoe"], "t": "2026-01-01T00:00:00+02:00"}))
+        await path.index_all(path.record("s1", {"sku": "s1", "names": ["shoe"], "t": "2026-01-01T00:00:00+02:00"}))
         assert path.rows["s1"].title == "shoe"
 
 
@@ -247,7 +251,7 @@ class TestHolding:
                 await super().delete(item_ids)
 
         path = ItemPath(index=Flaky())
-        await path.take(path.publish("a", title="x"), path.delete("b"))
+        await path.index_all(path.publish("a", title="x"), path.delete("b"))
         assert set(path.rows) == {"a"}
         assert path.encoder.encoded == 1
 
@@ -260,18 +264,18 @@ class TestHolding:
             await announce(held, gone)
 
         path.outbox.announce = flaky  # type: ignore[method-assign]
-        await path.take(path.publish("a", title="x"))
+        await path.index_all(path.publish("a", title="x"))
         assert path.outbox.announced == [path.rows["a"]]
 
     async def test_a_fenced_worker_does_not_repeat_what_somebody_else_wrote(self, path: ItemPath) -> None:
         old = path.publish("a", title="old")
-        await path.take(path.publish("a", title="new"))
+        await path.index_all(path.publish("a", title="new"))
 
         async def fenced() -> None:
             raise Fenced("gone")
 
         with pytest.raises(Fenced):
-            await index_batch(path.center, [old], fenced)
+            await index_batch(path.context, [old], fenced)
         assert len(path.outbox.announced) == 1
 
     async def test_a_fenced_worker_writes_and_announces_nothing(self, path: ItemPath) -> None:
@@ -280,7 +284,7 @@ class TestHolding:
 
         for record in (path.publish("a", title="x"), path.delete("a")):
             with pytest.raises(Fenced):
-                await index_batch(path.center, [record], fenced)
+                await index_batch(path.context, [record], fenced)
         assert path.rows == {}
         assert path.outbox.announced == []
 
@@ -293,9 +297,9 @@ class TestHolding:
             await asyncio.sleep(timeout_seconds or 60)
             raise ContentUnavailable(url, "slow")
 
-        path.center.__dict__["fetch"] = slow
+        path.context.__dict__["fetch"] = slow
         started = asyncio.get_running_loop().time()
-        await path.take(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(64)))
+        await path.index_all(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(64)))
         assert asyncio.get_running_loop().time() - started < 2.0
         assert set(budgets) == {0.2}
         assert len(path.rows) == len(path.outbox.retries) == 64
@@ -303,7 +307,7 @@ class TestHolding:
 
 async def test_each_batch_leaves_one_line_in_the_log(path: ItemPath) -> None:
     with capture_logs() as lines:
-        await path.take(path.publish("a", title="x"), path.record("b", b"{"), path.delete("c", partition=2))
+        await path.index_all(path.publish("a", title="x"), path.record("b", b"{"), path.delete("c", partition=2))
     (line,) = [line for line in lines if line["event"] == "items.indexed"]
     assert (line["count"], line["encoded"], line["deleted"], line["dead_lettered"]) == (3, 1, 1, 1)
     assert line["partitions"] == [0, 2]
@@ -336,9 +340,9 @@ def test_batching_and_replaying_do_not_change_where_it_ends(
                 records.append(path.publish(key, title="same" if what == "price" else f"t{n}", price=float(n)))
         bounds = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
         for start, end in pairwise(bounds):
-            await path.take(*records[start:end])
+            await path.index_all(*records[start:end])
         if replay_from is not None:
-            await path.take(*records[replay_from:])
+            await path.index_all(*records[replay_from:])
         for retry in list(path.outbox.retries):
             path.web[str(retry.item.image_url)] = picture("blue")
         for retry in list(path.outbox.retries):
@@ -357,9 +361,9 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     path: ItemPath,
 ) -> None:
     path.now = NOW - timedelta(days=400)  # set back: what is fine by its producer stays fine
-    await path.take(path.publish("good", title="a lamp"))
+    await path.index_all(path.publish("good", title="a lamp"))
     path.now = NOW + timedelta(days=400)  # set forward: what was refused once is refused again
     ahead = (NOW + timedelta(days=2)).isoformat()
-    await path.take(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
+    await path.index_all(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
     assert set(path.rows) == {"good"}
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]

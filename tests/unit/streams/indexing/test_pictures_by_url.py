@@ -18,12 +18,12 @@ from tests.factories.item_path import PICTURE_URL, ItemPath, b64, picture, retry
 class TestPicturesByUrl:
     async def test_a_picture_that_answers_takes_part_at_once(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = picture("blue")
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         assert np.allclose(path.rows["a"].vector, path.encoder.of(title="x", image=picture("blue")))
         assert path.outbox.retries == []
 
     async def test_one_that_does_not_leaves_the_title_and_a_retry(self, path: ItemPath) -> None:
-        report = await path.take(path.publish("a", title="x", image_url=PICTURE_URL, offset=7))
+        report = await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, offset=7))
         row = path.rows["a"]
         assert (row.has_title, row.has_image) == (True, False)
         assert np.allclose(row.vector, path.encoder.of(title="x"))
@@ -33,7 +33,7 @@ class TestPicturesByUrl:
         assert report.image_retries == 1
 
     async def test_without_a_title_the_item_waits_unseen(self, path: ItemPath) -> None:
-        report = await path.take(path.publish("a", image_url=PICTURE_URL))
+        report = await path.index_all(path.publish("a", image_url=PICTURE_URL))
         assert await path.index.fetch(["a"]) == {}
         assert path.rows["a"].is_pending
         assert path.outbox.announced == ["a"]
@@ -42,21 +42,25 @@ class TestPicturesByUrl:
 
     async def test_a_refused_picture_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = Unprocessable(Reason.IMAGE_REFUSED, "inside")
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL))
+        await path.index_all(
+            path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL)
+        )
         assert set(path.rows) == {"a"}
         assert path.reasons == [("image", Reason.IMAGE_REFUSED, 0), ("image", Reason.IMAGE_REFUSED, 1)]
         assert path.outbox.retries == []
 
     async def test_a_broken_picture_behind_a_url_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = picture()[:40]
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL))
+        await path.index_all(
+            path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL)
+        )
         assert set(path.rows) == {"a"}
         assert not path.rows["a"].has_image
         assert path.reasons == [("image", Reason.BAD_IMAGE, 0), ("image", Reason.BAD_IMAGE, 1)]
 
     async def test_a_change_of_price_while_the_picture_is_awaited_keeps_asking_for_it(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL, price=1.0))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=1.0))
         assert [retry.source.offset for retry in path.outbox.retries] == [0, 1]
         path.web[PICTURE_URL] = picture()
         assert [(await path.retry()).outcome for _ in range(2)] == ["superseded", "written"]
@@ -65,15 +69,15 @@ class TestPicturesByUrl:
 
     async def test_the_same_url_means_the_same_picture(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = picture()
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL, price=1.0))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=1.0))
         assert path.fetched == [PICTURE_URL]
         assert path.encoder.encoded == 1
 
 
 class TestLatePictures:
     async def test_a_late_picture_completes_the_row(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL, price=3.0, category="c"))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=3.0, category="c"))
         path.web[PICTURE_URL] = picture("blue")
         assert (await path.retry()).outcome == "written"
         row = path.rows["a"]
@@ -82,7 +86,7 @@ class TestLatePictures:
         assert path.outbox.announced[-1] is row
 
     async def test_an_item_of_a_picture_alone_appears_when_it_comes(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", image_url=PICTURE_URL))
         path.web[PICTURE_URL] = picture("blue")
         assert (await path.retry()).outcome == "written"
         assert set(await path.index.fetch(["a"])) == {"a"}
@@ -90,8 +94,8 @@ class TestLatePictures:
 
     @pytest.mark.parametrize("title", ["x", ""])
     async def test_a_delete_wins_over_a_late_picture(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=PICTURE_URL))
-        await path.take(path.delete("a"))
+        await path.index_all(path.publish("a", title=title, image_url=PICTURE_URL))
+        await path.index_all(path.delete("a"))
         path.web[PICTURE_URL] = picture()
         assert (await path.retry()).outcome == "superseded"
         assert path.rows == {}
@@ -99,46 +103,46 @@ class TestLatePictures:
 
     @pytest.mark.parametrize("title", ["x", ""])
     async def test_a_newer_publish_wins_over_a_late_picture(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=PICTURE_URL))
-        await path.take(path.publish("a", title="newer", image=b64(picture("green"))))
+        await path.index_all(path.publish("a", title=title, image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="newer", image=b64(picture("green"))))
         path.web[PICTURE_URL] = picture("blue")
         assert (await path.retry()).outcome == "superseded"
         assert np.allclose(path.rows["a"].vector, path.encoder.of(title="newer", image=picture("green")))
 
     @pytest.mark.parametrize("title", ["x", ""])
     async def test_deleted_and_published_again_is_a_newer_publish(self, path: ItemPath, title: str) -> None:
-        await path.take(path.publish("a", title=title, image_url=PICTURE_URL))
-        await path.take(path.delete("a"), path.publish("a", title=title, image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title=title, image_url=PICTURE_URL))
+        await path.index_all(path.delete("a"), path.publish("a", title=title, image_url=PICTURE_URL))
         path.web[PICTURE_URL] = picture()
         first, second = path.outbox.retries
         assert (await path.retry(first)).outcome == "superseded"
         assert (await path.retry(second)).outcome == "written"
 
     async def test_something_newer_that_comes_while_the_picture_is_fetched_wins(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         path.web[PICTURE_URL] = picture()
-        original = path.center.encoding.encode
+        original = path.context.encoding.encode
 
         async def slow(batch: Sequence[Prepared]) -> Any:
             vectors = await original(batch)
-            if not path.graveyard.letters and len(batch) == 1 and batch[0].has_image:
-                await path.take(path.delete("a"))
+            if not path.dead_letters.letters and len(batch) == 1 and batch[0].has_image:
+                await path.index_all(path.delete("a"))
             return vectors
 
-        path.center.encoding.encode = slow  # type: ignore[method-assign]
+        path.context.encoding.encode = slow  # type: ignore[method-assign]
         assert (await path.retry()).outcome == "superseded"
         assert path.rows == {}
 
     async def test_it_is_tried_again_later_and_later_then_buried(self) -> None:
         path = ItemPath(IndexConfig(retry_initial_seconds=10, retry_factor=3, retry_max_attempts=4))
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         waits = []
         for _ in range(3):
             waits.append((path.outbox.retries[0].not_before - path.now).total_seconds())
             report = await path.retry()
         assert waits == [10, 30, 90]
         assert report.outcome == "given_up"
-        (letter,) = path.graveyard.letters
+        (letter,) = path.dead_letters.letters
         assert (letter.topic, letter.stage, letter.reason) == ("items-retry", "image", Reason.IMAGE_UNAVAILABLE)
         assert b"pictures.test" in (letter.value or b"")
         assert set(path.rows) == {"a"}  # the title's vector stays
@@ -146,20 +150,20 @@ class TestLatePictures:
 
     async def test_giving_up_an_item_of_a_picture_alone_gives_up_its_place(self) -> None:
         path = ItemPath(IndexConfig(retry_max_attempts=2))
-        await path.take(path.publish("a", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", image_url=PICTURE_URL))
         assert (await path.retry()).outcome == "given_up"
         assert path.rows == {}
 
     @pytest.mark.parametrize("answer", [picture()[:40], Unprocessable(Reason.IMAGE_TOO_LARGE, "huge")])
     async def test_a_late_picture_that_is_no_use_is_buried_at_once(self, path: ItemPath, answer: Any) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         path.web[PICTURE_URL] = answer
         assert (await path.retry()).outcome == "given_up"
-        assert len(path.graveyard.letters) == 1
+        assert len(path.dead_letters.letters) == 1
         assert not path.rows["a"].has_image
 
     async def test_a_retry_that_is_met_twice_writes_the_same_again(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         path.web[PICTURE_URL] = picture()
         (retry,) = path.outbox.retries
         assert [(await path.retry(retry)).outcome for _ in range(2)] == ["written", "written"]
@@ -186,7 +190,7 @@ class Replaced:
 
 class TestAWorkerThatWasReplacedWhileItWasCutOff:
     async def test_it_announces_no_late_picture_after_the_delete(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         (retry,) = path.outbox.retries
         path.web[PICTURE_URL], path.now = picture(), retry.not_before
         announce = path.outbox.announce
@@ -198,29 +202,29 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         worker = Replaced(announce, successor_deletes)
         path.outbox.announce = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.center, retry_record(retry), worker.guard)
+            await retry_image(path.context, retry_record(retry), worker.guard)
         assert path.rows == {}
         assert path.outbox.announced[-1] == "a"
 
     async def test_it_sends_no_retry_that_its_successor_sent(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         (retry,) = path.outbox.retries
         path.now = retry.not_before
         worker = Replaced(path.outbox.retry_later, nothing)
         path.outbox.retry_later = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.center, retry_record(retry), worker.guard)
+            await retry_image(path.context, retry_record(retry), worker.guard)
         assert path.outbox.retries == [retry]
 
     async def test_it_buries_nothing_that_its_successor_buried(self, path: ItemPath) -> None:
-        await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         (retry,) = path.outbox.retries
         path.web[PICTURE_URL], path.now = picture()[:40], retry.not_before
-        worker = Replaced(path.graveyard.bury, nothing)
-        path.graveyard.bury = worker.send  # type: ignore[assignment,method-assign]
+        worker = Replaced(path.dead_letters.bury, nothing)
+        path.dead_letters.bury = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.center, retry_record(retry), worker.guard)
-        assert path.graveyard.letters == []
+            await retry_image(path.context, retry_record(retry), worker.guard)
+        assert path.dead_letters.letters == []
 
 
 async def nothing() -> None:

@@ -154,7 +154,7 @@ async def test_a_wrong_guess_of_the_price_is_put_right(tmp_path: Path) -> None:
         await run.put("a", item("a", title="words", price=5.0), wait=False)
         await run.until(lambda: path.encoder.encoded == 2)
         original = ItemPath(encoder=PriceEncoder())
-        await original.take(original.publish("a", title="before", price=2.0))
+        await original.index_all(original.publish("a", title="before", price=2.0))
         path.rows["a"] = replace(original.rows["a"], source_partition=7)
         held.go_on.release()
         held.go_on.release()
@@ -306,7 +306,7 @@ async def test_any_interleaving_ends_as_one_batch_after_another_does(tmp_path: P
             elif fate < 0.4:
                 value = b"{"
             await run.put(key, value, wait=False)
-            await plain.take(plain.record(key, value))
+            await plain.index_all(plain.record(key, value))
             if draw.random() < 0.2:
                 await asyncio.sleep(0.01)
         await run.until(lambda: len(run.acked) == 90)
@@ -324,10 +324,10 @@ async def test_any_interleaving_ends_as_one_batch_after_another_does(tmp_path: P
 
 async def test_content_seen_a_moment_ago_is_not_encoded_under_another_id() -> None:
     path = ItemPath(encoder=PriceEncoder(), cache_items=100)
-    await path.take(path.publish("a", title="same", price=1.0), path.publish("b", title="same", price=1.0))
-    await path.take(path.publish("c", title="same", price=1.0))
+    await path.index_all(path.publish("a", title="same", price=1.0), path.publish("b", title="same", price=1.0))
+    await path.index_all(path.publish("c", title="same", price=1.0))
     assert path.encoder.encoded == 1
-    await path.take(path.publish("d", title="same", price=2.0))  # this encoder looks at the first price
+    await path.index_all(path.publish("d", title="same", price=2.0))  # this encoder looks at the first price
     assert path.encoder.encoded == 2
     assert np.array_equal(path.rows["a"].vector, path.rows["c"].vector)
     assert not np.allclose(path.rows["a"].vector, path.rows["d"].vector)
@@ -336,15 +336,15 @@ async def test_content_seen_a_moment_ago_is_not_encoded_under_another_id() -> No
 async def test_the_cache_keeps_the_newest_and_no_more_than_it_may() -> None:
     path = ItemPath(cache_items=2)
     for title in ("one", "two", "one", "three", "one", "two"):
-        await path.take(path.publish(f"{title} {path.offsets}", title=title))
+        await path.index_all(path.publish(f"{title} {path.offsets}", title=title))
     # "two" had to leave for "three", "one" was used since
     assert path.encoder.encoded == 4
-    assert len(path.center.encoding._vectors) == 2
+    assert len(path.context.encoding._vectors) == 2
 
 
 async def test_a_picture_that_arrived_later_is_no_hit_of_the_cache() -> None:
     path = ItemPath(cache_items=10)
-    await path.take(path.publish("a", title="x", image_url=PICTURE_URL))
+    await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
     before = path.rows["a"].vector
     path.web[PICTURE_URL] = picture()
     await path.retry()

@@ -14,8 +14,8 @@ from schemas.errors import BrokerUnavailable, Fenced
 from streams.broker.heartbeats import Heartbeats
 from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
-from streams.indexing.reannounce import announce_again
-from streams.indexing.take_over import TakeOver, look_again
+from streams.indexing.reannounce import reannounce
+from streams.indexing.take_over import RecentWrites, recheck
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from tests.factories.item_path import DIM, VERSION, ItemPath, allowed, item
 from tests.factories.running_agent import running
@@ -31,54 +31,54 @@ class Clock:
         return self.now
 
 
-def take_over(clock: Clock, *, max_records: int = 10) -> TakeOver:
-    made = TakeOver(window_seconds=42, max_records=max_records, clock=clock)
-    made.began()
+def recent_writes(clock: Clock, *, max_records: int = 10) -> RecentWrites:
+    made = RecentWrites(window_seconds=42, max_records=max_records, clock=clock)
+    made.restart()
     return made
 
 
 def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock)
+    recent = recent_writes(clock)
     record = path.publish("a", title="x")
-    looked.saw([record])
+    recent.add([record])
     clock.now = 41.9
-    assert looked.due() == []
+    assert recent.pop_due() == []
     clock.now = 42.0
-    assert looked.due() == [record]
-    assert looked.due() == []
-    looked.saw([record])
+    assert recent.pop_due() == [record]
+    assert recent.pop_due() == []
+    recent.add([record])
     clock.now = 1e6
-    assert looked.due() == []
+    assert recent.pop_due() == []
 
 
 def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock, max_records=2)
+    recent = recent_writes(clock, max_records=2)
     records = [path.publish(name, title=str(n)) for n, name in enumerate(["a", "b", "c", "a"])]
-    looked.saw(records[:3])
-    looked.saw(records[3:])
+    recent.add(records[:3])
+    recent.add(records[3:])
     clock.now = 50
-    assert {record.offset for record in looked.due()} == {1, 3}
+    assert {record.offset for record in recent.pop_due()} == {1, 3}
 
 
 def test_another_take_over_begins_anew() -> None:
     clock, path = Clock(), ItemPath()
-    looked = take_over(clock)
-    looked.saw([path.publish("a", title="x")])
+    recent = recent_writes(clock)
+    recent.add([path.publish("a", title="x")])
     clock.now = 30
-    looked.began()
-    looked.saw([newer := path.publish("b", title="y")])
+    recent.restart()
+    recent.add([newer := path.publish("b", title="y")])
     clock.now = 60
-    assert looked.due() == []
+    assert recent.pop_due() == []
     clock.now = 72
-    assert looked.due() == [newer]
+    assert recent.pop_due() == [newer]
 
 
 async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right() -> None:
     path = ItemPath()
     before = [path.publish(name, title="before") for name in ("overwritten", "brought-back", "kept")]
-    await path.take(*before)
+    await path.index_all(*before)
     old = dict(path.rows)
     after = [
         path.publish("overwritten", title="after"),
@@ -87,11 +87,11 @@ async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_righ
         path.publish("kept", title="after"),
         path.delete("gone"),
     ]
-    await path.take(*after)
+    await path.index_all(*after)
     path.rows.update({name: old[name] for name in ("overwritten", "brought-back")})
     del path.rows["deleted"]
     encoded = path.encoder.encoded
-    assert await look_again(path.center, after, allowed) == 3
+    assert await recheck(path.context, after, allowed) == 3
     assert {name: row.title for name, row in path.rows.items()} == {
         "overwritten": "after",
         "deleted": "published again",
@@ -102,12 +102,12 @@ async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_righ
 
 async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -> None:
     path = ItemPath()
-    await path.take(path.publish("changed", title="before"), path.publish("deleted", title="before"))
+    await path.index_all(path.publish("changed", title="before"), path.publish("deleted", title="before"))
     zombies = list(path.outbox.announced)
     after = [path.publish("changed", title="after"), path.delete("deleted")]
-    await path.take(*after)
+    await path.index_all(*after)
     path.outbox.announced += zombies
-    assert await look_again(path.center, [*after, path.publish("", title="of nobody")], allowed) == 0
+    assert await recheck(path.context, [*after, path.publish("", title="of nobody")], allowed) == 0
     held, gone = path.outbox.announced[-2:]
     assert isinstance(held, ItemRow)
     assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
@@ -115,14 +115,14 @@ async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -
 
 async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> None:
     path = ItemPath()
-    await path.take(path.publish("a", title="first"), path.publish("b", title="stays"))
+    await path.index_all(path.publish("a", title="first"), path.publish("b", title="stays"))
     row = path.rows["a"]
 
     async def changed_by_another_worker() -> None:
         if len(path.outbox.announced) == 2:
             path.rows["a"] = replace(row, title="second", source_offset=row.source_offset + 5)
 
-    await announce_again(path.center, ["a", "b"], changed_by_another_worker)
+    await reannounce(path.context, ["a", "b"], changed_by_another_worker)
     told = [(one.item_id, one.title) for one in path.outbox.announced[2:] if isinstance(one, ItemRow)]
     assert told == [("a", "first"), ("b", "stays"), ("a", "second")]
 
@@ -130,9 +130,9 @@ async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> 
 async def test_a_row_that_moved_on_since_is_left_alone() -> None:
     path = ItemPath()
     record = path.publish("a", title="x")
-    await path.take(record)
-    await path.take(path.publish("a", title="newer"))
-    assert await look_again(path.center, [record], allowed) == 0
+    await path.index_all(record)
+    await path.index_all(path.publish("a", title="newer"))
+    assert await recheck(path.context, [record], allowed) == 0
     assert path.rows["a"].title == "newer"
 
 
@@ -140,7 +140,7 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    looked = take_over(clock)
+    recent = recent_writes(clock)
     announce, announcing, go_on = path.outbox.announce, asyncio.Event(), asyncio.Event()
 
     async def announce_slowly(held: Sequence[ItemRow], gone: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
         await announce(held, gone)
 
     monkeypatch.setattr(path.outbox, "announce", announce_slowly)
-    async with running("items", path, tmp_path, take_over=looked) as run:
+    async with running("items", path, tmp_path, recent=recent) as run:
         await run.put("a", item("a", title="on sale"))
         await run.until(lambda: len(run.acked) == 1)
         await run.put("a", None)
@@ -181,8 +181,8 @@ async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
 
 async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
     clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    looked = take_over(clock)
-    async with running("items", path, tmp_path, take_over=looked) as run:
+    recent = recent_writes(clock)
+    async with running("items", path, tmp_path, recent=recent) as run:
         await run.put("a", item("a", title="newest"))
         await run.until(lambda: len(run.acked) == 1)
         path.rows["a"] = replace(path.rows["a"], title="of a zombie", content_hash="0" * 32, source_offset=-1)
@@ -209,7 +209,7 @@ async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_
     path = ItemPath(
         index=index, config=IndexConfig.model_construct(**(IndexConfig().__dict__ | {"session_timeout_seconds": 0.05}))
     )
-    report = await path.take(path.publish("a", title="x"))
+    report = await path.index_all(path.publish("a", title="x"))
     assert (index.writes, set(path.rows)) == (2, {"a"})
     assert report.held_seconds > 0
 
@@ -255,7 +255,7 @@ async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they
             raise silent.pop()
 
     record = path.publish("a", title="x")
-    await index_batch(path.center, [record], guard)
+    await index_batch(path.context, [record], guard)
     assert (silent, set(path.rows)) == ([], {"a"})
 
 
@@ -267,7 +267,7 @@ async def test_a_worker_that_was_replaced_while_it_held_writes_nothing() -> None
         raise answers.pop(0)
 
     with pytest.raises(Fenced):
-        await index_batch(path.center, [path.publish("a", title="x")], guard)
+        await index_batch(path.context, [path.publish("a", title="x")], guard)
     assert path.rows == {}
     assert path.outbox.announced == []
 
