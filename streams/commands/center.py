@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from encoders.base import Encoder
 from schemas.errors import Misconfigured
 from streams.center.compare import FAULTS, CenterReport
 from streams.center.verify import Progress as OnProgress
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 from streams.stores.vectors.collection import read_center
 from streams.wiring.center import opened_mender, opened_verification
@@ -34,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Compare, and mend if asked to. Status 1 if something is not as it should be in the end."""
-    with _progress() as on_progress:
-        report = asyncio.run(_verify(settings, options.repair, on_progress))
+    with progress_bar("reading") as bar:
+        report = asyncio.run(_verify(settings, options.repair, lambda what, done, total: bar.set(done, total, what)))
     _tell(report, as_json=options.json)
     return 1 if (report.left if report.repaired else report.faults) else 0
 
@@ -88,11 +86,3 @@ def _tell(report: CenterReport, *, as_json: bool) -> None:
     if report.examples:
         Console().print(table)
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in whole.items() if name != "examples"))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)

@@ -181,10 +181,10 @@ def learn_pairs(
     from trainer.csft.run import learn
 
     steps = -(-len(pairs) // config.batch_pairs) * config.epochs
-    with progress_bar("csft", steps) as advance:
+    with progress_bar("csft", steps) as bar:
 
         def on_step(report: CsftReport, total: int) -> None:
-            advance(1)
+            bar.advance()
             if report.step % 50 == 0:
                 log.info("csft.step", step=report.step, of=total, loss=round(report.loss, 4), **_rounded(report.levels))
 

@@ -56,8 +56,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     trials = sum(len(registry.create(name).trials) for name in models)  # an unknown name is refused before any work
     started = time.monotonic()
     study = _open(options, settings)
-    with progress_bar("evaluate", trials + len(models) * options.seeds) as advance:
-        scores = run_study(study, models, options.seeds, advance=advance)
+    with progress_bar("evaluate", trials + len(models) * options.seeds) as bar:
+        scores = run_study(study, models, options.seeds, advance=bar.advance)
     document = document_of(study, scores, figures_of(study, scores))
     document["wall_seconds"] = round(time.monotonic() - started, 1)
     write_reports(document, study.out)

@@ -50,9 +50,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     fusion = workshop.fusion(settings.fusion, features, seed=config.seed)
     items, towers = workshop.items(fusion, features, contents, settings.tuning)
     before = _geometry(fusion.embed(items))
-    with progress_bar("pretrain", config.epochs * max(1, len(contents) // config.batch_items)) as advance:
+    with progress_bar("pretrain", config.epochs * max(1, len(contents) // config.batch_items)) as bar:
         trained = pretrain(
-            config, fusion, items, on_step=lambda step, total: advance(1), towers=towers,
+            config, fusion, items, on_step=lambda step, total: bar.advance(), towers=towers,
             tower_learning_rate=settings.tuning.learning_rate,
         )  # fmt: skip
     after = _geometry(fusion.embed(items))

@@ -70,8 +70,8 @@ class BundleBuilder:
 
     def features(self, contents: Sequence[ItemContent]) -> ItemFeatures:
         """Features of items, with a progress bar."""
-        with progress_bar("features", len(contents)) as advance:
-            return self.cache.features(contents, on_progress=advance)
+        with progress_bar("features", len(contents)) as bar:
+            return self.cache.features(contents, on_progress=bar.advance)
 
     def fusion(self, shape: FusionConfig, features: ItemFeatures, *, seed: int) -> ItemFusion:
         """The parent's heads and fusion, or new ones that start from the principal components of these features."""
@@ -98,8 +98,8 @@ class BundleBuilder:
         if tuning.layers == "heads":
             return padded(fusion, features), None
         towers = TunedTowers(self.towers, tuning)
-        with progress_bar("towers", len(contents)) as advance:
-            parts = prepared(self.towers, contents, on_progress=advance)
+        with progress_bar("towers", len(contents)) as bar:
+            parts = prepared(self.towers, contents, on_progress=bar.advance)
             return TunedItems(fusion, with_padding(features), parts, towers), towers
 
     def write(
