@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from schemas.errors import Misconfigured
 from streams.bench.machine import cores
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
 DEFAULT_ITEMS = 1_024
@@ -45,26 +45,21 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if not plan:
         raise Misconfigured(f"--items {options.items}: at least {BATCH_SIZES[0] * FEWEST_BATCHES} are needed")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # children and folder go first
-    console = Console(stderr=True)
     load = os.getloadavg()[0]
     content = read_content(options.data, options.items)
-    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         tempfile.TemporaryDirectory(prefix="mimstream-bench-") as folder,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        progress_bar("the towers alone", len(plan) + 3) as bar,
     ):
-        task = progress.add_task("the towers alone", total=len(plan) + 3)
         batches = sorted({cell.batch for cell in plan})
         limits = measure_limit(settings.encoder, content, batches, cores())
-        progress.update(task, advance=1, description="the towers at reduced precision")
+        bar.advance(what="the towers at reduced precision")
         precisions = measure_precisions(settings.encoder, content)
-        progress.update(task, advance=1, description="starting Kafka, Valkey and Milvus Lite")
+        bar.advance(what="starting Kafka, Valkey and Milvus Lite")
         with EncodeBench(settings, content, Path(folder), options.config) as bench:
             cells = []
             for cell in plan:
-                progress.update(
-                    task, advance=1, description=f"the whole path: {cell.workers} worker(s), batches of {cell.batch}"
-                )
+                bar.advance(what=f"the whole path: {cell.workers} worker(s), batches of {cell.batch}")
                 cells.append(bench.measure(cell.workers, cell.batch))
         # the machine may have become faster or slower meanwhile: half of the limit's figure is from after the path
         limits += measure_limit(settings.encoder, content, batches, cores())

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from schemas.errors import Unavailable
 from streams.bench.encode_content import BenchItems
+from streams.bench.machine import cores
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
@@ -69,8 +70,6 @@ class EncodeBench:
     def measure(self, workers: int, batch: int) -> Measured:
         """Publish all records to workers that are ready, and wait until every row is written and announced."""
         assert self._stack is not None
-        from streams.bench.machine import cores
-
         name = f"b{uuid.uuid4().hex[:8]}"
         parts = {part: dict(values) for part, values in self._stack.endpoints.items()}
         values: dict[str, dict[str, Any]] = {

@@ -22,11 +22,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from schemas.errors import Misconfigured, Unavailable
 from schemas.scoring import MAX_CANDIDATES
+from streams.runtime.progress import ProgressBar, progress_bar
 from streams.settings import Settings
 
 CLIENTS = (1, 8)
@@ -65,16 +65,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         "candidates": options.candidates,
         "questions": QUESTIONS,
     }
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         tempfile.TemporaryDirectory(prefix="mimstream-bench-") as folder,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        progress_bar("starting Kafka, Valkey, Milvus Lite and the servers", ROUNDS + 1) as bar,
+        ScoreSystem(settings, Path(folder), world, options.config) as system,
     ):
-        task = progress.add_task("starting Kafka, Valkey, Milvus Lite and the servers", total=ROUNDS + 1)
-        with ScoreSystem(settings, Path(folder), world, options.config) as system:
-            progress.update(task, advance=1, description="asking in turns")
-            seconds = asyncio.run(_measure(system.routes, system.world.bodies(), options.requests, progress, task))
+        bar.advance(what="asking in turns")
+        seconds = asyncio.run(_measure(system.routes, system.world.bodies(), options.requests, bar))
     result = summary(seconds)
     result |= {name: getattr(options, name) for name in ("candidates", "history", "items")}
     result |= {"cores": os.cpu_count(), "load_average_before": round(load, 2)}
@@ -86,9 +83,7 @@ Seconds = dict[tuple[int, str], list[float]]
 """Of each request, by number of clients and who was asked."""
 
 
-async def _measure(
-    routes: Mapping[str, str], bodies: Sequence[bytes], requests: int, progress: Progress, task: Any
-) -> Seconds:
+async def _measure(routes: Mapping[str, str], bodies: Sequence[bytes], requests: int, bar: ProgressBar) -> Seconds:
     seconds: Seconds = {}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         await ask(session, routes["system"], bodies, 1)  # every vector and history has been asked for once
@@ -98,7 +93,7 @@ async def _measure(
                     asked = list(islice(cycle(bodies), requests + WARM_UP))
                     took = await ask(session, url, asked, clients)
                     seconds.setdefault((clients, name), []).extend(took[WARM_UP:])
-            progress.update(task, advance=1)
+            bar.advance()
     return seconds
 
 

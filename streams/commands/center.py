@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from streams.center.compare import FAULTS, CenterReport
-from streams.center.newest_records import OnProgress
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 from streams.wiring.center import verify_center
 
@@ -31,8 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Compare, and repair if asked to. Status 1 if a fault is left in the end."""
-    with _progress() as on_progress:
-        report = asyncio.run(verify_center(settings, repair=options.repair, on_progress=on_progress))
+    with progress_bar("reading") as bar:
+        report = asyncio.run(
+            verify_center(
+                settings,
+                repair=options.repair,
+                on_progress=lambda what, done, total: bar.set(done, total, what),
+            )
+        )
     _print(report, as_json=options.json)
     return 1 if (report.left if report.repaired else report.faults) else 0
 
@@ -59,11 +61,3 @@ def _print(report: CenterReport, *, as_json: bool) -> None:
     if report.examples:
         Console().print(table)
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in whole.items() if name != "examples"))
-
-
-@contextmanager
-def _progress() -> Iterator[OnProgress]:
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)

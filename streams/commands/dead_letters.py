@@ -9,13 +9,12 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from schemas.errors import Misconfigured, Reason
@@ -24,6 +23,7 @@ from streams.broker.clients import broker_errors, make_producer
 from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
 from streams.dead_letters.requeue import Requeue, RequeueResult
+from streams.runtime.progress import progress_bar
 from streams.settings import Settings
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -55,8 +55,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) -> int:
     async with _opened(settings) as (box, sending):
-        with _progress("reading letters") as on_progress:
-            everything = [filed for filed in await box.read(on_progress) if wanted.admits(filed)]
+        with progress_bar("reading letters") as bar:
+            everything = [filed for filed in await box.read(bar.set) if wanted.admits(filed)]
         missing = sorted(wanted.ids - {filed.id for filed in everything})
         if options.action == "list":
             _list(everything if options.all or options.ids else only_open(everything), as_json=options.json)
@@ -91,15 +91,8 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[DeadLetterTopic, Re
 
 
 async def _requeue(sending: Requeue, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
-    done = 0
-    with _progress("sending again") as on_progress:
-
-        def count(_: RequeueResult) -> None:
-            nonlocal done
-            done += 1
-            on_progress(done, len(chosen))
-
-        return await sending.requeue(chosen, count)
+    with progress_bar("sending again", len(chosen)) as bar:
+        return await sending.requeue(chosen, lambda _: bar.advance())
 
 
 async def _drop(box: DeadLetterTopic, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
@@ -201,11 +194,3 @@ def _tell(outcomes: Sequence[RequeueResult], *, as_json: bool) -> None:
         table.add_row(one.id, one.became.replace("_", " "), one.detail)
     Console().print(table)
     print(", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items()) or "nothing to do")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
@@ -22,6 +18,7 @@ from streams.broker.topics import TopicName
 from streams.commands.arguments import ROLES, positive, roles, share
 from streams.replay.sender import Replay, Sent
 from streams.replay.timeline import Timeline
+from streams.runtime.progress import progress_bars
 from streams.settings import Settings
 from trainer.datasets.exposures import Behaviours, behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
@@ -113,14 +110,10 @@ async def send(timeline: Timeline, settings: Settings, follow: Sequence[str], sp
 
 
 async def show_progress(timeline: Timeline, sent: Sent) -> None:
-    """Draw two bars until cancelled; nothing where standard error is not a terminal."""
-    if not sys.stderr.isatty():
-        return
-    columns = (TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        items = progress.add_task("items", total=timeline.items)
-        behaviours = progress.add_task("behaviours", total=timeline.events)
+    """Draw two bars until cancelled."""
+    with progress_bars() as add_bar:
+        items, behaviours = add_bar("items", timeline.items), add_bar("behaviours", timeline.events)
         while True:
-            progress.update(items, completed=sent.items)
-            progress.update(behaviours, completed=sent.behaviours)
+            items.set(sent.items)
+            behaviours.set(sent.behaviours)
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What moves on the screen while the demo runs; a log line now and then where there is no screen."""
+"""The display of a running demo: bars on a terminal, else a log line now and then."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 
 import structlog
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from streams.runtime.progress import progress_bars
 
 log = structlog.get_logger()
 
 
 @dataclass
-class Progressing:
-    """The counts that are shown; whoever knows one sets it."""
+class DemoProgress:
+    """The counts that are shown."""
 
     items_total: int = 0
     behaviours_total: int = 0
@@ -42,24 +43,21 @@ _ROWS = (
 )
 
 
-async def show(progressing: Progressing, console: Console, *, log_every_seconds: float = 15.0) -> None:
+async def show(progress: DemoProgress, console: Console, *, log_every_seconds: float = 15.0) -> None:
     """Draw until cancelled."""
     if not console.is_terminal:
         while True:
             await asyncio.sleep(log_every_seconds)
-            counts = {name: getattr(progressing, name) for _, name, _ in _ROWS}
-            log.info("demo.progress", doing=progressing.doing, releases=progressing.releases, **counts)
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {name: progress.add_task(label, total=None) for label, name, _ in _ROWS}
-        status = progress.add_task("", total=None)
+            counts = {name: getattr(progress, name) for _, name, _ in _ROWS}
+            log.info("demo.progress", doing=progress.doing, releases=progress.releases, **counts)
+    with progress_bars(console) as add_bar:
+        bars = {name: add_bar(label, None) for label, name, _ in _ROWS}
+        status = add_bar("", None)
         while True:
             for _, name, total in _ROWS:
-                progress.update(
-                    tasks[name], completed=getattr(progressing, name), total=getattr(progressing, total) or None
-                )
-            said = f"{progressing.releases} releases, {progressing.requests} scores: {progressing.doing}"
-            if progressing.second is not None:
-                said = f"{datetime.fromtimestamp(progressing.second, UTC):%Y-%m-%d %H:%M}, {said}"
-            progress.update(status, description=said, completed=progressing.releases)
+                bars[name].set(getattr(progress, name), getattr(progress, total) or None)
+            summary = f"{progress.releases} releases, {progress.requests} scores: {progress.doing}"
+            if progress.second is not None:
+                summary = f"{datetime.fromtimestamp(progress.second, UTC):%Y-%m-%d %H:%M}, {summary}"
+            status.set(progress.releases, what=summary)
             await asyncio.sleep(0.25)

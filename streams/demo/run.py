@@ -24,7 +24,7 @@ from streams.broker.lag import GroupPositions
 from streams.broker.topics import create_topics
 from streams.demo.api import ServeApi
 from streams.demo.audit import announced_items, compare_with_fresh, read_letters, searchable
-from streams.demo.display import Progressing, show
+from streams.demo.display import DemoProgress, show
 from streams.demo.freshness import FreshnessProbe
 from streams.demo.load import LoadReport, SteadyLoad
 from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
@@ -133,7 +133,7 @@ class _Run:
         self._values = values
         self._folder = folder
         self._console = console
-        self._progress = Progressing()
+        self._progress = DemoProgress()
         self._children: dict[str, Child] = {}
         self._published: list[str] = []
         self._indexing: tuple[float, float] | None = None

@@ -6,29 +6,35 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
+import torch
+from torch import Tensor
 
+from encoders.base import ItemContent
+from encoders.bundle import DEFAULT_BUNDLE, BundleManifest, read_bundle
+from encoders.config import EncoderConfig
+from encoders.feature_cache import FeatureCache, prepared
+from encoders.features import ItemFeatures
+from encoders.fusion import ItemFusion, ItemSource
+from encoders.fusion_config import FusionConfig
+from encoders.loading import load_towers, towers_of
+from encoders.multimodal import MultiModalEncoder
+from encoders.trained import (
+    TrainedManifest,
+    TrainingManifest,
+    is_trained,
+    read_tower_weights,
+    read_trained,
+    write_trained,
+)
+from encoders.tuning import TunedItems, TunedTowers
+from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.encoder_training.config import EncoderTrainingConfig
 from streams.runtime.progress import progress_bar
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from encoders.base import ItemContent
-    from encoders.bundle import BundleManifest
-    from encoders.config import EncoderConfig
-    from encoders.feature_cache import FeatureCache
-    from encoders.features import ItemFeatures
-    from encoders.fusion import ItemFusion, ItemSource
-    from encoders.fusion_config import FusionConfig
-    from encoders.multimodal import MultiModalEncoder
-    from encoders.trained import TrainedManifest, TrainingManifest
-    from encoders.tuning import TunedTowers
-    from encoders.tuning_config import TuningConfig
-    from trainer.datasets.folder import DataSet
+from trainer.csft.run import padded, with_padding
+from trainer.datasets.folder import DataSet
 
 log = structlog.get_logger()
 
@@ -40,11 +46,6 @@ class BundleBuilder:
     """
 
     def __init__(self, encoder: EncoderConfig, training: EncoderTrainingConfig) -> None:
-        from encoders.bundle import DEFAULT_BUNDLE, read_bundle
-        from encoders.feature_cache import FeatureCache
-        from encoders.loading import load_towers, towers_of
-        from encoders.trained import is_trained, read_tower_weights, read_trained
-
         bundle = DEFAULT_BUNDLE if encoder.bundle == "default" else Path(encoder.bundle)
         self.towers: MultiModalEncoder
         self.specs: BundleManifest | TrainedManifest
@@ -70,15 +71,11 @@ class BundleBuilder:
 
     def features(self, contents: Sequence[ItemContent]) -> ItemFeatures:
         """Features of items, with a progress bar."""
-        with progress_bar("features", len(contents)) as advance:
-            return self.cache.features(contents, on_progress=advance)
+        with progress_bar("features", len(contents)) as bar:
+            return self.cache.features(contents, on_progress=bar.advance)
 
     def fusion(self, shape: FusionConfig, features: ItemFeatures, *, seed: int) -> ItemFusion:
         """The parent's heads and fusion, or new ones that start from the principal components of these features."""
-        import torch
-
-        from encoders.fusion import ItemFusion
-
         if self._parent_fusion is not None:
             return self._parent_fusion
         torch.manual_seed(seed)
@@ -91,15 +88,11 @@ class BundleBuilder:
         self, fusion: ItemFusion, features: ItemFeatures, contents: Sequence[ItemContent], tuning: TuningConfig
     ) -> tuple[ItemSource, TunedTowers | None]:
         """Items by number for training: from frozen features, or through the towers where these learn too."""
-        from encoders.feature_cache import prepared
-        from encoders.tuning import TunedItems, TunedTowers
-        from trainer.csft.run import padded, with_padding
-
         if tuning.layers == "heads":
             return padded(fusion, features), None
         towers = TunedTowers(self.towers, tuning)
-        with progress_bar("towers", len(contents)) as advance:
-            parts = prepared(self.towers, contents, on_progress=advance)
+        with progress_bar("towers", len(contents)) as bar:
+            parts = prepared(self.towers, contents, on_progress=bar.advance)
             return TunedItems(fusion, with_padding(features), parts, towers), towers
 
     def write(
@@ -109,8 +102,6 @@ class BundleBuilder:
 
         Raises `Misconfigured` if `out` is in use.
         """
-        from encoders.trained import write_trained
-
         place = out or self._folder / f"new-{hashlib.sha256(training.model_dump_json().encode()).hexdigest()[:12]}"
         try:
             # what an earlier training changed and this one did not touch goes on

@@ -6,10 +6,14 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import Misconfigured
+from streams.evaluation.figures import Figures
+from streams.evaluation.study import Study, TestScores
+from trainer.datasets.spans import Span
 
 SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken")
 _HEAD = ("model", "GAUC", "95 % interval", "unweighted", "AUC", "log-loss", "NE", "seeds")
@@ -22,6 +26,50 @@ tr:nth-child(even) td { background: #f5f7f9; } svg { max-width: 100%; height: au
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 """Heading, column heads, cells."""
+
+
+def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dict[str, Any]:
+    """The whole report as one object, ready for JSON."""
+    protocol, recorded = study.protocol, study.recorded
+    models = list(dict.fromkeys(one.model for one in scores))
+    spans = {
+        "encode": protocol.encode,
+        "train": protocol.train,
+        "validation": protocol.validation,
+        "test": protocol.test,
+    }
+    return {
+        "about": {
+            "data": protocol.log.data.name,
+            "protocol": protocol.name,
+            "vectors": study.kind,
+            "versions": len(protocol.encoder_stops),
+            "spans": {name: _span_words(span) for name, span in spans.items()},
+            "rows": {
+                "train": len(study.train_rows),
+                "validation": len(study.validation_rows),
+                "test": len(study.test_rows),
+                "without_history": recorded.without_history,
+            },
+            "negatives": recorded.drawn_from,
+            "features": list(recorded.rows.dense_names),
+        },
+        "rows": figures.rows,
+        "means": figures.means,
+        "paired": figures.paired,
+        "calibration": figures.calibration,
+        "too_small": figures.too_small,
+        "tuning": {name: study.tuning(name) for name in models},
+        "cost": [
+            {
+                "model": one.model,
+                "seed": one.seed,
+                "fit_seconds": one.fit_seconds,
+                "predict_seconds": one.predict_seconds,
+            }
+            for one in scores
+        ],
+    }
 
 
 def write_reports(document: dict[str, Any], out: Path) -> None:
@@ -176,3 +224,12 @@ def _svg(figure: Any) -> str:
     figure.savefig(target, format="svg")
     text = target.getvalue()
     return text[text.index("<svg") :]
+
+
+def _span_words(span: Span) -> str:
+    """`start` to `stop` in UTC; whole days as dates."""
+    start, stop = (datetime.fromtimestamp(second, UTC) for second in (span.start, span.stop))
+    if start.time() == stop.time() == datetime.min.time():
+        last = datetime.fromtimestamp(span.stop - 1, UTC)
+        return f"{start:%d %B %Y}" if last.date() == start.date() else f"{start:%d %B} to {last:%d %B %Y}"
+    return f"{start:%d %B %H:%M} to {stop:%d %B %Y %H:%M}"

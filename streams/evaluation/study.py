@@ -60,10 +60,10 @@ class Study:
     Raises `Misconfigured` if `out` holds another study, or if a span has no rows to learn from or to judge by.
     """
 
-    def __init__(self, recorded: Recorded, protocol: Protocol, school: Callable[[], EncoderVersions],
+    def __init__(self, recorded: Recorded, protocol: Protocol, make_versions: Callable[[], EncoderVersions],
                  kind: VectorKind, out: Path, *, encoder: Mapping[str, Any]) -> None:  # fmt: skip
         self.recorded, self.protocol, self.kind, self.out = recorded, protocol, kind, out
-        self._school = school
+        self._make_versions = make_versions
         self.train_rows = np.flatnonzero(recorded.learned_from(protocol.train))
         self.validation_rows = np.flatnonzero(recorded.learned_from(protocol.validation))
         self.tuned_on = np.flatnonzero(protocol.validation.holds(recorded.rows.second_N))
@@ -200,7 +200,7 @@ class Study:
             with np.load(path) as stored:
                 return Vectors(stored["vectors"], stored["has"])
         started = time.perf_counter()
-        vectors = self._school().vectors(self.kind, seed)
+        vectors = self._make_versions().vectors(self.kind, seed)
         unfinished = path.with_suffix(".part.npz")
         np.savez(unfinished, vectors=vectors.vectors_EIV, has=vectors.has_vector_EI)
         os.replace(unfinished, path)

@@ -1,4 +1,4 @@
-"""Prometheus: the only code that knows it. Components return frozen reports; `Metrics.record` turns them into series.
+"""All use of Prometheus. Components return frozen reports; `Metrics.record` turns them into series.
 
 Base units in names, labels from small closed sets, never an id.
 """
@@ -36,7 +36,7 @@ class Metrics:
         self._declare_train()
 
     def record(self, report: object) -> None:
-        """Count what a component reports. A type that is not known here is an error of ours."""
+        """Count what a component reports. Raises `KeyError` for a type without a handler."""
         self._handlers[type(report)](report)
 
     def page(self) -> bytes:
@@ -113,13 +113,13 @@ class Metrics:
         lookups = self._counter("mim_vector_lookups_total", "Vectors asked for, by where they came from", "source")
         cached, read = lookups.labels("cache"), lookups.labels("milvus")
         absent = self._counter("mim_vector_absent_total", "Vectors asked for that the center does not hold")
-        held = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
+        size = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
 
-        answered = cache(requests.labels)  # as many as there are routes and statuses
+        labelled = cache(requests.labels)  # as many as there are routes and statuses
 
         def on_request(report: RequestReport) -> None:
-            answered(report.route, report.status).observe(report.seconds)
+            labelled(report.route, report.status).observe(report.seconds)
 
         def on_model(report: ModelReport) -> None:
             loads.labels(report.outcome).inc()
@@ -132,7 +132,7 @@ class Metrics:
             cached.inc(report.hits)
             read.inc(report.misses)
             absent.inc(report.absent)
-            held.set(report.held)
+            size.set(report.cached)
             behind.set(report.behind_seconds)
 
         self._handlers |= {RequestReport: on_request, ModelReport: on_model, CacheReport: on_cache}

@@ -1,23 +1,58 @@
-"""Progress of long work, on a terminal."""
+"""Progress bars of long work: the one display of all commands."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@dataclass(frozen=True)
+class ProgressBar:
+    """One bar of a display."""
+
+    _progress: Progress
+    _task: TaskID
+
+    def advance(self, by: float = 1, what: str | None = None) -> None:
+        """Add `by`; `what` replaces the description."""
+        self._progress.update(self._task, advance=by, description=what)
+
+    def set(self, done: float, total: float | None = None, what: str | None = None) -> None:
+        """Show `done` of `total` (None: unchanged); `what` replaces the description."""
+        self._progress.update(self._task, completed=done, total=total, description=what)
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Any]:
-    """A bar on standard error where that is a terminal; yields a function that moves it on by a number."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bars(
+    console: Console | None = None, *, keep: bool = False
+) -> Iterator[Callable[[str, float | None], ProgressBar]]:
+    """Bars on `console` (default: standard error) where that is a terminal; yields a function that adds one by its
+    description and total. With `keep` the last state stays on the console, also where it is no terminal.
+    """
+    console = console or Console(stderr=True)
+    text = TextColumn("{task.description:<20}")
+    columns = (text, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    shown = keep or console.is_terminal
+    with Progress(*columns, console=console, transient=not keep, disable=not shown) as progress:
+        yield lambda what, total: ProgressBar(progress, progress.add_task(what, total=total))
 
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
+
+@contextmanager
+def progress_bar(
+    what: str, total: float | None = None, console: Console | None = None, *, keep: bool = False
+) -> Iterator[ProgressBar]:
+    """A single bar; see `progress_bars`."""
+    with progress_bars(console, keep=keep) as add_bar:
+        yield add_bar(what, total)

@@ -2,15 +2,15 @@
 
     POST /v1/score          probabilities for a user's candidates
     POST /v1/similar        nearest items of an item, a batch of items, a text or a picture
-    GET  /v1/items/{id}     what the center holds of an item (`?vector=1` with its vector)
-    GET  /healthz           the process lives
-    GET  /readyz            it can answer; if not, why
+    GET  /v1/items/{id}     the item's row in the center (`?vector=1` with its vector)
+    GET  /healthz           the process is alive
+    GET  /readyz            whether it can score; if not, why
     GET  /metrics           Prometheus
 
-With `MIM_SERVE__TOKENS` all but the two health checks want `Authorization: Bearer TOKEN`.
+With `MIM_SERVE__TOKENS` all but the two health checks need `Authorization: Bearer TOKEN`.
 
-Errors are `{"error": {"code", "message"}}`. Scores rest on cached vectors (see `stores/representations.py` for how old
-these may be); neighbours and items are read from the center itself. Queries are encoded in threads, off the loop.
+Errors are `{"error": {"code", "message"}}`. Scores use cached vectors (`serving/vector_cache.py` says how old these may
+be); neighbours and items are read from the center itself. Queries are encoded in threads, off the loop.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import orjson
 import structlog
 from aiohttp import web
 from numpy.typing import NDArray
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 
 from encoders.base import Encoder, ItemContent
@@ -42,7 +43,6 @@ from schemas.scoring import (
     SimilarResponse,
     SimilarResult,
 )
-from streams.monitoring.metrics import Metrics, metrics_handler
 from streams.serving.auth import BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
 from streams.serving.model_watcher import ModelWatcher, ServedModel
@@ -62,7 +62,7 @@ RETRY_AFTER_SECONDS = "1"
 
 
 class ApiError(Exception):
-    """A request that is answered with an error of its own."""
+    """An error that the handlers of requests raise, with its HTTP status and code."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -73,26 +73,29 @@ class ApiError(Exception):
 
 
 class QueryEncoder(Protocol):
-    """The encoder for queries, loaded when first asked for."""
+    """The encoder of queries, loaded at the first use."""
 
     async def get(self) -> Encoder:
-        """Give the encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
+        """The encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
         ...
 
 
 @dataclass(frozen=True)
 class ScoringService:
-    """Everything that requests need."""
+    """The collaborators of all requests."""
 
     config: ServeConfig
-    representations: VectorCache
+    vector_cache: VectorCache
     index: ItemIndex
     behaviours: BehaviourStore
     models: ModelWatcher
     encoder: QueryEncoder
     encoder_version: str
     compute: ThreadPoolExecutor
-    metrics: Metrics
+    on_report: Callable[[object], None]
+    """Receives every `RequestReport` and `CacheReport`."""
+    metrics_page: Callable[[], bytes]
+    """Renders `GET /metrics`, in the text format of Prometheus."""
 
     async def off_loop(self, work: Callable[[], T]) -> T:
         """Run computing work in a thread."""
@@ -103,11 +106,11 @@ SERVICE = web.AppKey("service", ScoringService)
 
 
 def make_app(service: ScoringService) -> web.Application:
-    """Assemble the routes. Collaborators are opened and closed by whoever calls."""
+    """Assemble the routes. The caller opens and closes the collaborators."""
     config = service.config
-    middlewares = [_measured(service.metrics), _answers_errors(config.max_concurrent_requests)]
+    middlewares = [_reporting(service.on_report), _handling_errors(config.max_concurrent_requests)]
     if config.tokens or config.max_requests_per_second is not None:
-        middlewares.append(_admits(config))
+        middlewares.append(_admitting(config))
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=middlewares)
     app[SERVICE] = service
     app.router.add_post("/v1/score", score)
@@ -115,7 +118,7 @@ def make_app(service: ScoringService) -> web.Application:
     app.router.add_get("/v1/items/{item_id}", show_item)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics_handler(service.metrics))
+    app.router.add_get("/metrics", metrics)
     return app
 
 
@@ -125,30 +128,29 @@ async def score(request: web.Request) -> web.Response:
     asked = await _body(request, ScoreRequest)
     model = service.models.current  # one model for the whole request, whatever is swapped meanwhile
     if model is None:
-        reason = service.models.trouble or "no model has been released yet"
+        reason = service.models.problem or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
         raise ApiError(503, "no_model", "no model has been released yet; /v1/similar works without one")
     history = await service.behaviours.taken_items(asked.user_id)
-    gone = service.representations.gone
-    if gone:
-        history = [item_id for item_id in history if item_id not in gone]
+    deleted = service.vector_cache.deleted
+    if deleted:
+        history = [item_id for item_id in history if item_id not in deleted]
     history = history[-model.scorer.history_length :]
     related = [*asked.item_ids, *history, *([asked.trigger_item] if asked.trigger_item else [])]
-    looked = await service.representations.look_up(related)
-    service.metrics.record(looked.report)
+    lookup = await service.vector_cache.look_up(related)
+    service.on_report(lookup.report)
     # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have to
-    # win the interpreter back from this loop; that was seen to cost more than what it lets others do meanwhile
-    probabilities = model.scorer.score(looked.items, len(asked.item_ids))
-    if gone:
-        deleted = [number for number, item_id in enumerate(asked.item_ids) if item_id in gone]
-        probabilities[deleted] = np.nan
-    return _answer(_scored(model, probabilities, looked.items, len(history)))
+    # win the interpreter back from this loop; measured, that costs more than the concurrency gains
+    probabilities = model.scorer.score(lookup.items, len(asked.item_ids))
+    if deleted:
+        probabilities[[number for number, item_id in enumerate(asked.item_ids) if item_id in deleted]] = np.nan
+    return _answer(_scored(model, probabilities, lookup.items, len(history)))
 
 
 def _scored(model: ServedModel, probabilities: NDArray[np.float64], items: ItemRows, history_length: int) -> bytes:
-    """A `ScoreResponse` as JSON: validating hundreds of our own numbers would cost a fifth of a request."""
+    """A `ScoreResponse` as JSON: its validation would cost a fifth of a request."""
     has_vector = items.has_vector_U[1 : len(probabilities) + 1].tolist()
-    rows = zip(items.item_ids, probabilities.tolist(), has_vector, strict=False)  # the history comes behind
+    rows = zip(items.item_ids, probabilities.tolist(), has_vector, strict=False)  # the history follows
     return orjson.dumps(  # a NaN becomes null
         {
             "scores": [
@@ -240,44 +242,50 @@ async def show_item(request: web.Request) -> web.Response:
     )
 
 
+async def metrics(request: web.Request) -> web.Response:
+    """`GET /metrics`."""
+    page = request.app[SERVICE].metrics_page()
+    return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
 async def healthz(request: web.Request) -> web.Response:
-    """`GET /healthz`: the loop turns."""
+    """`GET /healthz`: the event loop runs."""
     return web.json_response({"status": "ok"})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """`GET /readyz`: 200 if every check is `ok`, else 503; each check that is not says why."""
+    """`GET /readyz`: 200 if every check is `ok`, else 503 with the reasons."""
     checks = await readiness(request.app[SERVICE])
     ready = all(state == "ok" for state in checks.values())
     return web.json_response({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
 
 async def readiness(service: ScoringService) -> dict[str, str]:
-    """Each thing that answers depend on: `ok`, or why not, in words that may be shown outside."""
+    """The dependencies of a score: `ok`, or why not, in words that may be shown outside."""
 
-    async def answers(ask: Awaitable[object], what: str) -> str:
+    async def probe(call: Awaitable[object], what: str) -> str:
         try:
-            await asyncio.wait_for(ask, service.config.ready_timeout_seconds)
+            await asyncio.wait_for(call, service.config.ready_timeout_seconds)
         except (PipelineError, TimeoutError) as error:
             log.warning("serve.not_ready", what=what, error=str(error) or "timed out")
             return f"{what} does not answer"
         return "ok"
 
     behaviours, center = await asyncio.gather(
-        answers(service.behaviours.ping(), "the behaviour store"),
-        answers(service.index.fetch(["readiness probe"]), "the representation center"),
+        probe(service.behaviours.ping(), "the behaviour store"),
+        probe(service.index.fetch(["readiness probe"]), "the representation center"),
     )
     if service.models.current is not None:
         model = "ok"
     else:
-        model = "the newest release cannot be used" if service.models.trouble else "no model has been released yet"
+        model = "the newest release cannot be used" if service.models.problem else "no model has been released yet"
     return {"behaviours": behaviours, "center": center, "model": model}
 
 
 async def _body(request: web.Request, model: type[M]) -> M:
     """Read and validate a request. Raises `ApiError` naming each wrong field."""
     allowed_seconds = request.app[SERVICE].config.body_seconds
-    arrived = request.content.is_eof()  # as a rule with its head: nothing to wait for, no timer to set
+    arrived = request.content.is_eof()  # as a rule with its head: no timer is needed
     try:
         async with nullcontext() if arrived else asyncio.timeout(allowed_seconds):
             raw = await request.read()
@@ -286,11 +294,11 @@ async def _body(request: web.Request, model: type[M]) -> M:
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        told = [
+        wrong = [
             f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}"
             for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
         ]
-        raise ApiError(400, "bad_request", "; ".join(told)) from None
+        raise ApiError(400, "bad_request", "; ".join(wrong)) from None
 
 
 def _json(answer: Message) -> web.Response:
@@ -312,8 +320,8 @@ _HEALTH = ("/healthz", "/readyz")
 _OPERATIONAL = (*_HEALTH, "/metrics")
 
 
-def _answers_errors(max_concurrent_requests: int) -> Any:
-    """Make the middleware that bounds requests in hand, and turns whatever goes wrong into one JSON shape."""
+def _handling_errors(max_concurrent_requests: int) -> Any:
+    """Make the middleware that bounds concurrent requests and turns every error into one JSON shape."""
     in_hand = 0
 
     @web.middleware
@@ -336,7 +344,7 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
         except Unprocessable as error:
             return _error(422, error.reason.value, error.detail)
         except Unavailable as error:
-            log.warning("serve.unavailable", error=str(error))  # addresses and settings stay inside
+            log.warning("serve.unavailable", error=str(error))  # addresses and settings stay out of the answer
             return _error(503, "unavailable", f"{error.what} does not answer now; try again")
         except (asyncio.CancelledError, ConnectionResetError):
             raise
@@ -349,13 +357,13 @@ def _answers_errors(max_concurrent_requests: int) -> Any:
     return middleware
 
 
-def _admits(config: ServeConfig) -> Any:
-    """Make the middleware that looks at who asks, before anything of the request is read."""
-    bearers = BearerTokens([token.get_secret_value() for token in config.tokens])
-    rate = RateLimiter(config.max_requests_per_second, config.burst_requests, time.monotonic)
+def _admitting(config: ServeConfig) -> Any:
+    """Make the middleware that checks token and rate before the body is read."""
+    tokens = BearerTokens([token.get_secret_value() for token in config.tokens])
+    limiter = RateLimiter(config.max_requests_per_second, config.burst_requests, time.monotonic)
 
     def count(client: str) -> None:
-        if wait := rate.wait_seconds(client):
+        if wait := limiter.wait_seconds(client):
             headers = {"Retry-After": str(math.ceil(wait))}
             raise ApiError(429, "too_many_requests", "this client asks too often", headers)
 
@@ -363,10 +371,10 @@ def _admits(config: ServeConfig) -> Any:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in _HEALTH:
             return await handler(request)
-        token = bearers.recognise(request.headers.get("Authorization"))
+        token = tokens.recognise(request.headers.get("Authorization"))
         address = f"address {request.remote}"
-        if bearers.required and token is None:
-            count(address)  # guessing is slow too
+        if tokens.required and token is None:
+            count(address)  # guesses count too
             raise ApiError(401, "unauthorized", "give a bearer token", {"WWW-Authenticate": "Bearer"})
         count(address if token is None else f"token {token}")
         return await handler(request)
@@ -374,12 +382,14 @@ def _admits(config: ServeConfig) -> Any:
     return middleware
 
 
-def _measured(metrics: Metrics) -> Any:
+def _reporting(on_report: Callable[[object], None]) -> Any:
+    """Make the middleware that reports each request."""
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         response = await handler(request)
-        metrics.record(RequestReport(_route(request), response.status, time.perf_counter() - started))
+        on_report(RequestReport(_route(request), response.status, time.perf_counter() - started))
         return response
 
     return middleware

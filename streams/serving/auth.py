@@ -1,4 +1,4 @@
-"""Who may ask the HTTP interface, and how often: bearer tokens and a rate per client."""
+"""Access to the HTTP interface: bearer tokens and a rate limit per client."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MAX_CLIENTS = 10_000
-"""Clients whose rate is remembered; who has not asked for longest is forgotten, and starts with a full allowance."""
+"""Clients whose rate is remembered; the least recent one is dropped, and starts again with a full allowance."""
 
 
 class BearerTokens:
-    """The tokens that are accepted. Compared by their digests, all of them, in constant time."""
+    """The accepted tokens. A given one is compared with the digests of all of them, in constant time."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
 
     @property
     def required(self) -> bool:
-        """Whether a token is asked for at all."""
+        """Whether requests need a token."""
         return bool(self._digests)
 
     def recognise(self, authorization: str | None) -> int | None:
-        """The number of the token in an `Authorization` header; None if there is none that is accepted."""
+        """The number of the token in an `Authorization` header; None without an accepted one."""
         scheme, _, token = (authorization or "").partition(" ")
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         found = None
@@ -51,7 +51,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def wait_seconds(self, client: str) -> float:
-        """0 if this client may ask now, and one request is counted; else how long it has to wait."""
+        """0 if this client may send now, and one request is counted; else how long it has to wait."""
         if self._per_second is None:
             return 0.0
         now = self._clock()

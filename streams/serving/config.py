@@ -1,4 +1,4 @@
-"""What can be set of `mimstream serve`; apart from its code, so that reading settings costs nobody an HTTP server."""
+"""Settings of `mimstream serve`; apart from its code, so that reading settings imports no HTTP server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 MIN_TOKEN_CHARACTERS = 16
 
 
-class RepresentationsConfig(BaseModel):
+class VectorCacheConfig(BaseModel):
     """The cache of vectors in a serving process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -53,7 +53,7 @@ class ServeConfig(BaseModel):
     """Load the encoder before the first text or picture is asked about, rather than then."""
     ready_timeout_seconds: float = Field(default=2.0, gt=0)
     """How long `/readyz` waits for each store."""
-    cache: RepresentationsConfig = Field(default_factory=RepresentationsConfig)
+    cache: VectorCacheConfig = Field(default_factory=VectorCacheConfig)
     """The cache of vectors."""
 
     @field_validator("tokens")

@@ -21,29 +21,29 @@ log = structlog.get_logger()
 
 
 class EmbeddingsFollower:
-    """Keeps `VectorCache` true: reads all of `embeddings`, in no group, and proves that it is not behind.
+    """Keeps `VectorCache` current: reads all of `embeddings`, in no group, and confirms that it is not behind.
 
-    Starts at the end, as the cache is empty then; with `warm_up` at the beginning, and nothing is proven until the
-    first pass is done. While the broker is away nothing is proven either, and the cache asks Milvus.
+    Starts at the end, as the cache is empty then; with `warm_up` at the beginning, and nothing is confirmed until the
+    first pass is done. While the broker is away nothing is confirmed either, and the cache reads Milvus.
     """
 
     def __init__(
         self,
-        representations: VectorCache,
+        vector_cache: VectorCache,
         broker: BrokerConfig,
         topic: str,
         *,
         warm_up: bool,
         clock: Callable[[], float],
-        prove_every_seconds: float = 1.0,
+        confirm_every_seconds: float = 1.0,
     ) -> None:
-        self._representations = representations
+        self._cache = vector_cache
         self._broker = broker
         self._topic = topic
         self._warm_up = warm_up
         self._clock = clock
-        self._prove_every = prove_every_seconds
-        self._to_prove: tuple[float, Mapping[TopicPartition, int]] | None = None
+        self._poll_seconds = confirm_every_seconds
+        self._to_confirm: tuple[float, Mapping[TopicPartition, int]] | None = None
 
     async def run(self, stop: asyncio.Event, on_start: Callable[[], None] = lambda: None) -> None:
         """Follow until `stop` is set.
@@ -55,18 +55,18 @@ class EmbeddingsFollower:
             with broker_errors(self._broker):
                 await consumer.start()
                 partitions = await self._partitions()
-                await self._take_place(consumer, partitions)
+                await self._seek_to_start(consumer, partitions)
             on_start()
-            asking = asyncio.create_task(self._ask_for_ends(consumer, partitions, stop))
+            polling = asyncio.create_task(self._poll_ends(consumer, partitions, stop))
             try:
                 while not stop.is_set():
-                    if asking.done():
-                        asking.result()  # without new ends to reach nothing is proven: better no server than a slow one
+                    if polling.done():
+                        polling.result()  # without new ends nothing is confirmed: better no server than a slow one
                     await self._read(consumer, partitions)
-                    await self._prove(consumer)
+                    await self._confirm(consumer)
             finally:
-                asking.cancel()
-                await asyncio.gather(asking, return_exceptions=True)
+                polling.cancel()
+                await asyncio.gather(polling, return_exceptions=True)
         finally:
             await consumer.stop()
 
@@ -74,8 +74,8 @@ class EmbeddingsFollower:
         numbers = await asyncio.to_thread(read_partitions, self._broker, self._topic)
         return [TopicPartition(self._topic, number) for number in numbers]
 
-    async def _take_place(self, consumer: Any, partitions: list[TopicPartition]) -> None:
-        # asked for before the assignment: left to the client, "the end" would be the end at some later moment
+    async def _seek_to_start(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        # read before the assignment: left to the client, "the end" would be the end at some later moment
         bounds = await (consumer.beginning_offsets if self._warm_up else consumer.end_offsets)(partitions)
         consumer.assign(partitions)
         for partition, offset in bounds.items():
@@ -86,7 +86,7 @@ class EmbeddingsFollower:
             with broker_errors(self._broker):
                 for records in (await consumer.getmany(timeout_ms=200, max_records=1_000)).values():
                     for record in records:
-                        self._representations.apply(record.key, record.value)
+                        self._cache.apply(record.key, record.value)
         except kafka_errors.OffsetOutOfRangeError as error:
             log.warning("representations.position_lost", error=str(error))
             ends = await retry_until_available(
@@ -94,33 +94,33 @@ class EmbeddingsFollower:
             )
             for partition, offset in ends.items():
                 consumer.seek(partition, offset)
-            self._representations.doubt()
+            self._cache.invalidate()
         except Unavailable as error:
             log.warning("representations.held", error=str(error))
-            await asyncio.sleep(self._prove_every)
+            await asyncio.sleep(self._poll_seconds)
 
     async def _ends(self, consumer: Any, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
         with broker_errors(self._broker):
             ends: Mapping[TopicPartition, int] = await consumer.end_offsets(partitions)
             return ends
 
-    async def _ask_for_ends(self, consumer: Any, partitions: list[TopicPartition], stop: asyncio.Event) -> None:
+    async def _poll_ends(self, consumer: Any, partitions: list[TopicPartition], stop: asyncio.Event) -> None:
         while not stop.is_set():
             asked_at = self._clock()
             try:
-                if self._to_prove is None:  # while behind, wait for the old end: a new one each time is never reached
-                    self._to_prove = (asked_at, await self._ends(consumer, partitions))
+                if self._to_confirm is None:  # while behind, keep the old end: a new one each time is never reached
+                    self._to_confirm = (asked_at, await self._ends(consumer, partitions))
             except Unavailable as error:
                 log.warning("representations.unproven", error=str(error))
-            await asyncio.sleep(self._prove_every)
+            await asyncio.sleep(self._poll_seconds)
 
-    async def _prove(self, consumer: Any) -> None:
-        """Say so if all that the topic held when its end was asked for has been applied."""
-        if self._to_prove is None:
+    async def _confirm(self, consumer: Any) -> None:
+        """Confirm the cache if all that the topic held when its end was read has been applied."""
+        if self._to_confirm is None:
             return
-        asked_at, ends = self._to_prove
+        asked_at, ends = self._to_confirm
         for partition, end in ends.items():
             if await consumer.position(partition) < end:
                 return
-        self._to_prove = None
-        self._representations.confirm(asked_at)
+        self._to_confirm = None
+        self._cache.confirm(asked_at)

@@ -1,4 +1,4 @@
-"""The model that answers: follows the model store's pointer and swaps without a failed request."""
+"""The serving model: follows the pointer of the model registry and swaps without a failed request."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 RETRY_REFUSED_SECONDS = 30.0
-"""A release that could not be taken up is tried again this often: its folder may have been restored."""
+"""A release that could not be loaded is tried again this often: its folder may have been restored."""
 
 POINTER_FOLLOWS_SECONDS = 0.3
-"""A trainer gives notice just before it moves the pointer, so a second look follows a notice."""
+"""A trainer gives notice just before it moves the pointer, so a second refresh follows a notice."""
 
 
 class ScoringModel(Protocol):
@@ -36,7 +36,7 @@ class ScoringModel(Protocol):
 
     @property
     def history_length(self) -> int:
-        """How many of a user's newest takes take part."""
+        """How many of a user's newest takes count."""
         ...
 
     def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
@@ -49,14 +49,23 @@ MakeScorer = Callable[[Mapping[str, "Tensor"], ModelManifest], ScoringModel]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded release. A request takes one at its start and keeps it to its end, whatever is swapped meanwhile."""
+    """A loaded release. A request uses the one that is current at its start, whatever is swapped meanwhile."""
 
     scorer: ScoringModel
     manifest: ModelManifest
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a release cannot serve."""
+
+    outcome: str
+    """`damaged` or `wrong_encoder`."""
+    why: str
+
+
 class ModelWatcher:
-    """Holds the current model. A release that cannot be taken up is reported, and the one before goes on answering."""
+    """Holds the serving model. A release that cannot be loaded is reported, and the one before goes on serving."""
 
     def __init__(
         self,
@@ -78,67 +87,67 @@ class ModelWatcher:
         self._refused: str | None = None
         self._refused_until = float("-inf")
         self.current: ServedModel | None = None
-        """The model that answers now; None before the first release."""
-        self.trouble: str | None = None
-        """Why the newest release is not the one that answers, if it is not."""
+        """The serving model; None before the first release."""
+        self.problem: str | None = None
+        """Why the newest release does not serve, if it does not."""
 
-    def notice(self) -> None:
-        """Something was released: look now rather than at the next poll."""
+    def wake(self) -> None:
+        """Refresh now rather than at the next poll."""
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look every few seconds, and whenever noticed, until `stop` is set."""
+        """Refresh every few seconds, and at each `wake`, until `stop` is set."""
         while not stop.is_set():
             self._wake.clear()
-            await self.look()
+            await self.refresh()
             try:
                 await asyncio.wait_for(self._wake.wait(), self._poll_seconds)
             except TimeoutError:
                 continue
 
-    async def look(self) -> None:
-        """Take up the current release if it is another one. Never raises for what is wrong with a release."""
+    async def refresh(self) -> None:
+        """Load the current release if it is another one. Never raises because of a damaged release."""
         try:
             pointer = await asyncio.to_thread(self._store.current)
             if pointer is None:
                 return
             if self.current is not None and pointer.release_id == self.current.manifest.release_id:
-                self.trouble = self._refused = None
+                self.problem = self._refused = None
                 return
             started = self._monotonic()
             if pointer.release_id == self._refused and started < self._refused_until:
                 return
-            model, outcome = await asyncio.to_thread(self._load, pointer.release_id)
+            loaded = await asyncio.to_thread(self._load, pointer.release_id)
         except StoreUnavailable as error:
-            if self.trouble != str(error):
+            if self.problem != str(error):
                 log.warning("serve.model_unavailable", error=str(error))
-            self.trouble = str(error)
+            self.problem = str(error)
             return
         except PipelineError as error:  # the pointer itself is damaged
-            if self.trouble != str(error):
+            if self.problem != str(error):
                 log.error("serve.model_refused", error=str(error))
                 self._on_report(ModelReport("damaged", 0))
-            self.trouble = str(error)
+            self.problem = str(error)
             return
         number = int(pointer.release_id[1:7])
-        if model is None:
+        if isinstance(loaded, Refusal):
             self._refused, self._refused_until = pointer.release_id, self._monotonic() + RETRY_REFUSED_SECONDS
-            if self.trouble != outcome[1]:
-                self._on_report(ModelReport(outcome[0], number))
-                log.error("serve.model_refused", release_id=pointer.release_id, error=outcome[1])
-            self.trouble = outcome[1]
+            if self.problem != loaded.why:
+                self._on_report(ModelReport(loaded.outcome, number))
+                log.error("serve.model_refused", release_id=pointer.release_id, error=loaded.why)
+            self.problem = loaded.why
             return
         seconds = self._monotonic() - started
-        self.current, self.trouble, self._refused = model, None, None
-        self._on_report(ModelReport("loaded", number, model.manifest.rows_trained, seconds))
+        self.current, self.problem, self._refused = loaded, None, None
+        self._on_report(ModelReport("loaded", number, loaded.manifest.rows_trained, seconds))
         log.info("serve.model_loaded", release_id=pointer.release_id, seconds=round(seconds, 3))
 
-    def _load(self, release_id: str) -> tuple[ServedModel | None, tuple[str, str]]:
-        """Load, build and try out one release in a thread; without a model, what is wrong with it."""
+    def _load(self, release_id: str) -> ServedModel | Refusal:
+        """Load, build and try out one release."""
         try:
             weights, manifest = self._store.load(release_id)
             if manifest.encoder_version != self._encoder_version:
-                return None, (
+                return Refusal(
                     "wrong_encoder",
                     f"release {release_id} goes with vectors of encoder {manifest.encoder_version}, the center holds "
                     f"{self._encoder_version}",
@@ -148,12 +157,12 @@ class ModelWatcher:
         except StoreUnavailable:
             raise
         except PipelineError as error:
-            return None, ("damaged", str(error))
-        except Exception as error:  # whatever a damaged release does, the old model goes on
-            return None, ("damaged", f"release {release_id} cannot be built: {error!r}")
+            return Refusal("damaged", str(error))
+        except Exception as error:  # whatever a damaged release does, the model before goes on serving
+            return Refusal("damaged", f"release {release_id} cannot be built: {error!r}")
         if tried.shape != (1,) or not np.isfinite(tried).all():
-            return None, ("damaged", f"release {release_id} answers {tried!r}")
-        return ServedModel(scorer, manifest), ("loaded", "")
+            return Refusal("damaged", f"release {release_id} answers {tried!r}")
+        return ServedModel(scorer, manifest)
 
 
 async def follow_notices(
@@ -167,9 +176,9 @@ async def follow_notices(
                 await consumer.start()
                 while not stop.is_set():
                     if await consumer.getmany(timeout_ms=500):
-                        watcher.notice()
+                        watcher.wake()
                         await asyncio.sleep(POINTER_FOLLOWS_SECONDS)
-                        watcher.notice()
+                        watcher.wake()
         except PipelineError as error:
             log.warning("serve.notices_held", error=str(error))
             await asyncio.sleep(retry_seconds)

@@ -17,7 +17,7 @@ class RequestReport:
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """One attempt to take up a release."""
+    """One attempt to load a release."""
 
     outcome: str
     """`loaded`, `damaged` or `wrong_encoder`."""
@@ -33,10 +33,10 @@ class CacheReport:
 
     hits: int
     misses: int
-    """Asked of Milvus."""
+    """Read from Milvus."""
     absent: int
     """Among hits and misses: items that the center does not hold."""
-    held: int
+    cached: int
     """Vectors in the cache now."""
     behind_seconds: float
-    """How long ago the cache was last known to be true."""
+    """Time since the cache was last confirmed to be current."""

@@ -1,14 +1,14 @@
-"""The representation center as serving sees it: vectors by item id, from this process's memory or from Milvus.
+"""Vectors by item id for scoring: from this process's memory, or else from Milvus.
 
 Ranking needs hundreds of vectors per request in a fraction of a millisecond, which Milvus does not give; a cache may
-not serve what was deleted or replaced. Both are had by following `embeddings`: what the center changes is changed here
-too, and every vector handed out is known to have been the center's word no longer ago than `max_staleness_seconds`:
+not serve what was deleted or replaced. Following `embeddings` gives both: each change of the center is applied here
+too, and every vector returned was current in the center at most `max_staleness_seconds` ago:
 
-    either   the whole of `embeddings` up to some recent moment has been followed (proven by asking for its end),
-    or       this very vector was read from Milvus since.
+    either   all of `embeddings` up to some recent moment has been applied (confirmed by asking for its end),
+    or       this vector was read from Milvus since.
 
-Where neither holds, because the broker does not answer or the follower is behind, Milvus is asked again. An
-announcement alone proves nothing: it may be days old, and replaced by one further on.
+Where neither holds, because the broker does not answer or the follower is behind, Milvus is read again. An
+announcement alone confirms nothing: it may be days old, and replaced by a later one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from schemas.items import ItemEmbedding, parse_embedding_key
-from streams.serving.config import RepresentationsConfig
+from streams.serving.config import VectorCacheConfig
 from streams.serving.reports import CacheReport
 from streams.stores.vectors.item_index import UNIT_TOLERANCE, ItemIndex
 from trainer.networks.item_rows import ItemRows
@@ -37,45 +37,45 @@ FIRST_ROWS = 1_024
 class VectorTable:
     """Vectors by id in one growing (capacity, dim) float32 matrix; the least recently used make room.
 
-    The hashes by which models know an id lie beside them, so that a request does not make them again.
+    The hashes that models look ids up by lie beside them, so that no request computes them again.
     """
 
     def __init__(self, dim: int, max_items: int) -> None:
         self._dim = dim
         self._max_items = max_items
-        # row 0 is no item's: what is not held reads zeros there
+        # row 0 belongs to no item: an id without a vector reads zeros there
         self._matrix = np.zeros((min(FIRST_ROWS, max_items) + 1, dim), np.float32)
         self._row_of: dict[str, int] = {}
         self._hashes = np.zeros((len(self._matrix), 2), np.int64)
         self._known_at = np.zeros(len(self._matrix))
         self._used_at = np.zeros(len(self._matrix), np.int64)
-        self._asked = 0
+        self._uses = 0
         self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self._row_of)
 
     def put(self, item_id: str, vector: NDArray[np.float32], *, at: float) -> None:
-        """Hold `vector` (dim,), known to be true at time `at`."""
+        """Store `vector` (dim,), current at time `at`."""
         row = self._row_of.get(item_id)
         if row is None:
-            row = self._take_row()
+            row = self._free_row()
             self._row_of[item_id] = row
             self._hashes[row] = id_hashes(item_id)
-        self._asked += 1
-        self._used_at[row] = self._asked
+        self._uses += 1
+        self._used_at[row] = self._uses
         self._matrix[row] = vector
         self._known_at[row] = at
 
-    def drop(self, item_id: str) -> None:
-        """Forget one item."""
+    def delete(self, item_id: str) -> None:
+        """Delete one item."""
         row = self._row_of.pop(item_id, None)
         if row is not None:
             self._free.append(row)
 
     def gather(self, item_ids: Sequence[str], *, since: float) -> ItemRows:
-        """A row for each of the items, with copies of the vectors that are held and were known to be true at `since` or
-        later; marks these as used.
+        """A row for each of the items, with copies of the vectors that were current at `since` or later; marks these as
+        used.
         """
         row_U = np.fromiter(chain((0,), map(self._row_of.get, item_ids, repeat(0))), np.int64, len(item_ids) + 1)
         if since > float("-inf"):
@@ -84,11 +84,11 @@ class VectorTable:
         if np.count_nonzero(row_U) < len(item_ids):
             others = np.flatnonzero(row_U == 0)[1:]
             items.hashes_U2[others] = hash_columns([item_ids[number - 1] for number in others])
-        self._asked += 1
-        self._used_at[row_U] = self._asked
+        self._uses += 1
+        self._used_at[row_U] = self._uses
         return items
 
-    def _take_row(self) -> int:
+    def _free_row(self) -> int:
         if self._free:
             return self._free.pop()
         if len(self._row_of) >= self._max_items:
@@ -104,28 +104,30 @@ class VectorTable:
         return used
 
     def _make_room(self) -> None:
-        """Forget the hundredth that was not asked for longest, so that looking for it is rare."""
+        """Delete the least recently used hundredth, so that the sort is rare."""
         item_ids, rows = list(self._row_of), np.fromiter(self._row_of.values(), np.int64, len(self._row_of))
         for number in np.argsort(self._used_at[rows], kind="stable")[: 1 + len(rows) // 100].tolist():
-            self.drop(item_ids[number])
+            self.delete(item_ids[number])
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """Answer to one look-up."""
+class Lookup:
+    """Result of one look-up."""
 
     items: ItemRows
-    """In the order asked; those that the center does not hold are without a vector."""
+    """In the order asked; items that the center does not hold have no vector."""
     report: CacheReport
 
 
 class VectorCache:
-    """Vectors of items for scoring. `follow` keeps them true; without it every entry lives `max_staleness_seconds`."""
+    """Vectors of items for scoring. `EmbeddingsFollower` keeps it current; without it an entry is used for
+    `max_staleness_seconds`.
+    """
 
     def __init__(
         self,
         index: ItemIndex,
-        config: RepresentationsConfig,
+        config: VectorCacheConfig,
         *,
         encoder_version: str,
         dim: int,
@@ -138,44 +140,44 @@ class VectorCache:
         self._clock = clock
         self._table = VectorTable(dim, config.max_items)
         self._absent_until: dict[str, float] = {}
-        self._gone: dict[str, None] = {}
-        self._true_at = float("-inf")
+        self._deleted: dict[str, None] = {}
+        self._confirmed_at = float("-inf")
         self._epoch = 0
         self._touched: list[set[str]] = []
-        """One set per read of Milvus in flight: items that changed since it began, whose answer may be outdated."""
+        """One set per read of Milvus in flight: items that changed since it began, so its rows of them may be stale."""
 
     @property
-    def gone(self) -> Collection[str]:
-        """Items whose delete was followed, and not seen since: not to be scored, whatever a model knows of them.
+    def deleted(self) -> Collection[str]:
+        """Items whose delete was applied and that did not return since: never scored, even if a model has learned them.
 
-        Of deletes before the follower's start, those that `embeddings` still holds are known with `warm_up`.
+        Deletes before the follower's start are included with `warm_up`, as far as `embeddings` still holds them.
         """
-        return self._gone
+        return self._deleted
 
     @property
     def behind_seconds(self) -> float:
-        """How long ago the cache as a whole was known to be true."""
-        return self._clock() - self._true_at
+        """Time since the cache as a whole was last confirmed to be current."""
+        return self._clock() - self._confirmed_at
 
-    async def look_up(self, item_ids: Sequence[str]) -> Looked:
-        """Give the vectors of the items; whatever is not at hand is read from Milvus in one round trip.
+    async def look_up(self, item_ids: Sequence[str]) -> Lookup:
+        """The vectors of the items; those that are not cached, or too old, are read from Milvus in one round trip.
 
         Raises `StoreUnavailable` if Milvus is needed and does not answer.
         """
         now = self._clock()
         oldest = now - self._config.max_staleness_seconds
-        items = self._table.gather(item_ids, since=float("-inf") if self._true_at >= oldest else oldest)
+        items = self._table.gather(item_ids, since=float("-inf") if self._confirmed_at >= oldest else oldest)
         if items.found == len(item_ids):
-            return self._looked(items, misses=0)
+            return self._lookup(items, misses=0)
         missing = [one for one in items.bare() if self._absent_until.get(one, now) <= now]
         if missing:
             items.fill(await self._read(missing))
-        return self._looked(items, misses=len(missing))
+        return self._lookup(items, misses=len(missing))
 
-    def _looked(self, items: ItemRows, *, misses: int) -> Looked:
+    def _lookup(self, items: ItemRows, *, misses: int) -> Lookup:
         asked = len(items.item_ids)
         report = CacheReport(asked - misses, misses, asked - items.found, len(self._table), self.behind_seconds)
-        return Looked(items, report)
+        return Lookup(items, report)
 
     async def _read(self, item_ids: list[str]) -> dict[str, NDArray[np.float32]]:
         asked_at, epoch = self._clock(), self._epoch
@@ -188,15 +190,16 @@ class VectorCache:
         vectors: dict[str, NDArray[np.float32]] = {}
         for item_id in item_ids:
             row = rows.get(item_id)
-            if row is not None and item_id not in touched and epoch == self._epoch:
-                self._gone.pop(item_id, None)  # it came back, whether or not its announcement was followed
-            if row is not None and self._acceptable(row.encoder_version, row.vector):
+            unchanged = item_id not in touched and epoch == self._epoch
+            if row is not None and unchanged:
+                self._deleted.pop(item_id, None)  # it came back, whether or not its announcement was applied
+            if row is not None and self._is_usable(row.encoder_version, row.vector):
                 vectors[item_id] = row.vector
-                if item_id not in touched and epoch == self._epoch:
+                if unchanged:
                     self._table.put(item_id, row.vector, at=asked_at)
                     self._absent_until.pop(item_id, None)
-            elif item_id not in touched and epoch == self._epoch:
-                self._table.drop(item_id)
+            elif unchanged:
+                self._table.delete(item_id)
                 self._remember_absent(item_id, asked_at)
         return vectors
 
@@ -206,7 +209,7 @@ class VectorCache:
         if len(self._absent_until) < self._config.max_items:
             self._absent_until[item_id] = at + self._config.absent_seconds
 
-    def _acceptable(self, encoder_version: str, vector: NDArray[np.float32]) -> bool:
+    def _is_usable(self, encoder_version: str, vector: NDArray[np.float32]) -> bool:
         return (
             encoder_version == self._encoder_version
             and vector.shape == (self._dim,)
@@ -214,7 +217,7 @@ class VectorCache:
         )
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take in one record of `embeddings`. What belongs to another encoder, or is no such record, is passed over."""
+        """Apply one record of `embeddings`. Records of another encoder and unreadable ones are passed over."""
         try:
             version, item_id = parse_embedding_key(key or b"")
         except ValueError:
@@ -226,35 +229,35 @@ class VectorCache:
             touched.add(item_id)
         self._absent_until.pop(item_id, None)
         if value is None:
-            self._table.drop(item_id)
-            if len(self._gone) >= self._config.max_items:
-                del self._gone[next(iter(self._gone))]
-            self._gone[item_id] = None
+            self._table.delete(item_id)
+            if len(self._deleted) >= self._config.max_items:
+                del self._deleted[next(iter(self._deleted))]
+            self._deleted[item_id] = None
             return
-        self._gone.pop(item_id, None)
+        self._deleted.pop(item_id, None)
         try:
             announced = ItemEmbedding.model_validate_json(value)
             vector = np.frombuffer(announced.vector, dtype="<f4").astype(np.float32)
-            readable = announced.item_id == item_id and self._acceptable(announced.encoder_version, vector)
+            readable = announced.item_id == item_id and self._is_usable(announced.encoder_version, vector)
         except ValidationError:
             readable = False
         if readable:
-            # how long ago this was announced is not known: until `confirm` says that nothing newer follows, ask Milvus
+            # its age is unknown: until `confirm` tells that nothing newer follows, the vector is read from Milvus
             self._table.put(item_id, vector, at=float("-inf"))
         else:
-            self._table.drop(item_id)  # something changed; Milvus knows what
+            self._table.delete(item_id)  # it changed; Milvus holds the new row
             log.warning("representations.unreadable", item_id=item_id)
 
     def confirm(self, at: float) -> None:
-        """Everything that `embeddings` held at time `at` has been applied."""
-        self._true_at = max(self._true_at, at)
+        """Note that everything `embeddings` held at time `at` has been applied."""
+        self._confirmed_at = max(self._confirmed_at, at)
 
-    def doubt(self) -> None:
-        """Part of `embeddings` was passed over: trust only what is asked of Milvus from now on.
+    def invalidate(self) -> None:
+        """Drop all vectors, because part of `embeddings` was passed over.
 
-        What was deleted stays so until a read of Milvus finds it.
+        Deleted items stay deleted until a read of Milvus finds them.
         """
-        self._true_at = float("-inf")
+        self._confirmed_at = float("-inf")
         self._table = VectorTable(self._dim, self._config.max_items)
         self._absent_until.clear()
         self._epoch += 1

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import structlog
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from schemas.errors import Misconfigured
+from streams.runtime.progress import progress_bar
 from streams.stack.config import StackConfig
 
 log = structlog.get_logger()
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 LOCK_FILE = Path(__file__).with_name("kafka-jars.lock")
 PARALLEL_DOWNLOADS = 4
 DOWNLOAD_ATTEMPTS = 3
+_FETCHING = "Fetching the jars of Apache Kafka (once)"
 
 
 class JarsNotToBeHad(Exception):
@@ -171,25 +172,17 @@ def _fetch(pin: JarPin, building: Path, download: Path, repository: str | None) 
 
 @contextmanager
 def _progress(console: Console | None, download: Path, jars: int) -> Iterator[None]:
-    """A bar that follows the bytes on disk, because jgo's callback is not told sizes that the server keeps silent."""
+    """A bar that follows the files on disk, because jgo's callback gets no size where the server sends none."""
     if console is None:
         yield
         return
     building = download.parent
     done = threading.Event()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} jars"),
-        TextColumn("{task.fields[megabytes]:.1f} MB"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Fetching Apache Kafka (once)", total=jars, megabytes=0.0)
+    with progress_bar(_FETCHING, jars, console, keep=True) as bar:
 
         def look() -> None:
             megabytes = sum(_size(path) for path in building.rglob("*.jar")) / 1e6
-            progress.update(task, completed=len(list(building.glob("*.jar"))), megabytes=megabytes)
+            bar.set(len(list(building.glob("*.jar"))), what=f"{_FETCHING}, {megabytes:.1f} MB")
 
         def follow() -> None:
             while not done.wait(0.2):

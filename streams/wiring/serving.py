@@ -33,17 +33,16 @@ from streams.stores.vectors.item_index import MilvusItemIndex
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from streams.serving.model_watcher import ScoringModel
+    from trainer.networks.scorer import Scorer
 
 
 log = structlog.get_logger()
-
 
 DRAIN_SECONDS = 5.0
 
 
 class LazyEncoder:
-    """The encoder of queries, loaded in a thread when first needed; must be the one that made the center's vectors."""
+    """The encoder of queries, loaded in a thread at the first use; must be the one that made the center's vectors."""
 
     def __init__(self, load: Callable[[], Encoder]) -> None:
         self._load = load
@@ -51,7 +50,7 @@ class LazyEncoder:
         self.expected_version: str | None = None
 
     async def get(self) -> Encoder:
-        """Give the encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
+        """The encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
         if self._loading is None:
             self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
         encoder = await asyncio.shield(self._loading)
@@ -65,21 +64,26 @@ class LazyEncoder:
 
 
 def _load_encoder(settings: Settings) -> Encoder:
-    from encoders.loading import load_encoder  # torch and the towers: seconds that only queries by content need
+    from encoders.loading import load_encoder  # torch and the towers: takes seconds, for queries by content only
 
     return load_encoder(settings.encoder)
 
 
-def _make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> ScoringModel:
+def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Scorer:
+    """Build the model of a release, computing on one thread. Imports torch."""
     import torch
 
-    from trainer.networks.scorer import Scorer as TrainedScorer
+    from trainer.networks.scorer import Scorer
 
-    torch.set_num_threads(1)  # requests run beside each other; threads inside one would only contend
-    return TrainedScorer.from_release(weights, manifest)
+    torch.set_num_threads(1)  # requests run side by side; threads inside one would only contend
+    return Scorer.from_release(weights, manifest)
 
 
-async def _serve(settings: Settings, config: ServeConfig) -> None:
+async def serve(settings: Settings, config: ServeConfig) -> None:
+    """Open the stores, follow `embeddings` and `models`, and answer requests until stopped.
+
+    Raises `Misconfigured` if the address cannot be used, the topic is missing or the encoder is not the center's.
+    """
     metrics = Metrics()
     async with AsyncExitStack() as opened:
         behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
@@ -93,10 +97,10 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
         index = MilvusItemIndex(settings.milvus, encoder_version=version, dim=dim)
         opened.push_async_callback(index.close)
         await index.open()
-        representations = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
+        vector_cache = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
         models = ModelWatcher(
             open_models(settings.models),
-            _make_scorer,
+            make_scorer,
             encoder_version=version,
             poll_seconds=config.poll_models_seconds,
             on_report=metrics.record,
@@ -106,18 +110,19 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
         app = make_app(
             ScoringService(
                 config=config,
-                representations=representations,
+                vector_cache=vector_cache,
                 index=index,
                 behaviours=behaviours,
                 models=models,
                 encoder=encoder,
                 encoder_version=version,
                 compute=compute,
-                metrics=metrics,
+                on_report=metrics.record,
+                metrics_page=metrics.page,
             )
         )
         follower = EmbeddingsFollower(
-            representations,
+            vector_cache,
             settings.kafka,
             settings.topics.full_name("embeddings"),
             warm_up=config.cache.warm_up,
@@ -126,7 +131,7 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
 
         async def work(stop: asyncio.Event) -> None:
             following = asyncio.Event()
-            await models.look()  # a release that is there answers from the first request on
+            await models.refresh()  # a present release serves from the first request on
             async with AsyncExitStack() as running:
                 tasks = [
                     asyncio.ensure_future(follower.run(stop, following.set)),
@@ -136,7 +141,7 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
                     ),
                 ]
                 running.push_async_callback(_end, tasks)
-                await _unless_ended(tasks, following.wait())  # nothing may be cached before the follower stands
+                await _unless_ended(tasks, following.wait())  # before it has its position nothing may be cached
                 await _listen(running, app, config)
                 await _unless_ended(tasks, stop.wait())
 
@@ -170,7 +175,7 @@ async def _listen(running: AsyncExitStack, app: web.Application, config: ServeCo
 
 
 async def _unless_ended(tasks: Sequence[asyncio.Future[Any]], waited: Coroutine[Any, Any, Any]) -> None:
-    """Wait for `waited`; if a task of the background ends before, raise what it raised."""
+    """Wait for `waited`; if a background task ends first, raise its error."""
     waiting = asyncio.ensure_future(waited)
     try:
         await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)

@@ -148,26 +148,27 @@ async def score(settings: Settings) -> dict[str, float]:
     models.publish(candidate.weights, manifest)
     models.promote(manifest.release_id, None)
     watcher = ModelWatcher(models, Scorer.from_release, encoder_version="bench-1", poll_seconds=2)
-    await watcher.look()
-    representations = VectorCache(index, settings.serve.cache, encoder_version="bench-1", dim=DIM, clock=time.monotonic)
+    await watcher.refresh()
+    vector_cache = VectorCache(index, settings.serve.cache, encoder_version="bench-1", dim=DIM, clock=time.monotonic)
     pool = ThreadPoolExecutor(2)
+    metrics = Metrics()
     service = ScoringService(
-        ServeConfig(), representations, index, store, watcher, NoEncoder(), "bench-1", pool, Metrics()
+        ServeConfig(), vector_cache, index, store, watcher, NoEncoder(), "bench-1", pool, metrics.record, metrics.page
     )
     runner = web.AppRunner(make_app(service), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
-    await representations.look_up(list(index.rows))
+    await vector_cache.look_up(list(index.rows))
     names = list(index.rows)
     look_up: list[float] = []
     whole: list[float] = []
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         for n in range(300):
-            representations.confirm(time.monotonic())
+            vector_cache.confirm(time.monotonic())
             wanted = [names[i] for i in rng.integers(0, ITEMS, CANDIDATES)]
             started = time.perf_counter()
-            await representations.look_up(wanted)
+            await vector_cache.look_up(wanted)
             look_up.append(time.perf_counter() - started)
             body = {"user_id": f"user-{n % USERS}", "item_ids": wanted}
             started = time.perf_counter()

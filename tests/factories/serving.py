@@ -25,7 +25,7 @@ from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
-from streams.serving.config import RepresentationsConfig, ServeConfig
+from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
@@ -179,7 +179,7 @@ async def open_bench() -> AsyncIterator[Open]:
         clock = asyncio.get_running_loop().time
         service = ScoringService(
             config=ServeConfig(**config),
-            representations=VectorCache(index, RepresentationsConfig(), encoder_version=VERSION, dim=DIM, clock=clock),
+            vector_cache=VectorCache(index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, clock=clock),
             index=index,
             behaviours=behaviours,
             models=ModelWatcher(
@@ -188,7 +188,8 @@ async def open_bench() -> AsyncIterator[Open]:
             encoder=Loaded(),
             encoder_version=VERSION,
             compute=pool,
-            metrics=metrics,
+            on_report=metrics.record,
+            metrics_page=metrics.page,
         )
         client: TestClient[Any, Any] = TestClient(TestServer(make_app(service)))
         await client.start_server()

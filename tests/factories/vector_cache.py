@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding, SourceOffset, embedding_key
-from streams.serving.config import RepresentationsConfig
+from streams.serving.config import VectorCacheConfig
 from streams.serving.vector_cache import VectorCache
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
@@ -86,13 +86,13 @@ class Bench:
     def __init__(self, **config: object) -> None:
         self.index = CountingIndex()
         self.clock = Clock()
-        self.center = VectorCache(
+        self.cache = VectorCache(
             self.index,
-            RepresentationsConfig.model_validate({"max_staleness_seconds": 5, "absent_seconds": 1} | config),
+            VectorCacheConfig.model_validate({"max_staleness_seconds": 5, "absent_seconds": 1} | config),
             encoder_version=VERSION,
             dim=DIM,
             clock=self.clock,
         )
 
     async def ask(self, *item_ids: str) -> dict[str, NDArray[np.float32]]:
-        return (await self.center.look_up(item_ids)).items.held()
+        return (await self.cache.look_up(item_ids)).items.held()

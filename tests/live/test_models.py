@@ -14,7 +14,7 @@ import pytest
 from streams.serving.model_watcher import ModelWatcher
 from streams.settings import Settings
 from streams.stores.artifacts.registry import FolderModelStore
-from streams.wiring.serving import _make_scorer
+from streams.wiring.serving import make_scorer
 from tests.factories.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,7 +32,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
     await produce(settings, world=world, behaviours=world.behaviours(1400))
     trainer = process("train", "--state", str(state), env=SMALL)
     wait_until(lambda: accounts(state).get("releases", 0) >= 2, "two releases", 120)
-    watcher = ModelWatcher(store, _make_scorer, encoder_version=ENCODER, poll_seconds=0.2)
+    watcher = ModelWatcher(store, make_scorer, encoder_version=ENCODER, poll_seconds=0.2)
     stop = asyncio.Event()
     watching = asyncio.create_task(watcher.run(stop))
 

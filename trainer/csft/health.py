@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,19 @@ class Questions:
     """Where each question's known items begin in `known`; one more at the end."""
     known: NDArray[np.int64]
     """Items that are no answer (already taken), all questions one after the other."""
+
+    @staticmethod
+    def of(found: Sequence[tuple[Sequence[int], int, Collection[int]]], *, width: int = 1) -> Questions:
+        """From each question's anchors, target and known items; anchors are padded to `width` or the longest."""
+        anchors_QL = np.zeros((len(found), max([width, *(len(anchors) for anchors, _, _ in found)])), np.int64)
+        for q, (anchors, _, _) in enumerate(found):
+            anchors_QL[q, : len(anchors)] = anchors
+        return Questions(
+            anchors_QL=anchors_QL,
+            target_Q=np.array([target for _, target, _ in found], np.int64),
+            known_start_Q=np.concatenate([[0], np.cumsum([len(known) for _, _, known in found])]).astype(np.int64),
+            known=np.array([item for _, _, known in found for item in sorted(known)], np.int64),
+        )
 
     def __len__(self) -> int:
         return len(self.target_Q)

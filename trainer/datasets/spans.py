@@ -166,7 +166,7 @@ class BehaviourLog:
             waiting.append((user, item, bool(self.liked[row])))
             if ts >= span.start and self.liked[row] and liked[user] and item not in met[user]:
                 questions.append(([item for _, item in liked[user][-HISTORY_ITEMS:]][::-1], item, set(met[user])))
-        return _questions(questions)
+        return Questions.of(questions)
 
     def basket_questions(self, span: Span) -> Questions | None:
         """Each thing of one day's basket, given its neighbour in it; None where more than days are known."""
@@ -182,7 +182,7 @@ class BehaviourLog:
             if len(distinct) > 1:
                 anchors = [distinct[1], *distinct]
                 found.extend(([one], other, {one}) for one, other in zip(anchors, distinct, strict=False))
-        return _questions(found)
+        return Questions.of(found)
 
 
 def _settle(
@@ -195,15 +195,3 @@ def _settle(
         met[user].add(item)
         if good:
             liked[user].append((ts or 0, item))
-
-
-def _questions(found: list[tuple[list[int], int, set[int]]]) -> Questions:
-    anchors = np.zeros((len(found), max((len(anchor) for anchor, _, _ in found), default=1)), np.int64)
-    for q, (anchor, _, _) in enumerate(found):
-        anchors[q, : len(anchor)] = anchor
-    return Questions(
-        anchors_QL=anchors,
-        target_Q=np.array([target for _, target, _ in found], np.int64),
-        known_start_Q=np.concatenate([[0], np.cumsum([len(known) for _, _, known in found])]).astype(np.int64),
-        known=np.array([item for _, _, known in found for item in sorted(known)], np.int64),
-    )

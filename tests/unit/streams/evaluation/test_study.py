@@ -51,7 +51,7 @@ class Spy:
 
 
 class Guesses:
-    """A school whose vectors are noise."""
+    """Encoder versions whose vectors are noise."""
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
@@ -176,7 +176,7 @@ def test_no_encoder_version_learns_from_the_rows_that_it_serves(
     )  # fmt: skip
     numbers = FeatureNumbers(data.item_ids, [str(one) for one in range(n)])
     shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
-    school = EncoderVersions(protocol, features, numbers, CsftConfig(), shape, PretrainConfig())
+    versions = EncoderVersions(protocol, features, numbers, CsftConfig(), shape, PretrainConfig())
     newest: list[float] = []
 
     def learn(config, fusion, items, its_numbers, pairs, *, usable):  # type: ignore[no-untyped-def]
@@ -185,15 +185,15 @@ def test_no_encoder_version_learns_from_the_rows_that_it_serves(
         assert config.log_q_strength == 0
 
     monkeypatch.setattr(vectors_module, "learn", learn)
-    made = school.vectors("csft", 0)
+    made = versions.vectors("csft", 0)
     assert made.vectors_EIV.shape == (4, n + 1, 8) and not made.has_vector_EI[:, 0].any()
     assert len(newest) == 4
     for seen, stop in zip(newest, protocol.encoder_stops, strict=True):
         assert stop - DAY <= seen < stop
     newest.clear()
-    stale = school.vectors("stale", 0)
+    stale = versions.vectors("stale", 0)
     assert len(newest) == 1 and np.array_equal(stale.vectors_EIV[0], stale.vectors_EIV[3])
-    shuffled = school.vectors("shuffled", 0)
+    shuffled = versions.vectors("shuffled", 0)
     assert np.allclose(
         np.sort(shuffled.vectors_EIV[0, 1:], axis=0), np.sort(made.vectors_EIV[0, 1:], axis=0), atol=1e-5
     )

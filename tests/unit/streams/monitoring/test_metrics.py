@@ -60,7 +60,7 @@ def test_serving_reports_move_theirs() -> None:
     metrics.record(RequestReport("/v1/score", 200, 0.01))
     metrics.record(ModelReport("loaded", 7, rows_trained=70, seconds=0.1))
     metrics.record(ModelReport("damaged", 8))
-    metrics.record(CacheReport(hits=3, misses=2, absent=1, held=5, behind_seconds=0.5))
+    metrics.record(CacheReport(hits=3, misses=2, absent=1, cached=5, behind_seconds=0.5))
     assert value(metrics, "mim_http_request_seconds_count", route="/v1/score", status="200") == 1
     assert value(metrics, "mim_model_release_number") == 7
     assert value(metrics, "mim_model_loads_total", outcome="damaged") == 1

@@ -28,7 +28,7 @@ __all__ = ["open_bench"]
 async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench: Open) -> None:
     bench = await open_bench()
     released = release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     status, answer = await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["lamp", "shoe", "gone", "nan"]})
     assert status == 200
     assert [s["item_id"] for s in answer["scores"]] == ["lamp", "shoe", "gone", "nan"]
@@ -44,7 +44,7 @@ async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench:
 async def test_a_user_without_history_and_a_trigger_item_are_scored(open_bench: Open) -> None:
     bench = await open_bench()
     release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     body = {"user_id": "nobody", "item_ids": ["shoe", "lamp"], "trigger_item": "boot"}
     _, answer = await bench.post("/v1/score", body)
     assert answer["history_length"] == 0
@@ -61,7 +61,7 @@ async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_b
     assert (status, answer["ready"]) == (503, False)
     assert answer["checks"] == {"behaviours": "ok", "center": "ok", "model": "no model has been released yet"}
     release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     assert (await bench.get("/readyz"))[0] == 200
 
 
@@ -139,7 +139,7 @@ async def test_a_wrong_request_gets_a_clear_answer(
 async def test_a_store_that_is_away_is_a_503_without_inner_addresses(open_bench: Open) -> None:
     bench = await open_bench(behaviours=Down())
     release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     with structlog.testing.capture_logs() as logged:
         response = await bench.client.post("/v1/score", json={"user_id": "u", "item_ids": ["boot"]})
     text = await response.text()
@@ -222,11 +222,11 @@ async def test_a_release_that_cannot_be_used_is_reported_and_the_old_one_answers
 ) -> None:
     bench = await open_bench()
     good = release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     release(bench.models, 2, **({"bias": 1.0} | damage))
     with structlog.testing.capture_logs() as logged:
         for _ in range(3):
-            await bench.service.models.look()
+            await bench.service.models.refresh()
     assert [line["event"] for line in logged] == ["serve.model_refused"]
     status, answer = await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]})
     assert (status, answer["release_id"]) == (200, good)
@@ -234,31 +234,31 @@ async def test_a_release_that_cannot_be_used_is_reported_and_the_old_one_answers
     outcome = "wrong_encoder" if "version" in damage else "damaged"
     assert f'mim_model_loads_total{{outcome="{outcome}"}} 1.0' in page
     newer = release(bench.models, 3, 2.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     assert (await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]}))[1]["release_id"] == newer
 
 
 async def test_a_deleted_item_leaves_scores_neighbours_and_items(open_bench: Open) -> None:
     bench = await open_bench()
     release(bench.models, 1, 0.0)
-    await bench.service.models.look()
+    await bench.service.models.refresh()
     score = {"user_id": "ann", "item_ids": ["shoe"]}
     assert (await bench.post("/v1/score", score))[1]["scores"][0]["has_vector"] is True
     await bench.index.delete(["shoe"])
-    bench.service.representations.apply(embedding_key(VERSION, "shoe"), None)
+    bench.service.vector_cache.apply(embedding_key(VERSION, "shoe"), None)
     assert (await bench.post("/v1/score", score))[1]["scores"][0] == {
         "item_id": "shoe",
         "probability": None,  # a model may know its id all the same
         "has_vector": False,
     }
-    bench.service.representations.apply(embedding_key(VERSION, "boot"), None)
+    bench.service.vector_cache.apply(embedding_key(VERSION, "boot"), None)
     assert (await bench.post("/v1/score", score))[1]["history_length"] == 0  # nor does it speak for a user any more
     assert (await bench.get("/v1/items/shoe"))[0] == 404
     _, answer = await bench.post("/v1/similar", {"item_id": "boot"})
     assert "shoe" not in {n["item_id"] for n in answer["results"][0]["neighbours"]}
     again = row("shoe", "red summer shoe")
     await bench.index.upsert([again])
-    bench.service.representations.apply(*announced("shoe", again.vector, VERSION))
+    bench.service.vector_cache.apply(*announced("shoe", again.vector, VERSION))
     assert (await bench.post("/v1/score", score))[1]["scores"][0]["probability"] is not None  # published again
 
 

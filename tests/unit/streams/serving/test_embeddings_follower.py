@@ -1,4 +1,4 @@
-"""Proving that nothing of `embeddings` is missed: it goes on after an outage, and never ends unnoticed."""
+"""Confirming that nothing of `embeddings` is missed: it goes on after an outage, and never ends unnoticed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
 from streams.broker.clients import BrokerConfig
-from streams.serving import vector_cache as representations
+from streams.serving import embeddings_follower
 from streams.serving.embeddings_follower import EmbeddingsFollower
 
 
@@ -48,7 +48,7 @@ class EmptyTopic:
         return dict.fromkeys(partitions, 5)
 
 
-class Proofs:
+class Confirmations:
     """Counts them."""
 
     def __init__(self) -> None:
@@ -67,33 +67,35 @@ async def until(done: Callable[[], bool]) -> None:
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> EmptyTopic:
     made = EmptyTopic()
-    monkeypatch.setattr(representations, "make_consumer", lambda *_: made)
-    monkeypatch.setattr(representations, "read_partitions", lambda *_: [0])
+    monkeypatch.setattr(embeddings_follower, "make_consumer", lambda *_: made)
+    monkeypatch.setattr(embeddings_follower, "read_partitions", lambda *_: [0])
     return made
 
 
-def follower(proofs: Any) -> EmbeddingsFollower:
+def follower(confirmations: Any) -> EmbeddingsFollower:
     clock = asyncio.get_running_loop().time
-    return EmbeddingsFollower(proofs, BrokerConfig(), "t", warm_up=False, clock=clock, prove_every_seconds=0.001)
+    return EmbeddingsFollower(
+        confirmations, BrokerConfig(), "t", warm_up=False, clock=clock, confirm_every_seconds=0.001
+    )
 
 
-async def test_after_an_outage_longer_than_the_clients_patience_proofs_come_again(topic: EmptyTopic) -> None:
-    proofs, stop = Proofs(), asyncio.Event()
-    running = asyncio.create_task(follower(proofs).run(stop))
-    await until(lambda: proofs.count > 2)
+async def test_after_an_outage_longer_than_the_clients_patience_confirmations_come_again(topic: EmptyTopic) -> None:
+    confirmations, stop = Confirmations(), asyncio.Event()
+    running = asyncio.create_task(follower(confirmations).run(stop))
+    await until(lambda: confirmations.count > 2)
     topic.failure = kafka_errors.KafkaTimeoutError("Failed to get offsets by times in 20000 ms")
     await until(lambda: topic.failed > 2 or running.done())
-    before, topic.failure = proofs.count, None
-    await until(lambda: proofs.count > before + 2 or running.done())
+    before, topic.failure = confirmations.count, None
+    await until(lambda: confirmations.count > before + 2 or running.done())
     assert not running.done()
     stop.set()
     await running
 
 
 async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: EmptyTopic) -> None:
-    proofs = Proofs()
-    running = asyncio.create_task(follower(proofs).run(asyncio.Event()))
-    await until(lambda: proofs.count > 0)
+    confirmations = Confirmations()
+    running = asyncio.create_task(follower(confirmations).run(asyncio.Event()))
+    await until(lambda: confirmations.count > 0)
     topic.failure = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 10)

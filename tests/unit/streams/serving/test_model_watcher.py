@@ -26,15 +26,15 @@ async def test_a_pointer_to_no_release_is_reported_once_and_the_release_before_g
     pointer = tmp_path / "current.json"
     good = release(store, 1, 0.5)  # type: ignore[arg-type]
     was = pointer.read_text()
-    await watcher.look()
+    await watcher.refresh()
     pointer.write_text(json.dumps(json.loads(was) | {"release_id": name}))
     with structlog.testing.capture_logs() as logged:
         for _ in range(3):
-            await watcher.look()
+            await watcher.refresh()
     assert [line["event"] for line in logged] == ["serve.model_refused"]
     assert watcher.current is not None and watcher.current.manifest.release_id == good
-    assert watcher.trouble is not None and str(pointer.parent) in watcher.trouble and "restore it" in watcher.trouble
+    assert watcher.problem is not None and str(pointer.parent) in watcher.problem and "restore it" in watcher.problem
     assert [report.outcome for report in reports] == ["loaded", "damaged"]
     pointer.write_text(was)
-    await watcher.look()
-    assert watcher.trouble is None
+    await watcher.refresh()
+    assert watcher.problem is None

@@ -28,8 +28,8 @@ async def test_an_announced_vector_replaces_the_cached_one_at_once() -> None:
     bench = Bench()
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
-    bench.center.confirm(bench.clock.now)
-    bench.center.apply(*announced("a", unit(9)))
+    bench.cache.confirm(bench.clock.now)
+    bench.cache.apply(*announced("a", unit(9)))
     assert np.array_equal((await bench.ask("a"))["a"], unit(9))
     assert len(bench.index.reads) == 1
 
@@ -39,7 +39,7 @@ async def test_a_tombstone_removes_the_item() -> None:
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
     await bench.index.delete(["a"])
-    bench.center.apply(embedding_key(VERSION, "a"), None)
+    bench.cache.apply(embedding_key(VERSION, "a"), None)
     assert await bench.ask("a") == {}
 
 
@@ -48,7 +48,7 @@ async def test_while_the_topic_is_followed_entries_stay_without_asking_milvus() 
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
     bench.clock.now += 100
-    bench.center.confirm(bench.clock.now - 1)
+    bench.cache.confirm(bench.clock.now - 1)
     await bench.ask("a")
     assert len(bench.index.reads) == 1
 
@@ -78,8 +78,8 @@ async def test_an_absent_item_is_remembered_for_a_moment_only() -> None:
 async def test_an_announcement_ends_absence_at_once() -> None:
     bench = Bench()
     await bench.ask("new")
-    bench.center.confirm(bench.clock.now)
-    bench.center.apply(*announced("new", unit(3)))
+    bench.cache.confirm(bench.clock.now)
+    bench.cache.apply(*announced("new", unit(3)))
     assert "new" in await bench.ask("new")
 
 
@@ -90,11 +90,11 @@ async def test_a_read_overtaken_by_a_delete_is_not_kept_and_does_not_bring_the_i
     asking = asyncio.create_task(bench.ask("a"))
     await asyncio.sleep(0)
     await bench.index.delete(["a"])
-    bench.center.apply(embedding_key(VERSION, "a"), None)
+    bench.cache.apply(embedding_key(VERSION, "a"), None)
     bench.index.gate.set()
     await asking
-    assert list(bench.center.gone) == ["a"]
-    bench.center.confirm(bench.clock.now)
+    assert list(bench.cache.deleted) == ["a"]
+    bench.cache.confirm(bench.clock.now)
     assert await bench.ask("a") == {}
 
 
@@ -104,17 +104,17 @@ async def test_a_read_overtaken_by_an_update_does_not_undo_it() -> None:
     bench.index.gate.clear()
     asking = asyncio.create_task(bench.ask("a"))
     await asyncio.sleep(0)
-    bench.center.apply(*announced("a", unit(2)))
+    bench.cache.apply(*announced("a", unit(2)))
     bench.index.gate.set()
     await asking
-    bench.center.confirm(bench.clock.now)
+    bench.cache.confirm(bench.clock.now)
     assert np.array_equal((await bench.ask("a"))["a"], unit(2))
 
 
 async def test_vectors_of_another_encoder_never_come_in() -> None:
     bench = Bench()
-    bench.center.apply(*announced("a", unit(1), version="other-1"))
-    bench.center.apply(embedding_key(VERSION, "b"), announced("b", unit(1), version="other-1")[1])
+    bench.cache.apply(*announced("a", unit(1), version="other-1"))
+    bench.cache.apply(embedding_key(VERSION, "b"), announced("b", unit(1), version="other-1")[1])
     assert await bench.ask("a", "b") == {}
 
 
@@ -123,9 +123,9 @@ async def test_an_unreadable_announcement_sends_the_next_look_to_milvus() -> Non
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
     await bench.index.upsert([row("a", 2)])
-    bench.center.apply(embedding_key(VERSION, "a"), b"{")
-    bench.center.apply(b"no key", b"{}")
-    bench.center.apply(*announced("a", np.full(DIM, np.nan, np.float32)))
+    bench.cache.apply(embedding_key(VERSION, "a"), b"{")
+    bench.cache.apply(b"no key", b"{}")
+    bench.cache.apply(*announced("a", np.full(DIM, np.nan, np.float32)))
     assert np.array_equal((await bench.ask("a"))["a"], unit(2))
 
 
@@ -133,7 +133,7 @@ async def test_after_a_gap_in_the_topic_nothing_cached_is_trusted() -> None:
     bench = Bench()
     await bench.index.upsert([row("a", 1)])
     await bench.ask("a")
-    bench.center.doubt()
+    bench.cache.invalidate()
     await bench.ask("a")
     assert len(bench.index.reads) == 2
 
@@ -143,8 +143,8 @@ async def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
     await bench.index.upsert([row(name, i) for i, name in enumerate("abcd")])
     await bench.ask("a", "b", "c")
     await bench.ask("a")
-    looked = await bench.center.look_up(["d"])
-    assert looked.report.held == 3
+    lookup = await bench.cache.look_up(["d"])
+    assert lookup.report.cached == 3
     await bench.ask("a", "c", "d")
     assert bench.index.reads[-1] == ["d"]
     assert "b" in await bench.ask("b")
@@ -162,7 +162,7 @@ def test_the_table_answers_like_a_dictionary(steps: list[tuple[str, int]]) -> No
             table.put(name, unit(number), at=0.0)
         elif verb == "drop":
             plain.pop(name, None)
-            table.drop(name)
+            table.delete(name)
         found = table.gather([f"i{k}" for k in range(10)], since=0.0).held()
         assert found.keys() == plain.keys()
         assert all(np.array_equal(found[k], plain[k]) for k in plain)

@@ -17,7 +17,7 @@ async def test_an_announcement_from_the_backlog_is_not_served_before_the_end_is_
     bench = Bench()
     await bench.index.upsert([row("a", 2), row("b", 3)])
     for name, seed in [("a", 1), ("b", 3), ("deleted", 7)]:
-        bench.center.apply(*announced(name, unit(seed)))
+        bench.cache.apply(*announced(name, unit(seed)))
     found = await bench.ask("a", "b", "deleted")
     assert np.array_equal(found["a"], unit(2)) and np.array_equal(found["b"], unit(3)) and "deleted" not in found
 
@@ -26,26 +26,26 @@ async def test_what_milvus_answered_is_not_undone_by_an_older_announcement() -> 
     bench = Bench()
     await bench.index.upsert([row("a", 2)])
     await bench.ask("a")
-    bench.center.apply(*announced("a", unit(1)))
+    bench.cache.apply(*announced("a", unit(1)))
     assert np.array_equal((await bench.ask("a"))["a"], unit(2))
 
 
 async def test_a_backlog_that_was_followed_to_its_end_answers_without_milvus() -> None:
     bench = Bench()
     for seed in (1, 2):
-        bench.center.apply(*announced("a", unit(seed)))
-    bench.center.confirm(bench.clock.now)
+        bench.cache.apply(*announced("a", unit(seed)))
+    bench.cache.confirm(bench.clock.now)
     assert np.array_equal((await bench.ask("a"))["a"], unit(2)) and not bench.index.reads
 
 
 async def test_a_deleted_item_is_scored_again_once_milvus_is_seen_to_hold_it_and_no_sooner() -> None:
     bench = Bench()
     for name in ("back", "still deleted"):
-        bench.center.apply(embedding_key(VERSION, name), None)
+        bench.cache.apply(embedding_key(VERSION, name), None)
     await bench.index.upsert([row("back", 1)])
-    bench.center.doubt()  # the announcement of its return is in the part that was passed over
+    bench.cache.invalidate()  # the announcement of its return is in the part that was passed over
     await bench.ask("back", "still deleted")
-    assert list(bench.center.gone) == ["still deleted"]
+    assert list(bench.cache.deleted) == ["still deleted"]
 
 
 @dataclass
@@ -69,18 +69,18 @@ class Lagging:
         if self.position < len(self.announcements):
             name, seed = self.announcements[self.position]
             key, value = announced(name, unit(seed or 0))
-            self.bench.center.apply(key, None if seed is None else value)
+            self.bench.cache.apply(key, None if seed is None else value)
             self.position += 1
 
     def prove(self) -> None:
         asked_at, end = self.to_prove
         if self.position >= end:
-            self.bench.center.confirm(asked_at)
+            self.bench.cache.confirm(asked_at)
             self.to_prove = (self.bench.clock.now, len(self.announcements))
 
     def skip(self) -> None:
         self.position = len(self.announcements)
-        self.bench.center.doubt()
+        self.bench.cache.invalidate()
 
     async def check(self) -> None:
         """What is handed out was the center's word at some time in the last five seconds."""

@@ -1,0 +1,77 @@
+"""Pairs of a data-set folder: those of the learning span teach, the later spans judge the encoder."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from encoders.feature_cache import content_key
+from encoders.features import ItemFeatures
+from encoders.fusion import ItemFusion, Views
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
+from streams.encoder_training.csft import PairData
+from trainer.csft.config import CsftConfig
+from trainer.csft.trainer import CsftReport
+from trainer.datasets.spans import BehaviourLog, Span
+from trainer.offline import encoder_report
+from trainer.samples.numbering import FeatureNumbers
+
+
+def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, *, with_test: bool) -> PairData:
+    """Compute the features and mine the pairs; `with_test` reports the test span too."""
+    contents = list(contents_of(log.data))
+    features = builder.features(contents)
+    numbers = FeatureNumbers(log.data.item_ids, [content_key(content) for content in contents])
+    pairs = log.pairs(log.learn, numbers, history_length=config.history_length, seed=config.seed)
+    known = log.published(log.learn)
+    spans = {"validation": log.validation} | ({"test": log.test} if with_test else {})
+
+    def reports(fusion: ItemFusion, views: Views, last: CsftReport | None) -> dict[str, Any]:
+        return {name: _report(log, span, features, config, fusion, views, last) for name, span in spans.items()}
+
+    return PairData(
+        name=log.data.name,
+        source=log.data.name,
+        contents=contents,
+        features=features,
+        fit_features=features.take(np.flatnonzero(known[1:])),
+        numbers=numbers,
+        usable=known & ~log.held_out,
+        pairs=pairs,
+        learned=pairs,
+        reports=reports,
+        provenance={
+            "first_event_at": datetime.fromtimestamp(log.learn.start, UTC),
+            "last_event_at": datetime.fromtimestamp(log.learn.stop - 1, UTC),
+        },
+    )
+
+
+def _report(
+    log: BehaviourLog,
+    span: Span,
+    features: ItemFeatures,
+    config: CsftConfig,
+    fusion: ItemFusion,
+    views: Views,
+    last: CsftReport | None,
+) -> dict[str, Any]:
+    fused = views.fused_ND.numpy()
+    questions = encoder_report.questions_of(log, span)
+    geometry = encoder_report.geometry_of(views, questions)
+    found = {
+        "popularity": encoder_report.popularity(log, span, questions),
+        "frozen": encoder_report.recalls(encoder_report.frozen_vectors(features), log, span, questions),
+        "trained": encoder_report.recalls(fused, log, span, questions),
+        "geometry": encoder_report.geometry_dict(geometry),
+    }
+    if last is not None:
+        found["trained_with_popularity"] = encoder_report.recalls_with_popularity(
+            fused, log, span, questions, temperature=last.temperature, strength=config.log_q_strength
+        )
+    for width in fusion.config.nested_widths[:1]:
+        prefix = encoder_report.unit_rows(fused[:, :width])
+        found["trained_nested"] = encoder_report.recalls(prefix, log, span, questions)
+    return found

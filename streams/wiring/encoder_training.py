@@ -1,0 +1,106 @@
+"""Wiring of `mimstream pretrain`, `mimstream csft` and `mimstream evaluate`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from encoders.feature_cache import content_key
+from schemas.errors import Misconfigured
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
+from streams.encoder_training.csft import train_bundle
+from streams.encoder_training.folder_pairs import folder_pairs
+from streams.encoder_training.pretrain import pretrain_bundle
+from streams.encoder_training.topic_input import TopicContent, read_topics
+from streams.encoder_training.topic_pairs import topic_pairs
+from streams.evaluation.study import Study
+from streams.settings import Settings
+from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.offline.columns import read_columns
+from trainer.offline.encoder_versions import FOR_CLICK_MODELS, REFRESH_EPOCHS, WIDE_HEADS, EncoderVersions, VectorKind
+from trainer.offline.protocols import ProtocolName, protocol_of
+from trainer.samples.numbering import FeatureNumbers
+
+
+def run_pretrain(settings: Settings, config: PretrainConfig, folder: Path | None, out: Path | None) -> dict[str, Any]:
+    """Pre-train on a data-set folder, or else on the topic `items`; the command's report."""
+    builder = BundleBuilder(settings.encoder, settings.encoders)
+    if folder is not None:
+        data = open_data_set(folder, behaviours=False)
+        name, contents, offsets = data.name, list(contents_of(data)), {}
+    else:
+        read = _read_topics(settings, only_items=True)
+        name, contents, offsets = settings.topics.prefix, read.contents(), read.offsets
+    return pretrain_bundle(
+        builder, name, contents, offsets, config, settings.fusion, settings.tuning,
+        collapse_cosine=settings.csft.collapse_cosine, out=out,
+    )  # fmt: skip
+
+
+def run_csft(
+    settings: Settings, config: CsftConfig, folder: Path | None, out: Path | None, *, with_test: bool, dry_run: bool
+) -> dict[str, Any]:
+    """Train on a data-set folder, or else on the topics; the command's report."""
+    if folder is not None:
+        behaviours = BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder)
+        builder = BundleBuilder(settings.encoder, settings.encoders)
+        data = folder_pairs(behaviours, builder, config, with_test=with_test)
+    else:
+        read = _read_topics(settings)
+        builder = BundleBuilder(settings.encoder, settings.encoders)
+        data = topic_pairs(
+            read, builder, config, name=settings.topics.prefix, lateness_seconds=settings.trainer.lateness_seconds,
+            attribution_seconds=settings.trainer.attribution_seconds,
+        )  # fmt: skip
+    return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
+
+
+def open_study(
+    settings: Settings,
+    folder: Path,
+    *,
+    protocol_name: ProtocolName,
+    vectors: VectorKind,
+    neg_type: str,
+    out: Path | None,
+) -> Study:
+    """A study of a data-set folder. Raises `Misconfigured` if the folder has no interactions."""
+    data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
+    if not len(data.interactions):
+        raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
+    protocol = protocol_of(BehaviourLog.of(data, folder), protocol_name)
+
+    def make_versions() -> EncoderVersions:
+        contents = list(contents_of(data))
+        features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
+        numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
+        return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
+
+    return Study(
+        read_columns(protocol, folder),
+        protocol,
+        make_versions,
+        vectors,
+        out or settings.encoders.cache_folder / "evaluate" / f"{data.name}-{protocol_name}-{vectors}",
+        encoder={
+            "bundle": settings.encoder.bundle,
+            "csft": settings.csft.model_dump(mode="json") | FOR_CLICK_MODELS | {"refresh_epochs": REFRESH_EPOCHS},
+            "fusion": settings.fusion.model_dump(mode="json") | WIDE_HEADS,
+            "pretrain": settings.pretrain.model_dump(mode="json"),
+        },
+    )
+
+
+def _read_topics(settings: Settings, *, only_items: bool = False) -> TopicContent:
+    return asyncio.run(
+        read_topics(
+            settings.kafka,
+            settings.topics,
+            settings.index.field_map,
+            settings.record.field_map,
+            only_items=only_items,
+        )
+    )
