@@ -19,7 +19,8 @@ from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_models
 from streams.stores.histories.client import make_redis, redis_errors
-from streams.stores.histories.redis_store import RedisBehaviourStore, foreign_log
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
 
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"

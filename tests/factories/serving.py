@@ -29,7 +29,7 @@ from streams.serving.config import RepresentationsConfig, ServeConfig
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
-from streams.stores.histories.redis_store import InMemoryBehaviourStore
+from streams.stores.histories.store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from trainer.networks.item_rows import ItemRows
 
