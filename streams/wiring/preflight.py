@@ -17,7 +17,7 @@ from streams.broker.cluster import read_log_identity
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
-from streams.stores.artifacts.registry import open_models
+from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis, redis_errors
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import foreign_log
@@ -228,7 +228,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
 
 
 async def _model(settings: Settings, encoder_version: str | None) -> str:
-    store = open_models(settings.models)
+    store = open_registry(settings.models)
     pointer = await asyncio.to_thread(store.current)
     if pointer is None:
         return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"

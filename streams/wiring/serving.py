@@ -24,7 +24,7 @@ from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.model_watcher import ModelWatcher, follow_notices
 from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings
-from streams.stores.artifacts.registry import open_models
+from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.collection import read_center
@@ -95,7 +95,7 @@ async def _serve(settings: Settings, config: ServeConfig) -> None:
         await index.open()
         representations = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
         models = ModelWatcher(
-            open_models(settings.models),
+            open_registry(settings.models),
             _make_scorer,
             encoder_version=version,
             poll_seconds=config.poll_models_seconds,

@@ -24,7 +24,7 @@ from streams.broker.records import Numbered
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
 from streams.stack.run import RunningStack
-from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import folder_registry, pack_weights, weights_checksum
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
@@ -133,7 +133,7 @@ def release(folder: Path, settings: Settings, number: int, *, damage: bool = Fal
         offsets={},
         config=candidate.config,
     )
-    store = FolderModelStore(settings.models)
+    store = folder_registry(settings.models)
     store.publish(weights, manifest)
     if damage:
         (folder / "releases" / manifest.release_id / "model.safetensors").write_bytes(b"nothing of the kind")
