@@ -23,7 +23,7 @@ from streams.stack.run import running_stack
 from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 _ROWS_AT_ONCE = 500
 

@@ -20,7 +20,7 @@ from streams.indexing.image_fetch import ImageFetcher
 from streams.runtime.delivery import Patience
 from streams.settings import Settings
 from streams.stores.vectors.collection import CollectionInfo
-from streams.stores.vectors.item_index import MilvusItemIndex, collection_name
+from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import MilvusRowScan
 
 
@@ -86,7 +86,7 @@ async def opened_verification(
             rows,
             MilvusRowScan(settings.milvus),
             _reading(settings),
-            is_current=lambda version: _is(settings, version, center.collection),
+            is_current=lambda version: _is(settings, version, center.name),
             mender=mender,
             on_progress=on_progress,
         ) as verification:

@@ -142,7 +142,7 @@ async def _verify_if_overdue(settings: Settings, encoder: Encoder, guard: Guard)
             "index.verification_forced",
             partitions=[one.partition for one in behind],
             committed=[one.committed for one in behind],
-            center=found.collection,
+            center=found.name,
             reason=(
                 "nothing was read for longer than deletes are kept "
                 f"({settings.topics.tombstone_retention_hours} hours): items may have been deleted unseen"

@@ -216,7 +216,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
     centers.append(center)
     if center is None:
         return f"{settings.milvus.shown_uri}, nothing indexed yet"
-    held = f"{center.collection} ({center.encoder_version or 'empty'}, {center.dim}-d)"
+    held = f"{center.name} ({center.encoder_version or 'empty'}, {center.dim}-d)"
     fix = (
         "set MIM_ENCODER__BUNDLE to the one that made them, or MIM_MILVUS__ALIAS to a new name to build another center"
     )

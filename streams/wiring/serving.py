@@ -28,7 +28,7 @@ from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.collection import read_center
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 if TYPE_CHECKING:
     from torch import Tensor

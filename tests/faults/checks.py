@@ -23,7 +23,7 @@ from schemas.letters import DeadLetter
 from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.training.scores import SCORES_FOLDER, read_scores
 from tests.faults.reference import Reference
 from tests.faults.scenario import PARTITIONS

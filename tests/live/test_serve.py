@@ -27,7 +27,8 @@ from streams.stack.run import RunningStack
 from streams.stores.artifacts.registry import folder_registry, pack_weights, weights_checksum
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
+from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 

@@ -70,7 +70,7 @@ def pointer_before_rename() -> None:
 def zombie_writes() -> None:
     """An index worker never looks whether it was replaced; it also dawdles between its look at a row and its write."""
     from streams.indexing import flow, slots
-    from streams.stores.vectors.item_index import MilvusItemIndex
+    from streams.stores.vectors.milvus_index import MilvusItemIndex
 
     upsert = MilvusItemIndex.upsert
 
@@ -94,7 +94,7 @@ def zombie_writes() -> None:
 
 def lost_tombstone() -> None:
     """Every third delete does not reach the center."""
-    from streams.stores.vectors.item_index import MilvusItemIndex
+    from streams.stores.vectors.milvus_index import MilvusItemIndex
 
     delete = MilvusItemIndex.delete
     count = 0
