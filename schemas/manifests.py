@@ -1,4 +1,4 @@
-"""Manifests: what a released model is, and what it was trained on."""
+"""Manifests: a released model, and what it was trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RELEASE_ID = r"^r[0-9]{6}-[0-9a-f]{12}$"
 
 
 class Fence(Message):
-    """Kafka's own proof of who may release: the transactional producer's id and epoch. A larger pair wins."""
+    """Kafka's fence of a trainer: the id and epoch of its transactional producer. A larger pair wins."""
 
     producer_id: int
     """Producer id that the broker gave to the trainer's transactional id."""
@@ -28,7 +28,7 @@ class Fence(Message):
 
 
 class ModelManifest(Message):
-    """`manifest.json` of a release folder: enough to serve it, to explain it and to rebuild its training set."""
+    """`manifest.json` of a release: enough to serve it, to explain it and to rebuild its training set."""
 
     schema_version: SchemaVersion = 1
     """Version of this schema."""
@@ -39,7 +39,7 @@ class ModelManifest(Message):
     parent: str | None = None
     """The release before."""
     encoder_version: EncoderVersion
-    """Vectors that this model may meet; no others."""
+    """Encoder version of the only vectors that this model scores."""
     dim: int
     """Width of those vectors."""
     created_at: UtcTime
@@ -49,7 +49,7 @@ class ModelManifest(Message):
     last_event_at: UtcTime | None = None
     """Event time of the last training row."""
     rows_trained: int = Field(ge=0)
-    """Impressions learned from, since the first release."""
+    """Impressions trained on, since the first release."""
     steps: int = Field(ge=0)
     """Optimiser steps taken."""
     rows_sha256: str
@@ -57,43 +57,43 @@ class ModelManifest(Message):
     rows_tree_sha256: str | None = None
     """Root of a hash tree over the users' rows of this release alone; it still verifies after a user was erased."""
     segment: str | None = None
-    """Journal of these rows, those learned since the candidate before; `mimstream trainset` rebuilds them from it."""
+    """Journal segment of the rows since the previous candidate; `mimstream trainset` rebuilds them from it."""
     offsets: TopicOffsets
-    """`behaviours`: per partition, the offset after the last event learned from of which all before are done with;
-    `embeddings`: the next offset to read."""
+    """`behaviours`: per partition, the offset below which all events are done with; `embeddings`: the next offset to
+    read."""
     cluster_id: str | None = None
     """The Kafka cluster that `offsets` belong to."""
     topic_ids: dict[str, str] = Field(default_factory=dict)
-    """The topics' own ids: a topic that was deleted and created again has another one."""
+    """Kafka's topic ids: a topic that was deleted and created again has another one."""
     config: dict[str, object] = Field(default_factory=dict)
     """Configuration of model and trainer."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """Prequential metrics at the time of release."""
     fence: Fence | None = None
-    """Who released it."""
+    """Fence of the trainer that released it."""
 
 
 class PromotionDecision(Message):
-    """`verdict.json` of a release folder: how the candidate compared with the release that answered then."""
+    """`verdict.json` of a release: how the candidate compared with the release that was current then."""
 
     schema_version: SchemaVersion = 1
     """Version of this schema."""
     passed: bool
-    """Whether it may answer; a refused one is kept, and serving stays as it is."""
+    """Whether it may become current; a refused one is kept, and the serving model stays."""
     reasons: list[str] = Field(default_factory=list)
     """Why it was refused; empty if it passed."""
     remarks: list[str] = Field(default_factory=list)
     """What could not be compared, and why."""
     against: str | None = None
-    """The release that it was compared with; None if nothing answered then."""
+    """The release that it was compared with; None if there was no current one."""
     rows: int = 0
-    """Rows that both scored before either had learned from them."""
+    """Rows that both scored before either was trained on them."""
     figures: dict[str, float | None] = Field(default_factory=dict)
-    """What was compared: `ciubm_*` of the candidate, `serving_*` of the release that answered."""
+    """What was compared: `ciubm_*` of the candidate, `serving_*` of the current release."""
 
 
 class ReleaseNotice(Message):
-    """A record of `models`: a release was made or chosen. Only a notice; the truth is the model store's pointer."""
+    """A record of `models`: a release was made or chosen. Only a notice; the registry's pointer decides."""
 
     schema_version: SchemaVersion = 1
     """Version of this schema."""
@@ -102,10 +102,10 @@ class ReleaseNotice(Message):
     weights_sha256: str
     """Checksum of its weights."""
     encoder_version: EncoderVersion
-    """The vectors it goes with."""
+    """Encoder version of the vectors that it scores."""
     released_at: UtcTime
     """Wall clock at release."""
     passed: bool = True
-    """Whether it may answer; a release that the promotion gate refused is announced too."""
+    """Whether it may become current; a release that the promotion gate refused is announced too."""
     chosen_by: str | None = None
-    """Who moved or pinned the pointer by hand, where it was not a trainer."""
+    """The user who moved or pinned the pointer; None for a trainer."""

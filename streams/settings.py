@@ -27,7 +27,7 @@ from streams.serving.config import ServeConfig
 from streams.stack.config import StackConfig
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.histories.client import RedisConfig
-from streams.stores.histories.redis_store import BehaviourStoreConfig
+from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.vectors.config import MilvusConfig
 from streams.training.config import TrainConsumerConfig
 from trainer.csft.config import CsftConfig, PretrainConfig

@@ -20,10 +20,10 @@ from streams.broker.topics import create_topics
 from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
 from streams.stack.run import running_stack
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 _ROWS_AT_ONCE = 500
 
@@ -101,7 +101,7 @@ class ScoreSystem:
         finally:
             await behaviours.close()
         weights, manifest = self.world.release(self._plan["history"])
-        models = FolderModelStore(settings.models)
+        models = folder_registry(settings.models)
         models.publish(weights, manifest)
         models.promote(manifest.release_id, None)
 

@@ -1,7 +1,7 @@
-"""`mimstream models list|show|promote|rollback|pin|unpin`: what was released, what answers, and who decided so.
+"""`mimstream models list|show|promote|rollback|pin|unpin`: releases, the current one, and the history of changes.
 
-The pointer in the model store is what counts: servers look at it every `MIM_SERVE__POLL_MODELS_SECONDS`. A notice on
-the topic `models` makes them look at once; where no broker answers the command does its work all the same.
+The pointer in the model registry decides: servers poll it every `MIM_SERVE__POLL_MODELS_SECONDS`. A notice on the topic
+`models` makes them read it at once; the command also works without a broker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import broker_errors, make_producer
 from streams.settings import Settings
-from streams.stores.artifacts.registry import CurrentPointer, ModelStore, find_release, open_models, whoever
+from streams.stores.artifacts.promotion import CurrentPointer
+from streams.stores.artifacts.registry import ModelRegistry, current_user, find_release, open_registry
 
 log = structlog.get_logger()
 
@@ -33,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     about = {
         "list": "all releases that are kept, what state they are in and how well they did",
-        "show": "one release: manifest, verdict of the promotion gate, every time the pointer came to it",
-        "promote": "make a release answer, also one that the gate refused or an older one; pins stay as they are",
-        "rollback": "make the parent of the current release answer, and pin it: a trainer that runs would undo it",
-        "pin": "keep trainers from changing what answers; they go on to train and to keep candidates",
-        "unpin": "let the next release that passes the gate answer again",
+        "show": "one release: manifest, verdict of the promotion gate, every change that made it current",
+        "promote": "make a release current, also one that the gate refused or an older one; pins stay as they are",
+        "rollback": "make the parent of the current release current, and pin it: a running trainer would undo it",
+        "pin": "keep trainers from changing the current release; they still train and keep candidates",
+        "unpin": "let the next release that passes the gate become current again",
     }
     for action, text in about.items():
         sub = actions.add_parser(action, help=text, description=text)
@@ -52,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Look, or move the pointer."""
-    store: ModelStore = open_models(settings.models)
+    """Show releases, or move the pointer."""
+    store = open_registry(settings.models)
     if options.action == "list":
         _show_list(store, as_json=options.json)
     elif options.action == "show":
@@ -63,17 +64,17 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def list_releases(store: ModelStore, *, now: datetime) -> list[dict[str, Any]]:
-    """One row per release that is kept, oldest first."""
+def list_releases(store: ModelRegistry, *, now: datetime) -> list[dict[str, Any]]:
+    """One row per kept release, oldest first."""
     current, been_current = store.current(), store.been_current()
     rows = []
     for manifest in store.list():
-        verdict = store.verdict(manifest.release_id)
-        figures = manifest.metrics | (verdict.figures if verdict else {})
+        decision = store.decision(manifest.release_id)
+        figures = manifest.metrics | (decision.figures if decision else {})
         rows.append(
             {
                 "release_id": manifest.release_id,
-                "state": _state(manifest, current, been_current, refused=verdict is not None and not verdict.passed),
+                "state": _state(manifest, current, been_current, refused=decision is not None and not decision.passed),
                 "pinned": current is not None and current.pinned and current.release_id == manifest.release_id,
                 "parent": manifest.parent,
                 "created_at": manifest.created_at.isoformat(),
@@ -82,7 +83,7 @@ def list_releases(store: ModelStore, *, now: datetime) -> list[dict[str, Any]]:
                 "last_event_at": manifest.last_event_at and manifest.last_event_at.isoformat(),
                 "encoder_version": manifest.encoder_version,
                 "metrics": figures,
-                "reasons": verdict.reasons if verdict else [],
+                "reasons": decision.reasons if decision else [],
             }
         )
     return rows
@@ -98,12 +99,12 @@ def _state(manifest: ModelManifest, current: CurrentPointer | None, been_current
     return "refused" if refused else "candidate"
 
 
-def describe_release(store: ModelStore, manifest: ModelManifest) -> dict[str, Any]:
-    """Everything that is known of one release."""
-    verdict = store.verdict(manifest.release_id)
+def describe_release(store: ModelRegistry, manifest: ModelManifest) -> dict[str, Any]:
+    """Manifest, promotion decision and history of one release."""
+    decision = store.decision(manifest.release_id)
     return {
         "manifest": manifest.model_dump(mode="json"),
-        "verdict": None if verdict is None else verdict.model_dump(mode="json"),
+        "verdict": None if decision is None else decision.model_dump(mode="json"),
         "history": [
             pointer.model_dump(mode="json", include={"sequence", "action", "pinned", "by", "at", "why"})
             for pointer in store.history()
@@ -112,7 +113,7 @@ def describe_release(store: ModelStore, manifest: ModelManifest) -> dict[str, An
     }
 
 
-def _change(options: argparse.Namespace, settings: Settings, store: ModelStore) -> None:
+def _change(options: argparse.Namespace, settings: Settings, store: ModelRegistry) -> None:
     seen = store.current()
     if options.action in ("pin", "unpin"):
         changed = store.pin(options.action == "pin", why=options.why)
@@ -132,7 +133,7 @@ def _change(options: argparse.Namespace, settings: Settings, store: ModelStore) 
         print(f"no broker answers: servers look within {settings.serve.poll_models_seconds:g} s by themselves")
 
 
-def _wanted(options: argparse.Namespace, store: ModelStore, seen: CurrentPointer | None) -> ModelManifest:
+def _wanted(options: argparse.Namespace, store: ModelRegistry, seen: CurrentPointer | None) -> ModelManifest:
     named = options.release
     if named is None:
         current = find_release(store, None)
@@ -151,13 +152,13 @@ def _wanted(options: argparse.Namespace, store: ModelStore, seen: CurrentPointer
 
 
 async def _announce(settings: Settings, manifest: ModelManifest) -> bool:
-    """Give notice if a broker answers; only a shortcut for who would look a few seconds later."""
+    """Send a notice if a broker answers; without it servers notice the change at their next poll."""
     notice = ReleaseNotice(
         release_id=manifest.release_id,
         weights_sha256=manifest.weights_sha256,
         encoder_version=manifest.encoder_version,
         released_at=manifest.created_at,
-        chosen_by=whoever(),
+        chosen_by=current_user(),
     )
     producer = make_producer(settings.kafka)
     try:
@@ -174,7 +175,7 @@ async def _announce(settings: Settings, manifest: ModelManifest) -> bool:
     return True
 
 
-def _show_list(store: ModelStore, *, as_json: bool) -> None:
+def _show_list(store: ModelRegistry, *, as_json: bool) -> None:
     rows = list_releases(store, now=datetime.now(UTC))
     if as_json:
         print(json.dumps(rows, indent=2))

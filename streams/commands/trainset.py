@@ -19,7 +19,7 @@ from streams.broker.cluster import ClusterTopics, describe_input
 from streams.broker.forgotten import read_forgotten_users
 from streams.settings import Settings
 from streams.stores.artifacts.journal import KeptSegment, SegmentMeta
-from streams.stores.artifacts.registry import find_release, open_models
+from streams.stores.artifacts.registry import find_release, open_registry
 from streams.training.input import TrainingInput
 from streams.wiring.training import make_journal_store
 from trainer.samples.forgotten import ForgottenUsers
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     from trainer.provenance.rebuild import Rebuild, damaged_vectors
     from trainer.samples.join_rules import JoinRules
 
-    manifest = find_release(open_models(settings.models), options.release)
+    manifest = find_release(open_registry(settings.models), options.release)
     if manifest.segment is None or manifest.rows_tree_sha256 is None:
         raise Misconfigured(
             f"release {manifest.release_id} was made before there was a journal: its rows are not known"

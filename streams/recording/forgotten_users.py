@@ -16,7 +16,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.topics import TopicsConfig
 from streams.runtime.delivery import Patience, retry_until_available
-from streams.stores.histories.redis_store import BehaviourStore
+from streams.stores.histories.store import BehaviourStore
 
 log = structlog.get_logger()
 

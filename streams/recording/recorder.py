@@ -25,7 +25,8 @@ from streams.broker.records import read_batch
 from streams.dead_letters.producer import DeadLetters
 from streams.recording.config import RecordConfig
 from streams.runtime.delivery import Patience, retry_until_available
-from streams.stores.histories.redis_store import BehaviourStore, RecordReport
+from streams.stores.histories.packed_history import RecordReport
+from streams.stores.histories.store import BehaviourStore
 
 log = structlog.get_logger()
 

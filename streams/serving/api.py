@@ -48,7 +48,7 @@ from streams.serving.config import ServeConfig
 from streams.serving.model_watcher import ModelWatcher, ServedModel
 from streams.serving.reports import RequestReport
 from streams.serving.vector_cache import VectorCache
-from streams.stores.histories.redis_store import BehaviourStore
+from streams.stores.histories.store import BehaviourStore
 from streams.stores.vectors.item_index import ItemIndex
 from trainer.networks.item_rows import ItemRows
 

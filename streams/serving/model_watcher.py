@@ -16,7 +16,7 @@ from schemas.errors import PipelineError, StoreUnavailable
 from schemas.manifests import ModelManifest
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.serving.reports import ModelReport
-from streams.stores.artifacts.registry import ModelStore
+from streams.stores.artifacts.registry import ModelRegistry
 from trainer.networks.item_rows import ItemRows
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ModelWatcher:
 
     def __init__(
         self,
-        store: ModelStore,
+        store: ModelRegistry,
         make_scorer: MakeScorer,
         *,
         encoder_version: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -11,7 +12,7 @@ import structlog
 from schemas.errors import Misconfigured, Unavailable
 from schemas.manifests import Fence, TopicOffsets
 from streams.broker.cluster import ClusterTopics
-from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash, moment
+from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash
 from streams.stores.artifacts.journal import JournalStore, Present, SegmentMeta
 from streams.training.config import ANEW
 from trainer.samples.join_rules import JoinRules
@@ -107,7 +108,7 @@ class Checkpoints:
             )
         assert self._log is not None
         meta = CheckpointMeta(
-            created_at=moment(self._clock()),
+            created_at=datetime.fromtimestamp(self._clock(), UTC),
             encoder_version=encoder_version,
             dim=dim,
             offsets=offsets,

@@ -27,7 +27,8 @@ from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice, T
 from streams.broker.cluster import ClusterTopics
 from streams.broker.leadership import Leadership
 from streams.stores.artifacts.artifact_store import NotFound
-from streams.stores.artifacts.registry import ModelStore, PromotionResult, Weights, pack_weights, weights_checksum
+from streams.stores.artifacts.promotion import PromotionResult
+from streams.stores.artifacts.registry import ModelRegistry, Weights, pack_weights, weights_checksum
 from streams.training.config import ANEW
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ReleasePublisher:
 
     def __init__(
         self,
-        store: ModelStore,
+        store: ModelRegistry,
         leadership: Leadership,
         *,
         notices_topic: str,
@@ -123,7 +124,7 @@ class ReleasePublisher:
 
     async def attach(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionDecision:
         """Keep the verdict beside the manifest; the one that counts, if there was one before."""
-        return await asyncio.to_thread(self._store.decide, manifest.release_id, verdict)
+        return await asyncio.to_thread(self._store.record_decision, manifest.release_id, verdict)
 
     async def carry_out(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionResult | None:
         """Announce, and promote if the gate let it pass; None if it was refused, or if something does not answer.
@@ -210,7 +211,7 @@ class ReleasePublisher:
     async def both(
         self, release_id: str, other: str
     ) -> tuple[tuple[Weights, ModelManifest], tuple[Weights, ModelManifest]]:
-        """Two releases. Raises as `ModelStore.load` does."""
+        """Two releases. Raises as `ModelRegistry.load` does."""
         return await asyncio.to_thread(lambda: (self._store.load(release_id), self._store.load(other)))
 
     def _publish(self, candidate: Candidate, offsets: TopicOffsets) -> Published:
@@ -252,7 +253,7 @@ class ReleasePublisher:
 
     def _published(self, manifest: ModelManifest) -> Published:
         was_current = manifest.release_id in self._store.been_current()
-        return Published(manifest, self._store.verdict(manifest.release_id), was_current=was_current)
+        return Published(manifest, self._store.decision(manifest.release_id), was_current=was_current)
 
     def _next_number(self, kept: Sequence[ModelManifest]) -> int:
         known = [manifest.release_id for manifest in kept] + ([self.current_id] if self.current_id else [])
@@ -265,7 +266,7 @@ class ReleasePublisher:
         for manifest in reversed(self._store.list()):
             if (manifest.cluster_id, manifest.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
                 continue
-            verdict = self._store.verdict(manifest.release_id)
+            verdict = self._store.decision(manifest.release_id)
             if manifest.release_id in been_current or (verdict is not None and not verdict.passed):
                 return manifest.offsets.get("behaviours", {})
         return {}

@@ -64,7 +64,7 @@ class Restore:
         """Put trainer and surroundings back; returns the place of the newest score."""
         meta, state = found.meta, found.state
         trainer = self._turns.make(meta.encoder_version, meta.dim)
-        with found.put_back():
+        with found.restoring():
             await asyncio.to_thread(trainer.restore, state.part("trainer"))
             trainer.forget_overtaken(beginnings)
             loop = state.part("loop").values

@@ -24,7 +24,7 @@ from streams.indexing.image_fetch import ImageFetcher
 from streams.runtime.delivery import Patience
 from streams.settings import Settings
 from streams.stores.vectors.collection import CollectionInfo, read_center
-from streams.stores.vectors.item_index import MilvusItemIndex, collection_name
+from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import MilvusRowScan
 
 
@@ -90,7 +90,7 @@ async def open_verification(
             partial(rows.fetch, pending=True),
             MilvusRowScan(settings.milvus),
             _decoding(settings),
-            is_current=partial(_is_version_of, settings, center.collection),
+            is_current=partial(_is_version_of, settings, center.name),
             repairer=repairer,
             on_progress=on_progress,
         ) as verification:

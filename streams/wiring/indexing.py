@@ -134,7 +134,7 @@ async def _repair(
         "index.verification_forced",
         partitions=[one.partition for one in overdue],
         committed=[one.committed for one in overdue],
-        center=found.collection,
+        center=found.name,
         reason=(
             "nothing was read for longer than deletes are kept "
             f"({settings.topics.tombstone_retention_hours} hours): items may have been deleted unseen"

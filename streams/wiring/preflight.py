@@ -17,9 +17,10 @@ from streams.broker.cluster import read_log_identity
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
-from streams.stores.artifacts.registry import open_models
+from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis, redis_errors
-from streams.stores.histories.redis_store import RedisBehaviourStore, foreign_log
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
 
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
@@ -215,7 +216,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
     centers.append(center)
     if center is None:
         return f"{settings.milvus.shown_uri}, nothing indexed yet"
-    held = f"{center.collection} ({center.encoder_version or 'empty'}, {center.dim}-d)"
+    held = f"{center.name} ({center.encoder_version or 'empty'}, {center.dim}-d)"
     fix = (
         "set MIM_ENCODER__BUNDLE to the one that made them, or MIM_MILVUS__ALIAS to a new name to build another center"
     )
@@ -227,7 +228,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
 
 
 async def _model(settings: Settings, encoder_version: str | None) -> str:
-    store = open_models(settings.models)
+    store = open_registry(settings.models)
     pointer = await asyncio.to_thread(store.current)
     if pointer is None:
         return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"

@@ -24,11 +24,11 @@ from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.model_watcher import ModelWatcher, follow_notices
 from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings
-from streams.stores.artifacts.registry import open_models
+from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.collection import read_center
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         await index.open()
         vector_cache = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
         models = ModelWatcher(
-            open_models(settings.models),
+            open_registry(settings.models),
             make_scorer,
             encoder_version=version,
             poll_seconds=config.poll_models_seconds,

@@ -25,7 +25,7 @@ from streams.settings import Settings
 from streams.stores.artifacts.artifact_store import FolderArtifactStore
 from streams.stores.artifacts.checkpoints import CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
-from streams.stores.artifacts.registry import open_models, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import open_registry, pack_weights, weights_checksum
 from streams.training.checkpointing import Checkpoints, learning_config
 from streams.training.event_times import EventTimeFinder
 from streams.training.input import TrainingInput
@@ -167,7 +167,7 @@ class _Train:
     def _releaser_maker(self, leadership: Leadership) -> Any:
         def make(encoder_version: str, dim: int) -> ReleasePublisher:
             return ReleasePublisher(
-                open_models(self._settings.models),
+                open_registry(self._settings.models),
                 leadership,
                 notices_topic=self._settings.topics.full_name("models"),
                 read_log=lambda: describe_input(self._settings.kafka, self._settings.topics),
@@ -228,8 +228,8 @@ def make_snapshot_store(settings: Settings) -> CheckpointStore:
     """The snapshots that a trainer of these settings writes and goes on from."""
     folder = training_folder(settings)
     named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
-    shelf = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named=named)
-    return CheckpointStore(shelf, keep=settings.train.keep_snapshots, named=named)
+    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named=named)
+    return CheckpointStore(artifacts, keep=settings.train.keep_snapshots, named=named)
 
 
 def make_journal_store(settings: Settings) -> JournalStore:

@@ -40,7 +40,7 @@ from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings, load_settings
 from streams.stack.run import running_stack
-from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import in_memory_registry, pack_weights, weights_checksum
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
@@ -130,7 +130,7 @@ async def score(settings: Settings) -> dict[str, float]:
             f"item-{n}", "bench-1", vector, "", epoch, None, None, None, True, True, 0, n, 0
         )
     store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
-    models = InMemoryModelStore()
+    models = in_memory_registry()
     candidate = OnlineTrainer(TrainerConfig(), encoder_version="bench-1", dim=DIM, partitions=[0]).candidate()
     checksum = weights_checksum(pack_weights(candidate.weights))
     manifest = ModelManifest(

@@ -17,11 +17,11 @@ from streams.stores.artifacts.artifact_store import (
     InMemoryArtifactStore,
     NotFound,
     VersionedPointer,
-    exchange,
 )
 from streams.stores.artifacts.object_store import S3ArtifactStore
+from streams.stores.artifacts.pointer import update_pointer
 
-MakeShelf = Callable[[], ArtifactStore]
+OpenStore = Callable[[], ArtifactStore]
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ ACCESS = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
 
 
 @pytest.fixture(params=["folder", "memory", "fsspec-memory", "s3"])
-def make_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> MakeShelf:
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Opens the same place again each time it is called, as another process would."""
     names = {"entries": "things", "pointer": "current.json", "named": "here"}
     where = uuid.uuid4().hex
@@ -69,75 +69,75 @@ def make_shelf(request: pytest.FixtureRequest, tmp_path: Path) -> MakeShelf:
     return lambda: only
 
 
-def test_an_entry_comes_back_from_another_process_and_never_changes(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
-    assert shelf.names() == [] and shelf.pointer() is None and shelf.notes() == []
-    shelf.put("r1", {"a.bin": b"\x00" * 1000, "b.json": b"{}"})
+def test_an_entry_comes_back_from_another_process_and_never_changes(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    assert store.names() == [] and store.pointer() is None and store.audit_trail() == []
+    store.put("r1", {"a.bin": b"\x00" * 1000, "b.json": b"{}"})
     assert other.names() == ["r1"] and other.read("r1", "a.bin") == b"\x00" * 1000
     other.put("r1", {"a.bin": b"other", "c": b"more"})
-    assert shelf.read("r1", "a.bin") == b"\x00" * 1000
+    assert store.read("r1", "a.bin") == b"\x00" * 1000
     with pytest.raises(NotFound):
-        shelf.read("r1", "c")
+        store.read("r1", "c")
     with pytest.raises(NotFound):
-        shelf.read("r2", "a.bin")
-    shelf.put("r0", {"a.bin": b"1"})
+        store.read("r2", "a.bin")
+    store.put("r0", {"a.bin": b"1"})
     assert other.names() == ["r0", "r1"]
 
 
-def test_what_is_attached_is_written_once_and_goes_with_its_entry(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
+def test_what_is_attached_is_written_once_and_goes_with_its_entry(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
     with pytest.raises(NotFound):
-        shelf.attach("r1", "verdict.json", b"{}")
-    shelf.put("r1", {"a": b"1"})
+        store.attach("r1", "verdict.json", b"{}")
+    store.put("r1", {"a": b"1"})
     with pytest.raises(NotFound):
         other.read("r1", "verdict.json")
-    shelf.attach("r1", "verdict.json", b"first")
+    store.attach("r1", "verdict.json", b"first")
     other.attach("r1", "verdict.json", b"second")
     other.attach("r1", "a", b"second")
-    shelf.sweep(-1)
+    store.sweep(-1)
     assert other.read("r1", "verdict.json") == b"first" and other.read("r1", "a") == b"1"
     assert other.names() == ["r1"]
-    other.drop("r1")
-    shelf.put("r1", {"a": b"2"})
+    other.delete("r1")
+    store.put("r1", {"a": b"2"})
     with pytest.raises(NotFound):
-        shelf.read("r1", "verdict.json")
+        store.read("r1", "verdict.json")
 
 
-def test_what_was_dropped_is_gone_and_its_name_is_free(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
-    shelf.put("r1", {"a": b"1"})
-    other.drop("r1")
-    other.drop("r1")
-    assert shelf.names() == []
+def test_what_was_dropped_is_gone_and_its_name_is_free(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    store.put("r1", {"a": b"1"})
+    other.delete("r1")
+    other.delete("r1")
+    assert store.names() == []
     with pytest.raises(StoreUnavailable):
-        shelf.read("r1", "a")
-    shelf.put("r1", {"a": b"2"})
-    shelf.sweep(0)
+        store.read("r1", "a")
+    store.put("r1", {"a": b"2"})
+    store.sweep(0)
     assert other.read("r1", "a") == b"2"
 
 
-def test_the_pointer_moves_only_for_who_knows_what_it_holds(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
-    assert shelf.swap(b"1", expected=None)
-    assert not other.swap(b"x", expected=None)
+def test_the_pointer_moves_only_for_who_knows_what_it_holds(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    assert store.compare_and_swap(b"1", expected=None)
+    assert not other.compare_and_swap(b"x", expected=None)
     seen = other.pointer()
     assert seen is not None and seen.content == b"1"
-    assert other.swap(b"2", expected=seen)
-    assert not shelf.swap(b"3", expected=seen)  # seen is outdated: it slept since
-    assert not shelf.swap(b"3", expected=VersionedPointer(b"never", '"0"'))
-    now = shelf.pointer()
+    assert other.compare_and_swap(b"2", expected=seen)
+    assert not store.compare_and_swap(b"3", expected=seen)  # seen is outdated: it slept since
+    assert not store.compare_and_swap(b"3", expected=VersionedPointer(b"never", '"0"'))
+    now = store.pointer()
     assert now is not None and now.content == b"2"
 
 
-def test_of_two_racing_writers_no_change_is_lost(make_shelf: MakeShelf) -> None:
+def test_of_two_racing_writers_no_change_is_lost(open_store: OpenStore) -> None:
     rounds = 25
     lost: list[BaseException] = []
 
     def count(name: str) -> None:
-        shelf = make_shelf()
+        store = open_store()
         try:
             for _ in range(rounds):
-                exchange(shelf, lambda raw: json.dumps([*json.loads(raw or b"[]"), name]).encode())
+                update_pointer(store, lambda raw: json.dumps([*json.loads(raw or b"[]"), name]).encode())
         except BaseException as error:
             lost.append(error)
 
@@ -147,70 +147,70 @@ def test_of_two_racing_writers_no_change_is_lost(make_shelf: MakeShelf) -> None:
     for writer in writers:
         writer.join()
     assert not lost
-    held = make_shelf().pointer()
+    held = open_store().pointer()
     assert held is not None
     assert sorted(json.loads(held.content)) == ["a"] * rounds + ["b"] * rounds
 
 
-def test_a_change_that_is_refused_writes_nothing_and_is_asked_again_when_overtaken(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
-    shelf.swap(b"1", expected=None)
+def test_a_change_that_is_refused_writes_nothing_and_is_asked_again_when_overtaken(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    store.compare_and_swap(b"1", expected=None)
     asked: list[bytes | None] = []
 
     def change(before: bytes | None) -> bytes | None:
         asked.append(before)
         if len(asked) == 1:
-            assert other.swap(b"2", expected=other.pointer())  # somebody is faster between our look and our write
+            assert other.compare_and_swap(b"2", expected=other.pointer())  # faster than us
         return None if before == b"9" else (before or b"") + b"!"
 
-    assert exchange(shelf, change) == b"2!" and asked == [b"1", b"2"]
-    shelf.swap(b"9", expected=shelf.pointer())
-    assert exchange(shelf, change) is None
+    assert update_pointer(store, change) == b"2!" and asked == [b"1", b"2"]
+    store.compare_and_swap(b"9", expected=store.pointer())
+    assert update_pointer(store, change) is None
     held = other.pointer()
     assert held is not None and held.content == b"9"
 
 
-def test_of_two_writers_of_one_name_the_first_wins_whole(make_shelf: MakeShelf) -> None:
+def test_of_two_writers_of_one_name_the_first_wins_whole(open_store: OpenStore) -> None:
     def put(content: bytes) -> None:
-        make_shelf().put("r1", {"a": content, "b": content})
+        open_store().put("r1", {"a": content, "b": content})
 
     writers = [threading.Thread(target=put, args=(content,)) for content in (b"1", b"2")]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    shelf = make_shelf()
-    assert shelf.read("r1", "a") == shelf.read("r1", "b")
+    store = open_store()
+    assert store.read("r1", "a") == store.read("r1", "b")
 
 
-def test_notes_are_written_once_and_come_in_the_order_of_their_names(make_shelf: MakeShelf) -> None:
-    shelf, other = make_shelf(), make_shelf()
+def test_audit_records_are_written_once_and_come_in_the_order_of_their_names(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
     for name in ("00000002.json", "00000001.json"):
-        shelf.note(name, name.encode())
-    other.note("00000001.json", b"another story")
-    assert other.notes() == [b"00000001.json", b"00000002.json"]
-    assert other.note_names() == ["00000001.json", "00000002.json"]
+        store.append_audit(name, name.encode())
+    other.append_audit("00000001.json", b"another story")
+    assert other.audit_trail() == [b"00000001.json", b"00000002.json"]
+    assert other.audit_names() == ["00000001.json", "00000002.json"]
 
 
 @pytest.mark.parametrize("name", ["../up", "", "a/b", ".hidden"])
-def test_no_name_leads_out_of_the_shelf(make_shelf: MakeShelf, name: str) -> None:
+def test_no_name_leads_out_of_the_store(open_store: OpenStore, name: str) -> None:
     with pytest.raises(ValueError, match="not a name"):
-        make_shelf().put(name, {"a": b""})
+        open_store().put(name, {"a": b""})
 
 
 def test_an_entry_whose_writer_was_killed_is_not_there_and_is_swept(tmp_path: Path) -> None:
     import fsspec
 
     where = uuid.uuid4().hex
-    shelf = S3ArtifactStore(f"memory://{where}", entries="things", pointer="current.json", named="here")
+    store = S3ArtifactStore(f"memory://{where}", entries="things", pointer="current.json", named="here")
     memory = fsspec.filesystem("memory")
     memory.pipe_file(f"/{where}/things/r1.0123456789ab/a", b"half")
-    shelf.put("r2", {"a": b"whole"})
-    assert shelf.names() == ["r2"]
-    shelf.sweep(3600)
+    store.put("r2", {"a": b"whole"})
+    assert store.names() == ["r2"]
+    store.sweep(3600)
     assert memory.exists(f"/{where}/things/r1.0123456789ab/a")
-    shelf.sweep(-1)
-    assert not memory.exists(f"/{where}/things/r1.0123456789ab/a") and shelf.read("r2", "a") == b"whole"
+    store.sweep(-1)
+    assert not memory.exists(f"/{where}/things/r1.0123456789ab/a") and store.read("r2", "a") == b"whole"
 
 
 def test_a_store_without_conditional_puts_is_refused() -> None:
@@ -220,7 +220,7 @@ def test_a_store_without_conditional_puts_is_refused() -> None:
 
 def test_an_object_store_that_does_not_answer_is_unavailable() -> None:
     pytest.importorskip("s3fs")
-    shelf = S3ArtifactStore(
+    store = S3ArtifactStore(
         "s3://models/x",
         entries="things",
         pointer="p",
@@ -233,4 +233,4 @@ def test_an_object_store_that_does_not_answer_is_unavailable() -> None:
         },
     )
     with pytest.raises(StoreUnavailable, match="MIM_MODELS__URL"):
-        shelf.pointer()
+        store.pointer()

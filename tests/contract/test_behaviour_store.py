@@ -15,11 +15,8 @@ from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
 from streams.stores.histories.client import RedisConfig, make_redis
-from streams.stores.histories.redis_store import (
-    BehaviourStore,
-    InMemoryBehaviourStore,
-    RedisBehaviourStore,
-)
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
 
 

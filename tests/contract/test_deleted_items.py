@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 
 from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.deleted_items import DeletedItems, InMemoryDeletedItems, RedisDeletedItems
-from streams.stores.histories.redis_store import (
-    BehaviourStore,
-    BehaviourStoreConfig,
-    InMemoryBehaviourStore,
-    RedisBehaviourStore,
-)
+from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
 
 

@@ -24,7 +24,8 @@ from streams.stack.milvus_part import MilvusPart
 from streams.stack.parts import NotReady
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
-from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow, MilvusItemIndex, collection_name
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow
+from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
 
 DIM = 16

@@ -22,8 +22,8 @@ LOG = ClusterTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behav
 
 
 def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> CheckpointStore:
-    shelf = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
-    return CheckpointStore(shelf, keep=keep, named="here")
+    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
+    return CheckpointStore(artifacts, keep=keep, named="here")
 
 
 def make_state(number: int) -> State:
@@ -52,11 +52,11 @@ def make_meta(number: int) -> CheckpointMeta:
 
 
 def make_journal(folder: Path) -> JournalStore:
-    shelves = [
+    stores = [
         FolderArtifactStore(folder, entries=name, pointer=f"{name}.json", named="here")
         for name in ("journal", "vectors")
     ]
-    return JournalStore(shelves[0], shelves[1], named="here")
+    return JournalStore(*stores, named="here")
 
 
 def make_snapshots(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from schemas.behaviours import Behaviour, BehaviourKind
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
-from streams.stores.histories.redis_store import BehaviourStoreConfig
+from streams.stores.histories.config import BehaviourStoreConfig
 
 LOG = TopicIncarnation("cluster-1", "mim.behaviours", "topic-1")
 

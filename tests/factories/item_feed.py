@@ -23,7 +23,8 @@ from schemas.letters import DeadLetter
 from streams.broker.clients import broker_errors, make_consumer, make_producer
 from streams.broker.topics import TopicName
 from streams.settings import Settings
-from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
+from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 
 def picture(colour: str = "red", size: int = 32) -> bytes:

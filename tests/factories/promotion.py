@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.manifests import Fence, ReleaseNotice
 from streams.broker.cluster import ClusterTopics
-from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.stores.artifacts.registry import ModelRegistry
 from streams.training.release_schedule import PromotionGate
 from streams.training.releaser import ReleasePublisher
 from tests.factories.samples import DIM, click_log, make_trainer, small_config
@@ -36,7 +36,7 @@ class Leads:
 class Scene:
     """A trainer with a log before it, and the store that it releases into."""
 
-    def __init__(self, store: InMemoryModelStore, *, release_every_rows: int = 64) -> None:
+    def __init__(self, store: ModelRegistry, *, release_every_rows: int = 64) -> None:
         self.store, self.leads = store, Leads()
         self.trainer: OnlineTrainer = make_trainer(small_config(release_every_rows=release_every_rows))
         self.events = iter(enumerate(click_log(400)[0]))

@@ -14,7 +14,7 @@ from streams.broker.clients import make_consumer, make_producer
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import read_batch
 from streams.settings import Settings
-from streams.stores.histories.redis_store import InMemoryBehaviourStore
+from streams.stores.histories.store import InMemoryBehaviourStore
 
 USERS = 40
 

@@ -8,7 +8,7 @@ import torch
 
 from schemas.manifests import Fence, ModelManifest
 from streams.settings import Settings
-from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import folder_registry, pack_weights, weights_checksum
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 
@@ -48,7 +48,7 @@ def release_untrained(settings: Settings, *, encoder_version: str, dim: int) -> 
             "config": candidate.config,
         }
     )
-    store = FolderModelStore(settings.models)
+    store = folder_registry(settings.models)
     store.publish(candidate.weights, manifest)
     store.promote(manifest.release_id, None)
     return manifest.release_id

@@ -28,8 +28,8 @@ from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
-from streams.stores.artifacts.registry import InMemoryModelStore, pack_weights, weights_checksum
-from streams.stores.histories.redis_store import InMemoryBehaviourStore
+from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry, pack_weights, weights_checksum
+from streams.stores.histories.store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from trainer.networks.item_rows import ItemRows
 
@@ -89,7 +89,7 @@ def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Plain
     return PlainScorer(float(weights["bias"]))
 
 
-def release(store: InMemoryModelStore, number: int, bias: float, *, version: str = VERSION, name: str = "bias") -> str:
+def release(store: ModelRegistry, number: int, bias: float, *, version: str = VERSION, name: str = "bias") -> str:
     weights = {name: torch.tensor(bias)}
     checksum = weights_checksum(pack_weights(weights))
     manifest = ModelManifest(
@@ -141,7 +141,7 @@ class Bench:
     client: TestClient[Any, Any]
     service: ScoringService
     index: InMemoryItemIndex
-    models: InMemoryModelStore
+    models: ModelRegistry
 
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         response = await self.client.post(path, json=body)
@@ -175,7 +175,7 @@ async def open_bench() -> AsyncIterator[Open]:
             )
             await behaviours.record(0, [Numbered(0, taken)], first_offset=0, next_offset=1)
         metrics = Metrics()
-        models = InMemoryModelStore()
+        models = in_memory_registry()
         clock = asyncio.get_running_loop().time
         service = ScoringService(
             config=ServeConfig(**config),

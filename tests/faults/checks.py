@@ -20,10 +20,10 @@ from encoders.base import Encoder, ItemContent
 from schemas.errors import PipelineError, Unavailable
 from schemas.items import ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.training.scores import SCORES_FOLDER, read_scores
 from tests.faults.reference import Reference
 from tests.faults.scenario import PARTITIONS
@@ -308,7 +308,7 @@ def rows_learned(world: World) -> list[Row]:
 def look_at_releases(world: World, reference: Reference) -> Findings:
     """Each release is a point on the way of the uninterrupted trainer, each goes beyond its parent, one is current."""
     found = Findings()
-    store = FolderModelStore(world.settings.models)
+    store = folder_registry(world.settings.models)
     try:
         manifests, pointer = store.list(), store.current()
         if pointer is not None:
@@ -339,7 +339,7 @@ class PointerWatch:
     """Follows the pointer all the time, as a server would: at every moment it names a whole release, or nothing."""
 
     def __init__(self, world: World) -> None:
-        self._store = FolderModelStore(world.settings.models)
+        self._store = folder_registry(world.settings.models)
         self._pointer = Path(world.settings.models.folder) / "current.json"
         self.findings = Findings()
         self.looks = 0
@@ -402,7 +402,7 @@ async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> F
                 near = {one["item_id"] for result in json.loads(text)["results"] for one in result["neighbours"] or []}
                 if answer.status != 200 or (ghosts := near & set(truth.gone)):
                     found.add(f"the server finds deleted items, or nothing: {answer.status}", ghosts)
-        current = FolderModelStore(world.settings.models).current()
+        current = folder_registry(world.settings.models).current()
         if current is not None and ids:
             body = {"user_id": users[0], "item_ids": [*ids, *gone]}
             async with session.post("/v1/score", json=body) as answer:

@@ -42,8 +42,8 @@ def fresh() -> OnlineTrainer:
 
 
 def _store(folder: Path) -> CheckpointStore:
-    shelf = FolderArtifactStore(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
-    return CheckpointStore(shelf, keep=2, named="here", clock=lambda: 0.0)
+    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
+    return CheckpointStore(artifacts, keep=2, named="here", clock=lambda: 0.0)
 
 
 @cache
@@ -72,7 +72,7 @@ def with_file(name: str) -> Callable[[bytes], None]:
             store = _store(Path(folder))
             found = store.load(store.current_id() or snapshot_id)
             trainer = fresh()
-            with found.put_back():
+            with found.restoring():
                 trainer.restore(found.state.part("trainer"))
 
     return run

@@ -25,7 +25,8 @@ from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
 from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
-from streams.stores.vectors.item_index import ItemRow, _from_milvus, _to_milvus
+from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.milvus_index import from_milvus, to_milvus
 from tests.fuzz.snapshots import CORPUS_OF, with_file
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -70,7 +71,7 @@ def _item(data: bytes, field_map: dict[str, str] | None = None) -> None:
         produced_at_ms=0,
         title=item.title[:500],
     )
-    back = _from_milvus(_to_milvus(row))
+    back = from_milvus(to_milvus(row))
     assert (back.item_id, back.published_at, back.price) == (row.item_id, row.published_at, row.price)
     ItemPublished.model_validate_json(item.model_dump_json())
 

@@ -27,7 +27,7 @@ from streams.stack.parts import PartName
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.training.config import TrainConsumerConfig
 from streams.training.input import TrainingInput
 from streams.training.loop import TrainOnBehaviours

@@ -21,7 +21,7 @@ from streams.commands import center as center_command
 from streams.indexing.announcements import as_embedding
 from streams.settings import Settings
 from streams.stores.vectors.collection import read_center
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from tests.factories.index_worker import Start, start_index
 from tests.factories.item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items, until
 

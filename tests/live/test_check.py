@@ -19,7 +19,7 @@ from streams.settings import Settings
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.config import MilvusConfig
-from streams.stores.vectors.item_index import MilvusItemIndex
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks
 
 CHECKS = ["broker", "topics", "redis", "behaviour view", "encoder", "milvus", "model"]

@@ -13,7 +13,7 @@ import pytest
 
 from streams.serving.model_watcher import ModelWatcher
 from streams.settings import Settings
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from streams.wiring.serving import make_scorer
 from tests.factories.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
 
@@ -28,7 +28,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
         assert done.wait(60) == 0, done.output()
         return json.loads(done.output())
 
-    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    world, store, state = World(), folder_registry(settings.models), tmp_path / "state"
     await produce(settings, world=world, behaviours=world.behaviours(1400))
     trainer = process("train", "--state", str(state), env=SMALL)
     wait_until(lambda: accounts(state).get("releases", 0) >= 2, "two releases", 120)

@@ -24,10 +24,11 @@ from streams.broker.records import Numbered
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
 from streams.stack.run import RunningStack
-from streams.stores.artifacts.registry import FolderModelStore, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import folder_registry, pack_weights, weights_checksum
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.vectors.item_index import ItemRow, MilvusItemIndex
+from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.milvus_index import MilvusItemIndex
 from tests.factories.index_worker import SOON
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
@@ -134,7 +135,7 @@ def release(folder: Path, settings: Settings, number: int, *, damage: bool = Fal
         offsets={},
         config=candidate.config,
     )
-    store = FolderModelStore(settings.models)
+    store = folder_registry(settings.models)
     store.publish(weights, manifest)
     if damage:
         (folder / "releases" / manifest.release_id / "model.safetensors").write_bytes(b"nothing of the kind")

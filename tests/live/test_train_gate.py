@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streams.settings import Settings
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, World, accounts, produce, read_notices, wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(240)
 async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serving_stays(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    world, store, state = World(), folder_registry(settings.models), tmp_path / "state"
     gate = {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__MIN_TAKES": "50"}
     await produce(settings, world=world, behaviours=world.behaviours(700))
     good = process("train", "--state", str(state), env=SMALL | gate)
@@ -40,7 +40,7 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
     current = store.current()
     assert current is not None and current.release_id == before.release_id
     refused = store.list()[1]
-    verdict = store.verdict(refused.release_id)
+    verdict = store.decision(refused.release_id)
     assert verdict is not None and not verdict.passed and any("log-loss" in reason for reason in verdict.reasons)
     assert verdict.against == before.release_id and verdict.rows >= 250
     assert refused.parent == before.release_id and store.load(refused.release_id)
@@ -52,7 +52,7 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
 async def test_a_trial_that_was_cut_short_by_a_kill_goes_on_and_is_decided_once(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    world, store, state = World(), folder_registry(settings.models), tmp_path / "state"
     env = SMALL | {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__LOG_LOSS_MARGIN": "9", "MIM_GATE__MIN_TAKES": "9999"}
     env |= {"MIM_TRAIN__SNAPSHOT_EVERY_EVENTS": "100"}
     events = world.behaviours(1200)  # ends within the second candidate's trial
@@ -64,15 +64,15 @@ async def test_a_trial_that_was_cut_short_by_a_kill_goes_on_and_is_decided_once(
     )
     first.kill()
     before = [manifest.release_id for manifest in store.list()]
-    assert len(before) == 2 and store.verdict(before[1]) is None
+    assert len(before) == 2 and store.decision(before[1]) is None
 
     second = process("train", "--state", str(state), env=env)
     await asyncio.to_thread(second.wait_for, "train.ready", 120)
     await produce(settings, behaviours=world.behaviours(300))
-    await asyncio.to_thread(wait_until, lambda: store.verdict(before[1]), "the verdict", 120)
+    await asyncio.to_thread(wait_until, lambda: store.decision(before[1]), "the verdict", 120)
     await asyncio.to_thread(wait_until, lambda: accounts(state).get("releases", 0) == 1, "the promotion", 120)
     assert second.stop() == 0
-    verdict, current = store.verdict(before[1]), store.current()
+    verdict, current = store.decision(before[1]), store.current()
     assert verdict is not None and 250 <= verdict.rows < 250 + 64 and verdict.against == before[0]
     assert current is not None and current.release_id == before[1]
     assert [manifest.release_id for manifest in store.list()][:2] == before

@@ -19,7 +19,7 @@ from streams.broker.clients import make_producer
 from streams.broker.cluster import describe_input
 from streams.broker.leadership import Leadership
 from streams.settings import Settings
-from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
+from streams.stores.artifacts.registry import folder_registry, in_memory_registry
 from streams.training.releaser import ReleasePublisher
 from tests.factories.click_world import (
     DIM,
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(240)
 async def test_a_restart_does_not_release_what_is_behind_the_current_release(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world, store, state = World(), FolderModelStore(settings.models), tmp_path / "state"
+    world, store, state = World(), folder_registry(settings.models), tmp_path / "state"
     await produce(settings, world=world, behaviours=world.behaviours(1800))
     first = process("train", "--state", str(state), env=SMALL)
     first.wait_for("train.ready")
@@ -91,7 +91,7 @@ async def leader(settings: Settings, process: Callable[..., Any], state: Path) -
 async def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    store, states = FolderModelStore(settings.models), [tmp_path / "a", tmp_path / "b"]
+    store, states = folder_registry(settings.models), [tmp_path / "a", tmp_path / "b"]
     world, first = await leader(settings, process, states[0])
     second = process("train", "--state", str(states[1]), env=SMALL)
     third = process("train", "--state", str(tmp_path / "c"), env=SMALL)
@@ -117,7 +117,7 @@ async def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(
 async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_exits(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    store, states = FolderModelStore(settings.models), [tmp_path / "a", tmp_path / "b"]
+    store, states = folder_registry(settings.models), [tmp_path / "a", tmp_path / "b"]
     world, first = await leader(settings, process, states[0])
     second = process("train", "--state", str(states[1]), env=SMALL)
     second.wait_for("train.standby")
@@ -142,7 +142,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
     from trainer.online.trainer import Candidate
 
     topics = settings.topics
-    store = InMemoryModelStore()
+    store = in_memory_registry()
     leadership = Leadership(
         settings.kafka,
         group=topics.group("train"),

@@ -15,7 +15,7 @@ from schemas.manifests import ModelManifest
 from streams.broker.clients import make_admin
 from streams.settings import Settings
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from streams.wiring.training import make_snapshot_store
 from tests.factories.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
 
@@ -39,7 +39,7 @@ def what_was_learned(manifest: ModelManifest) -> tuple[Any, ...]:
 
 
 def releases(folder: Path) -> list[ModelManifest]:
-    return list(FolderModelStore(ModelStoreConfig(folder=folder)).list())
+    return list(folder_registry(ModelStoreConfig(folder=folder)).list())
 
 
 async def test_training_killed_twice_makes_the_releases_of_a_run_that_nobody_disturbed(

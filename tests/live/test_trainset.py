@@ -16,7 +16,7 @@ from streams.broker.clients import make_admin
 from streams.broker.topics import TopicName
 from streams.commands.forget import forget_user
 from streams.settings import Settings
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, Run, World, produce
 from tests.factories.item_feed import announced, feeding, read_all, until
 
@@ -39,7 +39,7 @@ async def test_a_release_is_rebuilt_after_compaction_update_delete_and_erasure(
     await until(lambda: all_announced(settings, len(world.items)))
     await produce(settings, behaviours=world.behaviours(1500))
     mimstream("train", "--until-end", "--state", str(tmp_path / "state"))
-    manifest = FolderModelStore(settings.models).list()[1]
+    manifest = folder_registry(settings.models).list()[1]
     release = manifest.release_id
 
     status, printed = mimstream("trainset", "show", release, "--json")

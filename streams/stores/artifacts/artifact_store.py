@@ -1,24 +1,15 @@
-"""Where releases and snapshots are kept: entries that never change, and one pointer that is compared and swapped.
+"""Where releases and checkpoints are kept: entries that never change, and one pointer that is compared and swapped.
 
 ```text
-entry      a name and some files, all of them or none to be seen, never changed; put again under its name: harmless.
-           What is found out about it later is attached, a file each, written once
-note       one small file that is written once, for ever: the audit trail
-pointer    one small text; replaced by whoever still knows what it holds, so that of two writers one is told "no"
+entry      a name and some files, visible all at once or not at all, immutable; putting it again changes nothing.
+           More files can be attached later, each written once
+audit      small files that are written once and never deleted
+pointer    one small text; replaced only by a writer that read its present state, so that of two writers one fails
 ```
 
-A folder (`FolderArtifactStore`) and an object store (`object_store`) keep the same promises. To change the
-pointer, say what it should become, given what it is:
-
-    exchange(shelf, lambda before: after)
-
-The function is called again with what is there then if somebody else was faster, so whatever it refuses (a smaller
-fence, a pin) is refused against the pointer that is really replaced: between its look and its write nobody else wrote.
-A process that was stopped for an hour between the two is told "no" as well. The pointer's text must differ at every
-change (give it a running number): equal texts are taken for the same state.
-
-Nothing here knows what is in the files. All calls block: use a thread from inside a loop. What heals by waiting is
-`StoreUnavailable`.
+A folder (`FolderArtifactStore`) and an object store (`object_store`) keep the same promises; `pointer` has the
+optimistic update of the pointer. The contents of the files are opaque here. All calls block: use a thread from inside
+a loop. What heals by waiting is `StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -36,102 +27,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from typing_extensions import override
+
 from schemas.errors import StoreUnavailable
 
 LOCK_FILE = "promote.lock"
-NOTES = "history"
+AUDIT_FOLDER = "history"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 _UNFINISHED = ".unfinished-"
-_MAX_ATTEMPTS = 100
 
 
 class NotFound(StoreUnavailable):
-    """The store answers, and does not hold this entry or file (any more)."""
+    """The store answers, and has no such entry or file (any more)."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionedPointer:
-    """What the pointer holds, with whatever the store needs to recognise this very state again."""
+    """Text of the pointer, with the tag by which the store recognises this state."""
 
     content: bytes
     tag: str = ""
 
 
 class ArtifactStore(Protocol):
-    """Entries, notes and one pointer under one root."""
+    """Entries, an audit trail and one pointer under one root."""
 
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Make an entry. If one of that name is there it stays as it is, whatever `files` hold now."""
-        ...
+        """Make an entry. An existing one of that name stays as it is, whatever `files` contain."""
 
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """Add one more file to an entry, once: if it has one of that name, that stays. Raises `NotFound`."""
-        ...
+        """Add one more file to an entry; an existing one of that name stays. Raises `NotFound`."""
 
     def read(self, name: str, file: str) -> bytes:
         """One file of an entry, attached or not. Raises `NotFound` if there is none of that name."""
-        ...
 
     def names(self) -> list[str]:
         """Names of all entries, sorted."""
-        ...
 
-    def drop(self, name: str) -> None:
-        """Take an entry away, at once for who asks now. Somebody who is reading it may find a file missing."""
-        ...
+    def delete(self, name: str) -> None:
+        """Delete an entry. A concurrent reader of it may find a file missing."""
 
     def sweep(self, older_than_seconds: float) -> None:
-        """Remove what writers that were killed left behind."""
-        ...
+        """Remove unfinished writes of killed processes."""
 
     def pointer(self) -> VersionedPointer | None:
-        """What the pointer holds; None before the first swap."""
-        ...
+        """Present state of the pointer; None before the first write."""
 
-    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
-        """Replace the pointer if it still is as `expected` (None: there is none); False if it is not."""
-        ...
+    def compare_and_swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        """Replace the pointer if its state is still `expected` (None: it does not exist); False otherwise."""
 
-    def note(self, name: str, content: bytes) -> None:
-        """Write a note unless there is one of that name."""
-        ...
+    def append_audit(self, name: str, content: bytes) -> None:
+        """Write an audit record unless there is one of that name."""
 
-    def note_names(self) -> list[str]:
-        """Names of all notes, sorted."""
-        ...
+    def audit_names(self) -> list[str]:
+        """Names of all audit records, sorted."""
 
-    def notes(self) -> list[bytes]:
-        """All notes, in the order of their names."""
-        ...
+    def audit_trail(self) -> list[bytes]:
+        """All audit records, in the order of their names."""
 
 
-def exchange(shelf: ArtifactStore, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
-    """Replace the pointer by what `change` makes of it; None leaves it alone. Returns what it made.
-
-    What `change` raises passes through, and nothing is written.
-    """
-    for _ in range(_MAX_ATTEMPTS):
-        before = shelf.pointer()
-        after = change(None if before is None else before.content)
-        if after is None or shelf.swap(after, expected=before):
-            return after
-        now = shelf.pointer()
-        if now is not None and now.content == after:
-            return after  # ours: the answer to an earlier attempt got lost on the way
-    raise StoreUnavailable("store", f"the pointer was replaced {_MAX_ATTEMPTS} times while it was to be changed")
-
-
-class FolderArtifactStore:
+class FolderArtifactStore(ArtifactStore):
     """A folder that several processes share; its file system must honour locks and renames.
 
     ```text
     <root>/<entries>/<name>/<file>      written under another name, forced to disk, renamed
-    <root>/history/<note>
+    <root>/history/<audit record>
     <root>/<pointer>                    replaced by a rename, under <root>/promote.lock
     ```
 
-    `named` is how messages call the root (`/data/models (MIM_MODELS__FOLDER)`). `at_step` is told each step just before
-    it reaches the disk, so that a test can end the process there.
+    `named` is the root in messages (`/data/models (MIM_MODELS__FOLDER)`). `at_step` gets the name of each step just
+    before it reaches the disk, so that a test can end the process there.
     """
 
     def __init__(
@@ -147,15 +112,15 @@ class FolderArtifactStore:
         self._root = root
         self._entries = root / entries
         self._pointer = root / pointer
-        self._notes = root / NOTES
+        self._audit = root / AUDIT_FOLDER
         self._named = named
         self._lock_timeout_seconds = lock_timeout_seconds
         self._at_step = at_step
 
+    @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `ArtifactStore`."""
-        target = self._entry(name)
-        with self._disk("write"):
+        target = self.entry_folder(name)
+        with self._errors("write"):
             self._entries.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 return
@@ -175,61 +140,61 @@ class FolderArtifactStore:
             self._at_step("sync entries")
             _sync_folder(self._entries)
 
+    @override
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
-        entry = self._entry(name)
-        with self._disk("write"):
+        entry = self.entry_folder(name)
+        with self._errors("write"):
             try:
                 self._write_once(entry / checked_name(file), content)
             except FileNotFoundError:
                 raise NotFound("store", f"{entry} is not there, or not any more") from None
 
+    @override
     def read(self, name: str, file: str) -> bytes:
-        """See `ArtifactStore`."""
-        path = self._entry(name) / checked_name(file)
-        with self._disk("read"):
+        path = self.entry_folder(name) / checked_name(file)
+        with self._errors("read"):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
                 raise NotFound("store", f"{path} is not there, or not any more") from None
 
+    @override
     def names(self) -> list[str]:
-        """See `ArtifactStore`."""
-        with self._disk("read"):
+        with self._errors("read"):
             if not self._entries.is_dir():
                 return []
             return sorted(entry.name for entry in os.scandir(self._entries) if _NAME.match(entry.name))
 
-    def drop(self, name: str) -> None:
-        """See `ArtifactStore`."""
+    @override
+    def delete(self, name: str) -> None:
         doomed = self._entries / f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
-        with self._disk("remove"):
+        with self._errors("remove"):
             self._at_step("drop entry")
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                self._entry(name).rename(doomed)
+                self.entry_folder(name).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
+    @override
     def sweep(self, older_than_seconds: float) -> None:
-        """See `ArtifactStore`."""
         patterns = (f"{_UNFINISHED}*", f"*/{_UNFINISHED}*")
         for entry in [
-            found for pattern in patterns for found in (*self._entries.glob(pattern), *self._notes.glob(pattern))
+            found for pattern in patterns for found in (*self._entries.glob(pattern), *self._audit.glob(pattern))
         ]:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - entry.stat().st_mtime > older_than_seconds:
                     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
 
+    @override
     def pointer(self) -> VersionedPointer | None:
-        """See `ArtifactStore`."""
-        with self._disk("read"):
+        with self._errors("read"):
             try:
                 return VersionedPointer(self._pointer.read_bytes())
             except FileNotFoundError:
                 return None
 
-    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
-        """See `ArtifactStore`."""
-        with self._disk("write"), self._lock():
+    @override
+    def compare_and_swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        with self._errors("write"), self._lock():
             self._at_step("compare pointer")
             now = self.pointer()
             if (None if now is None else now.content) != (None if expected is None else expected.content):
@@ -242,23 +207,24 @@ class FolderArtifactStore:
             _sync_folder(self._root)
         return True
 
-    def note(self, name: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
-        with self._disk("write"):
-            self._notes.mkdir(parents=True, exist_ok=True)
-            self._write_once(self._notes / checked_name(name), content)
+    @override
+    def append_audit(self, name: str, content: bytes) -> None:
+        with self._errors("write"):
+            self._audit.mkdir(parents=True, exist_ok=True)
+            self._write_once(self._audit / checked_name(name), content)
 
-    def note_names(self) -> list[str]:
-        """See `ArtifactStore`."""
-        with self._disk("read"):
-            return sorted(path.name for path in self._notes.glob("[!.]*"))
+    @override
+    def audit_names(self) -> list[str]:
+        with self._errors("read"):
+            return sorted(path.name for path in self._audit.glob("[!.]*"))
 
-    def notes(self) -> list[bytes]:
-        """See `ArtifactStore`."""
-        with self._disk("read"):
-            return [(self._notes / name).read_bytes() for name in self.note_names()]
+    @override
+    def audit_trail(self) -> list[bytes]:
+        with self._errors("read"):
+            return [(self._audit / name).read_bytes() for name in self.audit_names()]
 
-    def _entry(self, name: str) -> Path:
+    def entry_folder(self, name: str) -> Path:
+        """Folder of an entry, whether it exists or not."""
         return self._entries / checked_name(name)
 
     def _write_once(self, path: Path, content: bytes) -> None:
@@ -309,75 +275,76 @@ class FolderArtifactStore:
             yield
 
     @contextmanager
-    def _disk(self, action: str) -> Iterator[None]:
+    def _errors(self, action: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise StoreUnavailable("store", f"cannot {action} in {self._named}: {error}") from error
 
 
-class InMemoryArtifactStore:
-    """The same behaviour in one process's memory."""
+class InMemoryArtifactStore(ArtifactStore):
+    """An artifact store in the memory of one process."""
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, bytes]] = {}
-        self._held: VersionedPointer | None = None
-        self._notes: dict[str, bytes] = {}
+        self._pointer: VersionedPointer | None = None
+        self._audit: dict[str, bytes] = {}
 
+    @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `ArtifactStore`."""
         self._entries.setdefault(checked_name(name), dict(files))
 
+    @override
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
         if name not in self._entries:
             raise NotFound("store", f"{name} is not there, or not any more")
         self._entries[name].setdefault(checked_name(file), content)
 
+    @override
     def read(self, name: str, file: str) -> bytes:
-        """See `ArtifactStore`."""
         try:
             return self._entries[name][file]
         except KeyError:
             raise NotFound("store", f"{name}/{file} is not there, or not any more") from None
 
+    @override
     def names(self) -> list[str]:
-        """See `ArtifactStore`."""
         return sorted(self._entries)
 
-    def drop(self, name: str) -> None:
-        """See `ArtifactStore`."""
+    @override
+    def delete(self, name: str) -> None:
         self._entries.pop(name, None)
 
+    @override
     def sweep(self, older_than_seconds: float) -> None:
-        """See `ArtifactStore`."""
+        pass
 
+    @override
     def pointer(self) -> VersionedPointer | None:
-        """See `ArtifactStore`."""
-        return self._held
+        return self._pointer
 
-    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
-        """See `ArtifactStore`."""
-        if self._held != expected:
+    @override
+    def compare_and_swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        if self._pointer != expected:
             return False
-        self._held = VersionedPointer(content)
+        self._pointer = VersionedPointer(content)
         return True
 
-    def note(self, name: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
-        self._notes.setdefault(checked_name(name), content)
+    @override
+    def append_audit(self, name: str, content: bytes) -> None:
+        self._audit.setdefault(checked_name(name), content)
 
-    def note_names(self) -> list[str]:
-        """See `ArtifactStore`."""
-        return sorted(self._notes)
+    @override
+    def audit_names(self) -> list[str]:
+        return sorted(self._audit)
 
-    def notes(self) -> list[bytes]:
-        """See `ArtifactStore`."""
-        return [self._notes[name] for name in self.note_names()]
+    @override
+    def audit_trail(self) -> list[bytes]:
+        return [self._audit[name] for name in self.audit_names()]
 
 
 def checked_name(name: str) -> str:
-    """The name itself. Raises `ValueError` for what could leave the shelf."""
+    """The name itself. Raises `ValueError` for one that could lead out of the store."""
     if not _NAME.match(name):
         raise ValueError(f"not a name of an entry or file: {name!r}")
     return name

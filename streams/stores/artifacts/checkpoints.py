@@ -1,16 +1,16 @@
-"""Snapshots of the trainer: everything it is, with the offsets it had read to, as one entry that never changes.
+"""Checkpoints of the trainer: its whole state with the offsets that it had read to, as one immutable entry.
 
 ```text
 snapshots/n000012-3f2a.../state.safetensors    arrays: weights, optimiser, id tables, bank, window, histories, ...
                           values.json          numbers and texts that belong to them, the state of generators
-                          snapshot.json        whose it is: offsets, log, encoder, configuration, checksums
-current.json                                   which one to resume from, and under which fence it was written
+                          snapshot.json        offsets, log, encoder, configuration, checksums, fence
+current.json                                   the one to resume from, and the fence it was written under
 ```
 
-The pointer moves only after the entry is there, and never back to an earlier trainer. No two trainers write under one
-name: one that wakes up late takes away what is its own, and nothing of its successor's.
+The pointer moves only after the entry exists, and never back to an earlier trainer. No two trainers write under one
+name: a superseded trainer deletes its own entry, and none of its successor's.
 
-Nothing is pickled: what is read from here cannot run.
+Nothing is pickled, so loading a checkpoint runs no code from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,8 @@ from pydantic import Field, ValidationError
 from schemas.base import EncoderVersion, Message, UtcTime
 from schemas.errors import Fenced, Misconfigured
 from schemas.manifests import Fence, TopicOffsets
-from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound, exchange
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
+from streams.stores.artifacts.pointer import refuse_smaller_fence, update_pointer
 
 if TYPE_CHECKING:  # settings import this package; no command should pay for the trainer because of that
     from trainer.state import State
@@ -43,16 +43,16 @@ STATE_FILE = "state.safetensors"
 VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
 FORMAT = 2
-"""Raised when what a snapshot holds changes in a way that older code cannot read, or newer code not any more."""
+"""Incremented when the contents of a checkpoint change incompatibly."""
 _NAME = re.compile(r"^n[0-9]{6}-[0-9a-f]{12}$")
 _LEFTOVER_SECONDS = 600.0
 
 
 class CheckpointMeta(Message):
-    """`snapshot.json`: enough to say whether a trainer may go on from it."""
+    """`snapshot.json`: enough to decide whether a trainer may resume from it."""
 
     format: int = FORMAT
-    """Version of what the other files hold."""
+    """Version of the other files' contents."""
     snapshot_id: str = Field(default="", pattern=r"^(n[0-9]{6}-[0-9a-f]{12})?$")
     """Running number and the head of a hash of contents and `fence`."""
     state_sha256: str = ""
@@ -60,9 +60,9 @@ class CheckpointMeta(Message):
     values_sha256: str = ""
     """Checksum of `values.json`."""
     created_at: UtcTime
-    """Wall clock when it was taken."""
+    """Wall clock when it was written."""
     encoder_version: EncoderVersion
-    """The vectors it goes with."""
+    """Encoder version of the item vectors."""
     dim: int = Field(ge=1, le=8192)
     """Width of those vectors."""
     offsets: TopicOffsets
@@ -72,38 +72,38 @@ class CheckpointMeta(Message):
     topic_ids: dict[str, str]
     """The topics' own ids: a topic that was deleted and created again has another one."""
     config: dict[str, Any]
-    """Everything that decides what is learned; a trainer with another one does not go on from here."""
+    """Settings that decide what is learned; a trainer with other ones does not resume from here."""
     code_sha256: str
-    """Hash of the code that decides what is learned; another one is told, and goes on."""
+    """Hash of the code that decides what is learned; a different one is logged, and training resumes."""
     rows_trained: int = Field(ge=0)
     """Rows learned from so far."""
     rows_sha256: str
     """Hash over these rows."""
     fence: Fence | None = None
-    """Who took it."""
+    """Fence of the trainer that wrote it."""
 
 
 class _Pointer(Message):
     """Contents of `current.json`."""
 
     snapshot_id: str
-    """The snapshot to resume from."""
+    """The checkpoint to resume from."""
     fence: Fence | None = None
-    """Who wrote this."""
+    """Fence of the trainer that wrote this."""
     sequence: int = 0
     """Running number of the pointer's changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A snapshot, read and checked."""
+    """A checkpoint, read and verified."""
 
     meta: CheckpointMeta
     state: State
 
     @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """While parts of a trainer are restored: what does not fit them is `Misconfigured`, never a crash."""
+    def restoring(self) -> Iterator[None]:
+        """For restoring parts of a trainer: contents that do not fit raise `Misconfigured`."""
         try:
             yield
         except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -114,26 +114,28 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """Snapshots on a shelf. All calls block: use a thread from inside a loop.
+    """Checkpoints in an artifact store. All calls block: use a thread from inside a loop.
 
-    `keep` is how many of the newest are kept; `named` is how messages call the place, with the setting that names it.
+    `keep` is the number of newest ones that are kept; `named` is the place in messages, with its setting.
     """
 
-    def __init__(self, shelf: ArtifactStore, *, keep: int, named: str, clock: Callable[[], float] = time.time) -> None:
-        self._shelf = shelf
+    def __init__(
+        self, artifacts: ArtifactStore, *, keep: int, named: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._artifacts = artifacts
         self._keep = keep
         self._named = named
         self._clock = clock
 
     def take_over(self, fence: Fence | None) -> None:
-        """Put a new trainer's fence on the pointer: an earlier one cannot move it any more. Raises `Fenced`."""
-        exchange(self._shelf, lambda raw: None if raw is None else self._succeeding(raw, None, fence))
+        """Put a new trainer's fence on the pointer, so that earlier ones cannot move it. Raises `Fenced`."""
+        update_pointer(self._artifacts, lambda raw: None if raw is None else self._succeeding(raw, None, fence))
 
     def write(self, state: State, meta: CheckpointMeta, fence: Fence | None) -> CheckpointMeta:
-        """Keep a snapshot, make it the one to resume from, and forget the oldest; its description, completed.
+        """Write a checkpoint, make it the one to resume from, and delete the oldest; returns the completed `meta`.
 
-        Raises `Fenced` if a later trainer has written here, `StoreUnavailable` if it cannot be written now; what was
-        there before is then still there, and readable.
+        Raises `Fenced` if a later trainer has written here, `StoreUnavailable` if it cannot be written now; the
+        previous checkpoints then stay readable.
         """
         packed = pack_arrays(state.arrays)
         values = json.dumps(state.values, allow_nan=False).encode()
@@ -149,31 +151,31 @@ class CheckpointStore:
             }
         )
         files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
-        self._shelf.put(meta.snapshot_id, files)
+        self._artifacts.put(meta.snapshot_id, files)
         try:
-            exchange(self._shelf, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
+            update_pointer(self._artifacts, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
         except Fenced:
-            self._shelf.drop(meta.snapshot_id)
+            self._artifacts.delete(meta.snapshot_id)
             raise
-        self._forget_old(meta.snapshot_id)
+        self._delete_old(meta.snapshot_id)
         log.info("snapshot.written", snapshot=meta.snapshot_id, rows=meta.rows_trained, bytes=len(packed) + len(values))
         return meta
 
     def current_id(self) -> str | None:
-        """The snapshot to resume from; None before the first."""
-        held = self._shelf.pointer()
-        return None if held is None else self._pointer(held.content).snapshot_id
+        """The checkpoint to resume from; None before the first."""
+        found = self._artifacts.pointer()
+        return None if found is None else self._pointer(found.content).snapshot_id
 
     def kept(self) -> list[CheckpointMeta]:
-        """What is kept, oldest first."""
+        """All kept checkpoints, oldest first."""
         found = []
         for name in self._names():
-            with suppress(NotFound):  # forgotten by another process just now
+            with suppress(NotFound):  # deleted by another process just now
                 found.append(self._meta(name))
         return found
 
     def load(self, snapshot_id: str) -> Checkpoint:
-        """Read a snapshot and check it.
+        """Read and verify a checkpoint.
 
         Raises `Misconfigured` if it is damaged or of another format, `StoreUnavailable` if it is not there.
         """
@@ -185,7 +187,7 @@ class CheckpointStore:
                 f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {FORMAT}: "
                 f"{self._way_out}"
             )
-        packed, values = self._shelf.read(snapshot_id, STATE_FILE), self._shelf.read(snapshot_id, VALUES_FILE)
+        packed, values = self._artifacts.read(snapshot_id, STATE_FILE), self._artifacts.read(snapshot_id, VALUES_FILE)
         found = (hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest())
         if found != (meta.state_sha256, meta.values_sha256):
             raise self._damaged(snapshot_id, "its checksums differ from those it was written with")
@@ -201,30 +203,25 @@ class CheckpointStore:
         return "resume from another with `mimstream train --from-snapshot ID`, or remove the folder to train anew"
 
     def _names(self) -> list[str]:
-        return [name for name in self._shelf.names() if _NAME.match(name)]
+        return [name for name in self._artifacts.names() if _NAME.match(name)]
 
     def _next_number(self) -> int:
         return 1 + max((int(name[1:7]) for name in self._names()), default=0)
 
     def _succeeding(self, raw: bytes | None, snapshot_id: str | None, fence: Fence | None) -> bytes:
         before = None if raw is None else self._pointer(raw)
-        if before is not None and before.fence is not None:
-            held = before.fence
-            if fence is None or fence.as_pair() < held.as_pair():
-                ours = "none" if fence is None else f"producer {fence.producer_id}, epoch {fence.epoch}"
-                raise Fenced(
-                    f"snapshot {before.snapshot_id} belongs to a later trainer (producer {held.producer_id}, epoch "
-                    f"{held.epoch}; ours: {ours}); if its Kafka cluster is gone for good, use an empty {self._named}"
-                )
+        if before is not None:
+            subject = f"snapshot {before.snapshot_id} belongs to"
+            refuse_smaller_fence(before.fence, fence, subject=subject, way_out=f"an empty {self._named}")
         chosen = snapshot_id or (before.snapshot_id if before else "")
         after = _Pointer(snapshot_id=chosen, fence=fence, sequence=0 if before is None else before.sequence + 1)
         return after.model_dump_json(indent=2).encode()
 
-    def _forget_old(self, current: str) -> None:
+    def _delete_old(self, current: str) -> None:
         for name in self._names()[: -self._keep]:
             if name != current:
-                self._shelf.drop(name)
-        self._shelf.sweep(_LEFTOVER_SECONDS)
+                self._artifacts.delete(name)
+        self._artifacts.sweep(_LEFTOVER_SECONDS)
 
     def _pointer(self, raw: bytes) -> _Pointer:
         try:
@@ -237,7 +234,7 @@ class CheckpointStore:
 
     def _meta(self, snapshot_id: str) -> CheckpointMeta:
         try:
-            meta = CheckpointMeta.model_validate_json(self._shelf.read(snapshot_id, META_FILE))
+            meta = CheckpointMeta.model_validate_json(self._artifacts.read(snapshot_id, META_FILE))
         except ValidationError as error:
             raise self._damaged(snapshot_id, f"{error.error_count()} fields of {META_FILE} are wrong") from None
         if meta.snapshot_id != snapshot_id:
@@ -248,7 +245,7 @@ class CheckpointStore:
         return Misconfigured(f"snapshot {snapshot_id} in {self._named} is damaged: {why}; {self._way_out}")
 
 
-_NOT_LEARNED_WITH = ("offline", "datasets")
+_NOT_IN_TRAINING = ("offline", "datasets")
 
 
 def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
@@ -295,11 +292,6 @@ def hash_sources(packages: Sequence[Path]) -> str:
     for root in packages:
         for path in sorted(root.rglob("*.py")):
             name = path.relative_to(root)
-            if name.parts[0] not in _NOT_LEARNED_WITH:
+            if name.parts[0] not in _NOT_IN_TRAINING:
                 digest.update(f"{root.name}/{name.as_posix()}".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def moment(seconds: float) -> datetime:
-    """A clock's answer as a time."""
-    return datetime.fromtimestamp(seconds, UTC)

@@ -1,18 +1,18 @@
-"""The journal of training, a segment per candidate, and the vectors that its rows were learned with.
+"""The journal of training: a segment per candidate, and the vectors that its rows were learned with.
 
 ```text
 journal/s000020000-3f2a.../segment.safetensors    places of rows in the log, negatives, which vector from when on
                            values.json
-                           segment.json           whose it is: log, encoder, rules of the join, hashes
-vectors/v000001-9b1c.../vectors.safetensors       content and vector digests with their vectors
-                        writer.json               the fence of the trainer that wrote them; each trainer keeps one once
+                           segment.json           log, encoder, rules of the join, hashes, fence
+vectors/v000001-9b1c.../vectors.safetensors       digests of vectors, and the vectors
+                        writer.json               fence of the trainer that wrote them; each writes a vector once
 ```
 
-Segments and vectors are there before the release that they belong to, and go when it goes. The topic `embeddings` keeps
-only the newest vector of an item; what older rows saw is here.
+Segments and vectors are written before the release that they belong to, and deleted with it. The topic `embeddings`
+keeps only the newest vector of an item; older ones that rows were learned with are here.
 
-A trainer takes away only what it, or one before it, has written, and refers only to vectors of its own: one that wakes
-up late takes nothing away that its successor needs.
+A trainer deletes only what itself or an earlier trainer has written, and refers only to vectors of its own: one that
+was superseded deletes nothing that its successor needs.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from schemas.errors import Misconfigured
 from schemas.manifests import Fence
 from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
+from streams.stores.artifacts.pointer import may_replace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,18 +53,18 @@ _PACK = re.compile(r"^v[0-9]{6}-[0-9a-f]{12}$")
 
 
 class SegmentMeta(Message):
-    """`segment.json`: what it takes to read the log again as it was read."""
+    """`segment.json`: enough to read the log again in the same way."""
 
     segment_id: str
     """First row and the head of `root`."""
     root: str
     """Hash over rows, negatives and vectors."""
     rows: int
-    """How many rows."""
+    """Number of rows."""
     sha256: str = ""
     """Checksum of the other two files together."""
     encoder_version: EncoderVersion
-    """The vectors it was learned with."""
+    """Encoder version of the vectors."""
     dim: int
     """Width of those vectors."""
     cluster_id: str | None
@@ -73,20 +74,20 @@ class SegmentMeta(Message):
     begins: dict[int, int]
     """Per partition of `behaviours`, where training began to read."""
     ends: dict[int, int]
-    """Per partition, the next offset that was to be read when the segment ended."""
+    """Per partition, the next offset to read when the segment ended."""
     overtaken: list[tuple[int, int]] = Field(default_factory=list)
-    """Partition and offset of events that were late because the other partitions had gone on."""
+    """Partition and offset of events that were late because their partition had been idle."""
     rules: dict[str, float]
     """Settings of the trainer that the join depends on."""
     packs: list[str] = Field(default_factory=list)
-    """Where its vectors are."""
+    """Names of the packs with its vectors."""
     fence: Fence | None = None
-    """Who wrote it."""
+    """Fence of the trainer that wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Names of the segments and vectors that were there at one moment."""
+    """Names of the segments and packs of vectors that existed at one time."""
 
     segments: Collection[str]
     packs: Collection[str]
@@ -94,14 +95,14 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class KeptSegment:
-    """A segment, read and checked; its archive is read on demand."""
+    """A segment, read and verified; its vectors are read by `JournalStore.vectors`."""
 
     meta: SegmentMeta
     segment: Segment
 
 
 class JournalStore:
-    """Segments on one shelf, vectors on another. All calls block. `named` is how messages call the place."""
+    """Segments in one artifact store, vectors in another. All calls block. `named` is the place in messages."""
 
     def __init__(self, segments: ArtifactStore, vectors: ArtifactStore, *, named: str) -> None:
         self._segments = segments
@@ -110,7 +111,7 @@ class JournalStore:
         self._packed: dict[bytes, str] | None = None
 
     def write(self, segment: Segment, meta: SegmentMeta) -> None:
-        """Keep a segment and those of its vectors that `meta.fence` has not kept yet. Raises `StoreUnavailable`."""
+        """Write a segment and those of its vectors that `meta.fence` has not written yet. Raises `StoreUnavailable`."""
         packs = self._archive(segment.archive, meta.fence)
         state = segment.to_state()
         packed, values = pack_arrays(state.arrays), json.dumps(state.values).encode()
@@ -135,7 +136,7 @@ class JournalStore:
         return KeptSegment(meta, Segment.from_state(State(unpack_arrays(packed), json.loads(values))))
 
     def vectors(self, meta: SegmentMeta) -> dict[bytes, NDArray[np.float32]]:
-        """The vectors of a segment's packs by their digest; a pack that is not there is passed over."""
+        """The vectors of a segment's packs by digest; missing packs are passed over."""
         found: dict[bytes, NDArray[np.float32]] = {}
         for name in meta.packs:
             with suppress(NotFound):
@@ -144,22 +145,22 @@ class JournalStore:
         return found
 
     def present(self) -> Present:
-        """What is there; ask before you ask which releases there are. Raises `StoreUnavailable`."""
-        packs = self._packs()  # first: a pack comes before the segments that need it
+        """What exists now; call it before listing releases. Raises `StoreUnavailable`."""
+        packs = self._packs()  # first: a pack is written before the segments that need it
         return Present(self._segment_names(), packs)
 
     def retain(self, segment_ids: Collection[str], among: Present, fence: Fence | None) -> None:
-        """Forget all other segments `among` these, and vectors that no segment needs; nothing of a later trainer."""
+        """Delete all other segments `among` these, and packs that no segment needs; none of a later trainer."""
         for name in among.segments:
-            if name not in segment_ids and _may_drop(self._segment_writer(name), fence):
-                self._segments.drop(name)
+            if name not in segment_ids and may_replace(self._segment_writer(name), fence):
+                self._segments.delete(name)
         needed: set[str] = set()
         for name in self._segment_names():
             with suppress(NotFound):
                 needed.update(json.loads(self._segments.read(name, META_FILE))["packs"])
         for name in among.packs:
-            if name not in needed and _may_drop(self._pack_writer(name), fence):
-                self._vectors.drop(name)
+            if name not in needed and may_replace(self._pack_writer(name), fence):
+                self._vectors.delete(name)
                 self._packed = None
                 log.info("journal.vectors_forgotten", pack=name)
         self._segments.sweep(600.0)
@@ -185,7 +186,7 @@ class JournalStore:
             found: dict[bytes, str] = {}
             for name in self._packs():
                 if self._pack_writer(name) != fence:
-                    continue  # its writer may take it away any moment
+                    continue  # its writer may delete it at any time
                 found |= {digest.tobytes(): name for digest in self._pack(name)["digests"]}
             self._packed = found
         return self._packed
@@ -194,14 +195,14 @@ class JournalStore:
         return [name for name in self._segments.names() if _SEGMENT.match(name)]
 
     def _segment_writer(self, name: str) -> Fence | None:
-        with suppress(NotFound, ValidationError):  # what is damaged belongs to nobody
+        with suppress(NotFound, ValidationError):  # a damaged one has no writer
             return SegmentMeta.model_validate_json(self._segments.read(name, META_FILE)).fence
         return None
 
     def _pack_writer(self, name: str) -> Fence | None:
-        with suppress(NotFound):  # it was written before packs said so
-            told = self._vectors.read(name, WRITER_FILE)
-            return None if told == b"null" else Fence.model_validate_json(told)
+        with suppress(NotFound):  # written by a version without this file
+            raw = self._vectors.read(name, WRITER_FILE)
+            return None if raw == b"null" else Fence.model_validate_json(raw)
         return None
 
     def _packs(self) -> list[str]:
@@ -212,7 +213,3 @@ class JournalStore:
 
     def _damaged(self, segment_id: str, why: str) -> Misconfigured:
         return Misconfigured(f"journal segment {segment_id} in {self._named} is damaged: {why}; restore it from a copy")
-
-
-def _may_drop(writer: Fence | None, fence: Fence | None) -> bool:
-    return writer is None or (fence is not None and writer.as_pair() <= fence.as_pair())

@@ -1,19 +1,18 @@
-"""A shelf in an object store, through fsspec: S3 and whatever speaks its protocol, or one process's memory.
+"""An artifact store in an object store, through fsspec: S3 and compatible services, or one process's memory.
 
 ```text
-<root>/<entries>/<name>.<attempt>/<file>   the files of one attempt to put this entry
-<root>/<entries>/<name>.json               written last, if not there: names the attempt that counts, sizes, checksums
-<root>/<entries>/<name>.attached/<file>    what was attached to it later, each written if not there
-<root>/history/<note>
+<root>/<entries>/<name>.<attempt>/<file>   files of one attempt to put this entry
+<root>/<entries>/<name>.json               written last, if absent: names the valid attempt and checksums
+<root>/<entries>/<name>.attached/<file>    files attached later, each written if absent
+<root>/history/<audit record>
 <root>/<pointer>
 ```
 
-An object store renames nothing, so an entry is there when its small index is there, and of two writers of one name the
-first index wins whole: its files lie under a name of their own. The pointer is replaced by a conditional put: S3
-compares the entity tag that was read with the one it holds (`If-Match`; `If-None-Match: *` for the first) and does both
-in one step, so that of two writers who read the same state one is told "no". fsspec knows no conditional replacement,
-but s3fs hands requests through (`call_s3`); where a store has no such request, opening it is refused, since reading and
-then writing would lose a rollback one day.
+An object store has no rename, so an entry exists when its small index exists, and of two writers of one name the first
+index wins as a whole: its files have a prefix of their own. The pointer is replaced by a conditional put: S3 compares
+the entity tag that was read with the present one (`If-Match`; `If-None-Match: *` for the first) in one atomic step, so
+that of two writers that read the same state one fails. fsspec has no conditional replacement, but s3fs passes requests
+through (`call_s3`); a store without such a request is refused, since reading and then writing could lose a rollback.
 
 Needs the extra `s3` (s3fs). Credentials come from where AWS's tools look for them, or from `options`.
 """
@@ -30,27 +29,33 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.stores.artifacts.artifact_store import NOTES, NotFound, VersionedPointer, checked_name
+from streams.stores.artifacts.artifact_store import (
+    AUDIT_FOLDER,
+    ArtifactStore,
+    NotFound,
+    VersionedPointer,
+    checked_name,
+)
 
 _INDEX = ".json"
 _ATTACHED = ".attached"
 
 
-class _Conditional(Protocol):
-    """The two requests that fsspec has no word for."""
+class _ConditionalRequests(Protocol):
+    """The two requests that fsspec has no method for."""
 
     def read(self, path: str) -> VersionedPointer | None:
-        """Content and tag of an object, of one moment; None if there is none."""
-        ...
+        """Content and tag of an object, read atomically; None if there is none."""
 
     def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
-        """Write if the object still is as `expected` (None: there is none); False if it is not."""
-        ...
+        """Write if the object is still in state `expected` (None: it does not exist); False otherwise."""
 
 
-class S3ArtifactStore:
-    """The promises of `ArtifactStore` under `url` (`s3://bucket/prefix`). `named` is how messages call it."""
+class S3ArtifactStore(ArtifactStore):
+    """An artifact store under `url` (`s3://bucket/prefix`). `named` is the place in messages."""
 
     def __init__(
         self, url: str, *, entries: str, pointer: str, named: str, options: Mapping[str, Any] | None = None
@@ -59,62 +64,62 @@ class S3ArtifactStore:
         self._fs, root = _open(url, dict(options or {}), named)
         self._entries = f"{root}/{entries}"
         self._pointer = f"{root}/{pointer}"
-        self._notes = f"{root}/{NOTES}"
-        self._conditional: _Conditional = _InMemory(self._fs) if url.startswith("memory:") else _OnS3(self._fs)
+        self._audit = f"{root}/{AUDIT_FOLDER}"
+        self._conditional: _ConditionalRequests = _InMemory(self._fs) if url.startswith("memory:") else _OnS3(self._fs)
 
+    @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `ArtifactStore`."""
         index = self._index(name)
-        with self._asked("write"):
+        with self._errors("write"):
             if self._conditional.read(index) is not None:
                 return
             attempt = f"{name}.{uuid.uuid4().hex[:12]}"
             for file, content in files.items():
                 self._fs.pipe_file(f"{self._entries}/{attempt}/{checked_name(file)}", content)
-            told = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
-            text = json.dumps({"attempt": attempt, "files": told}, indent=2).encode()
+            checksums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+            text = json.dumps({"attempt": attempt, "files": checksums}, indent=2).encode()
             if not self._conditional.put(index, text, expected=None):
                 self._remove(f"{self._entries}/{attempt}")  # another writer was faster
 
+    @override
     def attach(self, name: str, file: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
-        with self._asked("write"):
+        with self._errors("write"):
             if self._conditional.read(self._index(name)) is None:
                 raise NotFound("store", f"{name} is not there, or not any more, in {self._named}")
             self._conditional.put(self._attached(name, file), content, expected=None)
 
+    @override
     def read(self, name: str, file: str) -> bytes:
-        """See `ArtifactStore`."""
-        with self._asked("read"):
+        with self._errors("read"):
             index = self._conditional.read(self._index(name))
-            told = None if index is None else json.loads(index.content)
-            if told is None:
+            described = None if index is None else json.loads(index.content)
+            if described is None:
                 raise NotFound("store", f"{name} is not there, or not any more, in {self._named}")
-            if checked_name(file) not in told["files"]:
+            if checked_name(file) not in described["files"]:
                 attached = self._conditional.read(self._attached(name, file))
                 if attached is None:
                     raise NotFound("store", f"{name}/{file} is not there, or not any more, in {self._named}")
                 return attached.content
             try:
-                content: bytes = self._fs.cat_file(f"{self._entries}/{told['attempt']}/{file}")
+                content: bytes = self._fs.cat_file(f"{self._entries}/{described['attempt']}/{file}")
             except FileNotFoundError:
                 raise NotFound("store", f"{name}/{file} is not there any more in {self._named}") from None
-        if hashlib.sha256(content).hexdigest() != told["files"][file]:
+        if hashlib.sha256(content).hexdigest() != described["files"][file]:
             raise StoreUnavailable("store", f"{name}/{file} in {self._named} differs from its checksum")
         return content
 
+    @override
     def names(self) -> list[str]:
-        """See `ArtifactStore`."""
-        with self._asked("list"):
+        with self._errors("list"):
             return sorted(
                 name.removesuffix(_INDEX)
                 for row in self._listed(self._entries)
                 if row["type"] == "file" and (name := row["name"].rsplit("/", 1)[-1]).endswith(_INDEX)
             )
 
-    def drop(self, name: str) -> None:
-        """See `ArtifactStore`."""
-        with self._asked("remove"):
+    @override
+    def delete(self, name: str) -> None:
+        with self._errors("remove"):
             index = self._conditional.read(self._index(name))
             if index is None:
                 return
@@ -122,9 +127,9 @@ class S3ArtifactStore:
             self._remove(f"{self._entries}/{json.loads(index.content)['attempt']}")
             self._remove(f"{self._entries}/{name}{_ATTACHED}")
 
+    @override
     def sweep(self, older_than_seconds: float) -> None:
-        """See `ArtifactStore`."""
-        with self._asked("list"):
+        with self._errors("list"):
             rows = self._listed(self._entries)
             counted = set()
             for name in self.names():
@@ -138,30 +143,30 @@ class S3ArtifactStore:
                     if all(_age_seconds(file) > older_than_seconds for file in files):
                         self._remove(f"{self._entries}/{attempt}")
 
+    @override
     def pointer(self) -> VersionedPointer | None:
-        """See `ArtifactStore`."""
-        with self._asked("read"):
+        with self._errors("read"):
             return self._conditional.read(self._pointer)
 
-    def swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
-        """See `ArtifactStore`."""
-        with self._asked("write"):
+    @override
+    def compare_and_swap(self, content: bytes, *, expected: VersionedPointer | None) -> bool:
+        with self._errors("write"):
             return self._conditional.put(self._pointer, content, expected=expected)
 
-    def note(self, name: str, content: bytes) -> None:
-        """See `ArtifactStore`."""
-        with self._asked("write"):
-            self._conditional.put(f"{self._notes}/{checked_name(name)}", content, expected=None)
+    @override
+    def append_audit(self, name: str, content: bytes) -> None:
+        with self._errors("write"):
+            self._conditional.put(f"{self._audit}/{checked_name(name)}", content, expected=None)
 
-    def note_names(self) -> list[str]:
-        """See `ArtifactStore`."""
-        with self._asked("list"):
-            return sorted(row["name"].rsplit("/", 1)[-1] for row in self._listed(self._notes) if row["type"] == "file")
+    @override
+    def audit_names(self) -> list[str]:
+        with self._errors("list"):
+            return sorted(row["name"].rsplit("/", 1)[-1] for row in self._listed(self._audit) if row["type"] == "file")
 
-    def notes(self) -> list[bytes]:
-        """See `ArtifactStore`."""
-        with self._asked("read"):
-            return [self._fs.cat_file(f"{self._notes}/{name}") for name in self.note_names()]
+    @override
+    def audit_trail(self) -> list[bytes]:
+        with self._errors("read"):
+            return [self._fs.cat_file(f"{self._audit}/{name}") for name in self.audit_names()]
 
     def _attached(self, name: str, file: str) -> str:
         return f"{self._entries}/{checked_name(name)}{_ATTACHED}/{checked_name(file)}"
@@ -185,7 +190,7 @@ class S3ArtifactStore:
             return
 
     @contextmanager
-    def _asked(self, action: str) -> Iterator[None]:
+    def _errors(self, action: str) -> Iterator[None]:
         try:
             yield
         except PermissionError as error:
@@ -201,19 +206,20 @@ class S3ArtifactStore:
             raise StoreUnavailable("store", f"cannot {action} in {self._named}: {error}") from error
 
 
-class _OnS3:
-    """Conditional requests of S3, which s3fs hands through."""
+class _OnS3(_ConditionalRequests):
+    """Conditional requests of S3, which s3fs passes through."""
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
+    @override
     def read(self, path: str) -> VersionedPointer | None:
         from fsspec.asyn import sync
 
         async def get() -> VersionedPointer:
             bucket, key, _ = self._fs.split_path(path)
             answer = await self._fs._call_s3("get_object", Bucket=bucket, Key=key)
-            async with answer["Body"] as body:  # content and tag in one answer: of one and the same state
+            async with answer["Body"] as body:  # content and tag in one reply: of the same state
                 return VersionedPointer(await body.read(), answer["ETag"])
 
         try:
@@ -222,6 +228,7 @@ class _OnS3:
             return None
         return held
 
+    @override
     def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
         bucket, key, _ = self._fs.split_path(path)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected.tag}
@@ -239,7 +246,7 @@ class _OnS3:
 
 
 def _refused(error: BaseException) -> bool:
-    """Whether S3 said that the object is not as expected: 412, or 409 where two such requests met."""
+    """Whether S3 refused because of the condition: 412, or 409 for two such requests at once."""
     cause: BaseException | None = error
     while cause is not None:
         answer = getattr(cause, "response", None)
@@ -249,7 +256,7 @@ def _refused(error: BaseException) -> bool:
     return False
 
 
-class _InMemory:
+class _InMemory(_ConditionalRequests):
     """The same for fsspec's memory, which all users of one process share."""
 
     _one_at_a_time = threading.Lock()
@@ -257,12 +264,14 @@ class _InMemory:
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
+    @override
     def read(self, path: str) -> VersionedPointer | None:
         try:
             return VersionedPointer(self._fs.cat_file(path))
         except FileNotFoundError:
             return None
 
+    @override
     def put(self, path: str, content: bytes, *, expected: VersionedPointer | None) -> bool:
         with self._one_at_a_time:
             if self.read(path) != (None if expected is None else VersionedPointer(expected.content)):

@@ -1,15 +1,15 @@
-"""Released models: immutable entries, and one pointer that says which of them is current.
+"""Model registry: releases as immutable entries, and one pointer to the current one.
 
 ```text
 releases/r000007-3f2a.../model.safetensors     never changes once it has this name
                          manifest.json
-                         verdict.json          attached later: how it compared with what answered then
-current.json             {"release_id", "fence", "pinned", who, when, why, ...}, compared and swapped
-history/00000012-r000007-3f2a....json   what `current.json` was before its 13th change: written before it, never changed
+                         verdict.json          attached later: how it compared with the release that was current then
+current.json             {"release_id", "fence", "pinned", "by", "at", "why", ...}, compared and swapped
+history/00000012-r000007-3f2a....json   what `current.json` was before its 13th change: written before it, immutable
 ```
 
-In a folder that trainer and servers share, or in an object store (`artifact_store` has the promises that both
-keep, `streams.stores.artifacts.promotion` the rules for the pointer).
+The artifact store is a folder that trainer and servers share, or an object store. `promotion` has the rules for the
+pointer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -38,30 +38,18 @@ from streams.stores.artifacts.artifact_store import (
     FolderArtifactStore,
     InMemoryArtifactStore,
     NotFound,
-    exchange,
 )
 from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.pointer import update_pointer
 from streams.stores.artifacts.promotion import CurrentPointer, PromotionResult
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from torch import Tensor
 
-__all__ = [
-    "CurrentPointer",
-    "FolderModelStore",
-    "InMemoryModelStore",
-    "ModelStore",
-    "PromotionResult",
-    "ShelvedModels",
-    "open_models",
-    "pack_weights",
-    "weights_checksum",
-]
-
 log = structlog.get_logger()
 
 WEIGHTS_FILE = "model.safetensors"
-VERDICT_FILE = "verdict.json"
+DECISION_FILE = "verdict.json"
 MANIFEST_FILE = "manifest.json"
 POINTER_FILE = "current.json"
 ENTRIES = "releases"
@@ -69,83 +57,6 @@ _RELEASE_NAME = re.compile(RELEASE_ID)
 
 Weights: TypeAlias = "dict[str, Tensor]"
 M = TypeVar("M", bound=Message)
-
-
-class ModelStore(Protocol):
-    """Where a trainer puts releases and a server finds them. All calls block: use a thread from inside a loop."""
-
-    def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
-        """Make a release readable under `manifest.release_id`; nobody serves it yet. Publishing it twice is harmless.
-
-        Raises `ValueError` if `manifest.weights_sha256` is not the checksum of `weights`, `StoreUnavailable` if it
-        cannot be written now.
-        """
-        ...
-
-    def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> PromotionResult:
-        """Make a published release the current one, unless a person pinned another.
-
-        `against` names the release that it was compared with; if another answers now, the pointer stays too. Raises
-        `Fenced` if the pointer was written under a larger fence, `StoreUnavailable` if the release is not there.
-        """
-        ...
-
-    def take_over(self, fence: Fence | None) -> None:
-        """Put a new trainer's fence on whatever is current. Raises `Fenced` as `promote` does."""
-        ...
-
-    def choose(
-        self, release_id: str, *, seen: CurrentPointer | None, rollback: bool, why: str | None, by: str | None = None
-    ) -> CurrentPointer:
-        """A person's promotion of any release that is kept, under the fence that is there; a rollback pins.
-
-        Raises `PipelineError` if the pointer is not as `seen` any more, `StoreUnavailable` if the release is not there.
-        """
-        ...
-
-    def pin(self, on: bool, *, why: str | None, by: str | None = None) -> bool:
-        """Keep trainers from moving the pointer, or let them again; False if it was so already."""
-        ...
-
-    def current(self) -> CurrentPointer | None:
-        """Which release to serve; None before the first promotion."""
-        ...
-
-    def load(self, release_id: str) -> tuple[Weights, ModelManifest]:
-        """Weights and manifest of a release, checked against its checksum.
-
-        Raises `StoreUnavailable` if it is not (or no longer) there: ask `current()` again; `Misconfigured` if it is
-        damaged.
-        """
-        ...
-
-    def manifest(self, release_id: str) -> ModelManifest:
-        """The manifest alone. Raises as `load` does."""
-        ...
-
-    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
-        """Keep what the promotion gate says of a release, once; the verdict that counts. Raises as `promote` does."""
-        ...
-
-    def verdict(self, release_id: str) -> PromotionDecision | None:
-        """What the promotion gate said; None for a release that no gate has decided about."""
-        ...
-
-    def list(self) -> list[ModelManifest]:
-        """All releases that are kept, oldest first."""
-        ...
-
-    def been_current(self) -> set[str]:
-        """Releases that the pointer ever came to."""
-        ...
-
-    def history(self) -> Sequence[CurrentPointer]:
-        """Every state of the pointer, oldest first; the last one is the current. Reads a small file for each."""
-        ...
-
-    def prune(self) -> None:
-        """Forget releases that are too old."""
-        ...
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
@@ -162,79 +73,100 @@ def weights_checksum(packed: bytes) -> str:
     return hashlib.sha256(packed).hexdigest()
 
 
-class ShelvedModels:
-    """`ModelStore` over a shelf. `named` is how messages call the place, with the setting that names it."""
+class ModelRegistry:
+    """Releases in an artifact store: a trainer puts them there, servers load them. All calls block.
+
+    `named` is the place in messages, with its setting.
+    """
 
     def __init__(
-        self, shelf: ArtifactStore, config: ModelStoreConfig, *, named: str, clock: Callable[[], float] = time.time
+        self, artifacts: ArtifactStore, config: ModelStoreConfig, *, named: str, clock: Callable[[], float] = time.time
     ) -> None:
-        self._shelf = shelf
+        self._artifacts = artifacts
         self._config = config
         self._named = named
         self._clock = clock
 
     def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
-        """See `ModelStore`."""
-        files = {WEIGHTS_FILE: _packed_as_declared(weights, manifest)}
-        self._shelf.put(manifest.release_id, files | {MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()})
+        """Make a release readable under `manifest.release_id`, but not current. Publishing it twice changes nothing.
 
-    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
-        """See `ModelStore`."""
-        self._shelf.attach(release_id, VERDICT_FILE, verdict.model_dump_json(indent=2).encode())
-        return self._parsed(release_id, VERDICT_FILE, PromotionDecision)
+        Raises `ValueError` if `manifest.weights_sha256` is not the checksum of `weights`, `StoreUnavailable` if it
+        cannot be written now.
+        """
+        files = {WEIGHTS_FILE: _packed_as_declared(weights, manifest)}
+        self._artifacts.put(manifest.release_id, files | {MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()})
+
+    def record_decision(self, release_id: str, decision: PromotionDecision) -> PromotionDecision:
+        """Attach the promotion gate's decision; the first one stays, and is returned. Raises as `promote` does."""
+        self._artifacts.attach(release_id, DECISION_FILE, decision.model_dump_json(indent=2).encode())
+        return self._parsed(release_id, DECISION_FILE, PromotionDecision)
 
     def promote(self, release_id: str, fence: Fence | None, *, against: str | None = None) -> PromotionResult:
-        """See `ModelStore`."""
+        """Make a published release the current one, unless a user pinned another.
+
+        `against` names the release that it was compared with; if that is not current any more, the pointer stays.
+        Raises `Fenced` if the pointer was written under a larger fence, `StoreUnavailable` if the release is not there.
+        """
         manifest = self.manifest(release_id)
-        outcome, replaced = PromotionResult.MOVED, None
+        result, replaced = PromotionResult.MOVED, None
 
         def change(before: CurrentPointer | None) -> CurrentPointer | None:
-            nonlocal outcome, replaced
-            after = promotion.released(before, manifest, fence, against=against, by=whoever(), at=self._now())
+            nonlocal result, replaced
+            after = promotion.released(before, manifest, fence, against=against, by=current_user(), at=self._now())
             replaced = None if before is None else before.release_id
             if isinstance(after, PromotionResult):
-                outcome = after
+                result = after
                 return None
-            outcome = PromotionResult.MOVED
+            result = PromotionResult.MOVED
             return after
 
-        self._exchange(change)
+        self._update(change)
         self._prune(keep=replaced)
-        return outcome
+        return result
 
     def take_over(self, fence: Fence | None) -> None:
-        """See `ModelStore`."""
-        self._exchange(
-            lambda before: None if before is None else promotion.taken_over(before, fence, by=whoever(), at=self._now())
+        """Put a new trainer's fence on the pointer. Raises `Fenced` as `promote` does."""
+        self._update(
+            lambda before: (
+                None if before is None else promotion.taken_over(before, fence, by=current_user(), at=self._now())
+            )
         )
 
     def choose(
         self, release_id: str, *, seen: CurrentPointer | None, rollback: bool, why: str | None, by: str | None = None
     ) -> CurrentPointer:
-        """See `ModelStore`."""
+        """Promotion of any kept release by a user, under the fence that is there; a rollback pins.
+
+        Raises `PipelineError` if the pointer is not as `seen` any more, `StoreUnavailable` if the release is not there.
+        """
         manifest = self.manifest(release_id)
-        after = self._exchange(
+        after = self._update(
             lambda before: promotion.chosen(
-                before, manifest, seen=seen, rollback=rollback, by=by or whoever(), at=self._now(), why=why
+                before, manifest, seen=seen, rollback=rollback, by=by or current_user(), at=self._now(), why=why
             )
         )
         assert after is not None
         return after
 
     def pin(self, on: bool, *, why: str | None, by: str | None = None) -> bool:
-        """See `ModelStore`."""
-        after = self._exchange(lambda before: promotion.pinned(before, on, by=by or whoever(), at=self._now(), why=why))
+        """Keep trainers from moving the pointer, or allow it again; False if nothing changes."""
+        by = by or current_user()
+        after = self._update(lambda before: promotion.pinned(before, on, by=by, at=self._now(), why=why))
         return after is not None
 
     def current(self) -> CurrentPointer | None:
-        """See `ModelStore`."""
-        held = self._shelf.pointer()
-        return None if held is None else self._pointer(held.content)
+        """The release to serve; None before the first promotion."""
+        found = self._artifacts.pointer()
+        return None if found is None else self._pointer(found.content)
 
     def load(self, release_id: str) -> tuple[Weights, ModelManifest]:
-        """See `ModelStore`."""
+        """Weights and manifest of a release, verified by its checksum.
+
+        Raises `StoreUnavailable` if it is not (or no longer) there: ask `current()` again; `Misconfigured` if it is
+        damaged.
+        """
         manifest = self.manifest(release_id)
-        packed = self._shelf.read(release_id, WEIGHTS_FILE)
+        packed = self._artifacts.read(release_id, WEIGHTS_FILE)
         if weights_checksum(packed) != manifest.weights_sha256:
             raise self._damaged(release_id, WEIGHTS_FILE, "its checksum differs from the manifest's")
         import safetensors.torch
@@ -246,44 +178,44 @@ class ShelvedModels:
         return weights, manifest
 
     def manifest(self, release_id: str) -> ModelManifest:
-        """See `ModelStore`."""
+        """The manifest alone. Raises as `load` does."""
         manifest = self._parsed(release_id, MANIFEST_FILE, ModelManifest)
         if manifest.release_id != release_id:
             raise self._damaged(release_id, MANIFEST_FILE, f"it names release {manifest.release_id}")
         return manifest
 
-    def verdict(self, release_id: str) -> PromotionDecision | None:
-        """See `ModelStore`."""
+    def decision(self, release_id: str) -> PromotionDecision | None:
+        """The promotion gate's decision; None for a release without one."""
         try:
-            return self._parsed(release_id, VERDICT_FILE, PromotionDecision)
+            return self._parsed(release_id, DECISION_FILE, PromotionDecision)
         except NotFound:
             return None
 
     def list(self) -> list[ModelManifest]:
-        """See `ModelStore`."""
+        """All kept releases, oldest first."""
         found = []
-        for name in self._shelf.names():
+        for name in self._artifacts.names():
             if _RELEASE_NAME.match(name):
-                with contextlib.suppress(NotFound):  # forgotten by another process just now
+                with contextlib.suppress(NotFound):  # deleted by another process just now
                     found.append(self.manifest(name))
         return found
 
     def been_current(self) -> set[str]:
-        """See `ModelStore`."""
+        """Releases that are or were current."""
         current = self.current()
-        past = {name.split("-", 1)[1].removesuffix(".json") for name in self._shelf.note_names()}
+        past = {name.split("-", 1)[1].removesuffix(".json") for name in self._artifacts.audit_names()}
         return past if current is None else past | {current.release_id}
 
     def history(self) -> Sequence[CurrentPointer]:
-        """See `ModelStore`."""
+        """Every state of the pointer, oldest first; the last one is the present one. Reads a small file for each."""
         current = self.current()
-        past = [self._pointer(note) for note in self._shelf.notes()]
+        past = [self._pointer(record) for record in self._artifacts.audit_trail()]
         if current is None:
             return past
         return [*(pointer for pointer in past if pointer.sequence < current.sequence), current]
 
     def prune(self) -> None:
-        """See `ModelStore`."""
+        """Delete releases that are too old."""
         self._prune(keep=None)
 
     def _prune(self, keep: str | None) -> None:
@@ -297,35 +229,36 @@ class ShelvedModels:
         ]
         if not too_old:
             return
-        after = self._exchange(
-            lambda before: (
-                None if before is None else promotion.pruned(before, releases, too_old, by=whoever(), at=self._now())
-            )
-        )
+
+        def change(before: CurrentPointer | None) -> CurrentPointer | None:
+            by, at = current_user(), self._now()
+            return None if before is None else promotion.pruned(before, releases, too_old, by=by, at=at)
+
+        after = self._update(change)
         for release_id in [] if after is None else after.doomed:
-            self._shelf.drop(release_id)
+            self._artifacts.delete(release_id)
             log.info("models.forgotten", release_id=release_id)
-        self._shelf.sweep(max(self._config.grace_seconds, 60.0))
+        self._artifacts.sweep(max(self._config.grace_seconds, 60.0))
 
-    def _exchange(self, change: Callable[[CurrentPointer | None], CurrentPointer | None]) -> CurrentPointer | None:
-        """Change the pointer; what it replaces is noted first, so that the trail has no gap whoever is killed when."""
+    def _update(self, change: Callable[[CurrentPointer | None], CurrentPointer | None]) -> CurrentPointer | None:
+        """Change the pointer; its state is appended to the audit trail first, so that a crash leaves no gap there."""
 
-        def swapped(raw: bytes | None) -> bytes | None:
+        def changed(raw: bytes | None) -> bytes | None:
             before = None if raw is None else self._pointer(raw)
             after = change(before)
             if after is None:
                 return None
             if before is not None and raw is not None:
-                self._shelf.note(f"{before.sequence:08d}-{before.release_id}.json", raw)
+                self._artifacts.append_audit(f"{before.sequence:08d}-{before.release_id}.json", raw)
             return after.model_dump_json(indent=2).encode()
 
-        written = exchange(self._shelf, swapped)
+        written = update_pointer(self._artifacts, changed)
         return None if written is None else self._pointer(written)
 
     def _parsed(self, release_id: str, file: str, model: type[M]) -> M:
         if not _RELEASE_NAME.match(release_id):
             raise ValueError(f"not a release id: {release_id!r}")
-        text = self._shelf.read(release_id, file)
+        text = self._artifacts.read(release_id, file)
         try:
             return model.model_validate_json(text)
         except ValidationError as error:
@@ -349,53 +282,48 @@ class ShelvedModels:
         return datetime.fromtimestamp(self._clock(), UTC)
 
 
-class FolderModelStore(ShelvedModels):
-    """Releases in a folder. `at_step` is told each step just before it reaches the disk."""
-
-    def __init__(
-        self,
-        config: ModelStoreConfig,
-        *,
-        clock: Callable[[], float] = time.time,
-        at_step: Callable[[str], None] = lambda step: None,
-    ) -> None:
-        named = f"{config.folder} (MIM_MODELS__FOLDER)"
-        shelf = FolderArtifactStore(
-            config.folder,
-            entries=ENTRIES,
-            pointer=POINTER_FILE,
-            named=named,
-            lock_timeout_seconds=config.lock_timeout_seconds,
-            at_step=at_step,
-        )
-        super().__init__(shelf, config, named=named, clock=clock)
+def folder_registry(
+    config: ModelStoreConfig,
+    *,
+    clock: Callable[[], float] = time.time,
+    at_step: Callable[[str], None] = lambda step: None,
+) -> ModelRegistry:
+    """A registry in the folder `config.folder`; `at_step` is that of `FolderArtifactStore`."""
+    named = f"{config.folder} (MIM_MODELS__FOLDER)"
+    artifacts = FolderArtifactStore(
+        config.folder,
+        entries=ENTRIES,
+        pointer=POINTER_FILE,
+        named=named,
+        lock_timeout_seconds=config.lock_timeout_seconds,
+        at_step=at_step,
+    )
+    return ModelRegistry(artifacts, config, named=named, clock=clock)
 
 
-class InMemoryModelStore(ShelvedModels):
-    """Releases in one process's memory."""
-
-    def __init__(self) -> None:
-        super().__init__(InMemoryArtifactStore(), ModelStoreConfig(), named="memory")
+def in_memory_registry() -> ModelRegistry:
+    """A registry in the memory of one process."""
+    return ModelRegistry(InMemoryArtifactStore(), ModelStoreConfig(), named="memory")
 
 
-def open_models(config: ModelStoreConfig) -> ModelStore:
-    """The model store that the settings name. Raises `Misconfigured` if an object store cannot be used."""
+def open_registry(config: ModelStoreConfig) -> ModelRegistry:
+    """The registry that the settings name. Raises `Misconfigured` if an object store cannot be used."""
     if config.url is None:
-        return FolderModelStore(config)
+        return folder_registry(config)
     from streams.stores.artifacts.object_store import S3ArtifactStore  # its clients are an extra
 
     named = f"{config.url} (MIM_MODELS__URL)"
-    shelf = S3ArtifactStore(
+    artifacts = S3ArtifactStore(
         config.url, entries=ENTRIES, pointer=POINTER_FILE, named=named, options=config.storage_options
     )
-    return ShelvedModels(shelf, config, named=named)
+    return ModelRegistry(artifacts, config, named=named)
 
 
-def whoever() -> str:
-    """Who runs this process: `user@host`, for the audit trail."""
+def current_user() -> str:
+    """The user of this process as `user@host`, for the audit trail."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container without a name for the user
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
 
@@ -408,10 +336,10 @@ def _packed_as_declared(weights: Mapping[str, Tensor], manifest: ModelManifest) 
     return packed
 
 
-def find_release(store: ModelStore, named: str | None) -> ModelManifest:
-    """The release of that name, or the one whose name begins so; the current one if none is named.
+def find_release(store: ModelRegistry, named: str | None) -> ModelManifest:
+    """The release whose name begins with `named`; the current one for None.
 
-    Raises `PipelineError` if none or more than one is meant.
+    Raises `PipelineError` if there is none or more than one.
     """
     if named is None:
         current = store.current()

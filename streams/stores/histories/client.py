@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from redis import exceptions
@@ -14,6 +14,11 @@ from redis.backoff import NoBackoff
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.runtime.endpoints import checked_endpoint, shown_endpoint
+
+T = TypeVar("T")
+
+MAX_CONFLICTS = 20
+"""How often an optimistic change is attempted while other processes keep changing the same keys."""
 
 _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 """Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
@@ -50,12 +55,12 @@ class RedisConfig(BaseModel):
 
     @property
     def shown_url(self) -> str:
-        """The address without a login that somebody put into it."""
+        """The address without its login."""
         return shown_endpoint(self.url)
 
 
 def make_redis(config: RedisConfig) -> Redis:
-    """Make a client with time limits and without hidden retries: the caller knows how long to hold. Opens no socket."""
+    """Make a client with time limits and without hidden retries: waiting is up to the caller. Opens no socket."""
     files = {"ssl_ca_certs": config.ssl_cafile, "ssl_certfile": config.ssl_certfile, "ssl_keyfile": config.ssl_keyfile}
     tls: dict[str, Any] = {name: file for name, file in files.items() if file is not None}
     if tls and not config.url.startswith("rediss://"):
@@ -87,7 +92,7 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise StoreUnavailable("Redis", f"nothing answers at {config.shown_url} (MIM_REDIS__URL): {error}") from error
-    except exceptions.WatchError as error:  # conflicts are caught where keys are watched
+    except exceptions.WatchError as error:  # a connection lost while watching; `transact` catches the conflicts
         raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
         text = str(error)
@@ -100,3 +105,26 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
                 f"Redis at {config.shown_url} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
             ) from error
         raise
+
+
+async def transact(
+    client: Any, config: RedisConfig, *keys: str, change: Callable[[Any], Awaitable[T]], conflict: str
+) -> T:
+    """Run `change` in a transaction that watches `keys`; again from the start if one of them was changed meanwhile.
+
+    `change` reads from the pipeline that it is given, then calls its `multi()` and queues the writes. Without queued
+    writes there is no transaction. Errors are translated as by `redis_errors`; `StoreUnavailable` with the text
+    `conflict` after `MAX_CONFLICTS` attempts.
+    """
+    with redis_errors(config):
+        for _ in range(MAX_CONFLICTS):
+            async with client.pipeline(transaction=True) as pipe:
+                await pipe.watch(*keys)
+                result = await change(pipe)
+                if len(pipe):
+                    try:
+                        await pipe.execute()
+                    except exceptions.WatchError:
+                        continue
+                return result
+    raise StoreUnavailable("Redis", conflict)

@@ -1,15 +1,15 @@
 """Items that were deleted, marked beside the behaviour store, and the sweep that removes what users took of them.
 
-A take lies with its user, and which users took an item is written down nowhere. So a deletion is marked, in one
-transaction with the place in `items` up to which marks are true, and a *sweep* goes through all users later: the server
-itself looks for takes of marked items, and only users who have some are read and written. Recording knows nothing of
-it. A mark stays, for as long as behaviours of before the deletion may still come, and every sweep honours all marks:
-what is recorded late, or once more by a rebuild, goes with the next one.
+A take is stored with its user, and there is no index from an item to the users who took it. So a deletion is marked, in
+one transaction with the position in `items` up to which marks are complete, and a *sweep* goes through all users later:
+the server itself looks for takes of marked items, and only users who have some are read and written. Recording does not
+read the marks. A mark stays as long as behaviours from before the deletion may still come, and every sweep applies all
+marks: what is recorded late, or once more by a rebuild, is removed by the next one.
 
     <prefix>record:deleted           sorted set: marked items, by when they were deleted (seconds since 1970)
     <prefix>record:deleted:at        hash: next offset of each partition of each incarnation of the topic `items`
-    <prefix>record:deleted:sweeps    hash: how many marks were ever made, up to which of them all users are swept, when
-    <prefix>record:deleted:leader    who follows `items` and sweeps
+    <prefix>record:deleted:sweeps    hash: number of marks ever made, those that all users were swept for, and when
+    <prefix>record:deleted:leader    the process that follows `items` and sweeps
 
 None belongs to a generation of the view: they outlive a rebuild. Needs Redis 6.2, or any Valkey.
 """
@@ -21,27 +21,28 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.exceptions import WatchError
+from typing_extensions import override
 
 from schemas.errors import StoreUnavailable
-from streams.stores.histories.client import RedisConfig, redis_errors
+from streams.stores.histories.client import MAX_CONFLICTS, RedisConfig, redis_errors, transact
 from streams.stores.histories.packed_history import without_items
-from streams.stores.histories.redis_store import InMemoryBehaviourStore, View
+from streams.stores.histories.redis_store import View
+from streams.stores.histories.store import InMemoryBehaviourStore
 
-IdBytes = Mapping[str, float | None]
-"""The last word on each item: when it was deleted (seconds since 1970), None if it is published."""
+DeletionTimes = Mapping[str, float | None]
+"""The newest state of each item: when it was deleted (seconds since 1970), None if it is published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweeps:
-    """How things stand between marks and sweeps."""
+    """State of marks and sweeps."""
 
     remembered: int
     """Items that are marked."""
     marks: str
-    """Names all marks so far and the view of users; another one as soon as there is a new mark, or a rebuild."""
+    """Identifies all marks so far and the view of users; changes with every new mark and with a rebuild."""
     swept_marks: str | None
-    """Which of them the last sweep began with; None before the first."""
+    """`marks` when the last sweep began; None before the first."""
     swept_at: float | None
     """When that was (wall clock)."""
 
@@ -55,45 +56,45 @@ class SweepReport:
     remembered: int
     """Items that are marked as deleted."""
     seconds: float
-    """How long it took, rests included."""
+    """Duration, pauses included."""
 
 
 class DeletedItems(Protocol):
-    """Marks of deleted items, and the sweep over all users. Whatever is done twice changes nothing."""
+    """Marks of deleted items, and the sweep over all users. All operations are idempotent."""
 
-    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
+    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
         """Mark what was deleted, forget the marks of what is published again; how many items are marked anew.
 
-        `words` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`, which
-        is kept with them. Whoever comes with less than what is kept changes nothing.
+        `deletions` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`,
+        which is kept with them. A call with a smaller position than the kept one changes nothing.
         """
 
     async def positions(self) -> dict[str, int]:
         """Next offset of each source of `mark`."""
 
     async def lead(self, who: str, *, seconds: float) -> bool:
-        """Whether `who` may follow and sweep for so long; one at a time, and whoever did last comes first.
+        """Whether `who` may follow and sweep for so long; one at a time, and the last leader has priority.
 
-        It spares work and decides nothing: two who both believe to lead come to the same end.
+        It only saves work: two processes that both believe to lead reach the same state.
         """
 
     async def resign(self, who: str) -> None:
-        """Let another one lead at once."""
+        """Let another process lead at once."""
 
     async def sweeps(self) -> Sweeps:
-        """How things stand."""
+        """Current state of marks and sweeps."""
 
     async def sweep(self, cursor: int) -> tuple[int, int]:
-        """Remove takes of marked items from some users, those at `cursor`; where to go on, and how many takes went.
+        """Remove takes of marked items from the users at `cursor`; the next cursor, and how many takes were removed.
 
-        A sweep begins at 0 and is over when that is where to go on. Users who come meanwhile may be passed over.
+        A sweep begins at 0 and is over when the next cursor is 0. Users who are added meanwhile may be passed over.
         """
 
     async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
-        """A sweep is over that began with what `sweeps` said then. Marks of before `forget_before` go."""
+        """Note the end of a sweep that began in state `begun_with`; removes marks of before `forget_before`."""
 
 
-class InMemoryDeletedItems:
+class InMemoryDeletedItems(DeletedItems):
     """The protocol over a store in memory."""
 
     def __init__(self, store: InMemoryBehaviourStore) -> None:
@@ -104,51 +105,51 @@ class InMemoryDeletedItems:
         self._swept: tuple[str, float] | None = None
         self._leader: str | None = None
 
-    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
-        """See `DeletedItems`."""
+    @override
+    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
         if self._positions.get(source, 0) >= next_offset:
             return 0
-        before = self._deleted.keys() & {item for item, at in words.items() if at is not None}
-        for item, at in words.items():
+        before = self._deleted.keys() & {item for item, at in deletions.items() if at is not None}
+        for item, at in deletions.items():
             self._deleted.pop(item, None)
             if at is not None:
                 self._deleted[item] = at
-        new = sum(at is not None for at in words.values()) - len(before)
+        new = sum(at is not None for at in deletions.values()) - len(before)
         self._marks += new
         self._positions[source] = next_offset
         return new
 
+    @override
     async def positions(self) -> dict[str, int]:
-        """See `DeletedItems`."""
         return dict(self._positions)
 
+    @override
     async def lead(self, who: str, *, seconds: float) -> bool:
-        """See `DeletedItems`; nobody falls silent here."""
         self._leader = self._leader or who
         return self._leader == who
 
+    @override
     async def resign(self, who: str) -> None:
-        """See `DeletedItems`."""
         if self._leader == who:
             self._leader = None
 
+    @override
     async def sweeps(self) -> Sweeps:
-        """See `DeletedItems`."""
         marks, at = self._swept or (None, None)
         return Sweeps(len(self._deleted), str(self._marks), marks, at)
 
+    @override
     async def sweep(self, cursor: int) -> tuple[int, int]:
-        """See `DeletedItems`."""
-        return 0, sum(user.drop(self._deleted) for user in self._store.users.values())
+        return 0, sum(user.remove_items(self._deleted) for user in self._store.users.values())
 
+    @override
     async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
-        """See `DeletedItems`."""
         self._swept = (begun_with.marks, begun_at)
         self._deleted = {item: at for item, at in self._deleted.items() if at >= forget_before}
 
 
 _PAGE = 30
-"""Keys looked at in one go: some milliseconds, in which the server answers nobody else."""
+"""Keys per script call: some milliseconds, in which the server answers no other client."""
 
 _FIND = """
 local found = {}
@@ -188,7 +189,7 @@ for i = 1, #KEYS do
 end
 return swapped
 """
-"""Replace values by new ones, each only if it is still the old one: a recorder may have written meanwhile."""
+"""Compare and swap: replace each value only if it is still the old one, since a recorder may write meanwhile."""
 
 _LEAD = """
 local leader = redis.call('GET', KEYS[1])
@@ -199,10 +200,8 @@ return 1
 
 _RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
-_MAX_CONFLICTS = 20
 
-
-class RedisDeletedItems:
+class RedisDeletedItems(DeletedItems):
     """The protocol in Redis, beside `RedisBehaviourStore` with the same client and configuration."""
 
     def __init__(self, client: Redis, config: RedisConfig) -> None:
@@ -214,90 +213,86 @@ class RedisDeletedItems:
         self._sweeps = f"{self._root}deleted:sweeps"
         self._leader = f"{self._root}deleted:leader"
 
-    async def mark(self, words: IdBytes, *, source: str, next_offset: int) -> int:
-        """See `DeletedItems`."""
-        deleted = {item: at for item, at in words.items() if at is not None}
-        published = [item for item in words if item not in deleted]
-        with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
-                async with self._client.pipeline(transaction=True) as pipe:
-                    await pipe.watch(self._at, self._marks)
-                    if int(await pipe.hget(self._at, source) or 0) >= next_offset:
-                        return 0
-                    known = await pipe.zmscore(self._marks, list(deleted)) if deleted else []
-                    new = sum(at is None for at in known)
-                    pipe.multi()
-                    if published:
-                        pipe.zrem(self._marks, *published)
-                    if deleted:
-                        pipe.zadd(self._marks, deleted)
-                    if new:
-                        pipe.hincrby(self._sweeps, "marks", new)
-                    pipe.hset(self._at, source, next_offset)
-                    try:
-                        await pipe.execute()
-                    except WatchError:
-                        continue
-                    return new
-        raise StoreUnavailable("Redis", "other processes keep marking items as deleted")
+    @override
+    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
+        deleted = {item: at for item, at in deletions.items() if at is not None}
+        published = [item for item in deletions if item not in deleted]
 
+        async def change(pipe: Any) -> int:
+            if int(await pipe.hget(self._at, source) or 0) >= next_offset:
+                return 0
+            known = await pipe.zmscore(self._marks, list(deleted)) if deleted else []
+            new = sum(at is None for at in known)
+            pipe.multi()
+            if published:
+                pipe.zrem(self._marks, *published)
+            if deleted:
+                pipe.zadd(self._marks, deleted)
+            if new:
+                pipe.hincrby(self._sweeps, "marks", new)
+            pipe.hset(self._at, source, next_offset)
+            return new
+
+        conflict = "other processes keep marking items as deleted"
+        return await transact(self._client, self._config, self._at, self._marks, change=change, conflict=conflict)
+
+    @override
     async def positions(self) -> dict[str, int]:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             found = await self._client.hgetall(self._at)
         return {source.decode(): int(offset) for source, offset in found.items()}
 
+    @override
     async def lead(self, who: str, *, seconds: float) -> bool:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             return bool(await self._client.eval(_LEAD, 1, self._leader, who, round(seconds * 1000)))
 
+    @override
     async def resign(self, who: str) -> None:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             await self._client.eval(_RESIGN, 1, self._leader, who)
 
+    @override
     async def sweeps(self) -> Sweeps:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.get(f"{self._root}view")
                 pipe.zcard(self._marks)
                 pipe.hgetall(self._sweeps)
-                view, remembered, told = await pipe.execute()
-        at = told.get(b"swept_at")
-        swept_marks = told.get(b"swept_marks")
+                view, remembered, fields = await pipe.execute()
+        at = fields.get(b"swept_at")
+        swept_marks = fields.get(b"swept_marks")
         return Sweeps(
             remembered=remembered,
-            marks=f"{View.parse(view).generation}:{int(told.get(b'marks', 0))}",
+            marks=f"{View.parse(view).generation}:{int(fields.get(b'marks', 0))}",
             swept_marks=None if swept_marks is None else swept_marks.decode(),
             swept_at=None if at is None else float(at),
         )
 
+    @override
     async def sweep(self, cursor: int) -> tuple[int, int]:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             generation = View.parse(await self._client.get(f"{self._root}view")).generation
             after, keys = await self._client.scan(cursor, match=f"{self._root}{generation}:t:*", count=_PAGE)
             removed = 0
-            for _ in range(_MAX_CONFLICTS):
+            for _ in range(MAX_CONFLICTS):
                 found = await self._client.eval(_FIND, 1 + len(keys), self._marks, *keys) if keys else []
                 if not found:
                     return int(after), removed
                 changes: list[bytes] = []
                 counts = []
                 for _, packed, items in found:
-                    changed, dropped = without_items(packed, {item.decode() for item in items})
+                    changed, removed_here = without_items(packed, {item.decode() for item in items})
                     changes += [packed, changed]
-                    counts.append(dropped)
+                    counts.append(removed_here)
                 keys = [key for key, _, _ in found]
                 swapped = await self._client.eval(_SWAP, len(keys), *keys, *changes)
                 removed += sum(count for count, done in zip(counts, swapped, strict=True) if done)
                 keys = [key for key, done in zip(keys, swapped, strict=True) if not done]
         raise StoreUnavailable("Redis", "recorders keep writing to the same users of the behaviour view")
 
+    @override
     async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
-        """See `DeletedItems`."""
         with redis_errors(self._config):
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.hset(self._sweeps, mapping={"swept_marks": begun_with.marks, "swept_at": repr(begun_at)})

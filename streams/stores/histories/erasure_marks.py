@@ -1,4 +1,4 @@
-"""Marks of users who were forgotten, beside the data in Redis: up to where, in which log. Not who they are.
+"""Marks of forgotten users, beside the data in Redis: up to which offsets of which log. No user id is kept.
 
     <prefix>record:forgotten       hash: cluster, topic id and ends, by a hash of the user's id
     <prefix>record:forgotten:at    hash: next offset of each partition of each incarnation of the topic `forgotten`
@@ -19,7 +19,7 @@ from schemas.forgotten import ForgottenUser
 
 @dataclass(frozen=True, slots=True)
 class ErasureMark:
-    """Up to which offsets of which log a user's records count for nothing."""
+    """Up to which offsets of which log a user's records are ignored."""
 
     cluster_id: str
     topic_id: str
@@ -27,7 +27,7 @@ class ErasureMark:
 
     @classmethod
     def of(cls, user: ForgottenUser) -> ErasureMark:
-        """Keep what has to be known of a user who is forgotten."""
+        """The mark of a user who asked to be forgotten."""
         return cls(user.cluster_id, user.topic_id, {partition: end for partition, end in user.ends.items() if end})
 
     @classmethod
@@ -41,12 +41,12 @@ class ErasureMark:
         return json.dumps([self.cluster_id, self.topic_id, self.ends]).encode()
 
     def ends_in(self, cluster_id: str, topic_id: str) -> dict[int, int]:
-        """The ends, if they are those of this log; else all of the log came later."""
+        """The ends, if they are those of this log; empty otherwise, since all of this log came later."""
         return self.ends if (self.cluster_id, self.topic_id) == (cluster_id, topic_id) else {}
 
 
-class RedisMarks:
-    """The marks under one root of keys. Pipelines are the caller's, so that marks and data change as one."""
+class RedisErasureMarks:
+    """The marks under one key prefix. The caller passes its pipeline, so that marks and data change atomically."""
 
     def __init__(self, root: str) -> None:
         self.key = f"{root}forgotten"
@@ -55,7 +55,7 @@ class RedisMarks:
     async def ends(
         self, pipe: Any, users: Sequence[str], *, cluster_id: str, topic_id: str
     ) -> dict[str, dict[int, int]]:
-        """Ends of those of `users` who were forgotten, in this log; `pipe` answers at once."""
+        """Ends of those of `users` who were forgotten, in this log. `pipe` is in immediate mode (before `multi`)."""
         if not users or not await pipe.exists(self.key):
             return {}
         found = await pipe.hmget(self.key, [_field(user) for user in users])
@@ -63,11 +63,11 @@ class RedisMarks:
         return {user: mark.ends_in(cluster_id, topic_id) for user, mark in marks.items()}
 
     async def position(self, pipe: Any, source: str) -> int:
-        """Next offset of a source; `pipe` answers at once."""
+        """Next offset of a source. `pipe` is in immediate mode (before `multi`)."""
         return int(await pipe.hget(self.at_key, source) or 0)
 
     def add(self, pipe: Any, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> None:
-        """Mark users and move the position, in the transaction of `pipe`."""
+        """Queue marks and the new position in the transaction of `pipe`."""
         for user in users:
             pipe.hset(self.key, _field(user.user_id), ErasureMark.of(user).dump())
         pipe.hset(self.at_key, source, next_offset)

@@ -1,12 +1,12 @@
-"""What the behaviour store keeps of one user, and the decision what a batch of the click log changes in it. No I/O.
+"""Data of one user in the behaviour store, and how a batch of the click log changes it. No I/O.
 
 Two packed values per user:
 
     takes     the newest takes by event time, oldest first; equal times in order of arrival
     recent    64-bit hashes of the ids of the user's last events of any kind, in order of arrival
 
-An event is a duplicate if its id is among `recent`, or is that of a take that is still kept. Farther back, two
-deliveries of one event cannot be told apart; a replay of the log is recognised by its offsets, not by ids.
+An event is a duplicate if its id is among `recent`, or is that of a take that is still kept. Older duplicates are not
+recognised; a replay of the log is recognised by its offsets, not by ids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CODE_OF_KIND = {kind: code for code, kind in enumerate(_KINDS)}
 
 
 class TakenItem(NamedTuple):
-    """One thing that a user took."""
+    """One take of a user."""
 
     item_id: str
     occurred_at: float
@@ -39,11 +39,11 @@ class TakenItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordReport:
-    """What became of one batch of one partition."""
+    """Result of recording one batch of one partition."""
 
     partition: int
     next_offset: int
-    """Where the partition now stands in the store."""
+    """Position of the partition in the store afterwards."""
     exposures: int = 0
     """New exposures, counted."""
     takes: int = 0
@@ -53,15 +53,15 @@ class RecordReport:
     broken: int = 0
     """Records that could not be read."""
     erased: int = 0
-    """Records of users who asked to be forgotten since: passed over."""
+    """Records of users who asked to be forgotten after them: passed over."""
     replayed: int = 0
-    """Records below the stored position: recorded before, left alone."""
+    """Records below the stored position: recorded before, ignored."""
     users: int = 0
     """Users whose data changed."""
     resume_from: int | None = None
-    """If set, nothing was written: the store is behind this batch, and the log has to be read again from here."""
+    """If set, nothing was written: the store is behind this batch; read the log again from here."""
     seconds: float = 0.0
-    """How long it took, decoding included."""
+    """Duration, decoding included."""
 
     @property
     def stored(self) -> int:
@@ -78,12 +78,12 @@ class UserTakes:
     kinds: bytearray = field(default_factory=bytearray)
     ids: list[bytes] = field(default_factory=list)
     recent: bytes = b""
-    """Hashes one after the other, as they are stored: most events need no more than a search in them."""
+    """Concatenated hashes, as they are stored: most events need only a search in them."""
 
     def observe(self, behaviour: Behaviour, *, length: int, remembered: int) -> bool:
-        """Take one event in; False if it is a duplicate, which changes nothing."""
+        """Add one event; False if it is a duplicate, which changes nothing."""
         id_hash = hash_of(behaviour.event_id)
-        if _holds(self.recent, id_hash):
+        if contains_hash(self.recent, id_hash):
             return False
         if behaviour.kind is BehaviourKind.EXPOSURE:
             self._remember(id_hash, remembered)
@@ -105,15 +105,15 @@ class UserTakes:
     def _remember(self, id_hash: bytes, remembered: int) -> None:
         self.recent = (self.recent + id_hash)[-_HASH_BYTES * remembered :]
 
-    def drop(self, items: Collection[str]) -> int:
-        """Remove what was taken of these items; how many takes. Their events stay known as seen."""
+    def remove_items(self, items: Collection[str]) -> int:
+        """Remove takes of these items; returns how many. Their event ids still count as seen."""
         kept = [place for place, item in enumerate(self.items) if item not in items]
-        dropped = len(self.items) - len(kept)
+        removed = len(self.items) - len(kept)
         self.times = [self.times[place] for place in kept]
         self.ids = [self.ids[place] for place in kept]
         self.kinds = bytearray(self.kinds[place] for place in kept)
         self.items = [self.items[place] for place in kept]
-        return dropped
+        return removed
 
     def history(self) -> list[TakenItem]:
         """Oldest first."""
@@ -127,7 +127,8 @@ def hash_of(event_id: str) -> bytes:
     return blake2b(event_id.encode(), digest_size=_HASH_BYTES).digest()
 
 
-def _holds(hashes: bytes, wanted: bytes) -> bool:
+def contains_hash(hashes: bytes, wanted: bytes) -> bool:
+    """Whether `wanted` is one of the concatenated hashes."""
     at = hashes.find(wanted)
     while at % _HASH_BYTES and at >= 0:  # across two hashes: not one of them
         at = hashes.find(wanted, at + 1)
@@ -149,7 +150,7 @@ def pack_takes(user: UserTakes) -> bytes:
 
 
 def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
-    """Fill `user` from `pack_takes`'s bytes. Raises `Misconfigured` for the bytes of another layout."""
+    """Fill `user` from the bytes of `pack_takes`. Raises `Misconfigured` for the bytes of another layout."""
     if not packed:
         return
     n, times, kinds, items = _layout(packed)
@@ -160,15 +161,15 @@ def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
 
 
 def without_items(packed: bytes, items: Collection[str]) -> tuple[bytes, int]:
-    """`pack_takes`'s bytes without what was taken of these items, empty if nothing is left; and how many takes went."""
+    """`pack_takes`'s bytes without takes of these items (empty if none is left), and how many were removed."""
     user = UserTakes()
     unpack_takes(packed, user)
-    dropped = user.drop(items)
-    return pack_takes(user) if user.items else b"", dropped
+    removed = user.remove_items(items)
+    return pack_takes(user) if user.items else b"", removed
 
 
 def _layout(packed: bytes) -> tuple[int, int, int, int]:
-    """How many takes, and where times, kinds and items begin."""
+    """Number of takes, and the offsets of times, kinds and items."""
     if packed[:1] != _LAYOUT:
         raise Misconfigured(
             f"the behaviour store holds data of an unknown layout ({packed[:1]!r}), written by another version; "
@@ -200,7 +201,7 @@ def packed_items(packed: bytes | None) -> list[str]:
 
 
 def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]:
-    """Leave out what the store has recorded already."""
+    """Leave out events that the store has recorded already."""
     if not events or events[0].offset >= stored:
         return events
     return [event for event in events if event.offset >= stored]
@@ -215,7 +216,7 @@ def apply_batch(
     length: int,
     remembered: int,
 ) -> tuple[RecordReport, set[str], set[str]]:
-    """Let `events` change `users` (which holds all of them), one after the other.
+    """Apply `events` to `users` (which holds all of them), in order.
 
     Returns the report, the users whose `recent` changed and those whose `takes` changed. The result does not depend
     on how a partition is cut into batches.
@@ -259,5 +260,5 @@ def without_erased(
 
 
 def skipped(report: RecordReport, *, replayed: int, erased: int) -> RecordReport:
-    """Complete the report with the numbers of records left alone."""
+    """Complete the report with the numbers of ignored records."""
     return replace(report, replayed=replayed, erased=erased)

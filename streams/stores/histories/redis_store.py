@@ -1,23 +1,22 @@
-"""The behaviour store in Redis; what it promises is told in `streams.stores.histories.store`."""
+"""The behaviour store in Redis; the protocol is in `streams.stores.histories.store`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import WatchError
+from typing_extensions import override
 
-from schemas.errors import StoreUnavailable
 from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import Numbered
-from streams.stores.histories.client import RedisConfig, redis_errors
+from streams.stores.histories.client import MAX_CONFLICTS, RedisConfig, redis_errors, transact
 from streams.stores.histories.config import BehaviourStoreConfig
-from streams.stores.histories.erasure_marks import RedisMarks
+from streams.stores.histories.erasure_marks import RedisErasureMarks
 from streams.stores.histories.packed_history import (
     RecordReport,
     TakenItem,
@@ -34,23 +33,9 @@ from streams.stores.histories.packed_history import (
 from streams.stores.histories.store import (
     COUNTS,
     BehaviourStore,
-    InMemoryBehaviourStore,
     foreign_log,
     with_total,
 )
-
-__all__ = [
-    "BehaviourStore",
-    "BehaviourStoreConfig",
-    "InMemoryBehaviourStore",
-    "Numbered",
-    "RecordReport",
-    "RedisBehaviourStore",
-    "TakenItem",
-    "TopicIncarnation",
-    "View",
-    "foreign_log",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +45,12 @@ class View:
     generation: int
     """Raised by `clear`; part of every key of the view."""
     log: TopicIncarnation | None
-    """None until somebody binds it."""
+    """None until `bind`."""
 
     @staticmethod
     @lru_cache(maxsize=8)
     def parse(raw: bytes | None) -> View:
-        """Read what `dump` wrote; every request reads it, and it hardly ever changes."""
+        """Read what `dump` wrote; cached, since every request reads it and it hardly ever changes."""
         if raw is None:
             return View(0, None)
         document = json.loads(raw)
@@ -80,10 +65,9 @@ _SET_ALL = "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', AR
 """One command for all users of a batch: redis-py spends more on 500 commands than Redis does."""
 
 _SCAN_PAGE = 1_000
-_MAX_CONFLICTS = 20
 
 
-class RedisBehaviourStore:
+class RedisBehaviourStore(BehaviourStore):
     """The protocol in Redis. Keys, below the prefix:
 
         record:view              generation and identity of the log
@@ -94,10 +78,10 @@ class RedisBehaviourStore:
         record:forgotten         see `streams.stores.histories.erasure_marks`
         record:deleted           see `streams.stores.histories.deleted_items`
 
-    Every key of the view carries its generation G, so clearing is one write; what is left of older generations is
-    swept afterwards. A batch costs three round trips, whatever its size. Writes are optimistic: two recorders that
-    believe to own a partition cannot both get through. How durable an acknowledged write is, is up to the server's
-    own persistence; what it loses is noticed by the position and replayed.
+    Every key of the view carries its generation G, so clearing is one write; older generations are deleted afterwards.
+    A batch costs three round trips, whatever its size. Writes are optimistic: of two recorders that believe to own a
+    partition only one succeeds. Durability is that of the server's own persistence; lost writes show in the position
+    and are replayed.
     """
 
     def __init__(self, client: Redis, config: RedisConfig, keep: BehaviourStoreConfig | None = None) -> None:
@@ -105,7 +89,7 @@ class RedisBehaviourStore:
         self._config = config
         self._keep = keep or BehaviourStoreConfig()
         self._root = f"{config.key_prefix}record:"
-        self._marks = RedisMarks(self._root)
+        self._marks = RedisErasureMarks(self._root)
         self._view = View(0, None)
 
     @property
@@ -115,45 +99,33 @@ class RedisBehaviourStore:
     def _key(self, generation: int, *parts: object) -> str:
         return f"{self._root}{generation}:" + ":".join(map(str, parts))
 
+    @override
     async def bind(self, log: TopicIncarnation) -> None:
-        """See `BehaviourStore`."""
-        with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
-                async with self._client.pipeline(transaction=True) as pipe:
-                    await pipe.watch(self._view_key)
-                    found = View.parse(await pipe.get(self._view_key))
-                    if found.log is not None and found.log != log:
-                        raise foreign_log(found.log, log)
-                    wanted = replace(found, log=log)
-                    pipe.multi()
-                    pipe.set(self._view_key, wanted.dump())
-                    try:
-                        await pipe.execute()
-                    except WatchError:
-                        continue
-                    self._view = wanted
-                    return
-        raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
+        def bound(found: View) -> View:
+            if found.log is not None and found.log != log:
+                raise foreign_log(found.log, log)
+            return replace(found, log=log)
+
+        await self._replace_view(bound)
+
+    async def _replace_view(self, change: Callable[[View], View]) -> None:
+        async def replace_it(pipe: Any) -> View:
+            view = change(View.parse(await pipe.get(self._view_key)))
+            pipe.multi()
+            pipe.set(self._view_key, view.dump())
+            return view
+
+        conflict = "the behaviour view keeps being replaced by other processes"
+        self._view = await transact(self._client, self._config, self._view_key, change=replace_it, conflict=conflict)
 
     async def bound_log(self) -> TopicIncarnation | None:
-        """Tell which log the positions belong to; None before the first `bind`."""
+        """Return the log that the positions belong to; None before the first `bind`."""
         with redis_errors(self._config):
             return View.parse(await self._client.get(self._view_key)).log
 
+    @override
     async def record(
         self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
-    ) -> RecordReport:
-        """See `BehaviourStore`."""
-        with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
-                try:
-                    return await self._try_record(partition, events, first_offset, next_offset)
-                except WatchError:
-                    continue  # somebody else wrote: look again
-        raise StoreUnavailable("Redis", f"other processes keep writing to partition {partition} of the behaviour view")
-
-    async def _try_record(
-        self, partition: int, events: Sequence[Numbered], first_offset: int, next_offset: int
     ) -> RecordReport:
         view = self._view
         position_key = self._key(view.generation, "p", partition)
@@ -165,13 +137,13 @@ class RedisBehaviourStore:
             *(self._key(view.generation, "e", user) for user in everyone),
             *(self._key(view.generation, "t", user) for user in takers),
         ]
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._view_key, position_key, self._marks.key, *user_keys)
+
+        async def change(pipe: Any) -> RecordReport:
             stored_raw = await pipe.hget(position_key, "next_offset")
             raw_view, *values = await pipe.mget([self._view_key, *user_keys])
             stored = int(stored_raw or 0)
             if View.parse(raw_view) != view or view.log is None:
-                return RecordReport(partition, 0, resume_from=0)  # cleared meanwhile: whoever calls binds again
+                return RecordReport(partition, 0, resume_from=0)  # cleared meanwhile: the caller has to bind again
             if stored < first_offset:
                 return RecordReport(partition, stored, resume_from=stored)
             if stored >= next_offset:
@@ -202,31 +174,30 @@ class RedisBehaviourStore:
                 if getattr(report, name):
                     pipe.hincrby(position_key, name, getattr(report, name))
             pipe.sadd(self._key(view.generation, "partitions"), partition)
-            await pipe.execute()
-        return report
+            return report
 
+        watched = (self._view_key, position_key, self._marks.key, *user_keys)
+        conflict = f"other processes keep writing to partition {partition} of the behaviour view"
+        return await transact(self._client, self._config, *watched, change=change, conflict=conflict)
+
+    @override
     async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
-        """See `BehaviourStore`."""
-        with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
-                async with self._client.pipeline(transaction=True) as pipe:
-                    await pipe.watch(self._view_key, self._marks.at_key)
-                    generation = View.parse(await pipe.get(self._view_key)).generation
-                    if await self._marks.position(pipe, source) >= next_offset:
-                        return 0
-                    pipe.multi()
-                    self._marks.add(pipe, users, source=source, next_offset=next_offset)
-                    for user in users:
-                        pipe.delete(*(self._key(generation, kind, user.user_id) for kind in "te"))
-                    try:
-                        await pipe.execute()
-                    except WatchError:
-                        continue
-                    return len(users)
-        raise StoreUnavailable("Redis", "other processes keep marking users as forgotten")
+        async def change(pipe: Any) -> int:
+            generation = View.parse(await pipe.get(self._view_key)).generation
+            if await self._marks.position(pipe, source) >= next_offset:
+                return 0
+            pipe.multi()
+            self._marks.add(pipe, users, source=source, next_offset=next_offset)
+            for user in users:
+                pipe.delete(*(self._key(generation, kind, user.user_id) for kind in "te"))
+            return len(users)
 
+        watched = (self._view_key, self._marks.at_key)
+        conflict = "other processes keep marking users as forgotten"
+        return await transact(self._client, self._config, *watched, change=change, conflict=conflict)
+
+    @override
     async def forgotten_positions(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
         with redis_errors(self._config):
             return await self._marks.positions(self._client)
 
@@ -238,17 +209,17 @@ class RedisBehaviourStore:
         if packed:
             pipe.eval(_SET_ALL, len(packed), *packed, self._keep.idle_days * 86_400, *packed.values())
 
+    @override
     async def history(self, user_id: str) -> list[TakenItem]:
-        """See `BehaviourStore`."""
         return packed_history(await self._packed_takes(user_id))
 
+    @override
     async def taken_items(self, user_id: str) -> list[str]:
-        """See `BehaviourStore`."""
         return packed_items(await self._packed_takes(user_id))
 
     async def _packed_takes(self, user_id: str) -> bytes | None:
         with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
+            for _ in range(MAX_CONFLICTS):
                 raw_view, packed = await self._client.execute_command(
                     "MGET", self._view_key, self._key(self._view.generation, "t", user_id)
                 )
@@ -259,14 +230,14 @@ class RedisBehaviourStore:
                 self._view = replace(self._view, generation=found.generation)
         return None
 
+    @override
     async def positions(self) -> dict[int, int]:
-        """See `BehaviourStore`."""
         return {
             partition: int(fields.get(b"next_offset", 0)) for partition, fields in (await self._partitions()).items()
         }
 
+    @override
     async def counts(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
         rows = (await self._partitions()).values()
         return with_total({name: sum(int(row.get(name.encode(), 0)) for row in rows) for name in COUNTS})
 
@@ -279,24 +250,11 @@ class RedisBehaviourStore:
                     pipe.hgetall(self._key(generation, "p", number))
                 return dict(zip(numbers, await pipe.execute(), strict=True))
 
+    @override
     async def clear(self) -> None:
-        """See `BehaviourStore`."""
+        await self._replace_view(lambda found: View(found.generation + 1, None))
         with redis_errors(self._config):
-            for _ in range(_MAX_CONFLICTS):
-                async with self._client.pipeline(transaction=True) as pipe:
-                    await pipe.watch(self._view_key)
-                    emptied = View(View.parse(await pipe.get(self._view_key)).generation + 1, None)
-                    pipe.multi()
-                    pipe.set(self._view_key, emptied.dump())
-                    try:
-                        await pipe.execute()
-                    except WatchError:
-                        continue
-                    self._view = emptied
-                    break
-            else:
-                raise StoreUnavailable("Redis", "the behaviour view keeps being replaced by other processes")
-            await self._unlink_before(emptied.generation)
+            await self._unlink_before(self._view.generation)
 
     async def _unlink_before(self, generation: int) -> None:
         """Delete what older generations left behind, also those of a sweep that was cut short."""
@@ -310,11 +268,11 @@ class RedisBehaviourStore:
             if cursor == 0:
                 return
 
+    @override
     async def ping(self) -> None:
-        """See `BehaviourStore`."""
         with redis_errors(self._config):
             await self._client.ping()
 
+    @override
     async def close(self) -> None:
-        """See `BehaviourStore`."""
         await self._client.aclose()

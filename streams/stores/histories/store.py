@@ -1,18 +1,20 @@
-"""What every behaviour store promises: users' recent takes for serving, and the place in the click log up to which they
-are true; and the store in memory.
+"""The protocol of a behaviour store (users' recent takes for serving, with the position in the click log that they
+reflect), and the store in memory.
 
-A *view*: everything in it can be replayed from `behaviours`. What a batch changes and the position after it are
-written in one transaction, so data and position can never disagree, whoever is killed when.
+It is a *view*: everything in it can be replayed from `behaviours`. What a batch changes and the position after it are
+written in one transaction, so data and position always agree, even after a crash.
 
-Who asked to be forgotten is marked here in the transaction that deletes what is kept of him. Every batch is written
-against these marks, so it does not matter which recorder knew of it, or how often the log is replayed: what the click
-log held of him when he asked is passed over. Marks outlive a rebuild.
+A user who asked to be forgotten is marked in the transaction that deletes their data. Every batch is checked against
+these marks, so records that the click log held of the user at that time are passed over in every recorder and every
+replay. Marks outlive a rebuild.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from typing_extensions import override
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
@@ -37,7 +39,7 @@ class BehaviourStore(Protocol):
     """Per-user sequences of takes in event time, with the log position that they reflect."""
 
     async def bind(self, log: TopicIncarnation) -> None:
-        """Tie the positions to `log`; call before the first `record`.
+        """Bind the positions to `log`; call before the first `record`.
 
         Raises `Misconfigured` if the store was filled from another log.
         """
@@ -45,29 +47,28 @@ class BehaviourStore(Protocol):
     async def record(
         self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
     ) -> RecordReport:
-        """Take in one partition's records in [first_offset, next_offset), all or nothing, position included.
+        """Record one partition's events in [first_offset, next_offset), all or nothing, position included.
 
-        Offsets in that range that carry no record (transaction markers, deleted by retention) are passed over. What
-        lies below the stored position is left alone, so any replay, however it is cut, changes nothing. If the store
-        is behind `first_offset` (it lost data, or was cleared), it writes nothing and says where to read again.
+        Offsets in that range that carry no record (transaction markers, deleted by retention) are passed over.
+        Records below the stored position are ignored, so any replay, however it is cut, changes nothing. If the store
+        is behind `first_offset` (it lost data, or was cleared), it writes nothing and reports where to read again.
         """
 
     async def history(self, user_id: str) -> list[TakenItem]:
         """Return the newest takes of a user, oldest first; empty for an unknown one."""
 
     async def taken_items(self, user_id: str) -> list[str]:
-        """Return the items of `history` alone: what scoring asks for, at a tenth of the cost."""
+        """Return the items of `history` alone, which is all that scoring needs, at a tenth of the cost."""
 
     async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
-        """Delete what is kept of these users, and never take in again what the log held of them; how many were new.
+        """Delete these users' data, and never record again what the log held of them; returns how many were new.
 
         They were read from `source`, a partition of one incarnation of the topic `forgotten`, whose position is kept
-        with it; what lies below that position is left alone, since a user who was forgotten may have come back as a new
-        one.
+        with it. Requests below that position are ignored, since a forgotten user may have come back as a new one.
         """
 
     async def forgotten_positions(self) -> dict[str, int]:
-        """Next offset of each source of `forget`; what lies below has been obeyed."""
+        """Next offset of each source of `forget`; requests below it are done."""
 
     async def positions(self) -> dict[int, int]:
         """Next offset of each partition seen so far."""
@@ -76,17 +77,17 @@ class BehaviourStore(Protocol):
         """Sum up `stored` (`exposures` + `takes`), `duplicates`, `broken` and `erased` since the view began."""
 
     async def clear(self) -> None:
-        """Forget everything, the log's identity included. At once for readers; a running recorder starts over."""
+        """Remove everything, the log's identity included. At once for readers; a running recorder starts over."""
 
     async def ping(self) -> None:
         """Raise `StoreUnavailable` if the store does not answer."""
 
     async def close(self) -> None:
-        """Give connections back."""
+        """Close connections."""
 
 
 def foreign_log(found: TopicIncarnation, wanted: TopicIncarnation) -> Misconfigured:
-    """Say that the positions belong to another log, and what to do."""
+    """The error for positions that belong to another log."""
     what = "cluster" if found.cluster_id != wanted.cluster_id else "topic"
     return Misconfigured(
         f"the behaviour store was filled from topic {found.topic} (id {found.topic_id}) of cluster {found.cluster_id}, "
@@ -96,29 +97,29 @@ def foreign_log(found: TopicIncarnation, wanted: TopicIncarnation) -> Misconfigu
     )
 
 
-class InMemoryBehaviourStore:
+class InMemoryBehaviourStore(BehaviourStore):
     """The protocol in a process's own memory."""
 
     def __init__(self, config: BehaviourStoreConfig | None = None) -> None:
         self._config = config or BehaviourStoreConfig()
         self.users: dict[str, UserTakes] = {}
-        """What is kept of each."""
+        """Data of each user."""
         self._positions: dict[int, int] = {}
         self._counts = dict.fromkeys(COUNTS, 0)
         self._log: TopicIncarnation | None = None
         self._marks: dict[str, ErasureMark] = {}
         self._forgotten_positions: dict[str, int] = {}
 
+    @override
     async def bind(self, log: TopicIncarnation) -> None:
-        """See `BehaviourStore`."""
         if self._log not in (None, log):
             raise foreign_log(self._log, log)
         self._log = log
 
+    @override
     async def record(
         self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
     ) -> RecordReport:
-        """See `BehaviourStore`."""
         stored = self._positions.get(partition, 0)
         if self._log is None or stored < first_offset:
             return RecordReport(partition, stored, resume_from=stored)
@@ -142,8 +143,8 @@ class InMemoryBehaviourStore:
             self._counts[name] += getattr(report, name)
         return report
 
+    @override
     async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
-        """See `BehaviourStore`."""
         if self._forgotten_positions.get(source, 0) >= next_offset:
             return 0
         for user in users:
@@ -152,41 +153,43 @@ class InMemoryBehaviourStore:
         self._forgotten_positions[source] = next_offset
         return len(users)
 
+    @override
     async def forgotten_positions(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
         return dict(self._forgotten_positions)
 
+    @override
     async def history(self, user_id: str) -> list[TakenItem]:
-        """See `BehaviourStore`."""
         user = self.users.get(user_id)
         return user.history() if user else []
 
+    @override
     async def taken_items(self, user_id: str) -> list[str]:
-        """See `BehaviourStore`."""
         user = self.users.get(user_id)
         return list(user.items) if user else []
 
+    @override
     async def positions(self) -> dict[int, int]:
-        """See `BehaviourStore`."""
         return dict(self._positions)
 
+    @override
     async def counts(self) -> dict[str, int]:
-        """See `BehaviourStore`."""
         return with_total(self._counts)
 
+    @override
     async def clear(self) -> None:
-        """See `BehaviourStore`."""
         marks, positions = self._marks, self._forgotten_positions
         self.__init__(self._config)  # type: ignore[misc]
         self._marks, self._forgotten_positions = marks, positions
 
+    @override
     async def ping(self) -> None:
-        """See `BehaviourStore`."""
+        pass
 
+    @override
     async def close(self) -> None:
-        """See `BehaviourStore`."""
+        pass
 
 
 def with_total(counts: dict[str, int]) -> dict[str, int]:
-    """Counts as a store tells them."""
+    """Counts in the form that `BehaviourStore.counts` returns."""
     return {"stored": counts["exposures"] + counts["takes"], **counts}

@@ -1,4 +1,4 @@
-"""The connection to Milvus: one client per event loop, timeouts on every call, one translation of its errors."""
+"""Connection to Milvus: one client per event loop, a timeout on every call, one translation of its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_LOADED = 101
 _COLLECTION_NOT_FOUND = 100
 _INPUT_REFUSED = frozenset({6, 1100, 1101, 1804})
 """Status codes that say the request itself is wrong: Milvus Lite's illegal argument, the server's invalid parameter,
-missing parameter and data mismatch. Everything else may heal and is held."""
+missing parameter and data mismatch. Everything else may heal and is retried."""
 
 _NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time_ms": 300_000}
 """pymilvus pings an idle connection every 10 s; a plain gRPC server, as the embedded one is, hangs up on such clients
@@ -29,11 +29,11 @@ _NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time
 
 
 class _ClosedMeanwhile(Exception):
-    """Another call found the connection broken and closed it: gRPC cancels those that were under way."""
+    """Another call found the connection broken and closed it; gRPC cancels the calls in flight."""
 
 
 class MilvusConnection:
-    """An `AsyncMilvusClient` that is made inside the running loop, and made anew after the server was away."""
+    """An `AsyncMilvusClient` that is made inside the running loop, and again after the server was away."""
 
     def __init__(self, config: MilvusConfig) -> None:
         self._config = config
@@ -54,7 +54,7 @@ class MilvusConnection:
             raise self._unavailable(what, str(error)) from None
         except MilvusException as error:
             if error.code != _NOT_LOADED:
-                await self._forget_if_broken(error)
+                await self._close_if_broken(error)
                 raise self._translated(what, error) from error
         except (grpc.RpcError, OSError, TimeoutError) as error:
             await self.close()
@@ -98,7 +98,7 @@ class MilvusConnection:
             raise self._unavailable(what, repr(error)) from error
 
     async def close(self) -> None:
-        """Let go of the client; the next call makes a new one."""
+        """Close the client; the next call makes a new one."""
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(MilvusException, grpc.RpcError, OSError, TimeoutError):
@@ -115,13 +115,13 @@ class MilvusConnection:
     async def _attempt(self, operation: Callable[[AsyncMilvusClient], Awaitable[T]]) -> T:
         client = await self._connected()
         try:
-            # the client's own time-outs leave out waiting for the connection
+            # the client's own timeouts do not cover waiting for the connection
             return await asyncio.wait_for(operation(client), self._timeout + 1.0)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # nobody cancelled this task: passed on, it would end it without a word
+            # this task was not cancelled itself: passed on, the error would end it silently
             raise _ClosedMeanwhile("the connection was closed while the call was under way") from None
 
     async def _connected(self) -> AsyncMilvusClient:
@@ -138,7 +138,7 @@ class MilvusConnection:
                 )
             return self._client
 
-    async def _forget_if_broken(self, error: MilvusException) -> None:
+    async def _close_if_broken(self, error: MilvusException) -> None:
         if error.code not in _INPUT_REFUSED and error.code != _COLLECTION_NOT_FOUND:
             await self.close()
 

@@ -1,4 +1,4 @@
-"""Which vectors the representation center holds, without knowing their encoder beforehand."""
+"""The collection of the representation center: which encoder its vectors are from, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _NO_SUCH_COLLECTION = 100
 class CollectionInfo:
     """The collection behind the alias."""
 
-    collection: str
+    name: str
     dim: int
+    """Width of its vectors."""
     encoder_version: str | None
-    """As its rows say; None while it is empty."""
-
+    """Encoder version of its rows; None while it is empty."""
     is_filled: bool
-    """Whether it was complete once: everything that its readers had acknowledged by then was in it."""
+    """Whether it was complete once: it had everything that the index workers had acknowledged by then."""
 
 
 async def read_center(config: MilvusConfig) -> CollectionInfo | None:
-    """Look behind the alias; None if nothing was ever indexed.
+    """Describe the collection behind the alias; None if nothing was ever indexed.
 
     Raises `StoreUnavailable` if Milvus does not answer, `Misconfigured` if the alias is not ours.
     """
@@ -56,9 +56,8 @@ async def read_center(config: MilvusConfig) -> CollectionInfo | None:
             timeout=config.timeout_seconds,
         )
         version = str(rows[0]["encoder_version"]) if rows else None
-        collection = str(described["collection_name"])
-        filled = _filled(collection) in client.list_aliases(collection).get("aliases", [])
-        return CollectionInfo(collection, int(dims[0]), version, filled)
+        name = str(described["collection_name"])
+        return CollectionInfo(name, int(dims[0]), version, is_filled=_is_filled(client, name))
 
     connection = MilvusConnection(config)
     try:
@@ -67,25 +66,29 @@ async def read_center(config: MilvusConfig) -> CollectionInfo | None:
         await connection.close()
 
 
-async def mark_filled(config: MilvusConfig, center: CollectionInfo) -> None:
-    """Note in Milvus itself that a center is complete: whoever loses its rows loses the note with them.
+async def mark_filled(config: MilvusConfig, collection: CollectionInfo) -> None:
+    """Mark a collection as complete in Milvus itself, so that the mark is lost whenever the rows are.
 
-    The note is an alias, which every kind of Milvus keeps with the collection.
+    The mark is an alias, which every kind of Milvus keeps with the collection.
     """
 
-    def note(client: MilvusClient) -> None:
+    def mark(client: MilvusClient) -> None:
         try:
-            client.create_alias(center.collection, _filled(center.collection))
+            client.create_alias(collection.name, _filled_alias(collection.name))
         except MilvusException:  # another worker was first
-            if _filled(center.collection) not in client.list_aliases(center.collection).get("aliases", []):
+            if not _is_filled(client, collection.name):
                 raise
 
     connection = MilvusConnection(config)
     try:
-        await connection.call_blocking("a note on the center", note)
+        await connection.call_blocking("a note on the center", mark)
     finally:
         await connection.close()
 
 
-def _filled(collection: str) -> str:
+def _filled_alias(collection: str) -> str:
     return f"{collection}_filled"
+
+
+def _is_filled(client: MilvusClient, collection: str) -> bool:
+    return _filled_alias(collection) in client.list_aliases(collection).get("aliases", [])

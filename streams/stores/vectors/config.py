@@ -1,4 +1,4 @@
-"""Where Milvus is. Apart from the client, whose import takes half a second that most commands need not pay."""
+"""Settings of Milvus. Apart from the client, whose import takes half a second that most commands do not need."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MilvusConfig(BaseModel):
         return self
 
     def tls_options(self) -> dict[str, Any]:
-        """What the client is told of certificates."""
+        """The client's arguments for certificates."""
         if self.ssl_certfile:
             return {
                 "secure": True,
@@ -57,5 +57,5 @@ class MilvusConfig(BaseModel):
 
     @property
     def shown_uri(self) -> str:
-        """The address without a login that somebody put into it."""
+        """The address without its login."""
         return shown_endpoint(self.uri)

@@ -1,45 +1,32 @@
-"""The representation center: what is held of every item, its vector included."""
+"""The representation center: a row per item with its vector. The Milvus implementation is `milvus_index`."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import AsyncMilvusClient, DataType, MilvusClient
-from pymilvus.exceptions import MilvusException
+from typing_extensions import override
 
 from encoders.similarity import top_k
-from schemas.base import MAX_ID_CHARACTERS
-from schemas.errors import Misconfigured, Reason, WriteRejected
-from streams.stores.vectors.client import MilvusConnection
-from streams.stores.vectors.config import MilvusConfig
+from schemas.errors import Reason, WriteRejected
 
 MAX_TITLE_CHARACTERS = 500
-"""How much of a title is kept in a row, for people who look at neighbours."""
+"""Length to which a title is cut in a row; it is only for people who look at neighbours."""
 
 UNIT_TOLERANCE = 1e-3
-"""How far from 1 the length of a vector may be."""
-
-_UTF8_BYTES = 4
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_PRICE = -1.0  # prices are never negative; old servers know no null
+"""Allowed deviation of a vector's length from 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class ItemRow:
-    """What the center holds of one item.
+    """The center's row of one item.
 
     A row without title and picture is *pending*: its only content is a picture that could not be fetched yet. It
-    holds the place, so that a late picture can be told from a deleted item, and is never found by a search.
+    distinguishes an item with a late picture from a deleted one, and is never found by a search.
     """
 
     item_id: str
@@ -63,7 +50,7 @@ class ItemRow:
 
     @property
     def is_pending(self) -> bool:
-        """Whether nothing of the item could be encoded yet."""
+        """Whether nothing of the item is encoded yet."""
         return not (self.has_title or self.has_image)
 
 
@@ -72,11 +59,9 @@ class ItemIndex(Protocol):
 
     async def open(self) -> None:
         """Connect and make sure that the collection exists. Raises `Misconfigured` if it belongs to another encoder."""
-        ...
 
     async def close(self) -> None:
-        """Let go of connections."""
-        ...
+        """Close connections."""
 
     async def upsert(self, rows: Sequence[ItemRow]) -> None:
         """Write whole rows; of several with one id the last counts.
@@ -84,32 +69,27 @@ class ItemIndex(Protocol):
         Raises `WriteRejected` (nothing of the call is written) for a vector that is not finite, not of unit length or
         not of the encoder; `StoreUnavailable` if it is unknown what was written.
         """
-        ...
 
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are no error."""
-        ...
 
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read the rows that are there, by id, as of the last acknowledged write. Pending rows only if asked for."""
-        ...
+        """Read existing rows, by id, as of the last acknowledged write; pending rows only if `pending`."""
 
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
         """For each of the (n, dim) unit vectors, up to `k` (item id, cosine), nearest first."""
-        ...
 
     async def count(self) -> int:
-        """How many rows can be found by a search."""
-        ...
+        """Number of rows that a search can find."""
 
 
 def last_of_each(rows: Sequence[ItemRow]) -> list[ItemRow]:
-    """Rows without those that a later one of the same id replaces."""
+    """The last row of each id."""
     return list({row.item_id: row for row in rows}.values())
 
 
 def check_rows(rows: Sequence[ItemRow], *, encoder_version: str, dim: int) -> None:
-    """Refuse what no store should hold; some stores take NaN without a word. Raises `WriteRejected`."""
+    """Check vectors before a write, since some servers accept NaN. Raises `WriteRejected`."""
     for row in rows:
         if row.encoder_version != encoder_version:
             raise WriteRejected(
@@ -127,39 +107,41 @@ def check_rows(rows: Sequence[ItemRow], *, encoder_version: str, dim: int) -> No
             raise WriteRejected(Reason.BAD_VECTOR, f"item {row.item_id!r} has a vector of length {length}, not 1")
 
 
-class InMemoryItemIndex:
-    """The index as a dictionary, with exact neighbours."""
+class InMemoryItemIndex(ItemIndex):
+    """The index as a dictionary, with exact cosine search."""
 
     def __init__(self, *, encoder_version: str, dim: int) -> None:
         self._encoder_version = encoder_version
         self._dim = dim
         self.rows: dict[str, ItemRow] = {}
 
+    @override
     async def open(self) -> None:
-        """Nothing to connect to."""
+        pass
 
+    @override
     async def close(self) -> None:
-        """Nothing to let go of."""
+        pass
 
+    @override
     async def upsert(self, rows: Sequence[ItemRow]) -> None:
-        """Keep the rows."""
         check_rows(rows, encoder_version=self._encoder_version, dim=self._dim)
         for row in rows:
             fits = len(row.title) <= MAX_TITLE_CHARACTERS
             self.rows[row.item_id] = row if fits else replace(row, title=row.title[:MAX_TITLE_CHARACTERS])
 
+    @override
     async def delete(self, item_ids: Sequence[str]) -> None:
-        """Forget the rows."""
         for item_id in item_ids:
             self.rows.pop(item_id, None)
 
+    @override
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read the rows that are there."""
         found = {item_id: self.rows[item_id] for item_id in item_ids if item_id in self.rows}
         return {item_id: row for item_id, row in found.items() if pending or not row.is_pending}
 
+    @override
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
-        """Exact cosine of every row."""
         rows = [row for row in self.rows.values() if not row.is_pending]
         if not rows:
             return [[] for _ in vectors]
@@ -169,244 +151,6 @@ class InMemoryItemIndex:
             for line, its in zip(nearest, cosines, strict=True)
         ]
 
+    @override
     async def count(self) -> int:
-        """Rows that are not pending."""
         return sum(not row.is_pending for row in self.rows.values())
-
-
-def collection_name(alias: str, encoder_version: str) -> str:
-    """Name of the collection that holds one encoder version's vectors.
-
-    Collection names allow fewer characters than versions, so a short hash keeps two versions apart that only differ
-    in those.
-    """
-    plain = re.sub(r"[^A-Za-z0-9]", "_", encoder_version)
-    return f"{alias}__{plain}_{hashlib.sha256(encoder_version.encode()).hexdigest()[:6]}"
-
-
-def is_generation(collection: str, alias: str) -> bool:
-    """Whether a collection is one that some encoder version has, or had, behind this alias."""
-    return re.fullmatch(rf"{re.escape(alias)}__[A-Za-z0-9_]+_[0-9a-f]{{6}}", collection) is not None
-
-
-class MilvusItemIndex:
-    """The index in Milvus: one collection per encoder version, behind an alias.
-
-    One write is in flight at a time: with more, the embedded server loses acknowledged rows when it is killed.
-    """
-
-    def __init__(self, config: MilvusConfig, *, encoder_version: str, dim: int) -> None:
-        self._config = config
-        self._encoder_version = encoder_version
-        self._dim = dim
-        self._milvus = MilvusConnection(config)
-        self._writing = asyncio.Lock()
-
-    async def open(self) -> None:
-        """Create the collection and the alias if they are missing; refuse an alias that another encoder holds.
-
-        Raises `Misconfigured` or `StoreUnavailable`.
-        """
-        await self._milvus.call_blocking("setting up the collection", self._set_up)
-
-    async def close(self) -> None:
-        """Close the client."""
-        await self._milvus.close()
-
-    async def upsert(self, rows: Sequence[ItemRow]) -> None:
-        """Write whole rows, the last of each id."""
-        if not rows:
-            return
-        check_rows(rows, encoder_version=self._encoder_version, dim=self._dim)
-        data = [_to_milvus(row) for row in last_of_each(rows)]  # servers keep both of two equal ids
-        async with self._writing:
-            await self._milvus.call(
-                f"an upsert of {len(data)} rows",
-                lambda client: client.upsert(self._config.alias, data, timeout=self._config.timeout_seconds),
-            )
-
-    async def delete(self, item_ids: Sequence[str]) -> None:
-        """Remove rows by id, also from what other encoders left behind the same alias."""
-        if not item_ids:
-            return
-        async with self._writing:
-            await self._milvus.call(f"a delete of {len(item_ids)} rows", partial(self._delete, item_ids))
-
-    async def _delete(self, item_ids: Sequence[str], client: AsyncMilvusClient) -> None:
-        alias, timeout = self._config.alias, self._config.timeout_seconds
-        await client.delete(alias, filter=_among(item_ids), timeout=timeout)
-        own = collection_name(alias, self._encoder_version)
-        for name in await client.list_collections(timeout=timeout):
-            if name != own and is_generation(name, alias):
-                await client.delete(name, filter=_among(item_ids), timeout=timeout)
-
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read the rows that are there, by a strong read in one round trip."""
-        if not item_ids:
-            return {}
-        found = await self._milvus.call(
-            f"a read of {len(item_ids)} rows",
-            lambda client: client.query(
-                self._config.alias,
-                filter=_among(item_ids),
-                output_fields=_ALL_FIELDS,
-                consistency_level="Strong",
-                timeout=self._config.timeout_seconds,
-            ),
-        )
-        rows = [_from_milvus(entity) for entity in found]
-        return {row.item_id: row for row in rows if pending or not row.is_pending}
-
-    async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
-        """Nearest neighbours of all vectors in one round trip."""
-        if not len(vectors):
-            return []
-        found = await self._milvus.call(
-            f"a search of {len(vectors)} vectors",
-            lambda client: client.search(
-                self._config.alias,
-                data=list(np.ascontiguousarray(vectors, dtype=np.float32)),
-                anns_field="emb",
-                filter="searchable == true",
-                limit=k,
-                output_fields=["item_id"],
-                search_params={"metric_type": "IP", "params": {"ef": max(128, k)}},
-                consistency_level=self._config.consistency_level,
-                timeout=self._config.timeout_seconds,
-            ),
-        )
-        return [[(str(hit["item_id"]), float(hit["distance"])) for hit in hits] for hits in found]
-
-    async def count(self) -> int:
-        """Rows that a search can find."""
-        found = await self._milvus.call(
-            "a count",
-            lambda client: client.query(
-                self._config.alias,
-                filter="searchable == true",
-                output_fields=["count(*)"],
-                consistency_level="Strong",
-                timeout=self._config.timeout_seconds,
-            ),
-        )
-        return int(found[0]["count(*)"])
-
-    def _set_up(self, client: MilvusClient) -> None:
-        alias, wanted = self._config.alias, collection_name(self._config.alias, self._encoder_version)
-        current = _alias_target(client, alias)
-        if current is not None and current != wanted:
-            raise Misconfigured(
-                f"Milvus alias {alias!r} points at collection {current!r}, which holds another encoder's vectors than "
-                f"{self._encoder_version!r}: set MIM_ENCODER__BUNDLE to the encoder that made them, or "
-                "MIM_MILVUS__ALIAS to a new name to build a second center from the topic"
-            )
-        # each step looks again when it fails: several workers may set up at once, and one may have died half-way
-        _ensure(lambda: client.has_collection(wanted), lambda: self._create(client, wanted))
-        _ensure(lambda: bool(client.list_indexes(wanted)), lambda: _create_vector_index(client, wanted))
-        _ensure(lambda: _alias_target(client, alias) == wanted, lambda: client.create_alias(wanted, alias))
-        client.load_collection(wanted)
-
-    def _create(self, client: MilvusClient, name: str) -> None:
-        text_bytes = MAX_ID_CHARACTERS * _UTF8_BYTES
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=self._encoder_version)
-        schema.add_field("item_id", DataType.VARCHAR, is_primary=True, max_length=text_bytes)
-        schema.add_field("emb", DataType.FLOAT_VECTOR, dim=self._dim)
-        schema.add_field("searchable", DataType.BOOL)
-        schema.add_field("encoder_version", DataType.VARCHAR, max_length=64)
-        schema.add_field("content_hash", DataType.VARCHAR, max_length=64)
-        schema.add_field("published_at_us", DataType.INT64)
-        schema.add_field("category", DataType.VARCHAR, max_length=text_bytes)
-        schema.add_field("price", DataType.DOUBLE)
-        schema.add_field("first_price", DataType.DOUBLE)
-        schema.add_field("has_title", DataType.BOOL)
-        schema.add_field("has_image", DataType.BOOL)
-        schema.add_field("source_partition", DataType.INT64)
-        schema.add_field("source_offset", DataType.INT64)
-        schema.add_field("produced_at_ms", DataType.INT64)
-        schema.add_field("title", DataType.VARCHAR, max_length=MAX_TITLE_CHARACTERS * _UTF8_BYTES)
-        client.create_collection(name, schema=schema, consistency_level="Strong")
-
-
-_ALL_FIELDS = [
-    "item_id",
-    "emb",
-    "encoder_version",
-    "content_hash",
-    "published_at_us",
-    "category",
-    "price",
-    "first_price",
-    "has_title",
-    "has_image",
-    "source_partition",
-    "source_offset",
-    "produced_at_ms",
-    "title",
-]
-
-
-def _ensure(done: Callable[[], bool], step: Callable[[], object]) -> None:
-    if done():
-        return
-    try:
-        step()
-    except MilvusException:
-        if not done():
-            raise
-
-
-def _create_vector_index(client: MilvusClient, name: str) -> None:
-    index = client.prepare_index_params()
-    index.add_index("emb", index_type="HNSW", metric_type="IP", params={"M": 16, "efConstruction": 200})
-    client.create_index(name, index)
-
-
-def _alias_target(client: MilvusClient, alias: str) -> str | None:
-    for name in client.list_collections():
-        if alias in client.list_aliases(name).get("aliases", []):
-            return str(name)
-    return None
-
-
-def _among(item_ids: Sequence[str]) -> str:
-    # the client's own `get` puts ids between quotes as they are; an id with a quote in it breaks that
-    return f"item_id in {json.dumps(list(dict.fromkeys(item_ids)), ensure_ascii=False)}"
-
-
-def _to_milvus(row: ItemRow) -> dict[str, Any]:
-    return {
-        "item_id": row.item_id,
-        "emb": np.ascontiguousarray(row.vector, dtype=np.float32),
-        "searchable": not row.is_pending,
-        "encoder_version": row.encoder_version,
-        "content_hash": row.content_hash,
-        "published_at_us": (row.published_at - _EPOCH) // timedelta(microseconds=1),
-        "category": row.category or "",
-        "price": _NO_PRICE if row.price is None else row.price,
-        "first_price": _NO_PRICE if row.first_price is None else row.first_price,
-        "has_title": row.has_title,
-        "has_image": row.has_image,
-        "source_partition": row.source_partition,
-        "source_offset": row.source_offset,
-        "produced_at_ms": row.produced_at_ms,
-        "title": row.title[:MAX_TITLE_CHARACTERS],
-    }
-
-
-def _from_milvus(entity: dict[str, Any]) -> ItemRow:
-    return ItemRow(
-        item_id=str(entity["item_id"]),
-        encoder_version=str(entity["encoder_version"]),
-        vector=np.asarray(entity["emb"], dtype=np.float32),
-        content_hash=str(entity["content_hash"]),
-        published_at=_EPOCH + timedelta(microseconds=int(entity["published_at_us"])),
-        category=str(entity["category"]) or None,
-        price=None if entity["price"] == _NO_PRICE else float(entity["price"]),
-        first_price=None if entity["first_price"] == _NO_PRICE else float(entity["first_price"]),
-        has_title=bool(entity["has_title"]),
-        has_image=bool(entity["has_image"]),
-        source_partition=int(entity["source_partition"]),
-        source_offset=int(entity["source_offset"]),
-        produced_at_ms=int(entity["produced_at_ms"]),
-        title=str(entity["title"]),
-    )

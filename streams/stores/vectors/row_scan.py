@@ -1,4 +1,4 @@
-"""Going through all rows of the center, by where they come from and without their vectors."""
+"""Scan over all rows of the center by their source record, without vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pymilvus import MilvusClient
+from typing_extensions import override
 
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
@@ -17,7 +18,7 @@ _BATCH_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """A row, and the record of `items` that it says it comes from."""
+    """A row, and the record of `items` that it was written from."""
 
     item_id: str
     partition: int
@@ -31,21 +32,20 @@ class RowScan(Protocol):
     """All rows of a span of source partitions, pending ones included."""
 
     async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        """Rows whose source partition lies in `first` to `last` (None: and all above) and that `choose` picks.
+        """Rows whose source partition is in `first` to `last` (None: no upper end) and for which `choose` is true.
 
-        `choose` may run in another thread, on one row after the other.
+        `choose` may run in another thread, one row at a time. Raises `StoreUnavailable`.
         """
-        ...
 
 
-class InMemoryRowScan:
+class InMemoryRowScan(RowScan):
     """The rows of a dictionary."""
 
     def __init__(self, index: InMemoryItemIndex) -> None:
         self._index = index
 
+    @override
     async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        """Go through the dictionary."""
         rows = (
             RowSource(row.item_id, row.source_partition, row.source_offset) for row in list(self._index.rows.values())
         )
@@ -54,15 +54,15 @@ class InMemoryRowScan:
         ]
 
 
-class MilvusRowScan:
+class MilvusRowScan(RowScan):
     """The rows of a collection, a thousand at a time."""
 
     def __init__(self, config: MilvusConfig) -> None:
         self._config = config
         self._milvus = MilvusConnection(config)
 
+    @override
     async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        """Go through the collection. Raises `StoreUnavailable`."""
         above = f"source_partition >= {first}"
         wanted = above if last is None else f"{above} and source_partition <= {last}"
 

@@ -51,26 +51,26 @@ def pointer_before_rename() -> None:
     """A release or snapshot becomes current a moment before it is there under its name."""
     from streams.stores.artifacts.artifact_store import FolderArtifactStore
 
-    swap = FolderArtifactStore.swap
+    compare_and_swap = FolderArtifactStore.compare_and_swap
 
     def swap_first(self: FolderArtifactStore, content: bytes, *, expected: Any) -> bool:
         named = json.loads(content)
-        entry = self._entry(named.get("release_id") or named.get("snapshot_id"))
+        entry = self.entry_folder(named.get("release_id") or named.get("snapshot_id"))
         unnamed = entry.with_name(f".late-{entry.name}")
         entry.rename(unnamed)
         try:
-            return swap(self, content, expected=expected)
+            return compare_and_swap(self, content, expected=expected)
         finally:
             time.sleep(0.2)
             unnamed.rename(entry)
 
-    FolderArtifactStore.swap = swap_first  # type: ignore[method-assign]
+    FolderArtifactStore.compare_and_swap = swap_first  # type: ignore[method-assign]
 
 
 def zombie_writes() -> None:
     """An index worker never looks whether it was replaced; it also dawdles between its look at a row and its write."""
     from streams.indexing import flow, slots
-    from streams.stores.vectors.item_index import MilvusItemIndex
+    from streams.stores.vectors.milvus_index import MilvusItemIndex
 
     upsert = MilvusItemIndex.upsert
 
@@ -94,7 +94,7 @@ def zombie_writes() -> None:
 
 def lost_tombstone() -> None:
     """Every third delete does not reach the center."""
-    from streams.stores.vectors.item_index import MilvusItemIndex
+    from streams.stores.vectors.milvus_index import MilvusItemIndex
 
     delete = MilvusItemIndex.delete
     count = 0

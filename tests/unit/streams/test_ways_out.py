@@ -11,7 +11,7 @@ import pytest
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
 from streams.settings import load_settings
-from streams.stores.artifacts.registry import FolderModelStore, InMemoryModelStore
+from streams.stores.artifacts.registry import folder_registry, in_memory_registry
 from streams.wiring.preflight import _model, _Wrong
 from streams.wiring.serving import LazyEncoder
 from tests.factories.checkpoints import LOG as SNAPSHOT_LOG
@@ -31,7 +31,7 @@ def names_all(error: BaseException, *names: str) -> bool:
 
 async def test_a_topic_that_was_replaced_needs_both_folders_new_whoever_notices_first(tmp_path: Path) -> None:
     logs: Iterator[object] = iter([LOG, replace(LOG, topic_ids={"embeddings": "e", "behaviours": "another"})])
-    scene = await Scene(InMemoryModelStore()).start()
+    scene = await Scene(in_memory_registry()).start()
     scene.releaser._read_log = lambda: next(logs)  # type: ignore[assignment, return-value]
     await scene.releaser.take_over()
     with pytest.raises(Misconfigured, match="deleted and created again") as told:
@@ -58,7 +58,7 @@ async def test_a_topic_that_was_replaced_needs_both_folders_new_whoever_notices_
 
 @pytest.mark.parametrize("about", [{"cluster_id": "another"}, {"encoder_version": "enc-2"}])
 async def test_a_current_release_of_another_log_or_encoder_needs_both_folders_new(about: dict[str, str]) -> None:
-    store = InMemoryModelStore()
+    store = in_memory_registry()
     ours = {"cluster_id": LOG.cluster_id, "topic_ids": LOG.topic_ids, "encoder_version": "enc-1"}
     manifest = make_manifest(1).model_copy(update=ours | about)
     store.publish(make_weights(1), manifest)
@@ -73,7 +73,7 @@ async def test_messages_about_the_model_store_name_both_settings_of_its_place(
 ) -> None:
     monkeypatch.setenv("MIM_MODELS__FOLDER", str(tmp_path))
     settings = load_settings()
-    store = FolderModelStore(settings.models)
+    store = folder_registry(settings.models)
     manifest = make_manifest(1)
     store.publish(make_weights(1), manifest)
     store.promote(manifest.release_id, Fence(producer_id=9, epoch=1))

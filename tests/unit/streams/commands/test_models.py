@@ -14,7 +14,7 @@ from schemas.manifests import Fence, PromotionDecision
 from streams.cli import main
 from streams.commands.models import list_releases
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import ModelRegistry, folder_registry
 from tests.factories.releases import NOW, make_manifest, make_weights
 
 FENCE = Fence(producer_id=1, epoch=4)
@@ -22,9 +22,9 @@ Call = Callable[..., Any]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FolderModelStore:
+def store(tmp_path: Path) -> ModelRegistry:
     """r1, then its child r2 which answers; r3 was refused, r4 passed and was overtaken."""
-    store = FolderModelStore(ModelStoreConfig(folder=tmp_path))
+    store = folder_registry(ModelStoreConfig(folder=tmp_path))
     parent = None
     for number in (1, 2, 3, 4):
         manifest = make_manifest(number).model_copy(update={"parent": parent})
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> FolderModelStore:
             passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6}
         )
         store.publish(make_weights(number), manifest)
-        store.decide(manifest.release_id, refused)
+        store.record_decision(manifest.release_id, refused)
         if number <= 2:
             store.promote(manifest.release_id, FENCE)
             parent = manifest.release_id
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> FolderModelStore:
 
 
 @pytest.fixture
-def call(store: FolderModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call:
+def call(store: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Call:
     """Run `mimstream models ...` without a broker; the JSON that it printed, or its status if that is not 0."""
     monkeypatch.setenv("MIM_MODELS__FOLDER", str(tmp_path))
     monkeypatch.setenv("MIM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
@@ -54,7 +54,7 @@ def call(store: FolderModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return run
 
 
-def test_the_list_says_what_each_release_is(store: FolderModelStore) -> None:
+def test_the_list_says_what_each_release_is(store: ModelRegistry) -> None:
     rows = list_releases(store, now=NOW + timedelta(seconds=90))
     assert [row["state"] for row in rows] == ["superseded", "current", "refused", "candidate"]
     assert [row["rows_trained"] for row in rows] == [1, 2, 3, 4]
@@ -62,7 +62,7 @@ def test_the_list_says_what_each_release_is(store: FolderModelStore) -> None:
     assert rows[0]["metrics"] == {"ciubm_gauc": 0.6} and not any(row["pinned"] for row in rows)
 
 
-def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: FolderModelStore, call: Call) -> None:
+def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: ModelRegistry, call: Call) -> None:
     after = call("rollback", "--why", "complaints")
     assert after["release_id"] == make_manifest(1).release_id and after["pinned"] and not after["announced"]
     assert after["fence"] == FENCE.model_dump()
@@ -74,20 +74,20 @@ def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: FolderMode
     assert status == 1 and "no parent" in said
 
 
-def test_a_refused_release_can_be_promoted_by_hand(store: FolderModelStore, call: Call) -> None:
+def test_a_refused_release_can_be_promoted_by_hand(store: ModelRegistry, call: Call) -> None:
     after = call("promote", "r000003")
     assert after["release_id"] == make_manifest(3).release_id and not after["pinned"]
     assert call("show")["verdict"]["reasons"] == ["log-loss"]
     assert call("rollback", "--to", "r000002")["release_id"] == make_manifest(2).release_id
 
 
-def test_a_pin_is_told_once_and_taken_away_once(store: FolderModelStore, call: Call) -> None:
+def test_a_pin_is_told_once_and_taken_away_once(store: ModelRegistry, call: Call) -> None:
     assert [call("pin")["changed"], call("pin")["changed"]] == [True, False]
     assert list_releases(store, now=NOW)[1]["pinned"]
     assert [call("unpin")["changed"], call("unpin")["changed"]] == [True, False]
 
 
-def test_what_is_not_there_or_fits_other_vectors_is_refused(store: FolderModelStore, call: Call) -> None:
+def test_what_is_not_there_or_fits_other_vectors_is_refused(store: ModelRegistry, call: Call) -> None:
     assert "no release" in call("promote", "r000009")[1] and "more than one" in call("promote", "r0")[1]
     other = make_manifest(5).model_copy(update={"encoder_version": "e2"})
     store.publish(make_weights(5), other)
@@ -108,7 +108,7 @@ def test_what_is_not_there_or_fits_other_vectors_is_refused(store: FolderModelSt
     ],
 )
 def test_the_training_set_of_a_release_is_asked_for_by_the_same_names(
-    store: FolderModelStore, call: Call, capsys: Any, named: str, told: str
+    store: ModelRegistry, call: Call, capsys: Any, named: str, told: str
 ) -> None:
     assert main(["trainset", "show", named]) != 0
     assert told in " ".join(capsys.readouterr().err.split())

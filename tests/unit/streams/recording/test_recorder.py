@@ -16,7 +16,7 @@ from streams.broker.records import read_batch
 from streams.recording.recorder import Placement, place
 from streams.stores.histories.packed_history import (
     UserTakes,
-    _holds,
+    contains_hash,
     hash_of,
     pack_takes,
     packed_history,
@@ -133,10 +133,10 @@ def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourK
 def test_an_id_is_not_recognised_across_two_neighbouring_hashes() -> None:
     first, second = hash_of("a"), hash_of("b")
     across = (first + second)[3:11]
-    assert _holds(first + second, first) and _holds(first + second, second)
-    assert not _holds(first + second, across)
-    assert _holds(first + second + across, across)
-    assert not _holds(b"", first)
+    assert contains_hash(first + second, first) and contains_hash(first + second, second)
+    assert not contains_hash(first + second, across)
+    assert contains_hash(first + second + across, across)
+    assert not contains_hash(b"", first)
 
 
 def test_bytes_of_another_layout_are_refused_with_the_way_out() -> None:

@@ -11,7 +11,7 @@ import structlog
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.reports import ModelReport
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.registry import FolderModelStore
+from streams.stores.artifacts.registry import folder_registry
 from tests.factories.serving import VERSION, make_scorer, release
 
 
@@ -19,7 +19,7 @@ from tests.factories.serving import VERSION, make_scorer, release
 async def test_a_pointer_to_no_release_is_reported_once_and_the_release_before_goes_on(
     tmp_path: Path, name: str
 ) -> None:
-    store, reports = FolderModelStore(ModelStoreConfig(folder=tmp_path)), list[ModelReport]()
+    store, reports = folder_registry(ModelStoreConfig(folder=tmp_path)), list[ModelReport]()
     watcher = ModelWatcher(
         store, make_scorer, encoder_version=VERSION, poll_seconds=1.0, on_report=reports.append, monotonic=lambda: 0.0
     )

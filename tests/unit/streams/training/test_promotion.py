@@ -6,20 +6,26 @@ import pytest
 
 from schemas.errors import StoreUnavailable
 from schemas.manifests import PromotionDecision
-from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
+from streams.stores.artifacts.config import ModelStoreConfig
+from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.training.release_schedule import PromotionGate
 from tests.factories.promotion import GATE, Scene
 
 
-class Flaky(InMemoryModelStore):
+class Flaky(ModelRegistry):
     """A store that may be away when a verdict is to be kept."""
 
     away = False
 
-    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
+    def __init__(self) -> None:
+        self.artifacts = InMemoryArtifactStore()
+        super().__init__(self.artifacts, ModelStoreConfig(), named="memory")
+
+    def record_decision(self, release_id: str, decision: PromotionDecision) -> PromotionDecision:
         if self.away:
             raise StoreUnavailable("store", "away")
-        return super().decide(release_id, verdict)
+        return super().record_decision(release_id, decision)
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ async def test_a_candidate_answers_only_after_its_trial(scene: Scene) -> None:
     assert scene.trainer.trial is not None and scene.answers == 1 and len(scene.leads.notices) == 1
     await scene.decide()
     assert scene.answers == 2 and scene.trainer.trial is None and scene.releaser.released == 2
-    verdict = scene.store.verdict(scene.store.list()[1].release_id)
+    verdict = scene.store.decision(scene.store.list()[1].release_id)
     assert verdict is not None and verdict.passed and verdict.rows >= 32
     assert verdict.against == scene.store.list()[0].release_id
 
@@ -98,7 +104,8 @@ async def test_another_choice_during_the_trial_is_not_overruled_by_a_comparison_
 async def test_a_damaged_release_that_answers_keeps_nothing_sound_away(scene: Scene) -> None:
     current = scene.store.current()
     assert current is not None
-    scene.store._shelf.drop(current.release_id)
+    assert isinstance(scene.store, Flaky)
+    scene.store.artifacts.delete(current.release_id)
     await scene.candidate()
     assert scene.trainer.trial is None and scene.answers == 2
 
@@ -129,7 +136,7 @@ async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carrie
     assert scene.trainer.trial is not None and len(scene.trainer.trial.compared) == len(trial.compared)
 
     # killed between verdict and promotion
-    scene.store.decide(trial.release_id, PromotionDecision(passed=True, against=trial.against))
+    scene.store.record_decision(trial.release_id, PromotionDecision(passed=True, against=trial.against))
     restarted = PromotionGate(scene.releaser, GATE)
     scene.trainer.trial = None
     await restarted.go_on(scene.trainer, state)
@@ -137,14 +144,14 @@ async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carrie
 
 
 async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_compared_and_say_so() -> None:
-    quick = await Scene(InMemoryModelStore(), release_every_rows=48).start()
+    quick = await Scene(in_memory_registry(), release_every_rows=48).start()
     await quick.candidate()
     await quick.candidate()
     assert quick.answers == 2
-    verdict = quick.store.verdict(quick.store.list()[1].release_id)
+    verdict = quick.store.decision(quick.store.list()[1].release_id)
     assert verdict is not None and "faster than trials" in verdict.remarks[0]
 
-    ended = await Scene(InMemoryModelStore()).start()
+    ended = await Scene(in_memory_registry()).start()
     await ended.candidate()
     await ended.candidate(more_rows=False)
     assert ended.answers == 2 and ended.trainer.trial is None

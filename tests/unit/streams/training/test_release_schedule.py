@@ -12,9 +12,11 @@ from torch import Tensor
 
 from schemas.errors import StoreUnavailable
 from schemas.manifests import Fence, ModelManifest, PromotionDecision
+from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
+from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.journal import JournalStore
 from streams.stores.artifacts.promotion import CurrentPointer
-from streams.stores.artifacts.registry import InMemoryModelStore
+from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.training import release_schedule as release_cadence
 from streams.training.checkpointing import Checkpoints
 from streams.training.loop import TrainOnBehaviours
@@ -31,20 +33,20 @@ EVENTS = 420
 CONFIG = small_config(batch_rows=16, release_every_rows=EVERY)
 
 
-class Flaky(InMemoryModelStore):
+class Flaky(ModelRegistry):
     """Does not answer the calls of one kind, from the second release on, a few times over."""
 
     def __init__(self, call: str, times: int) -> None:
-        super().__init__()
+        super().__init__(InMemoryArtifactStore(), ModelStoreConfig(), named="memory")
         self.call, self.times = call, times
 
     def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
         self._answer("publish")
         super().publish(weights, manifest)
 
-    def decide(self, release_id: str, verdict: PromotionDecision) -> PromotionDecision:
+    def record_decision(self, release_id: str, decision: PromotionDecision) -> PromotionDecision:
         self._answer("decide")
-        return super().decide(release_id, verdict)
+        return super().record_decision(release_id, decision)
 
     def current(self) -> CurrentPointer | None:
         self._answer("current")
@@ -64,9 +66,7 @@ class LeadsHere(Leads):
     def confirm(self) -> None: ...
 
 
-def make_run(
-    folder: Path, store: InMemoryModelStore, *, resumes: bool = False
-) -> tuple[TrainOnBehaviours, JournalStore]:
+def make_run(folder: Path, store: ModelRegistry, *, resumes: bool = False) -> tuple[TrainOnBehaviours, JournalStore]:
     leads, journal = LeadsHere(), make_journal(folder)
     snapshots = Checkpoints(
         make_store(folder),
@@ -101,7 +101,7 @@ def make_run(
     return loop, journal
 
 
-def releases(store: InMemoryModelStore, journal: JournalStore) -> list[tuple[int, int, int, str]]:
+def releases(store: ModelRegistry, journal: JournalStore) -> list[tuple[int, int, int, str]]:
     """Per release, its rows so far; of its segment the first row, how many rows, and the hash."""
     found = []
     for manifest in store.list():
@@ -112,7 +112,7 @@ def releases(store: InMemoryModelStore, journal: JournalStore) -> list[tuple[int
     return found
 
 
-async def run_until_released(loop: TrainOnBehaviours, store: InMemoryModelStore, count: int) -> None:
+async def run_until_released(loop: TrainOnBehaviours, store: ModelRegistry, count: int) -> None:
     stop = asyncio.Event()
     running = asyncio.create_task(loop.run(stop))
     try:
@@ -124,7 +124,7 @@ async def run_until_released(loop: TrainOnBehaviours, store: InMemoryModelStore,
 
 @pytest.fixture
 async def undisturbed(tmp_path: Path) -> list[tuple[int, int, int, str]]:
-    store = InMemoryModelStore()
+    store = in_memory_registry()
     loop, journal = make_run(tmp_path / "undisturbed", store)
     await run_until_released(loop, store, 4)
     found = releases(store, journal)

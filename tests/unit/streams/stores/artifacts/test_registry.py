@@ -15,37 +15,36 @@ import torch
 from schemas.errors import Fenced, Misconfigured, PipelineError, StoreUnavailable
 from schemas.manifests import Fence, PromotionDecision
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.promotion import PointerAction
+from streams.stores.artifacts.promotion import PointerAction, PromotionResult
 from streams.stores.artifacts.registry import (
-    FolderModelStore,
-    InMemoryModelStore,
-    ModelStore,
-    PromotionResult,
-    open_models,
+    ModelRegistry,
+    folder_registry,
+    in_memory_registry,
+    open_registry,
 )
 from tests.factories.releases import NOW, make_manifest, make_weights
 
 
-def release(store: ModelStore, number: int, fence: Fence | None = None, created_at: datetime = NOW) -> str:
+def release(store: ModelRegistry, number: int, fence: Fence | None = None, created_at: datetime = NOW) -> str:
     manifest = make_manifest(number, fence=fence, created_at=created_at)
     store.publish(make_weights(number), manifest)
     store.promote(manifest.release_id, fence)
     return manifest.release_id
 
 
-def make_store(kind: str, folder: Path) -> ModelStore:
+def make_store(kind: str, folder: Path) -> ModelRegistry:
     if kind == "memory":
-        return InMemoryModelStore()
+        return in_memory_registry()
     url = f"memory://{folder.name}-{uuid.uuid4().hex}" if kind == "object store" else None
-    return open_models(ModelStoreConfig(folder=folder, url=url))
+    return open_registry(ModelStoreConfig(folder=folder, url=url))
 
 
 @pytest.fixture(params=["folder", "memory", "object store"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelRegistry:
     return make_store(request.param, tmp_path)
 
 
-def test_what_was_released_comes_back_equal(store: ModelStore) -> None:
+def test_what_was_released_comes_back_equal(store: ModelRegistry) -> None:
     assert store.current() is None and store.list() == []
     release_id = release(store, 1, Fence(producer_id=5, epoch=0))
 
@@ -57,7 +56,7 @@ def test_what_was_released_comes_back_equal(store: ModelStore) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in make_weights(1).items())
 
 
-def test_a_published_release_is_not_current_before_its_promotion(store: ModelStore) -> None:
+def test_a_published_release_is_not_current_before_its_promotion(store: ModelRegistry) -> None:
     first = release(store, 1)
     store.publish(make_weights(2), make_manifest(2))
     store.publish(make_weights(2), make_manifest(2))  # twice is harmless
@@ -67,7 +66,7 @@ def test_a_published_release_is_not_current_before_its_promotion(store: ModelSto
 
 
 @pytest.mark.parametrize("older", [Fence(producer_id=7, epoch=2), Fence(producer_id=6, epoch=9), None])
-def test_an_older_fence_is_refused_and_changes_nothing(store: ModelStore, older: Fence | None) -> None:
+def test_an_older_fence_is_refused_and_changes_nothing(store: ModelRegistry, older: Fence | None) -> None:
     current = release(store, 1, Fence(producer_id=7, epoch=3))
     with pytest.raises(Fenced, match=current):
         release(store, 2, older)
@@ -78,20 +77,20 @@ def test_an_older_fence_is_refused_and_changes_nothing(store: ModelStore, older:
 @pytest.mark.parametrize(
     "newer", [Fence(producer_id=7, epoch=3), Fence(producer_id=7, epoch=4), Fence(producer_id=8, epoch=0)]
 )
-def test_the_same_or_a_newer_fence_may_promote(store: ModelStore, newer: Fence) -> None:
+def test_the_same_or_a_newer_fence_may_promote(store: ModelRegistry, newer: Fence) -> None:
     release(store, 1, Fence(producer_id=7, epoch=3))
     second = release(store, 2, newer)
     pointer = store.current()
     assert pointer is not None and pointer.release_id == second and pointer.fence == newer
 
 
-def test_promoting_what_was_never_published_is_refused(store: ModelStore) -> None:
+def test_promoting_what_was_never_published_is_refused(store: ModelRegistry) -> None:
     with pytest.raises(StoreUnavailable):
         store.promote(make_manifest(1).release_id, None)
     assert store.current() is None
 
 
-def test_a_manifest_of_other_weights_is_refused(store: ModelStore) -> None:
+def test_a_manifest_of_other_weights_is_refused(store: ModelRegistry) -> None:
     with pytest.raises(ValueError, match="does not belong"):
         store.publish(make_weights(2), make_manifest(1))
     assert store.list() == []
@@ -135,7 +134,7 @@ def _release_second_and_die(folder: Path, die_at: int) -> None:
             os._exit(77)
         countdown[0] -= 1
 
-    release(FolderModelStore(ModelStoreConfig(folder=folder), at_step=at_step), 2, Fence(producer_id=1, epoch=1))
+    release(folder_registry(ModelStoreConfig(folder=folder), at_step=at_step), 2, Fence(producer_id=1, epoch=1))
 
 
 def test_a_death_at_any_step_leaves_the_old_release_or_the_new_one(tmp_path: Path) -> None:
@@ -169,7 +168,7 @@ def test_a_death_at_any_step_leaves_the_old_release_or_the_new_one(tmp_path: Pat
 
 
 def _promote_many(folder: Path, epochs: list[int], results: multiprocessing.Queue[tuple[int, bool]]) -> None:
-    store = FolderModelStore(ModelStoreConfig(folder=folder))
+    store = folder_registry(ModelStoreConfig(folder=folder))
     for epoch in epochs:
         try:
             store.promote(make_manifest(1 + epoch % 5).release_id, Fence(producer_id=1, epoch=epoch))
@@ -199,7 +198,7 @@ def test_of_two_processes_that_promote_at_once_the_larger_fence_stays(tmp_path: 
 
 
 def test_a_lock_that_is_never_given_back_is_named(tmp_path: Path) -> None:
-    store = FolderModelStore(ModelStoreConfig(folder=tmp_path, lock_timeout_seconds=0.1))
+    store = folder_registry(ModelStoreConfig(folder=tmp_path, lock_timeout_seconds=0.1))
     release(store, 1)
     with (tmp_path / "promote.lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -211,7 +210,7 @@ def test_a_lock_that_is_never_given_back_is_named(tmp_path: Path) -> None:
 def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -> None:
     config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=60)
     now = [NOW.timestamp()]
-    store = FolderModelStore(config, clock=lambda: now[0])
+    store = folder_registry(config, clock=lambda: now[0])
     first = release(store, 1, created_at=NOW)
     for number in range(2, 7):  # one release every 30 s
         now[0] += 30
@@ -230,7 +229,7 @@ def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -
     assert store.load(oldest)[1].rows_trained == 4
 
 
-def published(store: ModelStore, *numbers: int) -> list[str]:
+def published(store: ModelRegistry, *numbers: int) -> list[str]:
     """Releases that nobody serves yet."""
     ids = []
     for number in numbers:
@@ -239,20 +238,20 @@ def published(store: ModelStore, *numbers: int) -> list[str]:
     return ids
 
 
-def test_a_release_is_decided_once_and_one_that_was_not_has_no_verdict(store: ModelStore) -> None:
+def test_a_release_is_decided_once_and_one_that_was_not_has_no_verdict(store: ModelRegistry) -> None:
     refused = PromotionDecision(
         passed=False, reasons=["GAUC"], against="r000001-0", rows=7, figures={"ciubm_gauc": 0.5}
     )
     first, other = published(store, 1, 2)
-    assert store.verdict(first) is None
-    assert store.decide(first, refused) == refused
-    assert store.decide(first, PromotionDecision(passed=True)) == refused  # once
-    assert store.verdict(first) == refused and store.verdict(other) is None
+    assert store.decision(first) is None
+    assert store.record_decision(first, refused) == refused
+    assert store.record_decision(first, PromotionDecision(passed=True)) == refused  # once
+    assert store.decision(first) == refused and store.decision(other) is None
     with pytest.raises(StoreUnavailable):
-        store.decide(make_manifest(3).release_id, refused)
+        store.record_decision(make_manifest(3).release_id, refused)
 
 
-def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: ModelStore) -> None:
+def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: ModelRegistry) -> None:
     first = release(store, 1, Fence(producer_id=1, epoch=0))
     release(store, 2, Fence(producer_id=1, epoch=0))
     back = store.choose(first, seen=store.current(), rollback=True, why="2 is bad", by="ann")
@@ -272,7 +271,7 @@ def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: Mode
     assert now is not None and now.release_id == third and not now.pinned
 
 
-def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store: ModelStore) -> None:
+def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store: ModelRegistry) -> None:
     first, second = release(store, 1), release(store, 2)
     (third,) = published(store, 3)
     store.choose(first, seen=store.current(), rollback=False, why=None)
@@ -280,7 +279,7 @@ def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store:
     assert store.promote(third, None, against=first) is PromotionResult.MOVED
 
 
-def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_again(store: ModelStore) -> None:
+def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_again(store: ModelRegistry) -> None:
     first = release(store, 1)
     release(store, 2)
     seen = store.current()
@@ -293,7 +292,7 @@ def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_agai
         store.choose(make_manifest(9).release_id, seen=store.current(), rollback=False, why=None)
 
 
-def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelStore) -> None:
+def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelRegistry) -> None:
     first = release(store, 1, Fence(producer_id=1, epoch=0))
     second = release(store, 2, Fence(producer_id=1, epoch=0))
     store.take_over(Fence(producer_id=1, epoch=1))
@@ -311,7 +310,7 @@ def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelSto
     assert store.been_current() == {first, second}
 
 
-def test_nothing_can_be_pinned_before_the_first_release(store: ModelStore) -> None:
+def test_nothing_can_be_pinned_before_the_first_release(store: ModelRegistry) -> None:
     with pytest.raises(PipelineError, match="nothing"):
         store.pin(True, why=None)
 
@@ -319,7 +318,7 @@ def test_nothing_can_be_pinned_before_the_first_release(store: ModelStore) -> No
 def test_what_is_being_removed_cannot_come_back_and_a_pinned_release_is_never_removed(tmp_path: Path) -> None:
     now = [NOW.timestamp()]
     config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=0)
-    store = FolderModelStore(config, clock=lambda: now[0])
+    store = folder_registry(config, clock=lambda: now[0])
     first = release(store, 1)
     store.pin(True, why=None)
     numbers = published(store, 2, 3, 4, 5)
@@ -333,7 +332,7 @@ def test_what_is_being_removed_cannot_come_back_and_a_pinned_release_is_never_re
             with pytest.raises(PipelineError, match="being removed"):
                 store.choose(chosen_in_time, seen=store.current(), rollback=False, why=None)
 
-    FolderModelStore(config, clock=lambda: now[0], at_step=drop).prune()
+    folder_registry(config, clock=lambda: now[0], at_step=drop).prune()
     assert dropped and [m.rows_trained for m in store.list()] == [1, 4, 5]
     current = store.current()
     assert current is not None and current.release_id == first
@@ -341,7 +340,7 @@ def test_what_is_being_removed_cannot_come_back_and_a_pinned_release_is_never_re
 
 def test_the_parent_of_the_current_release_is_kept_to_go_back_to(tmp_path: Path) -> None:
     config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=0)
-    store = FolderModelStore(config, clock=lambda: NOW.timestamp() + 10)
+    store = folder_registry(config, clock=lambda: NOW.timestamp() + 10)
     (parent,) = published(store, 1)
     child = make_manifest(2).model_copy(update={"parent": parent})
     store.publish(make_weights(2), child)
@@ -352,11 +351,12 @@ def test_the_parent_of_the_current_release_is_kept_to_go_back_to(tmp_path: Path)
 
 
 def test_the_settings_name_a_folder_or_an_object_store(tmp_path: Path) -> None:
-    assert isinstance(open_models(ModelStoreConfig(folder=tmp_path)), FolderModelStore)
     url = f"memory://{tmp_path.name}"
-    elsewhere = open_models(ModelStoreConfig(folder=tmp_path, url=url))
+    elsewhere = open_registry(ModelStoreConfig(folder=tmp_path, url=url))
     first = release(elsewhere, 1, Fence(producer_id=1, epoch=0))
-    again = open_models(ModelStoreConfig(folder=tmp_path, url=url))
+    again = open_registry(ModelStoreConfig(folder=tmp_path, url=url))
     pointer = again.current()
     assert pointer is not None and pointer.release_id == first and again.load(first)[1].rows_trained == 1
     assert not list(tmp_path.iterdir())
+    release(open_registry(ModelStoreConfig(folder=tmp_path)), 1)
+    assert (tmp_path / "current.json").exists()
