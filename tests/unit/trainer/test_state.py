@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
@@ -124,6 +124,7 @@ def told(trainer: OnlineTrainer) -> tuple[str, ...]:
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=1, max_size=3))
+@example(seed=7274, cuts=[1.0])  # a forgotten user's event was the only one of its second
 def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, cuts: list[float]) -> None:
     actions = script(seed)
     whole = fresh()
