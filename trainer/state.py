@@ -69,11 +69,6 @@ class State:
         given = self.arrays[f"{name}.given"].tolist()
         return [text if there else None for text, there in zip(self.texts(name), given, strict=True)]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays together."""
-        return sum(array.nbytes for array in self.arrays.values())
-
 
 def whole_numbers(values: Iterable[int]) -> NDArray[np.int64]:
     """Integers as an array, also where there are none."""

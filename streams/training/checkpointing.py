@@ -205,21 +205,27 @@ class Checkpointer:
 
     def stand_at(self, trainer: OnlineTrainer, begins: Mapping[str, int]) -> None:
         """The trainer stands where a snapshot was taken."""
-        self._received = trainer.accounts.received
+        self._received = trainer.intake.counts.received
         self.begins = {int(number): offset for number, offset in begins.items()}
 
     def due(self, trainer: OnlineTrainer) -> bool:
         """Whether enough was read since the last snapshot, and none is being written."""
-        return self._writing is None and trainer.accounts.received - self._received >= self._every_events
+        return self._writing is None and trainer.intake.counts.received - self._received >= self._every_events
 
     async def snapshot(
         self, trainer: OnlineTrainer, copy: Callable[[], Awaitable[State]], offsets: Callable[[], TopicOffsets]
     ) -> None:
         """Copy everything between two turns, and write it beside what goes on."""
         await self.written()
-        self._received = trainer.accounts.received
+        self._received = trainer.intake.counts.received
         state = await copy()
-        about = offsets(), trainer.encoder_version, trainer.catalogue.dim, trainer.rows, trainer.rows_sha256
+        about = (
+            offsets(),
+            trainer.encoder_version,
+            trainer.catalogue.dim,
+            trainer.progress.rows,
+            trainer.progress.rows_sha256,
+        )
 
         def write() -> None:
             at, version, dim, rows, rows_sha256 = about
@@ -252,10 +258,10 @@ class Checkpointer:
         try:
             await asyncio.to_thread(
                 self._snapshots.keep_segment,
-                trainer.segment(),
+                trainer.journal.segment(),
                 begins=self.begins,
                 ends=ends,
-                overtaken=trainer.overtaken,
+                overtaken=list(trainer.intake.window.overtaken),
                 rules=JoinRules.of(trainer.config, self.begins).settings,
                 encoder_version=trainer.encoder_version,
                 dim=trainer.catalogue.dim,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import Misconfigured
 from streams.training.input import TrainingInput
-from trainer.online.vector_waits import EmbeddingWait
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.partition_merge import Entry
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -64,15 +64,15 @@ class Feed:
 
     def _may_feed(self, trainer: OnlineTrainer, missing: Collection[str]) -> bool:
         most = trainer.config.max_pending
-        if trainer.pending < most:
+        if trainer.intake.pending < most:
             return True
         if missing or self._reads.waits_for_silence:
             return False
         # full, and nothing else to wait for: only later events can move the window on
-        if trainer.pending < 2 * most:
+        if trainer.intake.pending < 2 * most:
             return True
         raise Misconfigured(
-            f"{trainer.pending} events wait in memory and event time does not move on: raise "
+            f"{trainer.intake.pending} events wait in memory and event time does not move on: raise "
             "MIM_TRAINER__MAX_PENDING, or lower MIM_TRAINER__LATENESS_SECONDS and MIM_TRAINER__ATTRIBUTION_SECONDS"
         )
 

@@ -43,8 +43,8 @@ from streams.training.reports import NO_ACCOUNTS, LoopProgress, TrainReport, wri
 from streams.training.resume import Restore
 from streams.training.scores import ScoreFiles
 from streams.training.trainer_thread import StepResult, TrainerThread, in_thread
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.gate import GateConfig
-from trainer.online.vector_waits import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -100,7 +100,7 @@ class TrainOnBehaviours:
         self._on_report = on_report
 
         self._figures = LoopProgress()
-        self._waits = EmbeddingWait(hold_seconds=config.hold_seconds)
+        self._waits = EmbeddingWait(timeout_seconds=config.hold_seconds)
         self._portions = Feed(reads, self._waits, bounded=bounded, clock=clock)
         self._turns = TrainerThread(
             reads, self._waits, make_trainer, gone=gone, scores=scores, vectors_anew=vectors_anew
@@ -284,19 +284,19 @@ class TrainOnBehaviours:
         """Where training stands."""
         trainer, releaser = self.trainer, self._cadence.releaser
         return TrainReport(
-            accounts=NO_ACCOUNTS if trainer is None else asdict(trainer.accounts),
+            accounts=NO_ACCOUNTS if trainer is None else asdict(trainer.intake.counts),
             offsets={"behaviours": self._turns.settled(), "embeddings": self._turns.vectors_read()},
-            corrected=0 if trainer is None else trainer.corrected,
-            steps=0 if trainer is None else trainer.steps,
+            corrected=0 if trainer is None else trainer.progress.corrected,
+            steps=0 if trainer is None else trainer.progress.steps,
             rows_trained=self._figures.rows,
-            rows_sha256="" if trainer is None else trainer.rows_sha256,
+            rows_sha256="" if trainer is None else trainer.progress.rows_sha256,
             releases=0 if releaser is None else releaser.released,
             refused=0 if releaser is None else releaser.refused,
             held=0 if releaser is None else releaser.held,
             release_id=None if releaser is None else releaser.current_id,
             last_event_at=self._figures.last_event_at,
             waiting_for=len(self._missing),
-            given_up=self._waits.given_up,
+            given_up=self._waits.timeouts,
             broken_vectors=self._reads.broken_vectors,
             other_encoders=self._reads.other_encoders,
             prequential=self._figures.metrics,

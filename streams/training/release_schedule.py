@@ -97,10 +97,10 @@ class ReleaseScheduler:
 
     async def before_turn(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing is learned meanwhile."""
-        if trainer.trial is not None:
-            if trainer.trial.complete and self._may_release():
+        if trainer.shadow is not None:
+            if trainer.shadow.complete and self._may_release():
                 await self._decide(trainer)
-            if trainer.trial is not None:
+            if trainer.shadow is not None:
                 return True  # one candidate at a time: the next is taken once this one was decided about
         if not self.releases and trainer.release_due():
             await in_thread(trainer.begin_next)  # for nobody: the journal begins anew, and does not grow for ever
@@ -123,7 +123,7 @@ class ReleaseScheduler:
             await self._release(trainer, more_rows=False)
 
     def _overdue(self, trainer: OnlineTrainer) -> bool:
-        return self._every is not None and bool(trainer.rows_since_candidate) and self._every.passed
+        return self._every is not None and bool(trainer.progress.rows_since_release) and self._every.passed
 
     def _may_release(self) -> bool:
         """Whether a release could be made now; where it can not, it stays due."""
@@ -135,7 +135,7 @@ class ReleaseScheduler:
         releaser, gating, turns = self.releaser, self._gating, self._turns
         assert releaser is not None
         assert gating is not None
-        if not releaser.beyond_current(turns.within_log(trainer.learned_offsets())):
+        if not releaser.beyond_current(turns.within_log(trainer.intake.offsets.learned_below())):
             await in_thread(trainer.begin_next)  # learned again what was released before: go on to where it ended
             return True
         if self._waiting is None and not await self._prepare(trainer):
@@ -166,7 +166,7 @@ class ReleaseScheduler:
         turns, keeping = self._turns, self._resuming.keeping
         if keeping is not None:
             kept = await self._resuming.snapshot() and await keeping.written()
-            if not kept or not await keeping.segment(trainer, turns.within_log(trainer.next_to_read())):
+            if not kept or not await keeping.segment(trainer, turns.within_log(trainer.intake.offsets.next_to_read())):
                 return False
 
         def copy() -> tuple[Candidate, TopicOffsets]:
@@ -210,7 +210,7 @@ class PromotionGate:
             if published.verdict.passed and not published.was_current:
                 await self._releaser.carry_out(manifest, published.verdict)
             return
-        from trainer.online.shadow_trial import ShadowEvaluation, not_finite  # torch
+        from trainer.online.shadow_evaluation import ShadowEvaluation, not_finite  # torch
 
         bad = not_finite(candidate.weights)
         slow = trainer.config.release_every_rows >= 2 * self._config.trial_rows
@@ -222,7 +222,7 @@ class PromotionGate:
             await self._conclude(manifest, verdict)
             return
         try:
-            trainer.trial = ShadowEvaluation(
+            trainer.shadow = ShadowEvaluation(
                 (candidate.weights, manifest), serving, rows_needed=self._config.trial_rows
             )
         except Misconfigured as error:
@@ -231,21 +231,21 @@ class PromotionGate:
             await self._conclude(manifest, judge(NO_ROWS, self._config, against=None))
             return
         self._on_trial = manifest
-        log.info("train.on_trial", release_id=manifest.release_id, against=trainer.trial.against)
+        log.info("train.on_trial", release_id=manifest.release_id, against=trainer.shadow.against)
 
     async def decide(self, trainer: OnlineTrainer) -> None:
         """Give the verdict of the trial as it stands, and carry it out. Raises `StoreUnavailable`; the trial stays."""
-        trial, manifest = trainer.trial, self._on_trial
+        trial, manifest = trainer.shadow, self._on_trial
         if trial is None or manifest is None:
             return
         verdict = await asyncio.to_thread(judge, trial.compared, self._config, against=trial.against)
         verdict = await self._releaser.attach(manifest, verdict)
-        trainer.trial = self._on_trial = None  # only now: a store that is away is asked again
+        trainer.shadow = self._on_trial = None  # only now: a store that is away is asked again
         await self._releaser.carry_out(manifest, verdict)
 
     async def go_on(self, trainer: OnlineTrainer, state: State) -> None:
         """Go on with the trial of a snapshot, unless it was decided since."""
-        from trainer.online.shadow_trial import ShadowEvaluation  # torch
+        from trainer.online.shadow_evaluation import ShadowEvaluation  # torch
 
         release_id, against = state.values["release_id"], state.values["against"]
         try:
@@ -254,7 +254,7 @@ class PromotionGate:
             if published is None:
                 trial = ShadowEvaluation(candidate, serving, rows_needed=self._config.trial_rows)
                 trial.restore(state)
-                trainer.trial, self._on_trial = trial, candidate[1]
+                trainer.shadow, self._on_trial = trial, candidate[1]
             elif published.verdict is not None and published.verdict.passed and not published.was_current:
                 await self._releaser.carry_out(published.manifest, published.verdict)
         except (StoreUnavailable, Misconfigured, KeyError, ValueError) as error:

@@ -17,7 +17,7 @@ from streams.training.checkpointing import Checkpointer
 from streams.training.reports import LoopProgress
 from streams.training.scores import ScoreFiles
 from streams.training.trainer_thread import TrainerThread, in_thread
-from trainer.online.vector_waits import EmbeddingWait
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -66,11 +66,11 @@ class Restore:
         trainer = self._turns.make(meta.encoder_version, meta.dim)
         with found.restoring():
             await asyncio.to_thread(trainer.restore, state.part("trainer"))
-            trainer.forget_overtaken(beginnings)
+            trainer.intake.window.forget_overtaken(beginnings)
             loop = state.part("loop").values
             self._waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
             self._figures.last_event_at, self._figures.metrics = loop["last_event_at"], loop["metrics"]
-            self._figures.rows = trainer.rows
+            self._figures.rows = trainer.progress.rows
             if self._gone is not None:
                 self._gone.restore(loop["gone"])
             if self.keeping is not None:
@@ -97,7 +97,7 @@ class Restore:
             trainer,
             lambda: in_thread(lambda: self._copied(trainer)),
             lambda: {
-                "behaviours": self._turns.within_log(trainer.next_to_read()),
+                "behaviours": self._turns.within_log(trainer.intake.offsets.next_to_read()),
                 "embeddings": self._turns.vectors_read(),
             },
         )
@@ -109,8 +109,8 @@ class Restore:
         self._turns.hold_vectors()  # what was fetched lies before the offsets that are kept
         state = State()
         state.put("trainer", trainer.snapshot())
-        if trainer.trial is not None:
-            state.put("trial", trainer.trial.snapshot())
+        if trainer.shadow is not None:
+            state.put("trial", trainer.shadow.snapshot())
         state.values["loop"] = {
             "waits": self._waits.snapshot(),
             "last_event_at": self._figures.last_event_at,

@@ -18,7 +18,7 @@ from schemas.forgotten import ForgottenUser
 from streams.training.feed import FeedBatch
 from streams.training.input import TrainingInput
 from streams.training.scores import ScoreFiles
-from trainer.online.vector_waits import EmbeddingWait
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -94,24 +94,24 @@ class TrainerThread:
         self.forget(trainer)
         for entry in portion.entries:
             if entry.behaviour is None:
-                trainer.observe_broken(entry.partition, entry.offset)
+                trainer.intake.observe_broken(entry.partition, entry.offset)
             elif self._gone is not None and self._gone.erases(entry.behaviour.user_id, entry.partition, entry.offset):
-                trainer.observe_erased(entry.partition, entry.offset)
+                trainer.intake.observe_erased(entry.partition, entry.offset)
             else:
-                trainer.observe(entry.partition, entry.offset, entry.behaviour, written_at=entry.written_at)
-        trainer.idle(portion.idle)
+                trainer.intake.observe(entry.partition, entry.offset, entry.behaviour, written_at=entry.written_at)
+        trainer.intake.window.idle(portion.idle)
         if portion.finish:
-            trainer.finish()
-        self._waits.give_up(portion.give_up)
-        missing = trainer.advance(give_up_on=portion.give_up).missing
+            trainer.intake.finish()
+        self._waits.timed_out(portion.give_up)
+        missing = trainer.intake.advance(timed_out=portion.give_up)
         reports = []
         enough = False
         while not enough and (report := trainer.step()) is not None:
             reports.append(report)
             # which rows a release is made of is a matter of the rows alone: not one more, whatever holds it up
-            due = trainer.release_due() if trainer.trial is None else trainer.trial.complete
+            due = trainer.release_due() if trainer.shadow is None else trainer.shadow.complete
             enough = stop.is_set() or (due and releases)
-            missing = trainer.advance().missing
+            missing = trainer.intake.advance()
         return StepResult(
             steps=len(reports),
             rows=sum(report.rows for report in reports),
@@ -120,7 +120,7 @@ class TrainerThread:
             progressed=bool(reports),
             finishing=portion.finish,
             missing=missing,
-            scored=trainer.drain_scores(),
+            scored=trainer.progress.drain_scores(),
         )
 
     def hold_vectors(self) -> None:
@@ -130,18 +130,18 @@ class TrainerThread:
                 self._named.add(record.item_id)
             embedding = record.embedding
             if embedding is None:
-                self._waits.answered(record.item_id, has_vector=False)
+                self._waits.resolved(record.item_id, has_vector=False)
                 if self.trainer is not None:
-                    self.trainer.drop(record.item_id)
+                    self.trainer.delete_item(record.item_id)
                 continue
             if self.trainer is None:
                 self.trainer = self.make(embedding.encoder_version, embedding.dim)
             try:
-                self.trainer.hold(embedding)
+                self.trainer.put_embedding(embedding)
             except ValueError as error:
                 log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
             else:
-                self._waits.answered(record.item_id, has_vector=True)
+                self._waits.resolved(record.item_id, has_vector=True)
 
     def drop_unnamed(self) -> None:
         """What the center does not hold any more was deleted, even where its tombstone is gone already."""
@@ -149,7 +149,7 @@ class TrainerThread:
         if named is not None and self.trainer is not None:
             for item_id in self.trainer.catalogue.items_with_vector:
                 if item_id not in named:
-                    self.trainer.drop(item_id)
+                    self.trainer.delete_item(item_id)
 
     def forget(self, trainer: OnlineTrainer) -> None:
         """Take the users who asked for it out of trainer and scores."""
@@ -172,7 +172,7 @@ class TrainerThread:
 
     def settled(self) -> dict[int, int]:
         """Per partition of `behaviours`, the offset from which something is owed."""
-        settled = {} if self.trainer is None else self.trainer.offsets()
+        settled = {} if self.trainer is None else self.trainer.intake.offsets.settled_below()
         return {number: max(settled.get(number, 0), first) for number, first in self._reads.beginnings.items()}
 
     def within_log(self, offsets: Mapping[int, int]) -> dict[int, int]:

@@ -89,18 +89,18 @@ def run(data: DataSet, vectors: list[ItemEmbedding], config: TrainerConfig, *, e
         variants=(CIUBM, DIN),
     )
     for vector in vectors:
-        trainer.hold(vector)
+        trainer.put_embedding(vector)
     scores: list[ScoredRows] = []
 
     def learn() -> None:
-        trainer.advance()
+        trainer.intake.advance()
         while trainer.step() is not None:
-            trainer.advance()
-        scores.extend(trainer.drain_scores())
+            trainer.intake.advance()
+        scores.extend(trainer.progress.drain_scores())
 
     for position in track(range(len(log)), description="learning", transient=True):
         is_take = bool(log.is_take[position])
-        trainer.observe(
+        trainer.intake.observe(
             0,
             position,
             Behaviour.model_construct(
@@ -115,7 +115,7 @@ def run(data: DataSet, vectors: list[ItemEmbedding], config: TrainerConfig, *, e
         )
         if position % 4096 == 0:
             learn()
-    trainer.finish()
+    trainer.intake.finish()
     learn()
     return ScoredRows.concatenate(scores)
 

@@ -58,10 +58,10 @@ class Scene:
     def learn(self, until: Callable[[], bool]) -> None:
         while not until():
             offset, event = next(self.events)
-            self.trainer.observe(0, offset, event)
-            self.trainer.advance()
+            self.trainer.intake.observe(0, offset, event)
+            self.trainer.intake.advance()
             while not until() and self.trainer.step() is not None:
-                self.trainer.advance()
+                self.trainer.intake.advance()
 
     async def candidate(self, *, spoil: float = 0.0, **more: Any) -> Candidate:
         self.learn(self.trainer.release_due)
@@ -75,7 +75,7 @@ class Scene:
         return made
 
     async def decide(self) -> None:
-        trial = self.trainer.trial
+        trial = self.trainer.shadow
         assert trial is not None
         self.learn(lambda: trial.complete)
         await self.gating.decide(self.trainer)

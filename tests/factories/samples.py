@@ -10,6 +10,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.online.config import TrainerConfig
+from trainer.online.intake import EventCounts
 from trainer.online.trainer import OnlineTrainer
 
 DAY0 = 1_700_000_000
@@ -78,8 +79,14 @@ def make_trainer(
         config or small_config(), encoder_version="enc-1", dim=DIM, partitions=range(partitions), variants=variants
     )
     for i in range(items):
-        trainer.hold(embedding(f"i{i}", unit_vector(i)))
+        trainer.put_embedding(embedding(f"i{i}", unit_vector(i)))
     return trainer
+
+
+def is_balanced(counts: EventCounts) -> bool:
+    """Whether no event is missing and none was counted twice."""
+    settled = counts.trained + counts.late + counts.duplicate + counts.dead_lettered + counts.erased
+    return counts.received == settled + counts.pending
 
 
 def click_log(

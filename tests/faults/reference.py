@@ -36,31 +36,31 @@ class Reference:
             version, item_id = parse_embedding_key(record.key or b"")
             if record.value is None:
                 if self._trainer is not None:
-                    self._trainer.drop(item_id)
+                    self._trainer.delete_item(item_id)
                 continue
             embedding = ItemEmbedding.model_validate_json(record.value)
             if self._trainer is None:
                 self._trainer = OnlineTrainer(
                     self._config, encoder_version=version, dim=embedding.dim, partitions=range(PARTITIONS)
                 )
-            self._trainer.hold(embedding)
+            self._trainer.put_embedding(embedding)
         trainer = self._trainer
         if trainer is None:
             return
         for record in self._new(behaviours):
             event = good_behaviour(record)
             if event is None:
-                trainer.observe_broken(record.partition, record.offset)
+                trainer.intake.observe_broken(record.partition, record.offset)
             else:
                 behaviour = Behaviour.model_validate_json(json.dumps(event))
-                trainer.observe(record.partition, record.offset, behaviour)
-        trainer.advance()
-        rows = self.after[trainer.steps].rows
+                trainer.intake.observe(record.partition, record.offset, behaviour)
+        trainer.intake.advance()
+        rows = self.after[trainer.progress.steps].rows
         while (report := trainer.step()) is not None:
             rows += report.rows
-            self.after[trainer.steps] = Standing(rows, trainer.rows_sha256)
-            trainer.advance()
-        trainer.drain_scores()
+            self.after[trainer.progress.steps] = Standing(rows, trainer.progress.rows_sha256)
+            trainer.intake.advance()
+        trainer.progress.drain_scores()
 
     def _new(self, log: Log) -> list[Logged]:
         found: list[Logged] = []

@@ -86,10 +86,10 @@ def _write() -> None:
 
     trainer = fresh()
     for offset, event in enumerate(click_log(24, users=3, items=6)[0]):
-        trainer.observe(0, offset, event)
-    trainer.advance()
+        trainer.intake.observe(0, offset, event)
+    trainer.intake.advance()
     while trainer.step() is not None:
-        trainer.advance()
+        trainer.intake.advance()
     state = State()
     state.put("trainer", trainer.snapshot())
     meta = CheckpointMeta(
@@ -101,8 +101,8 @@ def _write() -> None:
         topic_ids={"behaviours": "b", "embeddings": "e"},
         config={"MIM_TRAINER__BATCH_ROWS": 4},
         code_sha256="",
-        rows_trained=trainer.rows,
-        rows_sha256=trainer.rows_sha256,
+        rows_trained=trainer.progress.rows,
+        rows_sha256=trainer.progress.rows_sha256,
     )
     with tempfile.TemporaryDirectory() as folder:
         snapshot_id = _store(Path(folder)).write(state, meta, None).snapshot_id

@@ -1,1 +1,1 @@
-"""`OnlineTrainer` and what stands around it: intake, variants, shadow trial, gate."""
+"""`OnlineTrainer` and what stands around it: intake, variants, shadow evaluation, gate."""

@@ -1,13 +1,13 @@
-"""The promotion gate: may a candidate replace the release that answers now? Decided from scores alone.
+"""The promotion gate: may a candidate replace the serving release? Decided from scores alone.
 
-Like is compared with like: a candidate is on trial (`shadow_trial`) for the next rows of the log. Its weights and
-those of the release that answers stay as they are, both score each row before anybody has learned from it, both see the
-same vectors and histories, and the rows are the newest there are. The model that goes on learning takes no part: scores
-of weights that change meanwhile cannot be put in one order, and were seen to lose .01 GAUC to weights that stay.
+A candidate is in shadow evaluation (`shadow_evaluation`) over the next rows of the log. Its weights and those of the
+serving release stay as they are, both score each row before anything is learned from it, both see the same vectors and
+histories, and the rows are the newest there are. The model that goes on learning takes no part: scores of weights that
+change meanwhile cannot be put in one order, and were seen to lose .01 GAUC to weights that stay.
 
-The price is a delay of `trial_rows` rows before a candidate answers, and two more forward passes, without gradients,
-over these rows. What a difference of two models is worth on so few rows is told by resampling users: a candidate is
-refused for what is worse by more than the margin and by more than chance.
+The price is a delay of `trial_rows` rows before a candidate is served, and two more forward passes, without gradients,
+over these rows. Resampling users says what a difference of two models means on so few rows: a candidate is refused for
+what is worse by more than the margin and by more than chance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.metrics import MIN_USERS, log_loss, paired_gauc_difference, user_au
 
 
 class GateConfig(BaseModel):
-    """When a candidate may answer."""
+    """When a candidate may be promoted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -52,9 +52,9 @@ class ComparedRows:
     label: NDArray[np.int64]
     retaken: NDArray[np.bool_]
     candidate: NDArray[np.float64]
-    """Probabilities of the model that may answer."""
+    """Probabilities of the candidate."""
     serving: NDArray[np.float64]
-    """Probabilities of the release that answers."""
+    """Probabilities of the serving release."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -77,7 +77,7 @@ def judge(
     remarks: list[str] = []
     figures: dict[str, float | None] = {}
     if against is None:
-        remarks.append("nothing was compared: no release that answers could be scored beside it")
+        remarks.append("nothing was compared: no serving release could be scored beside it")
     elif len(rows) < config.trial_rows:
         remarks.append(f"{len(rows)} rows were scored beside {against}, {config.trial_rows} are needed to compare")
     elif not np.isfinite(rows.candidate).all():
@@ -113,7 +113,7 @@ def _compare_order(
     chance = 1.96 * float(per_row.std()) / math.sqrt(len(label))
     if our_loss > their_loss * (1 + config.log_loss_margin) and our_loss - their_loss > chance:
         reasons.append(
-            f"log-loss {our_loss:.4f} against {their_loss:.4f} of the release that answers, more than "
+            f"log-loss {our_loss:.4f} against {their_loss:.4f} of the serving release, more than "
             f"{config.log_loss_margin:.1%} above"
         )
     if len(our_users.auc) < MIN_USERS:
@@ -127,7 +127,7 @@ def _compare_order(
     assert interval is not None
     if our_gauc < their_gauc - config.gauc_margin and interval.high < 0:
         reasons.append(
-            f"GAUC {our_gauc:.4f} against {their_gauc:.4f} of the release that answers, more than "
+            f"GAUC {our_gauc:.4f} against {their_gauc:.4f} of the serving release, more than "
             f"{config.gauc_margin:g} below"
         )
 
@@ -151,9 +151,9 @@ def _compare_level(
     outside += f"{config.calibration_high:g}"
     # when behaviour itself jumps, both are off at first: to keep the worse of two would be no gate
     if _off(ours) > _off(theirs):
-        reasons.append(f"{outside}; the release that answers predicts {theirs:.2f}")
+        reasons.append(f"{outside}; the serving release predicts {theirs:.2f}")
     else:
-        remarks.append(f"{outside}, but the release that answers is farther off with {theirs:.2f}")
+        remarks.append(f"{outside}, but the serving release is farther off with {theirs:.2f}")
 
 
 def _losses(label: NDArray[np.int64], probability: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,12 +31,10 @@ class VariantsReport:
     probabilities: dict[str, NDArray[np.float64]]
     """(B,) predictions made before learning from these rows."""
     losses: dict[str, float]
-    contrastive_loss: float | None
-    """Of the real model alone."""
 
 
 class Variants:
-    """One learner a variant. `step` is the only verb that changes them; none knows of the others."""
+    """One learner a variant. `step` is the only verb that changes them; they do not see each other."""
 
     def __init__(self, config: TrainerConfig, names: Sequence[str], *, vector_width: int) -> None:
         """Raises `ValueError` if the real model is not among `names`, or if one of them is unknown."""
@@ -64,7 +62,6 @@ class Variants:
         """Score the batch, then learn from it. Raises `NonFiniteLoss`; `in_time` is as `Learner.step` has it."""
         probabilities: dict[str, NDArray[np.float64]] = {}
         losses: dict[str, float] = {}
-        contrastive_loss = None
         for name, learner in self._learners.items():
             batch = collated.batch
             if name == SHUFFLED and self._shuffle is not None:
@@ -72,9 +69,7 @@ class Variants:
             with self._own_torch_rng():
                 report = learner.step(batch, collated.labels_B, collated.contrastive, in_time=in_time)
             probabilities[name], losses[name] = report.probabilities_B, report.loss
-            if name == CIUBM:
-                contrastive_loss = report.contrastive_loss
-        return VariantsReport(probabilities, losses, contrastive_loss)
+        return VariantsReport(probabilities, losses)
 
     def snapshot(self) -> State:
         """All learners, what was shuffled how, and the generator of dropout."""

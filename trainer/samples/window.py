@@ -155,8 +155,6 @@ class EventWindow:
             events = self._by_second.pop(second)
             self._released_before = second + 1
             self.held -= len(events)
-            if not events:
-                continue  # all of it was forgotten
             yield sorted(events, key=lambda event: event.order)
 
     def held_events(self) -> Iterator[Observed]:
@@ -166,12 +164,12 @@ class EventWindow:
 
     def forget(self, user_id: str) -> list[Observed]:
         """Take out what is held of a user; returns it."""
-        found: list[Observed] = []
-        for second, events in self._by_second.items():
-            own = [event for event in events if event.behaviour.user_id == user_id]
-            if own:
-                found += own
-                self._by_second[second] = [event for event in events if event.behaviour.user_id != user_id]
+        found = [event for event in self.held_events() if event.behaviour.user_id == user_id]
+        for second in {event.second for event in found}:
+            others = [event for event in self._by_second.pop(second) if event.behaviour.user_id != user_id]
+            if others:  # a second without events would count as released, but not after a restart
+                self._by_second[second] = others
+        self._seconds = sorted(self._by_second)
         self.held -= len(found)
         return found
 

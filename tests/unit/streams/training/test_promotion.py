@@ -39,9 +39,9 @@ async def scene() -> Scene:
 
 async def test_a_candidate_answers_only_after_its_trial(scene: Scene) -> None:
     await scene.candidate()
-    assert scene.trainer.trial is not None and scene.answers == 1 and len(scene.leads.notices) == 1
+    assert scene.trainer.shadow is not None and scene.answers == 1 and len(scene.leads.notices) == 1
     await scene.decide()
-    assert scene.answers == 2 and scene.trainer.trial is None and scene.releaser.released == 2
+    assert scene.answers == 2 and scene.trainer.shadow is None and scene.releaser.released == 2
     verdict = scene.store.decision(scene.store.list()[1].release_id)
     assert verdict is not None and verdict.passed and verdict.rows >= 32
     assert verdict.against == scene.store.list()[0].release_id
@@ -55,13 +55,13 @@ async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_
     assert scene.answers == 1 and scene.releaser.refused == 1
     assert [notice.passed for notice in scene.leads.notices] == [True, False]
     await scene.candidate()
-    assert scene.trainer.trial is not None and scene.trainer.trial.against == scene.store.list()[0].release_id
+    assert scene.trainer.shadow is not None and scene.trainer.shadow.against == scene.store.list()[0].release_id
     assert scene.store.list()[2].parent == scene.store.list()[0].release_id
 
 
 async def test_what_is_not_finite_is_refused_without_a_trial(scene: Scene) -> None:
     await scene.candidate(spoil=float("nan"))
-    assert scene.trainer.trial is None and scene.answers == 1 and scene.releaser.refused == 1
+    assert scene.trainer.shadow is None and scene.answers == 1 and scene.releaser.refused == 1
 
 
 async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Scene) -> None:
@@ -70,7 +70,7 @@ async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Sce
     scene.store.away = True
     with pytest.raises(StoreUnavailable):
         await scene.decide()
-    assert scene.trainer.trial is not None and scene.answers == 1
+    assert scene.trainer.shadow is not None and scene.answers == 1
     scene.store.away = False
     await scene.decide()
     assert scene.answers == 2
@@ -107,7 +107,7 @@ async def test_a_damaged_release_that_answers_keeps_nothing_sound_away(scene: Sc
     assert isinstance(scene.store, Flaky)
     scene.store.artifacts.delete(current.release_id)
     await scene.candidate()
-    assert scene.trainer.trial is None and scene.answers == 2
+    assert scene.trainer.shadow is None and scene.answers == 2
 
 
 async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_verdict(scene: Scene) -> None:
@@ -120,27 +120,27 @@ async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_v
     again = await Scene(scene.store).start()
     await again.gating.admit(again.trainer, made, {"behaviours": {0: 10**6}})
     assert [manifest.release_id for manifest in again.store.list()] == [first, second]
-    assert again.answers == 1 and again.trainer.trial is None  # what a person took back does not come back by itself
+    assert again.answers == 1 and again.trainer.shadow is None  # what a person took back does not come back by itself
     assert not again.releaser.beyond_current(scene.store.list()[1].offsets["behaviours"])
 
 
 async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carried_out_is(scene: Scene) -> None:
     await scene.candidate()
-    trial = scene.trainer.trial
+    trial = scene.trainer.shadow
     assert trial is not None
     scene.learn(lambda: len(trial.compared) > 10)
     state = trial.snapshot()
     scene.gating = PromotionGate(scene.releaser, GATE)
-    scene.trainer.trial = None
+    scene.trainer.shadow = None
     await scene.gating.go_on(scene.trainer, state)
-    assert scene.trainer.trial is not None and len(scene.trainer.trial.compared) == len(trial.compared)
+    assert scene.trainer.shadow is not None and len(scene.trainer.shadow.compared) == len(trial.compared)
 
     # killed between verdict and promotion
-    scene.store.record_decision(trial.release_id, PromotionDecision(passed=True, against=trial.against))
+    scene.store.record_decision(trial.candidate.release_id, PromotionDecision(passed=True, against=trial.against))
     restarted = PromotionGate(scene.releaser, GATE)
-    scene.trainer.trial = None
+    scene.trainer.shadow = None
     await restarted.go_on(scene.trainer, state)
-    assert scene.answers == 2 and scene.trainer.trial is None
+    assert scene.answers == 2 and scene.trainer.shadow is None
 
 
 async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_compared_and_say_so() -> None:
@@ -154,4 +154,4 @@ async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_com
     ended = await Scene(in_memory_registry()).start()
     await ended.candidate()
     await ended.candidate(more_rows=False)
-    assert ended.answers == 2 and ended.trainer.trial is None
+    assert ended.answers == 2 and ended.trainer.shadow is None

@@ -155,7 +155,7 @@ async def test_a_trainer_that_ends_while_the_store_is_away_releases_the_same_aft
     stop = asyncio.Event()
     running = asyncio.create_task(loop.run(stop))
     await until(lambda: running.done() or store.times < 10**9 - 3)
-    assert loop.trainer is not None and loop.trainer.rows == due * EVERY  # nothing is learned meanwhile
+    assert loop.trainer is not None and loop.trainer.progress.rows == due * EVERY  # nothing is learned meanwhile
     stop.set()
     await asyncio.wait_for(running, 60)
     store.times = 0

@@ -15,7 +15,7 @@ from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, 
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
-from trainer.online.shadow_trial import Release, ShadowEvaluation, not_finite
+from trainer.online.shadow_evaluation import Release, ShadowEvaluation, not_finite
 from trainer.online.trainer import OnlineTrainer
 
 CONFIG = GateConfig(trial_rows=1_000)
@@ -134,22 +134,22 @@ def release(seed: int, *, until: float | None = None, release_id: str = "r000001
     return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
 
 
-def make_trial(*, rows_needed: int = 10_000, until: float | None = None) -> ShadowEvaluation:
+def make_shadow(*, rows_needed: int = 10_000, until: float | None = None) -> ShadowEvaluation:
     candidate = release(small_config().seed, release_id="r000002-0123456789ab")  # what the learner itself starts from
     return ShadowEvaluation(candidate, release(3, until=until), rows_needed=rows_needed)
 
 
 def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
     for offset, event in enumerate(click_log(impressions)[0]):
-        trainer.observe(0, offset, event)
-        trainer.advance()
+        trainer.intake.observe(0, offset, event)
+        trainer.intake.advance()
         while trainer.step() is not None:
-            trainer.advance()
+            trainer.intake.advance()
 
 
-def test_a_trial_changes_nothing_of_what_is_learned() -> None:
+def test_a_shadow_evaluation_changes_nothing_of_what_is_learned() -> None:
     alone, watched = make_trainer(), make_trainer()
-    watched.trial = make_trial(rows_needed=50)
+    watched.shadow = make_shadow(rows_needed=50)
     run(alone)
     run(watched)
     ours, theirs = alone.candidate(), watched.candidate()
@@ -159,10 +159,10 @@ def test_a_trial_changes_nothing_of_what_is_learned() -> None:
 
 def test_both_sides_score_the_same_rows_and_neither_learns() -> None:
     trainer = make_trainer()
-    trainer.trial = make_trial()
+    trainer.shadow = make_shadow()
     run(trainer)
-    rows = trainer.trial.compared
-    scored = trainer.drain_scores()
+    rows = trainer.shadow.compared
+    scored = trainer.progress.drain_scores()
     np.testing.assert_array_equal(rows.label, np.concatenate([part.label for part in scored]))
     learner = np.concatenate([part.scores["ciubm"] for part in scored])
     np.testing.assert_allclose(rows.candidate[:8], learner[:8])  # before the first step they are the same
@@ -174,46 +174,46 @@ def test_only_rows_that_neither_has_learned_from_are_compared() -> None:
     trainer = make_trainer()
     seconds = sorted({int(event.occurred_at.timestamp()) for event in click_log(120)[0]})
     until = seconds[len(seconds) // 2]
-    trainer.trial = make_trial(until=until)
+    trainer.shadow = make_shadow(until=until)
     run(trainer)
-    scored = trainer.drain_scores()
+    scored = trainer.progress.drain_scores()
     later = sum(int((part.occurred_at > until).sum()) for part in scored)
-    assert 0 < len(trainer.trial.compared) == later < sum(map(len, scored))
+    assert 0 < len(trainer.shadow.compared) == later < sum(map(len, scored))
 
 
-def test_a_trial_ends_by_itself_and_goes_on_after_a_restart() -> None:
+def test_a_shadow_evaluation_ends_by_itself_and_goes_on_after_a_restart() -> None:
     trainer, other = make_trainer(), make_trainer()
-    trainer.trial, other.trial = make_trial(rows_needed=60), make_trial(rows_needed=60)
+    trainer.shadow, other.shadow = make_shadow(rows_needed=60), make_shadow(rows_needed=60)
     log = click_log(120)[0]
     for offset, event in enumerate(log):
         for one in (trainer, other):
-            one.observe(0, offset, event)
-            one.advance()
+            one.intake.observe(0, offset, event)
+            one.intake.advance()
             while one.step() is not None:
-                one.advance()
+                one.intake.advance()
         if offset == len(log) // 3:
-            assert 0 < len(trainer.trial.compared) < 60
-            again = make_trial(rows_needed=60)
-            again.restore(trainer.trial.snapshot())
-            trainer.trial = again
-    assert trainer.trial.complete and 60 <= len(trainer.trial.compared) < 60 + 8
+            assert 0 < len(trainer.shadow.compared) < 60
+            again = make_shadow(rows_needed=60)
+            again.restore(trainer.shadow.snapshot())
+            trainer.shadow = again
+    assert trainer.shadow.complete and 60 <= len(trainer.shadow.compared) < 60 + 8
     for name in ("user", "label", "candidate", "serving"):
-        np.testing.assert_array_equal(getattr(trainer.trial.compared, name), getattr(other.trial.compared, name))
+        np.testing.assert_array_equal(getattr(trainer.shadow.compared, name), getattr(other.shadow.compared, name))
     with pytest.raises(ValueError, match="not of"):
-        ShadowEvaluation(release(1), release(3), rows_needed=60).restore(trainer.trial.snapshot())
+        ShadowEvaluation(release(1), release(3), rows_needed=60).restore(trainer.shadow.snapshot())
 
 
-def test_a_user_who_is_forgotten_is_in_no_trial_and_in_no_snapshot_of_it() -> None:
+def test_a_user_who_is_forgotten_is_in_no_shadow_evaluation_and_in_no_snapshot_of_it() -> None:
     trainer = make_trainer()
-    trainer.trial = make_trial()
+    trainer.shadow = make_shadow()
     run(trainer)
-    assert "u3" in trainer.trial.compared.user
+    assert "u3" in trainer.shadow.compared.user
     trainer.forget("u3")
-    assert "u3" not in trainer.trial.compared.user and len(trainer.trial.compared)
-    assert "u3" not in trainer.trial.snapshot().texts("user")
+    assert "u3" not in trainer.shadow.compared.user and len(trainer.shadow.compared)
+    assert "u3" not in trainer.shadow.snapshot().texts("user")
 
 
-def test_a_release_of_another_version_cannot_be_on_trial() -> None:
+def test_a_release_of_another_version_cannot_be_in_shadow_evaluation() -> None:
     weights, manifest = release(1)
     with pytest.raises(Misconfigured, match="this version"):
         ShadowEvaluation(({}, manifest), (weights, manifest), rows_needed=5)

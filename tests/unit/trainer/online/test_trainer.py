@@ -13,6 +13,7 @@ from tests.factories.samples import (
     behaviour,
     click_log,
     embedding,
+    is_balanced,
     make_trainer,
     small_config,
     unit_vector,
@@ -25,10 +26,10 @@ from trainer.samples.catalogue import Catalogue
 
 def pump(trainer: OnlineTrainer) -> list[StepReport]:
     reports = []
-    trainer.advance()
+    trainer.intake.advance()
     while (report := trainer.step()) is not None:
         reports.append(report)
-        trainer.advance()
+        trainer.intake.advance()
     return reports
 
 
@@ -40,17 +41,17 @@ def feed(trainer: OnlineTrainer, logs: list[list[Behaviour]], *, seed: int = 0, 
         p = int(rng.choice(waiting))
         for _ in range(int(rng.integers(1, chunk + 1))):
             if positions[p] < len(logs[p]):
-                trainer.observe(p, positions[p], logs[p][positions[p]])
+                trainer.intake.observe(p, positions[p], logs[p][positions[p]])
                 positions[p] += 1
         if rng.random() < 0.5:
             pump(trainer)
-        assert trainer.accounts.balanced
-    trainer.finish()
+        assert is_balanced(trainer.intake.counts)
+    trainer.intake.finish()
     pump(trainer)
 
 
 def scores(trainer: OnlineTrainer) -> ScoredRows:
-    return ScoredRows.concatenate(trainer.drain_scores())
+    return ScoredRows.concatenate(trainer.progress.drain_scores())
 
 
 def test_everything_sent_is_trained_and_the_accounts_balance() -> None:
@@ -58,24 +59,24 @@ def test_everything_sent_is_trained_and_the_accounts_balance() -> None:
     logs = click_log(200, partitions=3)
     feed(trainer, logs)
     sent = sum(map(len, logs))
-    accounts = trainer.accounts
-    assert (accounts.received, accounts.trained, accounts.pending) == (sent, sent, 0)
-    assert trainer.offsets() == {p: len(log) for p, log in enumerate(logs)}
+    counts = trainer.intake.counts
+    assert (counts.received, counts.trained, counts.pending) == (sent, sent, 0)
+    assert trainer.intake.offsets.settled_below() == {p: len(log) for p, log in enumerate(logs)}
 
 
 def test_late_repeated_and_broken_events_are_counted_and_not_trained() -> None:
     trainer = make_trainer()
     log = click_log(40)[0]
     for offset, event in enumerate([*log, log[0], log[-1]]):
-        trainer.observe(0, offset, event)
-    trainer.observe(0, 1000, behaviour("old", second=-500))
-    trainer.observe_broken(0, 1001)
-    trainer.finish()
+        trainer.intake.observe(0, offset, event)
+    trainer.intake.observe(0, 1000, behaviour("old", second=-500))
+    trainer.intake.observe_broken(0, 1001)
+    trainer.intake.finish()
     pump(trainer)
-    accounts = trainer.accounts
-    assert (accounts.trained, accounts.late, accounts.dead_lettered) == (len(log), 1, 1)
-    assert accounts.duplicate == 2
-    assert accounts.balanced
+    counts = trainer.intake.counts
+    assert (counts.trained, counts.late, counts.dead_lettered) == (len(log), 1, 1)
+    assert counts.duplicate == 2
+    assert is_balanced(counts)
 
 
 @settings(max_examples=8, deadline=None)
@@ -86,7 +87,7 @@ def test_same_records_give_the_same_training_whatever_the_fetches(one: int, othe
         feed(trainer, click_log(120, partitions=3), seed=seed, chunk=size)
         rows = scores(trainer)
         weights = [tensor.numpy() for tensor in trainer.candidate().weights.values()]
-        return trainer.rows_sha256, np.stack(list(rows.scores.values())), weights
+        return trainer.progress.rows_sha256, np.stack(list(rows.scores.values())), weights
 
     first, second = run(one, chunk), run(other, 7)
     assert first[0] == second[0]
@@ -102,17 +103,17 @@ def test_when_vectors_come_does_not_change_what_is_learned() -> None:
         trainer = make_trainer(items=0)
         waiting = list(order)
         for offset, event in enumerate(logs[0]):
-            trainer.observe(0, offset, event)
+            trainer.intake.observe(0, offset, event)
             if waiting and offset % every == 0:
                 item = waiting.pop(0)
-                trainer.hold(embedding(f"i{item}", unit_vector(item)))
+                trainer.put_embedding(embedding(f"i{item}", unit_vector(item)))
             pump(trainer)
         for item in waiting:
-            trainer.hold(embedding(f"i{item}", unit_vector(item)))
-        trainer.finish()
+            trainer.put_embedding(embedding(f"i{item}", unit_vector(item)))
+        trainer.intake.finish()
         pump(trainer)
-        assert trainer.accounts.pending == 0
-        return trainer.rows_sha256
+        assert trainer.intake.counts.pending == 0
+        return trainer.progress.rows_sha256
 
     assert run(range(40), 1) == run(reversed(range(40)), 3) == run(range(40), 1000)
 
@@ -122,17 +123,17 @@ def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound()
         trainer = make_trainer(items=10)
         for n in range(8):
             item = "new" if n == 3 else f"i{n}"
-            trainer.observe(0, n, behaviour(f"x{n}", item=item, user=f"u{n}", second=n))
-        trainer.finish()
-        assert trainer.advance().missing == {"new"}
+            trainer.intake.observe(0, n, behaviour(f"x{n}", item=item, user=f"u{n}", second=n))
+        trainer.intake.finish()
+        assert trainer.intake.advance() == {"new"}
         assert trainer.step() is None
         return trainer
 
-    with_vector, with_tombstone, given_up = blocked(), blocked(), blocked()
-    with_vector.hold(embedding("new", unit_vector(99)))
-    with_tombstone.drop("new")
-    assert not given_up.advance(give_up_on=["new"]).missing
-    for trainer in (with_vector, with_tombstone, given_up):
+    with_vector, with_tombstone, timed_out = blocked(), blocked(), blocked()
+    with_vector.put_embedding(embedding("new", unit_vector(99)))
+    with_tombstone.delete_item("new")
+    assert not timed_out.intake.advance(timed_out=["new"])
+    for trainer in (with_vector, with_tombstone, timed_out):
         report = trainer.step()
         assert report is not None and report.rows == 8
 
@@ -140,13 +141,13 @@ def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound()
 def test_a_batch_waits_for_the_vectors_of_takes_that_may_become_its_negatives() -> None:
     trainer = make_trainer(items=10)
     for n in range(8):
-        trainer.observe(0, n, behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n))
-    trainer.observe(0, 8, behaviour("taken", "purchase", item="new", user="u9", second=7))
-    trainer.finish()
-    assert trainer.advance().missing == {"new"}
+        trainer.intake.observe(0, n, behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n))
+    trainer.intake.observe(0, 8, behaviour("taken", "purchase", item="new", user="u9", second=7))
+    trainer.intake.finish()
+    assert trainer.intake.advance() == {"new"}
     assert trainer.step() is None
-    trainer.hold(embedding("new", unit_vector(99)))
-    assert not trainer.advance().missing
+    trainer.put_embedding(embedding("new", unit_vector(99)))
+    assert not trainer.intake.advance()
     report = trainer.step()
     assert report is not None and report.rows == 8
 
@@ -159,9 +160,9 @@ def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
         for offset, event in enumerate(log):
             if flip and event.kind.is_take:
                 continue
-            trainer.observe(0, offset, event)
-        trainer.finish()
-        trainer.advance()
+            trainer.intake.observe(0, offset, event)
+        trainer.intake.finish()
+        trainer.intake.advance()
         trainer.step()
         return scores(trainer).scores["ciubm"][:1]
 
@@ -171,14 +172,14 @@ def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
 
 def test_vector_of_another_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="enc-2"):
-        make_trainer().hold(embedding("i1", unit_vector(1), version="enc-2"))
+        make_trainer().put_embedding(embedding("i1", unit_vector(1), version="enc-2"))
 
 
 def test_deleted_item_leaves_window_and_bank() -> None:
     trainer = make_trainer()
     feed(trainer, click_log(120))
     item = int(trainer._memory.window_items()[-1])
-    trainer.drop(trainer.catalogue.item_id(item))
+    trainer.delete_item(trainer.catalogue.item_id(item))
     assert item not in trainer._memory.window_items()
     assert item not in trainer._memory.bank_items(2**40)
 
@@ -187,8 +188,8 @@ def test_release_is_due_by_rows_and_carries_what_it_was_trained_on() -> None:
     trainer = make_trainer(small_config(release_every_rows=16, batch_rows=8))
     log = click_log(100)[0]
     for offset, event in enumerate(log):
-        trainer.observe(0, offset, event)
-    trainer.advance()
+        trainer.intake.observe(0, offset, event)
+    trainer.intake.advance()
     trainer.step()
     assert not trainer.release_due()
     trainer.step()
@@ -198,7 +199,7 @@ def test_release_is_due_by_rows_and_carries_what_it_was_trained_on() -> None:
     assert trainer.release_due() and trainer.candidate().segment == candidate.segment  # until the next one's rows begin
     trainer.begin_next()
     assert not trainer.release_due() and candidate.segment is not None and candidate.segment.rows == 16
-    trainer.advance()
+    trainer.intake.advance()
     before = {name: tensor.clone() for name, tensor in candidate.weights.items()}
     trainer.step()
     assert all(bool((before[name] == tensor).all()) for name, tensor in candidate.weights.items())
@@ -208,15 +209,15 @@ def test_offsets_never_pass_an_event_that_is_not_learned_yet() -> None:
     trainer = make_trainer()
     log = click_log(100)[0]
     for offset, event in enumerate(log):
-        trainer.observe(0, offset, event)
+        trainer.intake.observe(0, offset, event)
         pump(trainer)
-        settled = trainer.offsets()[0]
+        settled = trainer.intake.offsets.settled_below()[0]
         assert settled <= offset + 1
-    done = trainer.accounts
-    assert trainer.offsets()[0] <= done.received - done.pending + done.trained
-    trainer.finish()
+    done = trainer.intake.counts
+    assert trainer.intake.offsets.settled_below()[0] <= done.received - done.pending + done.trained
+    trainer.intake.finish()
     pump(trainer)
-    assert trainer.offsets()[0] == len(log)
+    assert trainer.intake.offsets.settled_below()[0] == len(log)
 
 
 def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> None:
@@ -233,13 +234,13 @@ def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> 
         liked = names[int(rng.choice(np.argsort(-matrix @ tastes[user])[:30]))]
         for n, item in enumerate([liked, names[int(rng.integers(600))]]):
             event = f"{second}-{n}"
-            trainer.observe(0, offset, behaviour(f"x{event}", user=f"u{user}", item=item, second=second))
+            trainer.intake.observe(0, offset, behaviour(f"x{event}", user=f"u{user}", item=item, second=second))
             offset += 1
             if n == 0:
                 taken = behaviour(f"t{event}", "click", user=f"u{user}", item=item, second=second)
-                trainer.observe(0, offset, taken)
+                trainer.intake.observe(0, offset, taken)
                 offset += 1
-    trainer.finish()
+    trainer.intake.finish()
     pump(trainer)
     rows = scores(trainer)
     late = np.arange(len(rows)) > len(rows) // 2
@@ -276,13 +277,13 @@ def test_a_release_is_due_after_so_much_event_time_where_rows_are_few() -> None:
     trainer = make_trainer(small_config(release_every_rows=10_000, release_every_event_seconds=60, batch_rows=4))
     spans, since = [], None
     for offset, event in enumerate(click_log(200)[0]):
-        trainer.observe(0, offset, event)
-        trainer.advance()
+        trainer.intake.observe(0, offset, event)
+        trainer.intake.advance()
         while (report := trainer.step()) is not None:
             since = since or report.last_event_at
             if trainer.release_due():
                 spans.append(report.last_event_at - since)
                 since = trainer.candidate().last_event_at
                 trainer.begin_next()
-            trainer.advance()
+            trainer.intake.advance()
     assert len(spans) >= 4 and all(50 <= span < 90 for span in spans)

@@ -87,7 +87,7 @@ async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
     standing = await trained(loop)
     assert standing.accounts["trained"] == 600 and standing.accounts["late"] == 0
     assert loop.trainer is not None
-    segment = loop.trainer.segment()
+    segment = loop.trainer.journal.segment()
     rebuild = Rebuild(segment, JoinRules.kept(JoinRules.of(CONFIG, [0]).settings, [0], ()))
     for offset, (event, at) in enumerate(log):
         rebuild.observe(0, offset, event, written_at=at)

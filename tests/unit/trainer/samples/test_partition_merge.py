@@ -7,7 +7,7 @@ import random
 from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.online.vector_waits import EmbeddingWait
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.partition_merge import AlignedReading, Entry
 
 SILENT = {0: math.inf, 1: math.inf}
@@ -112,7 +112,7 @@ def test_a_partition_without_room_is_not_fetched() -> None:
 
 
 def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:
-    waits = EmbeddingWait(hold_seconds=120)
+    waits = EmbeddingWait(timeout_seconds=120)
     waits.needed("new", produced_at=1000)
     waits.needed("new", produced_at=1100)
     assert waits.overdue(["new"], now=1119) == set()
@@ -120,32 +120,32 @@ def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> N
 
 
 def test_an_old_log_does_not_wait_for_items_that_never_got_a_vector() -> None:
-    waits = EmbeddingWait(hold_seconds=120)
+    waits = EmbeddingWait(timeout_seconds=120)
     for number in range(50):
         waits.needed(f"gone{number}", produced_at=0)
     assert len(waits.overdue([f"gone{number}" for number in range(50)], now=86_400)) == 50
 
 
 def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
-    waits = EmbeddingWait(hold_seconds=120)
+    waits = EmbeddingWait(timeout_seconds=120)
     waits.needed("item", produced_at=0)
-    waits.answered("item", has_vector=True)
+    waits.resolved("item", has_vector=True)
     waits.needed("item", produced_at=10)  # known: no wait begins
     assert waits.overdue([], now=1e9) == set()
-    waits.answered("item", has_vector=False)
+    waits.resolved("item", has_vector=False)
     waits.needed("item", produced_at=500)
     assert waits.overdue(["item"], now=619) == set()
     assert waits.overdue(["item"], now=620) == {"item"}
 
 
 def test_an_item_that_no_behaviour_named_is_waited_for_from_now_on() -> None:
-    waits = EmbeddingWait(hold_seconds=10)
+    waits = EmbeddingWait(timeout_seconds=10)
     assert waits.overdue(["history"], now=100) == set()
     assert waits.overdue(["history"], now=110) == {"history"}
 
 
 def test_waits_are_bounded() -> None:
-    waits = EmbeddingWait(hold_seconds=10, most_waits=3)
+    waits = EmbeddingWait(timeout_seconds=10, max_waits=3)
     for number in range(10):
         waits.needed(str(number), produced_at=number)
     assert waits.overdue(["9"], now=19) == {"9"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +78,21 @@ def test_all_idle_releases_all_but_the_newest_second() -> None:
     assert released_ids(events) == ["a"]
     # whoever goes on in that very second is still in time
     assert events.observe(1, 1, behaviour("c", second=7)) is ObserveResult.ACCEPTED
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_second_that_only_a_forgotten_user_spoke_in_judges_no_event_restarted_or_not(restarted: bool) -> None:
+    events = window(lateness=5)
+    for offset, (event_id, user, second) in enumerate([("a", "u", 100), ("b", "v", 104), ("c", "u", 107)]):
+        events.observe(0, offset, behaviour(event_id, user=user, second=second))
+    assert [event.behaviour.event_id for event in events.forget("v")] == ["b"]
+    if restarted:
+        state, events = events.snapshot(), window(lateness=5)
+        events.restore(state)
+    events.idle([0, 1])
+    assert released_ids(events) == ["a"]
+    assert events.observe(1, 0, behaviour("x", user="x", second=103)) is ObserveResult.ACCEPTED
+    assert released_ids(events, everything=True) == ["x", "c"]
 
 
 @given(st.data())

@@ -1,4 +1,4 @@
-"""A candidate on trial: it and the release that answers score the same rows, and neither learns from them."""
+"""Shadow evaluation: a candidate and the serving release score the same rows, and neither learns from them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class ShadowEvaluation:
     Rows are trained in the order of their seconds, so what a release learned from ends at its `last_event_at`; only
     rows later than those of both count. Nothing here draws random numbers or changes what training does.
 
-    A snapshot holds the scores and which two releases these are, not their weights: whoever restores builds the trial
+    A snapshot holds the scores and the ids of the two releases, not their weights: to restore it, build the evaluation
     from the same two releases.
     """
 
     def __init__(self, candidate: Release, serving: Release, *, rows_needed: int) -> None:
         """Raises `Misconfigured` if this version cannot build one of the two."""
-        self.release_id = candidate[1].release_id
+        self.candidate = candidate[1]
         self.against = serving[1].release_id
-        self._candidate, self._serving = _built(candidate), _built(serving)
+        self._models = _built(candidate), _built(serving)
         ends = [manifest.last_event_at for _, manifest in (candidate, serving)]
         self._learned_until = max((int(end.timestamp()) for end in ends if end is not None), default=-1)
         self._rows_needed = rows_needed
@@ -49,9 +49,7 @@ class ShadowEvaluation:
         if self.complete or not unseen_B.any():
             return
         with torch.inference_mode():
-            candidate_B, serving_B = (
-                torch.sigmoid(model(batch).double()).numpy() for model in (self._candidate, self._serving)
-            )
+            candidate_B, serving_B = (torch.sigmoid(model(batch).double()).numpy() for model in self._models)
         self._tables.append(
             ComparedRows(
                 user=np.array([row.user_id for row in rows])[unseen_B],
@@ -77,18 +75,18 @@ class ShadowEvaluation:
         )
 
     def forget(self, user_id: str) -> None:
-        """Drop a user's rows; as many others are scored instead."""
+        """Remove a user's rows; as many others are scored instead."""
         kept = ((table, table.user != user_id) for table in self._tables)
         columns = ("user", *_COLUMNS)
         tables = (ComparedRows(**{name: getattr(table, name)[chosen] for name in columns}) for table, chosen in kept)
         self._tables = deque(table for table in tables if len(table))
 
     def snapshot(self) -> State:
-        """The scores so far, and of which two releases they are."""
+        """The scores so far, and the ids of the two releases."""
         rows = self.compared
         state = State(
             {"lengths": whole_numbers(map(len, self._tables))},
-            {"release_id": self.release_id, "against": self.against},
+            {"release_id": self.candidate.release_id, "against": self.against},
         )
         state.put_texts("user", rows.user.tolist())
         for name in _COLUMNS:
@@ -96,10 +94,10 @@ class ShadowEvaluation:
         return state
 
     def restore(self, state: State) -> None:
-        """Go on with the scores of `snapshot`. Raises `ValueError` if they are of other releases."""
+        """Continue with the scores of `snapshot`. Raises `ValueError` if they are of other releases."""
         of = (state.values["release_id"], state.values["against"])
-        if of != (self.release_id, self.against):
-            raise ValueError(f"scores of {of[0]} beside {of[1]}, not of {self.release_id} beside {self.against}")
+        if of != (ours := (self.candidate.release_id, self.against)):
+            raise ValueError(f"scores of {of[0]} beside {of[1]}, not of {ours[0]} beside {ours[1]}")
         columns = {name: state.arrays[name] for name in _COLUMNS} | {"user": np.array(state.texts("user"), np.str_)}
         ends = np.cumsum(state.arrays["lengths"]).tolist()
         self._tables = deque(
