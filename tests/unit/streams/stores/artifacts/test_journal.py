@@ -20,13 +20,13 @@ def segments() -> list[Segment]:
 
     def learned() -> Iterator[Segment]:
         for offset, event in enumerate(click_log(400)[0]):
-            trainer.observe(0, offset, event)
-            trainer.advance()
+            trainer.intake.observe(0, offset, event)
+            trainer.intake.advance()
             while trainer.step() is not None:
                 if trainer.release_due():
-                    yield trainer.segment()
+                    yield trainer.journal.segment()
                     trainer.begin_next()
-                trainer.advance()
+                trainer.intake.advance()
 
     found = list(learned())
     assert len(found) >= 3
