@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.broker.cluster import ClusterTopics, describe_input
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.forgotten import read_forgotten_users
 from streams.settings import Settings
 from streams.stores.artifacts.journal import KeptSegment, SegmentMeta
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     kept = journal.load(manifest.segment)
     rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
     rebuild = Rebuild(kept.segment, rules)
-    log_now = describe_input(settings.kafka, settings.topics)
+    log_now = describe_topics(settings.kafka, settings.topics, TRAINING_TOPICS)
     problems = _other_log(kept.meta, log_now)
     if not problems:
         fetch = options.fetch_max_records or settings.train.fetch_max_records
