@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _other_log(meta: SegmentMeta, log_now: ClusterTopics) -> list[str]:
-    if (meta.cluster_id, meta.topic_ids) == (log_now.cluster_id, log_now.topic_ids):
+    if log_now.has_incarnations(meta.cluster_id, meta.topic_ids):
         return []
     return [
         f"the release was trained from other topics, in cluster {meta.cluster_id}; these here, in cluster "
