@@ -15,7 +15,7 @@ import aiohttp
 from schemas.errors import Unavailable
 from streams.bench.score_world import DIM, ENCODER_VERSION, World, draw_world
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
 from streams.settings import Settings, child_environment
@@ -94,7 +94,7 @@ class ScoreSystem:
         behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
         try:
             await behaviours.bind(TopicIncarnation("bench", "behaviours", "bench"))
-            takes = [Numbered(offset, take) for offset, take in enumerate(self.world.behaviours())]
+            takes = [BehaviourRecord(offset, take) for offset, take in enumerate(self.world.behaviours())]
             for start in range(0, len(takes), _ROWS_AT_ONCE):
                 part = takes[start : start + _ROWS_AT_ONCE]
                 await behaviours.record(0, part, first_offset=0, next_offset=start + len(part))

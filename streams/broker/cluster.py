@@ -1,104 +1,130 @@
-"""What the cluster says of one topic: its partitions, and which incarnation of it stored offsets belong to."""
+"""What the cluster says of topics: ids, partitions, settings, and the incarnation that stored positions belong to."""
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from aiokafka import TopicPartition
+from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
-from kafka.admin import MemberToRemove
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.broker.clients import BrokerConfig, broker_errors, make_admin, make_consumer
+from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 from streams.broker.topics import TopicName, TopicsConfig
 
-
-def read_log_identity(broker: BrokerConfig, topic: str) -> TopicIncarnation:
-    """Ask the cluster for its own id and the topic's. Blocking.
-
-    Raises `Misconfigured` if the topic does not exist, `BrokerUnavailable` if nobody answers.
-    """
-    cluster_id, described = _describe(broker, topic)
-    topic_id = described.get("topic_id")
-    if not cluster_id or topic_id is None:
-        raise BrokerUnavailable(
-            "Kafka", f"{broker.bootstrap_servers} does not tell the ids of cluster and topic {topic}"
-        )
-    return TopicIncarnation(str(cluster_id), topic, str(topic_id))
-
-
-def read_partitions(broker: BrokerConfig, topic: str) -> list[int]:
-    """Ask the cluster for the topic's partitions. Blocking; raises as `read_log_identity` does."""
-    return sorted(int(partition["partition_index"]) for partition in _describe(broker, topic)[1]["partitions"])
-
-
-def _describe(broker: BrokerConfig, topic: str) -> tuple[str | None, dict[str, Any]]:
-    admin = make_admin(broker)
-    try:
-        with broker_errors(broker):
-            cluster_id = admin.describe_cluster().get("cluster_id")
-            found = [row for row in admin.describe_topics([topic]) if not row["error_code"] and row["partitions"]]
-    finally:
-        admin.close()
-    if not found:
-        raise Misconfigured(
-            f"topic {topic!r} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
-            "run 'mimstream topics create'"
-        )
-    return cluster_id, found[0]
+TRAINING_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
+"""What a trainer reads, and stores offsets of."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicIncarnation:
-    """Which log the positions belong to. A topic that is deleted and created again has another id."""
+    """Which log stored positions belong to. A topic that is deleted and created again has another id."""
 
     cluster_id: str
     topic: str
     topic_id: str
 
 
-INPUT_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
-
-
 @dataclass(frozen=True, slots=True)
 class ClusterTopics:
-    """What the cluster says of the topics, by their names without prefix."""
+    """What the cluster says of the topics it has, by their names without prefix."""
 
     cluster_id: str | None
     topic_ids: dict[str, str]
     partitions: dict[str, list[int]]
+    configs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The settings of each topic; empty unless they were asked for."""
+
+    def incarnation(self, topics: TopicsConfig, name: TopicName) -> TopicIncarnation:
+        """Which incarnation of the topic this is. Raises `BrokerUnavailable` if the broker gives no ids."""
+        topic, topic_id = topics.full_name(name), self.topic_ids.get(name)
+        if not self.cluster_id or topic_id is None:
+            raise BrokerUnavailable("Kafka", f"the broker does not tell the ids of cluster and topic {topic}")
+        return TopicIncarnation(self.cluster_id, topic, topic_id)
+
+    def topic_partitions(self, topics: TopicsConfig, *names: TopicName) -> list[TopicPartition]:
+        """The partitions of topics, in order, as clients name them."""
+        return [TopicPartition(topics.full_name(name), number) for name in names for number in self.partitions[name]]
+
+    def has_incarnations(self, cluster_id: str | None, topic_ids: Mapping[str, str]) -> bool:
+        """Whether offsets that were stored with these ids belong to these topics."""
+        return (cluster_id, topic_ids) == (self.cluster_id, self.topic_ids)
+
+    def refuse_other(self, what: str, cluster_id: str | None, topic_ids: Mapping[str, str], *, or_else: str) -> None:
+        """Raise `Misconfigured` if `what`, stored with these ids, has offsets of other topics than these.
+
+        `or_else` ends the message: what can be done apart from pointing to the former topics.
+        """
+        if not self.has_incarnations(cluster_id, topic_ids):
+            raise Misconfigured(
+                f"{what} comes from other topics, in cluster {cluster_id}: its offsets mean nothing in cluster "
+                f"{self.cluster_id}. Set MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to where it came from, "
+                f"or {or_else}"
+            )
+
+    def refuse_replaced(self, now: ClusterTopics, *, way_out: str) -> None:
+        """Raise `Misconfigured` if the topics are not the same `now`; `way_out` ends the message."""
+        if now != self:
+            raise Misconfigured(
+                "a topic was deleted and created again, or got more partitions, since the start: what was learned and "
+                f"its offsets no longer belong to it. {way_out}"
+            )
 
 
-def describe_input(broker: BrokerConfig, topics: TopicsConfig) -> ClusterTopics:
-    """Ask for ids and partitions of the input topics. Blocking.
+def describe_topics(
+    broker: BrokerConfig,
+    topics: TopicsConfig,
+    names: Iterable[TopicName],
+    *,
+    with_configs: bool = False,
+    missing_ok: bool = False,
+) -> ClusterTopics:
+    """Ask the cluster for its id and for topics, all in one connection. Blocking.
 
-    Raises `Misconfigured` if one does not exist, `BrokerUnavailable` if nobody answers.
+    Raises `BrokerUnavailable` if no broker answers, and `Misconfigured` if a topic does not exist, unless `missing_ok`
+    leaves it out.
     """
+    full_names = {name: topics.full_name(name) for name in names}
     admin = make_admin(broker)
     try:
         with broker_errors(broker):
             cluster_id = admin.describe_cluster().get("cluster_id")
-            described = admin.describe_topics([topics.full_name(name) for name in INPUT_TOPICS])
+            described = admin.describe_topics(list(full_names.values()))
+            by_full_name = {row["name"]: row for row in described if not row["error_code"] and row["partitions"]}
+            found = {name: by_full_name[full] for name, full in full_names.items() if full in by_full_name}
+            configs = _read_configs(admin, by_full_name) if with_configs and found else {}
     finally:
         admin.close()
-    found = {topic["name"]: topic for topic in described if not topic["error_code"] and topic["partitions"]}
-    for name in INPUT_TOPICS:
-        if topics.full_name(name) not in found:
-            raise Misconfigured(
-                f"topic {topics.full_name(name)!r} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
-                "run 'mimstream topics create'"
-            )
-    by_name = {name: found[topics.full_name(name)] for name in INPUT_TOPICS}
+    missing = [repr(full) for name, full in full_names.items() if name not in found]
+    if missing and not missing_ok:
+        raise Misconfigured(
+            f"topic {', '.join(missing)} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
+            "run 'mimstream topics create'"
+        )
     return ClusterTopics(
         cluster_id=cluster_id,
-        topic_ids={name: str(topic["topic_id"]) for name, topic in by_name.items()},
+        topic_ids={name: str(row["topic_id"]) for name, row in found.items() if row.get("topic_id") is not None},
         partitions={
-            name: sorted(int(partition["partition_index"]) for partition in topic["partitions"])
-            for name, topic in by_name.items()
+            name: sorted(int(one["partition_index"]) for one in row["partitions"]) for name, row in found.items()
         },
+        configs={name: configs[full_names[name]] for name in found if full_names[name] in configs},
     )
+
+
+def read_incarnation(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> TopicIncarnation:
+    """Ask which incarnation of a topic the cluster has. Blocking; raises as `describe_topics` does."""
+    return describe_topics(broker, topics, [name]).incarnation(topics, name)
+
+
+def _read_configs(admin: KafkaAdminClient, full_names: Iterable[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in full_names]
+    return {
+        topic: {key: str(row["value"] if isinstance(row, dict) else row) for key, row in settings.items()}
+        for by_name in admin.describe_configs(resources, config_filter="all").values()
+        for topic, settings in by_name.items()
+    }
 
 
 def remove_member(broker: BrokerConfig, group: str, instance_id: str) -> bool:
@@ -121,16 +147,3 @@ def remove_member(broker: BrokerConfig, group: str, instance_id: str) -> bool:
         with broker_errors(broker):
             raise error(f"removing {instance_id} from group {group}")
     return True
-
-
-async def read_ends(broker: BrokerConfig, topic: str) -> dict[int, int]:
-    """Offset after the last record of each partition. Raises `BrokerUnavailable`, `Misconfigured`."""
-    partitions = [TopicPartition(topic, number) for number in await asyncio.to_thread(read_partitions, broker, topic)]
-    consumer = make_consumer(broker, isolation_level="read_uncommitted")
-    try:
-        with broker_errors(broker):
-            await consumer.start()
-            ends = await consumer.end_offsets(partitions)
-    finally:
-        await consumer.stop()
-    return {partition.partition: int(end) for partition, end in ends.items()}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from schemas.errors import BrokerUnavailable, Misconfigured
+from schemas.errors import BrokerUnavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
+from streams.broker.cluster import describe_topics
 from streams.broker.topics import TopicName, TopicsConfig
 
 _MAX_RECORDS = 1_000
@@ -20,17 +21,25 @@ _POLL_MS = 500
 _TRIES = 10
 _TRY_EVERY_SECONDS = 0.5
 
-T = TypeVar("T")
-
 
 class LogReader:
-    """Spans of partitions, one at a time. Use it as an asynchronous context manager."""
+    """Spans of partitions, one at a time. Use it as an asynchronous context manager.
 
-    def __init__(self, broker: BrokerConfig, topics: TopicsConfig) -> None:
+    `isolation` says whether records of open transactions count, and so where a partition ends.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerConfig,
+        topics: TopicsConfig,
+        *,
+        isolation: Literal["read_committed", "read_uncommitted"] = "read_committed",
+    ) -> None:
         self._broker = broker
         self._topics = topics
-        self._consumer: AIOKafkaConsumer = make_consumer(broker)
+        self._consumer: AIOKafkaConsumer = make_consumer(broker, isolation_level=isolation)
         self._admin = AIOKafkaAdminClient(**broker.client_options())
+        self._partitions: dict[TopicName, list[TopicPartition]] = {}
 
     async def __aenter__(self) -> Self:
         with broker_errors(self._broker):
@@ -52,24 +61,12 @@ class LogReader:
         await self._consumer.stop()
         await self._admin.close()
 
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """Ask the cluster; again a few times, since right after the start not every node is known and ready yet."""
-        for _ in range(_TRIES - 1):
-            try:
-                with broker_errors(self._broker):
-                    return await question()
-            except BrokerUnavailable:
-                await asyncio.sleep(_TRY_EVERY_SECONDS)
-        with broker_errors(self._broker):
-            return await question()
-
-    async def partitions(self, topic: TopicName) -> list[TopicPartition]:
-        """The partitions of a topic. Raises `Misconfigured` if it does not exist."""
-        name = self._topics.full_name(topic)
-        (found,) = await self._ask(lambda: self._admin.describe_topics([name]))
-        if not found["partitions"]:
-            raise Misconfigured(f"topic {name} does not exist: run 'mimstream topics create'")
-        return sorted(TopicPartition(name, one["partition"]) for one in found["partitions"])
+    async def partitions(self, name: TopicName) -> list[TopicPartition]:
+        """The partitions of a topic; the cluster is asked once. Raises as `describe_topics` does."""
+        if name not in self._partitions:
+            found = await asyncio.to_thread(describe_topics, self._broker, self._topics, [name])
+            self._partitions[name] = found.topic_partitions(self._topics, name)
+        return self._partitions[name]
 
     async def bounds(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
         """First offset, and the one after the last, of each partition as of now."""
@@ -92,9 +89,20 @@ class LogReader:
         return {one: found[one].offset if found.get(one) is not None else None for one in partitions}
 
     async def committed(self, group_role: str) -> Mapping[TopicPartition, int]:
-        """What the group of a role (`index`, `record`, `train`) has committed."""
+        """What the group of a role (`index`, `record`, `train`) has committed.
+
+        Asks again a few times: right after the start not every node is known and ready yet.
+        """
         group = self._topics.group(group_role)
-        found = await self._ask(lambda: self._admin.list_consumer_group_offsets(group))
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with broker_errors(self._broker):
+                    found = await self._admin.list_consumer_group_offsets(group)
+                break
+            except BrokerUnavailable:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(_TRY_EVERY_SECONDS)
         return {partition: held.offset for partition, held in found.items() if held.offset >= 0}
 
     async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
@@ -112,8 +120,21 @@ class LogReader:
                         return
                     yield record
 
+    async def read_topic(self, name: TopicName) -> AsyncIterator[Any]:
+        """Every record of a topic as it stands now, partition by partition in order."""
+        for partition, (start, end) in (await self.bounds(await self.partitions(name))).items():
+            async for record in self.read(partition, start, end):
+                yield record
+
     async def one(self, partition: TopicPartition, offset: int) -> Any | None:
         """The record at an offset; None if it is no longer there."""
         async for record in self.read(partition, offset, offset + 1):
             return record
         return None
+
+
+async def read_ends(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> dict[int, int]:
+    """Offset after the last record of each partition, open transactions included. Raises as `describe_topics` does."""
+    async with LogReader(broker, topics, isolation="read_uncommitted") as reader:
+        bounds = await reader.bounds(await reader.partitions(name))
+    return {partition.partition: end for partition, (_, end) in bounds.items()}

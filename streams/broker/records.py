@@ -1,29 +1,45 @@
-"""Kafka records to messages, topic by topic."""
+"""Kafka records to messages, topic by topic. A record's times are judged as of when it was produced.
+
+So a replay of the log comes to the same verdict on every record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, Protocol
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.base import ItemId, decode, produced_at
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Reason, Unprocessable
+from schemas.forgotten import ForgottenUser
+from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig
 
+log = structlog.get_logger()
 
-class Numbered(NamedTuple):
-    """One record of a partition of `behaviours`; None stands for one that could not be read."""
+STAGE = "record"
+"""The stage that dead letters of `behaviours` name."""
 
-    offset: int
-    behaviour: Behaviour | None
-
-
+_ANY_TIME = datetime.max.replace(tzinfo=UTC)
 _ITEM_ID: TypeAdapter[str] = TypeAdapter(ItemId)
+
+
+class Record(Protocol):
+    """The part of a Kafka record that matters here."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    """When it was produced, in milliseconds since 1970."""
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,13 @@ class SourceRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, record: Record, topic: str) -> SourceRecord:
+        """The record of a Kafka client; `topic` is the name without prefix."""
+        return cls(
+            topic, record.partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
+        )
 
     def letter(self, stage: str, error: Unprocessable, *, failed_at: datetime, attempts: int = 1) -> DeadLetter:
         """The dead letter of this record."""
@@ -55,6 +78,9 @@ class SourceRecord:
         ).after(self.headers)
 
 
+# ---- items -----------------------------------------------------------------------------------------------------------
+
+
 def read_item_id(key: bytes | None) -> str:
     """The item id that a record's key holds. Raises `BadMessage`."""
     if key is None:
@@ -65,59 +91,31 @@ def read_item_id(key: bytes | None) -> str:
         raise BadMessage(Reason.KEY_MISMATCH, f"key {key[:80]!r} is not an item id") from None
 
 
-STAGE = "record"
+def read_item(
+    value: bytes,
+    timestamp_ms: int,
+    *,
+    max_bytes: int,
+    field_map: Mapping[str, str],
+    max_ahead: timedelta = timedelta(hours=1),
+) -> ItemPublished:
+    """Decode the value of a record; its key is not looked at. Raises `BadMessage`."""
+    now = produced_at(timestamp_ms)
+    return decode(ItemPublished, value, now=now, max_bytes=max_bytes, field_map=field_map, max_ahead=max_ahead)
 
 
-class Record(Protocol):
-    """The part of a Kafka record that matters here."""
+# ---- behaviours ------------------------------------------------------------------------------------------------------
+
+
+class BehaviourRecord(NamedTuple):
+    """One record of a partition of `behaviours`; None stands for one that could not be read."""
 
     offset: int
-    timestamp: int
-    """When it was produced, in milliseconds since 1970."""
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    behaviour: Behaviour | None
 
 
-def read_batch(
-    records: Sequence[Record],
-    *,
-    partition: int,
-    now: datetime,
-    max_bytes: int,
-    field_map: dict[str, str] | None = None,
-) -> tuple[list[Numbered], list[DeadLetter]]:
-    """Decode the records of one partition; those that cannot be read are numbered too, and get a letter as of `now`.
-
-    A record's times are judged as of the moment it was produced: a replay comes to the same verdict.
-    """
-    events: list[Numbered] = []
-    letters: list[DeadLetter] = []
-    for record in records:
-        try:
-            behaviour = read_behaviour(record, max_bytes=max_bytes, field_map=field_map)
-        except BadMessage as error:
-            events.append(Numbered(record.offset, None))
-            letters.append(
-                DeadLetter(
-                    topic="behaviours",
-                    partition=partition,
-                    offset=record.offset,
-                    key=record.key,
-                    value=record.value,
-                    stage=STAGE,
-                    reason=error.reason,
-                    detail=error.detail,
-                    failed_at=now,
-                ).after(record.headers)
-            )
-        else:
-            events.append(Numbered(record.offset, behaviour))
-    return events, letters
-
-
-def read_behaviour(record: Record, *, max_bytes: int, field_map: dict[str, str] | None) -> Behaviour:
-    """Decode one record, judged as of when it was produced. Raises `BadMessage`."""
+def read_behaviour(record: Record, *, max_bytes: int, field_map: Mapping[str, str] | None) -> Behaviour:
+    """Decode one record. Raises `BadMessage`."""
     if record.value is None:
         raise BadMessage(Reason.NOT_JSON, "record has no value")
     now = produced_at(record.timestamp)
@@ -129,9 +127,48 @@ def read_behaviour(record: Record, *, max_bytes: int, field_map: dict[str, str] 
     return behaviour
 
 
-def behaviour_of(record: Any, broker: BrokerConfig, field_map: dict[str, str]) -> Behaviour | None:
-    """What a record of `behaviours` says, judged as of when it was produced; None if it cannot be used."""
+def behaviour_of(record: Record, broker: BrokerConfig, field_map: Mapping[str, str]) -> Behaviour | None:
+    """Decode one record; None if it cannot be used."""
     try:
         return read_behaviour(record, max_bytes=broker.max_record_bytes, field_map=field_map)
     except BadMessage:
         return None
+
+
+def read_batch(
+    records: Sequence[Record], *, now: datetime, max_bytes: int, field_map: Mapping[str, str] | None = None
+) -> tuple[list[BehaviourRecord], list[DeadLetter]]:
+    """Decode records of one partition. Those that cannot be read are listed too, and get a letter as of `now`."""
+    events: list[BehaviourRecord] = []
+    letters: list[DeadLetter] = []
+    for record in records:
+        behaviour = None
+        try:
+            behaviour = read_behaviour(record, max_bytes=max_bytes, field_map=field_map)
+        except BadMessage as error:
+            letters.append(SourceRecord.of(record, "behaviours").letter(STAGE, error, failed_at=now))
+        events.append(BehaviourRecord(record.offset, behaviour))
+    return events, letters
+
+
+# ---- forgotten -------------------------------------------------------------------------------------------------------
+
+
+def read_forgotten(records: Sequence[Record], *, max_bytes: int) -> list[ForgottenUser]:
+    """Decode records of `forgotten`. One that cannot be read is logged as an error, since a user waits for it.
+
+    No time is judged: offsets decide what is erased, and a wrong clock must not keep a user from being forgotten.
+    """
+    users = []
+    for record in records:
+        try:
+            if record.value is None:
+                continue  # no process writes these; a request is not taken back
+            user = decode(ForgottenUser, record.value, now=_ANY_TIME, max_bytes=max_bytes)
+            if record.key != user.user_id.encode():
+                raise BadMessage(Reason.KEY_MISMATCH, "the key is not the user_id")
+        except BadMessage as error:
+            log.error("forgotten.unreadable", partition=record.partition, offset=record.offset, error=str(error))
+        else:
+            users.append(user)
+    return users

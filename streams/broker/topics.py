@@ -171,32 +171,3 @@ def _wait_until_visible(admin: Any, names: list[str], broker: BrokerConfig) -> N
 def _is_led(topic: dict[str, Any]) -> bool:
     partitions = topic["partitions"]
     return bool(partitions) and not topic["error_code"] and all(one["leader_id"] >= 0 for one in partitions)
-
-
-def describe_topics(broker: BrokerConfig, config: TopicsConfig) -> list[dict[str, Any]]:
-    """The table joined with what the cluster has: one row per topic. Blocking."""
-    admin = make_admin(broker)
-    try:
-        with broker_errors(broker):
-            existing = {name if isinstance(name, str) else name["name"] for name in admin.list_topics()}
-            partitions = {}
-            names = [config.full_name(spec.name) for spec in TOPICS.values()]
-            present = [name for name in names if name in existing]
-            if present:
-                for topic in admin.describe_topics(present):
-                    found = topic.get("name") or topic.get("topic")
-                    partitions[found] = len(topic["partitions"])
-    finally:
-        admin.close()
-    return [
-        {
-            "topic": config.full_name(spec.name),
-            "key": spec.key,
-            "schema": spec.schema.__name__ if spec.schema else "original bytes",
-            "exists": config.full_name(spec.name) in existing,
-            "partitions": partitions.get(config.full_name(spec.name)),
-            "compacted": spec.compacted,
-            "purpose": spec.purpose,
-        }
-        for spec in TOPICS.values()
-    ]

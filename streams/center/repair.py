@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 
 from schemas.errors import BadMessage
 from streams.broker.log_reader import LogReader
-from streams.broker.records import Record, SourceRecord, read_item_id
+from streams.broker.records import SourceRecord, read_item_id
 from streams.center.compare import CenterReport, Expected, ExpectedContent, compare
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.guarded_writer import GuardedWriter
@@ -45,19 +45,6 @@ class RecordDecoding:
         return Expected(key, item_id, record.partition, record.offset, content)
 
 
-def as_source(record: Record, partition: int) -> SourceRecord:
-    """A Kafka record of `items`, as the index path reads it."""
-    return SourceRecord(
-        topic="items",
-        partition=partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=record.value,
-        headers=tuple(record.headers),
-    )
-
-
 def source_of(row: ItemRow) -> RowSource:
     """The record of `items` that a row comes from."""
     return RowSource(row.item_id, row.source_partition, row.source_offset)
@@ -87,7 +74,7 @@ class LogTail:
     async def record(self, offset: int) -> SourceRecord | None:
         """The record at an offset; None if it was compacted away, by a newer one."""
         found = await self._reader.one(self._partition, offset)
-        return None if found is None else as_source(found, self._partition.partition)
+        return None if found is None else SourceRecord.of(found, "items")
 
 
 @dataclass

@@ -30,10 +30,11 @@ from schemas.items import ImageRetry
 from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig
 from streams.broker.log_reader import LogReader
+from streams.broker.records import SourceRecord
 from streams.broker.topics import TopicsConfig
 from streams.center.compare import CenterReport, Expected, Finding, KeyedOffsets, Overdue, Position, compare, overdue
 from streams.center.newest_records import NewestRecords, OnProgress
-from streams.center.repair import LogTail, RecordDecoding, Repairer, as_source, source_of
+from streams.center.repair import LogTail, RecordDecoding, Repairer, source_of
 from streams.center.verify_announcements import COMPARED_AT_ONCE, AnnouncementCheck, FetchRows
 from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.vectors.row_scan import RowScan, RowSource
@@ -138,7 +139,7 @@ class CenterVerification:
             if record.offset >= committed:
                 self._report.waiting += 1
                 continue
-            batch.append(self._decoding.expect(as_source(record, partition.partition)))
+            batch.append(self._decoding.expect(SourceRecord.of(record, "items")))
             if len(batch) >= COMPARED_AT_ONCE:
                 await self._judge(batch, tail)
                 batch = []

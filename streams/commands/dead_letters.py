@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Do it. Status 1 if something that was asked for could not be done."""
+    """Run the action. Status 1 if it could not be done for all letters named."""
     wanted = _filter(options, datetime.now(UTC))
     if options.action in ("requeue", "drop") and wanted == Filter() and not options.all:
         raise Misconfigured(f"name letters to {options.action}: by ID, by filters, or --all")
@@ -54,24 +54,24 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) -> int:
-    async with _opened(settings) as (box, sending):
+    async with _opened(settings) as (dead_letters, requeue):
         with progress_bar("reading letters") as bar:
-            everything = [filed for filed in await box.read(bar.set) if wanted.admits(filed)]
-        missing = sorted(wanted.ids - {filed.id for filed in everything})
+            entries = [entry for entry in await dead_letters.read(bar.set) if wanted.admits(entry)]
+        missing = sorted(wanted.ids - {entry.id for entry in entries})
         if options.action == "list":
-            _list(everything if options.all or options.ids else only_open(everything), as_json=options.json)
+            _list(entries if options.all or options.ids else only_open(entries), as_json=options.json)
         elif options.action == "show":
-            letters = [(filed, await box.letter(filed)) for filed in everything]
+            letters = [(entry, await dead_letters.letter(entry)) for entry in entries]
             _show(letters, as_json=options.json)
         else:
-            chosen = everything if options.ids else only_open(everything)
-            outcomes = [RequeueResult(name, "refused", "there is no such letter") for name in missing]
+            chosen = entries if options.ids else only_open(entries)
+            results = [RequeueResult(name, "refused", "there is no such letter") for name in missing]
             if options.action == "drop":
-                outcomes += await _drop(box, chosen)
+                results += await _drop(dead_letters, chosen)
             else:
-                outcomes += await _requeue(sending, chosen)
-            _tell(outcomes, as_json=options.json)
-            return 1 if any(outcome.became in ("refused", "superseded") for outcome in outcomes) else 0
+                results += await _requeue(requeue, chosen)
+            _print_results(results, as_json=options.json)
+            return 1 if any(result.status in ("refused", "superseded") for result in results) else 0
     for name in missing:
         print(f"mimstream: there is no letter {name}", file=sys.stderr)
     return 1 if missing else 0
@@ -84,21 +84,21 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[DeadLetterTopic, Re
         with broker_errors(settings.kafka):
             await producer.start()
         try:
-            box = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: datetime.now(UTC))
-            yield box, Requeue(reader, producer, settings.kafka, box)
+            dead_letters = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: datetime.now(UTC))
+            yield dead_letters, Requeue(reader, producer, settings.kafka, dead_letters)
         finally:
             await producer.stop()
 
 
-async def _requeue(sending: Requeue, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
+async def _requeue(requeue: Requeue, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
     with progress_bar("sending again", len(chosen)) as bar:
-        return await sending.requeue(chosen, lambda _: bar.advance())
+        return await requeue.requeue(chosen, lambda _: bar.advance())
 
 
-async def _drop(box: DeadLetterTopic, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
-    await box.mark(only_open(chosen), "dropped")
+async def _drop(dead_letters: DeadLetterTopic, chosen: Sequence[DeadLetterEntry]) -> list[RequeueResult]:
+    await dead_letters.mark(only_open(chosen), "dropped")
     return [
-        RequeueResult(filed.id, "already_requeued" if filed.handled == "requeued" else "dropped") for filed in chosen
+        RequeueResult(entry.id, "already_requeued" if entry.handled == "requeued" else "dropped") for entry in chosen
     ]
 
 
@@ -125,10 +125,10 @@ def _moment(text: str, now: datetime) -> datetime:
     return moment
 
 
-def _row(filed: DeadLetterEntry) -> dict[str, Any]:
-    letter = filed.newest
+def _row(entry: DeadLetterEntry) -> dict[str, Any]:
+    letter = entry.newest
     return {
-        "id": filed.id,
+        "id": entry.id,
         "topic": letter.topic,
         "partition": letter.partition,
         "offset": letter.offset,
@@ -136,18 +136,18 @@ def _row(filed: DeadLetterEntry) -> dict[str, Any]:
         "stage": letter.stage,
         "reason": letter.reason.value,
         "detail": letter.detail,
-        "attempts": filed.attempts,
-        "first_failed_at": filed.first_failed_at.isoformat(),
+        "attempts": entry.attempts,
+        "first_failed_at": entry.first_failed_at.isoformat(),
         "last_failed_at": letter.failed_at.isoformat(),
         "requeued_from": letter.requeued_from,
-        "letters": filed.letters,
-        "value_bytes": filed.value_bytes,
-        "handled": filed.handled,
+        "letters": entry.letters,
+        "value_bytes": entry.value_bytes,
+        "handled": entry.handled,
     }
 
 
-def _list(letters: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
-    rows = [_row(filed) for filed in letters]
+def _list(entries: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
+    rows = [_row(entry) for entry in entries]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -170,27 +170,27 @@ def _list(letters: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
 def _show(letters: Sequence[tuple[DeadLetterEntry, DeadLetter]], *, as_json: bool) -> None:
     if as_json:
         shown = [
-            _row(filed)
+            _row(entry)
             | {"value_base64": None if letter.value is None else base64.b64encode(letter.value).decode("ascii")}
-            for filed, letter in letters
+            for entry, letter in letters
         ]
         print(json.dumps(shown, indent=2))
         return
-    for filed, letter in letters:
-        for name, value in _row(filed).items():
+    for entry, letter in letters:
+        for name, value in _row(entry).items():
             print(f"{name:<16} {value}")
         text = "" if letter.value is None else letter.value.decode(errors="backslashreplace")
         print(text[:_SHOWN_CHARACTERS] + (" ..." if len(text) > _SHOWN_CHARACTERS else ""), end="\n\n")
 
 
-def _tell(outcomes: Sequence[RequeueResult], *, as_json: bool) -> None:
-    counts = Counter(outcome.became for outcome in outcomes)
+def _print_results(results: Sequence[RequeueResult], *, as_json: bool) -> None:
+    counts = Counter(result.status for result in results)
     if as_json:
-        letters = [{"id": one.id, "became": one.became, "detail": one.detail} for one in outcomes]
+        letters = [{"id": one.id, "became": one.status, "detail": one.detail} for one in results]
         print(json.dumps({"counts": counts, "letters": letters}, indent=2))
         return
     table = Table("id", "became", "detail")
-    for one in outcomes:
-        table.add_row(one.id, one.became.replace("_", " "), one.detail)
+    for one in results:
+        table.add_row(one.id, one.status.replace("_", " "), one.detail)
     Console().print(table)
     print(", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items()) or "nothing to do")

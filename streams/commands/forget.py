@@ -13,7 +13,8 @@ from schemas.base import UserId
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker.clients import broker_errors, make_producer
-from streams.broker.cluster import read_ends, read_log_identity
+from streams.broker.cluster import read_incarnation
+from streams.broker.log_reader import read_ends
 from streams.settings import Settings
 
 
@@ -43,14 +44,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 async def forget_user(settings: Settings, user_id: str) -> ForgottenUser:
     """Write the request; it counts once this returns. Raises `BrokerUnavailable`, `Misconfigured`."""
-    behaviours = settings.topics.full_name("behaviours")
-    identity = await asyncio.to_thread(read_log_identity, settings.kafka, behaviours)
+    identity = await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
     request = ForgottenUser(
         user_id=user_id,
         forgotten_at=datetime.now(UTC),
         cluster_id=identity.cluster_id,
         topic_id=identity.topic_id,
-        ends=await read_ends(settings.kafka, behaviours),
+        ends=await read_ends(settings.kafka, settings.topics, "behaviours"),
     )
     producer = make_producer(settings.kafka)
     try:

@@ -8,7 +8,8 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from streams.broker.topics import create_topics, describe_topics
+from streams.broker.cluster import describe_topics
+from streams.broker.topics import TOPICS, create_topics
 from streams.settings import Settings
 
 
@@ -24,7 +25,19 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         created = create_topics(settings.kafka, settings.topics)
         print(json.dumps({"created": created}) if options.json else "\n".join(created) or "nothing to create")
         return 0
-    rows = describe_topics(settings.kafka, settings.topics)
+    found = describe_topics(settings.kafka, settings.topics, TOPICS, missing_ok=True)
+    rows = [
+        {
+            "topic": settings.topics.full_name(name),
+            "key": spec.key,
+            "schema": spec.schema.__name__ if spec.schema else "original bytes",
+            "exists": name in found.partitions,
+            "partitions": len(found.partitions[name]) if name in found.partitions else None,
+            "compacted": spec.compacted,
+            "purpose": spec.purpose,
+        }
+        for name, spec in TOPICS.items()
+    ]
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable
-from streams.broker.cluster import ClusterTopics, describe_input
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.forgotten import read_forgotten_users
 from streams.settings import Settings
 from streams.stores.artifacts.journal import KeptSegment, SegmentMeta
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     kept = journal.load(manifest.segment)
     rules = JoinRules.kept(kept.meta.rules, sorted(kept.meta.begins), kept.meta.overtaken)
     rebuild = Rebuild(kept.segment, rules)
-    log_now = describe_input(settings.kafka, settings.topics)
+    log_now = describe_topics(settings.kafka, settings.topics, TRAINING_TOPICS)
     problems = _other_log(kept.meta, log_now)
     if not problems:
         fetch = options.fetch_max_records or settings.train.fetch_max_records
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _other_log(meta: SegmentMeta, log_now: ClusterTopics) -> list[str]:
-    if (meta.cluster_id, meta.topic_ids) == (log_now.cluster_id, log_now.topic_ids):
+    if log_now.has_incarnations(meta.cluster_id, meta.topic_ids):
         return []
     return [
         f"the release was trained from other topics, in cluster {meta.cluster_id}; these here, in cluster "

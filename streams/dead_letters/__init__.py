@@ -1,1 +1,1 @@
-"""The whole life of a dead letter: written, listed, requeued, dropped."""
+"""The whole life of a dead letter: published, listed, requeued, dropped."""

@@ -1,8 +1,8 @@
-"""Dead letters as a person sees them: one entry per record that failed, open or handled.
+"""Dead letters as a user sees them: one entry per record that failed, open or handled.
 
-Everything lies in the topic `dead-letters` itself. What became of a letter is a record under the letter's key, so it
-lies in the letter's partition behind it, is as durable, and is forgotten when the letter is. It counts for that record,
-not for that moment: a record that fails the same way again because a worker reads it anew stays handled.
+All of this is in the topic `dead-letters`. That a letter was handled is a record under the letter's key: in the same
+partition behind it, as durable, and deleted with it. It counts for the record that failed, so a record that fails the
+same way again because a worker reads it anew stays handled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterEntry:
-    """A record that failed, with all letters about it. Its bytes stay in the topic."""
+    """A record that failed, with all letters about it. Its value stays in the topic."""
 
     id: str
     """`topic/partition/offset` of the record."""
@@ -35,7 +35,7 @@ class DeadLetterEntry:
     first_failed_at: datetime
     attempts: int
     letters: int
-    """How many letters there are; more than one where a worker read the record again, or refused two parts of it."""
+    """How many letters there are: several if a worker read the record again, or refused two parts of it."""
     at: tuple[int, int]
     """Partition and offset of the newest letter."""
     handled: Action | None = None
@@ -43,21 +43,21 @@ class DeadLetterEntry:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are meant; what is None does not matter."""
+    """Which entries are selected. None selects all."""
 
     ids: frozenset[str] = frozenset()
     topic: str | None = None
     stage: str | None = None
     reason: Reason | None = None
     since: datetime | None = None
-    """Failed last at this moment or later."""
+    """Last failure at this moment or later."""
     key: bytes | None = None
 
-    def admits(self, filed: DeadLetterEntry) -> bool:
-        """Whether a letter is meant."""
-        letter = filed.newest
+    def admits(self, entry: DeadLetterEntry) -> bool:
+        """Whether an entry is selected."""
+        letter = entry.newest
         return (
-            (not self.ids or filed.id in self.ids)
+            (not self.ids or entry.id in self.ids)
             and self.topic in (None, letter.topic)
             and self.stage in (None, letter.stage)
             and self.reason in (None, letter.reason)
@@ -68,15 +68,15 @@ class Filter:
 
 @dataclass
 class DeadLetterIndex:
-    """Sorts records of `dead-letters`, in any order between partitions, into entries."""
+    """Groups records of `dead-letters` into entries. Partitions may come in any order, and interleaved."""
 
     _entries: dict[tuple[str, str], DeadLetterEntry] = field(default_factory=dict)
     _handled: dict[tuple[str, str], Handled] = field(default_factory=dict)
     unreadable: int = 0
-    """Records that are neither letters nor what became of one."""
+    """Records that are neither letters nor say that one was handled."""
 
     def add(self, *, key: bytes | None, value: bytes | None, headers: Headers, at: tuple[int, int]) -> None:
-        """Take one record."""
+        """Add one record; `at` is its partition and offset."""
         try:
             handled = Handled.from_record(key, headers)
             letter = None if handled else DeadLetter.from_record(value, headers)
@@ -86,9 +86,9 @@ class DeadLetterIndex:
         if handled is not None:
             self._handled[handled.letter_key.decode(errors="replace"), handled.digest] = handled
         if letter is not None:
-            self._file(letter, at)
+            self._add_letter(letter, at)
 
-    def _file(self, letter: DeadLetter, at: tuple[int, int]) -> None:
+    def _add_letter(self, letter: DeadLetter, at: tuple[int, int]) -> None:
         name, digest = letter.letter_key.decode(), letter.digest
         before = self._entries.get((name, digest))
         first = letter.first_failed_at or letter.failed_at
@@ -129,14 +129,14 @@ class DeadLetterTopic:
         self._now = now
 
     async def read(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[DeadLetterEntry]:
-        """Read everything. `on_progress` is told how many of how many offsets have been passed."""
-        filing = DeadLetterIndex()
+        """Read all entries. `on_progress` gets the number of offsets read, and of all."""
+        index = DeadLetterIndex()
         bounds = await self._reader.bounds(await self._reader.partitions("dead-letters"))
         total = sum(end - start for start, end in bounds.values())
         passed = 0
         for partition, (start, end) in bounds.items():
             async for record in self._reader.read(partition, start, end):
-                filing.add(
+                index.add(
                     key=record.key,
                     value=record.value,
                     headers=record.headers,
@@ -144,32 +144,32 @@ class DeadLetterTopic:
                 )
                 on_progress(passed + record.offset + 1 - start, total)
             passed += end - start
-        if filing.unreadable:
-            log.warning("dead_letters.unreadable", count=filing.unreadable)
-        return filing.entries()
+        if index.unreadable:
+            log.warning("dead_letters.unreadable", count=index.unreadable)
+        return index.entries()
 
-    async def letter(self, filed: DeadLetterEntry) -> DeadLetter:
+    async def letter(self, entry: DeadLetterEntry) -> DeadLetter:
         """The newest letter of an entry, with the original bytes."""
-        partition = (await self._reader.partitions("dead-letters"))[filed.at[0]]
-        record = await self._reader.one(partition, filed.at[1])
+        partition = (await self._reader.partitions("dead-letters"))[entry.at[0]]
+        record = await self._reader.one(partition, entry.at[1])
         if record is None:
-            raise Misconfigured(f"letter {filed.id} is no longer in {partition.topic}: its retention is over")
+            raise Misconfigured(f"letter {entry.id} is no longer in {partition.topic}: its retention is over")
         return DeadLetter.from_record(record.value, record.headers)
 
-    async def mark(self, letters: Iterable[DeadLetterEntry], action: Action) -> None:
-        """Note what became of letters. It is kept when this returns."""
+    async def mark(self, entries: Iterable[DeadLetterEntry], action: Action) -> None:
+        """Mark entries as handled. The marks are durable when this returns."""
         topic = (await self._reader.partitions("dead-letters"))[0].topic
         with broker_errors(self._broker):
-            for filed in letters:
-                handled = Handled(filed.id.encode(), filed.digest, action, self._now())
+            for entry in entries:
+                handled = Handled(entry.id.encode(), entry.digest, action, self._now())
                 await self._producer.send_and_wait(
                     topic,
                     key=handled.letter_key,
-                    partition=filed.at[0],  # behind its letter, whoever chose the letter's partition
+                    partition=entry.at[0],  # behind its letter, however that partition was chosen
                     headers=handled.headers(),
                 )
 
 
-def only_open(letters: Sequence[DeadLetterEntry]) -> list[DeadLetterEntry]:
-    """Those that nothing was done about yet."""
-    return [filed for filed in letters if filed.handled is None]
+def only_open(entries: Sequence[DeadLetterEntry]) -> list[DeadLetterEntry]:
+    """Those that were not handled yet."""
+    return [entry for entry in entries if entry.handled is None]

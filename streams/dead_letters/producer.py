@@ -1,4 +1,4 @@
-"""Dead letters: where records go that no retry can help."""
+"""Publishing dead letters: records that no retry can help."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer
+from typing_extensions import override
 
 from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig, broker_errors
@@ -14,28 +15,28 @@ from streams.broker.topics import TopicsConfig
 
 
 class DeadLetters(Protocol):
-    """A place to put what could not be processed, so that it can be understood and replayed."""
+    """Where records are kept that could not be processed, so that they can be examined and replayed."""
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep the letters. They are safe when this returns; only then may their sources be acknowledged.
+    async def publish(self, letters: Sequence[DeadLetter]) -> None:
+        """Store the letters. They are durable when this returns; only then may their sources be acknowledged.
 
-        Raises `BrokerUnavailable` if it is unknown whether they were kept.
+        Raises `BrokerUnavailable` if it is unknown whether they were stored.
         """
         ...
 
 
-class InMemoryDeadLetters:
+class InMemoryDeadLetters(DeadLetters):
     """Letters in a list."""
 
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Append."""
+    @override
+    async def publish(self, letters: Sequence[DeadLetter]) -> None:
         self.letters.extend(letters)
 
 
-class KafkaDeadLetters:
+class KafkaDeadLetters(DeadLetters):
     """Letters in the topic `dead-letters`: the original bytes as value, everything else in headers.
 
     The producer needs a `max_request_size` that is `DEAD_LETTER_HEADROOM_BYTES` above the records that feed it.
@@ -46,8 +47,8 @@ class KafkaDeadLetters:
         self._broker = broker
         self._topic = topics.full_name("dead-letters")
 
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        """Send all, then wait for the broker to have all."""
+    @override
+    async def publish(self, letters: Sequence[DeadLetter]) -> None:
         with broker_errors(self._broker):
             pending = [
                 await self._producer.send(

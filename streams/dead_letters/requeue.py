@@ -1,9 +1,9 @@
-"""Sending the record of a dead letter again, under its own key, with its own bytes, unless something newer was said.
+"""Requeueing: sends the record of a dead letter again, with its key and bytes, unless a newer record of it exists.
 
-`items` is compacted: its last record of a key is the truth about an item. So a record is sent again only if none of its
-key came after it. Kafka cannot compare and append in one step, hence three: look, send, look again at what came in
-between. What did come in between is newer than what was sent, and is put back on top of it. Who dies between the last
-two steps leaves an older record on top of a newer one; asking again finds both and puts the newer one back then.
+`items` is compacted: the last record of a key is the state of an item. So a record is sent again only if no other of
+its key came after it. Kafka cannot compare and append in one step, hence three: read, send, read what came in between.
+A record that came in between is newer than the one sent, and is put back behind it. A process that dies between
+the last two steps leaves an older record behind a newer one; requeueing again finds both and puts the newer one back.
 
 `behaviours` keeps every record, and an `event_id` counts once, so sending twice is harmless there.
 """
@@ -27,199 +27,202 @@ from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic
 
 log = structlog.get_logger()
 
-What = Literal["send", "already", "superseded", "put_back"]
-Became = Literal["requeued", "dropped", "already_requeued", "already_dropped", "superseded", "refused"]
+RequeueAction = Literal["send", "already", "superseded", "put_back"]
+RequeueStatus = Literal["requeued", "dropped", "already_requeued", "already_dropped", "superseded", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
 class RequeueResult:
-    """What became of asking for one letter."""
+    """The result for one letter."""
 
     id: str
-    became: Became
+    status: RequeueStatus
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LaterRecord:
     """A record of the letter's key that came after the letter's own."""
 
     offset: int
-    sent_again_from: bytes | None
+    requeued_from: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class RequeueDecision:
-    """What to do about a letter, and the record that decides it."""
+    """What to do about a letter, and the offset of the record that decides it."""
 
-    what: What
+    action: RequeueAction
     offset: int | None = None
 
 
-def judge(letter_key: bytes, since: Iterable[Said]) -> RequeueDecision:
-    """Decide from all that was said of a key since the record failed."""
-    theirs = max((said.offset for said in since if said.sent_again_from != letter_key), default=None)
-    ours = max((said.offset for said in since if said.sent_again_from == letter_key), default=None)
-    if ours is None:
-        return RequeueDecision("send") if theirs is None else RequeueDecision("superseded", theirs)
-    if theirs is not None and theirs < ours:
-        return RequeueDecision("put_back", theirs)
-    return RequeueDecision("already", ours)
+def decide(letter_key: bytes, later: Iterable[LaterRecord]) -> RequeueDecision:
+    """Decide from all records of the key that came after the one that failed."""
+    later = list(later)
+    others = max((record.offset for record in later if record.requeued_from != letter_key), default=None)
+    own = max((record.offset for record in later if record.requeued_from == letter_key), default=None)
+    if own is None:
+        return RequeueDecision("send") if others is None else RequeueDecision("superseded", others)
+    if others is not None and others < own:
+        return RequeueDecision("put_back", others)
+    return RequeueDecision("already", own)
 
 
-class Since:
-    """What was said of a few keys in one partition, as far as it was read."""
+class LaterRecords:
+    """Records of a few keys in one partition, as far as it was read."""
 
     def __init__(self, reader: LogReader, partition: TopicPartition, keys: Iterable[bytes | None], start: int) -> None:
         self.partition = partition
         self._reader = reader
-        self._said: dict[bytes | None, list[Said]] = {key: [] for key in keys}
-        self._seen = start
+        self._records: dict[bytes | None, list[LaterRecord]] = {key: [] for key in keys}
+        self._next = start
 
     async def read_to(self, end: int) -> None:
-        """Take in what was said before offset `end`."""
-        async for record in self._reader.read(self.partition, self._seen, end):
-            if record.key in self._said:
+        """Read on to before offset `end`."""
+        async for record in self._reader.read(self.partition, self._next, end):
+            if record.key in self._records:
                 again = RequeueHeaders.from_headers(record.headers)
-                self._said[record.key].append(Said(record.offset, again.letter_key if again else None))
-        self._seen = max(self._seen, end)
+                self._records[record.key].append(LaterRecord(record.offset, again.letter_key if again else None))
+        self._next = max(self._next, end)
 
-    def after(self, key: bytes | None, offset: int) -> list[Said]:
-        """What was said of a key behind `offset`."""
-        return [said for said in self._said[key] if said.offset > offset]
+    def after(self, key: bytes | None, offset: int) -> list[LaterRecord]:
+        """The records of a key behind `offset`."""
+        return [record for record in self._records[key] if record.offset > offset]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A letter whose item is to be sent again, and the record of `items` that is meant."""
+class _FailedItem:
+    """A letter whose item is to be sent again, and where its record of `items` is."""
 
-    filed: DeadLetterEntry
+    entry: DeadLetterEntry
     partition: int
     offset: int
 
 
 class Requeue:
-    """Sends records of letters again, and notes it in the letter box."""
+    """Sends records of letters again, and marks the letters as requeued."""
 
     def __init__(
-        self, reader: LogReader, producer: AIOKafkaProducer, broker: BrokerConfig, box: DeadLetterTopic
+        self, reader: LogReader, producer: AIOKafkaProducer, broker: BrokerConfig, dead_letters: DeadLetterTopic
     ) -> None:
         self._reader = reader
         self._producer = producer
         self._broker = broker
-        self._box = box
+        self._dead_letters = dead_letters
 
     async def requeue(
-        self, letters: Sequence[DeadLetterEntry], on_outcome: Callable[[RequeueResult], None] = lambda outcome: None
+        self, entries: Sequence[DeadLetterEntry], on_result: Callable[[RequeueResult], None] = lambda result: None
     ) -> list[RequeueResult]:
-        """Send each again that nothing newer has superseded. Asking twice sends once."""
-        outcomes: list[RequeueResult] = []
+        """Send each record again that no newer one supersedes. Requeueing twice sends once."""
+        results: list[RequeueResult] = []
 
-        async def settle(filed: DeadLetterEntry, outcome: RequeueResult) -> None:
-            if outcome.became in ("requeued", "already_requeued") and filed.handled is None:
-                await self._box.mark([filed], "requeued")
-            log.info("dead_letter.asked_again", id=filed.id, became=outcome.became)
-            outcomes.append(outcome)
-            on_outcome(outcome)
+        async def finish(entry: DeadLetterEntry, result: RequeueResult) -> None:
+            if result.status in ("requeued", "already_requeued") and entry.handled is None:
+                await self._dead_letters.mark([entry], "requeued")
+            log.info("dead_letter.asked_again", id=entry.id, became=result.status)
+            results.append(result)
+            on_result(result)
 
-        items: dict[int, list[_Asked]] = {}
-        for filed in letters:
-            found = await self._locate(filed)
+        by_partition: dict[int, list[_FailedItem]] = {}
+        for entry in entries:
+            found = await self._locate(entry)
             if isinstance(found, RequeueResult):
-                await settle(filed, found)
+                await finish(entry, found)
             else:
-                items.setdefault(found.partition, []).append(found)
-        partitions = {one.partition: one for one in await self._reader.partitions("items")} if items else {}
-        for number, asked in items.items():
+                by_partition.setdefault(found.partition, []).append(found)
+        partitions = {one.partition: one for one in await self._reader.partitions("items")} if by_partition else {}
+        for number, failed in by_partition.items():
             if number not in partitions:
-                for one in asked:
-                    await settle(one.filed, RequeueResult(one.filed.id, "refused", f"items has no partition {number}"))
+                for one in failed:
+                    await finish(one.entry, RequeueResult(one.entry.id, "refused", f"items has no partition {number}"))
                 continue
-            keys = {one.filed.newest.key for one in asked}
-            since = Since(self._reader, partitions[number], keys, min(one.offset for one in asked))
-            await since.read_to(await self._reader.end(partitions[number]))
-            for one in sorted(asked, key=lambda one: one.offset):
-                await settle(one.filed, await self._with_size(one.filed, self._item(one, since)))
-        return outcomes
+            keys = {one.entry.newest.key for one in failed}
+            later = LaterRecords(self._reader, partitions[number], keys, min(one.offset for one in failed))
+            await later.read_to(await self._reader.end(partitions[number]))
+            for one in sorted(failed, key=lambda one: one.offset):
+                await finish(one.entry, await self._refusing_large(one.entry, self._item(one, later)))
+        return results
 
-    async def _locate(self, filed: DeadLetterEntry) -> _Asked | RequeueResult:
-        """The record of `items` that is to be sent again; what became of it, where it is none of those."""
-        letter = filed.newest
-        if filed.handled is not None:
-            return RequeueResult(filed.id, "already_requeued" if filed.handled == "requeued" else "already_dropped")
+    async def _locate(self, entry: DeadLetterEntry) -> _FailedItem | RequeueResult:
+        """The record of `items` to be sent again, or the result where there is none."""
+        letter = entry.newest
+        if entry.handled is not None:
+            return RequeueResult(entry.id, "already_requeued" if entry.handled == "requeued" else "already_dropped")
         if letter.topic == "behaviours":
-            return await self._with_size(filed, self._behaviour(filed))
+            return await self._refusing_large(entry, self._behaviour(entry))
         if letter.topic == "items":
-            return _Asked(filed, letter.partition, letter.offset)
-        if letter.topic == "items-retry":  # a picture that was given up: the item that asked for it is meant
+            return _FailedItem(entry, letter.partition, letter.offset)
+        if letter.topic == "items-retry":  # a picture that was given up: the item that refers to it is sent again
             try:
-                whole = await self._box.letter(filed)
+                whole = await self._dead_letters.letter(entry)
                 source = ImageRetry.model_validate_json(whole.value or b"").source
             except ValidationError:
-                return RequeueResult(filed.id, "refused", "it does not say which item it belongs to")
-            return _Asked(filed, source.partition, source.offset)
-        return RequeueResult(filed.id, "refused", f"nothing is sent again to {letter.topic}")
+                return RequeueResult(entry.id, "refused", "it does not say which item it belongs to")
+            return _FailedItem(entry, source.partition, source.offset)
+        return RequeueResult(entry.id, "refused", f"nothing is sent again to {letter.topic}")
 
-    async def _with_size(self, filed: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
+    async def _refusing_large(self, entry: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
         try:
             return await sending
         except kafka_errors.MessageSizeTooLargeError:
             return RequeueResult(
-                filed.id, "refused", "it does not fit its topic together with the headers of a repetition"
+                entry.id, "refused", "it does not fit its topic together with the headers of a repetition"
             )
 
-    async def _behaviour(self, filed: DeadLetterEntry) -> RequeueResult:
-        letter = await self._box.letter(filed)
+    async def _behaviour(self, entry: DeadLetterEntry) -> RequeueResult:
+        letter = await self._dead_letters.letter(entry)
         partitions = await self._reader.partitions("behaviours")
         partition = next((one for one in partitions if one.partition == letter.partition), None)
         if partition is None:
-            return RequeueResult(filed.id, "refused", f"behaviours has no partition {letter.partition}")
+            return RequeueResult(entry.id, "refused", f"behaviours has no partition {letter.partition}")
         offset = await self._send(partition, letter.key, letter.value, RequeueHeaders.of(letter).headers())
-        return RequeueResult(filed.id, "requeued", f"as {partition.partition}/{offset}")
+        return RequeueResult(entry.id, "requeued", f"as {partition.partition}/{offset}")
 
-    async def _item(self, asked: _Asked, since: Since) -> RequeueResult:
-        letter, number, name = await self._box.letter(asked.filed), asked.partition, asked.filed.id
-        verdict = judge(letter.letter_key, since.after(letter.key, asked.offset))
-        if verdict.what == "superseded":
-            return RequeueResult(name, "superseded", f"record {number}/{verdict.offset} of the same key is newer")
-        if verdict.what == "already":
-            return RequeueResult(name, "already_requeued", f"as {number}/{verdict.offset}")
-        if verdict.what == "put_back" and verdict.offset is not None:
-            await self._put_back(letter.letter_key, asked, since)
+    async def _item(self, failed: _FailedItem, later: LaterRecords) -> RequeueResult:
+        letter, number, name = await self._dead_letters.letter(failed.entry), failed.partition, failed.entry.id
+        decision = decide(letter.letter_key, later.after(letter.key, failed.offset))
+        if decision.action == "superseded":
+            return RequeueResult(name, "superseded", f"record {number}/{decision.offset} of the same key is newer")
+        if decision.action == "already":
+            return RequeueResult(name, "already_requeued", f"as {number}/{decision.offset}")
+        if decision.action == "put_back":
+            await self._put_back(letter.letter_key, failed, later)
             return RequeueResult(
-                name, "superseded", f"record {number}/{verdict.offset} of the same key is newer: put back"
+                name, "superseded", f"record {number}/{decision.offset} of the same key is newer: put back"
             )
         value = letter.value
         if letter.topic != "items":
-            record = await self._reader.one(since.partition, asked.offset)
+            record = await self._reader.one(later.partition, failed.offset)
             if record is None or record.key != letter.key:
-                return RequeueResult(name, "superseded", f"record {number}/{asked.offset}, which asked for it, is gone")
+                return RequeueResult(
+                    name, "superseded", f"record {number}/{failed.offset}, which asked for it, is gone"
+                )
             value = record.value
-        sent = await self._send(since.partition, letter.key, value, RequeueHeaders.of(letter).headers())
-        await since.read_to(sent + 1)
-        between = judge(letter.letter_key, since.after(letter.key, asked.offset))
-        if between.what == "put_back" and between.offset is not None:
-            await self._put_back(letter.letter_key, asked, since)
+        sent = await self._send(later.partition, letter.key, value, RequeueHeaders.of(letter).headers())
+        await later.read_to(sent + 1)
+        between = decide(letter.letter_key, later.after(letter.key, failed.offset))
+        if between.action == "put_back":
+            await self._put_back(letter.letter_key, failed, later)
             return RequeueResult(name, "superseded", f"record {number}/{between.offset} came meanwhile: put back")
         return RequeueResult(name, "requeued", f"as {number}/{sent}")
 
-    async def _put_back(self, letter_key: bytes, asked: _Asked, since: Since) -> None:
-        """Have the newest record of the key that is not ours, or a copy of it, be the last one of the key."""
-        key = asked.filed.newest.key
+    async def _put_back(self, letter_key: bytes, failed: _FailedItem, later: LaterRecords) -> None:
+        """Make the newest record of the key that is not ours, or a copy of it, the last one of the key."""
+        key = failed.entry.newest.key
         copies: set[int] = set()
         copied: int | None = None
         while True:
-            await since.read_to(await self._reader.end(since.partition))
-            said = since.after(key, asked.offset)
-            newest = max(one.offset for one in said if one.sent_again_from != letter_key and one.offset not in copies)
-            if newest in (copied, max(one.offset for one in said)):
+            await later.read_to(await self._reader.end(later.partition))
+            records = later.after(key, failed.offset)
+            newest = max(one.offset for one in records if one.requeued_from != letter_key and one.offset not in copies)
+            if newest in (copied, max(one.offset for one in records)):
                 return
-            record = await self._reader.one(since.partition, newest)
-            if record is None:  # compacted: so something newer is there
+            record = await self._reader.one(later.partition, newest)
+            if record is None:  # compacted away, so a newer one exists
                 return
-            copies.add(await self._send(since.partition, key, record.value, list(record.headers)))
+            copies.add(await self._send(later.partition, key, record.value, list(record.headers)))
             copied = newest
-            log.warning("dead_letter.newer_put_back", partition=since.partition.partition, newer=newest)
+            log.warning("dead_letter.newer_put_back", partition=later.partition.partition, newer=newest)
 
     async def _send(self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> int:
         with broker_errors(self._broker):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from aiokafka import TopicPartition
 
 from encoders.base import Encoder, ItemContent
 from schemas.errors import Reason
 from schemas.items import parse_embedding_key
 from schemas.letters import DeadLetter
 from schemas.scoring import MAX_SIMILAR_QUERIES
-from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.broker.topics import TOPICS, TopicName, TopicsConfig
+from streams.broker.clients import BrokerConfig
+from streams.broker.log_reader import LogReader
+from streams.broker.topics import TopicsConfig
 from streams.demo.api import ServeApi
 from trainer.datasets.folder import DataSet
 
@@ -27,32 +26,13 @@ _FEW, _MANY = 10, 100
 """Neighbours asked for: few first, many for an item that has more identical twins than that."""
 
 
-async def read_topic(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> AsyncIterator[Any]:
-    """Every record of a topic as it stands now, partition by partition in order."""
-    full_name = topics.full_name(name)
-    partitions = [TopicPartition(full_name, number) for number in range(TOPICS[name].partitions(topics))]
-    with broker_errors(broker):
-        consumer = make_consumer(broker)
-        await consumer.start()
-        try:
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            await consumer.seek_to_beginning(*partitions)
-            # the position also moves over transaction markers and compacted records, which no batch shows
-            while any([await consumer.position(one) < ends[one] for one in partitions]):
-                for records in (await consumer.getmany(timeout_ms=500)).values():
-                    for record in records:
-                        yield record
-        finally:
-            await consumer.stop()
-
-
 async def announced_items(broker: BrokerConfig, topics: TopicsConfig) -> set[str]:
     """Items whose newest announcement on `embeddings` is a vector."""
     held: set[str] = set()
-    async for record in read_topic(broker, topics, "embeddings"):
-        _, item_id = parse_embedding_key(record.key)
-        (held.discard if record.value is None else held.add)(item_id)
+    async with LogReader(broker, topics) as reader:
+        async for record in reader.read_topic("embeddings"):
+            _, item_id = parse_embedding_key(record.key)
+            (held.discard if record.value is None else held.add)(item_id)
     return held
 
 
@@ -77,9 +57,10 @@ async def read_letters(
 ) -> Letters:
     """Read all dead letters and compare each with what was sent."""
     found: dict[tuple[str, int, int], DeadLetter] = {}
-    async for record in read_topic(broker, topics, "dead-letters"):
-        letter = DeadLetter.from_record(record.value, record.headers)
-        found[(letter.topic, letter.partition, letter.offset)] = letter
+    async with LogReader(broker, topics) as reader:
+        async for record in reader.read_topic("dead-letters"):
+            letter = DeadLetter.from_record(record.value, record.headers)
+            found[(letter.topic, letter.partition, letter.offset)] = letter
     missing = []
     for source, reason in broken.items():
         came = found.get(source)

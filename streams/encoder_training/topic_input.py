@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from aiokafka import TopicPartition
 
 from encoders.base import ItemContent
-from schemas.base import decode, produced_at
 from schemas.behaviours import Behaviour
-from schemas.errors import BadMessage, Misconfigured
+from schemas.errors import BadMessage
 from schemas.items import ItemPublished
-from streams.broker.clients import BrokerConfig, broker_errors, make_admin, make_consumer
-from streams.broker.cluster import read_log_identity
+from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import describe_topics
 from streams.broker.forgotten import read_forgotten_users
-from streams.broker.records import read_batch
+from streams.broker.log_reader import LogReader
+from streams.broker.records import behaviour_of, read_item
 from streams.broker.topics import TopicName, TopicsConfig
 from trainer.samples.forgotten import ForgottenUsers
 
@@ -76,105 +74,47 @@ async def read_topics(
     Raises `Misconfigured` if a topic does not exist, `BrokerUnavailable` if nobody answers.
     """
     names: list[TopicName] = ["items"] if only_items else ["items", "behaviours"]
-    found = TopicContent()
-    gone = ForgottenUsers(None, None) if only_items else await _forgotten(broker, topics)
-    partitions = await asyncio.to_thread(_describe, broker, topics, names, found)
-    consumer = make_consumer(broker)
-    with broker_errors(broker):
-        await consumer.start()
-    try:
-        with broker_errors(broker):
-            consumer.assign(list(partitions))
-            ends = await consumer.end_offsets(list(partitions))
-            for partition, offset in (await consumer.beginning_offsets(list(partitions))).items():
-                consumer.seek(partition, offset)
-            waiting = set(partitions)
-            while waiting:
-                for partition in list(waiting):
-                    if await consumer.position(partition) >= ends[partition]:
-                        waiting.discard(partition)
-                        consumer.pause(partition)
-                if waiting:
-                    batches = await consumer.getmany(*waiting, timeout_ms=500, max_records=2_000)
-                    for partition, records in batches.items():
-                        inside = [record for record in records if record.offset < ends[partition]]
-                        if partitions[partition] == "items":
-                            _take_items(found, inside, broker, item_fields)
-                        else:
-                            _take_behaviours(found, partition.partition, inside, broker, behaviour_fields, gone)
-    finally:
-        await consumer.stop()
-    for partition, name in partitions.items():
-        found.offsets.setdefault(name, {})[partition.partition] = int(ends[partition])
+    described = await asyncio.to_thread(describe_topics, broker, topics, names)
+    found = TopicContent(cluster_id=described.cluster_id)
+    gone = ForgottenUsers(None, None)
+    if not only_items:
+        log_now = described.incarnation(topics, "behaviours")
+        gone = await read_forgotten_users(broker, topics, cluster_id=log_now.cluster_id, topic_id=log_now.topic_id)
+    async with LogReader(broker, topics) as reader:
+        bounds = await reader.bounds(described.topic_partitions(topics, *names))
+        for partition, (start, end) in bounds.items():
+            name = topics.short_name(partition.topic)
+            found.offsets.setdefault(name, {})[partition.partition] = end
+            async for record in reader.read(partition, start, end):
+                if name == "items":
+                    _add_item(found, record, broker, item_fields)
+                else:
+                    _add_behaviour(found, record, broker, behaviour_fields, gone)
     counts = {"behaviours": len(found.behaviours), "broken": found.broken, "erased": found.erased}
     log.info("csft.topics_read", items=len(found.items), **counts)
     return found
 
 
-async def _forgotten(broker: BrokerConfig, topics: TopicsConfig) -> ForgottenUsers:
-    log_now = await asyncio.to_thread(read_log_identity, broker, topics.full_name("behaviours"))
-    return await read_forgotten_users(broker, topics, cluster_id=log_now.cluster_id, topic_id=log_now.topic_id)
-
-
-def _describe(
-    broker: BrokerConfig, topics: TopicsConfig, names: list[TopicName], found: TopicContent
-) -> dict[TopicPartition, TopicName]:
-    admin = make_admin(broker)
+def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: dict[str, str]) -> None:
+    item_id = (record.key or b"").decode(errors="replace")
+    if record.value is None:
+        found.items.pop(item_id, None)
+        return
     try:
-        with broker_errors(broker):
-            found.cluster_id = admin.describe_cluster().get("cluster_id")
-            described = admin.describe_topics([topics.full_name(name) for name in names])
-    finally:
-        admin.close()
-    partitions: dict[TopicPartition, TopicName] = {}
-    for name in names:
-        full_name = topics.full_name(name)
-        topic = next((one for one in described if one["name"] == full_name and not one["error_code"]), None)
-        if topic is None or not topic["partitions"]:
-            raise Misconfigured(
-                f"topic {full_name!r} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); run "
-                "'mimstream topics create'"
-            )
-        for partition in topic["partitions"]:
-            partitions[TopicPartition(full_name, int(partition["partition_index"]))] = name
-    return partitions
-
-
-def _take_items(found: TopicContent, records: list[Any], broker: BrokerConfig, fields: dict[str, str]) -> None:
-    for record in records:
-        item_id = (record.key or b"").decode(errors="replace")
-        if record.value is None:
-            found.items.pop(item_id, None)
-            continue
-        try:
-            now = produced_at(record.timestamp)
-            item = decode(ItemPublished, record.value, now=now, max_bytes=broker.max_record_bytes, field_map=fields)
-        except BadMessage:
-            found.broken += 1
-            continue
+        item = read_item(record.value, record.timestamp, max_bytes=broker.max_record_bytes, field_map=fields)
+    except BadMessage:
+        found.broken += 1
+    else:
         found.items[item.item_id] = item
 
 
-def _take_behaviours(
-    found: TopicContent,
-    partition: int,
-    records: list[Any],
-    broker: BrokerConfig,
-    fields: dict[str, str],
-    gone: ForgottenUsers,
+def _add_behaviour(
+    found: TopicContent, record: Any, broker: BrokerConfig, fields: dict[str, str], gone: ForgottenUsers
 ) -> None:
-    events, letters = read_batch(
-        records,
-        partition=partition,
-        now=datetime.fromtimestamp(0, UTC),
-        max_bytes=broker.max_record_bytes,
-        field_map=fields,
-    )
-    found.broken += len(letters)
-    for event in events:
-        if event.behaviour is None:
-            continue
-        if gone.erases(event.behaviour.user_id, partition, event.offset):
-            found.erased += 1
-        else:
-            found.behaviours.append((partition, event.offset, event.behaviour))
+    behaviour = behaviour_of(record, broker, fields)
+    if behaviour is None:
+        found.broken += 1
+    elif gone.erases(behaviour.user_id, record.partition, record.offset):
+        found.erased += 1
+    else:
+        found.behaviours.append((record.partition, record.offset, behaviour))

@@ -56,7 +56,7 @@ class GuardedWriter:
 
     async def publish_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Send dead letters."""
-        await self._repeat("dead-letters.send", partial(self._send, self.context.dead_letters.bury, letters))
+        await self._repeat("dead-letters.send", partial(self._send, self.context.dead_letters.publish, letters))
 
     async def check_guard(self, *, what: str) -> None:
         """Wait until the guard lets a write through, without writing."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Reason
 from schemas.items import ItemPublished
-from streams.broker.records import SourceRecord, read_item_id
+from streams.broker.records import SourceRecord, read_item, read_item_id
 from streams.stores.vectors.item_index import ItemRow
 
 
@@ -51,14 +50,7 @@ def read_change(
     item_id = read_item_id(record.key)
     if record.value is None:
         return ItemChange(record, item_id, None)
-    item = decode(
-        ItemPublished,
-        record.value,
-        now=produced_at(record.timestamp_ms),
-        max_bytes=max_bytes,
-        field_map=field_map,
-        max_ahead=max_ahead,
-    )
+    item = read_item(record.value, record.timestamp_ms, max_bytes=max_bytes, field_map=field_map, max_ahead=max_ahead)
     if item.item_id != item_id:
         raise BadMessage(Reason.KEY_MISMATCH, f"key is {item_id!r}, item_id is {item.item_id!r}")
     return ItemChange(record, item_id, item)

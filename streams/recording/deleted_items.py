@@ -1,10 +1,10 @@
-"""Follows `items`, and removes from the behaviour store what users took of items that were deleted.
+"""Follows `items`, and removes takes of deleted items from the behaviour store.
 
-`items` and not `embeddings`: there a picture that is still awaited looks like a delete. Only key and emptiness of a
-record count here, so nothing is decoded: whoever sends a value wants the item to be there.
+`items` and not `embeddings`: there a picture that is still awaited looks like a delete. Only the key of a record
+counts, and whether it has a value, so no value is decoded.
 
-An item that is published again is another one from then on. What was taken of the one before goes if the deletion was
-swept before the item came back, and stays if not; what is taken after it came back stays.
+An item that is published again counts as another item. Takes of the former one are removed if the deletion was swept
+before the item came back, else they stay. Takes after it came back stay.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sw
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 2.0
-"""How often to look whether a sweep is due, whether we lead, and whether the store lost marks."""
+CHECK_SECONDS = 2.0
+"""How often to check whether a sweep is due, whether this process leads, and whether the store lost marks."""
 LEASE_SECONDS = 5.0
-"""How long the marks of a recorder that was killed wait for another one."""
-REST = 4.0
-"""After looking at some users a sweep rests so many times as long: it takes a fifth of the server at most."""
+"""How long after a recorder was killed another one takes the lead."""
+REST_FACTOR = 4.0
+"""A sweep rests this many times as long as each step took: it uses a fifth of the server at most."""
 
 
-def last_words(records: Sequence[Any], *, now: float) -> dict[str, float | None]:
-    """Per item of some records of a partition: when it was deleted (seconds since 1970), None if it is published.
+def read_deletions(records: Sequence[Any], *, now: float) -> dict[str, float | None]:
+    """When each item of these records of one partition was deleted, in seconds since 1970; None if it is published.
 
-    A deletion whose own timestamp is no time counts as one of `now`.
+    A deletion whose timestamp is not a valid time counts as one of `now`.
     """
-    words: dict[str, float | None] = {}
+    deleted_at: dict[str, float | None] = {}
     for record in records:
         try:
             item_id = read_item_id(record.key)
         except BadMessage:
-            continue  # the item path buries it
-        words[item_id] = _deleted_at(record, now) if record.value is None else None
-    return words
+            continue  # the item path writes its dead letter
+        deleted_at[item_id] = _deleted_at(record, now) if record.value is None else None
+    return deleted_at
 
 
 def _deleted_at(record: Any, now: float) -> float:
@@ -62,7 +62,7 @@ def _deleted_at(record: Any, now: float) -> float:
 
 
 def sweep_due(state: Sweeps, now: float, *, gather_seconds: float, late_seconds: float) -> bool:
-    """Whether to sweep: there are new marks, or old ones that something may have been recorded against since."""
+    """Whether there are new marks, or old ones for whose items takes may have been recorded since."""
     if not state.remembered:
         return False
     if state.swept_at is None or now < state.swept_at:  # a clock may be set back
@@ -72,10 +72,10 @@ def sweep_due(state: Sweeps, now: float, *, gather_seconds: float, late_seconds:
 
 
 class DeletedItemFollower:
-    """Follows and sweeps, as the one that leads; the others wait for their turn.
+    """Marks deleted items and sweeps their takes. Of several processes one leads, the others stand by.
 
-    A mark is kept with the place after its record in one transaction, and a sweep counts when it is over: killed at any
-    moment, the next one goes on.
+    A mark is stored together with the position after its record, and a sweep counts once it is complete. So another
+    process can go on wherever this one was killed.
     """
 
     def __init__(
@@ -85,67 +85,67 @@ class DeletedItemFollower:
         topics: TopicsConfig,
         config: RecordConfig,
         *,
-        who: str,
+        member: str,
         clock: Callable[[], float] = time.time,
         on_report: Callable[[SweepReport], None] = lambda report: None,
     ) -> None:
         self._items = items
         self._config = config
-        self._who = who
+        self._member = member
         self._clock = clock
         self._on_report = on_report
         self._remember_seconds = max(topics.behaviours_retention_days * 86_400, topics.tombstone_retention_hours * 3600)
-        self._follower = TopicFollower(broker, topics.full_name("items"), self._mark)
+        self._follower = TopicFollower(broker, topics, "items", self._mark)
         self._leads = self._follows = False
         self._sweep_after: Mapping[TopicPartition, int] | None = None
-        self._looked_at = self._identified_at = float("-inf")
+        self._checked_at = self._identified_at = float("-inf")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow and sweep until `stop` is set; what is away is waited for."""
+        """Follow and sweep until `stop` is set. Waits for a store or broker that is away."""
         while not stop.is_set():
-            await retry_until_available(lambda: self.turn(stop), what="items.follow", patience=Patience())
+            await retry_until_available(lambda: self.run_once(stop), what="items.follow", patience=Patience())
 
     async def close(self) -> None:
-        """Disconnect; another one may go on at once."""
+        """Disconnect, and give the lead back at once."""
         await self._follower.close()
         if self._leads:
             self._leads = False
-            with suppress(Unavailable):  # its lease ends by itself
-                await self._items.resign(self._who)
+            with suppress(Unavailable):  # the lease ends by itself
+                await self._items.resign(self._member)
 
-    async def turn(self, stop: asyncio.Event) -> None:
+    async def run_once(self, stop: asyncio.Event) -> None:
         """Read a little, and sweep if that is due. Raises `Unavailable`.
 
         A sweep waits until everything was read that `items` held when it became due: an item may have come back.
         """
-        if self._passed(LOOK_SECONDS, self._looked_at):
-            self._looked_at = self._clock()
-            await self._look()
+        if self._passed(CHECK_SECONDS, self._checked_at):
+            self._checked_at = self._clock()
+            await self._check()
         if not self._follows:
-            await _until(stop, LOOK_SECONDS)
+            await _until(stop, CHECK_SECONDS)
             return
         try:
             await self._follower.poll(wait_seconds=0.5)
         except Misconfigured as error:
-            self._lose_place(error)
+            self._stop_following(error)
             return
-        if self._sweep_after is not None and await self._follower.has_told(self._sweep_after):
+        if self._sweep_after is not None and await self._follower.has_reached(self._sweep_after):
             self._sweep_after = None
             await self._sweep(stop)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         if not await self._lead():
             self._follows = False
             return
         if self._follows:
-            held = await self._items.positions()
-            if any(held.get(source, 0) < after for source, after in self._follower.told.items()):
+            stored = await self._items.positions()
+            if self._follower.is_ahead_of(stored):
                 log.warning("items.store_lost_marks")
-                await self._follower.stand_at(held, since=self._horizon())
+                await self._follower.seek(stored, since=self._horizon())
             if self._passed(self._config.identity_check_seconds, self._identified_at):
                 await self._check_topic()
         if not self._follows:
-            await self._take_place()
+            await self._start_following()
         if self._follows and self._sweep_after is None and await self._sweep_due():
             self._sweep_after = await self._follower.ends()
 
@@ -158,16 +158,16 @@ class DeletedItemFollower:
         )
 
     async def _lead(self) -> bool:
-        self._leads = await self._items.lead(self._who, seconds=LEASE_SECONDS)
+        self._leads = await self._items.lead(self._member, seconds=LEASE_SECONDS)
         return self._leads
 
-    async def _take_place(self) -> None:
+    async def _start_following(self) -> None:
         self._sweep_after = None
         await self._follower.close()
         try:
             await self._follower.open(await self._items.positions(), since=self._horizon())
         except Misconfigured as error:  # the topic is being created again
-            self._lose_place(error)
+            self._stop_following(error)
             return
         self._follows, self._identified_at = True, self._clock()
 
@@ -175,15 +175,15 @@ class DeletedItemFollower:
         try:
             self._follows = await self._follower.is_same_topic()
         except Misconfigured as error:
-            self._lose_place(error)
+            self._stop_following(error)
         self._identified_at = self._clock()
 
-    def _lose_place(self, error: Misconfigured) -> None:
+    def _stop_following(self, error: Misconfigured) -> None:
         log.warning("items.not_followed", error=str(error))
         self._follows = False
 
     def _horizon(self) -> datetime:
-        """What was deleted before then concerns no behaviour that could still come."""
+        """Deletions before this moment concern no behaviour that could still come."""
         return datetime.fromtimestamp(max(0.0, self._clock() - self._remember_seconds), UTC)
 
     def _passed(self, seconds: float, since: float) -> bool:
@@ -191,8 +191,9 @@ class DeletedItemFollower:
 
     async def _mark(self, records: Sequence[Any], source: str, next_offset: int) -> None:
         horizon = self._horizon().timestamp()
-        words = {item: at for item, at in last_words(records, now=self._clock()).items() if at is None or at >= horizon}
-        if marked := await self._items.mark(words, source=source, next_offset=next_offset):
+        found = read_deletions(records, now=self._clock())
+        recent = {item_id: at for item_id, at in found.items() if at is None or at >= horizon}
+        if marked := await self._items.mark(recent, source=source, next_offset=next_offset):
             log.info("items.marked_deleted", count=marked)
 
     async def _sweep(self, stop: asyncio.Event) -> None:
@@ -200,11 +201,11 @@ class DeletedItemFollower:
         started = renewed = time.monotonic()
         while True:
             before = time.monotonic()
-            cursor, went = await self._items.sweep(cursor)
-            removed += went
+            cursor, removed_now = await self._items.sweep(cursor)
+            removed += removed_now
             if cursor == 0:
                 break
-            await _until(stop, REST * (time.monotonic() - before))
+            await _until(stop, REST_FACTOR * (time.monotonic() - before))
             if stop.is_set():
                 return
             if time.monotonic() - renewed > LEASE_SECONDS / 3:

@@ -1,7 +1,4 @@
-"""Follows `forgotten`: first everything that is there, then what comes, each user told to whoever has to forget him.
-
-Whoever follows reads all partitions, in no group: each process has to know.
-"""
+"""Follows `forgotten`, and erases these users from the behaviour store."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ from streams.stores.histories.store import BehaviourStore
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 5.0
-"""How often a recorder looks whether the store lost marks, as a server that restarts without its data does."""
+CHECK_SECONDS = 5.0
+"""How often to check whether the store lost marks."""
 
 
 class ErasureFollower:
-    """A behaviour store that forgets whoever is added to `forgotten`.
+    """Erases every user of `forgotten` from a behaviour store.
 
-    Several may run beside each other: the store takes each request once. What a store lost, as a server does that
-    restarts without its data, is told again.
+    Several processes may do so at the same time: the store applies each request once. Requests whose marks the store
+    lost, as a server does that restarts without its data, are applied again.
     """
 
     def __init__(
@@ -40,12 +37,12 @@ class ErasureFollower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._follower = ForgottenFollower(broker, topics, self._tell)
+        self._follower = ForgottenFollower(broker, topics, self._forget)
         self._clock = clock
-        self._looked_at = clock()
+        self._checked_at = clock()
 
     async def open(self) -> None:
-        """Obey everything that was asked so far. Raises as `ForgottenFollower.open` does."""
+        """Apply all requests so far. Raises as `ForgottenFollower.open` does."""
         await self._follower.open(await self._store.forgotten_positions())
         await retry_until_available(self._follower.catch_up, what="forget", patience=Patience())
 
@@ -54,19 +51,19 @@ class ErasureFollower:
         await self._follower.close()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Obey what comes until `stop` is set; what is away is waited for."""
+        """Apply requests as they come, until `stop` is set. Waits for a store or broker that is away."""
         while not stop.is_set():
-            await retry_until_available(self._look, what="forget", patience=Patience())
+            await retry_until_available(self._run_once, what="forget", patience=Patience())
 
-    async def _look(self) -> None:
-        if self._clock() - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = self._clock()
-            held = await self._store.forgotten_positions()
-            if any(held.get(source, 0) < after for source, after in self._follower.told.items()):
+    async def _run_once(self) -> None:
+        if self._clock() - self._checked_at >= CHECK_SECONDS:
+            self._checked_at = self._clock()
+            stored = await self._store.forgotten_positions()
+            if self._follower.is_ahead_of(stored):
                 log.warning("forgotten.store_lost_marks")
-                await self._follower.stand_at(held)
+                await self._follower.seek(stored)
         await self._follower.poll(wait_seconds=0.5)
 
-    async def _tell(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
+    async def _forget(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
         if await self._store.forget(users, source=source, next_offset=next_offset):
             log.info("users.forgotten", count=len(users))

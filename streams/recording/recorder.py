@@ -1,8 +1,8 @@
-"""Behaviours into the behaviour store: read a batch, bury what is broken, write data and position as one, commit.
+"""Behaviours into the behaviour store: read a batch, write dead letters, write data and position as one, commit.
 
-Kafka's group assigns partitions; where to read from is the store's own position, because only it is written together
-with the data. The group's committed offset serves to show the lag, to notice a store that lost data, and to bury a
-broken record only once.
+Kafka's group assigns partitions. Reading starts at the store's own position, because only that is written together with
+the data. The group's committed offset serves to show the lag, to notice a store that lost data, and to write the dead
+letter of a broken record only once.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def place(*, stored: int, committed: int | None, beginning: int, end: int) -> Pl
 class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
     """Reads its partitions of `behaviours` and records them until told to stop.
 
-    While the store or the broker is away it holds and tries again; nothing is skipped. Freshly assigned partitions
-    are paused until their position is known.
+    While the store or the broker is away it tries again; no record is skipped. Newly assigned partitions are paused
+    until their position is known.
 
-    `log_replaced`: the topic was deleted and created again since the store was filled. What the group has committed may
-    then be of the topic before, and says nothing about which broken records have their letter.
+    `log_replaced`: the topic was deleted and created again since the store was filled. The group's commits may then
+    belong to the former topic, and do not say which broken records have a dead letter.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         self._committed_anew: set[TopicPartition] = set()
         self._unplaced: set[TopicPartition] = set()
         self._positions: dict[TopicPartition, int] = {}
-        self._buried_below: dict[TopicPartition, int] = {}
+        self._lettered_below: dict[TopicPartition, int] = {}
         self._assigned = False
         self._identified_at = float("-inf")
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Hold the new partitions until `run` has asked the store where they stand."""
+        """Pause the new partitions until `run` has asked the store for their positions."""
         self._positions.clear()
         self._unplaced.clear()
         for partition in assigned:
@@ -114,7 +114,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned = True
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Forget the partitions. A batch still in hand may be written: the store tells who comes too late."""
+        """Forget the partitions. A batch in progress may still be written: the store refuses it if it is too late."""
         self._positions.clear()
         self._unplaced.clear()
 
@@ -125,7 +125,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         self._unplaced.add(partition)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Record until `stop` is set; what is in hand then is finished.
+        """Record until `stop` is set; a batch in progress is finished.
 
         Raises `Misconfigured` if the log was replaced under the store.
         """
@@ -184,9 +184,9 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
                 stored=at, committed=committed[partition], beginning=beginnings[partition], end=ends[partition]
             )
             if found.lost:
-                # a view of recent takes: what is gone from the log is gone; all that is left is better than nothing
-                tell = log.error if at else log.warning
-                tell("record.log_begins_later", partition=number, stored=at, earliest=found.start, missing=found.lost)
+                # a view of recent takes: an incomplete one is better than none
+                report = log.error if at else log.warning
+                report("record.log_begins_later", partition=number, stored=at, earliest=found.start, missing=found.lost)
                 await self._store.record(number, [], first_offset=at, next_offset=found.start)
             if found.behind_commit:
                 log.warning("record.replaying", partition=number, start=found.start, lost_by_store=found.behind_commit)
@@ -196,7 +196,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.resume(partition)
             self._unplaced.discard(partition)
             self._positions[partition] = found.start
-            self._buried_below[partition] = committed[partition] or 0
+            self._lettered_below[partition] = committed[partition] or 0
             if partition in foreign or found.start > (committed[partition] or 0):
                 ahead[partition] = found.start  # killed between write and commit: else the lag shown stays
                 self._committed_anew.add(partition)
@@ -204,21 +204,20 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         await self._commit(ahead)
 
     async def _record(self, partition: TopicPartition, records: Sequence[Any]) -> int | None:
-        """Bury and write one batch; the offset to commit, or None if the partition has to be placed anew."""
+        """Write a batch and its dead letters. The offset to commit; None if the partition has to be placed anew."""
         started = self._clock()
         first_offset, next_offset = self._positions[partition], int(records[-1].offset) + 1
         events, letters = read_batch(
             records,
-            partition=partition.partition,
             now=datetime.fromtimestamp(started, UTC),
             max_bytes=self._broker.max_record_bytes,
             field_map=self._config.field_map,
         )
-        buried_below = self._buried_below.get(partition, 0)
-        fresh_letters = [letter for letter in letters if letter.offset >= buried_below]
-        if fresh_letters:
+        lettered_below = self._lettered_below.get(partition, 0)
+        new_letters = [letter for letter in letters if letter.offset >= lettered_below]
+        if new_letters:
             await retry_until_available(
-                partial(self._dead_letters.bury, fresh_letters), what="record.bury", patience=self._patience
+                partial(self._dead_letters.publish, new_letters), what="record.bury", patience=self._patience
             )
         report = await retry_until_available(
             partial(
@@ -251,12 +250,12 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
         return next_offset
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> None:
-        """Tell the group. A failure costs nothing but a stale lag: the store's position is the one that counts."""
-        held = self._consumer.assignment()
-        mine = {partition: offset for partition, offset in offsets.items() if partition in held}
-        if not mine:
+        """Commit to the group. A failure only leaves a stale lag, since the store's position is the one that counts."""
+        assigned = self._consumer.assignment()
+        own = {partition: offset for partition, offset in offsets.items() if partition in assigned}
+        if not own:
             return
         try:
-            await self._consumer.commit(mine)
+            await self._consumer.commit(own)
         except kafka_errors.KafkaError as error:
             log.warning("record.commit_failed", error=repr(error))

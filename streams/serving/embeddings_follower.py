@@ -13,7 +13,8 @@ from aiokafka import errors as kafka_errors
 
 from schemas.errors import Unavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.broker.cluster import read_partitions
+from streams.broker.cluster import describe_topics
+from streams.broker.topics import TopicsConfig
 from streams.runtime.delivery import Patience, retry_until_available
 from streams.serving.vector_cache import VectorCache
 
@@ -31,7 +32,7 @@ class EmbeddingsFollower:
         self,
         vector_cache: VectorCache,
         broker: BrokerConfig,
-        topic: str,
+        topics: TopicsConfig,
         *,
         warm_up: bool,
         clock: Callable[[], float],
@@ -39,7 +40,7 @@ class EmbeddingsFollower:
     ) -> None:
         self._cache = vector_cache
         self._broker = broker
-        self._topic = topic
+        self._topics = topics
         self._warm_up = warm_up
         self._clock = clock
         self._poll_seconds = confirm_every_seconds
@@ -71,8 +72,8 @@ class EmbeddingsFollower:
             await consumer.stop()
 
     async def _partitions(self) -> list[TopicPartition]:
-        numbers = await asyncio.to_thread(read_partitions, self._broker, self._topic)
-        return [TopicPartition(self._topic, number) for number in numbers]
+        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, ["embeddings"])
+        return found.topic_partitions(self._topics, "embeddings")
 
     async def _seek_to_start(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         # read before the assignment: left to the client, "the end" would be the end at some later moment

@@ -20,7 +20,7 @@ from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.broker.cluster import ClusterTopics, describe_input
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
 from trainer.samples.partition_merge import AlignedReading, Entry
@@ -86,7 +86,7 @@ class TrainingInput:
 
         Raises `Misconfigured` if the log does not hold what comes next any more, or not yet.
         """
-        found = await asyncio.to_thread(describe_input, self._broker, self._topics)
+        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, TRAINING_TOPICS)
         self._embeddings = self._numbered("embeddings", found)
         self._behaviours = self._numbered("behaviours", found)
         everything = [*self._embeddings.values(), *self._behaviours.values()]

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from streams.broker.forgotten import ForgottenFollower, Tell
+from streams.broker.forgotten import ForgetUsers, ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
@@ -79,7 +79,7 @@ class TrainOnBehaviours:
         resume: Checkpoint | None = None,
         vectors_anew: bool = False,
         gone: ForgottenUsers | None = None,
-        follow_forgotten: Callable[[Tell], ForgottenFollower] | None = None,
+        follow_forgotten: Callable[[ForgetUsers], ForgottenFollower] | None = None,
         gate: GateConfig | None = None,
         bounded: bool = False,
         state_folder: Path | None = None,

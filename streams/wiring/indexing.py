@@ -19,8 +19,8 @@ import structlog
 from encoders.base import Encoder
 from encoders.loading import load_encoder
 from schemas.errors import Misconfigured
-from streams.broker.cluster import remove_member
-from streams.broker.topics import describe_topics
+from streams.broker.cluster import describe_topics, remove_member
+from streams.broker.topics import TopicName
 from streams.center.compare import Overdue
 from streams.center.verify import find_overdue
 from streams.indexing.app import create_index_app, run_app
@@ -37,7 +37,7 @@ from streams.wiring.center import open_index_context, open_repairer, open_verifi
 
 log = structlog.get_logger()
 
-_NEEDED_TOPICS = ("items", "items-retry", "embeddings", "dead-letters")
+_NEEDED_TOPICS: tuple[TopicName, ...] = ("items", "items-retry", "embeddings", "dead-letters")
 _LEAVING_SECONDS = 15.0
 _LOGGED_EVERY_SECONDS = 30.0
 
@@ -184,13 +184,11 @@ def _fail_with(flow: Flow, keeping: asyncio.Future[None]) -> None:
 
 def _check_topics(settings: Settings) -> None:
     """Check early what Faust would wait for without a log line. Blocking. Raises `Misconfigured`."""
-    rows = {settings.topics.short_name(row["topic"]): row for row in describe_topics(settings.kafka, settings.topics)}
-    missing = [rows[name]["topic"] for name in _NEEDED_TOPICS if not rows[name]["exists"]]
-    if missing:
-        raise Misconfigured(f"topics {', '.join(missing)} do not exist: run 'mimstream topics create'")
-    items, retries = rows["items"], rows["items-retry"]
-    if items["partitions"] != retries["partitions"]:
+    partitions = describe_topics(settings.kafka, settings.topics, _NEEDED_TOPICS).partitions
+    items, retries = len(partitions["items"]), len(partitions["items-retry"])
+    if items != retries:
+        name = settings.topics.full_name
         raise Misconfigured(
-            f"{items['topic']} has {items['partitions']} partitions and {retries['topic']} has "
-            f"{retries['partitions']}: they must have the same number, so that one worker reads an item and its retries"
+            f"{name('items')} has {items} partitions and {name('items-retry')} has {retries}: they must have the same "
+            "number, so that one worker reads an item and its retries"
         )

@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kafka.admin import ConfigResource, ConfigResourceType
 from redis.exceptions import ResponseError
 
 from encoders.base import Encoder
 from schemas.errors import PipelineError
-from streams.broker.clients import broker_errors, make_admin
-from streams.broker.cluster import read_log_identity
+from streams.broker.clients import broker_errors
+from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
@@ -101,11 +100,13 @@ async def _broker(settings: Settings) -> str:
 
 
 async def _topics(settings: Settings) -> str:
-    found, configs = await asyncio.to_thread(_describe_topics, settings)
+    found = await asyncio.to_thread(
+        describe_topics, settings.kafka, settings.topics, TOPICS, with_configs=True, missing_ok=True
+    )
     wrong: list[str] = []
     fixes: list[str] = []
     for spec in TOPICS.values():
-        for problem, fix in topic_problems(spec, settings, found, configs):
+        for problem, fix in topic_problems(spec, settings, found):
             wrong.append(problem)
             fixes.append(fix)
     if wrong:
@@ -113,61 +114,38 @@ async def _topics(settings: Settings) -> str:
     return f"{len(TOPICS)} topics with prefix {settings.topics.prefix!r}"
 
 
-def topic_problems(
-    spec: TopicSpec, settings: Settings, found: dict[str, int], configs: dict[str, dict[str, str]]
-) -> list[tuple[str, str]]:
-    """Compare one topic with the table: (what is wrong, how to fix it) each.
-
-    `found` holds partitions by full name, `configs` the topics' settings.
-    """
+def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) -> list[tuple[str, str]]:
+    """Compare one topic with the table: (what is wrong, how to fix it) each."""
     name = settings.topics.full_name(spec.name)
-    if name not in found:
+    if spec.name not in found.partitions:
         return [(f"{name} is missing", "run 'mimstream topics create'")]
     problems: list[tuple[str, str]] = []
-    wanted, held = spec.partitions(settings.topics), configs.get(name, {})
-    if found[name] != wanted:
+    wanted, partitions = spec.partitions(settings.topics), len(found.partitions[spec.name])
+    config = found.configs.get(spec.name, {})
+    if partitions != wanted:
         problems.append(
             (
-                f"{name} has {found[name]} partitions, the settings say {wanted}",
-                f"set MIM_TOPICS__PARTITIONS={found[name]} (a keyed topic must not change its number)",
+                f"{name} has {partitions} partitions, the settings say {wanted}",
+                f"set MIM_TOPICS__PARTITIONS={partitions} (a keyed topic must not change its number)",
             )
         )
     policy = "compact" if spec.compacted else "delete"
-    if policy not in held.get("cleanup.policy", policy).split(","):
+    if policy not in config.get("cleanup.policy", policy).split(","):
         problems.append(
             (
-                f"{name} has cleanup.policy={held['cleanup.policy']}, not {policy}",
+                f"{name} has cleanup.policy={config['cleanup.policy']}, not {policy}",
                 f"set its cleanup.policy to {policy} on the cluster",
             )
         )
     room = settings.kafka.max_record_bytes + (DEAD_LETTER_HEADROOM_BYTES if spec.name == "dead-letters" else 0)
-    if int(held.get("max.message.bytes", room)) < room:
+    if int(config.get("max.message.bytes", room)) < room:
         problems.append(
             (
-                f"{name} takes records of {held['max.message.bytes']} bytes, {room} are needed",
+                f"{name} takes records of {config['max.message.bytes']} bytes, {room} are needed",
                 f"set its max.message.bytes to {room} on the cluster, or lower MIM_KAFKA__MAX_RECORD_BYTES",
             )
         )
     return problems
-
-
-def _describe_topics(settings: Settings) -> tuple[dict[str, int], dict[str, dict[str, str]]]:
-    admin = make_admin(settings.kafka)
-    names = [settings.topics.full_name(name) for name in TOPICS]
-    try:
-        with broker_errors(settings.kafka):
-            described = admin.describe_topics(names)
-            found = {t["name"]: len(t["partitions"]) for t in described if not t["error_code"] and t["partitions"]}
-            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
-            answer: dict[str, Any] = admin.describe_configs(resources, config_filter="all") if resources else {}
-    finally:
-        admin.close()
-    configs = {
-        topic: {key: str(row["value"] if isinstance(row, dict) else row) for key, row in settings_of.items()}
-        for by_name in answer.values()
-        for topic, settings_of in by_name.items()
-    }
-    return found, configs
 
 
 async def _redis(settings: Settings) -> str:
@@ -195,14 +173,13 @@ async def _view(settings: Settings) -> str:
         bound = await store.bound_log()
         if bound is None:
             return "empty; 'mimstream record' fills it"
-        topic = settings.topics.full_name("behaviours")
-        current = await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+        current = await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
         if bound != current:
             raise foreign_log(bound, current)
         counts = await store.counts()
     finally:
         await store.close()
-    return f"{counts['takes']} takes and {counts['exposures']} exposures of {topic}"
+    return f"{counts['takes']} takes and {counts['exposures']} exposures of {current.topic}"
 
 
 async def _encoder(load: Callable[[], Encoder], loaded: list[Encoder]) -> str:

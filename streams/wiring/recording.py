@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from streams.broker.clients import broker_errors, make_consumer, make_producer
-from streams.broker.cluster import TopicIncarnation, read_log_identity
+from streams.broker.cluster import TopicIncarnation, read_incarnation
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.monitoring.metrics import Metrics, metrics_server
@@ -36,7 +36,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
     topic = settings.topics.full_name("behaviours")
 
     async def identify() -> TopicIncarnation:
-        return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+        return await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
 
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
@@ -74,7 +74,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             settings.kafka,
             settings.topics,
             settings.record,
-            who=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
+            member=f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}",
             on_report=metrics.record,
         )
         opened.push_async_callback(deleted.close)

@@ -124,7 +124,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         follower = EmbeddingsFollower(
             vector_cache,
             settings.kafka,
-            settings.topics.full_name("embeddings"),
+            settings.topics,
             warm_up=config.cache.warm_up,
             clock=time.monotonic,
         )

@@ -16,7 +16,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.manifests import TopicOffsets
-from streams.broker.cluster import ClusterTopics, describe_input
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.monitoring.metrics import Metrics, metrics_server
@@ -66,7 +66,9 @@ class _Train:
 
     async def _as_candidate(self, stop: asyncio.Event) -> None:
         topics, train = self._settings.topics, self._settings.train
-        await asyncio.to_thread(describe_input, self._settings.kafka, topics)  # a wrong address is told at once
+        await asyncio.to_thread(
+            describe_topics, self._settings.kafka, topics, TRAINING_TOPICS
+        )  # a wrong address is told at once
         leadership = Leadership(
             self._settings.kafka,
             group=topics.group("train"),
@@ -83,7 +85,7 @@ class _Train:
     async def _train(self, stop: asyncio.Event, leadership: Leadership | None) -> None:
         settings, options = self._settings, self._options
         config = settings.train
-        log_now = await asyncio.to_thread(describe_input, settings.kafka, settings.topics)
+        log_now = await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, TRAINING_TOPICS)
         snapshots = self._snapshots(leadership)
         resume = None
         start_at, end_at = await self._span(log_now)
@@ -157,7 +159,7 @@ class _Train:
         return Checkpoints(
             make_snapshot_store(settings),
             make_journal_store(settings),
-            read_log=lambda: describe_input(settings.kafka, settings.topics),
+            read_log=lambda: describe_topics(settings.kafka, settings.topics, TRAINING_TOPICS),
             config=learning_config(trainer, settings.train.variants, settings.record.field_map),
             encoder_version=settings.train.encoder_version,
             fence=None if leadership is None else leadership.fence,
@@ -170,7 +172,7 @@ class _Train:
                 open_registry(self._settings.models),
                 leadership,
                 notices_topic=self._settings.topics.full_name("models"),
-                read_log=lambda: describe_input(self._settings.kafka, self._settings.topics),
+                read_log=lambda: describe_topics(self._settings.kafka, self._settings.topics, TRAINING_TOPICS),
                 encoder_version=encoder_version,
                 dim=dim,
                 clock=time.time,

@@ -30,7 +30,7 @@ from encoders.base import Encoder
 from schemas.letters import DeadLetter
 from schemas.manifests import ModelManifest
 from streams.broker.clients import make_consumer, make_producer
-from streams.broker.cluster import read_log_identity
+from streams.broker.cluster import read_incarnation
 from streams.broker.topics import create_topics
 from streams.monitoring.metrics import Metrics
 from streams.recording.recorder import Recorder
@@ -52,7 +52,7 @@ DIM, USERS, ITEMS, CANDIDATES = 128, 5_000, 20_000, 200
 
 
 class NoLetters:
-    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+    async def publish(self, letters: Sequence[DeadLetter]) -> None:
         raise AssertionError("nothing here is broken")
 
 
@@ -92,7 +92,7 @@ async def record(settings: Settings, n: int) -> float:
         started = time.perf_counter()
 
     async def identify() -> Any:
-        return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+        return await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
 
     recorder = Recorder(
         consumer,

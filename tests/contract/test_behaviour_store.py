@@ -13,7 +13,7 @@ import pytest
 from schemas.errors import Misconfigured, StoreUnavailable
 from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
@@ -33,7 +33,7 @@ async def contents(store: BehaviourStore) -> object:
     }
 
 
-async def feed(store: BehaviourStore, log: list[Numbered], cuts: list[int], partition: int = 0) -> None:
+async def feed(store: BehaviourStore, log: list[BehaviourRecord], cuts: list[int], partition: int = 0) -> None:
     stored = (await store.positions()).get(partition, 0)
     for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
         batch = log[start:end]
@@ -171,7 +171,7 @@ class BehaviourStoreContract:
 
     async def test_broken_records_are_counted_once(self, store: BehaviourStore) -> None:
         for _ in range(2):
-            await store.record(0, [Numbered(0, None), event(1)], first_offset=0, next_offset=2)
+            await store.record(0, [BehaviourRecord(0, None), event(1)], first_offset=0, next_offset=2)
         assert (await store.counts())["broken"] == 1
 
     async def test_partitions_have_positions_of_their_own(self, store: BehaviourStore) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.stores.histories.config import BehaviourStoreConfig
 
 LOG = TopicIncarnation("cluster-1", "mim.behaviours", "topic-1")
@@ -24,7 +24,7 @@ def event(
     item: str = "i1",
     at: float = 0.0,
     kind: str = "click",
-) -> Numbered:
+) -> BehaviourRecord:
     behaviour = Behaviour(
         event_id=event_id or f"e{offset}",
         kind=BehaviourKind(kind),
@@ -32,18 +32,18 @@ def event(
         item_id=item,
         occurred_at=datetime.fromtimestamp(at, UTC),
     )
-    return Numbered(offset, behaviour)
+    return BehaviourRecord(offset, behaviour)
 
 
-def random_log(seed: int, n: int) -> list[Numbered]:
+def random_log(seed: int, n: int) -> list[BehaviourRecord]:
     """A log with duplicates, disorder, broken records and offset gaps."""
     rng = random.Random(seed)
-    log: list[Numbered] = []
+    log: list[BehaviourRecord] = []
     offset = 0
     for i in range(n):
         offset += rng.choice([1, 1, 1, 3])
         if rng.random() < 0.05:
-            log.append(Numbered(offset, None))
+            log.append(BehaviourRecord(offset, None))
             continue
         log.append(
             event(

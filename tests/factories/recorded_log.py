@@ -80,7 +80,7 @@ async def expected(settings: Settings) -> dict[str, Any]:
     await store.bind(TopicIncarnation("any", "any", "any"))
     for partition, records in (await read_all(settings, settings.topics.full_name("behaviours"))).items():
         if records:
-            events, _ = read_batch(records, partition=partition, now=datetime.now(UTC), max_bytes=10**7)
+            events, _ = read_batch(records, now=datetime.now(UTC), max_bytes=10**7)
             await store.record(partition, events, first_offset=0, next_offset=records[-1].offset + 1)
     return await view_of(store)
 

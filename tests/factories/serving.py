@@ -22,7 +22,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.manifests import ModelManifest
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
@@ -173,7 +173,7 @@ async def open_bench() -> AsyncIterator[Open]:
                 item_id="boot",
                 occurred_at=datetime(2025, 7, 1, tzinfo=UTC),
             )
-            await behaviours.record(0, [Numbered(0, taken)], first_offset=0, next_offset=1)
+            await behaviours.record(0, [BehaviourRecord(0, taken)], first_offset=0, next_offset=1)
         metrics = Metrics()
         models = in_memory_registry()
         clock = asyncio.get_running_loop().time

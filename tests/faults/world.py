@@ -25,7 +25,8 @@ from encoders.loading import make_bundle
 from encoders.text import text_model_sha256
 from schemas.errors import StoreUnavailable
 from streams.broker.clients import make_consumer, make_producer
-from streams.broker.topics import TOPICS, TopicName, create_topics, describe_topics
+from streams.broker.cluster import ClusterTopics, describe_topics
+from streams.broker.topics import TOPICS, TopicName, create_topics
 from streams.settings import Settings, environment_of
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
@@ -171,7 +172,7 @@ class World:
         self.disk_is_small = _mount(self.models)
         await asyncio.to_thread(create_topics, self.settings.kafka, self.settings.topics)
         # the broker answers before it can be seen by all who ask
-        while not all(row["partitions"] for row in await asyncio.to_thread(self._described)):
+        while len((await asyncio.to_thread(self._described)).partitions) < len(TOPICS):
             await asyncio.sleep(0.1)
         await self.connect()
         for role in roles:
@@ -179,8 +180,8 @@ class World:
         for role in roles:
             await self.workers[role].says(f"{role}.ready")
 
-    def _described(self) -> list[dict[str, Any]]:
-        return describe_topics(self.settings.kafka, self.settings.topics)
+    def _described(self) -> ClusterTopics:
+        return describe_topics(self.settings.kafka, self.settings.topics, TOPICS, missing_ok=True)
 
     async def connect(self) -> None:
         """Open producer and admin client anew."""

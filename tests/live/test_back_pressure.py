@@ -17,8 +17,9 @@ from structlog.testing import capture_logs
 
 from encoders.hashing import HashingEncoder
 from streams.broker.clients import make_consumer
-from streams.broker.cluster import TopicIncarnation, read_ends, read_log_identity
+from streams.broker.cluster import TopicIncarnation, read_incarnation
 from streams.broker.leadership import Leadership
+from streams.broker.log_reader import read_ends
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.recording.config import RecordConfig
 from streams.recording.recorder import Recorder
@@ -90,7 +91,7 @@ async def test_a_recorder_without_valkey_takes_on_one_batch_and_keeps_its_partit
     )
 
     async def identify() -> TopicIncarnation:
-        return await asyncio.to_thread(read_log_identity, settings.kafka, topic)
+        return await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
 
     await consumer.start()
     stop = asyncio.Event()
@@ -133,7 +134,7 @@ async def positions(consumer: Any) -> dict[Any, int]:
 
 
 async def recorded_all(settings: Settings, store: RedisBehaviourStore) -> bool:
-    ends = await read_ends(settings.kafka, settings.topics.full_name("behaviours"))
+    ends = await read_ends(settings.kafka, settings.topics, "behaviours")
     return await store.positions() == {partition: end for partition, end in ends.items() if end}
 
 
@@ -251,7 +252,7 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
             await until(lambda: at_step(made))
             elections = list(leader.outcomes)
             await produce(settings, behaviours=world.behaviours(3_000))
-            ends = await read_ends(settings.kafka, settings.topics.full_name("behaviours"))
+            ends = await read_ends(settings.kafka, settings.topics, "behaviours")
             await outlast_a_session()
             assert leader.outcomes == elections and leader.settled and not running.done()
             read = [await reads._consumer.position(p) for p in reads._behaviours.values()]

@@ -36,8 +36,8 @@ class Dies(Exception):
     """Whoever asked is killed at this point."""
 
 
-class Watched(Requeue):
-    """Sending again, with something happening before or after a send."""
+class WatchedRequeue(Requeue):
+    """Requeueing, with something happening before or after a send."""
 
     before: Callable[[], Any] | None = None
     dies_after_send = False
@@ -53,56 +53,56 @@ class Watched(Requeue):
 
 
 @dataclass
-class Yard:
-    """A graveyard and everything to dig in it."""
+class Scene:
+    """The topic of dead letters, and what writes and requeues them."""
 
     settings: Settings
     producer: AIOKafkaProducer
-    box: DeadLetterTopic
-    sending: Watched
+    dead_letters: DeadLetterTopic
+    requeue: WatchedRequeue
 
-    async def say(self, topic: Any, key: bytes, value: bytes | None, partition: int = 1) -> int:
+    async def send(self, topic: Any, key: bytes, value: bytes | None, partition: int = 1) -> int:
         done = await self.producer.send_and_wait(
             self.settings.topics.full_name(topic), key=key, value=value, partition=partition
         )
         return int(done.offset)
 
-    async def bury(self, topic: Any, key: bytes, value: bytes | None, **changes: Any) -> DeadLetter:
-        """A record that was sent, failed and was buried."""
-        offset = await self.say(topic, key, value)
+    async def fail(self, topic: Any, key: bytes, value: bytes | None, **changes: Any) -> DeadLetter:
+        """Send a record, and the dead letter of it."""
+        offset = await self.send(topic, key, value)
         plain = DeadLetter(topic, 1, offset, key, value, "decode", Reason.NOT_JSON, "broken", NOW)
         letter = replace(plain, **changes)
-        await KafkaDeadLetters(self.producer, self.settings.kafka, self.settings.topics).bury([letter])
+        await KafkaDeadLetters(self.producer, self.settings.kafka, self.settings.topics).publish([letter])
         return letter
 
-    async def ask(self) -> list[str]:
-        return [outcome.became for outcome in await self.sending.requeue(await self.box.read())]
+    async def requeue_all(self) -> list[str]:
+        return [result.status for result in await self.requeue.requeue(await self.dead_letters.read())]
 
     async def open_ids(self) -> list[str]:
-        return [filed.id for filed in only_open(await self.box.read())]
+        return [entry.id for entry in only_open(await self.dead_letters.read())]
 
-    async def said(self, topic: Any, key: bytes) -> list[bytes | None]:
+    async def values(self, topic: Any, key: bytes) -> list[bytes | None]:
         return [record.value for record in await read_all(self.settings, topic) if record.key == key]
 
 
 @pytest.fixture
-async def yard(settings: Settings) -> AsyncIterator[Yard]:
+async def scene(settings: Settings) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as opened:
         reader = await opened.enter_async_context(LogReader(settings.kafka, settings.topics))
         producer = make_producer(settings.kafka, linger_ms=0)
         await producer.start()
         opened.push_async_callback(producer.stop)
-        box = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: NOW)
-        yield Yard(settings, producer, box, Watched(reader, producer, settings.kafka, box))
+        dead_letters = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: NOW)
+        yield Scene(settings, producer, dead_letters, WatchedRequeue(reader, producer, settings.kafka, dead_letters))
 
 
-async def test_a_record_is_sent_again_as_it_was_and_only_once(yard: Yard) -> None:
-    letter = await yard.bury("items", b"a", b"{broken", attempts=2, first_failed_at=NOW - timedelta(days=1))
-    await yard.say("items", b"b", b"a neighbour")
-    assert await yard.ask() == ["requeued"]
-    assert await yard.ask() == ["already_requeued"]
-    assert await yard.open_ids() == []
-    first, again = [record for record in await read_all(yard.settings, "items") if record.key == b"a"]
+async def test_a_record_is_sent_again_as_it_was_and_only_once(scene: Scene) -> None:
+    letter = await scene.fail("items", b"a", b"{broken", attempts=2, first_failed_at=NOW - timedelta(days=1))
+    await scene.send("items", b"b", b"a neighbour")
+    assert await scene.requeue_all() == ["requeued"]
+    assert await scene.requeue_all() == ["already_requeued"]
+    assert await scene.open_ids() == []
+    first, again = [record for record in await read_all(scene.settings, "items") if record.key == b"a"]
     assert (again.partition, again.value) == (first.partition, first.value)
     assert dict(again.headers) == {
         "requeued-from": letter.letter_key,
@@ -112,69 +112,71 @@ async def test_a_record_is_sent_again_as_it_was_and_only_once(yard: Yard) -> Non
 
 
 @pytest.mark.parametrize("newer", [b"published again", None])
-async def test_what_a_newer_record_or_a_delete_has_superseded_is_refused(yard: Yard, newer: bytes | None) -> None:
-    await yard.bury("items", b"a", b"{broken")
-    await yard.say("items", b"a", newer)
-    assert await yard.ask() == ["superseded"]
-    assert await yard.said("items", b"a") == [b"{broken", newer]
-    assert len(await yard.open_ids()) == 1
+async def test_what_a_newer_record_or_a_delete_has_superseded_is_refused(scene: Scene, newer: bytes | None) -> None:
+    await scene.fail("items", b"a", b"{broken")
+    await scene.send("items", b"a", newer)
+    assert await scene.requeue_all() == ["superseded"]
+    assert await scene.values("items", b"a") == [b"{broken", newer]
+    assert len(await scene.open_ids()) == 1
 
 
-async def test_of_two_failed_records_of_a_key_only_the_newer_is_sent_again(yard: Yard) -> None:
-    await yard.bury("items", b"a", b"{first")
-    await yard.bury("items", b"a", b"{second", failed_at=NOW + timedelta(seconds=1))
-    assert sorted(await yard.ask()) == ["requeued", "superseded"]
-    assert (await yard.said("items", b"a"))[-1] == b"{second"
+async def test_of_two_failed_records_of_a_key_only_the_newer_is_sent_again(scene: Scene) -> None:
+    await scene.fail("items", b"a", b"{first")
+    await scene.fail("items", b"a", b"{second", failed_at=NOW + timedelta(seconds=1))
+    assert sorted(await scene.requeue_all()) == ["requeued", "superseded"]
+    assert (await scene.values("items", b"a"))[-1] == b"{second"
 
 
-async def test_a_publish_between_the_look_and_the_sending_keeps_the_last_word(yard: Yard) -> None:
-    await yard.bury("items", b"a", b"{broken")
-    yard.sending.before = lambda: yard.say("items", b"a", b"newest")
-    assert await yard.ask() == ["superseded"]
-    assert (await yard.said("items", b"a"))[-1] == b"newest"
+async def test_a_publish_between_the_look_and_the_sending_keeps_the_last_word(scene: Scene) -> None:
+    await scene.fail("items", b"a", b"{broken")
+    scene.requeue.before = lambda: scene.send("items", b"a", b"newest")
+    assert await scene.requeue_all() == ["superseded"]
+    assert (await scene.values("items", b"a"))[-1] == b"newest"
 
 
-async def test_a_delete_between_the_look_and_the_sending_keeps_the_last_word_also_after_a_kill(yard: Yard) -> None:
-    await yard.bury("items", b"a", b"{broken")
-    yard.sending.before = lambda: yard.say("items", b"a", None)
-    yard.sending.dies_after_send = True
+async def test_a_delete_between_the_look_and_the_sending_keeps_the_last_word_also_after_a_kill(
+    scene: Scene,
+) -> None:
+    await scene.fail("items", b"a", b"{broken")
+    scene.requeue.before = lambda: scene.send("items", b"a", None)
+    scene.requeue.dies_after_send = True
     with pytest.raises(Dies):
-        await yard.ask()
-    assert (await yard.said("items", b"a"))[-1] == b"{broken"
-    yard.sending.dies_after_send = False
-    assert await yard.ask() == ["superseded"]
-    assert (await yard.said("items", b"a"))[-1] is None
+        await scene.requeue_all()
+    assert (await scene.values("items", b"a"))[-1] == b"{broken"
+    scene.requeue.dies_after_send = False
+    assert await scene.requeue_all() == ["superseded"]
+    assert (await scene.values("items", b"a"))[-1] is None
 
 
-async def test_killed_between_sending_and_noting_it_is_not_sent_twice(yard: Yard) -> None:
-    await yard.bury("items", b"a", b"{broken")
-    yard.sending.dies_after_send = True
+async def test_killed_between_sending_and_noting_it_is_not_sent_twice(scene: Scene) -> None:
+    await scene.fail("items", b"a", b"{broken")
+    scene.requeue.dies_after_send = True
     with pytest.raises(Dies):
-        await yard.ask()
-    yard.sending.dies_after_send = False
-    assert await yard.ask() == ["already_requeued"]
-    assert await yard.said("items", b"a") == [b"{broken", b"{broken"]
-    assert await yard.open_ids() == []
+        await scene.requeue_all()
+    scene.requeue.dies_after_send = False
+    assert await scene.requeue_all() == ["already_requeued"]
+    assert await scene.values("items", b"a") == [b"{broken", b"{broken"]
+    assert await scene.open_ids() == []
 
 
-async def test_a_behaviour_is_sent_again_to_its_partition(yard: Yard) -> None:
-    await yard.bury("behaviours", b"u", b"{broken", stage="record")
-    await yard.say("behaviours", b"u", b"something newer of the same user")
-    assert await yard.ask() == ["requeued"]
-    assert (await yard.said("behaviours", b"u"))[-1] == b"{broken"
+async def test_a_behaviour_is_sent_again_to_its_partition(scene: Scene) -> None:
+    await scene.fail("behaviours", b"u", b"{broken", stage="record")
+    await scene.send("behaviours", b"u", b"something newer of the same user")
+    assert await scene.requeue_all() == ["requeued"]
+    assert (await scene.values("behaviours", b"u"))[-1] == b"{broken"
 
 
-async def test_for_a_picture_that_was_given_up_its_item_is_sent_again(yard: Yard) -> None:
+async def test_for_a_picture_that_was_given_up_its_item_is_sent_again(scene: Scene) -> None:
     item = ItemPublished(item_id="a", title="x", image_url="http://shop.test/a.png", published_at=NOW)
     published = item.model_dump_json().encode()
-    offset = await yard.say("items", b"a", published)
+    offset = await scene.send("items", b"a", published)
     retry = ImageRetry(item=item, source=SourceOffset(partition=1, offset=offset), attempt=8, not_before=NOW)
     retried = {"stage": "image", "reason": Reason.IMAGE_UNAVAILABLE}
-    await yard.bury("items-retry", b"a", retry.model_dump_json().encode(), **retried)
-    assert await yard.ask() == ["requeued"]
-    assert await yard.said("items", b"a") == [published, published]
-    await yard.bury("items-retry", b"a", retry.model_dump_json().encode(), **retried)
-    assert sorted(await yard.ask()) == ["already_requeued", "superseded"]
+    await scene.fail("items-retry", b"a", retry.model_dump_json().encode(), **retried)
+    assert await scene.requeue_all() == ["requeued"]
+    assert await scene.values("items", b"a") == [published, published]
+    await scene.fail("items-retry", b"a", retry.model_dump_json().encode(), **retried)
+    assert sorted(await scene.requeue_all()) == ["already_requeued", "superseded"]
 
 
 def command(settings: Settings, *arguments: str) -> int:
@@ -183,14 +185,14 @@ def command(settings: Settings, *arguments: str) -> int:
     return dead_letters_command.run(parser.parse_args(arguments), settings)
 
 
-async def test_list_show_and_drop_as_commands(yard: Yard, capsys: pytest.CaptureFixture[str]) -> None:
-    letter = await yard.bury("items", b"a", b"\xff{broken")
-    other = await yard.bury("behaviours", b"u", b"{broken", stage="record")
+async def test_list_show_and_drop_as_commands(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    letter = await scene.fail("items", b"a", b"\xff{broken")
+    other = await scene.fail("behaviours", b"u", b"{broken", stage="record")
     name = letter.letter_key.decode()
 
     async def told(*arguments: str, status: int = 0) -> Any:
         with capture_logs():  # else on standard output, where a process has them on standard error
-            assert await asyncio.to_thread(command, yard.settings, *arguments, "--json") == status
+            assert await asyncio.to_thread(command, scene.settings, *arguments, "--json") == status
         return json.loads(capsys.readouterr().out)
 
     assert {row["id"] for row in await told("list")} == {name, other.letter_key.decode()}
@@ -201,12 +203,12 @@ async def test_list_show_and_drop_as_commands(yard: Yard, capsys: pytest.Capture
     assert [row["id"] for row in await told("list")] == [other.letter_key.decode()]
     assert [row["handled"] for row in await told("list", "--all", "--topic", "items")] == ["dropped"]
     assert (await told("requeue", name, "items/0/999", status=1))["counts"] == {"refused": 1, "already_dropped": 1}
-    assert await asyncio.to_thread(command, yard.settings, "list") == 0
+    assert await asyncio.to_thread(command, scene.settings, "list") == 0
     assert "record" in capsys.readouterr().out
     with pytest.raises(Misconfigured, match="--all"):
-        command(yard.settings, "requeue")
+        command(scene.settings, "requeue")
     with pytest.raises(Misconfigured, match="zone"):
-        command(yard.settings, "list", "--since", "2026-04-01")
+        command(scene.settings, "list", "--since", "2026-04-01")
 
 
 async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(

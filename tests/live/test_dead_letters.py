@@ -1,4 +1,4 @@
-"""One suite for every place where letters are buried."""
+"""One suite for every place where dead letters are published."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def letter(offset: int, **changes: Any) -> DeadLetter:
 
 class DeadLettersContract:
     async def test_letters_come_back_with_their_bytes_and_everything_else(
-        self, graveyard: DeadLetters, read: Read, settings: Settings
+        self, dead_letters: DeadLetters, read: Read, settings: Settings
     ) -> None:
-        buried = [
+        published = [
             letter(1),
             letter(2, key=None),
             letter(3, value=None),
@@ -48,28 +48,28 @@ class DeadLettersContract:
             # as large as a record of the source may be, and not to be compressed
             letter(5, value=os.urandom(settings.kafka.max_record_bytes)),
         ]
-        await graveyard.bury(buried[:3])
-        await graveyard.bury(buried[3:])
-        await graveyard.bury([])
-        assert sorted(await read(), key=lambda found: found.offset) == buried
+        await dead_letters.publish(published[:3])
+        await dead_letters.publish(published[3:])
+        await dead_letters.publish([])
+        assert sorted(await read(), key=lambda found: found.offset) == published
 
 
 class TestInMemoryDeadLetters(DeadLettersContract):
     @pytest.fixture
-    def graveyard(self) -> InMemoryDeadLetters:
+    def dead_letters(self) -> InMemoryDeadLetters:
         return InMemoryDeadLetters()
 
     @pytest.fixture
-    def read(self, graveyard: InMemoryDeadLetters) -> Read:
+    def read(self, dead_letters: InMemoryDeadLetters) -> Read:
         async def found() -> list[DeadLetter]:
-            return graveyard.letters
+            return dead_letters.letters
 
         return found
 
 
 class TestKafkaDeadLetters(DeadLettersContract):
     @pytest.fixture
-    async def graveyard(self, settings: Settings) -> AsyncIterator[KafkaDeadLetters]:
+    async def dead_letters(self, settings: Settings) -> AsyncIterator[KafkaDeadLetters]:
         producer = make_producer(
             settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
         )

@@ -20,7 +20,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import make_producer
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
 from streams.stack.run import RunningStack
@@ -94,7 +94,7 @@ async def shop(settings: Settings) -> AsyncIterator[Shop]:
     store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
     await store.bind(TopicIncarnation("c", "t", "i"))
     takes = [
-        Numbered(
+        BehaviourRecord(
             n,
             Behaviour(
                 event_id=f"e{n}",

@@ -16,7 +16,7 @@ from aiokafka import TopicPartition
 from schemas.errors import Fenced
 from schemas.manifests import PromotionDecision
 from streams.broker.clients import make_producer
-from streams.broker.cluster import describe_input
+from streams.broker.cluster import TRAINING_TOPICS, describe_topics
 from streams.broker.leadership import Leadership
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
@@ -156,7 +156,7 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
             store,
             leadership,
             notices_topic=topics.full_name("models"),
-            read_log=lambda: describe_input(settings.kafka, topics),
+            read_log=lambda: describe_topics(settings.kafka, topics, TRAINING_TOPICS),
             encoder_version=ENCODER,
             dim=DIM,
             clock=time.time,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 
 _LAYOUT = b"\x01"
 _HASH_BYTES = 8
@@ -200,7 +200,7 @@ def packed_items(packed: bytes | None) -> list[str]:
     return packed[items:].decode().split("\n") if n else []
 
 
-def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]:
+def fresh_part(events: Sequence[BehaviourRecord], *, stored: int) -> Sequence[BehaviourRecord]:
     """Leave out events that the store has recorded already."""
     if not events or events[0].offset >= stored:
         return events
@@ -209,7 +209,7 @@ def fresh_part(events: Sequence[Numbered], *, stored: int) -> Sequence[Numbered]
 
 def apply_batch(
     users: Mapping[str, UserTakes],
-    events: Sequence[Numbered],
+    events: Sequence[BehaviourRecord],
     *,
     partition: int,
     next_offset: int,
@@ -249,8 +249,8 @@ def apply_batch(
 
 
 def without_erased(
-    events: Sequence[Numbered], ends: Mapping[str, Mapping[int, int]], *, partition: int
-) -> list[Numbered]:
+    events: Sequence[BehaviourRecord], ends: Mapping[str, Mapping[int, int]], *, partition: int
+) -> list[BehaviourRecord]:
     """Leave out what lies below the ends of users who were forgotten (user, then partition, to offset)."""
     return [
         event

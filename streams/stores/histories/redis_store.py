@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.stores.histories.client import MAX_CONFLICTS, RedisConfig, redis_errors, transact
 from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.erasure_marks import RedisErasureMarks
@@ -125,7 +125,7 @@ class RedisBehaviourStore(BehaviourStore):
 
     @override
     async def record(
-        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+        self, partition: int, events: Sequence[BehaviourRecord], *, first_offset: int, next_offset: int
     ) -> RecordReport:
         view = self._view
         position_key = self._key(view.generation, "p", partition)

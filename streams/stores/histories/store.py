@@ -19,7 +19,7 @@ from typing_extensions import override
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
-from streams.broker.records import Numbered
+from streams.broker.records import BehaviourRecord
 from streams.stores.histories.config import BehaviourStoreConfig
 from streams.stores.histories.erasure_marks import ErasureMark
 from streams.stores.histories.packed_history import (
@@ -45,7 +45,7 @@ class BehaviourStore(Protocol):
         """
 
     async def record(
-        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+        self, partition: int, events: Sequence[BehaviourRecord], *, first_offset: int, next_offset: int
     ) -> RecordReport:
         """Record one partition's events in [first_offset, next_offset), all or nothing, position included.
 
@@ -118,7 +118,7 @@ class InMemoryBehaviourStore(BehaviourStore):
 
     @override
     async def record(
-        self, partition: int, events: Sequence[Numbered], *, first_offset: int, next_offset: int
+        self, partition: int, events: Sequence[BehaviourRecord], *, first_offset: int, next_offset: int
     ) -> RecordReport:
         stored = self._positions.get(partition, 0)
         if self._log is None or stored < first_offset:

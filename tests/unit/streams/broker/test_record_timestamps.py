@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from schemas.base import produced_at
 from schemas.errors import BadMessage, Reason
 from streams.broker.clients import BrokerConfig
-from streams.broker.forgotten import read_forgotten
-from streams.broker.records import SourceRecord, behaviour_of, read_batch
-from streams.encoder_training.topic_input import TopicContent, _take_items
+from streams.broker.records import SourceRecord, behaviour_of, read_batch, read_forgotten
+from streams.encoder_training.topic_input import TopicContent, _add_item
 from streams.indexing.item_changes import read_change
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,7 +60,7 @@ def test_every_timestamp_that_kafka_can_hold_is_a_time_or_a_bad_message(timestam
 @UNUSABLE
 def test_a_behaviour_gets_a_letter_and_its_neighbours_are_recorded(timestamp: int) -> None:
     records: list[Any] = [click(IN_TIME), click(timestamp), click(IN_TIME)]
-    events, letters = read_batch(records, partition=0, now=NOW, max_bytes=1_000)
+    events, letters = read_batch(records, now=NOW, max_bytes=1_000)
     assert [event.behaviour is not None for event in events] == [True, False, True]
     assert [letter.reason for letter in letters] == [Reason.RECORD_TIMESTAMP]
     assert behaviour_of(click(timestamp), BROKER, {}) is None
@@ -84,7 +83,7 @@ def test_an_item_is_refused_and_its_delete_obeyed(timestamp: int) -> None:
 @UNUSABLE
 def test_teaching_an_encoder_counts_the_item_as_broken(timestamp: int) -> None:
     found = TopicContent()
-    _take_items(found, [item(timestamp)], BROKER, {})
+    _add_item(found, item(timestamp), BROKER, {})
     assert (found.items, found.broken) == ({}, 1)
 
 

@@ -10,18 +10,18 @@ import pytest
 from schemas.errors import Reason
 from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from streams.dead_letters.inbox import DeadLetterIndex, Filter, only_open
-from streams.dead_letters.requeue import RequeueDecision, Said, judge
+from streams.dead_letters.requeue import LaterRecord, RequeueDecision, decide
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 LETTER = DeadLetter("items", 3, 7, b"k", b"{broken", "decode", Reason.NOT_JSON, "no brace", NOW)
 
 
-def filing(*records: DeadLetter | Handled) -> DeadLetterIndex:
-    filed = DeadLetterIndex()
+def index_of(*records: DeadLetter | Handled) -> DeadLetterIndex:
+    index = DeadLetterIndex()
     for offset, record in enumerate(records):
         value = record.value if isinstance(record, DeadLetter) else None
-        filed.add(key=record.letter_key, value=value, headers=record.headers(), at=(0, offset))
-    return filed
+        index.add(key=record.letter_key, value=value, headers=record.headers(), at=(0, offset))
+    return index
 
 
 def handled(letter: DeadLetter, action: str = "dropped") -> Handled:
@@ -48,20 +48,20 @@ def test_headers_that_are_not_ours_change_nothing(headers: list[tuple[str, bytes
 
 def test_letters_of_one_record_are_one_entry_with_first_and_last_failure() -> None:
     later = replace(LETTER, stage="image", reason=Reason.BAD_IMAGE, failed_at=NOW + timedelta(hours=2), attempts=3)
-    (entry,) = filing(LETTER, later).entries()
+    (entry,) = index_of(LETTER, later).entries()
     assert (entry.id, entry.letters, entry.attempts, entry.newest.stage) == ("items/3/7", 2, 3, "image")
     assert (entry.first_failed_at, entry.newest.failed_at) == (NOW, NOW + timedelta(hours=2))
     assert (entry.value_bytes, entry.newest.value, entry.at) == (7, None, (0, 1))
 
 
 def test_a_dropped_letter_stays_dropped_when_its_record_is_read_again_and_fails_again() -> None:
-    assert only_open(filing(LETTER, handled(LETTER), LETTER).entries()) == []
-    assert len(filing(LETTER, handled(LETTER)).entries()) == 1
+    assert only_open(index_of(LETTER, handled(LETTER), LETTER).entries()) == []
+    assert len(index_of(LETTER, handled(LETTER)).entries()) == 1
 
 
 def test_a_topic_that_was_created_again_is_not_hidden_by_what_was_dropped_in_its_former_life() -> None:
     other = replace(LETTER, value=b"{also broken")
-    (left,) = only_open(filing(LETTER, handled(LETTER), other).entries())
+    (left,) = only_open(index_of(LETTER, handled(LETTER), other).entries())
     assert left.digest == other.digest != LETTER.digest
 
 
@@ -73,14 +73,14 @@ def test_key_and_value_do_not_run_into_each_other() -> None:
 
 
 def test_what_is_no_letter_is_counted_and_does_no_harm() -> None:
-    filed = filing(LETTER)
-    filed.add(key=b"x", value=b"y", headers=[], at=(0, 5))
-    filed.add(key=b"x", value=None, headers=[("handled", b"eaten")], at=(0, 6))
-    assert (filed.unreadable, len(filed.entries())) == (2, 1)
+    index = index_of(LETTER)
+    index.add(key=b"x", value=b"y", headers=[], at=(0, 5))
+    index.add(key=b"x", value=None, headers=[("handled", b"eaten")], at=(0, 6))
+    assert (index.unreadable, len(index.entries())) == (2, 1)
 
 
 @pytest.mark.parametrize(
-    ("admitted", "chosen"),
+    ("admitted", "filter_"),
     [
         (True, Filter()),
         (True, Filter(ids=frozenset({"items/3/7"}), topic="items", stage="decode", reason=Reason.NOT_JSON, since=NOW)),
@@ -93,23 +93,23 @@ def test_what_is_no_letter_is_counted_and_does_no_harm() -> None:
         (True, Filter(key=b"k")),
     ],
 )
-def test_each_filter_admits_what_it_names(admitted: bool, chosen: Filter) -> None:
-    (entry,) = filing(LETTER).entries()
-    assert chosen.admits(entry) is admitted
+def test_each_filter_admits_what_it_names(admitted: bool, filter_: Filter) -> None:
+    (entry,) = index_of(LETTER).entries()
+    assert filter_.admits(entry) is admitted
 
 
 @pytest.mark.parametrize(
-    ("since", "verdict"),
+    ("later", "decision"),
     [
         ([], RequeueDecision("send")),
-        ([Said(9, None)], RequeueDecision("superseded", 9)),
-        ([Said(9, b"another letter")], RequeueDecision("superseded", 9)),
-        ([Said(9, b"L")], RequeueDecision("already", 9)),
-        ([Said(9, b"L"), Said(12, None)], RequeueDecision("already", 9)),
-        ([Said(8, None), Said(9, b"L")], RequeueDecision("put_back", 8)),
-        ([Said(8, None), Said(9, b"L"), Said(10, None)], RequeueDecision("already", 9)),
-        ([Said(7, None), Said(8, None), Said(9, b"L")], RequeueDecision("put_back", 8)),
+        ([LaterRecord(9, None)], RequeueDecision("superseded", 9)),
+        ([LaterRecord(9, b"another letter")], RequeueDecision("superseded", 9)),
+        ([LaterRecord(9, b"L")], RequeueDecision("already", 9)),
+        ([LaterRecord(9, b"L"), LaterRecord(12, None)], RequeueDecision("already", 9)),
+        ([LaterRecord(8, None), LaterRecord(9, b"L")], RequeueDecision("put_back", 8)),
+        ([LaterRecord(8, None), LaterRecord(9, b"L"), LaterRecord(10, None)], RequeueDecision("already", 9)),
+        ([LaterRecord(7, None), LaterRecord(8, None), LaterRecord(9, b"L")], RequeueDecision("put_back", 8)),
     ],
 )
-def test_a_record_is_sent_again_unless_something_newer_was_said(since: list[Said], verdict: RequeueDecision) -> None:
-    assert judge(b"L", since) == verdict
+def test_a_record_is_sent_again_unless_a_newer_one_came(later: list[LaterRecord], decision: RequeueDecision) -> None:
+    assert decide(b"L", later) == decision

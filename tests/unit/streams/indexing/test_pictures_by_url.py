@@ -220,8 +220,8 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         (retry,) = path.outbox.retries
         path.web[PICTURE_URL], path.now = picture()[:40], retry.not_before
-        worker = Replaced(path.dead_letters.bury, nothing)
-        path.dead_letters.bury = worker.send  # type: ignore[assignment,method-assign]
+        worker = Replaced(path.dead_letters.publish, nothing)
+        path.dead_letters.publish = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
             await retry_image(path.context, retry_record(retry), worker.guard)
         assert path.dead_letters.letters == []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from streams.recording.deleted_items import last_words, sweep_due
+from streams.recording.deleted_items import read_deletions, sweep_due
 from streams.stores.histories.deleted_items import Sweeps
 
 
@@ -27,12 +27,12 @@ def test_the_last_record_of_an_item_says_whether_it_is_deleted_and_nothing_is_de
         Raw(b"\xff", None),
         Raw(b"", None),
     ]
-    assert last_words(records, now=9.0) == {"gone": 7.25, "back": None}
+    assert read_deletions(records, now=9.0) == {"gone": 7.25, "back": None}
 
 
 def test_a_deletion_whose_record_has_no_usable_timestamp_is_one_of_now() -> None:
     for timestamp in (-1, -62_135_600_400_000, 1_767_225_600_000_000):
-        assert last_words([Raw(b"gone", None, timestamp)], now=9.0) == {"gone": 9.0}
+        assert read_deletions([Raw(b"gone", None, timestamp)], now=9.0) == {"gone": 9.0}
 
 
 @pytest.mark.parametrize(

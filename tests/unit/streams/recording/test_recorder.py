@@ -34,6 +34,7 @@ class Raw:
     value: bytes | None
     timestamp: int = 1_767_225_600_000  # NOW
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int = 3
 
 
 def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> Raw:
@@ -42,7 +43,7 @@ def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> Raw:
 
 
 def read(*records: Raw) -> tuple[list[bool], list[tuple[int, Reason]]]:
-    events, letters = read_batch(records, partition=3, now=NOW, max_bytes=1_000)
+    events, letters = read_batch(records, now=NOW, max_bytes=1_000)
     return [event.behaviour is not None for event in events], [(letter.offset, letter.reason) for letter in letters]
 
 
@@ -67,22 +68,20 @@ def test_a_broken_behaviour_gets_a_letter_and_its_neighbours_go_through(broken: 
 
 
 def test_a_letter_carries_the_original_bytes_and_where_they_came_from() -> None:
-    _, (letter,) = read_batch([Raw(9, b"k", b"{broken")], partition=3, now=NOW, max_bytes=1_000)
+    _, (letter,) = read_batch([Raw(9, b"k", b"{broken")], now=NOW, max_bytes=1_000)
     assert (letter.topic, letter.partition, letter.offset, letter.key) == ("behaviours", 3, 9, b"k")
     assert (letter.value, letter.stage, letter.failed_at) == (b"{broken", "record", NOW)
 
 
 def test_a_replay_years_later_comes_to_the_same_verdict() -> None:
     ahead = raw(0, occurred_at="2026-06-01T00:00:00Z")
-    events, _ = read_batch([ahead], partition=0, now=NOW.replace(year=2030), max_bytes=1_000)
+    events, _ = read_batch([ahead], now=NOW.replace(year=2030), max_bytes=1_000)
     assert events[0].behaviour is None
 
 
 def test_a_platforms_own_field_names_are_mapped() -> None:
     record = Raw(0, b"7", b'{"event_id":"e","kind":"cart","who":{"id":7},"sku":"s1","occurred_at":1700000000}')
-    events, letters = read_batch(
-        [record], partition=0, now=NOW, max_bytes=1_000, field_map={"user_id": "who.id", "item_id": "sku"}
-    )
+    events, letters = read_batch([record], now=NOW, max_bytes=1_000, field_map={"user_id": "who.id", "item_id": "sku"})
     assert letters == []
     assert events[0].behaviour is not None
     assert (events[0].behaviour.user_id, events[0].behaviour.item_id) == ("7", "s1")

@@ -11,6 +11,8 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
 from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import ClusterTopics
+from streams.broker.topics import TopicsConfig
 from streams.serving import embeddings_follower
 from streams.serving.embeddings_follower import EmbeddingsFollower
 
@@ -68,14 +70,15 @@ async def until(done: Callable[[], bool]) -> None:
 def topic(monkeypatch: pytest.MonkeyPatch) -> EmptyTopic:
     made = EmptyTopic()
     monkeypatch.setattr(embeddings_follower, "make_consumer", lambda *_: made)
-    monkeypatch.setattr(embeddings_follower, "read_partitions", lambda *_: [0])
+    found = ClusterTopics("c", {}, {"embeddings": [0]})
+    monkeypatch.setattr(embeddings_follower, "describe_topics", lambda *_: found)
     return made
 
 
 def follower(confirmations: Any) -> EmbeddingsFollower:
     clock = asyncio.get_running_loop().time
     return EmbeddingsFollower(
-        confirmations, BrokerConfig(), "t", warm_up=False, clock=clock, confirm_every_seconds=0.001
+        confirmations, BrokerConfig(), TopicsConfig(), warm_up=False, clock=clock, confirm_every_seconds=0.001
     )
 
 

@@ -1,0 +1,91 @@
+"""A Kafka consumer over records in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import TopicPartition
+
+IN_TIME_MS = 1_767_225_600_000  # 2026-01-01
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    """A record as a client delivers it."""
+
+    partition: int
+    offset: int
+    key: bytes | None = b"k"
+    value: bytes | None = b"v"
+    timestamp: int = IN_TIME_MS
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class FakeConsumer:
+    """Delivers the records of `log` behind its positions, one batch per partition at a time."""
+
+    def __init__(self, log: Mapping[TopicPartition, Sequence[FakeRecord]], *, beginning: int = 0) -> None:
+        self.log = log
+        self.beginning = beginning
+        self.positions: dict[TopicPartition, int] = {}
+        self.paused: set[TopicPartition] = set()
+        self.commits: dict[TopicPartition, int] = {}
+        self.listener: Any = None
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        self.positions = dict.fromkeys(partitions, self.beginning)
+
+    def subscribe(self, topics: Sequence[str], listener: Any) -> None:
+        self.listener = listener
+
+    async def give(self, *partitions: TopicPartition) -> None:
+        """Assign partitions as the group does."""
+        await self.listener.on_partitions_revoked(list(self.positions))
+        self.assign(partitions)
+        await self.listener.on_partitions_assigned(partitions)
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self.positions)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.positions[partition] = offset
+
+    def pause(self, partition: TopicPartition) -> None:
+        self.paused.add(partition)
+
+    def resume(self, partition: TopicPartition) -> None:
+        self.paused.discard(partition)
+
+    async def position(self, partition: TopicPartition) -> int:
+        return self.positions[partition]
+
+    async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self.beginning)
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return {one: self.log[one][-1].offset + 1 if self.log[one] else self.beginning for one in partitions}
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        return self.commits.get(partition)
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.commits.update(offsets)
+
+    async def getmany(
+        self, *, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[FakeRecord]]:
+        await asyncio.sleep(0)
+        found: dict[TopicPartition, list[FakeRecord]] = {}
+        for partition in sorted(set(self.positions) - self.paused):
+            batch = [record for record in self.log[partition] if record.offset >= self.positions[partition]]
+            if batch:
+                found[partition] = batch
+                self.positions[partition] = batch[-1].offset + 1
+        return found

@@ -1,0 +1,34 @@
+"""Whether stored offsets belong to the topics that the cluster has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.errors import BrokerUnavailable, Misconfigured
+from streams.broker.cluster import ClusterTopics, TopicIncarnation
+from streams.broker.topics import TopicsConfig
+
+FOUND = ClusterTopics("c1", {"items": "t1"}, {"items": [0, 1]})
+
+
+def test_offsets_of_another_incarnation_are_refused_with_both_clusters_and_a_way_out() -> None:
+    FOUND.refuse_other("release r1", "c1", {"items": "t1"}, or_else="train anew")
+    for cluster_id, topic_ids in [("c2", {"items": "t1"}), ("c1", {"items": "t2"}), (None, {})]:
+        with pytest.raises(Misconfigured, match=f"release r1 .* cluster {cluster_id}.* cluster c1.*, or train anew"):
+            FOUND.refuse_other("release r1", cluster_id, topic_ids, or_else="train anew")
+
+
+def test_topics_that_were_replaced_or_repartitioned_are_refused() -> None:
+    FOUND.refuse_replaced(FOUND, way_out="Start again")
+    for now in (replace(FOUND, topic_ids={"items": "t2"}), replace(FOUND, partitions={"items": [0, 1, 2]})):
+        with pytest.raises(Misconfigured, match=r"deleted and created again.* Start again$"):
+            FOUND.refuse_replaced(now, way_out="Start again")
+
+
+def test_an_incarnation_has_the_full_name_and_needs_both_ids() -> None:
+    assert FOUND.incarnation(TopicsConfig(), "items") == TopicIncarnation("c1", "mim.items", "t1")
+    for incomplete in (replace(FOUND, cluster_id=None), replace(FOUND, topic_ids={})):
+        with pytest.raises(BrokerUnavailable):
+            incomplete.incarnation(TopicsConfig(), "items")
