@@ -94,7 +94,7 @@ class CenterVerification:
             lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
         )
         bounds = await self._reader.bounds(partitions)
-        records = NewestRecords(self._reader, bounds, self._on_progress, passes=("reading", "comparing"))
+        records = NewestRecords(self._reader, bounds, self._on_progress, ("reading", "comparing"))
         for partition, (_, end) in bounds.items():
             newest = await records.find(partition)
             self._report.records = records.records

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import structlog
@@ -83,7 +83,8 @@ async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, m
             instance_id=slot.instance_id,
             folder=folder,
             on_report=metrics.record,
-            on_ready=_ReadyLog(slot.instance_id, encoder.version),
+            # once: an application that replaces another one gets ready too
+            on_ready=cache(partial(log.info, "index.ready", slot=slot.instance_id, encoder=encoder.version)),
         )
         work = partial(run_app, make_app, flow, drain_seconds=config.drain_seconds, patience=context.patience)
         await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
@@ -149,20 +150,6 @@ async def _repair(
         report = await verification.run()
     log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
     return not report.left
-
-
-class _ReadyLog:
-    """Logs `index.ready` once; an application that replaces another one is ready again."""
-
-    def __init__(self, slot: str, encoder_version: str) -> None:
-        self._slot = slot
-        self._encoder_version = encoder_version
-        self._is_logged = False
-
-    def __call__(self) -> None:
-        if not self._is_logged:
-            log.info("index.ready", slot=self._slot, encoder=self._encoder_version)
-        self._is_logged = True
 
 
 class _ProgressLog:
