@@ -1,4 +1,4 @@
-"""What a batch of `items` comes to, item by item: decided from the rows as they are, with nothing written."""
+"""The plan of a batch of `items`: decided item by item from the rows as they are, without writing anything."""
 
 from __future__ import annotations
 

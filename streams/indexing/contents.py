@@ -1,4 +1,4 @@
-"""What there is of an item to encode: its text, its picture, and what is wrong with either."""
+"""The content of an item to encode: its text, its picture, and the errors of either."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ItemInputs:
     prepared: Prepared | None
     """None: there is nothing to encode, now (`late`) or ever (`errors`)."""
     late: bool = False
-    """Whether its picture could not be had yet."""
+    """Whether its picture is not available yet."""
     errors: tuple[tuple[str, Unprocessable], ...] = ()
-    """What cannot be used of it, each with the stage of its dead letter."""
+    """Why parts of it cannot be used, each with the stage of its dead letter."""
 
 
 async def load_content(context: IndexContext, item: ItemPublished, price: float | None) -> ItemInputs:
-    """Get the picture and prepare.
+    """Fetch the picture and prepare what the towers need.
 
     What an event carries itself must be whole, else there is nothing to encode. Where only what its URL leads to is
     broken or missing, the title is encoded and stays.
