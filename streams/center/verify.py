@@ -56,8 +56,8 @@ class CenterVerification:
         decoding: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
-        repairer: Repairer | None = None,
-        on_progress: OnProgress = lambda what, done, total: None,
+        repairer: Repairer | None,
+        on_progress: OnProgress,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._reader = LogReader(broker, topics)

@@ -33,7 +33,7 @@ from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
 from streams.stores.vectors.collection import CollectionInfo, mark_filled, read_center
-from streams.wiring.center import open_index_context, open_repairer, open_verification
+from streams.wiring.center import open_index_context, run_verification
 
 log = structlog.get_logger()
 
@@ -143,11 +143,7 @@ async def _repair(
             else "the center is new or lost its data, and records of items were acknowledged before"
         ),
     )
-    async with (
-        open_repairer(settings, encoder, guard) as repairer,
-        open_verification(settings, found, repairer, _ProgressLog()) as verification,
-    ):
-        report = await verification.run()
+    report = await run_verification(settings, found, encoder, guard, _ProgressLog())
     log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
     return not report.left
 
