@@ -21,7 +21,7 @@ STALE_ANNOUNCEMENT: Final = "misannounced"  # its name in reports
 FAULTS: tuple[Fault, ...] = ("missing", "stale", "resurrected", "wrong", STALE_ANNOUNCEMENT)
 
 EXAMPLES = 100
-"""How many findings a report names; all are counted."""
+"""Findings that a report lists; all are counted."""
 
 _SETTLE_EVERY = 1_000_000
 
@@ -62,7 +62,7 @@ class Overdue:
 
 @dataclass
 class CenterReport:
-    """What a comparison found, and what became of it."""
+    """What a comparison found, and what a repair left of it."""
 
     records: int = 0
     """Records of `items` that were looked at."""
@@ -97,7 +97,7 @@ class CenterReport:
 class KeyedOffsets:
     """The newest record of every key of a partition, in 16 bytes a key.
 
-    Keys are told apart by 64 bits of a hash. Two that share them would hide a fault of the older; among a hundred
+    Keys are distinguished by 64 bits of a hash. Two that share them would hide a fault of the older; among a hundred
     million keys the chance that any two do is one in four thousand.
     """
 
@@ -115,7 +115,7 @@ class KeyedOffsets:
             self._next_settling = len(self._hashes) + _SETTLE_EVERY
 
     def settle(self) -> None:
-        """Drop all but the newest record of each key. Needed before asking."""
+        """Drop all but the newest record of each key. Call it before any query."""
         hashes, words = self._arrays()
         order = np.lexsort((words, hashes))
         hashes, words = hashes[order], words[order]
@@ -127,11 +127,11 @@ class KeyedOffsets:
         word = self._word(key)
         return word is not None and word >> 1 == offset
 
-    def knows(self, key: bytes) -> bool:
+    def has_key(self, key: bytes) -> bool:
         """Whether there is a record of this key at all, deletes included."""
         return self._word(key) is not None
 
-    def alive(self) -> int:
+    def count_live(self) -> int:
         """How many keys have a newest record that is no delete."""
         return int(np.count_nonzero(self._arrays()[1] % 2 == 0))
 
@@ -154,7 +154,7 @@ def _hash(key: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedContent:
-    """What of an item must be the same in its row."""
+    """What an item and its row must have in common."""
 
     content_hash: str
     price: float | None
@@ -163,13 +163,13 @@ class ExpectedContent:
 
     @classmethod
     def of(cls, item: ItemPublished) -> ExpectedContent:
-        """What an item says."""
+        """The content of an item."""
         return cls(item.content_hash(), item.price, item.published_at, item.category or None)
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the newest record of an item asks of the center."""
+    """What the center must hold of an item, by its newest record."""
 
     key: bytes
     item_id: str

@@ -32,7 +32,7 @@ class RecordDecoding:
     max_ahead: timedelta
 
     def expect(self, record: SourceRecord) -> Expected:
-        """What a record asks of the center; not usable if it cannot be decoded."""
+        """What the center must hold by a record; not usable if it cannot be decoded."""
         key, item_id = record.key or b"", ""
         try:
             item_id = read_item_id(record.key)

@@ -57,8 +57,8 @@ class CenterVerification:
         decoding: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
-        repairer: Repairer | None = None,
-        on_progress: OnProgress = lambda what, done, total: None,
+        repairer: Repairer | None,
+        on_progress: OnProgress,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._reader = LogReader(broker, topics)
@@ -95,11 +95,11 @@ class CenterVerification:
             lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
         )
         bounds = await self._reader.bounds(partitions)
-        records = NewestRecords(self._reader, bounds, self._on_progress, passes=("reading", "comparing"))
+        records = NewestRecords(self._reader, bounds, self._on_progress, ("reading", "comparing"))
         for partition, (_, end) in bounds.items():
             newest = await records.find(partition)
             self._report.records = records.records
-            self._report.items += newest.alive()
+            self._report.items += newest.count_live()
             tail = LogTail(self._tail_reader, partition, end)
             await self._compare_records(partition, records, newest, committed.get(partition, 0), tail)
             await self._compare_unknown_rows(partition, newest, tail)
@@ -148,7 +148,7 @@ class CenterVerification:
     async def _compare_unknown_rows(self, partition: TopicPartition, newest: KeyedOffsets, tail: LogTail) -> None:
         """Rows without a record; also those from beyond the end: of newer records, or of a log before this one."""
         number = partition.partition
-        unknown = await self._scan.choose(number, number, lambda row: not newest.knows(row.item_id.encode()))
+        unknown = await self._scan.choose(number, number, lambda row: not newest.has_key(row.item_id.encode()))
         await self._judge_rows(unknown, tail)
 
     async def _judge(self, batch: Sequence[Expected], tail: LogTail) -> None:

@@ -58,10 +58,10 @@ class AnnouncementCheck:
     on_progress: OnProgress
 
     async def run(self, report: CenterReport, *, but: Collection[str]) -> None:
-        """Compare, and add to the report. Items `but` are known to be at fault already, or were just repaired."""
+        """Compare, and add to the report. Items `but` are left out: they are in the report already."""
         bounds = await self.reader.bounds(await self.reader.partitions("embeddings"))
         passes = ("reading announcements", "comparing announcements")
-        records = NewestRecords(self.reader, bounds, self.on_progress, passes=passes)
+        records = NewestRecords(self.reader, bounds, self.on_progress, passes)
         for partition, (_, end) in bounds.items():
             newest = await records.find(partition)
             differing: list[_Announcement] = []

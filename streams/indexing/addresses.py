@@ -1,4 +1,4 @@
-"""Which addresses and hosts a URL from outside may lead to. Pure: nothing here resolves or connects."""
+"""Which addresses and hosts a URL from outside may lead to. Pure: no function here resolves or connects."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 def is_public(address: str) -> bool:
     """Whether an address lies in the open internet, also when an IPv4 address hides inside an IPv6 one.
 
-    Python's own `is_global` follows the registries of its release; what must never be asked is listed here too, so
-    that the answer does not depend on the release. `ValueError` if this is no address.
+    Python's own `is_global` follows the registries of its release; what must never be connected to is listed here too,
+    so that the answer does not depend on the release. `ValueError` if this is no address.
     """
     if "%" in address:
         return False  # a zone exists for addresses of a link only
@@ -55,7 +55,7 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def may_be_asked(address: str, inside: Sequence[Network]) -> bool:
+def is_allowed(address: str, inside: Sequence[Network]) -> bool:
     """Whether an address is public, or in a network `inside` that is allowed nonetheless. False if it is none."""
     try:
         if is_public(address):

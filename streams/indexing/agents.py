@@ -1,6 +1,6 @@
-"""The two Faust agents of the item path: thin loops around `index_batch` and `retry_image`.
+"""The two Faust agents of the item path: loops around `index_batch` and `retry_image`, with state of one stream each.
 
-Both take events without acknowledging (`noack_take`): Faust's other ways acknowledge an event also when the body
+Both read events without acknowledging (`noack_take`): Faust's other ways acknowledge an event also when the body
 raised, or was stopped, before the event was written.
 """
 
@@ -25,7 +25,7 @@ from streams.indexing.take_over import RecentWrites, recheck
 _DUE_EVERY_SECONDS = 1.0
 
 IsCurrent = Callable[[Any], bool]
-"""Whether an event was read since partitions were last handed out; older ones are read again."""
+"""Whether an event was read under the present assignment of partitions; older ones are read again."""
 
 Report = Callable[[object], None]
 
@@ -45,18 +45,6 @@ def as_record(event: EventT[Any], topic: str) -> SourceRecord:
     )
 
 
-async def index_items(
-    context: IndexContext,
-    flow: Flow,
-    recent: RecentWrites,
-    is_current: IsCurrent,
-    on_report: Report,
-    stream: StreamT[bytes],
-) -> None:
-    """Handle publish, update and delete of `items`. One agent for all three: two would lose their order."""
-    await _ItemPipeline(context, flow, recent, is_current, on_report, stream).run()
-
-
 @dataclass(eq=False)
 class _Batch:
     """Events on their way from the topic to the center."""
@@ -71,11 +59,12 @@ class _Batch:
 
 
 @dataclass(eq=False)
-class _ItemPipeline:
-    """Batches of one stream, decided, written and acknowledged strictly one after another.
+class ItemPipeline:
+    """Handles publish, update and delete of `items`. One agent for all three: two would lose their order.
 
-    Only what no order can change, decoding and encoding, is done ahead for the next ones. Three loops share the queue:
-    `run` reads and prefetches, `_write_in_order` writes, `_recheck_when_due` checks rows again after a take-over.
+    Batches are decided, written and acknowledged strictly one after another. Only what no order can change, decoding
+    and encoding, is done ahead for the next ones. Three loops share the queue: `run` reads and prefetches,
+    `_write_in_order` writes, `_recheck_when_due` checks rows again after a take-over.
     """
 
     context: IndexContext
@@ -159,21 +148,9 @@ class _ItemPipeline:
         self.flow.fail(RuntimeError(f"the item path stopped writing by itself: {task!r}; start the worker again"))
 
 
-async def retry_images(
-    context: IndexContext,
-    flow: Flow,
-    is_current: IsCurrent,
-    on_report: Report,
-    sleep: Callable[[float], Awaitable[None]],
-    stream: StreamT[bytes],
-) -> None:
-    """Handle `items-retry`: many wait at the same time, each until it is due."""
-    await _RetryPool(context, flow, is_current, on_report, sleep, stream).run()
-
-
 @dataclass(eq=False)
-class _RetryPool:
-    """Late pictures of one stream, handled side by side and acknowledged in their order."""
+class ImageRetryPool:
+    """Handles `items-retry`: many wait at the same time, each until it is due. Acknowledged in their order."""
 
     context: IndexContext
     flow: Flow

@@ -1,4 +1,4 @@
-"""What the indexer tells the rest of the system: what the center now holds, and which pictures to fetch again."""
+"""What the indexer sends: announcements of what the center holds now, and pictures to fetch again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from aiokafka import AIOKafkaProducer
+from typing_extensions import override
 
 from schemas.items import ImageRetry, ItemEmbedding, SourceOffset, embedding_key
 from streams.broker.clients import BrokerConfig, broker_errors
@@ -17,18 +18,18 @@ from streams.stores.vectors.item_index import ItemRow
 
 
 class Outbox(Protocol):
-    """Messages that follow a write. They are safe when a call returns; `BrokerUnavailable` if that is unknown."""
+    """Messages that follow a write. They are stored when a call returns; `BrokerUnavailable` if that is unknown."""
 
     async def announce(self, held: Sequence[ItemRow], gone: Sequence[str]) -> None:
-        """Tell what the center holds now, and which items it holds no longer."""
+        """Announce rows that the center holds now, and items that it holds no longer."""
         ...
 
     async def retry_later(self, retries: Sequence[ImageRetry]) -> None:
-        """Put pictures where they are fetched again."""
+        """Send pictures to where they are fetched again."""
         ...
 
 
-class InMemoryOutbox:
+class InMemoryOutbox(Outbox):
     """Messages in lists."""
 
     def __init__(self) -> None:
@@ -36,16 +37,16 @@ class InMemoryOutbox:
         """Rows, and the ids of items that are gone, in order."""
         self.retries: list[ImageRetry] = []
 
+    @override
     async def announce(self, held: Sequence[ItemRow], gone: Sequence[str]) -> None:
-        """Append."""
         self.announced += [*held, *gone]
 
+    @override
     async def retry_later(self, retries: Sequence[ImageRetry]) -> None:
-        """Append."""
         self.retries += retries
 
 
-class KafkaOutbox:
+class KafkaOutbox(Outbox):
     """Messages in the topics `embeddings` and `items-retry`."""
 
     def __init__(
@@ -57,8 +58,8 @@ class KafkaOutbox:
         self._retries = topics.full_name("items-retry")
         self._encoder_version = encoder_version
 
+    @override
     async def announce(self, held: Sequence[ItemRow], gone: Sequence[str]) -> None:
-        """Send all, then wait for the broker to have all."""
         with broker_errors(self._broker):
             pending = [
                 await self._producer.send(
@@ -76,15 +77,15 @@ class KafkaOutbox:
             ]
             await asyncio.gather(*pending)
 
+    @override
     async def retry_later(self, retries: Sequence[ImageRetry]) -> None:
-        """Send to the partition of the source: whoever reads the item reads its retry."""
         with broker_errors(self._broker):
             pending = [
                 await self._producer.send(
                     self._retries,
                     key=retry.item.item_id.encode(),
                     value=retry.model_dump_json().encode(),
-                    partition=retry.source.partition,
+                    partition=retry.source.partition,  # so that the worker of an item reads its retry
                 )
                 for retry in retries
             ]
@@ -92,7 +93,7 @@ class KafkaOutbox:
 
 
 def as_embedding(row: ItemRow) -> ItemEmbedding:
-    """The message that tells of a row."""
+    """The message that announces a row."""
     return ItemEmbedding(
         item_id=row.item_id,
         encoder_version=row.encoder_version,

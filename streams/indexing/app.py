@@ -6,20 +6,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import faust
 import structlog
 from aiokafka import errors as aio_errors
-from faust.types import AppT, EventT
+from faust.types import AppT, EventT, StreamT
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicsConfig
-from streams.indexing.agents import IsCurrent, Report, index_items, retry_images
+from streams.indexing.agents import ImageRetryPool, IsCurrent, ItemPipeline, Report
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
 from streams.indexing.take_over import RecentWrites
@@ -58,7 +57,7 @@ def create_index_app(
     app = faust.App(
         topics.group("index"),
         broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],
-        broker_credentials=_credentials(broker),
+        broker_credentials=faust_credentials(broker),
         broker_commit_interval=config.commit_interval_seconds,
         broker_session_timeout=config.session_timeout_seconds,
         broker_heartbeat_interval=config.session_timeout_seconds / 10,
@@ -156,14 +155,16 @@ def bind_agents(
     on_report: Report,
 ) -> tuple[Any, Any]:
     """Bind both agents to their topics; returns them."""
+
+    async def index_items(stream: StreamT[bytes]) -> None:
+        await ItemPipeline(context, flow, recent, is_current, on_report, stream).run()
+
+    async def retry_images(stream: StreamT[bytes]) -> None:
+        await ImageRetryPool(context, flow, is_current, on_report, asyncio.sleep, stream).run()
+
     items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
     retries = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
-    return (
-        app.agent(items, name="index-items")(partial(index_items, context, flow, recent, is_current, on_report)),
-        app.agent(retries, name="retry-images")(
-            partial(retry_images, context, flow, is_current, on_report, asyncio.sleep)
-        ),
-    )
+    return app.agent(items, name="index-items")(index_items), app.agent(retries, name="retry-images")(retry_images)
 
 
 async def run_app(
@@ -227,7 +228,8 @@ async def _stop(app: AppT, running: asyncio.Future[None]) -> None:
         log.warning("index.app_stop_failed", error=repr(stopping.exception()))
 
 
-def _credentials(broker: BrokerConfig) -> faust.types.auth.CredentialsT | None:
+def faust_credentials(broker: BrokerConfig) -> faust.types.auth.CredentialsT | None:
+    """How Faust logs in; None without SASL and TLS."""
     options = broker.client_options()
     context = options.get("ssl_context")
     if "SASL" in broker.security_protocol:

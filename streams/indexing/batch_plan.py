@@ -1,4 +1,4 @@
-"""What a batch of `items` comes to, item by item: decided from the rows as they are, with nothing written."""
+"""The plan of a batch of `items`: decided item by item from the rows as they are, without writing anything."""
 
 from __future__ import annotations
 
@@ -43,13 +43,8 @@ class BatchPlan:
         return [*self.encoded, *self.rewritten, *self.pending]
 
 
-@dataclass(frozen=True)
-class _Encodable:
-    """A change that needs a vector and has what it is made from."""
-
-    change: ItemChange
-    prepared: Prepared
-    first_price: float | None
+_Encodable = tuple[ItemChange, Prepared, float | None]
+"""A change without vector, what its vector is made from, and its first price."""
 
 
 @dataclass
@@ -104,7 +99,7 @@ class BatchPlanner:
                 else:
                     self.plan.pending.append(self._row(change, None, price))
             elif vector is None:
-                self._encodable.append(_Encodable(change, inputs.prepared, price))
+                self._encodable.append((change, inputs.prepared, price))
             else:
                 self.plan.encoded.append(self._row(change, inputs.prepared, price, vector))
         return refused
@@ -131,14 +126,11 @@ class BatchPlanner:
         )
 
     async def _encode(self, part: Sequence[_Encodable]) -> None:
-        vectors = await self.context.encoding.encode([one.prepared for one in part])
-        self.plan.encoded += [
-            self._row(one.change, one.prepared, one.first_price, vector)
-            for one, vector in zip(part, vectors, strict=True)
-        ]
+        vectors = await self.context.encoding.encode([prepared for _, prepared, _ in part])
+        self.plan.encoded += [self._row(*one, vector) for one, vector in zip(part, vectors, strict=True)]
 
     async def _refuse(self, one: _Encodable, error: Unprocessable) -> None:
-        self._add_letter(one.change, "encode", error)
+        self._add_letter(one[0], "encode", error)
 
     def _add_letter(self, change: ItemChange, stage: str, error: Unprocessable) -> None:
         self.plan.letters.append(change.record.letter(stage, error, failed_at=self.context.now()))

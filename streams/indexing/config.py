@@ -1,4 +1,4 @@
-"""What can be set of the item path, and what it reports."""
+"""Settings and reports of the item path."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class IndexConfig(BaseModel):
     @property
     def write_deadline_seconds(self) -> float:
         """How long one write to Milvus may take. Together with the time since the last heartbeat it stays below the
-        session's: nobody else can have the partition before the write is over.
+        session's: no other worker can have the partition before the write is over.
         """
         return 0.4 * self.session_timeout_seconds
 
@@ -85,7 +85,7 @@ class IndexConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What became of a batch of `items`."""
+    """Outcome of a batch of `items`."""
 
     events: int
     superseded: int
@@ -104,13 +104,13 @@ class IndexReport:
     dead_lettered: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """By (stage, reason)."""
     held_seconds: float = 0.0
-    """Waited for something that was away."""
+    """Time spent waiting for stores that were away."""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RetryReport:
-    """What became of one late picture."""
+    """Outcome of one late picture."""
 
     outcome: str
     """`written`, `again`, `superseded` or `given_up`."""

@@ -1,4 +1,4 @@
-"""What Faust's agents need around their loop: which events still count, when to stop, and acknowledging in order."""
+"""The control flow of Faust's agents: which events still count, when to stop, and acknowledging in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ E = TypeVar("E")
 class Flow:
     """The state that the agents of one process share.
 
-    No exception may leave an agent's body: what it had in hand would neither be acknowledged nor given again. So a
-    failure is put here, the agent stops reading, and whoever runs the process sees it.
+    No exception may leave an agent's body: what it had in hand would neither be acknowledged nor delivered again. So a
+    failure is put here, the agent stops reading, and the process ends with it.
     """
 
     def __init__(self, *, check_role: Callable[[], Awaitable[None]]) -> None:
@@ -32,22 +32,22 @@ class Flow:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def partitions_moved(self) -> None:
-        """Partitions are being handed out anew: what is in hand will be read again, here or elsewhere."""
+        """Start a new epoch: partitions are being reassigned, and what is in hand will be read again by their owner."""
         self._epoch += 1
 
     def watch_session(self, check: Callable[[], Awaitable[None]]) -> None:
-        """Ask this too before each write, until the next one is given; it raises what `hold` waits out."""
+        """Call `check` too before each write, in place of an earlier one. It raises `Unavailable` or `Fenced`."""
         self._check_session = check
 
     @property
     def epoch(self) -> int:
-        """How often partitions were handed out anew. Note it with what is read: it tells later whether that counts."""
+        """How often partitions were reassigned. Records that were read in another epoch do not count any more."""
         return self._epoch
 
     def guard(self, epoch: int | None = None) -> Callable[[], Awaitable[None]]:
-        """A look before each write of what was read in `epoch` (by default, of what is in hand now).
+        """The check before each write of what was read in `epoch` (by default, in the present one).
 
-        It raises `Fenced` once writing is no longer ours.
+        It raises `Fenced` once this worker may no longer write.
         """
         epoch = self._epoch if epoch is None else epoch
 
@@ -63,7 +63,8 @@ class Flow:
     async def hand(self, epoch: int | None = None) -> AsyncIterator[None]:
         """Work that a clean stop waits for. Once stopping has begun, new work waits here until it is cancelled.
 
-        `epoch` is that of reading it (by default, of now): being fenced because partitions moved since is no failure.
+        `epoch` is that of reading it (by default, the present one): being fenced because partitions moved since is no
+        failure.
         """
         if self._draining or self.failed.done():
             await asyncio.Event().wait()
@@ -83,7 +84,7 @@ class Flow:
                 self._idle.set()
 
     async def drain(self, within_seconds: float) -> bool:
-        """Take on nothing new and wait for what is in hand. False if that took too long."""
+        """Begin nothing new and wait for what is in hand. False if it is not done within the time."""
         self._draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), within_seconds)
@@ -115,7 +116,7 @@ class OrderedAcks(Generic[E]):
     _waiting: dict[Hashable, deque[_Pending[E]]] = field(default_factory=dict)
 
     def arrived(self, partition: Hashable, event: E) -> Callable[[], Awaitable[None]]:
-        """Take note of an event; call what this returns when it is done."""
+        """Register an event; call what this returns when it is done."""
         line = self._waiting.setdefault(partition, deque())
         mine = _Pending(event)
         line.append(mine)

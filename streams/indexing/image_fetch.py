@@ -1,8 +1,8 @@
 """Pictures by URL, from the open internet: bounded in bytes and time, and never from inside our own network.
 
-A product's picture URL is text that a stranger wrote. Scheme, port and host must be allowed, every address that its
-host resolves to is looked at, the very address that was looked at is the one connected to, and each redirect starts
-over. The last look is at the socket itself, whatever way the address came by.
+A product's picture URL is untrusted text. Scheme, port and host must be allowed, every address that its host resolves
+to is checked, the very address that was checked is the one connected to, and each redirect starts over. The last check
+is at the socket itself, however the address was found.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from yarl import URL
 
 from encoders.image_formats import SNIFFED_BYTES, sniff
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
-from streams.indexing.addresses import is_address, is_name, may_be_asked
+from streams.indexing.addresses import is_address, is_allowed, is_name
 
 MAX_REDIRECTS = 3
 MAX_QUIET_HOSTS = 10_000
@@ -56,11 +56,11 @@ class ImageFetchConfig(BaseModel):
 
 
 class RefusedAddressError(OSError):
-    """A host resolved to an address that must not be asked."""
+    """A host resolved to an address that must not be connected to."""
 
 
 class CheckingResolver(AbstractResolver):
-    """Resolves, looks at every address, and gives the connector only addresses that were looked at."""
+    """Resolves, checks every address, and gives the connector only addresses that were checked."""
 
     def __init__(self, inner: AbstractResolver, allowed: Callable[[str], bool]) -> None:
         self._inner = inner
@@ -96,8 +96,8 @@ class ImageFetcher:
         self._quiet_until: dict[str, float] = {}
         self._make_resolver = resolver or aiohttp.ThreadedResolver
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._patient_slots = asyncio.Semaphore(config.concurrency)  # apart: slow ones must not keep the hurried out
-        self._allowed = partial(may_be_asked, inside=config.private_networks)
+        self._patient_slots = asyncio.Semaphore(config.concurrency)  # apart: slow retries must not keep batches out
+        self._allowed = partial(is_allowed, inside=config.private_networks)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -129,11 +129,11 @@ class ImageFetcher:
             await self._session.close()
 
     async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
-        """Get the picture behind `url`: bytes that begin like one of the formats that are decoded, whatever the
-        server says they are.
+        """Get the picture behind `url`: bytes that begin like one of the formats that are decoded, whatever the server
+        gives as content type.
 
-        Who gives a `timeout_seconds` is in a hurry: a host that lately did not answer is not asked again for him, so
-        that a dead host costs one batch its budget and not each batch. Who gives none always asks.
+        With a `timeout_seconds`, a host that lately did not answer is not asked again, so that a dead host costs one
+        batch its budget and not each batch. Without, it always is.
 
         Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED`, `IMAGE_TOO_LARGE`
         or `BAD_IMAGE`) for what may not.
@@ -142,15 +142,15 @@ class ImageFetcher:
         slots = self._patient_slots if timeout_seconds is None else self._slots
         if timeout_seconds is not None and self._is_quiet(url):
             raise ContentUnavailable(url, "its host did not answer a moment ago")
-        asked = False
+        began = False
         try:
             async with asyncio.timeout(budget), slots:
-                asked = True
+                began = True
                 picture = await self._follow(url)
             self._quiet_until.pop(_host_of(url), None)
             return picture
         except TimeoutError:
-            if asked:
+            if began:
                 self._leave_alone(url)
             raise ContentUnavailable(url, f"no picture within {budget:g} s") from None
         except aiohttp.ClientConnectorError as error:

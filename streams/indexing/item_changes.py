@@ -1,4 +1,4 @@
-"""From records of `items` to what has to be done: decoding, and the last word on each item of a batch."""
+"""From records of `items` to changes of items: decoding, and the newest change of each item of a batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ItemChange:
     item: ItemPublished | None
     """None: deleted."""
     before: ItemChange | None = None
-    """What holds if this one turns out to be unusable."""
+    """The change that counts if this one turns out to be unusable."""
 
-    def first_price(self, held: ItemRow | None) -> float | None:
+    def first_price(self, row: ItemRow | None) -> float | None:
         """Price at first publish: that of the row if the item has lived since, else the first one of this life."""
-        price = held.first_price if held is not None else None
+        price = row.first_price if row is not None else None
         for change in self.history():
             if change.item is None:
                 price = None
@@ -69,10 +69,10 @@ def newest_changes(changes: Sequence[ItemChange]) -> list[ItemChange]:
 
 
 def is_newer(row: ItemRow, record: SourceRecord) -> bool:
-    """Whether the center already holds a later word than `record`.
+    """Whether a row comes from a newer record than `record`.
 
-    Offsets say so within a partition. Where a topic was deleted and created again they start over; its records are
-    younger than the row then, so both must agree.
+    Within a partition offsets decide. Where a topic was deleted and created again they start over; its records are
+    younger than the row then, so offset and time must agree.
     """
     return (
         row.source_partition == record.partition

@@ -70,7 +70,7 @@ async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collecti
     """Encode what a batch seems to need, into its `predictions`. Writes nothing, retries nothing.
 
     Items that are `unwritten` (earlier batches hold changes of them) are left out: their rows are about to change. What
-    fails is left to `index_batch`, which tells errors that may heal from errors of one record.
+    fails is left to `index_batch`, which retries or quarantines it.
     """
     newest = {
         change.item_id: (change, change.item)
@@ -97,7 +97,7 @@ async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collecti
 
 
 def is_complete(context: IndexContext, row: ItemRow, change: ItemChange, item: ItemPublished) -> bool:
-    """Whether the row's vector is the one that encoding `item` would give.
+    """Whether the row's vector is the one that encoding `item` gives.
 
     The price at first publish is part of what encoders may look at; it changes where an item was deleted and published
     again within one batch, or had no price before.

@@ -1,4 +1,4 @@
-"""Announcing what the center holds, because the last announcement may say otherwise."""
+"""Announcing what the center holds, because the last announcement may differ from it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Worker slots: who may be `index-0`.
+"""Worker slots: which process is `index-0`.
 
-Kafka lets a member that comes back under its old name go on at once, without a rebalance; but two living workers of
-one name push each other out for ever and neither commits anything. So a name is claimed by a lease before it is used.
+Kafka lets a member that comes back under its old name go on at once, without a rebalance; but two live workers of one
+name push each other out for ever and neither commits anything. So a name is claimed by a lease before it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streams.stores.histories.client import RedisConfig, redis_errors
 
 log = structlog.get_logger()
 
-# Taken again if it is absent: the server may have lost it, and then nobody else holds it either.
+# Set again if it is absent: the server may have lost it, and then no other worker holds it either.
 _RENEW = """
 local held = redis.call('GET', KEYS[1])
 if held == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end
@@ -31,7 +31,7 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class LeaseConfig(BaseModel):
-    """How a slot is held."""
+    """The lease of a slot."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -42,7 +42,7 @@ class LeaseConfig(BaseModel):
 
     @property
     def ttl_ms(self) -> int:
-        """The time to live as Redis wants it."""
+        """The time to live in milliseconds."""
         return int(self.ttl_seconds * 1000)
 
 
@@ -73,7 +73,7 @@ class Slot:
         self.instance_id = f"{role}-{name}"
 
     async def claim(self) -> None:
-        """Take the slot, waiting for the lease of a dead worker to run out.
+        """Claim the slot, waiting for the lease of a dead worker to run out.
 
         Raises `Misconfigured` if another worker is alive in it, `StoreUnavailable` if Redis is down.
         """
@@ -103,7 +103,7 @@ class Slot:
             await self._sleep(min(0.2, self._config.ttl_seconds / 10))
 
     async def keep(self) -> None:
-        """Renew the lease until cancelled. Redis being away is no reason to stop: nobody else can claim then either.
+        """Renew the lease until cancelled. Goes on while Redis is away: no other worker can claim the slot then.
 
         Raises `Fenced` when another worker holds the slot.
         """
@@ -115,9 +115,9 @@ class Slot:
                 log.warning("slot.not_renewed", slot=self.instance_id, error=str(error))
 
     async def assert_held(self) -> None:
-        """Look before a write. Costs nothing while the lease is fresh; else asks Redis, and goes on if it is away.
+        """Check the lease before a write. Free while it is fresh; else it is renewed, and passes if Redis is away.
 
-        Raises `Fenced` if another worker holds the slot: this process was stopped, and woke up too late.
+        Raises `Fenced` if another worker holds the slot: this process was stopped for too long.
         """
         if self._lost:
             raise self._fenced()
@@ -129,7 +129,7 @@ class Slot:
             log.warning("slot.not_renewed", slot=self.instance_id, error=str(error))
 
     async def release(self) -> None:
-        """Give the slot up, if it is still ours, so that the next worker need not wait."""
+        """Delete the lease if it is still this worker's, so that the next one need not wait."""
         with redis_errors(self._redis_config):
             await self._redis.eval(_RELEASE, 1, self._key, self._token)
         self._confirmed_at = None

@@ -65,59 +65,47 @@ async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncItera
         )
 
 
-@asynccontextmanager
-async def open_repairer(settings: Settings, encoder: Encoder, guard: Guard) -> AsyncIterator[Repairer]:
-    """What repairs the center; `guard` is called before each write."""
-    current = collection_name(settings.milvus.alias, encoder.version)
-    async with open_index_context(settings, encoder) as context:
-        yield Repairer(context, guard, _decoding(settings), partial(_is_version_of, settings, current))
-
-
-@asynccontextmanager
-async def open_verification(
-    settings: Settings,
-    center: CollectionInfo,
-    repairer: Repairer | None,
-    on_progress: OnProgress = lambda what, done, total: None,
-) -> AsyncIterator[CenterVerification]:
-    """A comparison of the topic with `center`."""
-    # reading rows needs no encoder
-    rows = MilvusItemIndex(settings.milvus, encoder_version=center.encoder_version or "reader", dim=center.dim)
-    try:
-        async with CenterVerification(
-            settings.kafka,
-            settings.topics,
-            partial(rows.fetch, pending=True),
-            MilvusRowScan(settings.milvus),
-            _decoding(settings),
-            is_current=partial(_is_version_of, settings, center.name),
-            repairer=repairer,
-            on_progress=on_progress,
-        ) as verification:
-            yield verification
-    finally:
-        await rows.close()
-
-
 async def verify_center(settings: Settings, *, repair: bool, on_progress: OnProgress) -> CenterReport:
-    """Compare the topic with the center behind the alias, and repair if asked to.
-
-    Raises `Misconfigured` if nothing was ever indexed.
-    """
+    """Compare the topic with the center behind the alias, and repair if asked to."""
     found = await read_center(settings.milvus)
+    encoder = await asyncio.to_thread(_load_encoder, settings) if repair else None
+    return await run_verification(settings, found, encoder, _always_allowed, on_progress)
+
+
+async def run_verification(
+    settings: Settings, found: CollectionInfo | None, encoder: Encoder | None, guard: Guard, on_progress: OnProgress
+) -> CenterReport:
+    """Compare the topic with the collection that was `found`; repair with an encoder, `guard` before each write.
+
+    Raises `Misconfigured` if nothing was ever indexed and there is no encoder to begin with.
+    """
     async with AsyncExitStack() as opened:
         repairer = None
-        if repair:
-            encoder = await asyncio.to_thread(_load_encoder, settings)
-            repairer = await opened.enter_async_context(open_repairer(settings, encoder, _always_allowed))
+        if encoder is not None:
+            current = collection_name(settings.milvus.alias, encoder.version)
+            context = await opened.enter_async_context(open_index_context(settings, encoder))
+            repairer = Repairer(context, guard, _decoding(settings), partial(_is_version_of, settings, current))
             found = found or await read_center(settings.milvus)
         if found is None:
             raise Misconfigured(
                 f"nothing was ever indexed behind Milvus alias {settings.milvus.alias!r} (MIM_MILVUS__ALIAS): run "
                 "'mimstream index', or 'mimstream center verify --repair'"
             )
-        verification = await opened.enter_async_context(open_verification(settings, found, repairer, on_progress))
-        return await verification.run()
+        # reading rows needs no encoder
+        rows = MilvusItemIndex(settings.milvus, encoder_version=found.encoder_version or "reader", dim=found.dim)
+        opened.push_async_callback(rows.close)
+        verification = CenterVerification(
+            settings.kafka,
+            settings.topics,
+            partial(rows.fetch, pending=True),
+            MilvusRowScan(settings.milvus),
+            _decoding(settings),
+            is_current=partial(_is_version_of, settings, found.name),
+            repairer=repairer,
+            on_progress=on_progress,
+        )
+        async with verification:
+            return await verification.run()
 
 
 async def _always_allowed() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import structlog
@@ -33,7 +33,7 @@ from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
 from streams.stores.vectors.collection import CollectionInfo, mark_filled, read_center
-from streams.wiring.center import open_index_context, open_repairer, open_verification
+from streams.wiring.center import open_index_context, run_verification
 
 log = structlog.get_logger()
 
@@ -83,7 +83,8 @@ async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, m
             instance_id=slot.instance_id,
             folder=folder,
             on_report=metrics.record,
-            on_ready=_ReadyLog(slot.instance_id, encoder.version),
+            # once: an application that replaces another one gets ready too
+            on_ready=cache(partial(log.info, "index.ready", slot=slot.instance_id, encoder=encoder.version)),
         )
         work = partial(run_app, make_app, flow, drain_seconds=config.drain_seconds, patience=context.patience)
         await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
@@ -142,27 +143,9 @@ async def _repair(
             else "the center is new or lost its data, and records of items were acknowledged before"
         ),
     )
-    async with (
-        open_repairer(settings, encoder, guard) as repairer,
-        open_verification(settings, found, repairer, _ProgressLog()) as verification,
-    ):
-        report = await verification.run()
+    report = await run_verification(settings, found, encoder, guard, _ProgressLog())
     log.info("index.verified", faults=report.faults, mended=report.mended, left=report.left)
     return not report.left
-
-
-class _ReadyLog:
-    """Logs `index.ready` once; an application that replaces another one is ready again."""
-
-    def __init__(self, slot: str, encoder_version: str) -> None:
-        self._slot = slot
-        self._encoder_version = encoder_version
-        self._is_logged = False
-
-    def __call__(self) -> None:
-        if not self._is_logged:
-            log.info("index.ready", slot=self._slot, encoder=self._encoder_version)
-        self._is_logged = True
 
 
 class _ProgressLog:

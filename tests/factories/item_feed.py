@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import random
 import time
@@ -15,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from PIL import Image
 
 from schemas.errors import BrokerUnavailable, StoreUnavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
@@ -25,16 +22,6 @@ from streams.broker.topics import TopicName
 from streams.settings import Settings
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import MilvusItemIndex
-
-
-def picture(colour: str = "red", size: int = 32) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (size, size), colour).save(out, "PNG")
-    return out.getvalue()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 @dataclass

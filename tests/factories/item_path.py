@@ -37,9 +37,9 @@ PRODUCED_MS = int(NOW.timestamp() * 1000)
 PICTURE_URL = "https://pictures.test/1.png"
 
 
-def picture(colour: str = "red") -> bytes:
+def picture(colour: str = "red", size: int = 16) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (16, 16), colour).save(out, "PNG")
+    Image.new("RGB", (size, size), colour).save(out, "PNG")
     return out.getvalue()
 
 

@@ -29,10 +29,8 @@ async def picture_site() -> AsyncIterator[PictureSite]:
     app.router.add_get("/{name}", site.answer)
     runner = web.AppRunner(app)
     await runner.setup()
-    server = web.TCPSite(runner, "127.0.0.1", 0)
-    await server.start()
-    port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    site.url = f"http://127.0.0.1:{port}/"
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    site.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
     try:
         yield site
     finally:

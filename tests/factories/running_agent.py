@@ -34,6 +34,11 @@ class Running:
             **more,
         )
 
+    @property
+    def unread(self) -> int:
+        """Events that the agent has not read yet."""
+        return int(self.agent._stream.channel.queue.qsize())
+
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
             while not done():

@@ -26,7 +26,8 @@ from streams.dead_letters.producer import KafkaDeadLetters
 from streams.dead_letters.requeue import Requeue
 from streams.settings import Settings
 from tests.factories.index_worker import start_index
-from tests.factories.item_feed import center, feeding, picture, read_all, until
+from tests.factories.item_feed import center, feeding, read_all, until
+from tests.factories.item_path import picture
 from tests.factories.picture_site import PictureSite
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

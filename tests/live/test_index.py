@@ -21,15 +21,14 @@ from tests.factories.item_feed import (
     Feed,
     announced,
     assert_ends_with_the_last_word,
-    b64,
     center,
     feeding,
     held,
     letters,
-    picture,
     streaming_items,
     until,
 )
+from tests.factories.item_path import b64, picture
 
 
 async def test_200_keys_at_once_end_with_the_last_word_of_each(settings: Settings, process: Start) -> None:

@@ -12,10 +12,10 @@ from tests.factories.item_feed import (
     center,
     feeding,
     held,
-    picture,
     read_all,
     until,
 )
+from tests.factories.item_path import picture
 from tests.factories.picture_site import PictureSite
 
 

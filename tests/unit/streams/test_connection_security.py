@@ -17,7 +17,7 @@ from redis.exceptions import WatchError
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.broker.clients import BrokerConfig
-from streams.indexing.app import _credentials
+from streams.indexing.app import faust_credentials
 from streams.settings import load_settings
 from streams.stores.histories.client import RedisConfig, make_redis, redis_errors
 from streams.stores.vectors.collection import read_center
@@ -45,12 +45,12 @@ def test_kafka_is_told_of_login_authority_and_certificate_in_all_its_clients() -
     assert options["sasl_plain_password"] == SECRET
     assert [one["subject"] for one in context.get_ca_certs()] == [((("commonName", "for tests only"),),)]
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
-    login = _credentials(config)
+    login = faust_credentials(config)
     assert isinstance(login, faust.SASLCredentials)
     assert (login.username, login.password, login.mechanism.value) == ("mim", SECRET, "SCRAM-SHA-512")
     assert login.ssl_context is not None
-    assert isinstance(_credentials(config.model_copy(update={"security_protocol": "SSL"})), faust.SSLCredentials)
-    assert _credentials(BrokerConfig()) is None
+    assert isinstance(faust_credentials(config.model_copy(update={"security_protocol": "SSL"})), faust.SSLCredentials)
+    assert faust_credentials(BrokerConfig()) is None
     assert SECRET not in repr(config)
 
 

@@ -93,18 +93,18 @@ def test_the_newest_record_of_each_key_is_found_as_a_dictionary_would(settle_oft
         if settle_often and offset % 700 == 0:
             offsets.settle()
     offsets.settle()
-    assert offsets.alive() == sum(not deleted for _, deleted in newest.values())
+    assert offsets.count_live() == sum(not deleted for _, deleted in newest.values())
     for key, (offset, _) in newest.items():
         assert offsets.is_newest(key, offset)
         assert not offsets.is_newest(key, offset - 1)
-        assert offsets.knows(key)
-    assert not offsets.knows(b"never")
+        assert offsets.has_key(key)
+    assert not offsets.has_key(b"never")
 
 
 def test_nothing_is_known_of_an_empty_partition() -> None:
     offsets = KeyedOffsets()
     offsets.settle()
-    assert (offsets.alive(), offsets.knows(b"a"), offsets.is_newest(b"a", 0)) == (0, False, False)
+    assert (offsets.count_live(), offsets.has_key(b"a"), offsets.is_newest(b"a", 0)) == (0, False, False)
 
 
 @pytest.mark.parametrize(

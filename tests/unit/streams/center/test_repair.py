@@ -1,6 +1,6 @@
-"""Mending beside a live worker: whatever it writes at the worst moment is what holds in the end.
+"""Repair beside a live worker: whatever it writes at the worst moment is what holds in the end.
 
-The guard is asked between reading a row and writing it, so that is where these tests let the worker write.
+The guard is called between reading a row and writing it, so that is where these tests let the worker write.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FakeTail(LogTail):
 
 @dataclass
 class Beside:
-    """A mender, its log, and a worker that strikes before its first writes."""
+    """A repairer, its log, and a worker that strikes before its first writes."""
 
     path: ItemPath = field(default_factory=ItemPath)
     tail: FakeTail = field(default_factory=FakeTail)
