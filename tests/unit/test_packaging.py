@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -69,3 +70,20 @@ def test_lower_packages_know_no_network_no_environment_and_no_clock(name: str) -
 def test_environment_is_read_in_one_place_only() -> None:
     readers = {p.name for p in (ROOT / "streams").rglob("*.py") if "os.environ" in p.read_text()}
     assert readers <= {"settings.py"}
+
+
+def test_linters_are_pinned_in_one_file_only() -> None:
+    pinned = re.findall(r"^([a-z-]+)==", (ROOT / ".ci" / "checks.txt").read_text(), re.M)
+    assert {"ruff", "import-linter"} <= set(pinned)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [line for extra in project["optional-dependencies"].values() for line in extra]
+    others = [(ROOT / name).read_text() for name in (".ci/run", "Makefile", ".pre-commit-config.yaml")]
+    for name in pinned:
+        assert not re.search(rf"\b{name} *[=<>~]=", "\n".join([*project["dependencies"], *declared, *others])), name
+
+
+def test_hooks_run_the_pinned_linters_and_fetch_nothing() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"repo: (.+)", hooks) == ["local"]
+    assert set(re.findall(r"language: (.+)", hooks)) == {"system"}
+    assert all(entry.startswith(".venv-checks/bin/") for entry in re.findall(r"entry: (.+)", hooks))
