@@ -172,6 +172,18 @@ def child_environment(values: dict[str, Any]) -> dict[str, str]:
     return {**os.environ, **environment_of(values)}
 
 
+def child_settings(settings: Settings, values: dict[str, dict[str, Any]]) -> Settings:
+    """`settings` with `values` on top: what a child with `child_environment(values)` reads."""
+    parts = {name: getattr(settings, name) for name in values}
+    update = {name: type(part).model_validate(part.model_dump() | values[name]) for name, part in parts.items()}
+    return settings.model_copy(update=update)
+
+
+def child_arguments(config_file: Path | None) -> list[str]:
+    """Arguments that hand the configuration file on to a child."""
+    return [] if config_file is None else [f"--config={config_file}"]
+
+
 def _user_folders() -> dict[str, Any]:
     """Defaults that follow the user's own choice of folders (XDG base directories)."""
     data, cache = os.environ.get("XDG_DATA_HOME"), os.environ.get("XDG_CACHE_HOME")

@@ -19,7 +19,7 @@ from streams.bench.machine import cores
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
-from streams.settings import Settings, child_environment
+from streams.settings import Settings, child_arguments, child_environment, child_settings
 from streams.stack.run import RunningStack, running_stack
 
 _STUCK_SECONDS = 120.0
@@ -79,18 +79,13 @@ class EncodeBench:
             "topics": {"prefix": f"{name}."},
             "index": {"batch_max_items": batch},
         }
-        own = {
-            part: type(getattr(self._settings, part)).model_validate(getattr(self._settings, part).model_dump() | given)
-            for part, given in values.items()
-        }
-        settings = self._settings.model_copy(update=own)
+        settings = child_settings(self._settings, values)
         create_topics(settings.kafka, settings.topics)
         threads = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
-        config = ["--config", str(self._config_file)] if self._config_file is not None else []
         children: list[Child] = []
         try:
             for slot in range(workers):
-                arguments = [*config, "index", "--slot", str(slot)]
+                arguments = [*child_arguments(self._config_file), "index", "--slot", str(slot)]
                 children.append(
                     Child(arguments, self._folder / f"{name}-{slot}.log", child_environment(values) | threads)
                 )
@@ -128,7 +123,7 @@ class EncodeBench:
 
 
 def written(log: str) -> list[Batch]:
-    """The batches that a worker's log tells of; the line comes when rows are in Milvus and announced on Kafka."""
+    """The batches in a worker's log; a line is written when the rows are in Milvus and announced on Kafka."""
     found = []
     for line in log.splitlines():
         if '"items.indexed"' in line:
@@ -159,7 +154,7 @@ def steady_rate(workers: Sequence[Sequence[Batch]], start_batches: int, ahead: i
 
 
 def peak_memory_bytes(pid: int) -> int:
-    """High-water mark of a process's resident set; 0 where the system does not tell."""
+    """High-water mark of a process's resident set; 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -86,7 +86,7 @@ Seconds = dict[tuple[int, str], list[float]]
 async def _measure(routes: Mapping[str, str], bodies: Sequence[bytes], requests: int, bar: ProgressBar) -> Seconds:
     seconds: Seconds = {}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await ask(session, routes["system"], bodies, 1)  # every vector and history has been asked for once
+        await ask(session, routes["system"], bodies, 1)  # every vector and history is read once
         for _ in range(ROUNDS):
             for clients in CLIENTS:
                 for name, url in routes.items():

@@ -71,5 +71,5 @@ async def serve(plan: dict[str, Any], answer: bytes) -> None:
 
 if __name__ == "__main__":
     configure_logging()
-    told = json.loads(Path(sys.argv[2]).read_text())
-    asyncio.run(serve(told, Path(told["answer"]).read_bytes()))
+    plan = json.loads(Path(sys.argv[2]).read_text())
+    asyncio.run(serve(plan, Path(plan["answer"]).read_bytes()))

@@ -18,7 +18,7 @@ from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
-from streams.settings import Settings, child_environment
+from streams.settings import Settings, child_arguments, child_environment, child_settings
 from streams.stack.run import running_stack
 from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
@@ -46,18 +46,11 @@ class ScoreSystem:
             values: dict[str, dict[str, Any]] = {part: dict(given) for part, given in stack.endpoints.items()}
             values["models"] = {"folder": str(self._folder / "models")}
             values["serve"] = {"port": 0, "host": "127.0.0.1"}
-            own = {
-                part: type(getattr(self._settings, part)).model_validate(
-                    getattr(self._settings, part).model_dump() | given
-                )
-                for part, given in values.items()
-            }
-            settings = self._settings.model_copy(update=own)
+            settings = child_settings(self._settings, values)
             create_topics(settings.kafka, settings.topics)
             asyncio.run(self._fill(settings))
             environment = child_environment(values)
-            config = ["--config", str(self._config_file)] if self._config_file is not None else []
-            serving = self._start(opening, [*config, "serve"], environment, "streams")
+            serving = self._start(opening, [*child_arguments(self._config_file), "serve"], environment, "streams")
             self.routes["system"] = f"{serving}/v1/score"
             plan = self._folder / "plan.json"
             answer = self._folder / "answer.json"
@@ -72,7 +65,7 @@ class ScoreSystem:
         self._open.close()
 
     def _start(self, opening: ExitStack, arguments: Sequence[str], environment: dict[str, str], module: str) -> str:
-        """Start a server and wait until it answers; where it does."""
+        """Start a server and wait until it answers; returns its address."""
         child = Child(arguments, self._folder / f"{module}.log", environment, module=module)
         opening.callback(child.stop)
         asyncio.run(child.ready())

@@ -25,7 +25,7 @@ _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class World:
-    """Drawn once from a seed: whoever draws with the same numbers gets the same world."""
+    """Drawn from a seed: the same numbers give the same world."""
 
     item_ids: list[str]
     vectors_IV: NDArray[np.float32]

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Run, report, and answer whether everything adds up."""
+    """Run and report; exit status 1 if something does not add up."""
     from streams.demo.report import print_report, write_html
     from streams.demo.run import DemoOptions, run_demo  # the demo's parts are not needed to print a help text
 
@@ -74,13 +74,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             stack.callback(lambda: print(f"data and logs are kept in {folder}", file=sys.stderr))
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-demo-")))
-        outcome = run_demo(demo, settings, folder, console)
-        write_html(outcome, data, options.report)
+        result = run_demo(demo, settings, folder, console)
+        write_html(result, data, options.report)
     if options.json:
-        print(json.dumps(outcome.to_json(str(options.report.resolve()))))
+        print(json.dumps(result.to_json(str(options.report.resolve()))))
     else:
-        print_report(outcome, options.report.resolve(), Console())
-    broken = outcome.broken_promises()
+        print_report(result, options.report.resolve(), Console())
+    broken = result.broken_promises()
     for one in broken:
         print(f"mimstream demo: does not add up: {one}", file=sys.stderr)
     return 1 if broken else 0

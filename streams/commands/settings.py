@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def as_markdown(rows: list[dict[str, str]]) -> str:
-    """The table that `deploy/settings.md` holds."""
+    """The table of `deploy/settings.md`."""
     lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for row in rows:
         cells = [row["variable"], f"`{row['default']}`" if row["default"] else "", row["meaning"]]

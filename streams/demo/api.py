@@ -1,4 +1,4 @@
-"""A client of `mimstream serve` that knows what the demo asks."""
+"""A client of `mimstream serve`, for the requests of the demo."""
 
 from __future__ import annotations
 

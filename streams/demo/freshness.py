@@ -1,4 +1,4 @@
-"""How long after an item was published can it be found?"""
+"""Time from the publish of an item until a search finds it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class FreshnessReport:
 class FreshnessProbe:
     """Follows a few items at a time from publish to searchable.
 
-    An item is looked up by its id again and again, which costs next to nothing; once it is there, its neighbours are
-    asked for until it is among them. A search is dear in the embedded store, and a probe that searched all the time
-    would slow down what it measures.
+    An item is polled by its id, which costs next to nothing; once it is there, its neighbours are searched until it is
+    among them. A search is expensive in the embedded store: searching all the time would slow down what is measured.
     """
 
     def __init__(

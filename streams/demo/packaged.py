@@ -20,6 +20,6 @@ def packaged_folder() -> Path:
 
 
 def open_packaged() -> DataSet:
-    """The packaged stream as a data set; its pictures are drawn when they are asked for."""
+    """The packaged stream as a data set; its pictures are drawn on demand."""
     data = open_data_set(packaged_folder(), attributes=("genres", "release_year"), pictures=TitleCards())
     return replace(data, name="movietweetings-100k")

@@ -42,17 +42,17 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def write_html(outcome: DemoResult, data: DataSet, path: Path) -> None:
+def write_html(result: DemoResult, data: DataSet, path: Path) -> None:
     """Write the report. Raises `Misconfigured` if the file cannot be written."""
     try:
-        path.write_text(render_html(outcome, data), encoding="utf-8")
+        path.write_text(render_html(result, data), encoding="utf-8")
     except OSError as error:
         raise Misconfigured(f"the report cannot be written to {path} (--report): {error.strerror}") from None
 
 
-def render_html(outcome: DemoResult, data: DataSet) -> str:
+def render_html(result: DemoResult, data: DataSet) -> str:
     """Render the whole report as one page that loads nothing from elsewhere."""
-    promises = outcome.broken_promises()
+    promises = result.broken_promises()
     verdict = (
         '<p class="good">Everything adds up.</p>'
         if not promises
@@ -61,26 +61,26 @@ def render_html(outcome: DemoResult, data: DataSet) -> str:
         + "</ul>"
     )
     body = [
-        f"<h1>{html.escape(outcome.data)}, from stream to scores</h1>",
-        f"<p>{html.escape(summary(outcome))}</p>",
+        f"<h1>{html.escape(result.data)}, from stream to scores</h1>",
+        f"<p>{html.escape(summary(result))}</p>",
         verdict,
         "<h2>Where everything went</h2>",
-        _table(("", "count"), [(name, f"{count:,}") for name, count in accounts(outcome)]),
+        _table(("", "count"), [(name, f"{count:,}") for name, count in accounts(result)]),
         "<h2>From publish to searchable</h2>",
-        f"<p>{html.escape(freshness_words(outcome))}</p>",
-        _freshness_plot(outcome),
+        f"<p>{html.escape(freshness_words(result))}</p>",
+        _freshness_plot(result),
         "<h2>Scored first, then learned</h2>",
         f"<p>{html.escape(PREQUENTIAL_WORDS)}</p>",
-        _table(("", *METRIC_HEADS), metric_rows(outcome)),
-        _table(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(outcome)),
-        _prequential_plot(outcome),
+        _table(("", *METRIC_HEADS), metric_rows(result)),
+        _table(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(result)),
+        _prequential_plot(result),
         "<h2>New items and what the center holds nearest to them</h2>",
-        _neighbours(outcome, data),
+        _neighbours(result, data),
         "<h2>Broken events and why they were refused</h2>",
-        f"<p>{outcome.letters.expected:,} events were broken on purpose.</p>",
-        _table(("topic and reason", "dead letters"), [(k, f"{n:,}") for k, n in outcome.letters.by_reason.items()]),
+        f"<p>{result.letters.expected:,} events were broken on purpose.</p>",
+        _table(("topic and reason", "dead letters"), [(k, f"{n:,}") for k, n in result.letters.by_reason.items()]),
         "<h2>What to know when reading this</h2>",
-        "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in statements(outcome)) + "</ul>",
+        "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in statements(result)) + "</ul>",
     ]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>mimstream demo</title>"
@@ -88,29 +88,29 @@ def render_html(outcome: DemoResult, data: DataSet) -> str:
     )
 
 
-def print_report(outcome: DemoResult, path: Path, console: Console) -> None:
+def print_report(result: DemoResult, path: Path, console: Console) -> None:
     """Print the same on the terminal."""
-    console.print(f"[bold]{outcome.data}[/bold]: {summary(outcome)}")
+    console.print(f"[bold]{result.data}[/bold]: {summary(result)}")
     counts = Table("", "count")
-    for name, count in accounts(outcome):
+    for name, count in accounts(result):
         counts.add_row(name, f"{count:,}")
     console.print(counts)
-    console.print(freshness_words(outcome))
+    console.print(freshness_words(result))
     metrics = Table("", *METRIC_HEADS)
-    for row in metric_rows(outcome):
+    for row in metric_rows(result):
         metrics.add_row(*row)
     console.print(metrics)
     gains = Table("GAUC gained", "over", "difference", "95 % interval")
-    for row in interval_rows(outcome):
+    for row in interval_rows(result):
         gains.add_row(*row)
     console.print(gains)
     letters = Table("topic and reason", "dead letters")
-    for kind, number in outcome.letters.by_reason.items():
+    for kind, number in result.letters.by_reason.items():
         letters.add_row(kind, f"{number:,}")
     console.print(letters)
-    for one in statements(outcome):
+    for one in statements(result):
         console.print(f"- {one}")
-    for one in outcome.broken_promises():
+    for one in result.broken_promises():
         console.print(f"[bold red]does not add up:[/bold red] {one}")
     console.print(f"report: {path}")
 
@@ -122,50 +122,50 @@ PREQUENTIAL_WORDS = (
 METRIC_HEADS = ("bucket", "GAUC", "AUC", "log-loss", "impressions", "users")
 
 
-def summary(outcome: DemoResult) -> str:
+def summary(result: DemoResult) -> str:
     """One sentence about the run."""
-    load = outcome.load
+    load = result.load
     return (
-        f"{outcome.items_published:,} items and {outcome.behaviours_sent:,} behaviours in "
-        f"{outcome.wall_seconds:.0f} s; {outcome.items_per_second:.0f} items per second were encoded meanwhile; "
-        f"{outcome.releases} releases, {len(load.weights)} of them seen in {load.requests:,} answers at "
+        f"{result.items_published:,} items and {result.behaviours_sent:,} behaviours in "
+        f"{result.wall_seconds:.0f} s; {result.items_per_second:.0f} items per second were encoded meanwhile; "
+        f"{result.releases} releases, {len(load.weights)} of them seen in {load.requests:,} answers at "
         f"{load.per_second:.0f} requests per second, {len(load.failures)} failed."
     )
 
 
-def accounts(outcome: DemoResult) -> list[tuple[str, int]]:
+def accounts(result: DemoResult) -> list[tuple[str, int]]:
     """What came in and where it went."""
     return [
-        ("items published", outcome.items_published),
-        ("items encoded", outcome.items_encoded),
-        ("items that a search finds", outcome.items_searchable),
-        ("items dead-lettered", outcome.letters.items),
-        ("behaviours sent", outcome.behaviours_sent),
-        ("behaviours stored for serving", outcome.behaviours_stored),
-        ("behaviours trained", outcome.accounts["trained"]),
-        ("behaviours late", outcome.accounts["late"]),
-        ("behaviours duplicate", outcome.accounts["duplicate"]),
-        ("behaviours dead-lettered", outcome.letters.behaviours),
-        ("behaviours pending (last, unfinished batch)", outcome.accounts["pending"]),
+        ("items published", result.items_published),
+        ("items encoded", result.items_encoded),
+        ("items that a search finds", result.items_searchable),
+        ("items dead-lettered", result.letters.items),
+        ("behaviours sent", result.behaviours_sent),
+        ("behaviours stored for serving", result.behaviours_stored),
+        ("behaviours trained", result.accounts["trained"]),
+        ("behaviours late", result.accounts["late"]),
+        ("behaviours duplicate", result.accounts["duplicate"]),
+        ("behaviours dead-lettered", result.letters.behaviours),
+        ("behaviours pending (last, unfinished batch)", result.accounts["pending"]),
     ]
 
 
-def freshness_words(outcome: DemoResult) -> str:
+def freshness_words(result: DemoResult) -> str:
     """Publish to searchable, with what stands behind the figure."""
-    found = outcome.freshness_ms()
+    found = result.freshness_ms()
     if found["p50"] is None:
         return "No item was probed."
     return (
         f"p50 {found['p50']:.0f} ms, p95 {found['p95']:.0f} ms, p99 {found['p99']:.0f} ms over "
-        f"{len(outcome.freshness.found_at):,} probed items, from the broker's acknowledgement until a search finds the "
-        f"item (looked at every {outcome.freshness.resolution_ms:.0f} ms). {outcome.backend}. The replay runs as fast "
+        f"{len(result.freshness.found_at):,} probed items, from the broker's acknowledgement until a search finds the "
+        f"item (looked at every {result.freshness.resolution_ms:.0f} ms). {result.backend}. The replay runs as fast "
         "as the index worker keeps up, so most of this is waiting in the queue that the replay keeps full."
     )
 
 
-def metric_rows(outcome: DemoResult) -> list[tuple[str, ...]]:
+def metric_rows(result: DemoResult) -> list[tuple[str, ...]]:
     """Model, bucket, figures; a dash where a bucket is too small to say anything."""
-    report = outcome.prequential()
+    report = result.prequential()
     rows: list[tuple[str, ...]] = []
     for bucket in BUCKETS:
         for variant in VARIANTS:
@@ -183,10 +183,10 @@ def metric_rows(outcome: DemoResult) -> list[tuple[str, ...]]:
     return rows
 
 
-def interval_rows(outcome: DemoResult) -> list[tuple[str, str, str, str]]:
+def interval_rows(result: DemoResult) -> list[tuple[str, str, str, str]]:
     """Paired differences; says so where the interval holds 0."""
     rows = []
-    for pair, by_bucket in outcome.intervals().items():
+    for pair, by_bucket in result.intervals().items():
         _, theirs = pair.split("-")
         for bucket, found in by_bucket.items():
             if found is not None:
@@ -196,20 +196,20 @@ def interval_rows(outcome: DemoResult) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def statements(outcome: DemoResult) -> list[str]:
+def statements(result: DemoResult) -> list[str]:
     """What a reader must know about where the figures come from."""
     said = [
-        f"Data: {outcome.data}, {outcome.takes:,} takes, seed {outcome.seed}.",
-        f"Exposures that led to nothing: {outcome.exposures}.",
-        f"Pictures: {outcome.pictures}",
-        f"Encoder {outcome.encoder_version}; {outcome.backend}.",
-        f"{outcome.sample_items} vectors of the center were compared with a fresh encode of the same items: smallest "
-        f"cosine {outcome.sample_cosine:.6f}.",
-        f"Training rows (ids, labels, negatives, order): {outcome.rows_sha256[:16]}. Same data and seed, same rows.",
+        f"Data: {result.data}, {result.takes:,} takes, seed {result.seed}.",
+        f"Exposures that led to nothing: {result.exposures}.",
+        f"Pictures: {result.pictures}",
+        f"Encoder {result.encoder_version}; {result.backend}.",
+        f"{result.sample_items} vectors of the center were compared with a fresh encode of the same items: smallest "
+        f"cosine {result.sample_cosine:.6f}.",
+        f"Training rows (ids, labels, negatives, order): {result.rows_sha256[:16]}. Same data and seed, same rows.",
         "An impression that defines its item's publish time is in no age bucket; items of the first 24 hours are the "
         "catalogue; items that the user had taken before are in a bucket of their own only.",
     ]
-    small = [_NAMES[bucket] for bucket, found in outcome.prequential()["ciubm"].items() if found is None]
+    small = [_NAMES[bucket] for bucket, found in result.prequential()["ciubm"].items() if found is None]
     if small:
         said.append(
             "Too small to say anything (under 500 impressions or 100 users with both labels): " + "; ".join(small) + "."
@@ -224,10 +224,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "<table>" + line("th", heads) + "".join(line("td", row) for row in rows) + "</table>"
 
 
-def _neighbours(outcome: DemoResult, data: DataSet) -> str:
+def _neighbours(result: DemoResult, data: DataSet) -> str:
     position = {item_id: place for place, item_id in enumerate(data.item_ids)}
     parts = []
-    for shown in outcome.neighbours:
+    for shown in result.neighbours:
         known = [(shown.item_id, "new")] + [(item_id, f"{cosine:.3f}") for item_id, cosine in shown.near]
         known = [(item_id, note) for item_id, note in known if item_id in position]
         records = [data.records(position[item_id], position[item_id] + 1)[0] for item_id, _ in known]
@@ -251,11 +251,11 @@ def _figure(picture: bytes | None, title: str, note: str) -> str:
     return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
 
 
-def _freshness_plot(outcome: DemoResult) -> str:
-    if len(outcome.freshness.found_at) < 2:
+def _freshness_plot(result: DemoResult) -> str:
+    if len(result.freshness.found_at) < 2:
         return ""
     figure, axes = _axes()
-    seconds, milliseconds = zip(*sorted(outcome.freshness.found_at), strict=True)
+    seconds, milliseconds = zip(*sorted(result.freshness.found_at), strict=True)
     axes.scatter(seconds, milliseconds, s=9, color=_COLOURS["ciubm"], linewidths=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds since the first probe")
@@ -263,8 +263,8 @@ def _freshness_plot(outcome: DemoResult) -> str:
     return _svg(figure)
 
 
-def _prequential_plot(outcome: DemoResult) -> str:
-    points = outcome.gauc_over_time()
+def _prequential_plot(result: DemoResult) -> str:
+    points = result.gauc_over_time()
     if not points:
         return "<p>Too few impressions for a curve.</p>"
     figure, axes = _axes()

@@ -31,7 +31,7 @@ from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
 from streams.replay.sender import Replay, Sent
 from streams.replay.timeline import Outgoing, Timeline
 from streams.runtime.child import Child, watch
-from streams.settings import Settings, child_environment
+from streams.settings import Settings, child_arguments, child_environment, child_settings
 from streams.stack.run import RunningStack, running_stack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
@@ -53,7 +53,7 @@ FRESHNESS_PROBES_AT_ONCE = 2
 FRESHNESS_EVERY_SECONDS = 0.05
 FRESHNESS_SPACING_SECONDS = 0.5
 QUIET_SECONDS = 8.0
-"""The trainer is done when it has received everything and its accounts have not moved for this long."""
+"""The trainer is done when it has received everything and its counts have not changed for this long."""
 STUCK_SECONDS = 180.0
 """How long draining may go on without any progress."""
 SHOWN_ITEMS = 8
@@ -61,7 +61,7 @@ SHOWN_ITEMS = 8
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What a run is asked for."""
+    """What to run."""
 
     data: DataSet
     behaviours: Behaviours
@@ -83,11 +83,11 @@ def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Co
     console.print("starting Kafka, Valkey and Milvus Lite")
     with running_stack(folder / "stack", settings.stack, console=console) as stack:
         values = _values(stack, folder, _free_port(), _release_every(options.behaviours))
-        own = _settings_with(settings, values)
+        own = child_settings(settings, values)
         create_topics(own.kafka, own.topics)
         console.print("starting index, record, train and serve")
-        outcome = asyncio.run(_Run(options, own, values, folder, console).run())
-    return replace(outcome, wall_seconds=time.monotonic() - started)
+        result = asyncio.run(_Run(options, own, values, folder, console).run())
+    return replace(result, wall_seconds=time.monotonic() - started)
 
 
 def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: int) -> dict[str, dict[str, Any]]:
@@ -106,15 +106,6 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
 def _release_every(behaviours: Behaviours) -> int:
     """Rows between releases: about eight releases in a run, none so small that it learned nothing."""
     return max(2_000, int((~behaviours.is_take).sum()) // 8)
-
-
-def _settings_with(settings: Settings, values: dict[str, dict[str, Any]]) -> Settings:
-    """What the children will read: the demo's own addresses win over file and environment."""
-    parts = {}
-    for name, part in values.items():
-        component = getattr(settings, name)
-        parts[name] = type(component).model_validate(component.model_dump() | part)
-    return settings.model_copy(update=parts)
 
 
 class _Run:
@@ -155,17 +146,16 @@ class _Run:
                 self._start(role)
             for child in self._children.values():
                 await child.ready()
-            self._start(ROLES[-1])  # it asks the center which encoder it serves, and the index worker has made it now
+            self._start(ROLES[-1])  # reads the encoder version from the center, which exists by now
             await self._children[ROLES[-1]].ready()
             api = await stack.enter_async_context(ServeApi(f"http://127.0.0.1:{self._settings.serve.port}"))
             return await self._unless_a_child_dies(self._stream(timeline, api))
 
     def _start(self, role: str) -> None:
-        config = ["--config", str(self._options.config_file)] if self._options.config_file is not None else []
         # threads of two processes that spin for the same core halve each other: only the encoder gets more than one
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1) if role == "index" else 1)}
         self._children[role] = Child(
-            [*config, role],
+            [*child_arguments(self._options.config_file), role],
             self._folder / f"{role}.log",
             child_environment(self._values) | threads,
         )
@@ -258,47 +248,47 @@ class _Run:
                     self._indexing = (started, time.monotonic())
                 progress.items_indexed = consumed["items"]["index"]
                 progress.behaviours_recorded = consumed["behaviours"]["record"]
-            standing = self._standing()
-            progress.behaviours_trained = standing["accounts"]["trained"]
-            progress.releases = standing["releases"]
+            report = self._trainer_report()
+            progress.behaviours_trained = report["accounts"]["trained"]
+            progress.releases = report["releases"]
             await asyncio.sleep(0.5)
 
     async def _drained(self, sent: Sent) -> dict[str, Any]:
-        """Wait until every process has read everything; the trainer's standing then."""
+        """Wait until every process has read everything; returns the trainer's report then."""
         progress = self._progress
         last: Any = None
         moved_at = time.monotonic()
         while True:
-            standing = self._standing()
-            seen = (standing["accounts"], standing["waiting_for"], progress.items_indexed, progress.behaviours_recorded)
+            report = self._trainer_report()
+            seen = (report["accounts"], report["waiting_for"], progress.items_indexed, progress.behaviours_recorded)
             now = time.monotonic()
             if seen != last:
                 last, moved_at = seen, now
             read = progress.items_indexed >= sent.items and progress.behaviours_recorded >= sent.behaviours
-            trained = standing["accounts"]["received"] >= sent.behaviours and not standing["waiting_for"]
+            trained = report["accounts"]["received"] >= sent.behaviours and not report["waiting_for"]
             if read and trained and now - moved_at > QUIET_SECONDS:
-                return standing
+                return report
             if now - moved_at > STUCK_SECONDS:
                 role = "train" if read else "index" if progress.items_indexed < sent.items else "record"
                 raise Unavailable(
                     f"`mimstream {role}`",
                     f"nothing has moved for {STUCK_SECONDS:.0f} s; sent {sent.items} items and {sent.behaviours} "
                     f"behaviours, indexed {progress.items_indexed}, recorded {progress.behaviours_recorded}, trainer "
-                    f"{standing['accounts']}\n{self._children[role].tail()}",
+                    f"{report['accounts']}\n{self._children[role].tail()}",
                 )
             await asyncio.sleep(0.5)
 
-    def _standing(self) -> dict[str, Any]:
-        """The trainer's own account of itself."""
+    def _trainer_report(self) -> dict[str, Any]:
+        """The trainer's newest report."""
         path = self._folder / "train" / ACCOUNTS_FILE
         if not path.exists():
             zero = dict.fromkeys(("received", "trained", "late", "duplicate", "dead_lettered", "pending"), 0)
             return {"accounts": zero, "waiting_for": 0, "releases": 0, "rows_sha256": ""}
-        standing: dict[str, Any] = json.loads(path.read_text())
-        return standing
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
 
     async def _count(
-        self, api: ServeApi, sent: Sent, probe: FreshnessProbe, load: LoadReport, standing: dict[str, Any]
+        self, api: ServeApi, sent: Sent, probe: FreshnessProbe, load: LoadReport, report: dict[str, Any]
     ) -> DemoResult:
         from encoders.loading import load_encoder  # torch is not needed before
 
@@ -327,15 +317,15 @@ class _Run:
             items_searchable=len(found),
             behaviours_sent=sent.behaviours,
             behaviours_stored=stored,
-            accounts=standing["accounts"],
+            accounts=report["accounts"],
             letters=letters,
             freshness=probe.report,
             indexing_seconds=last - first,
-            releases=standing["releases"],
+            releases=report["releases"],
             load=load,
             sample_items=len(sample),
             sample_cosine=cosine,
-            rows_sha256=standing["rows_sha256"],
+            rows_sha256=report["rows_sha256"],
             encoder_version=encoder.version,
             consistency_level=settings.milvus.consistency_level,
             wall_seconds=0.0,

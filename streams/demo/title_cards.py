@@ -1,4 +1,4 @@
-"""Title cards: pictures drawn from title, genres and year, for films whose posters nobody may ship."""
+"""Title cards: pictures drawn from title, genres and year, for films whose posters may not be distributed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Prometheus: knows every report class; no role imports it."""
+"""Prometheus: imports every report class; no role imports it."""

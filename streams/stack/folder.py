@@ -1,4 +1,4 @@
-"""One stack's folder: its ports, who owns it now, what runs, and the logs. One owner at a time, by a file lock."""
+"""One stack's folder: its ports, its owner, what runs, and the logs. One owner at a time, by a file lock."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def _free_ports() -> Ports:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # what a killed part leaves in TIME_WAIT does not count; what still listens does
+        # a socket in TIME_WAIT, left by a killed part, does not count; one that still listens does
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -250,7 +250,7 @@ def _is_free(port: int) -> bool:
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    """Replace in one step: a reader sees the old or the new, never half."""
+    """Replace atomically: a reader sees the old or the new file."""
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(values, indent=2))
     os.replace(temporary, file)

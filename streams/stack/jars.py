@@ -1,4 +1,4 @@
-"""Kafka's jars: fetched once by a pinned list, and never used unless every byte is as pinned."""
+"""Kafka's jars: fetched once by a pinned list, and used only if every byte is as pinned."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def kafka_class_path(config: StackConfig, console: Console | None = None, pins: 
     if config.kafka_jars is not None:
         return _class_path(_own_jars(config.kafka_jars))
     pins = pins or read_lock()
-    # the name holds the pins' digest: another version of this package never meets the wrong jars
+    # the name holds the pins' digest: another version of this package never finds the wrong jars
     digest = hashlib.sha256("".join(sorted(pin.sha256 for pin in pins)).encode()).hexdigest()[:16]
     folder = config.cache_folder / f"kafka-jars-{digest}"
     try:

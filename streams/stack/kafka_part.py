@@ -45,7 +45,7 @@ class KafkaPart:
         formatted = self.folder / "formatted"
         if formatted.exists():
             return
-        # no broker ever ran here without the mark, so whatever a killed formatting left is nobody's data
+        # without the mark no broker ever ran here, so what a killed formatting left is no data
         shutil.rmtree(self.folder / "logs", ignore_errors=True)
         command = ["kafka.tools.StorageTool", "format", "-t", _random_cluster_id(), "-c", str(self._properties)]
         with log_file.open("ab") as output:
@@ -97,7 +97,7 @@ class KafkaPart:
                 raise NotReady(f"Kafka at {HOST}:{self.port}: {type(error).__name__}: {error}") from error
 
     def stopped(self, status: int) -> None:
-        """Nothing to note: Kafka finds out by itself."""
+        """Nothing to do: Kafka detects an unclean stop by itself."""
 
     def properties(self) -> dict[str, str]:
         """The broker's configuration."""
@@ -142,7 +142,7 @@ class KafkaPart:
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
-            # at INFO everywhere a start writes 1,600 lines; these tell what matters: start, stop, topics, lost sessions
+            # at INFO everywhere a start writes 1,600 lines; these loggers cover start, stop, topics and lost sessions
             "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
             "-Dorg.slf4j.simpleLogger.log.kafka=info",
             "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.controller.ReplicationControlManager=info",
@@ -168,7 +168,7 @@ def _ensure_probe_topic(options: dict[str, object]) -> None:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    """A broker that is not there yet is no news while we wait for it; the client would log every attempt."""
+    """Silence the client, which would log every attempt while we wait for the broker."""
     logger = logging.getLogger("kafka")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -60,7 +60,7 @@ class MilvusPart:
         ]
 
     def probe(self, timeout_seconds: float) -> None:
-        """List the collections. Spoken without pymilvus, which would treble the memory of a small supervisor."""
+        """List the collections. Without pymilvus, which would treble the memory of a small supervisor."""
         probe_port(self.port, timeout_seconds)
         with grpc.insecure_channel(f"{HOST}:{self.port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
             ask = channel.unary_unary(_SHOW_COLLECTIONS)  # an empty message is the default request

@@ -1,4 +1,4 @@
-"""What a part of the stack is: how to prepare its data, start it, ask whether it does its job, and stop it."""
+"""A part of the stack: how to prepare its data, start it, probe it and stop it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 
 class NotReady(Exception):
-    """The part does not do its job yet; the message says what it answered."""
+    """The part is not ready; the message says what it answered."""
 
 
 class Part(Protocol):
@@ -34,7 +34,7 @@ class Part(Protocol):
         """The program and its arguments; the first word is an absolute path."""
 
     def probe(self, timeout_seconds: float) -> None:
-        """Ask for the real service, as a client would. Raises `NotReady`."""
+        """Use the service as a client would. Raises `NotReady`."""
 
     def stopped(self, status: int) -> None:
         """Take note of how the program ended after it was asked to; `status` is negative if a signal ended it."""

@@ -31,7 +31,7 @@ from streams.stack.valkey_part import ValkeyPart
 log = structlog.get_logger()
 
 PROBE_TIMEOUT_SECONDS = 5.0
-LOOK_EVERY_SECONDS = 0.1
+CHECK_EVERY_SECONDS = 0.1
 LONGEST_BACK_OFF_SECONDS = 30.0
 STEADY_AFTER_SECONDS = 30.0
 """A part that ran this long is restarted at once when it dies; one that dies sooner waits longer each time."""
@@ -72,7 +72,7 @@ class RunningStack:
         self._start_timeout = start_timeout_seconds
         self._clock = clock
         self._children: dict[PartName, _Child] = {part.name: _Child(part) for part in parts}
-        self._orders: queue.Queue[tuple[Callable[[], None], Future[None]]] = queue.Queue()
+        self._calls: queue.Queue[tuple[Callable[[], None], Future[None]]] = queue.Queue()
         self._phase: Phase = "starting"
         self._error: str | None = None
         self._closing = False
@@ -80,7 +80,7 @@ class RunningStack:
 
     @property
     def opened(self) -> bool:
-        """Whether all parts did their job once."""
+        """Whether all parts were ready once."""
         return self._phase != "starting"
 
     @property
@@ -89,20 +89,20 @@ class RunningStack:
         return endpoints_of(self.ports)
 
     def open(self) -> None:
-        """Start all parts and wait until each does its job.
+        """Start all parts and wait until each is ready.
 
         Raises `Unavailable` with the end of its log if one does not.
         """
         self._keeper.start()
-        self._order(self._want_all)
+        self._run_in_keeper(self._start_all)
         for name in self._children:
             self._wait_first_start(name)
-        self._order(lambda: self._enter("ready"))
+        self._run_in_keeper(lambda: self._set_phase("ready"))
 
     def close(self, *, error: str | None = None) -> None:
         """Stop all parts cleanly and end the keeper."""
         if self._keeper.is_alive():
-            self._order(lambda: self._stop_all(error))
+            self._run_in_keeper(lambda: self._stop_all(error))
             self._keeper.join()
 
     def pid(self, name: PartName) -> int:
@@ -125,20 +125,20 @@ class RunningStack:
 
     def stop(self, name: PartName) -> None:
         """Stop a part cleanly; it stays down until `start`."""
-        self._order(lambda: self._stop([self._children[name]]))
+        self._run_in_keeper(lambda: self._stop([self._children[name]]))
 
     def start(self, name: PartName) -> None:
         """Start a part that was stopped. Does not wait: see `wait_ready`."""
-        self._order(lambda: self._want(self._children[name]))
+        self._run_in_keeper(lambda: self._start_part(self._children[name]))
 
     def restart(self, name: PartName) -> None:
-        """Stop a part cleanly, start it, wait until it does its job."""
+        """Stop a part cleanly, start it, wait until it is ready."""
         self.stop(name)
         self.start(name)
         self.wait_ready(name)
 
     def wait_ready(self, name: PartName, timeout_seconds: float | None = None) -> None:
-        """Wait until the part does its job, over restarts if need be. Raises `Unavailable`."""
+        """Wait until the part is ready, over restarts if need be. Raises `Unavailable`."""
         self._wait(name, timeout_seconds or self._start_timeout, give_up_at_death=False)
 
     def _wait_first_start(self, name: PartName) -> None:
@@ -160,7 +160,7 @@ class RunningStack:
                 continue
             if child.process is not None and child.process.poll() is None:
                 return
-            # it answered and died, or something else answers on its port: look again
+            # it answered and died, or something else answers on its port: probe again
             if self._clock() > deadline or give_up_at_death:
                 raise self._did_not_start(child, "its process ended")
             time.sleep(0.05)
@@ -175,22 +175,22 @@ class RunningStack:
 
     # What follows runs in the keeper thread.
 
-    def _order(self, what: Callable[[], None]) -> None:
-        """Have the keeper do something and wait for it."""
+    def _run_in_keeper(self, what: Callable[[], None]) -> None:
+        """Run `what` in the keeper thread and wait for it."""
         if not self._keeper.is_alive():
             raise Unavailable(f"stack {self.folder.name!r}", "it was stopped")
         done: Future[None] = Future()
-        self._orders.put((what, done))
+        self._calls.put((what, done))
         done.result()
 
     def _keep(self) -> None:
         while not self._closing:
             try:
-                what, done = self._orders.get(timeout=LOOK_EVERY_SECONDS)
+                what, done = self._calls.get(timeout=CHECK_EVERY_SECONDS)
             except queue.Empty:
                 try:
-                    self._look()
-                except Exception:  # whatever it is: the end of this thread would be the end of all parts
+                    self._check()
+                except Exception:  # the end of this thread would be the end of all parts
                     log.exception("stack.keeper_failed", stack=self.folder.name)
                 continue
             try:
@@ -200,16 +200,16 @@ class RunningStack:
             else:
                 done.set_result(None)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for child in self._children.values():
             if not child.wanted:
                 continue
             if child.process is not None and child.process.poll() is not None:
-                self._died(child)
+                self._on_death(child)
             if child.process is None and self._clock() >= child.start_at:
                 self._start_again(child)
 
-    def _died(self, child: _Child) -> None:
+    def _on_death(self, child: _Child) -> None:
         assert child.process is not None
         ran = self._clock() - child.started_at
         child.quick_deaths = 0 if ran >= STEADY_AFTER_SECONDS else child.quick_deaths + 1
@@ -223,7 +223,7 @@ class RunningStack:
         )
         child.process = None
         child.start_at = self._clock() + delay
-        self._note()
+        self._write_state()
 
     def _start_again(self, child: _Child) -> None:
         child.restarts += 1
@@ -233,25 +233,25 @@ class RunningStack:
             child.quick_deaths += 1
             child.start_at = self._clock() + LONGEST_BACK_OFF_SECONDS
             log.warning("stack.part_not_started", stack=self.folder.name, part=child.part.name, error=str(error))
-        self._note()
+        self._write_state()
 
-    def _want_all(self) -> None:
-        self._enter("starting")
+    def _start_all(self) -> None:
+        self._set_phase("starting")
         for child in self._children.values():
-            self._want(child)
+            self._start_part(child)
 
-    def _want(self, child: _Child) -> None:
+    def _start_part(self, child: _Child) -> None:
         if child.process is not None and child.process.poll() is None:
             return
         child.wanted, child.quick_deaths = True, 0
         file = self.folder.log_file(child.part.name)
-        # not moved when it is started again: what it said before it died is what people need
+        # not moved by restarts: the output before the death is the useful part
         child.log_from_byte = file.stat().st_size if file.exists() else 0
         try:
             self._start(child)
         except NotReady as error:
             raise self._did_not_start(child, str(error)) from error
-        self._note()
+        self._write_state()
 
     def _start(self, child: _Child) -> None:
         file = self.folder.log_file(child.part.name)
@@ -261,11 +261,11 @@ class RunningStack:
         child.started_at = self._clock()
 
     def _stop_all(self, error: str | None) -> None:
-        self._enter("stopping")
+        self._set_phase("stopping")
         self._error = error
         self._stop(list(self._children.values()))
         self._closing = True
-        self._enter("failed" if error else "stopped")
+        self._set_phase("failed" if error else "stopped")
 
     def _stop(self, children: list[_Child]) -> None:
         for child in children:
@@ -283,14 +283,14 @@ class RunningStack:
                 child.process.wait()
             child.part.stopped(child.process.returncode)
             child.process = None
-        self._note()
+        self._write_state()
 
-    def _enter(self, phase: Phase) -> None:
+    def _set_phase(self, phase: Phase) -> None:
         self._phase = phase
-        self._note()
+        self._write_state()
 
-    def _note(self) -> None:
-        """Write down what runs, for `status`, for clients, and for whoever finds the folder after a kill."""
+    def _write_state(self) -> None:
+        """Write what runs, for `status`, for clients, and for the cleanup after a kill."""
         owner = ProcessId.of(os.getpid())
         assert owner is not None
         parts = {

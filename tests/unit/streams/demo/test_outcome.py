@@ -45,7 +45,7 @@ def scored_rows(rows: int = 3_000, users: int = 150, *, better: float = 1.5) -> 
     )
 
 
-def an_outcome(**changes: object) -> DemoResult:
+def make_result(**changes: object) -> DemoResult:
     good = DemoResult(
         data="a set",
         pictures="drawn.",
@@ -87,7 +87,7 @@ def data(tmp_path: Path) -> DataSet:
 
 
 def test_json_has_every_stable_key_and_can_be_written() -> None:
-    document = json.loads(json.dumps(an_outcome().to_json("r.html"), allow_nan=False))
+    document = json.loads(json.dumps(make_result().to_json("r.html"), allow_nan=False))
     assert set(document) > STABLE_KEYS
     assert document["items_per_second"] == 2.0
     assert document["releases_served"] == 2
@@ -100,27 +100,27 @@ def test_json_has_every_stable_key_and_can_be_written() -> None:
 
 
 def test_intervals_are_paired_and_reproducible() -> None:
-    first, again = an_outcome().intervals(), an_outcome().intervals()
+    first, again = make_result().intervals(), make_result().intervals()
     assert first == again
     gain = first["ciubm-din"]["overall"]
     assert gain is not None
     assert 0 < gain.low < gain.difference < gain.high
-    none = an_outcome(scored=scored_rows(better=0.0)).intervals()["ciubm-ciubm_shuffled"]["overall"]
+    none = make_result(scored=scored_rows(better=0.0)).intervals()["ciubm-ciubm_shuffled"]["overall"]
     assert none is not None
     assert none.low < 0 < none.high
 
 
 def test_a_run_without_scores_reports_nulls() -> None:
-    document = an_outcome(scored=None).to_json("r.html")
+    document = make_result(scored=None).to_json("r.html")
     assert document["prequential"]["ciubm"] == dict.fromkeys(BUCKETS)
     assert document["intervals"]["ciubm-din"]["overall"] is None
 
 
 def test_what_adds_up_breaks_no_promise() -> None:
-    assert an_outcome().broken_promises() == []
+    assert make_result().broken_promises() == []
 
 
-BALANCED = dict(an_outcome().accounts)
+BALANCED = dict(make_result().accounts)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ BALANCED = dict(an_outcome().accounts)
     ],
 )
 def test_each_broken_promise_is_said(changes: dict[str, object], said: str) -> None:
-    broken = an_outcome(**changes).broken_promises()
+    broken = make_result(**changes).broken_promises()
     assert len(broken) == 1
     assert said in broken[0]
 
 
 def test_html_stands_alone_shows_pictures_and_escapes_titles(data: DataSet) -> None:
-    page = render_html(an_outcome(), data)
+    page = render_html(make_result(), data)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert page.count("<svg") == 2
@@ -162,24 +162,24 @@ def test_html_stands_alone_shows_pictures_and_escapes_titles(data: DataSet) -> N
 
 
 def test_html_says_what_does_not_add_up(data: DataSet) -> None:
-    page = render_html(an_outcome(items_searchable=3), data)
+    page = render_html(make_result(items_searchable=3), data)
     assert "10 items were encoded, but 3 can be found" in page
     assert "Everything adds up" not in page
 
 
 def test_an_interval_that_holds_zero_is_marked(data: DataSet) -> None:
-    page = render_html(an_outcome(scored=scored_rows(better=0.0)), data)
+    page = render_html(make_result(scored=scored_rows(better=0.0)), data)
     assert "(holds 0)" in page
-    assert "(holds 0)" not in render_html(an_outcome(), data).split("items under 1 h old")[0]
+    assert "(holds 0)" not in render_html(make_result(), data).split("items under 1 h old")[0]
 
 
 def test_the_terminal_shows_the_same_figures(data: DataSet, tmp_path: Path) -> None:
-    outcome = an_outcome()
+    result = make_result()
     console = Console(record=True, width=200, file=(tmp_path / "out").open("w"))
-    print_report(outcome, tmp_path / "r.html", console)
+    print_report(result, tmp_path / "r.html", console)
     text = console.export_text()
     console.file.close()
-    found = outcome.prequential()["ciubm"]["overall"]
+    found = result.prequential()["ciubm"]["overall"]
     assert found is not None
     assert f"{found['gauc']:.4f}" in text
     assert "p95 147 ms" in text
@@ -188,7 +188,7 @@ def test_the_terminal_shows_the_same_figures(data: DataSet, tmp_path: Path) -> N
 
 def test_a_report_that_cannot_be_written_names_the_option(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="--report"):
-        write_html(an_outcome(), data, tmp_path / "nowhere" / "report.html")
+        write_html(make_result(), data, tmp_path / "nowhere" / "report.html")
 
 
 def test_no_measurements_give_null_percentiles() -> None:

@@ -14,7 +14,8 @@ from aiohttp import web
 from schemas.errors import StoreUnavailable
 from streams.serving.auth import MAX_CLIENTS, BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
-from tests.factories.serving import Open, open_bench
+from streams.stores.vectors.item_index import InMemoryItemIndex
+from tests.factories.serving import DIM, VERSION, Open, open_bench
 
 __all__ = ["open_bench"]
 
@@ -142,15 +143,14 @@ async def test_a_body_above_the_limit_is_refused_whether_it_says_so_or_not(open_
 
 
 async def test_no_answer_and_no_log_line_tells_a_secret_or_a_stack(open_bench: Open) -> None:
-    class Broken:
+    class Broken(InMemoryItemIndex):
         async def fetch(self, *_: Any, **__: Any) -> Any:
             raise self.error
 
         error: Exception = RuntimeError("at /srv/secret/path with password hunter2")
 
-    bench = await open_bench(tokens=(TOKEN,))
-    broken = Broken()
-    object.__setattr__(bench.service, "index", broken)
+    broken = Broken(encoder_version=VERSION, dim=DIM)
+    bench = await open_bench(index=broken, tokens=(TOKEN,))
     with structlog.testing.capture_logs() as logged:
         for error in (broken.error, StoreUnavailable("Milvus", "http://root:hunter2@10.0.0.1:19530 refused")):
             broken.error = error
