@@ -1,1 +1,1 @@
-"""What any process needs and no domain knows: retries, life cycle, child processes, logs, progress."""
+"""Process infrastructure without domain logic: retries, life cycle, child processes, logs, progress."""

@@ -1,4 +1,4 @@
-"""The demo's `mimstream` children: real processes that end with it, whose end before that is a failure."""
+"""`mimstream` child processes: they end with this one, and an earlier end is a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG_TAIL_CHARACTERS = 3_000
 
 
 class ChildDied(Unavailable):
-    """A process of the demo ended by itself."""
+    """A child process ended by itself."""
 
 
 class Child:
@@ -25,7 +25,7 @@ class Child:
     def __init__(
         self, arguments: Sequence[str], log_file: Path, environment: Mapping[str, str], *, module: str = "streams"
     ) -> None:
-        """Start it. Call from the main thread: the child's life is tied to the thread that starts it."""
+        """Start it. Call from the main thread: the child ends with the thread that starts it."""
         self.role = next(word for word in arguments if not word.startswith("-"))
         self.log_file = log_file
         with log_file.open("ab") as output:
@@ -35,17 +35,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process number."""
+        """Process id."""
         return self._process.pid
 
     def check(self) -> None:
-        """Raise `ChildDied` with the end of its log if it does not run any more."""
+        """Raise `ChildDied` with the end of its log if it has ended."""
         status = self._process.poll()
         if status is not None:
             raise ChildDied(f"`mimstream {self.role}`", f"it ended with status {status}\n{self.tail()}")
 
     async def ready(self, timeout_seconds: float = 120.0) -> None:
-        """Wait until it says `<role>.ready`. Raises `ChildDied` or `Unavailable` with the end of its log."""
+        """Wait until it logs `<role>.ready`. Raises `ChildDied` or `Unavailable` with the end of its log."""
         deadline = time.monotonic() + timeout_seconds
         while f"{self.role}.ready" not in self.log_file.read_text(errors="replace"):
             self.check()

@@ -1,7 +1,7 @@
-"""Delivery: hold what is unavailable, quarantine what is unprocessable, lose nothing.
+"""Delivery: retry while something is unavailable, quarantine what is unprocessable, lose nothing.
 
-Two functions for everything that reads a topic and writes a store. Neither acknowledges: whoever called them does so
-after they return.
+Two functions for everything that reads a topic and writes a store. Neither acknowledges; the caller does, after they
+return.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class BackOffConfig(BaseModel):
     """Share of a wait that is drawn at random, so that many workers do not come back at once."""
 
     def wait_seconds(self, attempt: int, draw: float) -> float:
-        """Give the wait after `attempt` failures (from 1); `draw` is uniform in [0, 1)."""
+        """Wait after `attempt` failures (from 1); `draw` is uniform in [0, 1)."""
         whole = min(self.max_seconds, self.initial_seconds * self.factor ** min(attempt - 1, 64))
         return whole * (1.0 - self.jitter * draw)
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How to wait: the configuration together with the clockwork, so that tests need not sleep."""
+    """How to wait: the configuration with sleep and random source, so that tests need not sleep."""
 
     config: BackOffConfig = field(default_factory=BackOffConfig)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -55,30 +55,24 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport(Generic[T]):
-    """What became of a batch."""
+    """Result of delivering a batch."""
 
     delivered: tuple[T, ...]
     """Written, in order."""
     quarantined: tuple[T, ...]
-    """Handed to the quarantine."""
+    """Passed to `quarantine`, in order."""
     retries: int
-    """How often something unavailable was waited for."""
+    """Number of waits for something unavailable."""
     waited_seconds: float
-    """How long, together."""
-
-
-@dataclass(slots=True)
-class _Tally:
-    retries: int = 0
-    waited_seconds: float = 0.0
+    """Total duration of these waits."""
 
 
 async def retry_until_available(
-    operation: Callable[[], Awaitable[R]], *, what: str, patience: Patience, tally: _Tally | None = None
+    operation: Callable[[], Awaitable[R]], *, what: str, patience: Patience, waits: list[float] | None = None
 ) -> R:
-    """Repeat `operation` until nothing it needs is unavailable any more. The caller's partition waits meanwhile.
+    """Repeat `operation` until everything it needs is available. The caller's partition waits meanwhile.
 
-    Everything but `Unavailable` passes through, cancellation included.
+    Appends the seconds of each wait to `waits`. Everything but `Unavailable` passes through, cancellation included.
     """
     attempt = 0
     while True:
@@ -89,9 +83,8 @@ async def retry_until_available(
             wait = patience.config.wait_seconds(attempt, patience.draw())
             if error.retry_after_seconds is not None:
                 wait = max(wait, error.retry_after_seconds)
-            if tally is not None:
-                tally.retries += 1
-                tally.waited_seconds += wait
+            if waits is not None:
+                waits.append(wait)
             log.warning("delivery.held", what=what, error=str(error), attempt=attempt, wait_seconds=round(wait, 3))
             await patience.sleep(wait)
 
@@ -104,26 +97,26 @@ async def deliver(
     what: str,
     patience: Patience,
 ) -> DeliveryReport[T]:
-    """Write a batch; where it is refused, find out by halving which items are to blame and quarantine only those.
+    """Write a batch; if it is refused, bisect it to find the unprocessable items and quarantine only those.
 
-    `write` must be idempotent: a batch whose outcome is unknown is written again, and the halves of a refused batch
-    are. Items keep their order. Both `write` and `quarantine` are repeated while something is unavailable.
+    `write` must be idempotent: a batch whose result is unknown is written again, and so are the halves of a refused
+    batch. Items keep their order. Both `write` and `quarantine` are retried while something is unavailable.
     """
-    tally = _Tally()
+    waits: list[float] = []
     delivered: list[T] = []
     quarantined: list[T] = []
-    waiting: list[Sequence[T]] = [items] if items else []
-    while waiting:
-        part = waiting.pop()
+    unwritten: list[Sequence[T]] = [items] if items else []
+    while unwritten:
+        part = unwritten.pop()
         try:
-            await retry_until_available(partial(write, part), what=what, patience=patience, tally=tally)
+            await retry_until_available(partial(write, part), what=what, patience=patience, waits=waits)
         except Unprocessable as error:
             if len(part) > 1:
                 middle = len(part) // 2
-                waiting += [part[middle:], part[:middle]]
+                unwritten += [part[middle:], part[:middle]]
                 continue
-            await retry_until_available(partial(quarantine, part[0], error), what=what, patience=patience, tally=tally)
+            await retry_until_available(partial(quarantine, part[0], error), what=what, patience=patience, waits=waits)
             quarantined.append(part[0])
         else:
             delivered.extend(part)
-    return DeliveryReport(tuple(delivered), tuple(quarantined), tally.retries, tally.waited_seconds)
+    return DeliveryReport(tuple(delivered), tuple(quarantined), len(waits), sum(waits))

@@ -1,4 +1,4 @@
-"""Addresses of servers as people write them: a login inside must reach the server or nobody, not a message."""
+"""Addresses of servers in settings: a login inside is passed to the server only, and never shown in a message."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _ENDS_OF_A_HOST = frozenset("/?#[]")
 
 
 def checked_endpoint(address: str, *, schemes: tuple[str, ...]) -> str:
-    """The address, if every client reads the same login and host in it.
+    """The address, if it parses unambiguously into login and host.
 
-    A password with a plain `/`, `?` or `#` ends the host for a parser, so that the rest of it is taken for a port or
-    for the host's name, and shown as such. Raises `ValueError`, in whose text nothing of the address is repeated.
+    In a password, a plain `/`, `?` or `#` ends the host for a parser, so that the rest would be read as a port or host
+    name, and shown in messages. Raises `ValueError`, whose text repeats nothing of the address.
     """
     scheme, separator, rest = address.partition("://")
     if not separator or scheme not in schemes:
@@ -29,6 +29,6 @@ def checked_endpoint(address: str, *, schemes: tuple[str, ...]) -> str:
 
 
 def shown_endpoint(address: str) -> str:
-    """A checked address without its login and without options, which may be one too."""
+    """A checked address without its login and without options, which may contain one."""
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

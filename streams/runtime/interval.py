@@ -1,4 +1,4 @@
-"""What is done every so many seconds, by a clock that somebody may set back."""
+"""Timer for periodic work, robust against a clock that is set back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class IntervalTimer:
-    """Says whether `seconds` have passed since it `began`; they have before that, and where the clock was set back."""
+    """Whether `seconds` have passed since `begin`; true before the first `begin`, and when the clock was set back."""
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
         self._seconds = seconds
@@ -15,13 +15,13 @@ class IntervalTimer:
 
     @property
     def passed(self) -> bool:
-        """Whether it is time."""
+        """Whether the interval is over."""
         return not 0 <= self._clock() - self._since < self._seconds
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Start the interval now."""
         self._since = self._clock()
 
     def cut_short(self) -> None:
-        """It is time now."""
+        """End the interval now."""
         self._since = float("-inf")

@@ -23,11 +23,11 @@ def configure_logging(level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # as it is then, it may have been redirected
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up late: it may be redirected
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=sys.stderr, level=max(threshold, logging.WARNING), force=True)
     if threshold > logging.DEBUG:
-        # they tell every refused connection several times; our own errors say it once, with the setting
+        # they log every refused connection several times; our own errors name it once, with the setting
         for chatty in ("kafka", "aiokafka", "pymilvus"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Long-running commands: run until told to stop, finish what is in hand, leave with status 0."""
+"""Long-running commands: run until a signal, finish the work in progress, exit with status 0."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def run_until_stopped(
 ) -> None:
     """Run `work`, which ends soon after its event is set; SIGTERM and SIGINT set it.
 
-    Work that waits for something that is down cannot end by itself: it is cancelled after `grace_seconds`. Nothing
-    that was not written has been acknowledged by then. What `work` raises passes through.
+    Work that waits for an unavailable service cannot end by itself: it is cancelled after `grace_seconds`. Unwritten
+    records are not acknowledged by then. What `work` raises passes through.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -50,10 +50,10 @@ async def run_until_stopped(
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next allocation, as far as it can be told (glibc).
+    """Let the C library (glibc) keep freed memory for the next allocation.
 
-    A forward pass takes and gives back megabytes within milliseconds. By default that memory goes to the kernel each
-    time and comes back page by page: seen to double the time of a pass.
+    A forward pass allocates and frees megabytes within milliseconds. By default that memory returns to the kernel each
+    time and comes back page by page, which can double the time of a pass.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -43,7 +43,7 @@ def fresh() -> OnlineTrainer:
 
 def _store(folder: Path) -> CheckpointStore:
     artifacts = FolderArtifactStore(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
-    return CheckpointStore(artifacts, keep=2, named="here", clock=lambda: 0.0)
+    return CheckpointStore(artifacts, keep=2, named="here")
 
 
 @cache

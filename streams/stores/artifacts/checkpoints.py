@@ -18,8 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +118,10 @@ class CheckpointStore:
     `keep` is the number of newest ones that are kept; `named` is the place in messages, with its setting.
     """
 
-    def __init__(
-        self, artifacts: ArtifactStore, *, keep: int, named: str, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, artifacts: ArtifactStore, *, keep: int, named: str) -> None:
         self._artifacts = artifacts
         self._keep = keep
         self._named = named
-        self._clock = clock
 
     def take_over(self, fence: Fence | None) -> None:
         """Put a new trainer's fence on the pointer, so that earlier ones cannot move it. Raises `Fenced`."""

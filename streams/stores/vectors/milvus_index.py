@@ -25,7 +25,27 @@ from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemIndex, I
 
 _UTF8_BYTES = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NO_PRICE = -1.0  # prices are never negative; old servers know no null
+_NO_PRICE = -1.0  # prices are never negative; old servers have no null
+
+_ID_TEXT = {"datatype": DataType.VARCHAR, "max_length": MAX_ID_CHARACTERS * _UTF8_BYTES}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "item_id": {**_ID_TEXT, "is_primary": True},
+    "emb": {"datatype": DataType.FLOAT_VECTOR},
+    "searchable": {"datatype": DataType.BOOL},
+    "encoder_version": {"datatype": DataType.VARCHAR, "max_length": 64},
+    "content_hash": {"datatype": DataType.VARCHAR, "max_length": 64},
+    "published_at_us": {"datatype": DataType.INT64},
+    "category": _ID_TEXT,
+    "price": {"datatype": DataType.DOUBLE},
+    "first_price": {"datatype": DataType.DOUBLE},
+    "has_title": {"datatype": DataType.BOOL},
+    "has_image": {"datatype": DataType.BOOL},
+    "source_partition": {"datatype": DataType.INT64},
+    "source_offset": {"datatype": DataType.INT64},
+    "produced_at_ms": {"datatype": DataType.INT64},
+    "title": {"datatype": DataType.VARCHAR, "max_length": MAX_TITLE_CHARACTERS * _UTF8_BYTES},
+}
+"""Fields of a collection; `emb` has the encoder's `dim` besides."""
 
 
 def collection_name(alias: str, encoder_version: str) -> str:
@@ -105,7 +125,7 @@ class MilvusItemIndex(ItemIndex):
             lambda client: client.query(
                 self._config.alias,
                 filter=_among(item_ids),
-                output_fields=_ALL_FIELDS,
+                output_fields=[field for field in _FIELDS if field != "searchable"],
                 consistency_level="Strong",
                 timeout=self._config.timeout_seconds,
             ),
@@ -163,42 +183,10 @@ class MilvusItemIndex(ItemIndex):
         client.load_collection(wanted)
 
     def _create(self, client: MilvusClient, name: str) -> None:
-        text_bytes = MAX_ID_CHARACTERS * _UTF8_BYTES
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=self._encoder_version)
-        schema.add_field("item_id", DataType.VARCHAR, is_primary=True, max_length=text_bytes)
-        schema.add_field("emb", DataType.FLOAT_VECTOR, dim=self._dim)
-        schema.add_field("searchable", DataType.BOOL)
-        schema.add_field("encoder_version", DataType.VARCHAR, max_length=64)
-        schema.add_field("content_hash", DataType.VARCHAR, max_length=64)
-        schema.add_field("published_at_us", DataType.INT64)
-        schema.add_field("category", DataType.VARCHAR, max_length=text_bytes)
-        schema.add_field("price", DataType.DOUBLE)
-        schema.add_field("first_price", DataType.DOUBLE)
-        schema.add_field("has_title", DataType.BOOL)
-        schema.add_field("has_image", DataType.BOOL)
-        schema.add_field("source_partition", DataType.INT64)
-        schema.add_field("source_offset", DataType.INT64)
-        schema.add_field("produced_at_ms", DataType.INT64)
-        schema.add_field("title", DataType.VARCHAR, max_length=MAX_TITLE_CHARACTERS * _UTF8_BYTES)
+        for field, options in _FIELDS.items():
+            schema.add_field(field, **options, **({"dim": self._dim} if field == "emb" else {}))
         client.create_collection(name, schema=schema, consistency_level="Strong")
-
-
-_ALL_FIELDS = [
-    "item_id",
-    "emb",
-    "encoder_version",
-    "content_hash",
-    "published_at_us",
-    "category",
-    "price",
-    "first_price",
-    "has_title",
-    "has_image",
-    "source_partition",
-    "source_offset",
-    "produced_at_ms",
-    "title",
-]
 
 
 def _ensure(done: Callable[[], bool], step: Callable[[], object]) -> None:
