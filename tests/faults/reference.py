@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding, parse_embedding_key
+from tests.faults.oracle import Logged, good_behaviour
 from tests.faults.scenario import PARTITIONS
-from tests.faults.truth import Logged, good_behaviour
 from tests.faults.world import Log
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer

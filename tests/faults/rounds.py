@@ -20,7 +20,6 @@ from tests.faults.checks import (
     FEW,
     QUIET_SECONDS,
     Findings,
-    PointerWatch,
     fresh_truth,
     look_at_acknowledgements,
     look_at_announcements,
@@ -28,7 +27,6 @@ from tests.faults.checks import (
     look_at_histories,
     look_at_letters,
     look_at_log,
-    look_at_releases,
     look_at_serving,
     look_at_training,
     settled,
@@ -36,8 +34,10 @@ from tests.faults.checks import (
 from tests.faults.faults import CONCERNED, RECIPES, SUBJECTS, Strike, clock_file, false_clock_of
 from tests.faults.processes import Broken, Starter
 from tests.faults.reference import Reference
+from tests.faults.release_checks import PointerWatch, look_at_releases
 from tests.faults.scenario import ROUND_SECONDS, START, USERS, Fault, Plan, plan_round, shelf
-from tests.faults.world import World, small_encoder
+from tests.faults.small_encoder import small_encoder
+from tests.faults.world import World
 
 ROUNDS_PER_WORLD = 10
 """Then the next ones get new topics, so that what a trainer replays after a kill stays small."""

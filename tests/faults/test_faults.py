@@ -13,11 +13,11 @@ import pytest
 from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
+from tests.faults.oracle import Logged, expected_behaviours, expected_items
 from tests.faults.planted import SHOWN_BY, SIGNS
 from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
 from tests.faults.scenario import WEIGHTS, Fault, plan_round
-from tests.faults.truth import Logged, expected_behaviours, expected_items
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

@@ -13,16 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from encoders.bundle import ImageSpec, TextSpec, WeightsPlace
-from encoders.config import EncoderConfig
-from encoders.image import vision_model_sha256
-from encoders.loading import make_bundle
-from encoders.text import text_model_sha256
 from schemas.errors import StoreUnavailable
 from streams.broker.clients import make_consumer, make_producer
 from streams.broker.cluster import ClusterTopics, describe_topics
@@ -31,10 +25,9 @@ from streams.settings import Settings, environment_of
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from tests.factories.encoders import write_tokenizer
+from tests.faults.oracle import Logged, expected_items
 from tests.faults.processes import Broken, Process, Starter
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
-from tests.faults.truth import Logged, expected_items
 
 IDLE_SECONDS = 30.0
 """Longer than any outage of a round: what is late must follow from the log, not from when a partition was silent."""
@@ -43,43 +36,6 @@ UNAVAILABLE = 3
 """Exit status of a worker that finds a part down when it starts."""
 LEASE_SECONDS = 2.0
 MODEL_DISK_MB = 64
-
-
-def small_encoder(folder: Path) -> Path:
-    """A bundle with towers of one small layer each: the real code, a hundredth of the work."""
-    from transformers import DistilBertConfig, DistilBertModel, ViTConfig, ViTImageProcessor, ViTModel
-
-    if (folder / "bundle" / "bundle.json").exists():
-        return folder / "bundle"
-    text, image = folder / "text", folder / "image"
-    text.mkdir(parents=True, exist_ok=True)
-    words = write_tokenizer(text)
-    torch.manual_seed(0)
-    DistilBertModel(DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
-        text
-    )
-    ViTModel(
-        ViTConfig(
-            hidden_size=40,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=8,
-        )
-    ).save_pretrained(image)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(image)
-    make_bundle(
-        folder / "bundle",
-        text=TextSpec(weights=WeightsPlace(path=str(text), sha256=text_model_sha256(text)), max_tokens=32),
-        image=ImageSpec(
-            kind="transformers", weights=WeightsPlace(path=str(image), sha256=vision_model_sha256(image)), size=32
-        ),
-        config=EncoderConfig(),
-        text_dim=24,
-        image_dim=8,
-    )
-    return folder / "bundle"
 
 
 @dataclass
