@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from schemas.errors import Misconfigured
 from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult
+from streams.runtime.plots import as_image
 from trainer.datasets.folder import DataSet
 
 _NAMES = {
@@ -38,7 +38,7 @@ tr:nth-child(even) td { background: #f5f7f9; }
 .near { display: flex; gap: 8px; margin-bottom: 14px; } figure { margin: 0; width: 120px; font-size: 12px; }
 figure img, .none { width: 120px; height: 180px; object-fit: cover; background: #e3e7eb; display: block; }
 .new img { outline: 3px solid #0b6e99; } .bad { color: #a51d1d; font-weight: 600; } .good { color: #17663a; }
-svg { max-width: 100%; height: auto; }
+img.plot { max-width: 100%; height: auto; }
 """
 
 
@@ -260,7 +260,7 @@ def _freshness_plot(result: DemoResult) -> str:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds since the first probe")
     axes.set_ylabel("publish to searchable, ms")
-    return _svg(figure)
+    return as_image(figure)
 
 
 def _prequential_plot(result: DemoResult) -> str:
@@ -276,7 +276,7 @@ def _prequential_plot(result: DemoResult) -> str:
     axes.set_ylabel("GAUC of each twelfth of the stream")
     axes.legend(frameon=False)
     figure.autofmt_xdate()
-    return _svg(figure)
+    return as_image(figure)
 
 
 def _axes() -> tuple[Any, Any]:
@@ -286,10 +286,3 @@ def _axes() -> tuple[Any, Any]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    text = drawn.getvalue()
-    return text[text.index("<svg") :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any
 from schemas.errors import Misconfigured
 from streams.evaluation.figures import Figures
 from streams.evaluation.study import Study, TestScores
+from streams.runtime.plots import as_image
 from trainer.datasets.spans import Span
 
 SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken")
@@ -21,7 +21,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; max-width: 1080px; margin: 2.5em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: .6em 0; } th, td { padding: .2em .7em; text-align: right; }
 th { border-bottom: 1px solid #aab; } td:first-child, th:first-child { text-align: left; }
-tr:nth-child(even) td { background: #f5f7f9; } svg { max-width: 100%; height: auto; }
+tr:nth-child(even) td { background: #f5f7f9; } img { max-width: 100%; height: auto; }
 """
 
 Table = tuple[str, Sequence[str], list[list[str]]]
@@ -191,7 +191,7 @@ def _bars(document: dict[str, Any]) -> str:
         panel.axvline(0.5, color="#b0632a", linewidth=0.8)
         panel.set_title(f"GAUC, {bucket}", fontsize=9)
         panel.tick_params(axis="x", labelsize=7)
-    return _svg(figure)
+    return as_image(figure)
 
 
 def _calibration(document: dict[str, Any]) -> str:
@@ -209,7 +209,7 @@ def _calibration(document: dict[str, Any]) -> str:
     panel.set_xlabel("predicted, by decile")
     panel.set_ylabel("observed")
     panel.legend(fontsize=7)
-    return _svg(figure)
+    return as_image(figure)
 
 
 def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
@@ -217,13 +217,6 @@ def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
 
     figure = Figure(figsize=(4.6 * max(1, count), height), layout="constrained")
     return figure, list(figure.subplots(1, max(1, count), squeeze=False)[0])
-
-
-def _svg(figure: Any) -> str:
-    target = io.StringIO()
-    figure.savefig(target, format="svg")
-    text = target.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _span_words(span: Span) -> str:

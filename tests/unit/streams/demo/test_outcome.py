@@ -151,11 +151,9 @@ def test_html_stands_alone_shows_pictures_and_escapes_titles(data: DataSet) -> N
     page = render_html(make_result(), data)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert page.count("<svg") == 2
+    assert page.count("data:image/svg+xml;base64,") == 2
     assert "data:image/png;base64," in page
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert "http://" not in page
     assert "Everything adds up" in page
     assert "consistency level Strong" in page
     assert "drawn by seed 0" in page

@@ -215,7 +215,7 @@ def test_the_command_evaluates_a_folder_from_scratch(
     overall = {row["model"]: row["gauc"] for row in document["rows"] if row["bucket"] == "overall"}
     assert overall["category-affinity"] > 0.6
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<svg" in page and "src=" not in page and not re.search(r"""href=["']?http""", page)
+    assert "src='data:image/svg+xml;base64," in page and not re.search(r"""(href|src)=["']?http""", page)
     assert "| category-affinity |" in (tmp_path / "out" / "report.md").read_text()
 
 
