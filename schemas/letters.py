@@ -1,7 +1,7 @@
 """Dead letters: the original bytes as value, everything else in headers.
 
-A letter is not changed once it is written. What became of it (`Handled`) is a record of its own under the same key, and
-so in the same partition; a record that is sent again says in its headers (`RequeueHeaders`) which letter it comes from.
+A letter is not changed once it is written. That it was handled (`Handled`) is a record of its own under the same key,
+and so in the same partition. The headers of a record that is sent again (`RequeueHeaders`) name its letter.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class DeadLetter:
     value: bytes | None
     """The original bytes, untouched."""
     stage: str
-    """Which step gave up: `decode`, `image`, `encode`, `write` or `record`."""
+    """Which step failed: `decode`, `image`, `encode`, `write` or `record`."""
     reason: Reason
     detail: str
     failed_at: datetime
     attempts: int = 1
     first_failed_at: datetime | None = None
-    """When it failed first, if it was sent again since."""
+    """When it failed first, if it was sent again after that."""
     requeued_from: str | None = None
     """The letter (`letter_key`) that it was sent again from."""
 
@@ -51,7 +51,7 @@ class DeadLetter:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over key and value: tells records apart that got the same offset in two lives of a topic."""
+        """16 hex digits over key and value: differs for records of the same offset in two incarnations of a topic."""
         digest = hashlib.sha256()
         for part in (self.key, self.value):
             digest.update(b"-" if part is None else b"%d:" % len(part))
@@ -59,7 +59,7 @@ class DeadLetter:
         return digest.hexdigest()[:16]
 
     def after(self, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
-        """The letter with what the record's own headers say of earlier failures."""
+        """The letter with the earlier failures that the headers of the record name."""
         again = RequeueHeaders.from_headers(headers)
         if again is None:
             return self
@@ -114,7 +114,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class RequeueHeaders:
-    """What a record says in its headers that was sent again from a dead letter."""
+    """The headers of a record that was sent again from a dead letter."""
 
     letter_key: bytes
     attempts: int
@@ -123,7 +123,7 @@ class RequeueHeaders:
 
     @classmethod
     def of(cls, letter: DeadLetter) -> RequeueHeaders:
-        """What the record of this letter says when it is sent again."""
+        """The headers of this letter's record when it is sent again."""
         return cls(letter.letter_key, letter.attempts, letter.first_failed_at or letter.failed_at)
 
     def headers(self) -> Headers:
@@ -136,7 +136,7 @@ class RequeueHeaders:
 
     @classmethod
     def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> RequeueHeaders | None:
-        """Read back; None if the record was never sent again, or says so in words that are not ours."""
+        """Read back; None if the record was not sent again, or has other headers of these names."""
         found = dict(headers)
         try:
             return cls(
@@ -150,7 +150,7 @@ class RequeueHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """What became of a letter: a record under the letter's key, without a value."""
+    """That a letter was handled: a record under the letter's key, without a value."""
 
     letter_key: bytes
     digest: str

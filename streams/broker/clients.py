@@ -1,4 +1,4 @@
-"""Kafka connections: one configuration, three clients, one translation of their errors."""
+"""Kafka clients: one configuration, three clients, one translation of their errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BrokerConfig(BaseModel):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Transport security."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    """SASL mechanism, where `security_protocol` asks for one."""
+    """SASL mechanism, where `security_protocol` needs one."""
     sasl_username: str | None = None
     """SASL user."""
     sasl_password: SecretStr | None = None
@@ -35,13 +35,13 @@ class BrokerConfig(BaseModel):
     ssl_cafile: str | None = None
     """Certificate authority file; the system's by default."""
     ssl_certfile: str | None = None
-    """Certificate that this client shows, where the broker asks for one."""
+    """Certificate of this client, where the broker requires one."""
     ssl_keyfile: str | None = None
     """Key of that certificate."""
     request_timeout_ms: int = Field(default=20_000, ge=1_000)
     """How long one request to the broker may take."""
     connect_timeout_ms: int = Field(default=10_000, ge=500)
-    """How long to look for a first broker that answers."""
+    """How long to wait for a first broker to answer."""
     max_record_bytes: int = Field(default=4_194_304, ge=1_024)
     """Largest record that is produced or accepted, in bytes."""
 
@@ -123,13 +123,13 @@ _FENCED = (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced)
 
 _NO_ANSWER = (
     aio_errors.KafkaConnectionError,
-    # not "retriable" in aiokafka's own eyes: raised once what is retriable has lasted for `request_timeout_ms`
+    # aiokafka does not mark it as retriable: raised once retriable errors have lasted for `request_timeout_ms`
     aio_errors.KafkaTimeoutError,
     kp_errors.KafkaConnectionError,
     kp_errors.KafkaTimeoutError,
 )
 
-_NO_ENTRY = (
+_DENIED = (
     aio_errors.TopicAuthorizationFailedError,
     aio_errors.GroupAuthorizationFailedError,
     aio_errors.ClusterAuthorizationFailedError,
@@ -144,7 +144,7 @@ _NO_ENTRY = (
     kp_errors.IllegalSaslStateError,
 )
 
-_NO_SUCH_TOPIC_HERE = (
+_TOPIC_REFUSED = (
     aio_errors.InvalidReplicationFactorError,
     aio_errors.PolicyViolationError,
     kp_errors.InvalidReplicationFactorError,
@@ -156,7 +156,7 @@ _NO_SUCH_TOPIC_HERE = (
 def broker_errors(config: BrokerConfig) -> Iterator[None]:
     """Translate the clients' errors.
 
-    What heals by waiting becomes `BrokerUnavailable`, a takeover `Fenced`, and what the cluster does not allow
+    Errors that pass by waiting become `BrokerUnavailable`, a takeover `Fenced`, and what the cluster does not allow
     `Misconfigured`.
     """
     try:
@@ -164,17 +164,17 @@ def broker_errors(config: BrokerConfig) -> Iterator[None]:
     except _FENCED as error:
         raise Fenced(f"another process took over this role in Kafka ({type(error).__name__})") from error
     except _NO_ANSWER as error:
-        # aiokafka tells a refused login at the start like this too
+        # aiokafka raises this for a refused login at the start, too
         login = ", or MIM_KAFKA__SASL_USERNAME and _PASSWORD" if "SASL" in config.security_protocol else ""
         raise BrokerUnavailable(
             "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS{login}): {error}"
         ) from error
-    except _NO_ENTRY as error:
+    except _DENIED as error:
         raise Misconfigured(
             f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_KAFKA__SASL_USERNAME, "
             "MIM_KAFKA__SASL_PASSWORD, MIM_KAFKA__SASL_MECHANISM, or the rights listed in deploy/README.md)"
         ) from error
-    except _NO_SUCH_TOPIC_HERE as error:
+    except _TOPIC_REFUSED as error:
         raise Misconfigured(
             f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_TOPICS__REPLICATION_FACTOR, or the cluster's "
             "own rules; 'mimstream topics list' shows what is needed)"

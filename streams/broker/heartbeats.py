@@ -9,7 +9,7 @@ from schemas.errors import BrokerUnavailable
 
 
 class Heartbeats:
-    """Watches a group member's heartbeats: who has had none for long may have been replaced without knowing it yet."""
+    """Watches a group member's heartbeats: without one for a while, another member may have taken its place."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -18,25 +18,25 @@ class Heartbeats:
     def watch(self, coordinator: Any) -> None:
         """Note each heartbeat of an aiokafka group coordinator that the broker confirms; joining counts as one.
 
-        The driver tells nobody of them, so its one function that sends them is wrapped.
+        The client has no callback for them, so its function that sends them is wrapped.
         """
         self._last = self._clock()
         if getattr(coordinator._do_heartbeat, "is_watched", False):
             return
         send: Callable[[], Awaitable[bool]] = coordinator._do_heartbeat
 
-        async def send_and_note() -> bool:
-            asked_at = self._clock()  # the session counts from when the broker got it, not from when it answered
+        async def send_and_record() -> bool:
+            sent_at = self._clock()  # the session counts from when the broker received it, not from its answer
             confirmed = await send()
             if confirmed:
-                self._last = asked_at
+                self._last = sent_at
             return confirmed
 
-        send_and_note.is_watched = True  # type: ignore[attr-defined]
-        coordinator._do_heartbeat = send_and_note
+        send_and_record.is_watched = True  # type: ignore[attr-defined]
+        coordinator._do_heartbeat = send_and_record
 
     async def assert_within(self, seconds: float) -> None:
-        """Look before a write. Raises `BrokerUnavailable` if the last heartbeat is older: the session may be over."""
+        """Check before a write. Raises `BrokerUnavailable` if the last heartbeat is older: the session may be over."""
         if self._last is None:
             return
         silent = self._clock() - self._last

@@ -1,8 +1,8 @@
-"""One process of a role acts, the others wait: membership of a Kafka group elects it, a transactional id fences it.
+"""Leader election for a role: membership of a Kafka group elects one process, a transactional id fences it.
 
-All candidates subscribe to one single-partition topic in one group; the member that is given the partition leads. The
-leader then opens the role's transactional producer. Kafka gives each new one the next (producer id, epoch) and refuses
-every transaction of those before: whoever was stopped, or cut off, and comes back can prove nothing any more.
+All candidates subscribe to one single-partition topic in one group; the member that is assigned the partition leads.
+It then opens the role's transactional producer. Kafka gives each new one the next (producer id, epoch) and refuses
+every transaction of those before, so a former leader that was stopped or cut off can write nothing when it comes back.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Leadership:
 
     @asynccontextmanager
     async def candidate(self) -> AsyncIterator[Leadership]:
-        """Stand for election until the block ends, then leave the group so that another can take over at once."""
+        """Be a candidate until the block ends, then leave the group so that another process can take over at once."""
         consumer = make_consumer(
             self._broker,
             group_id=self._group,
@@ -101,13 +101,13 @@ class Leadership:
         return False
 
     def confirm(self) -> None:
-        """Raise `Fenced` if this process led and does not lead any more. Says nothing about what happens next."""
+        """Raise `Fenced` if this process led and does not lead any more. The answer may be outdated at once."""
         if self._lost is not None:
             raise Fenced(f"{self._lost}: another process leads {self._group!r} now; this one released nothing since")
 
     @property
     def settled(self) -> bool:
-        """Whether this process leads and no election is going on."""
+        """Whether this process leads and no election is in progress."""
         return self._settled and self.fence is not None and self._lost is None
 
     async def transact(
@@ -117,8 +117,8 @@ class Leadership:
     ) -> None:
         """Write records (topic, key, value) and the group's offsets, all or nothing, as the one leader.
 
-        The offsets go through the transaction because a member may commit only what it is assigned, and because a
-        process that was superseded must not move them.
+        The offsets go through the transaction because a member may commit only offsets of its own partitions, and
+        because a former leader must not move them.
 
         Raises `Fenced` if another process has taken over, `BrokerUnavailable` if the broker does not answer.
         """
@@ -138,7 +138,7 @@ class Leadership:
                 self.confirm()
 
     async def _stay_a_member(self, consumer: AIOKafkaConsumer) -> None:
-        # the client leaves the group when nobody polls; the records themselves are of no interest here
+        # the client leaves the group when it is not polled; the records themselves are not used
         while True:
             try:
                 await consumer.getmany(timeout_ms=500)
@@ -164,7 +164,7 @@ class Leadership:
 
     @property
     def _rank(self) -> tuple[int, int, int]:
-        """Who is preferred in an election: the holder of the newest fence, then whoever was chosen before."""
+        """Preference in an election: the holder of the newest fence first, then the member chosen before."""
         pair = (-1, -1) if self.fence is None else self.fence.as_pair()
         return (*pair, int(self._chosen.is_set()))
 
@@ -175,7 +175,7 @@ class Leadership:
 
 
 class _Watch(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Passes the client's callbacks on."""
+    """Forwards the client's callbacks."""
 
     def __init__(self, leadership: Leadership) -> None:
         self._leadership = leadership
@@ -188,9 +188,9 @@ class _Watch(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class _KeepsTheLeader(AbstractPartitionAssignor):  # type: ignore[misc]
-    """Gives every partition to the member of the highest rank, so that a newcomer never takes the role from its holder.
+    """Assigns every partition to the member of the highest rank, so that a new member never takes the role over.
 
-    The client's own assignors go by member id, which is random: each start of a standby could unseat the leader.
+    The client's own assignors go by member id, which is random: each start of a standby could replace the leader.
     """
 
     name = "leader"
@@ -199,11 +199,11 @@ class _KeepsTheLeader(AbstractPartitionAssignor):  # type: ignore[misc]
         self._leadership = leadership
 
     def metadata(self, topics: Iterable[str]) -> Any:
-        """Tell the group our rank."""
+        """Send this member's rank to the group."""
         return ConsumerProtocolMemberMetadata(0, list(topics), _RANK.pack(*self._leadership._rank))
 
     def assign(self, cluster: Any, members: Mapping[str, Any]) -> dict[str, Any]:
-        """Decide for the whole group; whichever member is asked decides the same."""
+        """Decide for the whole group; every member decides the same."""
         best = max(members, key=lambda member: (_RANK.unpack(members[member].user_data), member))
         topics = sorted({topic for metadata in members.values() for topic in metadata.subscription})
         everything = [(topic, sorted(cluster.partitions_for_topic(topic) or ())) for topic in topics]
@@ -212,7 +212,7 @@ class _KeepsTheLeader(AbstractPartitionAssignor):  # type: ignore[misc]
         }
 
     def on_assignment(self, assignment: Any) -> None:
-        """Nothing to remember: the rank says it all."""
+        """Nothing to remember: the rank is enough."""
 
 
 async def _bounded(closing: Any) -> None:

@@ -122,8 +122,8 @@ _VISIBLE_WITHIN_SECONDS = 30.0
 def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
     """Create what is missing; existing topics are left as they are. Returns the names created. Blocking.
 
-    A broker answers a creation before everybody who asks can see the topic. So this returns once they are there with a
-    leader for each partition: what is started next must not be told to create them.
+    A broker answers a creation before all brokers can see the topic. So this returns once each partition has a leader:
+    the next process to start must not find them missing.
     """
     admin = make_admin(broker)
     created: list[str] = []

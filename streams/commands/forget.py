@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Say that a user wants to be forgotten; every process that reads `forgotten` obeys."""
+    """Write a request to forget a user; every process that reads `forgotten` applies it."""
     try:
         user_id = TypeAdapter(UserId).validate_python(options.id)
     except ValidationError as error:

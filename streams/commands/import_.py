@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Publish the items and say how many."""
+    """Publish the items and print how many."""
     return publish(options, settings, open_data_set(options.folder, behaviours=False), None)

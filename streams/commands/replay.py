@@ -50,7 +50,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Replay the folder and say what was sent."""
+    """Replay the folder and print what was sent."""
     if options.speed is not None and options.speed <= 0:
         raise Misconfigured(f"--speed is {options.speed:g}, it must be above 0")
     data = open_data_set(options.folder, neg_type=options.neg_type)

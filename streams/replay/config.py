@@ -15,4 +15,4 @@ class ReplayConfig(BaseModel):
     max_behaviours_in_flight: int = Field(default=20_000, ge=1)
     """Behaviours sent and not yet committed by the followed groups, above which the replay pauses."""
     poll_seconds: float = Field(default=0.2, gt=0)
-    """How often the groups' positions are looked at."""
+    """How often the groups' positions are read."""

@@ -1,4 +1,4 @@
-"""Sends a timeline through Kafka, as fast as those who read it keep up."""
+"""Sends a timeline through Kafka, as fast as its readers keep up."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Sender(Protocol):
     """The part of aiokafka's producer that a replay needs."""
 
     async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
-        """Hand a record over; the future gives its metadata once the broker has it."""
+        """Send a record; the future gives its metadata once the broker has it."""
         ...
 
     async def flush(self) -> None:
-        """Wait until everything handed over is with the broker."""
+        """Wait until the broker has every record sent."""
         ...
 
 
 class Positions(Protocol):
-    """Who has read how much; `streams.broker.lag.GroupPositions` in production."""
+    """How much each role has read; `streams.broker.lag.GroupPositions` in production."""
 
     async def consumed(self) -> Mapping[TopicName, Mapping[str, int]]:
         """Topic -> role -> records committed since the replay began."""
@@ -43,7 +43,7 @@ class Positions(Protocol):
 
 @dataclass
 class Sent:
-    """What was sent so far; the display reads it while the replay runs."""
+    """The records sent so far; the display reads it while the replay runs."""
 
     items: int = 0
     behaviours: int = 0
@@ -61,7 +61,7 @@ Acknowledged = Callable[[Outgoing, float], None]
 
 
 class Replay:
-    """One run over a timeline. Records are handed to the producer strictly in event-time order."""
+    """One run over a timeline. Records are sent strictly in event-time order."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Replay:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`positions` holds the replay back; `speed` is event time per wall time (None: no limit)."""
+        """`positions` limits how far the replay runs ahead; `speed` is event time per wall time (None: no limit)."""
         self.sent = Sent()
         self._sender = sender
         self._broker = broker
@@ -114,9 +114,9 @@ class Replay:
                     await self._wait_for(role)
                 if self._failure is not None:
                     raise self._failure
-                await self._hand_over(outgoing)
+                await self._send(outgoing)
                 if (self.sent.items + self.sent.behaviours) % _RECORDS_PER_TURN == 0:
-                    await asyncio.sleep(0)  # handing over rarely waits, and others live in this loop too
+                    await asyncio.sleep(0)  # sending rarely waits, and other tasks share this loop
             await self._sender.flush()
             if self._open:  # the futures of a flushed batch are set one turn of the loop later
                 await asyncio.wait(self._open)
@@ -124,7 +124,7 @@ class Replay:
                 raise self._failure
         return self.sent
 
-    async def _hand_over(self, outgoing: Outgoing) -> None:
+    async def _send(self, outgoing: Outgoing) -> None:
         future = await self._sender.send(self._topics.full_name(outgoing.topic), value=outgoing.value, key=outgoing.key)
         self._open.add(future)
         future.add_done_callback(lambda done: self._acknowledge(outgoing, done))
@@ -154,7 +154,7 @@ class Replay:
             return None
         sent: dict[TopicName, int] = {"items": self.sent.items, "behaviours": self.sent.behaviours}
         for topic, limit in self._limits.items():
-            # before the first look nothing is known to be consumed
+            # before the first answer nothing is known to be consumed
             for role, consumed in self._consumed.get(topic, {"": 0}).items():
                 if sent[topic] - consumed >= limit:
                     return role or "the first look"
@@ -169,9 +169,9 @@ class Replay:
             self.sent.waiting_for = behind
             before = self._consumed
             try:
-                looked = await self._positions.consumed()
-                self._consumed = {topic: looked.get(topic, {}) for topic in self._limits}
-            except Unavailable as error:  # a broker that restarts: nothing is lost by asking again
+                consumed = await self._positions.consumed()
+                self._consumed = {topic: consumed.get(topic, {}) for topic in self._limits}
+            except Unavailable as error:  # a broker that restarts: ask again
                 log.warning("replay.positions_unknown", detail=str(error))
             now = self._monotonic()
             if self._consumed != before:

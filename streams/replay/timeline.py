@@ -1,4 +1,4 @@
-"""A data set as one sequence of Kafka records in event-time order. Pure: what is sent, not how."""
+"""A data set as one sequence of Kafka records in event-time order. Pure: no I/O but reading the set."""
 
 from __future__ import annotations
 
