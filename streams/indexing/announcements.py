@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from aiokafka import AIOKafkaProducer
+from pydantic import BaseModel
 from typing_extensions import override
 
 from schemas.items import ImageRetry, ItemEmbedding, SourceOffset, embedding_key
@@ -60,36 +61,32 @@ class KafkaOutbox(Outbox):
 
     @override
     async def announce(self, held: Sequence[ItemRow], gone: Sequence[str]) -> None:
-        with broker_errors(self._broker):
-            pending = [
-                await self._producer.send(
-                    self._embeddings,
-                    key=embedding_key(row.encoder_version, row.item_id),
-                    value=as_embedding(row).model_dump_json().encode(),
-                )
-                for row in held
-            ]
-            pending += [
-                await self._producer.send(
-                    self._embeddings, key=embedding_key(self._encoder_version, item_id), value=None
-                )
-                for item_id in gone
-            ]
-            await asyncio.gather(*pending)
+        await self._send(
+            self._embeddings,
+            [(embedding_key(row.encoder_version, row.item_id), _as_json(as_embedding(row)), None) for row in held]
+            + [(embedding_key(self._encoder_version, item_id), None, None) for item_id in gone],
+        )
 
     @override
     async def retry_later(self, retries: Sequence[ImageRetry]) -> None:
+        # to the partition of the source, so that one worker reads an item and its retries
+        await self._send(
+            self._retries,
+            [(retry.item.item_id.encode(), _as_json(retry), retry.source.partition) for retry in retries],
+        )
+
+    async def _send(self, topic: str, messages: Sequence[tuple[bytes, bytes | None, int | None]]) -> None:
+        """Send (key, value, partition) each, then wait until the broker has all."""
         with broker_errors(self._broker):
             pending = [
-                await self._producer.send(
-                    self._retries,
-                    key=retry.item.item_id.encode(),
-                    value=retry.model_dump_json().encode(),
-                    partition=retry.source.partition,  # so that the worker of an item reads its retry
-                )
-                for retry in retries
+                await self._producer.send(topic, key=key, value=value, partition=partition)
+                for key, value, partition in messages
             ]
             await asyncio.gather(*pending)
+
+
+def _as_json(message: BaseModel) -> bytes:
+    return message.model_dump_json().encode()
 
 
 def as_embedding(row: ItemRow) -> ItemEmbedding:

@@ -40,11 +40,11 @@ async def load_content(context: IndexContext, item: ItemPublished, price: float 
             errors.append(("image", error))
         if picture is None and not has_text:
             return ItemInputs(None, late, tuple(errors))
-    (prepared,) = await context.encoding.prepare([(item, price, picture)])
+    prepared = await context.encoding.prepare(item, price, picture)
     if isinstance(prepared, EncodingFailed) and not errors:
         errors.append((stage_of(prepared), prepared))
         if picture is not None and item.image is None and has_text:
-            (prepared,) = await context.encoding.prepare([(item, price, None)])
+            prepared = await context.encoding.prepare(item, price, None)
     return ItemInputs(None if isinstance(prepared, EncodingFailed) else prepared, late, tuple(errors))
 
 

@@ -45,10 +45,14 @@ class ItemEncoding:
         return self._encoder.dim
 
     async def prepare(
-        self, contents: Sequence[tuple[ItemPublished, float | None, bytes | None]]
-    ) -> list[Prepared | EncodingFailed]:
-        """For each (item, price at first publish, picture) what the towers need, or why it cannot be had."""
-        return await asyncio.gather(*(self._prepare_one(*content) for content in contents))
+        self, item: ItemPublished, first_price: float | None, picture: bytes | None
+    ) -> Prepared | EncodingFailed:
+        """What the towers need of an item, or why it cannot be had."""
+        content = replace(ItemContent.of(item, picture), price=first_price)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, content)
+        except EncodingFailed as error:
+            return error
 
     async def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """(n, dim) unit rows."""
@@ -76,15 +80,6 @@ class ItemEncoding:
         """End the threads after what they have in hand."""
         self._preparing.shutdown(wait=False, cancel_futures=True)
         self._towers.shutdown(wait=False, cancel_futures=True)
-
-    async def _prepare_one(
-        self, item: ItemPublished, first_price: float | None, image: bytes | None
-    ) -> Prepared | EncodingFailed:
-        content = replace(ItemContent.of(item, image), price=first_price)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, content)
-        except EncodingFailed as error:
-            return error
 
     def _prepare(self, content: ItemContent) -> Prepared:
         prepared = self._encoder.prepare(content)

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
 from yarl import URL
 
 from encoders.image_formats import SNIFFED_BYTES, sniff
@@ -66,18 +67,19 @@ class CheckingResolver(AbstractResolver):
         self._inner = inner
         self._allowed = allowed
 
+    @override
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve `host`; one forbidden address among several refuses it as a whole."""
+        """One forbidden address among several refuses `host` as a whole."""
         found = await self._inner.resolve(host, port, family)
         for entry in found:
             if not self._allowed(entry["host"]):
                 raise RefusedAddressError(f"{host} resolves to {entry['host']}, which is not a public address")
         return found
 
+    @override
     async def close(self) -> None:
-        """Close the resolver inside."""
         await self._inner.close()
 
 

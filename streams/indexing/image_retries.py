@@ -91,7 +91,7 @@ class _Retry:
         row = await self._waiting_row()
         if row is None:
             return _done("superseded", retry)
-        (prepared,) = await self.context.encoding.prepare([(retry.item, row.first_price, picture)])
+        prepared = await self.context.encoding.prepare(retry.item, row.first_price, picture)
         if isinstance(prepared, EncodingFailed):
             return await self._give_up(stage_of(prepared), prepared)
         try:

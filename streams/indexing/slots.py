@@ -109,10 +109,7 @@ class Slot:
         """
         while True:
             await self._sleep(self._config.ttl_seconds / self._config.renewals_per_ttl)
-            try:
-                await self._renew()
-            except StoreUnavailable as error:
-                log.warning("slot.not_renewed", slot=self.instance_id, error=str(error))
+            await self._renew_if_available()
 
     async def assert_held(self) -> None:
         """Check the lease before a write. Free while it is fresh; else it is renewed, and passes if Redis is away.
@@ -123,16 +120,19 @@ class Slot:
             raise self._fenced()
         if self._confirmed_at is not None and self._clock() - self._confirmed_at < self._config.ttl_seconds:
             return
-        try:
-            await self._renew()
-        except StoreUnavailable as error:
-            log.warning("slot.not_renewed", slot=self.instance_id, error=str(error))
+        await self._renew_if_available()
 
     async def release(self) -> None:
         """Delete the lease if it is still this worker's, so that the next one need not wait."""
         with redis_errors(self._redis_config):
             await self._redis.eval(_RELEASE, 1, self._key, self._token)
         self._confirmed_at = None
+
+    async def _renew_if_available(self) -> None:
+        try:
+            await self._renew()
+        except StoreUnavailable as error:
+            log.warning("slot.not_renewed", slot=self.instance_id, error=str(error))
 
     async def _renew(self) -> None:
         asked_at = self._clock()
