@@ -184,22 +184,23 @@ def child_arguments(config_file: Path | None) -> list[str]:
     return [] if config_file is None else [f"--config={config_file}"]
 
 
+_USER_FOLDERS = (
+    ("XDG_DATA_HOME", "stack", "data_folder", "stacks"),
+    ("XDG_DATA_HOME", "train", "state_folder", "train"),
+    ("XDG_DATA_HOME", "models", "folder", "models"),
+    ("XDG_DATA_HOME", "encoders", "folder", "encoders"),
+    ("XDG_CACHE_HOME", "stack", "cache_folder", ""),
+    ("XDG_CACHE_HOME", "encoders", "cache_folder", ""),
+)
+
+
 def _user_folders() -> dict[str, Any]:
     """Defaults that follow the user's own choice of folders (XDG base directories)."""
-    data, cache = os.environ.get("XDG_DATA_HOME"), os.environ.get("XDG_CACHE_HOME")
-    stack: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    models: dict[str, Any] = {}
-    encoders: dict[str, Any] = {}
-    if data:
-        stack["data_folder"] = Path(data) / "mimstream" / "stacks"
-        train["state_folder"] = Path(data) / "mimstream" / "train"
-        models["folder"] = Path(data) / "mimstream" / "models"
-        encoders["folder"] = Path(data) / "mimstream" / "encoders"
-    if cache:
-        stack["cache_folder"] = Path(cache) / "mimstream"
-        encoders["cache_folder"] = Path(cache) / "mimstream"
-    return {"stack": stack, "train": train, "models": models, "encoders": encoders}
+    found: dict[str, Any] = {}
+    for variable, part, name, folder in _USER_FOLDERS:
+        if base := os.environ.get(variable):
+            found.setdefault(part, {})[name] = Path(base) / "mimstream" / folder
+    return found
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -62,26 +62,21 @@ class ServeApi:
         return await self._get_item(item_id, vector=True)
 
     async def _get_item(self, item_id: str, *, vector: bool) -> ItemView | None:
-        assert self._session is not None
         path = f"/v1/items/{quote(item_id, safe='')}"
-        try:
-            async with self._session.get(URL(path, encoded=True), params={"vector": "1"} if vector else {}) as answer:
-                payload = await answer.read()
-                if answer.status == 404:
-                    return None
-                if answer.status != 200:
-                    raise StoreUnavailable("mimstream serve", f"{path}: {answer.status} {payload[:300]!r}")
-                return ItemView.model_validate_json(payload)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise StoreUnavailable("mimstream serve", f"{path}: {error!r}") from error
+        status, payload = await self._request("GET", path, params={"vector": "1"} if vector else {})
+        return None if status == 404 else ItemView.model_validate_json(payload)
 
     async def _post(self, path: str, body: dict[str, object], model: type[M]) -> M:
+        return model.model_validate_json((await self._request("POST", path, json=body))[1])
+
+    async def _request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
+        """Status and body; a GET may find nothing (404)."""
         assert self._session is not None
         try:
-            async with self._session.post(path, json=body) as answer:
+            async with self._session.request(method, URL(path, encoded=True), **options) as answer:
                 payload = await answer.read()
-                if answer.status != 200:
-                    raise StoreUnavailable("mimstream serve", f"{path}: {answer.status} {payload[:300]!r}")
-                return model.model_validate_json(payload)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoreUnavailable("mimstream serve", f"{path}: {error!r}") from error
+        if answer.status != 200 and (method, answer.status) != ("GET", 404):
+            raise StoreUnavailable("mimstream serve", f"{path}: {answer.status} {payload[:300]!r}")
+        return answer.status, payload

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from encoders.feature_cache import content_key
-from encoders.features import ItemFeatures
 from encoders.fusion import ItemFusion, Views
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.encoder_training.csft import PairData
@@ -28,8 +27,24 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
     known = log.published(log.learn)
     spans = {"validation": log.validation} | ({"test": log.test} if with_test else {})
 
-    def reports(fusion: ItemFusion, views: Views, last: CsftReport | None) -> dict[str, Any]:
-        return {name: _report(log, span, features, config, fusion, views, last) for name, span in spans.items()}
+    def report(span: Span, fusion: ItemFusion, views: Views, last: CsftReport | None) -> dict[str, Any]:
+        fused = views.fused_ND.numpy()
+        questions = encoder_report.questions_of(log, span)
+        geometry = encoder_report.geometry_of(views, questions)
+        found = {
+            "popularity": encoder_report.popularity(log, span, questions),
+            "frozen": encoder_report.recalls(encoder_report.frozen_vectors(features), log, span, questions),
+            "trained": encoder_report.recalls(fused, log, span, questions),
+            "geometry": encoder_report.geometry_dict(geometry),
+        }
+        if last is not None:
+            found["trained_with_popularity"] = encoder_report.recalls_with_popularity(
+                fused, log, span, questions, temperature=last.temperature, strength=config.log_q_strength
+            )
+        for width in fusion.config.nested_widths[:1]:
+            prefix = encoder_report.unit_rows(fused[:, :width])
+            found["trained_nested"] = encoder_report.recalls(prefix, log, span, questions)
+        return found
 
     return PairData(
         name=log.data.name,
@@ -41,37 +56,9 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
         usable=known & ~log.held_out,
         pairs=pairs,
         learned=pairs,
-        reports=reports,
+        reports=lambda *trained: {name: report(span, *trained) for name, span in spans.items()},
         provenance={
             "first_event_at": datetime.fromtimestamp(log.learn.start, UTC),
             "last_event_at": datetime.fromtimestamp(log.learn.stop - 1, UTC),
         },
     )
-
-
-def _report(
-    log: BehaviourLog,
-    span: Span,
-    features: ItemFeatures,
-    config: CsftConfig,
-    fusion: ItemFusion,
-    views: Views,
-    last: CsftReport | None,
-) -> dict[str, Any]:
-    fused = views.fused_ND.numpy()
-    questions = encoder_report.questions_of(log, span)
-    geometry = encoder_report.geometry_of(views, questions)
-    found = {
-        "popularity": encoder_report.popularity(log, span, questions),
-        "frozen": encoder_report.recalls(encoder_report.frozen_vectors(features), log, span, questions),
-        "trained": encoder_report.recalls(fused, log, span, questions),
-        "geometry": encoder_report.geometry_dict(geometry),
-    }
-    if last is not None:
-        found["trained_with_popularity"] = encoder_report.recalls_with_popularity(
-            fused, log, span, questions, temperature=last.temperature, strength=config.log_q_strength
-        )
-    for width in fusion.config.nested_widths[:1]:
-        prefix = encoder_report.unit_rows(fused[:, :width])
-        found["trained_nested"] = encoder_report.recalls(prefix, log, span, questions)
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from encoders.base import ItemContent
 from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures
-from encoders.fusion import ItemFusion, Views
+from encoders.fusion import Views
 from schemas.errors import Misconfigured
 from streams.encoder_training.bundle_builder import BundleBuilder
 from streams.encoder_training.csft import PairData
@@ -20,7 +19,6 @@ from streams.encoder_training.topic_input import TopicContent
 from trainer.csft import health
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import Pair, PairMiner, join_all
-from trainer.csft.trainer import CsftReport
 from trainer.offline import encoder_report
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import EventWindow
@@ -70,9 +68,6 @@ def topic_pairs(
     cut = len(pairs) - max(1, round(VALIDATION_SHARE * len(pairs)))
     learned, held_back = pairs[:cut], pairs[cut:]
 
-    def reports(fusion: ItemFusion, views: Views, last: CsftReport | None) -> dict[str, Any]:
-        return {"validation": _report(learned, held_back, usable, features, views)}
-
     return PairData(
         name=name,
         source="topics",
@@ -83,7 +78,7 @@ def topic_pairs(
         usable=usable,
         pairs=pairs,
         learned=learned,
-        reports=reports,
+        reports=lambda fusion, views, last: {"validation": _report(learned, held_back, usable, features, views)},
         provenance={
             "first_event_at": datetime.fromtimestamp(pairs[0].row.second, UTC),
             "last_event_at": datetime.fromtimestamp(learned[-1].row.second, UTC),
@@ -100,11 +95,7 @@ def topic_pairs(
 
 
 def _report(
-    learned: Sequence[Pair],
-    held_back: Sequence[Pair],
-    usable: NDArray[np.bool_],
-    features: ItemFeatures,
-    views: Views,
+    learned: list[Pair], held_back: list[Pair], usable: NDArray[np.bool_], features: ItemFeatures, views: Views
 ) -> dict[str, Any]:
     """Recall on the pairs that were held back, and geometry."""
     fused = np.where(usable[:, None], views.fused_ND.numpy(), 0).astype(np.float32)

@@ -166,15 +166,6 @@ class Metrics:
         self._handlers[TrainReport] = handle
 
 
-def metrics_handler(metrics: Metrics) -> Callable[[web.Request], Any]:
-    """Make the aiohttp handler of `GET /metrics`."""
-
-    async def show(request: web.Request) -> web.Response:
-        return web.Response(body=metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    return show
-
-
 @asynccontextmanager
 async def metrics_server(metrics: Metrics, host: str, port: int | None) -> AsyncIterator[None]:
     """Serve `/metrics` while the block runs; without a port (None or 0) do nothing.
@@ -184,8 +175,12 @@ async def metrics_server(metrics: Metrics, host: str, port: int | None) -> Async
     if not port:
         yield
         return
+
+    async def show(request: web.Request) -> web.Response:
+        return web.Response(body=metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     app = web.Application()
-    app.router.add_get("/metrics", metrics_handler(metrics))
+    app.router.add_get("/metrics", show)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -35,14 +35,7 @@ from pydantic import ValidationError
 from encoders.base import Encoder, ItemContent
 from schemas.base import MAX_ID_CHARACTERS, Message
 from schemas.errors import Misconfigured, PipelineError, Unavailable, Unprocessable
-from schemas.scoring import (
-    ItemView,
-    Neighbour,
-    ScoreRequest,
-    SimilarRequest,
-    SimilarResponse,
-    SimilarResult,
-)
+from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
 from streams.serving.auth import BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
 from streams.serving.model_watcher import ModelWatcher, ServedModel
@@ -55,7 +48,6 @@ from trainer.networks.item_rows import ItemRows
 log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
-T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 RETRY_AFTER_SECONDS = "1"
@@ -96,10 +88,6 @@ class ScoringService:
     """Receives every `RequestReport` and `CacheReport`."""
     metrics_page: Callable[[], bytes]
     """Renders `GET /metrics`, in the text format of Prometheus."""
-
-    async def off_loop(self, work: Callable[[], T]) -> T:
-        """Run computing work in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.compute, work)
 
 
 SERVICE = web.AppKey("service", ScoringService)
@@ -208,7 +196,8 @@ async def _encoded_query(service: ScoringService, asked: SimilarRequest) -> NDAr
             503, "no_query_encoder", "this server cannot encode queries; ask for the neighbours of an item"
         ) from None
     content = ItemContent(title=asked.text or "", image=asked.image)
-    return await service.off_loop(lambda: encoder.encode([encoder.prepare(content)]))
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(service.compute, lambda: encoder.encode([encoder.prepare(content)]))
 
 
 def _neighbours(pairs: list[tuple[str, float]]) -> list[Neighbour]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -55,12 +55,10 @@ class ServedModel:
     manifest: ModelManifest
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a release cannot serve."""
+class Refusal(NamedTuple):
+    """Why a release cannot serve: `damaged` or `wrong_encoder`, and the details."""
 
     outcome: str
-    """`damaged` or `wrong_encoder`."""
     why: str
 
 

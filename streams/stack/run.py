@@ -96,7 +96,7 @@ class RunningStack:
         self._keeper.start()
         self._run_in_keeper(self._start_all)
         for name in self._children:
-            self._wait_first_start(name)
+            self._wait(name, self._start_timeout, give_up_at_death=True)
         self._run_in_keeper(lambda: self._set_phase("ready"))
 
     def close(self, *, error: str | None = None) -> None:
@@ -140,9 +140,6 @@ class RunningStack:
     def wait_ready(self, name: PartName, timeout_seconds: float | None = None) -> None:
         """Wait until the part is ready, over restarts if need be. Raises `Unavailable`."""
         self._wait(name, timeout_seconds or self._start_timeout, give_up_at_death=False)
-
-    def _wait_first_start(self, name: PartName) -> None:
-        self._wait(name, self._start_timeout, give_up_at_death=True)
 
     def _wait(self, name: PartName, timeout_seconds: float, *, give_up_at_death: bool) -> None:
         child = self._children[name]

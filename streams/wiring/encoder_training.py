@@ -95,12 +95,5 @@ def open_study(
 
 
 def _read_topics(settings: Settings, *, only_items: bool = False) -> TopicContent:
-    return asyncio.run(
-        read_topics(
-            settings.kafka,
-            settings.topics,
-            settings.index.field_map,
-            settings.record.field_map,
-            only_items=only_items,
-        )
-    )
+    fields = settings.index.field_map, settings.record.field_map
+    return asyncio.run(read_topics(settings.kafka, settings.topics, *fields, only_items=only_items))
