@@ -47,7 +47,7 @@ test-live: .venv/.ready ## real Kafka, Valkey and Milvus Lite, started by the te
 	$(BIN)/python -m pytest tests/live
 
 test: .venv/.ready ## everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 demo: .venv/.ready ## the whole loop, and a report
 	$(BIN)/mimstream demo
