@@ -83,22 +83,24 @@ def measure_precisions(config: EncoderConfig, content: BenchItems) -> list[Tower
     pictures = [one.pixels for one in prepared if one.pixels is not None]
     del pictures[max(1, len(content.items) // 16) :]  # a CPU that only emulates fp16 takes a second for each
     return [
-        *_compared("text", lambda: towers.text.features(texts), len(texts), config.device),
-        *_compared("image", lambda: towers.image.features(pictures), len(pictures), config.device),
+        *_compared("text", towers.text.features, texts, config.device),
+        *_compared("image", towers.image.features, pictures, config.device),
     ]
 
 
-def _compared(tower: str, features: Callable[[], NDArray[np.float32]], count: int, device: str) -> list[TowerPrecision]:
-    reference = features()
+def _compared(
+    tower: str, features: Callable[[list[Any]], NDArray[np.float32]], rows: list[Any], device: str
+) -> list[TowerPrecision]:
+    reference = features(rows)
     found = []
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
     for precision in precisions:
         with computing(torch.device(device), precision):
-            features()
-            seconds, rows = _timed(features)
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
-        cosines = (rows * reference).sum(1) / lengths
-        found.append(TowerPrecision(tower, precision, count / seconds, float(cosines.min()), float(cosines.mean())))
+            features(rows[: max(1, len(rows) // 8)])  # warm-up
+            seconds, computed = _timed(lambda: features(rows))
+        lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(reference, axis=1)
+        cosines = (computed * reference).sum(1) / lengths
+        found.append(TowerPrecision(tower, precision, len(rows) / seconds, float(cosines.min()), float(cosines.mean())))
     return found
 
 

@@ -132,7 +132,7 @@ async def test_a_damaged_pointer_and_a_broken_encoder_are_found(settings: Settin
 
 @pytest.mark.parametrize("arguments", [("check",), ("check", "--json")])
 def test_the_command_ends_with_1_when_something_is_wrong(process, arguments) -> None:  # type: ignore[no-untyped-def]
-    child = process(*arguments, env={"MIM_REDIS__URL": "redis://127.0.0.1:1/0"}, cold=True)
+    child = process(*arguments, env={"MIM_REDIS__URL": "redis://127.0.0.1:1/0"}, cold="--json" in arguments)
     assert child.wait() == 1
     assert "MIM_REDIS__URL" in child.output().replace("\n", "")
     assert "Traceback" not in child.output()
