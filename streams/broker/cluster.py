@@ -41,7 +41,7 @@ class ClusterTopics:
         """Which incarnation of the topic this is. Raises `BrokerUnavailable` if the broker gives no ids."""
         topic, topic_id = topics.full_name(name), self.topic_ids.get(name)
         if not self.cluster_id or topic_id is None:
-            raise BrokerUnavailable("Kafka", f"the broker does not tell the ids of cluster and topic {topic}")
+            raise BrokerUnavailable("Kafka", f"the broker gives no ids of cluster and topic {topic}")
         return TopicIncarnation(self.cluster_id, topic, topic_id)
 
     def topic_partitions(self, topics: TopicsConfig, *names: TopicName) -> list[TopicPartition]:

@@ -19,6 +19,9 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 
 TopicName = Literal["items", "behaviours", "embeddings", "models", "forgotten", "items-retry", "dead-letters"]
 
+DEAD_LETTER_HEADROOM_BYTES = 1_048_576
+"""How much larger a dead letter may be than the records that feed it: the original bytes plus headers must fit."""
+
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -67,9 +70,13 @@ class TopicSpec:
         """How many partitions the topic has."""
         return 1 if self.single_partition else config.partitions
 
+    def max_record_bytes(self, broker: BrokerConfig) -> int:
+        """The largest record that the topic must accept."""
+        return broker.max_record_bytes + (DEAD_LETTER_HEADROOM_BYTES if self.name == "dead-letters" else 0)
+
     def settings(self, config: TopicsConfig, broker: BrokerConfig) -> dict[str, str]:
         """Topic configuration as Kafka wants it."""
-        settings = {"max.message.bytes": str(broker.max_record_bytes), **self.extra}
+        settings = {"max.message.bytes": str(self.max_record_bytes(broker)), **self.extra}
         if self.compacted:
             settings |= {
                 "cleanup.policy": "compact",
@@ -79,9 +86,6 @@ class TopicSpec:
             settings["retention.ms"] = str(config.behaviours_retention_days * _DAY_MS)
         return settings
 
-
-DEAD_LETTER_HEADROOM_BYTES = 1_048_576
-"""How much larger a dead letter may be than the records that feed it: the original bytes plus headers must fit."""
 
 TOPICS: dict[TopicName, TopicSpec] = {
     spec.name: spec
@@ -129,19 +133,16 @@ def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
     created: list[str] = []
     try:
         with broker_errors(broker):
-            existing = {name if isinstance(name, str) else name["name"] for name in admin.list_topics()}
+            existing = set(admin.list_topics())
             for spec in TOPICS.values():
                 name = config.full_name(spec.name)
                 if name in existing:
                     continue
-                settings = spec.settings(config, broker)
-                if spec.name == "dead-letters":
-                    settings["max.message.bytes"] = str(broker.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES)
                 new = NewTopic(
                     name=name,
                     num_partitions=spec.partitions(config),
                     replication_factor=config.replication_factor,
-                    topic_configs=settings,
+                    topic_configs=spec.settings(config, broker),
                 )
                 try:
                     admin.create_topics([new])

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 
 from streams.settings import Settings
-from streams.wiring.recording import _record
+from streams.wiring.recording import record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +19,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Record until stopped."""
-    asyncio.run(_record(settings, rebuild=options.rebuild, metrics_port=options.metrics_port))
+    asyncio.run(record(settings, rebuild=options.rebuild, metrics_port=options.metrics_port))
     return 0

@@ -1,4 +1,4 @@
-"""What an encoder learns from on the stream: all of `items` and `behaviours` as they are now, with offsets."""
+"""Training data of an encoder from the topics: all of `items` and `behaviours` as they are now, with offsets."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TopicContent:
     """Per topic (without prefix) and partition, the next offset after what was read."""
     cluster_id: str | None = None
     broken: int = 0
-    """Records that could not be read; somebody else writes their dead letters."""
+    """Records that could not be read; the index worker and the recorder write their dead letters."""
     erased: int = 0
-    """Behaviours of users who asked to be forgotten since: passed over."""
+    """Behaviours of users who asked to be forgotten since; they are left out."""
 
     @property
     def behaviours_read(self) -> int:
@@ -71,7 +71,7 @@ async def read_topics(
 ) -> TopicContent:
     """Read from the beginnings to the ends as they are at the start. Nothing is committed.
 
-    Raises `Misconfigured` if a topic does not exist, `BrokerUnavailable` if nobody answers.
+    Raises `Misconfigured` if a topic does not exist, `BrokerUnavailable` if no broker answers.
     """
     names: list[TopicName] = ["items"] if only_items else ["items", "behaviours"]
     described = await asyncio.to_thread(describe_topics, broker, topics, names)

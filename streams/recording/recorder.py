@@ -61,7 +61,7 @@ def place(*, stored: int, committed: int | None, beginning: int, end: int) -> Pl
 
 
 class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Reads its partitions of `behaviours` and records them until told to stop.
+    """Reads its partitions of `behaviours` and records them until stopped.
 
     While the store or the broker is away it tries again; no record is skipped. Newly assigned partitions are paused
     until their position is known.
@@ -120,7 +120,7 @@ class Recorder(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _set_aside(self, partition: TopicPartition) -> None:
         self._consumer.pause(partition)
-        self._consumer.seek(partition, 0)  # a position, so that the client does not look for one
+        self._consumer.seek(partition, 0)  # a position, so that the client does not ask for one
         self._positions.pop(partition, None)
         self._unplaced.add(partition)
 

@@ -1,4 +1,4 @@
-"""The pre-flight behind `mimstream check`: every connection and setting, each with a way to put it right."""
+"""The pre-flight behind `mimstream check`: every connection and setting, each with a fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from encoders.base import Encoder
 from schemas.errors import PipelineError
 from streams.broker.clients import broker_errors
 from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
-from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicSpec
+from streams.broker.topics import TOPICS, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_registry
@@ -37,8 +37,8 @@ class CheckLine:
     """What to do about it."""
 
 
-class _Wrong(Exception):
-    """A check that found something wrong, with its way out."""
+class _CheckFailed(Exception):
+    """A check that failed, with its fix."""
 
     def __init__(self, detail: str, fix: str) -> None:
         super().__init__(detail)
@@ -47,7 +47,7 @@ class _Wrong(Exception):
 
 
 async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) -> list[CheckLine]:
-    """Run all checks; one that fails stops only those that need what it asks."""
+    """Run all checks. One that fails skips only those that depend on it."""
     broker = await _line(
         "broker", lambda: _broker(settings), f"start it, or set MIM_KAFKA__BOOTSTRAP_SERVERS; {EMBEDDED}"
     )
@@ -75,17 +75,17 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
     return lines
 
 
-async def _line(name: str, look: Callable[[], Awaitable[str]], fix: str) -> CheckLine:
+async def _line(name: str, check: Callable[[], Awaitable[str]], fix: str) -> CheckLine:
     try:
-        return CheckLine(name, True, await look())
-    except _Wrong as error:
+        return CheckLine(name, True, await check())
+    except _CheckFailed as error:
         return CheckLine(name, False, error.detail, error.fix)
     except PipelineError as error:
         return CheckLine(name, False, str(error), fix)
 
 
 async def _broker(settings: Settings) -> str:
-    from aiokafka.admin import AIOKafkaAdminClient  # fails at once where nobody listens; kafka-python tries for 30 s
+    from aiokafka.admin import AIOKafkaAdminClient  # fails at once where nothing listens; kafka-python tries for 30 s
 
     client = AIOKafkaAdminClient(**settings.kafka.client_options())
     try:
@@ -110,7 +110,7 @@ async def _topics(settings: Settings) -> str:
             wrong.append(problem)
             fixes.append(fix)
     if wrong:
-        raise _Wrong("; ".join(wrong), "; ".join(dict.fromkeys(fixes)))
+        raise _CheckFailed("; ".join(wrong), "; ".join(dict.fromkeys(fixes)))
     return f"{len(TOPICS)} topics with prefix {settings.topics.prefix!r}"
 
 
@@ -137,7 +137,7 @@ def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) ->
                 f"set its cleanup.policy to {policy} on the cluster",
             )
         )
-    room = settings.kafka.max_record_bytes + (DEAD_LETTER_HEADROOM_BYTES if spec.name == "dead-letters" else 0)
+    room = spec.max_record_bytes(settings.kafka)
     if int(config.get("max.message.bytes", room)) < room:
         problems.append(
             (
@@ -155,12 +155,12 @@ async def _redis(settings: Settings) -> str:
             await client.ping()
             try:
                 policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-            except ResponseError:  # managed servers do not tell
+            except ResponseError:  # managed servers refuse it
                 return settings.redis.shown_url
     finally:
         await client.aclose()
     if policy.startswith("allkeys"):
-        raise _Wrong(
+        raise _CheckFailed(
             f"maxmemory-policy is {policy}: when memory is short it evicts positions and histories behind our back",
             "set maxmemory-policy to noeviction, or give the view a server of its own",
         )
@@ -198,9 +198,9 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
         "set MIM_ENCODER__BUNDLE to the one that made them, or MIM_MILVUS__ALIAS to a new name to build another center"
     )
     if encoders and encoders[0].dim != center.dim:
-        raise _Wrong(f"{held} holds {center.dim}-d vectors, the encoder makes {encoders[0].dim}-d", fix)
+        raise _CheckFailed(f"{held} holds {center.dim}-d vectors, the encoder makes {encoders[0].dim}-d", fix)
     if encoders and center.encoder_version not in (None, encoders[0].version):
-        raise _Wrong(f"{held} holds vectors of another encoder than {encoders[0].version}", fix)
+        raise _CheckFailed(f"{held} holds vectors of another encoder than {encoders[0].version}", fix)
     return f"{settings.milvus.shown_uri}, {held}"
 
 
@@ -211,7 +211,7 @@ async def _model(settings: Settings, encoder_version: str | None) -> str:
         return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"
     _, manifest = await asyncio.to_thread(store.load, pointer.release_id)
     if encoder_version not in (None, manifest.encoder_version):
-        raise _Wrong(
+        raise _CheckFailed(
             f"release {manifest.release_id} goes with encoder {manifest.encoder_version}, the center with "
             f"{encoder_version}",
             "set MIM_MODELS__FOLDER (or MIM_MODELS__URL) to the releases of this encoder, or train anew with "

@@ -27,11 +27,11 @@ from streams.stores.histories.redis_store import RedisBehaviourStore
 
 log = structlog.get_logger()
 
+_DAY_MS = 86_400_000
 
-A_DAY_MS = 86_400_000
 
-
-async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None) -> None:
+async def record(settings: Settings, *, rebuild: bool, metrics_port: int | None) -> None:
+    """Record until stopped; `rebuild` clears the behaviour store first."""
     metrics = Metrics()
     topic = settings.topics.full_name("behaviours")
 
@@ -53,7 +53,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             group_id=settings.topics.group("record"),
             session_timeout_ms=settings.record.session_timeout_ms,
             heartbeat_interval_ms=max(300, settings.record.session_timeout_ms // 6),
-            max_poll_interval_ms=A_DAY_MS,  # a store that is away is waited for, partitions kept
+            max_poll_interval_ms=_DAY_MS,  # keeps its partitions while it waits for a store that is away
         )
         for client in (producer, consumer):
             opened.push_async_callback(client.stop)
@@ -66,9 +66,9 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
             log_replaced = await store.bound_log() not in (None, identity)
             await store.clear()
         await store.bind(identity)
-        forgets = ErasureFollower(store, settings.kafka, settings.topics)
-        opened.push_async_callback(forgets.close)
-        await forgets.open()  # before anything is recorded
+        erasures = ErasureFollower(store, settings.kafka, settings.topics)
+        opened.push_async_callback(erasures.close)
+        await erasures.open()  # before anything is recorded
         deleted = DeletedItemFollower(
             RedisDeletedItems(redis, settings.redis),
             settings.kafka,
@@ -93,7 +93,7 @@ async def _record(settings: Settings, *, rebuild: bool, metrics_port: int | None
         )
 
         async def work(stop: asyncio.Event) -> None:
-            tasks = {asyncio.create_task(part.run(stop)) for part in (recorder, forgets, deleted)}
+            tasks = {asyncio.create_task(part.run(stop)) for part in (recorder, erasures, deleted)}
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:

@@ -1,4 +1,4 @@
-"""The pure part of `mimstream record`: what is read, what is buried, where reading starts."""
+"""The pure part of `mimstream record`: what is read, what gets a dead letter, where reading starts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_store_behind_the_commit_is_replayed() -> None:
     assert place(stored=50, committed=70, beginning=0, end=90) == Placement(50, behind_commit=20)
 
 
-def test_what_retention_deleted_is_passed_over_and_told() -> None:
+def test_what_retention_deleted_is_passed_over_and_counted() -> None:
     assert place(stored=50, committed=60, beginning=55, end=90) == Placement(55, lost=5, behind_commit=5)
 
 
