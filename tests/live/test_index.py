@@ -199,6 +199,7 @@ async def test_a_clean_stop_leaves_nothing_to_do_twice(settings: Settings, proce
         again = start_index(process)
         await feed.publish("after", "the stop")
         await assert_ends_with_the_last_word(feed, index)
+        await asyncio.to_thread(again.wait_for, "items.indexed")  # logged after the write that the center shows
         indexed = [json.loads(line) for line in again.output().splitlines() if "items.indexed" in line]
         assert sum(line["count"] for line in indexed) == 1
 
