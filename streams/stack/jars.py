@@ -28,7 +28,7 @@ DOWNLOAD_ATTEMPTS = 3
 _FETCHING = "Fetching the jars of Apache Kafka (once)"
 
 
-class JarsNotToBeHad(Exception):
+class JarsUnavailable(Exception):
     """A jar could not be fetched; the message says which and why."""
 
 
@@ -91,7 +91,7 @@ def kafka_class_path(config: StackConfig, console: Console | None = None, pins: 
                 if folder.exists():
                     log.warning("stack.jars_refused", folder=str(folder), problems=problems[:3])
                 _build(folder, pins, config, console)
-    except (JarsNotToBeHad, OSError) as error:
+    except (JarsUnavailable, OSError) as error:
         raise Misconfigured(
             f"the jars of Apache Kafka are not in {config.cache_folder} and could not be fetched: {error}\n"
             "Two ways out without a network:\n"
@@ -135,7 +135,7 @@ def _build(folder: Path, pins: list[JarPin], config: StackConfig, console: Conso
         (building / stray).unlink()
     problems = differences(building, pins)
     if problems:
-        raise JarsNotToBeHad("; ".join(problems[:3]))
+        raise JarsUnavailable("; ".join(problems[:3]))
     os.replace(building, folder)
     log.info("stack.jars_fetched", folder=str(folder), jars=len(pins))
 
@@ -167,7 +167,7 @@ def _fetch(pin: JarPin, building: Path, download: Path, repository: str | None) 
             return
         problem = "what came is not what was pinned"
         path.unlink()
-    raise JarsNotToBeHad(f"{pin.file_name}: {problem}")
+    raise JarsUnavailable(f"{pin.file_name}: {problem}")
 
 
 @contextmanager
