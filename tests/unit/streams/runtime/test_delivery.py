@@ -148,7 +148,9 @@ async def test_other_errors_pass_through_and_nothing_is_quarantined(error: Excep
 async def test_cancellation_passes_through_a_wait() -> None:
     sink = Sink(away_for=10_000)
     patience = Patience(BackOffConfig(initial_seconds=60, max_seconds=60))
-    task = asyncio.create_task(deliver([1], write=sink.write, quarantine=sink.quarantine, what="test", patience=patience))
+    task = asyncio.create_task(
+        deliver([1], write=sink.write, quarantine=sink.quarantine, what="test", patience=patience)
+    )
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
