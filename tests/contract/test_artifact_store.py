@@ -1,4 +1,4 @@
-"""One set of promises for a folder, an object store and a process's memory."""
+"""One suite for every artifact store."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_attached_is_written_once_and_goes_with_its_entry(open_store: Op
         store.read("r1", "verdict.json")
 
 
-def test_what_was_dropped_is_gone_and_its_name_is_free(open_store: OpenStore) -> None:
+def test_a_deleted_entry_is_gone_and_its_name_is_free(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
     store.put("r1", {"a": b"1"})
     other.delete("r1")
@@ -116,7 +116,7 @@ def test_what_was_dropped_is_gone_and_its_name_is_free(open_store: OpenStore) ->
     assert other.read("r1", "a") == b"2"
 
 
-def test_the_pointer_moves_only_for_who_knows_what_it_holds(open_store: OpenStore) -> None:
+def test_the_pointer_is_replaced_only_from_its_present_state(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
     assert store.compare_and_swap(b"1", expected=None)
     assert not other.compare_and_swap(b"x", expected=None)
@@ -152,7 +152,7 @@ def test_of_two_racing_writers_no_change_is_lost(open_store: OpenStore) -> None:
     assert sorted(json.loads(held.content)) == ["a"] * rounds + ["b"] * rounds
 
 
-def test_a_change_that_is_refused_writes_nothing_and_is_asked_again_when_overtaken(open_store: OpenStore) -> None:
+def test_a_refused_change_writes_nothing_and_a_change_is_repeated_after_a_conflict(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
     store.compare_and_swap(b"1", expected=None)
     asked: list[bytes | None] = []

@@ -72,7 +72,7 @@ class BehaviourStoreContract:
             "erased": 0,
         }
 
-    async def test_who_is_forgotten_is_gone_and_no_replay_or_late_recorder_brings_him_back(
+    async def test_a_forgotten_user_is_gone_and_no_replay_or_late_recorder_brings_them_back(
         self, store: BehaviourStore
     ) -> None:
         await store.record(0, [event(0), event(1, user="u2"), event(2)], first_offset=0, next_offset=3)
@@ -94,9 +94,7 @@ class BehaviourStoreContract:
         assert [take.item_id for take in await store.history("u1")] == ["new"]
         assert (await store.counts())["erased"] == 3
 
-    async def test_reading_of_an_erasure_again_does_not_erase_the_user_who_came_back(
-        self, store: BehaviourStore
-    ) -> None:
+    async def test_reading_an_erasure_again_does_not_erase_the_user_who_came_back(self, store: BehaviourStore) -> None:
         await store.forget([forgotten("u1", {0: 5})], source="t:0", next_offset=1)
         await store.record(0, [event(5)], first_offset=0, next_offset=6)
         assert await store.forget([forgotten("u1", {0: 5})], source="t:0", next_offset=1) == 0
@@ -260,24 +258,24 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
         assert (await store.counts())["takes"] == 400
         await other.close()
 
-    async def test_an_erasure_between_a_recorders_look_and_its_write_wins(
+    async def test_an_erasure_between_a_recorders_read_and_its_write_wins(
         self, store: BehaviourStore, config: RedisConfig
     ) -> None:
         other = RedisBehaviourStore(make_redis(config), config, KEEP)
         await other.bind(LOG)
         assert isinstance(store, RedisBehaviourStore)
-        look, looks = store._marks.ends, 0
+        read, reads = store._marks.ends, 0
 
-        async def look_and_be_overtaken(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
-            nonlocal looks
-            seen, looks = await look(*given, **named), looks + 1
-            if looks == 1:
+        async def read_before_the_erasure(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
+            nonlocal reads
+            seen, reads = await read(*given, **named), reads + 1
+            if reads == 1:
                 await other.forget([forgotten("u1", {0: 1})], source="t:0", next_offset=1)
             return seen
 
-        store._marks.ends = look_and_be_overtaken  # type: ignore[method-assign]
+        store._marks.ends = read_before_the_erasure  # type: ignore[method-assign]
         report = await store.record(0, [event(0), event(1, user="u2")], first_offset=0, next_offset=2)
-        assert (looks, report.erased, report.takes) == (2, 1, 1)
+        assert (reads, report.erased, report.takes) == (2, 1, 1)
         assert await store.history("u1") == [] and len(await store.history("u2")) == 1
         await other.close()
 

@@ -1,4 +1,4 @@
-"""One suite for marks of deleted items and the sweep that removes what was taken of them."""
+"""One suite for marks of deleted items and the sweep that removes their takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Both:
         return [take.item_id for take in await self.store.history(user)]
 
     async def sweep(self, *, forget_before: float = 0.0) -> int:
-        """A whole sweep; how many takes went."""
+        """A whole sweep; how many takes were removed."""
         begun_with, cursor, removed = await self.deleted.sweeps(), 0, 0
         while True:
             cursor, went = await self.deleted.sweep(cursor)
@@ -44,9 +44,7 @@ class Both:
 
 
 class DeletedItemsContract:
-    async def test_what_was_taken_of_a_deleted_item_goes_from_every_user_and_nothing_else_does(
-        self, both: Both
-    ) -> None:
+    async def test_takes_of_a_deleted_item_are_removed_from_every_user_and_nothing_else_is(self, both: Both) -> None:
         n = await both.take(0, "u1", "a", "b", "a", "c")
         await both.take(n, "u2", "a")
         assert await both.deleted.mark({"a": 50.0, "never taken": 50.0, "b": None}, source="t:0", next_offset=9) == 2
@@ -78,7 +76,7 @@ class DeletedItemsContract:
         await both.take(n, "u1", "a")
         assert await both.sweep() == 0 and await both.items("u1") == ["b", "a"]
 
-    async def test_whoever_reads_an_older_word_again_changes_nothing(self, both: Both) -> None:
+    async def test_marking_again_below_the_position_changes_nothing(self, both: Both) -> None:
         await both.take(0, "u1", "a", "b")
         await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=5)
         await both.deleted.mark({"a": None, "b": 60.0}, source="t:0", next_offset=8)
@@ -87,7 +85,7 @@ class DeletedItemsContract:
         await both.sweep()
         assert await both.items("u1") == ["a"]
 
-    async def test_sources_have_places_of_their_own(self, both: Both) -> None:
+    async def test_sources_have_positions_of_their_own(self, both: Both) -> None:
         await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=5)
         await both.deleted.mark({}, source="t:1", next_offset=2)
         assert await both.deleted.positions() == {"t:0": 5, "t:1": 2}
@@ -229,7 +227,7 @@ class TestRedisDeletedItems(DeletedItemsContract):
         assert 900 < await client.ttl(key) <= 1_000
         assert await client.keys(f"{config.key_prefix}record:*:t:*") == [key]
 
-    async def test_a_leader_that_says_nothing_is_replaced(self, both: Both) -> None:
+    async def test_a_leader_whose_lease_ended_is_replaced(self, both: Both) -> None:
         assert await both.deleted.lead("x", seconds=0.05)
         while not await both.deleted.lead("y", seconds=60):
             pass

@@ -156,7 +156,7 @@ class ItemIndexContract:
         with pytest.raises(WriteRejected, match="other-2"):
             await index.upsert([row("a", 1, encoder_version="other-2")])
 
-    async def test_nothing_asked_is_nothing_answered(self, index: ItemIndex) -> None:
+    async def test_empty_calls_give_empty_results(self, index: ItemIndex) -> None:
         await index.upsert([])
         await index.delete([])
         assert await index.fetch([]) == {}
@@ -173,7 +173,7 @@ class ItemIndexContract:
     def scan(self) -> RowScan:
         raise NotImplementedError
 
-    async def test_rows_are_gone_through_by_their_source(self, index: ItemIndex, scan: RowScan) -> None:
+    async def test_rows_are_scanned_by_their_source(self, index: ItemIndex, scan: RowScan) -> None:
         rows = [row(f"i{n}", n, offset=n, source_partition=n % 3, pending=n % 7 == 0) for n in range(2_300)]
         for start in range(0, len(rows), 500):
             await index.upsert(rows[start : start + 500])

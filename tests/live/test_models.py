@@ -1,4 +1,4 @@
-"""`mimstream models` beside a trainer that runs: what a person chose stays until he lets go, and servers follow."""
+"""`mimstream models` beside a trainer that runs: the user's choice stays until it is unpinned, and servers follow."""
 
 from __future__ import annotations
 

@@ -90,13 +90,16 @@ def released(
         if against is not None and against != before.release_id:
             return PromotionResult.OVERTAKEN
     _refuse_doomed(before, manifest)
-    return _after(before, manifest, action=PointerAction.RELEASED, by=by, at=at, why=None, fence=fence)
+    release_id, weights = manifest.release_id, manifest.weights_sha256
+    return _changed(
+        before, PointerAction.RELEASED, by=by, at=at, release_id=release_id, weights_sha256=weights, fence=fence
+    )
 
 
-def taken_over(before: CurrentPointer, fence: Fence | None, *, by: str, at: datetime) -> CurrentPointer:
-    """A trainer's fence on the current release. Raises `Fenced` as `released` does."""
+def taken_over(before: CurrentPointer | None, fence: Fence | None, *, by: str, at: datetime) -> CurrentPointer | None:
+    """A trainer's fence on the current release, if there is one. Raises `Fenced` as `released` does."""
     _refuse_smaller_fence(before, fence)
-    return _changed(before, PointerAction.TAKEN_OVER, by=by, at=at, fence=fence)
+    return None if before is None else _changed(before, PointerAction.TAKEN_OVER, by=by, at=at, fence=fence)
 
 
 def chosen(
@@ -115,10 +118,9 @@ def chosen(
     if before is not None and before.release_id == manifest.release_id:
         raise PipelineError(f"{manifest.release_id} is the current release already")
     action = PointerAction.ROLLED_BACK if rollback else PointerAction.PROMOTED
-    after = _after(
-        before, manifest, action=action, by=by, at=at, why=why, fence=None if before is None else before.fence
-    )
-    return after.model_copy(update={"pinned": after.pinned or rollback})
+    release_id, weights = manifest.release_id, manifest.weights_sha256
+    pinned = rollback or (before is not None and before.pinned)
+    return _changed(before, action, by=by, at=at, why=why, release_id=release_id, weights_sha256=weights, pinned=pinned)
 
 
 def pinned(before: CurrentPointer | None, on: bool, *, by: str, at: datetime, why: str | None) -> CurrentPointer | None:
@@ -132,13 +134,15 @@ def pinned(before: CurrentPointer | None, on: bool, *, by: str, at: datetime, wh
 
 
 def pruned(
-    before: CurrentPointer, releases: Sequence[ModelManifest], too_old: Sequence[str], *, by: str, at: datetime
+    before: CurrentPointer | None, releases: Sequence[ModelManifest], too_old: Sequence[str], *, by: str, at: datetime
 ) -> CurrentPointer | None:
     """The pointer that lists the releases that are `too_old` as doomed; None if there are none.
 
     Releases are removed only after the pointer lists them, so a user who promotes one of them concurrently either
     succeeds, and it is kept, or is refused.
     """
+    if before is None:
+        return None
     kept = {before.release_id, *(m.parent for m in releases if m.release_id == before.release_id)}
     there = {manifest.release_id for manifest in releases}
     doomed = sorted((set(too_old) | set(before.doomed)) & there - kept)
@@ -166,31 +170,14 @@ def _refuse_doomed(before: CurrentPointer | None, manifest: ModelManifest) -> No
 
 
 def _changed(
-    before: CurrentPointer, action: PointerAction, *, by: str, at: datetime, why: str | None = None, **fields: object
-) -> CurrentPointer:
-    audit = {"sequence": before.sequence + 1, "action": action, "by": by, "at": at, "why": why}
-    return before.model_copy(update=audit | fields)
-
-
-def _after(
     before: CurrentPointer | None,
-    manifest: ModelManifest,
-    *,
     action: PointerAction,
+    *,
     by: str,
     at: datetime,
-    why: str | None,
-    fence: Fence | None,
+    why: str | None = None,
+    **fields: object,
 ) -> CurrentPointer:
-    return CurrentPointer(
-        release_id=manifest.release_id,
-        weights_sha256=manifest.weights_sha256,
-        fence=fence,
-        sequence=0 if before is None else before.sequence + 1,
-        pinned=before is not None and before.pinned,
-        action=action,
-        by=by,
-        at=at,
-        why=why,
-        doomed=[] if before is None else before.doomed,
-    )
+    sequence = 0 if before is None else before.sequence + 1
+    audit = {"sequence": sequence, "action": action, "by": by, "at": at, "why": why}
+    return CurrentPointer.model_validate({**dict(before or ()), **audit, **fields})

@@ -121,16 +121,12 @@ class ModelRegistry:
             return after
 
         self._update(change)
-        self._prune(keep=replaced)
+        self.prune(keep=replaced)
         return result
 
     def take_over(self, fence: Fence | None) -> None:
         """Put a new trainer's fence on the pointer. Raises `Fenced` as `promote` does."""
-        self._update(
-            lambda before: (
-                None if before is None else promotion.taken_over(before, fence, by=current_user(), at=self._now())
-            )
-        )
+        self._update(lambda before: promotion.taken_over(before, fence, by=current_user(), at=self._now()))
 
     def choose(
         self, release_id: str, *, seen: CurrentPointer | None, rollback: bool, why: str | None, by: str | None = None
@@ -214,11 +210,8 @@ class ModelRegistry:
             return past
         return [*(pointer for pointer in past if pointer.sequence < current.sequence), current]
 
-    def prune(self) -> None:
-        """Delete releases that are too old."""
-        self._prune(keep=None)
-
-    def _prune(self, keep: str | None) -> None:
+    def prune(self, *, keep: str | None = None) -> None:
+        """Delete releases that are too old, except `keep`."""
         releases = self.list()
         too_old = [
             release.release_id
@@ -229,12 +222,8 @@ class ModelRegistry:
         ]
         if not too_old:
             return
-
-        def change(before: CurrentPointer | None) -> CurrentPointer | None:
-            by, at = current_user(), self._now()
-            return None if before is None else promotion.pruned(before, releases, too_old, by=by, at=at)
-
-        after = self._update(change)
+        by = current_user()
+        after = self._update(lambda before: promotion.pruned(before, releases, too_old, by=by, at=self._now()))
         for release_id in [] if after is None else after.doomed:
             self._artifacts.delete(release_id)
             log.info("models.forgotten", release_id=release_id)

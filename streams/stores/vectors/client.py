@@ -49,17 +49,12 @@ class MilvusConnection:
         Raises `StoreUnavailable` for what may heal, `WriteRejected` for what the server refuses as wrong.
         """
         try:
-            return await self._attempt(operation)
-        except _ClosedMeanwhile as error:
-            raise self._unavailable(what, str(error)) from None
-        except MilvusException as error:
-            if error.code != _NOT_LOADED:
-                await self._close_if_broken(error)
-                raise self._translated(what, error) from error
-        except (grpc.RpcError, OSError, TimeoutError) as error:
-            await self.close()
-            raise self._unavailable(what, repr(error)) from error
-        try:
+            try:
+                return await self._attempt(operation)
+            except MilvusException as error:
+                if error.code != _NOT_LOADED:
+                    await self._close_if_broken(error)
+                    raise
             await self._attempt(lambda client: client.load_collection(self._config.alias, timeout=self._timeout))
             return await self._attempt(operation)
         except _ClosedMeanwhile as error:

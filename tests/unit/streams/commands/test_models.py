@@ -1,4 +1,4 @@
-"""`mimstream models` moves the pointer only where a person may, and tells what is there."""
+"""`mimstream models` moves the pointer only where a user may, and shows the releases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Call = Callable[..., Any]
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelRegistry:
-    """r1, then its child r2 which answers; r3 was refused, r4 passed and was overtaken."""
+    """r1, then its child r2, which is current; r3 was refused, r4 passed and was superseded."""
     store = folder_registry(ModelStoreConfig(folder=tmp_path))
     parent = None
     for number in (1, 2, 3, 4):
@@ -81,7 +81,7 @@ def test_a_refused_release_can_be_promoted_by_hand(store: ModelRegistry, call: C
     assert call("rollback", "--to", "r000002")["release_id"] == make_manifest(2).release_id
 
 
-def test_a_pin_is_told_once_and_taken_away_once(store: ModelRegistry, call: Call) -> None:
+def test_a_pin_is_set_once_and_removed_once(store: ModelRegistry, call: Call) -> None:
     assert [call("pin")["changed"], call("pin")["changed"]] == [True, False]
     assert list_releases(store, now=NOW)[1]["pinned"]
     assert [call("unpin")["changed"], call("unpin")["changed"]] == [True, False]

@@ -1,4 +1,4 @@
-"""Delivery: what is held, what is quarantined, what passes through."""
+"""Delivery: what is retried, what is quarantined, what passes through."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streams.runtime.delivery import BackOffConfig, DeliveryReport, Patience, de
 
 
 class Waits:
-    """A sleep that only takes notes."""
+    """A sleep that only records its calls."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -35,7 +35,7 @@ class Sink:
     def __init__(self, poison: set[int] = frozenset(), away_for: int = 0) -> None:  # type: ignore[assignment]
         self.poison, self.away_for = poison, away_for
         self.written: list[int] = []
-        self.buried: list[int] = []
+        self.quarantined: list[int] = []
         self.calls = 0
 
     async def write(self, items: Sequence[int]) -> None:
@@ -47,18 +47,18 @@ class Sink:
             raise WriteRejected(Reason.WRITE_REJECTED, "poison")
         self.written += items
 
-    async def bury(self, item: int, error: Unprocessable) -> None:
+    async def quarantine(self, item: int, error: Unprocessable) -> None:
         assert error.reason is Reason.WRITE_REJECTED
-        self.buried.append(item)
+        self.quarantined.append(item)
 
     async def take(self, items: Sequence[int], waits: Waits) -> DeliveryReport[int]:
-        return await deliver(items, write=self.write, quarantine=self.bury, what="test", patience=waits.patience)
+        return await deliver(items, write=self.write, quarantine=self.quarantine, what="test", patience=waits.patience)
 
 
 async def test_a_poison_item_never_takes_its_63_neighbours_along() -> None:
     sink = Sink({17})
     report = await sink.take(range(64), Waits())
-    assert sink.buried == [17]
+    assert sink.quarantined == [17]
     assert sink.written == [n for n in range(64) if n != 17]
     assert report.delivered == tuple(sink.written)
     assert report.quarantined == (17,)
@@ -66,14 +66,14 @@ async def test_a_poison_item_never_takes_its_63_neighbours_along() -> None:
 
 
 @given(n=st.integers(0, 40), poison=st.sets(st.integers(0, 40)))
-def test_each_item_is_either_written_or_buried_in_order(n: int, poison: set[int]) -> None:
+def test_each_item_is_either_written_or_quarantined_in_order(n: int, poison: set[int]) -> None:
     sink = Sink(poison)
     asyncio.run(sink.take(range(n), Waits()))
     assert sink.written == [i for i in range(n) if i not in poison]
-    assert sink.buried == [i for i in range(n) if i in poison]
+    assert sink.quarantined == [i for i in range(n) if i in poison]
 
 
-async def test_what_is_away_is_waited_for_longer_and_longer_up_to_a_bound() -> None:
+async def test_waits_grow_up_to_a_bound() -> None:
     sink, waits = Sink(away_for=5), Waits()
     report = await sink.take([1, 2], waits)
     assert waits.seconds == [1, 2, 4, 5, 5]
@@ -92,24 +92,24 @@ async def test_a_store_that_goes_away_between_halves_loses_nothing() -> None:
             raise StoreUnavailable("sink", "away")
         await sink.write(items)
 
-    await deliver([0, 1, 2, 3], write=write, quarantine=sink.bury, what="test", patience=Waits().patience)
+    await deliver([0, 1, 2, 3], write=write, quarantine=sink.quarantine, what="test", patience=Waits().patience)
     assert sorted(sink.written) == [0, 1, 3]
-    assert sink.buried == [2]
+    assert sink.quarantined == [2]
 
 
 async def test_a_quarantine_that_is_away_is_waited_for_too() -> None:
     sink, waits = Sink({0}), Waits()
     attempts = 0
 
-    async def bury(item: int, error: Unprocessable) -> None:
+    async def quarantine(item: int, error: Unprocessable) -> None:
         nonlocal attempts
         attempts += 1
         if attempts < 3:
             raise StoreUnavailable("letters", "away")
-        await sink.bury(item, error)
+        await sink.quarantine(item, error)
 
-    await deliver([0, 1], write=sink.write, quarantine=bury, what="test", patience=waits.patience)
-    assert sink.buried == [0]
+    await deliver([0, 1], write=sink.write, quarantine=quarantine, what="test", patience=waits.patience)
+    assert sink.quarantined == [0]
     assert sink.written == [1]
     assert len(waits.seconds) == 2
 
@@ -121,7 +121,7 @@ async def test_jitter_shortens_waits_by_at_most_its_share() -> None:
     assert config.wait_seconds(10_000, 0.0) == 5
 
 
-async def test_a_server_that_says_when_to_come_back_is_believed() -> None:
+async def test_a_retry_after_of_the_server_is_respected() -> None:
     waits = Waits()
     answers = iter([StoreUnavailable("s", "busy", retry_after_seconds=30), None])
 
@@ -134,23 +134,25 @@ async def test_a_server_that_says_when_to_come_back_is_believed() -> None:
 
 
 @pytest.mark.parametrize("error", [Fenced("taken over"), ZeroDivisionError()])
-async def test_other_errors_pass_through_and_nothing_is_buried(error: Exception) -> None:
+async def test_other_errors_pass_through_and_nothing_is_quarantined(error: Exception) -> None:
     sink = Sink()
 
     async def write(items: Sequence[int]) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        await deliver([1, 2], write=write, quarantine=sink.bury, what="test", patience=Waits().patience)
-    assert sink.buried == []
+        await deliver([1, 2], write=write, quarantine=sink.quarantine, what="test", patience=Waits().patience)
+    assert sink.quarantined == []
 
 
 async def test_cancellation_passes_through_a_wait() -> None:
     sink = Sink(away_for=10_000)
     patience = Patience(BackOffConfig(initial_seconds=60, max_seconds=60))
-    task = asyncio.create_task(deliver([1], write=sink.write, quarantine=sink.bury, what="test", patience=patience))
+    task = asyncio.create_task(
+        deliver([1], write=sink.write, quarantine=sink.quarantine, what="test", patience=patience)
+    )
     await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sink.written == sink.buried == []
+    assert sink.written == sink.quarantined == []

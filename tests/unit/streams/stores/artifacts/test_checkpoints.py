@@ -1,4 +1,4 @@
-"""Snapshots are there whole or not at all, belong to the newest trainer, and hold nothing that could run."""
+"""Checkpoints exist as a whole or not at all, belong to the newest trainer, and contain no code."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_earlier_trainer_can_neither_write_nor_move_the_pointer(tmp_path: Pat
     assert_is(store, write(store, 3, NEW), 3)
 
 
-def test_a_trainer_that_wakes_up_late_takes_nothing_of_its_successor_away(tmp_path: Path) -> None:
+def test_a_superseded_trainer_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
     write(make_store(tmp_path), 1, OLD)
     written: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The journal of two trainers: whoever wakes up late takes nothing away that its successor needs."""
+"""The journal of two trainers: a superseded one deletes nothing that its successor needs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_whole(journal: JournalStore, segment: Segment) -> None:
 
 
 @pytest.mark.parametrize("asleep", ["before it lists", "before it asks for releases", "before it takes away"])
-def test_a_trainer_that_wakes_up_late_leaves_its_successors_journal_and_vectors(
+def test_a_superseded_trainer_leaves_its_successors_journal_and_vectors(
     tmp_path: Path, segments: list[Segment], asleep: str
 ) -> None:
     old, new = make_journal(tmp_path), make_journal(tmp_path)

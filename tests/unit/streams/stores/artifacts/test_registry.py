@@ -1,4 +1,4 @@
-"""The model store keeps releases whole and its pointer in the hands of the newest trainer."""
+"""The model registry keeps releases whole, and only the newest trainer moves its pointer."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_of_two_processes_that_promote_at_once_the_larger_fence_stays(tmp_path: 
     assert not list(tmp_path.glob(".current*"))
 
 
-def test_a_lock_that_is_never_given_back_is_named(tmp_path: Path) -> None:
+def test_a_lock_that_is_never_released_is_named(tmp_path: Path) -> None:
     store = folder_registry(ModelStoreConfig(folder=tmp_path, lock_timeout_seconds=0.1))
     release(store, 1)
     with (tmp_path / "promote.lock").open("r+") as held:
@@ -207,7 +207,7 @@ def test_a_lock_that_is_never_given_back_is_named(tmp_path: Path) -> None:
     store.promote(make_manifest(1).release_id, None)
 
 
-def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -> None:
+def test_only_old_releases_are_deleted_never_the_current_one(tmp_path: Path) -> None:
     config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=60)
     now = [NOW.timestamp()]
     store = folder_registry(config, clock=lambda: now[0])
@@ -230,7 +230,7 @@ def test_only_old_releases_are_forgotten_never_the_current_one(tmp_path: Path) -
 
 
 def published(store: ModelRegistry, *numbers: int) -> list[str]:
-    """Releases that nobody serves yet."""
+    """Releases that are not current."""
     ids = []
     for number in numbers:
         store.publish(make_weights(number), make_manifest(number))
@@ -271,7 +271,7 @@ def test_a_rollback_pins_and_a_trainer_with_a_larger_fence_leaves_it(store: Mode
     assert now is not None and now.release_id == third and not now.pinned
 
 
-def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store: ModelRegistry) -> None:
+def test_a_candidate_compared_with_a_release_that_is_not_current_any_more_is_not_promoted(store: ModelRegistry) -> None:
     first, second = release(store, 1), release(store, 2)
     (third,) = published(store, 3)
     store.choose(first, seen=store.current(), rollback=False, why=None)
@@ -279,7 +279,7 @@ def test_a_candidate_compared_with_a_release_that_answers_no_more_is_held(store:
     assert store.promote(third, None, against=first) is PromotionResult.MOVED
 
 
-def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_again(store: ModelRegistry) -> None:
+def test_a_choice_on_an_outdated_pointer_is_refused(store: ModelRegistry) -> None:
     first = release(store, 1)
     release(store, 2)
     seen = store.current()
@@ -292,7 +292,7 @@ def test_who_looked_before_somebody_else_moved_the_pointer_is_asked_to_look_agai
         store.choose(make_manifest(9).release_id, seen=store.current(), rollback=False, why=None)
 
 
-def test_the_trail_tells_every_change_once_with_who_when_and_why(store: ModelRegistry) -> None:
+def test_the_audit_trail_has_every_change_once_with_who_when_and_why(store: ModelRegistry) -> None:
     first = release(store, 1, Fence(producer_id=1, epoch=0))
     second = release(store, 2, Fence(producer_id=1, epoch=0))
     store.take_over(Fence(producer_id=1, epoch=1))
