@@ -71,7 +71,8 @@ class TrainingInput:
         self._fetch_max_records = fetch_max_records
         self._buffered_records = buffered_records
         self._idle_seconds = idle_seconds
-        self._bounded = bounded
+        self.bounded = bounded
+        """Whether reading ends with what the topics hold at `open`."""
         self._start_at = start_at or {}
         self._end_at = end_at or {}
         self._lost_is_fatal = lost_is_fatal
@@ -186,25 +187,25 @@ class TrainingInput:
             await self._mark_exhausted()
 
     def _within_ends(self, partition: TopicPartition, records: Sequence[Any]) -> Iterable[Any]:
-        if not self._bounded:
+        if not self.bounded:
             return records
         return [record for record in records if record.offset < self._ends[partition]]
 
     async def _position(self, partition: TopicPartition) -> int:
         position = int(await self._consumer.position(partition))
-        return min(position, self._ends[partition]) if self._bounded else position
+        return min(position, self._ends[partition]) if self.bounded else position
 
     async def _mark_exhausted(self) -> None:
         exhausted = {}
         for number, partition in self._behaviours.items():
-            end = self._ends[partition] if self._bounded else self._end_as_polled(partition)
+            end = self._ends[partition] if self.bounded else self._end_as_polled(partition)
             if end is not None and await self._position(partition) >= end:
                 exhausted[number] = self._polled_at(partition)
         self._reading.exhausted(exhausted)
 
     def _polled_at(self, partition: TopicPartition) -> float:
         """When the broker last answered for this partition; one that is away says nothing about silence."""
-        if self._bounded:
+        if self.bounded:
             return float("inf")
         polled_ms = self._consumer.last_poll_timestamp(partition)
         return float("-inf") if polled_ms is None else polled_ms / 1000

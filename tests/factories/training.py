@@ -14,11 +14,15 @@ import numpy as np
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.forgotten import ForgottenUser
 from schemas.items import ItemEmbedding, SourceOffset
-from streams.training.config import TrainConsumerConfig
+from streams.broker.forgotten import ForgetUsers
+from streams.runtime.interval import IntervalTimer
+from streams.stores.artifacts.checkpoints import Checkpoint
 from streams.training.input import VectorRecord
-from streams.training.loop import TrainOnBehaviours
-from streams.training.reports import TrainReport
+from streams.training.loop import TrainingLoop
+from streams.training.reports import TrainReport, TrainReports
+from streams.training.trainer_thread import TrainerThread
 from trainer.online.config import TrainerConfig
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.partition_merge import AlignedReading, Entry
 
@@ -57,8 +61,10 @@ def make_log(count: int, *, items: int = 5, first: int = 0) -> list[Behaviour | 
 class ListedInput:
     """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
 
-    def __init__(self, vectors: Sequence[VectorRecord], log: Sequence[Behaviour | None], *, size: int = 7) -> None:
-        self.vectors, self.log, self.size = list(vectors), list(log), size
+    def __init__(
+        self, vectors: Sequence[VectorRecord], log: Sequence[Behaviour | None], *, size: int = 7, bounded: bool = True
+    ) -> None:
+        self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = AlignedReading([0], room_per_partition=50)
         self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
         self.starts = {0: 0}
@@ -136,25 +142,32 @@ def forgotten(user_id: str, *, until: int, topic_id: str = "t") -> ForgottenUser
     return ForgottenUser(user_id=user_id, forgotten_at=moment, cluster_id="c", topic_id=topic_id, ends={0: until})
 
 
+def make_thread(given: ListedInput, config: TrainerConfig = CONFIG, **more: Any) -> TrainerThread:
+    return TrainerThread(
+        given,  # type: ignore[arg-type]
+        lambda version, dim, parts: OnlineTrainer(config, encoder_version=version, dim=dim, partitions=parts),
+        waits=EmbeddingWait(timeout_seconds=120),
+        **more,
+    )
+
+
 def make_loop(
     given: ListedInput,
+    thread: TrainerThread | None = None,
     *,
-    bounded: bool = True,
     config: TrainerConfig = CONFIG,
     clock: Callable[[], float] = lambda: 1e9,
-    report_interval_seconds: float = 1.0,
-    **collaborators: Any,
-) -> TrainOnBehaviours:
-    return TrainOnBehaviours(
-        TrainConsumerConfig(report_interval_seconds=report_interval_seconds),
+    follow: Callable[[ForgetUsers], ToldAtOnce] | None = None,
+    **parts: Any,
+) -> TrainingLoop:
+    thread = make_thread(given, config) if thread is None else thread
+    return TrainingLoop(
         given,  # type: ignore[arg-type]
-        behaviours_topic="behaviours",
-        make_trainer=lambda version, dim, parts: OnlineTrainer(
-            config, encoder_version=version, dim=dim, partitions=parts
-        ),
+        thread,
+        TrainReports(interval=IntervalTimer(1.0, clock), scores=thread.scores),
         clock=clock,
-        bounded=bounded,
-        **collaborators,
+        follower=None if follow is None else follow(thread.to_forget),  # type: ignore[arg-type]
+        **parts,
     )
 
 
@@ -165,9 +178,9 @@ def vectors(*item_ids: str) -> list[VectorRecord]:
 ALL = ("i0", "i1", "i2", "i3", "i4")
 
 
-async def trained(loop: TrainOnBehaviours) -> TrainReport:
-    await asyncio.wait_for(loop.run(asyncio.Event()), 60)
-    return loop.standing()
+async def trained(loop: TrainingLoop, resume: Checkpoint | None = None) -> TrainReport:
+    await asyncio.wait_for(loop.run(asyncio.Event(), resume), 60)
+    return loop.report()
 
 
 async def until(condition: Callable[[], bool]) -> None:
