@@ -125,7 +125,7 @@ async def _read_log(
         await reads.open()
         while not rebuild.complete:
             await reads.fetch(embeddings=False, behaviours=True, wait_seconds=0.2)
-            entries = reads.take_behaviours(_PORTION)
+            entries = reads.next_behaviours(_PORTION)
             _feed(rebuild, gone, entries)
             read += len(entries)
             if time.monotonic() - told_at >= _PROGRESS_SECONDS:

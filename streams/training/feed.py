@@ -74,7 +74,7 @@ class Feed:
         )
 
     def _fill(self) -> None:
-        entries = self._reads.take_behaviours(_MOST_EVENTS - len(self._chunk))
+        entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk))
         for entry in entries:
             if entry.behaviour is not None:
                 self._waits.needed(entry.behaviour.item_id, entry.produced_at)
@@ -89,6 +89,6 @@ class Feed:
     def _overdue(self, missing: Collection[str]) -> set[str]:
         if self._reads.bounded:
             return set(missing)  # all embeddings were read before: no other will come
-        if not missing or not self._reads.vectors_are_current:
+        if not missing or not self._reads.embeddings_are_current:
             return set()
         return self._waits.overdue(missing, self._clock())

@@ -105,7 +105,7 @@ class TrainingLoop:
             if self._follower is not None:
                 await self._follower.open()
                 await self._follower.catch_up()
-            while not stop.is_set() and not await self._reads.read_all_vectors_of_the_start():
+            while not stop.is_set() and not await self._reads.all_embeddings_at_start_read():
                 await self._read_embeddings()  # of all items that there are: old clicks need no waiting for them
             await in_thread(self._thread.delete_unnamed)
             log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
@@ -157,7 +157,7 @@ class TrainingLoop:
         await self._reads.fetch(
             embeddings=not self._reads.bounded,
             behaviours=True,
-            wait_seconds=0 if busy or self._reads.has_vectors else _WAIT_SECONDS,
+            wait_seconds=0 if busy or self._reads.has_embeddings else _WAIT_SECONDS,
         )
         batch = self._feed.next(trainer, self._missing)
         if batch.empty and not busy and not self._thread.has_more:

@@ -129,7 +129,7 @@ class TrainerThread:
 
     def put_embeddings(self) -> None:
         """Give the trainer the embeddings and tombstones that were fetched."""
-        for record in self._reads.take_vectors():
+        for record in self._reads.next_embeddings():
             if self._named is not None:
                 self._named.add(record.item_id)
             embedding = record.embedding
@@ -223,7 +223,7 @@ class TrainerThread:
     @property
     def has_more(self) -> bool:
         """Whether there is work that is in no batch: embeddings to put, or users to forget."""
-        return self._reads.has_vectors or bool(self._to_forget)
+        return self._reads.has_embeddings or bool(self._to_forget)
 
     @property
     def events_since_snapshot(self) -> int:

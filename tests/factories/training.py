@@ -17,7 +17,7 @@ from schemas.items import ItemEmbedding, SourceOffset
 from streams.broker.forgotten import ForgetUsers
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
-from streams.training.input import VectorRecord
+from streams.training.input import EmbeddingRecord
 from streams.training.loop import TrainingLoop
 from streams.training.reports import TrainReport, TrainReports
 from streams.training.trainer_thread import TrainerThread
@@ -62,7 +62,7 @@ class ListedInput:
     """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
 
     def __init__(
-        self, vectors: Sequence[VectorRecord], log: Sequence[Behaviour | None], *, size: int = 7, bounded: bool = True
+        self, vectors: Sequence[EmbeddingRecord], log: Sequence[Behaviour | None], *, size: int = 7, bounded: bool = True
     ) -> None:
         self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = AlignedReading([0], room_per_partition=50)
@@ -72,14 +72,14 @@ class ListedInput:
         self.broken_vectors = self.other_encoders = 0
         self.fetched = 0
         self.vectors_told = False
-        self.vectors_are_current = True
+        self.embeddings_are_current = True
         self.waits_for_silence = False
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def read_all_vectors_of_the_start(self) -> bool:
+    async def all_embeddings_at_start_read(self) -> bool:
         return self.vectors_told or not self.vectors
 
     async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
@@ -91,14 +91,14 @@ class ListedInput:
             self.reading.exhausted({0: math.inf} if self.fetched == len(self.log) else {})
 
     @property
-    def has_vectors(self) -> bool:
+    def has_embeddings(self) -> bool:
         return bool(self.vectors)
 
-    def take_vectors(self) -> list[VectorRecord]:
-        taken, self.vectors, self.vectors_told = self.vectors, [], True
-        return taken
+    def next_embeddings(self) -> list[EmbeddingRecord]:
+        fetched, self.vectors, self.vectors_told = self.vectors, [], True
+        return fetched
 
-    def take_behaviours(self, most: int) -> list[Entry]:
+    def next_behaviours(self, most: int) -> list[Entry]:
         return self.reading.take(most)
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
@@ -171,8 +171,8 @@ def make_loop(
     )
 
 
-def vectors(*item_ids: str) -> list[VectorRecord]:
-    return [VectorRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
+def vectors(*item_ids: str) -> list[EmbeddingRecord]:
+    return [EmbeddingRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
 
 
 ALL = ("i0", "i1", "i2", "i3", "i4")

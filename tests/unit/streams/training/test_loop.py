@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured
 from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta
-from streams.training.input import VectorRecord
+from streams.training.input import EmbeddingRecord
 from tests.factories.training import (
     ALL,
     CONFIG,
@@ -93,7 +93,7 @@ async def test_a_bounded_run_leaves_nothing_pending_however_long_the_log_is(coun
 async def test_broken_events_late_vectors_and_deleted_items_are_accounted_for() -> None:
     log = make_log(300)
     log[10] = log[200] = None
-    deleted = [VectorRecord("i4", None)]
+    deleted = [EmbeddingRecord("i4", None)]
     report = await trained(make_loop(ListedInput(vectors("i0", "i1", "i2", "i4") + deleted, log)))
     assert report.accounts["trained"] == 298 and report.accounts["dead_lettered"] == 2
     assert report.given_up == 1  # i3 never had a vector; i4's tombstone is an answer
@@ -120,7 +120,7 @@ async def test_a_window_that_cannot_hold_its_events_says_so_instead_of_stopping_
 
 async def test_reading_stops_while_a_vector_is_waited_for_and_goes_on_when_it_is_there() -> None:
     given = ListedInput(vectors("i0", "i1", "i2", "i4"), make_log(3000), bounded=False)
-    given.vectors_are_current = False  # the broker has more of them: nothing is given up
+    given.embeddings_are_current = False  # the broker has more of them: nothing is given up
     loop = make_loop(given)
     stop = asyncio.Event()
     running = asyncio.create_task(loop.run(stop))
