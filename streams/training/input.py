@@ -45,8 +45,8 @@ class TrainingInput:
     `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
     group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
 
-    `encoder_version` selects the embeddings; None selects that of the first one read. Behaviours are validated as of the
-    moment they were produced, so that reading the log again next year has the same results.
+    `encoder_version` selects the embeddings; None selects that of the first one read. Behaviours are validated as of
+    the moment they were produced, so that reading the log again next year has the same results.
     """
 
     def __init__(

@@ -62,7 +62,12 @@ class ListedInput:
     """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
 
     def __init__(
-        self, vectors: Sequence[EmbeddingRecord], log: Sequence[Behaviour | None], *, size: int = 7, bounded: bool = True
+        self,
+        vectors: Sequence[EmbeddingRecord],
+        log: Sequence[Behaviour | None],
+        *,
+        size: int = 7,
+        bounded: bool = True,
     ) -> None:
         self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = AlignedReading([0], room_per_partition=50)
