@@ -45,7 +45,7 @@ async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_b
     takes = [n for n in of["u3"] if n % 5 == 4]
     erased = sum(n < 350 for n in of["u1"]) + len(of["u3"])
     assert report.accounts["pending"] == 0 and report.accounts["received"] == 700
-    # of u3, what was counted as trained before he asked stays counted; nothing else of him
+    # of u3, what was counted as trained before the request stays counted; nothing else of theirs
     assert erased - len(takes) <= report.accounts["erased"] <= erased
     assert report.accounts["trained"] == 700 - report.accounts["erased"]
     state = loop.trainer.snapshot() if loop.trainer else None

@@ -14,7 +14,7 @@ from tests.factories.promotion import GATE, Scene
 
 
 class Flaky(ModelRegistry):
-    """A store that may be away when a verdict is to be kept."""
+    """A store that may be away when a decision is to be kept."""
 
     away = False
 
@@ -42,9 +42,9 @@ async def test_a_candidate_is_served_only_after_its_shadow_evaluation(scene: Sce
     assert scene.trainer.shadow is not None and scene.current == 1 and len(scene.leads.notices) == 1
     await scene.decide()
     assert scene.current == 2 and scene.trainer.shadow is None and scene.publisher.released == 2
-    verdict = scene.store.decision(scene.store.list()[1].release_id)
-    assert verdict is not None and verdict.passed and verdict.rows >= 32
-    assert verdict.against == scene.store.list()[0].release_id
+    decision = scene.store.decision(scene.store.list()[1].release_id)
+    assert decision is not None and decision.passed and decision.rows >= 32
+    assert decision.against == scene.store.list()[0].release_id
 
 
 async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_with_the_serving_release(
@@ -112,7 +112,7 @@ async def test_a_damaged_serving_release_keeps_nothing_sound_away(scene: Scene) 
     assert scene.trainer.shadow is None and scene.current == 2
 
 
-async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_verdict(scene: Scene) -> None:
+async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_decision(scene: Scene) -> None:
     made = await scene.candidate()
     await scene.decide()
     first, second = (manifest.release_id for manifest in scene.store.list())
@@ -148,8 +148,8 @@ async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_com
     await quick.candidate()
     await quick.candidate()
     assert quick.current == 2
-    verdict = quick.store.decision(quick.store.list()[1].release_id)
-    assert verdict is not None and "faster than trials" in verdict.remarks[0]
+    decision = quick.store.decision(quick.store.list()[1].release_id)
+    assert decision is not None and "faster than trials" in decision.remarks[0]
 
     ended = await Scene(in_memory_registry()).start()
     await ended.candidate()

@@ -1,4 +1,4 @@
-"""What snapshots promise about users who asked to be forgotten."""
+"""What checkpoints promise about users who asked to be forgotten."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names_on_disk(folder: Path) -> set[str]:
     return {name for path in (folder / "scores").iterdir() for name in pq.read_table(path)["user"].to_pylist()}
 
 
-async def test_a_snapshot_that_says_who_is_forgotten_leaves_no_name_on_disk_whoever_is_killed_after_it(
+async def test_a_checkpoint_that_says_who_is_forgotten_leaves_no_name_on_disk_whatever_is_killed_after_it(
     tmp_path: Path,
 ) -> None:
     given, thread, checkpointer, found = make_run(tmp_path)

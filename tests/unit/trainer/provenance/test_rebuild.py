@@ -1,4 +1,4 @@
-"""The rows of every release come back from the log and the journal, in whatever portions the log is read."""
+"""The rows of every release come back from the log and the journal, in batches of any size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept(segment: Segment) -> Segment:
 def trained(
     logs: Logs, *, seed: int, forget: bool = False, config: Any = CONFIG
 ) -> tuple[OnlineTrainer, list[Segment], Ends]:
-    """A live run: partitions in random turns, silence of one now and then, updates, deletes; users forgotten."""
+    """A live run: partitions in random order, silence of one now and then, updates, deletes; users forgotten."""
     rng = np.random.default_rng(seed)
     trainer = make_trainer(config, partitions=len(logs), items=30)
     segments: list[Segment] = []
@@ -108,7 +108,7 @@ def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: End
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other: int) -> None:
+def test_every_release_is_rebuilt_exactly_whatever_the_batches(seed: int, other: int) -> None:
     logs = click_log(150, partitions=2, seed=seed, late_takes=5)
     config = CONFIG.model_copy(update={"max_users": 8})  # users are forgotten for others: that is rebuilt too
     trainer, segments, _ = trained(logs, seed=seed, config=config)
