@@ -156,12 +156,11 @@ async def _train(
         on_scored=scored.extend if options.until_end else lambda rows: None,
         on_report=metrics.record,
     )
-    led = leadership is not None
     loop = TrainingLoop(
         reads,
         thread,
         reports,
-        checkpointer=checkpointer if led else None,
+        checkpointer=None if leadership is None else checkpointer,
         releases=None if leadership is None else _make_releases(settings, thread, checkpointer, leadership),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
