@@ -83,9 +83,10 @@ async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_sn
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     world, state = World(), tmp_path / "s"
-    await produce(settings, world=world, behaviours=world.behaviours(800))
+    events = world.behaviours(800)
+    await produce(settings, world=world, behaviours=events)
     first = process("train", "--state", str(state), env=RESUMABLE)
-    wait_until(lambda: accounts(state)["accounts"]["trained"] > 600, "the log to be read")
+    wait_until(lambda: accounts(state)["accounts"]["received"] == len(events), "the log to be read")
     assert first.stop() == 0
     before = accounts(state)
     store = make_checkpoint_store(settings)
