@@ -1,6 +1,6 @@
 """What a part of the trainer is restored from: arrays and plain values by name. No code in it, so nothing to unpickle.
 
-Every part answers `snapshot()` with a `State` that shares no memory with it, and stands where that was taken after
+Every part returns from `snapshot()` a `State` that shares no memory with it, and returns to it with
 `restore(state)`. Parts nest by name; texts are stored as one run of bytes with the place where each ends.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 from schemas.errors import Misconfigured
 from streams.commands.arguments import parse_moment
 from streams.settings import Settings
-from streams.wiring.training import _Train
+from streams.wiring.training import TrainOptions, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Train until stopped, or to the end."""
-    options.from_time = options.from_time and parse_moment("--from", options.from_time)
-    options.until = options.until and parse_moment("--until", options.until)
-    options.until_end = options.until_end or options.until is not None
-    if (options.json or options.rows) and not options.until_end:
+    until_end = options.until_end or options.until is not None
+    if (options.json or options.rows) and not until_end:
         raise Misconfigured("--json and --rows describe a finished run: add --until-end")
     wished = {
         "variants": options.variants,
@@ -54,8 +52,21 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     }
     given = {name: value for name, value in wished.items() if value is not None}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
-    report = asyncio.run(_Train(options, settings).run())
-    if options.until_end and report is not None:
+    run_options = TrainOptions(
+        until_end=until_end,
+        release=not options.no_release,
+        # a run that releases nothing leaves the state of the one that does alone, unless a folder is named
+        write_state=options.state is not None or not options.no_release,
+        from_snapshot=options.from_snapshot,
+        from_offsets=options.from_offsets,
+        from_time=options.from_time and parse_moment("--from", options.from_time),
+        until=options.until and parse_moment("--until", options.until),
+        scores=options.scores,
+        rows=options.rows,
+        metrics_port=options.metrics_port,
+    )
+    report = asyncio.run(train(settings, run_options))
+    if report is not None:
         print(json.dumps(report, indent=2) if options.json else _for_people(report))
     return 0
 

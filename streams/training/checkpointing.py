@@ -1,29 +1,32 @@
-"""Which snapshot a trainer may go on from, and what is kept beside its own state: whose it is, and its journal."""
+"""Checkpoints: everything a restart continues from, copied between two calls of the trainer and put back at the start.
+
+A checkpoint carries the offsets that were read so far; a restart reads on from there, whatever the group's offsets say.
+
+```text
+Checkpointer.load ──> restore ──> training ──> Checkpointer.checkpoint, every so many events and before each release
+```
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from schemas.errors import Misconfigured, Unavailable
+from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.manifests import Fence, TopicOffsets
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash
-from streams.stores.artifacts.journal import JournalStore, Present, SegmentMeta
+from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from streams.training.config import ANEW
+from streams.training.trainer_thread import TrainerThread, in_thread
 from trainer.samples.join_rules import JoinRules
 
-if TYPE_CHECKING:
-    from trainer.online.trainer import OnlineTrainer
-    from trainer.state import State
-
-
-if TYPE_CHECKING:
-    from trainer.provenance.journal import Segment
+if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.state import State
 
 log = structlog.get_logger()
@@ -49,8 +52,11 @@ def learning_config(trainer: Mapping[str, Any], variants: str, field_map: Mappin
     return flat
 
 
-class Checkpoints:
-    """Snapshots of one log, one configuration and one code, under the fence of the trainer that leads."""
+class Checkpointer:
+    """Checkpoints and journal of one log, one configuration and one code, under the fence of the trainer that leads.
+
+    One checkpoint is written at a time, beside training. A disk that is full costs that one, not the one before it.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         encoder_version: str | None,
         fence: Fence | None,
+        every_events: int,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -69,12 +76,16 @@ class Checkpoints:
         self._config = dict(config)
         self._encoder_version = encoder_version
         self._fence = fence
+        self._every_events = every_events
         self._clock = clock
         self._code = code_hash()
         self._log: ClusterTopics | None = None
+        self._writing: asyncio.Task[CheckpointMeta] | None = None
 
-    def resume(self, snapshot_id: str | None = None, *, anew: bool = False) -> Checkpoint | None:
-        """Take the snapshots over, and load the one to go on from; None if there is none. Blocking.
+    # ---- blocking ------------------------------------------------------------------------------------------------
+
+    def load(self, snapshot_id: str | None = None, *, anew: bool = False) -> Checkpoint | None:
+        """Take the store over, and load the checkpoint to go on from; None if there is none.
 
         `snapshot_id` names one that is kept; by default it is the current one. `anew` goes on from none.
 
@@ -88,32 +99,28 @@ class Checkpoints:
         if anew or not chosen:
             return None
         found = self._store.load(chosen)
-        self._refuse_foreign(found.meta)
+        self._refuse_foreign(found.meta, self._log)
         if found.meta.code_sha256 != self._code:
             log.warning("snapshot.other_code", snapshot=chosen, code_sha256=found.meta.code_sha256, ours=self._code)
         log.info("snapshot.resumed", snapshot=chosen, rows=found.meta.rows_trained, offsets=found.meta.offsets)
         return found
 
-    def write(
+    def save(
         self, state: State, offsets: TopicOffsets, *, encoder_version: str, dim: int, rows: int, rows_sha256: str
     ) -> CheckpointMeta:
-        """Keep a snapshot. Blocking.
+        """Write a checkpoint.
 
-        Raises `Fenced`, `StoreUnavailable`, and `Misconfigured` if the log was replaced since the start.
+        Raises `Fenced`, `StoreUnavailable`, and `Misconfigured` if the log was replaced since `load`.
         """
-        if self._read_log() != self._log:
-            raise Misconfigured(
-                "a topic was deleted and created again, or got more partitions, while training: what was learned no "
-                f"longer belongs to it. Start `mimstream train` again, with {ANEW}"
-            )
-        assert self._log is not None
+        before = self._loaded_log()
+        before.refuse_replaced(self._read_log(), way_out=f"Start `mimstream train` again, with {ANEW}")
         meta = CheckpointMeta(
             created_at=datetime.fromtimestamp(self._clock(), UTC),
             encoder_version=encoder_version,
             dim=dim,
             offsets=offsets,
-            cluster_id=self._log.cluster_id,
-            topic_ids=self._log.topic_ids,
+            cluster_id=before.cluster_id,
+            topic_ids=before.topic_ids,
             config=self._config,
             code_sha256=self._code,
             rows_trained=rows,
@@ -121,57 +128,113 @@ class Checkpoints:
         )
         return self._store.write(state, meta, self._fence)
 
-    def keep_segment(
-        self,
-        segment: Segment,
-        *,
-        begins: Mapping[int, int],
-        ends: Mapping[int, int],
-        overtaken: Sequence[tuple[int, int]],
-        rules: Mapping[str, float],
-        encoder_version: str,
-        dim: int,
-    ) -> None:
-        """Keep the journal of the rows of a release, and the vectors they saw. Blocking. Raises `StoreUnavailable`."""
-        assert self._log is not None
+    # ---- between two calls of the trainer ------------------------------------------------------------------------
+
+    def due(self, thread: TrainerThread) -> bool:
+        """Whether enough was read since the last checkpoint, and none is being written."""
+        return self._writing is None and thread.events_since_snapshot >= self._every_events
+
+    async def checkpoint(self, thread: TrainerThread) -> bool:
+        """Copy everything, and write it beside what goes on; False if that cannot begin now.
+
+        Raises as `written` does, about the checkpoint before.
+        """
+        trainer = thread.trainer
+        if trainer is None:
+            return True
+        # users are forgotten on disk before a checkpoint says so: after it, their requests are not read again
+        await in_thread(thread.forget)
+        try:
+            if thread.scores is not None:
+                await asyncio.to_thread(thread.scores.flush)
+        except StoreUnavailable as error:
+            log.warning("snapshot.not_written", error=str(error))
+            return False
+        await self.written()
+        state = await in_thread(thread.snapshot)
+        save = partial(
+            self.save,
+            state,
+            thread.read_offsets(),
+            encoder_version=trainer.encoder_version,
+            dim=trainer.catalogue.dim,
+            rows=trainer.progress.rows,
+            rows_sha256=trainer.progress.rows_sha256,
+        )
+        self._writing = asyncio.create_task(asyncio.to_thread(save))
+        return True
+
+    @property
+    def just_written(self) -> bool:
+        """Whether a checkpoint came to its end whose result `written` has not returned."""
+        return self._writing is not None and self._writing.done()
+
+    async def written(self) -> bool:
+        """Wait for the checkpoint that is being written; False if it could not be.
+
+        Raises `Fenced` if a later trainer writes here, `Misconfigured` if the log was replaced.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return True
+        try:
+            await writing
+        except Unavailable as error:  # the broker counts too: it is asked whether the log is still the same
+            log.warning("snapshot.not_written", error=str(error))
+            return False
+        return True
+
+    async def before_release(self, thread: TrainerThread) -> bool:
+        """Write the state that a release is made of, and its journal; False if one of them cannot be written now."""
+        return await self.checkpoint(thread) and await self.written() and await self._write_segment(thread)
+
+    async def after_release(self, kept: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Remove the journals of releases that are gone; `kept` asks for the others. Raises `StoreUnavailable`."""
+        present = await asyncio.to_thread(self._journal.present)
+        await asyncio.to_thread(self._journal.retain, await kept(), present, self._fence)
+
+    def cancel(self) -> None:
+        """Wait for no checkpoint any more."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    async def _write_segment(self, thread: TrainerThread) -> bool:
+        trainer, log_then = thread.trainer, self._loaded_log()
+        assert trainer is not None, "nothing was trained"
+        segment, begins = trainer.journal.segment(), thread.begins()
         meta = SegmentMeta(
             segment_id=segment.name,
             root=segment.root,
             rows=segment.rows,
-            encoder_version=encoder_version,
-            dim=dim,
-            cluster_id=self._log.cluster_id,
-            topic_ids=self._log.topic_ids,
-            begins=dict(begins),
-            ends=dict(ends),
-            overtaken=list(overtaken),
-            rules=dict(rules),
+            encoder_version=trainer.encoder_version,
+            dim=trainer.catalogue.dim,
+            cluster_id=log_then.cluster_id,
+            topic_ids=log_then.topic_ids,
+            begins=begins,
+            ends=thread.read_offsets()["behaviours"],
+            overtaken=list(trainer.intake.window.overtaken),
+            rules=JoinRules.of(trainer.config, begins).settings,
             fence=self._fence,
         )
-        self._journal.write(segment, meta)
+        try:
+            await asyncio.to_thread(self._journal.write, segment, meta)
+        except Unavailable as error:
+            log.warning("journal.not_written", error=str(error))
+            return False
+        return True
 
-    def segments_present(self) -> Present:
-        """The journals that there are. Blocking."""
-        return self._journal.present()
+    def _loaded_log(self) -> ClusterTopics:
+        assert self._log is not None, "load comes first"
+        return self._log
 
-    def forget_segments_but(self, kept: Collection[str], among: Present) -> None:
-        """Forget the journals `among` these whose releases are gone. Blocking."""
-        self._journal.retain(kept, among, self._fence)
-
-    def _refuse_foreign(self, meta: CheckpointMeta) -> None:
-        assert self._log is not None
+    def _refuse_foreign(self, meta: CheckpointMeta, log_now: ClusterTopics) -> None:
         which = f"snapshot {meta.snapshot_id}"
         anew = "or train anew with an empty MIM_TRAIN__SNAPSHOT_FOLDER"
-        if (meta.cluster_id, meta.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
-            raise Misconfigured(
-                f"{which} was taken from other topics, in cluster {meta.cluster_id}: its offsets mean nothing in "
-                f"cluster {self._log.cluster_id}. Set MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to where it "
-                f"came from, or train anew with {ANEW}"
-            )
+        log_now.refuse_other(which, meta.cluster_id, meta.topic_ids, or_else=f"train anew with {ANEW}")
         partitions = {name: sorted(parts) for name, parts in meta.offsets.items()}
-        if partitions != {name: self._log.partitions[name] for name in partitions}:
+        if partitions != {name: log_now.partitions[name] for name in partitions}:
             raise Misconfigured(
-                f"{which} covers partitions {partitions}, the topics have {self._log.partitions} now: keys have moved. "
+                f"{which} covers partitions {partitions}, the topics have {log_now.partitions} now: keys have moved. "
                 f"Create the topics as they were, {anew}"
             )
         if self._encoder_version not in (None, meta.encoder_version):
@@ -189,94 +252,18 @@ class Checkpoints:
             raise Misconfigured(f"{which} was learned otherwise ({'; '.join(changed)}): set it back, {anew}")
 
 
-log = structlog.get_logger()
+async def restore(found: Checkpoint | None, thread: TrainerThread) -> State | None:
+    """Put trainer and surroundings back where the checkpoint was taken, if there is one, with the scores up to there.
 
-
-class Checkpointer:
-    """One snapshot is written at a time. A disk that is full costs the snapshot, not the one before it."""
-
-    def __init__(self, snapshots: Checkpoints, *, every_events: int, begins: Mapping[int, int]) -> None:
-        self._snapshots = snapshots
-        self._every_events = every_events
-        self._received = 0
-        self._writing: asyncio.Task[None] | None = None
-        self.begins = dict(begins)
-        """Per partition of `behaviours`, where this lineage of snapshots began to read."""
-
-    def stand_at(self, trainer: OnlineTrainer, begins: Mapping[str, int]) -> None:
-        """The trainer stands where a snapshot was taken."""
-        self._received = trainer.intake.counts.received
-        self.begins = {int(number): offset for number, offset in begins.items()}
-
-    def due(self, trainer: OnlineTrainer) -> bool:
-        """Whether enough was read since the last snapshot, and none is being written."""
-        return self._writing is None and trainer.intake.counts.received - self._received >= self._every_events
-
-    async def snapshot(
-        self, trainer: OnlineTrainer, copy: Callable[[], Awaitable[State]], offsets: Callable[[], TopicOffsets]
-    ) -> None:
-        """Copy everything between two turns, and write it beside what goes on."""
-        await self.written()
-        self._received = trainer.intake.counts.received
-        state = await copy()
-        about = (
-            offsets(),
-            trainer.encoder_version,
-            trainer.catalogue.dim,
-            trainer.progress.rows,
-            trainer.progress.rows_sha256,
-        )
-
-        def write() -> None:
-            at, version, dim, rows, rows_sha256 = about
-            self._snapshots.write(state, at, encoder_version=version, dim=dim, rows=rows, rows_sha256=rows_sha256)
-
-        self._writing = asyncio.create_task(asyncio.to_thread(write))
-
-    @property
-    def just_written(self) -> bool:
-        """Whether a snapshot has come to its end that `written` has not told of."""
-        return self._writing is not None and self._writing.done()
-
-    async def written(self) -> bool:
-        """Wait until the snapshot that is being written is written; False if it could not be.
-
-        Raises `Fenced` if a later trainer writes here, `Misconfigured` if the log was replaced.
-        """
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return True
-        try:
-            await writing
-        except Unavailable as error:  # the broker counts too: it is asked whether the log is still the same
-            log.warning("snapshot.not_written", error=str(error))
-            return False
-        return True
-
-    async def segment(self, trainer: OnlineTrainer, ends: Mapping[int, int]) -> bool:
-        """Keep the journal of the rows that the next release adds; False if it cannot be written now."""
-        try:
-            await asyncio.to_thread(
-                self._snapshots.keep_segment,
-                trainer.journal.segment(),
-                begins=self.begins,
-                ends=ends,
-                overtaken=list(trainer.intake.window.overtaken),
-                rules=JoinRules.of(trainer.config, self.begins).settings,
-                encoder_version=trainer.encoder_version,
-                dim=trainer.catalogue.dim,
-            )
-        except Unavailable as error:
-            log.warning("journal.not_written", error=str(error))
-            return False
-        return True
-
-    async def forget_segments_but(self, kept: Callable[[], Awaitable[Collection[str]]]) -> None:
-        """Forget the journals of releases that are gone; `kept` asks for the others. Raises `StoreUnavailable`."""
-        present = await asyncio.to_thread(self._snapshots.segments_present)
-        await asyncio.to_thread(self._snapshots.forget_segments_but, await kept(), present)
-
-    def cancel(self) -> None:
-        """Wait for nothing any more."""
-        if self._writing is not None:
-            self._writing.cancel()
+    Returns the shadow evaluation that was going on then, if any. Raises `Misconfigured` if the checkpoint cannot be
+    read by this version.
+    """
+    place, shadow = None, None
+    if found is not None:
+        meta, state = found.meta, found.state
+        with found.restoring():
+            place = await asyncio.to_thread(thread.restore, state, encoder_version=meta.encoder_version, dim=meta.dim)
+        shadow = state.part("trial") if "trial" in state.values else None
+    if thread.scores is not None:
+        await asyncio.to_thread(thread.scores.open, place)
+    return shadow

@@ -1,4 +1,4 @@
-"""What the trainer is given next: how much, which silence counts, and which vectors are not waited for any longer."""
+"""What the trainer is given next: how much, which silence counts, and which embeddings timed out."""
 
 from __future__ import annotations
 
@@ -19,79 +19,76 @@ _MOST_EVENTS = 512
 
 @dataclass(frozen=True, slots=True)
 class FeedBatch:
-    """What one turn is given beside the vectors that came."""
+    """What the trainer is given beside the embeddings that came."""
 
     entries: Sequence[Entry]
     idle: Collection[int]
     """Partitions with nothing more to read."""
-    give_up: Collection[str]
-    """Items whose vector was waited for long enough."""
+    timed_out: Collection[str]
+    """Items whose embedding was waited for long enough."""
     finish: bool
     """Whether nothing more will ever come."""
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing in it."""
-        return not (self.entries or self.idle or self.give_up or self.finish)
+        return not (self.entries or self.idle or self.timed_out or self.finish)
 
 
 class Feed:
-    """Cuts the input into portions. `bounded` input comes in portions of one size, whatever the fetches were."""
+    """Cuts the input into batches; those of a bounded input have one size, whatever the fetches were."""
 
-    def __init__(
-        self, reads: TrainingInput, waits: EmbeddingWait, *, bounded: bool, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, reads: TrainingInput, waits: EmbeddingWait, *, clock: Callable[[], float]) -> None:
         self._reads = reads
         self._waits = waits
-        self._bounded = bounded
         self._clock = clock
         self._chunk: list[Entry] = []
 
     def next(self, trainer: OnlineTrainer, missing: Collection[str]) -> FeedBatch:
-        """The next portion; `missing` are the items whose vector the trainer waits for.
+        """The next batch; `missing` are the items whose embedding the trainer waits for.
 
         Raises `Misconfigured` if the trainer is full, and more events are the only thing that could help.
         """
         if self._may_feed(trainer, missing):
             self._fill()
         idle = self._reads.newly_idle(except_for={entry.partition for entry in self._chunk})
-        give_up = self._overdue(missing)
-        finish = self._bounded and self._reads.all_handed_out and not self._chunk
+        timed_out = self._overdue(missing)
+        finish = self._reads.bounded and self._reads.all_handed_out and not self._chunk
         entries: list[Entry] = []
         if self._is_due():
             entries, self._chunk = self._chunk, []
-        return FeedBatch(entries, idle, give_up, finish)
+        return FeedBatch(entries, idle, timed_out, finish)
 
     def _may_feed(self, trainer: OnlineTrainer, missing: Collection[str]) -> bool:
-        most = trainer.config.max_pending
-        if trainer.intake.pending < most:
+        most, pending = trainer.config.max_pending, trainer.intake.pending
+        if pending < most:
             return True
         if missing or self._reads.waits_for_silence:
             return False
         # full, and nothing else to wait for: only later events can move the window on
-        if trainer.intake.pending < 2 * most:
+        if pending < 2 * most:
             return True
         raise Misconfigured(
-            f"{trainer.intake.pending} events wait in memory and event time does not move on: raise "
+            f"{pending} events wait in memory and event time does not move on: raise "
             "MIM_TRAINER__MAX_PENDING, or lower MIM_TRAINER__LATENESS_SECONDS and MIM_TRAINER__ATTRIBUTION_SECONDS"
         )
 
     def _fill(self) -> None:
-        taken = self._reads.take_behaviours(_MOST_EVENTS - len(self._chunk))
-        for entry in taken:
+        entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk))
+        for entry in entries:
             if entry.behaviour is not None:
                 self._waits.needed(entry.behaviour.item_id, entry.produced_at)
-        self._chunk.extend(taken)
+        self._chunk.extend(entries)
 
     def _is_due(self) -> bool:
         # a bounded run feeds chunks of one size, so that nothing at all depends on how the broker answers
-        if not self._bounded or self._reads.all_handed_out:
+        if not self._reads.bounded or self._reads.all_handed_out:
             return bool(self._chunk)
         return len(self._chunk) >= _MOST_EVENTS
 
     def _overdue(self, missing: Collection[str]) -> set[str]:
-        if self._bounded:
-            return set(missing)  # all vectors were read before: no other will come
-        if not missing or not self._reads.vectors_are_current:
+        if self._reads.bounded:
+            return set(missing)  # all embeddings were read before: no other will come
+        if not missing or not self._reads.embeddings_are_current:
             return set()
         return self._waits.overdue(missing, self._clock())

@@ -1,7 +1,7 @@
 """What the trainer reads: all partitions of `embeddings` and `behaviours`, fetched, decoded and aligned.
 
-No consumer group hands out the data and nothing is committed here: whoever trains reads everything, from the beginning
-or from where a snapshot was taken.
+No consumer group hands out the data and nothing is committed here: a trainer reads everything, from the beginning or
+from where a checkpoint was taken.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FAR = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class VectorRecord:
+class EmbeddingRecord:
     """One readable record of `embeddings`; `embedding` is None for a tombstone."""
 
     item_id: str
@@ -39,14 +39,14 @@ class VectorRecord:
 
 
 class TrainingInput:
-    """Both topics as the trainer wants them. `bounded` stops at the ends of the topics as they are at `open`, or of
+    """Both topics as the trainer reads them. `bounded` stops at the ends of the topics as they are at `open`, or of
     `behaviours` at `end_at` if that comes first.
 
     `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
     group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
 
-    `encoder_version` names the vectors that count; None takes that of the first vector met. Behaviours are judged as of
-    the moment they were produced, so that reading the log again next year comes to the same verdicts.
+    `encoder_version` selects the embeddings; None selects that of the first one read. Behaviours are validated as of
+    the moment they were produced, so that reading the log again next year has the same results.
     """
 
     def __init__(
@@ -71,18 +71,19 @@ class TrainingInput:
         self._fetch_max_records = fetch_max_records
         self._buffered_records = buffered_records
         self._idle_seconds = idle_seconds
-        self._bounded = bounded
+        self.bounded = bounded
+        """Whether reading ends with what the topics hold at `open`."""
         self._start_at = start_at or {}
         self._end_at = end_at or {}
         self._lost_is_fatal = lost_is_fatal
         self._clock = clock
-        self._vectors: list[VectorRecord] = []
+        self._fetched: list[EmbeddingRecord] = []
         self._idle: set[int] = set()
         self.encoder_version = encoder_version
         self.broken_vectors = self.other_encoders = 0
 
     async def open(self) -> None:
-        """Connect and stand where reading begins.
+        """Connect and seek to where reading begins.
 
         Raises `Misconfigured` if the log does not hold what comes next any more, or not yet.
         """
@@ -109,7 +110,7 @@ class TrainingInput:
         """Next offset to read of each partition of `embeddings`."""
         room = max(100, self._buffered_records // len(self._behaviours))
         self._reading = AlignedReading(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
-        self._spoke_at = dict.fromkeys(self._behaviours, self._clock())
+        self._active_at = dict.fromkeys(self._behaviours, self._clock())
 
     def _starts(self, beginnings: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         starts = {}
@@ -150,7 +151,7 @@ class TrainingInput:
     # ---- fetching ------------------------------------------------------------------------------------------------
 
     async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
-        """Fetch what there is and there is room for, waiting for it a little.
+        """Fetch what there is and there is room for, waiting up to `wait_seconds` for it.
 
         Raises `Misconfigured` if the log no longer holds what would come next.
         """
@@ -177,7 +178,7 @@ class TrainingInput:
         for partition, records in found.items():
             within = self._within_ends(partition, records)
             if self._embeddings.get(partition.partition) == partition:
-                self._take_vectors(within)
+                self._add_embeddings(within)
             else:
                 self._reading.offer(partition.partition, [self._entry(record) for record in within])
         for number, partition in self._embeddings.items():
@@ -186,25 +187,25 @@ class TrainingInput:
             await self._mark_exhausted()
 
     def _within_ends(self, partition: TopicPartition, records: Sequence[Any]) -> Iterable[Any]:
-        if not self._bounded:
+        if not self.bounded:
             return records
         return [record for record in records if record.offset < self._ends[partition]]
 
     async def _position(self, partition: TopicPartition) -> int:
         position = int(await self._consumer.position(partition))
-        return min(position, self._ends[partition]) if self._bounded else position
+        return min(position, self._ends[partition]) if self.bounded else position
 
     async def _mark_exhausted(self) -> None:
         exhausted = {}
         for number, partition in self._behaviours.items():
-            end = self._ends[partition] if self._bounded else self._end_as_polled(partition)
+            end = self._ends[partition] if self.bounded else self._end_as_polled(partition)
             if end is not None and await self._position(partition) >= end:
                 exhausted[number] = self._polled_at(partition)
         self._reading.exhausted(exhausted)
 
     def _polled_at(self, partition: TopicPartition) -> float:
         """When the broker last answered for this partition; one that is away says nothing about silence."""
-        if self._bounded:
+        if self.bounded:
             return float("inf")
         polled_ms = self._consumer.last_poll_timestamp(partition)
         return float("-inf") if polled_ms is None else polled_ms / 1000
@@ -218,28 +219,28 @@ class TrainingInput:
     # ---- vectors -------------------------------------------------------------------------------------------------
 
     @property
-    def has_vectors(self) -> bool:
-        """Whether vectors were fetched and not yet taken."""
-        return bool(self._vectors)
+    def has_embeddings(self) -> bool:
+        """Whether embeddings were fetched that `next_embeddings` has not returned."""
+        return bool(self._fetched)
 
-    def take_vectors(self) -> list[VectorRecord]:
-        """Hand out the vectors that were fetched, oldest first."""
-        taken, self._vectors = self._vectors, []
-        return taken
+    def next_embeddings(self) -> list[EmbeddingRecord]:
+        """The embeddings and tombstones that were fetched since the last call, oldest first."""
+        fetched, self._fetched = self._fetched, []
+        return fetched
 
-    async def read_all_vectors_of_the_start(self) -> bool:
+    async def all_embeddings_at_start_read(self) -> bool:
         """Whether everything was fetched that `embeddings` held at `open`."""
         return all([await self._position(p) >= self._ends[p] for p in self._embeddings.values()])
 
     @property
-    def vectors_are_current(self) -> bool:
-        """Whether every vector that the broker has was fetched and taken."""
-        return not self._vectors and all(
+    def embeddings_are_current(self) -> bool:
+        """Whether `next_embeddings` has returned every embedding that the broker has."""
+        return not self._fetched and all(
             (end := self._end_as_polled(partition)) is not None and self.embedding_offsets[number] >= end
             for number, partition in self._embeddings.items()
         )
 
-    def _take_vectors(self, records: Iterable[Any]) -> None:
+    def _add_embeddings(self, records: Iterable[Any]) -> None:
         for record in records:
             try:
                 version, item_id = parse_embedding_key(record.key or b"")
@@ -250,7 +251,7 @@ class TrainingInput:
                     if self.other_encoders == 1:
                         log.warning("train.other_encoder_ignored", ignored=version, used=self.encoder_version)
                     continue
-                self._vectors.append(VectorRecord(item_id, self._embedding(record, version, item_id)))
+                self._fetched.append(EmbeddingRecord(item_id, self._embedding(record, version, item_id)))
             except (ValueError, BadMessage) as error:
                 self.broken_vectors += 1
                 log.warning("train.broken_vector", partition=record.partition, offset=record.offset, error=str(error))
@@ -268,22 +269,22 @@ class TrainingInput:
 
     # ---- behaviours ----------------------------------------------------------------------------------------------
 
-    def take_behaviours(self, most: int) -> list[Entry]:
-        """Hand out up to `most` behaviours, aligned by event time over the partitions."""
-        taken = self._reading.take(most)
+    def next_behaviours(self, most: int) -> list[Entry]:
+        """Up to `most` behaviours that follow the last ones, aligned by event time over the partitions."""
+        entries = self._reading.take(most)
         now = self._clock()
-        for partition in {entry.partition for entry in taken}:
-            self._spoke_at[partition] = now
+        for partition in {entry.partition for entry in entries}:
+            self._active_at[partition] = now
             self._idle.discard(partition)
-        return taken
+        return entries
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
-        """Partitions with nothing more to read since a while (a bounded run: ever), each told once until it speaks."""
+        """Partitions with nothing more to read for a while (a bounded run: ever), each once until it has new events."""
         candidates = set(self._reading.empty_and_exhausted()) - self._idle - set(except_for)
         idle = sorted(
             number
             for number in candidates
-            if self._polled_at(self._behaviours[number]) - self._spoke_at[number] >= self._idle_seconds
+            if self._polled_at(self._behaviours[number]) - self._active_at[number] >= self._idle_seconds
         )
         self._idle.update(idle)
         return idle
@@ -295,7 +296,7 @@ class TrainingInput:
 
     @property
     def all_handed_out(self) -> bool:
-        """Whether nothing more can be taken before more is produced."""
+        """Whether `next_behaviours` has returned everything that was produced."""
         return len(self._reading.empty_and_exhausted()) == len(self._behaviours)
 
     def _entry(self, record: Any) -> Entry:

@@ -1,142 +1,97 @@
 """Training from topics alone: `embeddings` and `behaviours` into the sliding-window trainer.
 
 ```text
-embeddings  ──> whole topic first, then on and on ──> hold, drop ─┐
-                                                                  ├─> advance, step ──> accounts, scores, offsets
-behaviours  ──> aligned by event time ──> observe, idle ──────────┘                 └─> snapshot, release, if we lead
+embeddings  ──> whole topic first, then on and on ──> put, delete ────┐
+                                                                      ├─> advance, step ──> counts, scores, offsets
+behaviours  ──> aligned by event time ──> observe, idle ──────────────┘                 └─> checkpoint, release
 ```
 
-This is the loop: it reads, and in turns lets the others act.
+This is the loop: it reads, and calls the others in turn.
 
 | module | decides |
 | --- | --- |
-| `portions.py` | what the trainer is given next |
-| `turns.py` | what happens in the worker thread, where everything that touches the trainer runs |
-| `release_cadence.py` | when a release is made, and what has to come before it |
-| `resuming.py` | what is copied into a snapshot, and how it is put back |
-| `group_offsets.py` | when the consumer group is told how far training has got |
+| `feed.py` | what the trainer is given next |
+| `trainer_thread.py` | what happens in the worker thread, where everything that touches the trainer runs |
+| `checkpointing.py` | when a checkpoint is written, and how it is restored |
+| `release_schedule.py` | when a release is made, and what has to come before it |
+| `promotion_gate.py` | whether a candidate replaces the serving release |
+| `release_publisher.py` | how a release becomes readable, announced and current |
+| `offset_commits.py` | when offsets are committed for the consumer group |
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from streams.broker.forgotten import ForgetUsers, ForgottenFollower
-from streams.broker.leadership import Leadership
+from schemas.errors import Misconfigured, Unavailable
+from streams.broker.forgotten import ForgottenFollower
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
-from streams.training.checkpointing import Checkpointer, Checkpoints
-from streams.training.config import TrainConsumerConfig
+from streams.training.checkpointing import Checkpointer, restore
 from streams.training.feed import Feed
 from streams.training.input import TrainingInput
-from streams.training.offset_commits import GroupOffsets
+from streams.training.offset_commits import OffsetCommits
 from streams.training.release_schedule import ReleaseScheduler
-from streams.training.releaser import ReleasePublisher
-from streams.training.reports import NO_ACCOUNTS, LoopProgress, TrainReport, write_accounts
-from streams.training.resume import Restore
-from streams.training.scores import ScoreFiles
+from streams.training.reports import NO_COUNTS, TrainReport, TrainReports
 from streams.training.trainer_thread import StepResult, TrainerThread, in_thread
-from trainer.online.embedding_wait import EmbeddingWait
-from trainer.online.gate import GateConfig
-from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
-    from trainer.metrics import ScoredRows
     from trainer.online.trainer import OnlineTrainer
 
 log = structlog.get_logger()
 
 _WAIT_SECONDS = 0.2
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _STEP_LINE_SECONDS = 1.0
 
 
-class TrainOnBehaviours:
-    """Drives one trainer with what `reads` gives, and releases if it was given a releaser's maker.
+class TrainingLoop:
+    """Drives one trainer with what `reads` gives; checkpoints, releases and commits where it was given what does so.
 
-    `bounded` trains to the end of a bounded input, finishes and returns; figures then depend on the topics alone.
-    `make_trainer`, `vectors_anew`: see `TrainerThread`; `make_releaser`, `leadership`: see `ReleaseScheduler`.
+    A bounded input is trained to its end, finished, and the run returns; figures then depend on the topics alone.
     """
 
     def __init__(
         self,
-        config: TrainConsumerConfig,
         reads: TrainingInput,
+        thread: TrainerThread,
+        reports: TrainReports,
         *,
-        behaviours_topic: str,
-        make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
+        checkpointer: Checkpointer | None = None,
+        releases: ReleaseScheduler | None = None,
+        commits: OffsetCommits | None = None,
+        follower: ForgottenFollower | None = None,
         clock: Callable[[], float],
-        leadership: Leadership | None = None,
-        make_releaser: Callable[[str, int], ReleasePublisher] | None = None,
-        snapshots: Checkpoints | None = None,
-        resume: Checkpoint | None = None,
-        vectors_anew: bool = False,
-        gone: ForgottenUsers | None = None,
-        follow_forgotten: Callable[[ForgetUsers], ForgottenFollower] | None = None,
-        gate: GateConfig | None = None,
-        bounded: bool = False,
-        state_folder: Path | None = None,
-        scores: ScoreFiles | None = None,
-        on_scored: Callable[[Sequence[ScoredRows]], None] = lambda scored: None,
-        on_report: Callable[[TrainReport], None] = lambda report: None,
     ) -> None:
         self._reads = reads
+        self._thread = thread
+        self._reports = reports
+        self._checkpointer = checkpointer
+        self._releases = releases
+        self._commits = commits
+        self._follower = follower
         self._clock = clock
-        self._leadership = leadership
-        self._snapshots = snapshots
-        self._snapshot_every_events = config.snapshot_every_events
-        self._resume = resume
-        self._bounded = bounded
-        self._state_folder = state_folder
-        self._scores = scores
-        self._on_scored = on_scored
-        self._on_report = on_report
-
-        self._figures = LoopProgress()
-        self._waits = EmbeddingWait(timeout_seconds=config.hold_seconds)
-        self._portions = Feed(reads, self._waits, bounded=bounded, clock=clock)
-        self._turns = TrainerThread(
-            reads, self._waits, make_trainer, gone=gone, scores=scores, vectors_anew=vectors_anew
-        )
-        self._resuming = Restore(self._turns, self._waits, self._figures, gone=gone, scores=scores)
-        every = config.release_every_seconds
-        self._cadence = ReleaseScheduler(
-            self._turns,
-            self._resuming,
-            self._figures,
-            leadership=leadership,
-            make_releaser=make_releaser,
-            gate=gate or GateConfig(),
-            every=None if every is None else IntervalTimer(every, clock),
-        )
-        self._follower = None if follow_forgotten is None else follow_forgotten(self._turns.to_forget)
-        self._group: GroupOffsets | None = None
-        if leadership is not None:
-            seconds = config.commit_interval_seconds
-            self._group = GroupOffsets(leadership, topic=behaviours_topic, interval_seconds=seconds, clock=clock)
+        self._feed = Feed(reads, thread.waits, clock=clock)
         self._stop = asyncio.Event()
         self._missing: frozenset[str] = frozenset()
         self._steps_not_logged = 0
         self._step_line = IntervalTimer(_STEP_LINE_SECONDS, clock)
-        self._look = IntervalTimer(_LOOK_SECONDS, clock)
-        self._report_interval = IntervalTimer(config.report_interval_seconds, clock)
+        self._poll = IntervalTimer(_POLL_SECONDS, clock)
 
     @property
     def trainer(self) -> OnlineTrainer | None:
-        """The trainer; None before the first vector."""
-        return self._turns.trainer
+        """The trainer; None before the first embedding."""
+        return self._thread.trainer
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Train until `stop` is set, or to the end of a bounded run.
+    async def run(self, stop: asyncio.Event, resume: Checkpoint | None = None) -> None:
+        """Train, from a checkpoint if there is one, until `stop` is set, or to the end of a bounded input.
 
         Raises `Fenced` as soon as another trainer has taken over, `Misconfigured` if the log was replaced or cut off
         under the trainer or if training diverged, `BrokerUnavailable` if Kafka does not answer at the start.
@@ -144,47 +99,38 @@ class TrainOnBehaviours:
         self._stop = stop
         try:
             await self._reads.open()
-            await self._begin()
+            shadow = await restore(resume, self._thread)
+            if self._releases is not None:
+                self._releases.resume(shadow)
             if self._follower is not None:
                 await self._follower.open()
                 await self._follower.catch_up()
-            await self._read_vectors_first()
-            await in_thread(self._turns.drop_unnamed)
+            while not stop.is_set() and not await self._reads.all_embeddings_at_start_read():
+                await self._read_embeddings()  # of all items that there are: old clicks need no waiting for them
+            await in_thread(self._thread.delete_unnamed)
             log.info("train.ready", partitions=len(self._reads.partitions), encoder=self._reads.encoder_version)
-            await self._wait_for_first_vector()
-            turn = None
+            await self._wait_for_first_embedding()
+            result = None
             while self.trainer is not None and not stop.is_set():
-                turn = await self._go_on(self.trainer, turn)
-                await self._keep_up()
-                if turn is not None and turn.finishing and not turn.progressed and not self._missing:
+                result = await self._go_on(self.trainer, result)
+                await self._catch_up()
+                if result is not None and result.finishing and not result.steps and not self._missing:
                     break
             await self._leave()
         finally:
-            if self._group is not None:
-                self._group.cancel()
-            if self._resuming.keeping is not None:
-                self._resuming.keeping.cancel()
+            if self._commits is not None:
+                self._commits.cancel()
+            if self._checkpointer is not None:
+                self._checkpointer.cancel()
             if self._follower is not None:
                 await self._follower.close()
             await self._reads.close()
 
-    async def _begin(self) -> None:
-        if self._snapshots is not None:
-            every = self._snapshot_every_events
-            self._resuming.keeping = Checkpointer(self._snapshots, every_events=every, begins=self._reads.starts)
-        found, self._resume = self._resume, None
-        self._cadence.trial = await self._resuming.begin(found, self._reads.beginnings)
-
-    async def _read_vectors_first(self) -> None:
-        """Everything the center holds now comes before the first behaviour: old clicks need no waiting for it."""
-        while not self._stop.is_set() and not await self._reads.read_all_vectors_of_the_start():
-            await self._read_vectors()
-
-    async def _wait_for_first_vector(self) -> None:
-        """Without a vector nobody knows how wide vectors are, and there is nothing to learn about content."""
+    async def _wait_for_first_embedding(self) -> None:
+        """Without an embedding their width is not known, and there is nothing to learn about content."""
         if self.trainer is not None:
             return
-        if self._bounded:
+        if self._reads.bounded:
             which = f" of encoder {self._reads.encoder_version}" if self._reads.encoder_version else ""
             raise Misconfigured(
                 f"topic 'embeddings' holds no vector{which}: run 'mimstream index' first, or set "
@@ -192,113 +138,99 @@ class TrainOnBehaviours:
             )
         log.info("train.waiting_for_first_vector")
         while self.trainer is None and not self._stop.is_set():
-            await self._read_vectors()
+            await self._read_embeddings()
 
-    async def _read_vectors(self) -> None:
+    async def _read_embeddings(self) -> None:
         await self._reads.fetch(embeddings=True, behaviours=False, wait_seconds=_WAIT_SECONDS)
-        await in_thread(self._turns.hold_vectors)
-        await self._keep_up()
+        await in_thread(self._thread.put_embeddings)
+        await self._catch_up()
 
     async def _go_on(self, trainer: OnlineTrainer, before: StepResult | None) -> StepResult | None:
-        """Fetch, and give the trainer a turn if there is anything for it to do."""
-        if not await self._cadence.before_turn(trainer):
-            await in_thread(lambda: self._turns.forget(trainer))  # a release may wait for long; who asked does not
+        """Fetch, and run the trainer if there is anything for it to do."""
+        if self._releases is None:
+            if trainer.release_due():
+                await in_thread(trainer.begin_next)  # no candidate is wanted, and the journal must not grow for ever
+        elif not await self._releases.release_if_due(trainer):
+            await in_thread(self._thread.forget)  # a release may wait for long; users who ask do not
             return before
-        busy = before is not None and before.progressed
+        busy = before is not None and before.steps > 0
         await self._reads.fetch(
-            embeddings=not self._bounded,
+            embeddings=not self._reads.bounded,
             behaviours=True,
-            wait_seconds=0 if busy or self._reads.has_vectors else _WAIT_SECONDS,
+            wait_seconds=0 if busy or self._reads.has_embeddings else _WAIT_SECONDS,
         )
-        portion = self._portions.next(trainer, self._missing)
-        if portion.empty and not busy and not self._turns.has_more:
+        batch = self._feed.next(trainer, self._missing)
+        if batch.empty and not busy and not self._thread.has_more:
             return None
-        stop, releases = self._stop, self._cadence.releases
-        turn = await in_thread(lambda: self._turns.take(trainer, portion, stop=stop, releases=releases))
-        await self._after(trainer, turn)
-        return turn
+        stop, releases = self._stop, self._releases is not None
+        result = await in_thread(lambda: self._thread.run_once(batch, stop=stop, releases=releases))
+        self._missing = result.missing
+        if result.scored:
+            await self._reports.add_scores(result.scored)
+        self._log_steps(trainer, result)
+        if self._checkpointer is not None and self._checkpointer.due(self._thread) and not trainer.release_due():
+            await self._checkpointer.checkpoint(self._thread)  # a release takes its own
+        return result
 
-    async def _after(self, trainer: OnlineTrainer, turn: StepResult) -> None:
-        self._missing = turn.missing
-        self._figures.rows += turn.rows
-        self._steps_not_logged += turn.steps
-        if turn.scored:
-            self._figures.last_event_at = turn.last_event_at
-            self._on_scored(turn.scored)
-            if self._scores is not None:
-                await asyncio.to_thread(self._scores.add, turn.scored)
-        if turn.steps and self._step_line.passed:
+    def _log_steps(self, trainer: OnlineTrainer, result: StepResult) -> None:
+        self._steps_not_logged += result.steps
+        if result.steps and self._step_line.passed:
             self._step_line.begin()
-            losses = {name: round(loss, 5) for name, loss in turn.losses.items()}
-            log.info("train.stepped", steps=self._steps_not_logged, rows=self._figures.rows, loss=losses)
+            losses = {name: round(loss, 5) for name, loss in result.losses.items()}
+            log.info("train.stepped", steps=self._steps_not_logged, rows=trainer.progress.rows, loss=losses)
             self._steps_not_logged = 0
-        keeping = self._resuming.keeping
-        if keeping is not None and keeping.due(trainer) and not trainer.release_due():
-            await self._resuming.snapshot()  # a release takes its own
 
-    async def _keep_up(self) -> None:
-        """Look after what goes on whatever else happens: role, half-made release, offsets, reports."""
-        if self._leadership is not None:
-            self._leadership.confirm()
-        await self._cadence.keep_up()
-        keeping, group = self._resuming.keeping, self._group
-        if keeping is not None and keeping.just_written and await keeping.written() and group is not None:
-            group.tell_soon()
-        if self._follower is not None and self._look.passed:
-            self._look.begin()
+    async def _catch_up(self) -> None:
+        """What goes on whatever else happens: leadership, a half-made release, checkpoints, offsets, reports."""
+        if self._commits is not None:
+            self._commits.confirm()
+        if self._releases is not None:
+            await self._releases.catch_up()
+        just_written = self._checkpointer is not None and self._checkpointer.just_written
+        if self._checkpointer is not None and just_written and await self._checkpointer.written() and self._commits:
+            self._commits.commit_soon()
+        if self._follower is not None and self._poll.passed:
+            self._poll.begin()
             try:
                 await self._follower.poll(wait_seconds=0)
             except Unavailable as error:
                 log.warning("train.broker_away", error=str(error))
-        if group is not None:
-            await group.keep_up(self._turns.settled)
-        if self._report_interval.passed:
-            await self._report()
+        if self._commits is not None:
+            await self._commits.commit_if_due()
+        if self._reports.due:
+            await self._reports.write(self.report())
 
     async def _leave(self) -> None:
-        """Say for the last time how far training has got."""
-        if self._bounded:
-            await self._cadence.last(self._stop)
-        await self._resuming.snapshot()
-        if self._resuming.keeping is not None:
-            await self._resuming.keeping.written()
-        if self._group is not None:
-            await self._group.last(self._turns.settled)
-        await self._report()
+        """Release the rest of a bounded input, and write, commit and report for the last time."""
+        if self._reads.bounded and self._releases is not None:
+            await self._releases.release_rest(self._stop)
+        if self._checkpointer is not None:
+            await self._checkpointer.checkpoint(self._thread)
+            await self._checkpointer.written()
+        if self._commits is not None:
+            await self._commits.commit_final()
+        await self._reports.write(self.report())
 
-    # ---- what is told --------------------------------------------------------------------------------------------
-
-    async def _report(self) -> None:
-        self._report_interval.begin()
-        report = self.standing()
-        try:
-            if self._state_folder is not None:
-                await asyncio.to_thread(write_accounts, self._state_folder, report)
-            if self._scores is not None:
-                await asyncio.to_thread(self._scores.flush)
-        except StoreUnavailable as error:
-            log.warning("train.not_reported", error=str(error))
-        self._on_report(report)
-
-    def standing(self) -> TrainReport:
+    def report(self) -> TrainReport:
         """Where training stands."""
-        trainer, releaser = self.trainer, self._cadence.releaser
+        trainer, thread = self.trainer, self._thread
+        publisher = None if self._releases is None else self._releases.publisher
         return TrainReport(
-            accounts=NO_ACCOUNTS if trainer is None else asdict(trainer.intake.counts),
-            offsets={"behaviours": self._turns.settled(), "embeddings": self._turns.vectors_read()},
+            accounts=NO_COUNTS if trainer is None else asdict(trainer.intake.counts),
+            offsets=thread.report_offsets(),
             corrected=0 if trainer is None else trainer.progress.corrected,
             steps=0 if trainer is None else trainer.progress.steps,
-            rows_trained=self._figures.rows,
+            rows_trained=0 if trainer is None else trainer.progress.rows,
             rows_sha256="" if trainer is None else trainer.progress.rows_sha256,
-            releases=0 if releaser is None else releaser.released,
-            refused=0 if releaser is None else releaser.refused,
-            held=0 if releaser is None else releaser.held,
-            release_id=None if releaser is None else releaser.current_id,
-            last_event_at=self._figures.last_event_at,
+            releases=0 if publisher is None else publisher.released,
+            refused=0 if publisher is None else publisher.refused,
+            held=0 if publisher is None else publisher.held,
+            release_id=None if publisher is None else publisher.current_id,
+            last_event_at=thread.last_event_at,
             waiting_for=len(self._missing),
-            given_up=self._waits.timeouts,
+            given_up=thread.waits.timeouts,
             broken_vectors=self._reads.broken_vectors,
             other_encoders=self._reads.other_encoders,
-            prequential=self._figures.metrics,
+            prequential=thread.metrics,
             updated_at=self._clock(),
         )

@@ -1,33 +1,32 @@
-"""What the trainer tells the world while it runs: its accounts as a small JSON file, its scores as parquet files."""
+"""Reports of the running trainer: event counts and more as a small JSON file, prequential scores as parquet files."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
 
 from schemas.errors import StoreUnavailable
+from streams.runtime.interval import IntervalTimer
+from streams.training.scores import ScoreFiles
+
+if TYPE_CHECKING:
+    from trainer.metrics import ScoredRows
+
+log = structlog.get_logger()
 
 ACCOUNTS_FILE = "accounts.json"
 
 
-@dataclass(slots=True)
-class LoopProgress:
-    """What is told of training and the trainer itself does not say; goes into snapshots, and grows while it runs."""
-
-    rows: int = 0
-    """Rows trained."""
-    last_event_at: int | None = None
-    """Event time of the last trained row, in seconds since 1970."""
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    """Running prequential metrics at the newest release."""
-
-
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """Where the trainer stands."""
+    """The trainer at one moment; the fields are the keys of `accounts.json`."""
 
     accounts: Mapping[str, int]
     """received = trained + late + duplicate + dead_lettered + erased + pending."""
@@ -62,12 +61,54 @@ class TrainReport:
     """Wall clock, in seconds since 1970."""
 
 
-NO_ACCOUNTS: Mapping[str, int] = dict.fromkeys(
+NO_COUNTS: Mapping[str, int] = dict.fromkeys(
     ("received", "trained", "late", "duplicate", "dead_lettered", "erased", "pending"), 0
 )
 
 
-def write_accounts(folder: Path, report: TrainReport) -> None:
+class TrainReports:
+    """Where reports and scored rows go: into files, where a `folder` and `scores` are given, and to callbacks."""
+
+    def __init__(
+        self,
+        *,
+        interval: IntervalTimer,
+        folder: Path | None = None,
+        scores: ScoreFiles | None = None,
+        on_scored: Callable[[Sequence[ScoredRows]], None] = lambda scored: None,
+        on_report: Callable[[TrainReport], None] = lambda report: None,
+    ) -> None:
+        self._interval = interval
+        self._folder = folder
+        self._scores = scores
+        self._on_scored = on_scored
+        self._on_report = on_report
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next report."""
+        return self._interval.passed
+
+    async def add_scores(self, scored: Sequence[ScoredRows]) -> None:
+        """Pass freshly scored rows on. Raises `StoreUnavailable`."""
+        self._on_scored(scored)
+        if self._scores is not None:
+            await asyncio.to_thread(self._scores.add, scored)
+
+    async def write(self, report: TrainReport) -> None:
+        """Write the report, and the scores up to it; a disk that is full is logged and ends nothing."""
+        self._interval.begin()
+        try:
+            if self._folder is not None:
+                await asyncio.to_thread(write_report, self._folder, report)
+            if self._scores is not None:
+                await asyncio.to_thread(self._scores.flush)
+        except StoreUnavailable as error:
+            log.warning("train.not_reported", error=str(error))
+        self._on_report(report)
+
+
+def write_report(folder: Path, report: TrainReport) -> None:
     """Replace `accounts.json`: a reader sees the old text or the new one. Raises `StoreUnavailable`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Scores of prequential evaluation, as files."""
+"""Scores of prequential evaluation as parquet files, and the training rows as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from trainer.metrics import ScoredRows
-
 
 SCORES_FOLDER = "scores"
 
@@ -64,7 +63,7 @@ class ScoreFiles:
         return self._folder / f"scores-{self._number:06d}.parquet"
 
     def add(self, scored: Sequence[ScoredRows]) -> None:
-        """Take over freshly scored rows, in training order; full files are written."""
+        """Add freshly scored rows, in training order; full files are written."""
         for rows in scored:
             self._tables.append(scores_table(rows))
             self._written = False
@@ -73,7 +72,7 @@ class ScoreFiles:
                 self._tables, self._number = [], self._number + 1
 
     def forget(self, user_ids: Collection[str]) -> None:
-        """Take these users' names out of all files, by the next `flush` that gets through."""
+        """Erase these users' names from all files, with the next `flush` that succeeds."""
         self._to_forget |= set(user_ids)
         self._tables = [_without_names(table, self._to_forget) for table in self._tables]
         self._written = self._written and not self._tables

@@ -1,7 +1,7 @@
-"""The trainer and its turns: everything that touches it runs in a worker thread, one turn at a time.
+"""The trainer in its worker thread: everything that touches it runs there, one call at a time.
 
-The loop never computes. It says what the next turn is given (`streams.training.feed`), and between two turns
-nothing changes: that is when releases and snapshots are made.
+The loop never computes. It says what the trainer is given next (`streams.training.feed`), and nothing changes between
+two calls: that is when candidates and checkpoints are copied.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
+from schemas.manifests import TopicOffsets
 from streams.training.feed import FeedBatch
 from streams.training.input import TrainingInput
 from streams.training.scores import ScoreFiles
@@ -23,7 +24,8 @@ from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.metrics import ScoredRows
-    from trainer.online.trainer import OnlineTrainer
+    from trainer.online.trainer import Candidate, OnlineTrainer
+    from trainer.state import State
 
 log = structlog.get_logger()
 
@@ -31,7 +33,7 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Let the trainer work beside the loop. Raises `Misconfigured` if training diverged."""
+    """Run trainer work beside the event loop. Raises `Misconfigured` if training diverged."""
     try:
         return await asyncio.to_thread(work)
     except ArithmeticError as error:
@@ -42,68 +44,70 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one visit to the worker thread did."""
+    """What one call of `run_once` did."""
 
     steps: int
-    rows: int
     losses: Mapping[str, float]
-    last_event_at: int | None
-    progressed: bool
-    """Whether another turn without new input may do more."""
     finishing: bool
-    """Whether the trainer knows that nothing more will come."""
+    """Whether the trainer was told that nothing more will come."""
     missing: frozenset[str]
+    """Items whose embedding the next batch waits for."""
     scored: Sequence[ScoredRows]
 
 
 class TrainerThread:
-    """Holds the trainer, which is made when the first vector says how wide vectors are.
+    """The trainer, with all that a checkpoint holds beside it. It is made when the first embedding gives their width.
 
-    `make_trainer` gets encoder version, width of its vectors and the partitions of `behaviours`. `vectors_anew` says
-    that all vectors are read from the beginning although the trainer knows some: items that are not named are gone.
+    `make_trainer` gets encoder version, width of its embeddings and the partitions of `behaviours`. `reread_embeddings`
+    says that all of them are read from the beginning although the trainer has some: items that are not met are deleted.
     """
 
     def __init__(
         self,
         reads: TrainingInput,
-        waits: EmbeddingWait,
         make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
         *,
-        gone: ForgottenUsers | None,
-        scores: ScoreFiles | None,
-        vectors_anew: bool,
+        waits: EmbeddingWait,
+        forgotten: ForgottenUsers | None = None,
+        scores: ScoreFiles | None = None,
+        reread_embeddings: bool = False,
     ) -> None:
         self._reads = reads
-        self._waits = waits
         self._make_trainer = make_trainer
-        self._gone = gone
-        self._scores = scores
-        self._named: set[str] | None = set() if vectors_anew else None
+        self._forgotten = forgotten
+        self._named: set[str] | None = set() if reread_embeddings else None
         self._to_forget: list[str] = []
+        self._begins: dict[int, int] | None = None
+        self._copied_at = 0
+        self.waits = waits
+        self.scores = scores
         self.trainer: OnlineTrainer | None = None
-
-    def make(self, encoder_version: str, dim: int) -> OnlineTrainer:
-        """A trainer that was given nothing yet."""
-        return self._make_trainer(encoder_version, dim, self._reads.partitions)
+        """None before the first embedding."""
+        self.last_event_at: int | None = None
+        """Event time of the last row that was scored, in seconds since 1970."""
+        self.metrics: Mapping[str, float | None] = {}
+        """Running prequential metrics at the newest candidate."""
 
     # ---- in the worker thread ------------------------------------------------------------------------------------
 
-    def take(self, trainer: OnlineTrainer, portion: FeedBatch, *, stop: asyncio.Event, releases: bool) -> StepResult:
-        """Feed the trainer and let it do what it can; stop early where a release can be made, or to end the process."""
-        self.hold_vectors()
-        self.forget(trainer)
-        for entry in portion.entries:
+    def run_once(self, batch: FeedBatch, *, stop: asyncio.Event, releases: bool) -> StepResult:
+        """Feed the trainer and step while it can; stop early where a release can be made, or to end the process."""
+        trainer = self.trainer
+        assert trainer is not None, "no embedding was put"
+        self.put_embeddings()
+        self.forget()
+        for entry in batch.entries:
             if entry.behaviour is None:
                 trainer.intake.observe_broken(entry.partition, entry.offset)
-            elif self._gone is not None and self._gone.erases(entry.behaviour.user_id, entry.partition, entry.offset):
+            elif self._erases(entry.behaviour.user_id, entry.partition, entry.offset):
                 trainer.intake.observe_erased(entry.partition, entry.offset)
             else:
                 trainer.intake.observe(entry.partition, entry.offset, entry.behaviour, written_at=entry.written_at)
-        trainer.intake.window.idle(portion.idle)
-        if portion.finish:
+        trainer.intake.window.idle(batch.idle)
+        if batch.finish:
             trainer.intake.finish()
-        self._waits.timed_out(portion.give_up)
-        missing = trainer.intake.advance(timed_out=portion.give_up)
+        self.waits.timed_out(batch.timed_out)
+        missing = trainer.intake.advance(timed_out=batch.timed_out)
         reports = []
         enough = False
         while not enough and (report := trainer.step()) is not None:
@@ -112,73 +116,148 @@ class TrainerThread:
             due = trainer.release_due() if trainer.shadow is None else trainer.shadow.complete
             enough = stop.is_set() or (due and releases)
             missing = trainer.intake.advance()
+        scored = trainer.progress.drain_scores()
+        if scored:
+            self.last_event_at = reports[-1].last_event_at
         return StepResult(
             steps=len(reports),
-            rows=sum(report.rows for report in reports),
             losses=reports[-1].losses if reports else {},
-            last_event_at=reports[-1].last_event_at if reports else None,
-            progressed=bool(reports),
-            finishing=portion.finish,
+            finishing=batch.finish,
             missing=missing,
-            scored=trainer.progress.drain_scores(),
+            scored=scored,
         )
 
-    def hold_vectors(self) -> None:
-        """Give the trainer the vectors and tombstones that were fetched."""
-        for record in self._reads.take_vectors():
+    def put_embeddings(self) -> None:
+        """Give the trainer the embeddings and tombstones that were fetched."""
+        for record in self._reads.next_embeddings():
             if self._named is not None:
                 self._named.add(record.item_id)
             embedding = record.embedding
             if embedding is None:
-                self._waits.resolved(record.item_id, has_vector=False)
+                self.waits.resolved(record.item_id, has_vector=False)
                 if self.trainer is not None:
                     self.trainer.delete_item(record.item_id)
                 continue
             if self.trainer is None:
-                self.trainer = self.make(embedding.encoder_version, embedding.dim)
+                self.trainer = self._make_trainer(embedding.encoder_version, embedding.dim, self._reads.partitions)
             try:
                 self.trainer.put_embedding(embedding)
             except ValueError as error:
                 log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
             else:
-                self._waits.resolved(record.item_id, has_vector=True)
+                self.waits.resolved(record.item_id, has_vector=True)
 
-    def drop_unnamed(self) -> None:
-        """What the center does not hold any more was deleted, even where its tombstone is gone already."""
+    def delete_unnamed(self) -> None:
+        """Delete items that the center does not hold any more, even where their tombstones are gone already."""
         named, self._named = self._named, None
         if named is not None and self.trainer is not None:
             for item_id in self.trainer.catalogue.items_with_vector:
                 if item_id not in named:
                     self.trainer.delete_item(item_id)
 
-    def forget(self, trainer: OnlineTrainer) -> None:
-        """Take the users who asked for it out of trainer and scores."""
+    def forget(self) -> None:
+        """Remove the users who asked for it from trainer and scores."""
+        if self.trainer is None:
+            return
         users, self._to_forget = self._to_forget, []
         for user_id in users:
-            log.info("train.user_forgotten", events=trainer.forget(user_id))
-        if users and self._scores is not None:
-            self._scores.forget(users)
+            log.info("train.user_forgotten", events=self.trainer.forget(user_id))
+        if users and self.scores is not None:
+            self.scores.forget(users)
+
+    def candidate(self) -> tuple[Candidate, TopicOffsets]:
+        """A candidate as the trainer is now, and the offsets up to which it was trained."""
+        assert self.trainer is not None, "nothing was trained"
+        candidate = self.trainer.candidate()
+        self.metrics = candidate.metrics
+        return candidate, {"behaviours": self._within_log(candidate.offsets), "embeddings": self._embedding_offsets()}
+
+    def snapshot(self) -> State:
+        """The trainer and what is beside it, as a copy."""
+        from trainer.state import State  # torch's neighbours
+
+        assert self.trainer is not None, "nothing was trained"
+        self.put_embeddings()  # what was fetched lies before the offsets that are kept
+        self._copied_at = self.trainer.intake.counts.received
+        state = State()
+        state.put("trainer", self.trainer.snapshot())
+        if self.trainer.shadow is not None:
+            state.put("trial", self.trainer.shadow.snapshot())
+        state.values["loop"] = {
+            "waits": self.waits.snapshot(),
+            "last_event_at": self.last_event_at,
+            "metrics": dict(self.metrics),
+            "gone": {} if self._forgotten is None else self._forgotten.snapshot(),
+            "begins": {str(partition): offset for partition, offset in self.begins().items()},
+            "scores": None if self.scores is None else self.scores.place,
+        }
+        return state
+
+    def restore(self, state: State, *, encoder_version: str, dim: int) -> tuple[int, int] | None:
+        """Return to the state of `snapshot`; the place of its newest score. The input is open.
+
+        Events that only idle partitions made late are dropped where the log does not hold them any more.
+        """
+        trainer = self._make_trainer(encoder_version, dim, self._reads.partitions)
+        trainer.restore(state.part("trainer"))
+        trainer.intake.window.forget_overtaken(self._reads.beginnings)
+        loop = state.part("loop").values
+        self.waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
+        self.last_event_at, self.metrics = loop["last_event_at"], loop["metrics"]
+        self._begins = {int(number): offset for number, offset in loop["begins"].items()}
+        if self._forgotten is not None:
+            self._forgotten.restore(loop["gone"])
+        place = loop["scores"]
+        self.trainer, self._copied_at = trainer, trainer.intake.counts.received
+        return place and (place[0], place[1])
+
+    def _erases(self, user_id: str, partition: int, offset: int) -> bool:
+        return self._forgotten is not None and self._forgotten.erases(user_id, partition, offset)
 
     # ---- on the loop ---------------------------------------------------------------------------------------------
 
     async def to_forget(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
-        """Hear of users who want to be forgotten: `forgotten_users.Tell`."""
-        self._to_forget += [user.user_id for user in users if self._gone is not None and self._gone.add(user)]
+        """Forget these users with the next call in the thread: `streams.broker.forgotten.ForgetUsers`."""
+        self._to_forget += [user.user_id for user in users if self._forgotten is not None and self._forgotten.add(user)]
 
     @property
     def has_more(self) -> bool:
-        """Whether a turn would have something to do that is in no portion: vectors, or users to forget."""
-        return self._reads.has_vectors or bool(self._to_forget)
+        """Whether there is work that is in no batch: embeddings to put, or users to forget."""
+        return self._reads.has_embeddings or bool(self._to_forget)
 
-    def settled(self) -> dict[int, int]:
-        """Per partition of `behaviours`, the offset from which something is owed."""
-        settled = {} if self.trainer is None else self.trainer.intake.offsets.settled_below()
-        return {number: max(settled.get(number, 0), first) for number, first in self._reads.beginnings.items()}
+    @property
+    def events_since_snapshot(self) -> int:
+        """Events read since the newest `snapshot` or `restore`."""
+        return 0 if self.trainer is None else self.trainer.intake.counts.received - self._copied_at
 
-    def within_log(self, offsets: Mapping[int, int]) -> dict[int, int]:
-        """Offsets as the trainer states them, none before the beginning of its partition of `behaviours`."""
+    # ---- offsets, none before the beginning of its partition -----------------------------------------------------
+
+    def begins(self) -> dict[int, int]:
+        """Per partition of `behaviours`, where this lineage of checkpoints began to read."""
+        return self._reads.starts if self._begins is None else self._begins
+
+    def committed_offsets(self) -> dict[int, int]:
+        """Per partition of `behaviours`, the offset from which a restart without a checkpoint has to read."""
+        committed = {} if self.trainer is None else self.trainer.intake.offsets.settled_below()
+        return {number: max(committed.get(number, 0), first) for number, first in self._reads.beginnings.items()}
+
+    def trained_offsets(self) -> dict[int, int]:
+        """Per partition of `behaviours`, the offset after the last event trained on of which all before are done."""
+        assert self.trainer is not None, "nothing was trained"
+        return self._within_log(self.trainer.intake.offsets.learned_below())
+
+    def read_offsets(self) -> TopicOffsets:
+        """Per topic and partition, the next offset to read."""
+        assert self.trainer is not None, "nothing was read"
+        behaviours = self._within_log(self.trainer.intake.offsets.next_to_read())
+        return {"behaviours": behaviours, "embeddings": self._embedding_offsets()}
+
+    def report_offsets(self) -> TopicOffsets:
+        """Per topic and partition, the next offset to read such that everything below it is settled."""
+        return {"behaviours": self.committed_offsets(), "embeddings": self._embedding_offsets()}
+
+    def _within_log(self, offsets: Mapping[int, int]) -> dict[int, int]:
         return {number: max(offsets[number], first) for number, first in self._reads.beginnings.items()}
 
-    def vectors_read(self) -> dict[int, int]:
-        """Per partition of `embeddings`, the offset after the last vector that was fetched."""
+    def _embedding_offsets(self) -> dict[int, int]:
         return dict(self._reads.embedding_offsets)

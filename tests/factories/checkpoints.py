@@ -13,7 +13,7 @@ from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.artifact_store import FolderArtifactStore
 from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
-from streams.training.checkpointing import Checkpoints, learning_config
+from streams.training.checkpointing import Checkpointer, learning_config
 from trainer.online.config import TrainerConfig
 from trainer.state import State
 
@@ -59,16 +59,17 @@ def make_journal(folder: Path) -> JournalStore:
     return JournalStore(*stores, named="here")
 
 
-def make_snapshots(
+def make_checkpointer(
     folder: Path, log: ClusterTopics = LOG, encoder: str | None = None, **trainer: object
-) -> Checkpoints:
+) -> Checkpointer:
     config = learning_config(TrainerConfig.model_validate(trainer).model_dump(mode="json"), "ciubm", {})
-    return Checkpoints(
+    return Checkpointer(
         make_store(folder),
         make_journal(folder),
         read_log=lambda: log,
         config=config,
         encoder_version=encoder,
         fence=OLD,
+        every_events=100_000,
         clock=lambda: 1e9,
     )

@@ -9,8 +9,8 @@ from typing import Any
 from schemas.manifests import Fence, ReleaseNotice
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.registry import ModelRegistry
-from streams.training.release_schedule import PromotionGate
-from streams.training.releaser import ReleasePublisher
+from streams.training.promotion_gate import PromotionGate
+from streams.training.release_publisher import ReleasePublisher
 from tests.factories.samples import DIM, click_log, make_trainer, small_config
 from trainer.online.gate import GateConfig
 from trainer.online.trainer import Candidate, OnlineTrainer
@@ -21,13 +21,16 @@ LOG = ClusterTopics("cluster", {"embeddings": "e", "behaviours": "b"}, {"embeddi
 GATE = GateConfig(trial_rows=32, min_takes=1_000)
 
 
-class Leads:
-    """What a releaser needs of Kafka: a fence, and a transaction that keeps what it was given."""
+class FakeLeadership:
+    """A leadership that is never lost: a fence, and a transaction that keeps the notices it was given."""
 
     fence = Fence(producer_id=1, epoch=1)
+    settled = True
 
     def __init__(self) -> None:
         self.notices: list[ReleaseNotice] = []
+
+    def confirm(self) -> None: ...
 
     async def transact(self, records: Sequence[tuple[str, bytes, bytes]] = (), offsets: object = None) -> None:
         self.notices += [ReleaseNotice.model_validate_json(value) for _, _, value in records]
@@ -37,22 +40,20 @@ class Scene:
     """A trainer with a log before it, and the store that it releases into."""
 
     def __init__(self, store: ModelRegistry, *, release_every_rows: int = 64) -> None:
-        self.store, self.leads = store, Leads()
+        self.store, self.leads, self.log = store, FakeLeadership(), LOG
         self.trainer: OnlineTrainer = make_trainer(small_config(release_every_rows=release_every_rows))
         self.events = iter(enumerate(click_log(400)[0]))
 
     async def start(self) -> Scene:
-        self.releaser = ReleasePublisher(
+        self.publisher = ReleasePublisher(
             self.store,
             self.leads,  # type: ignore[arg-type]
             notices_topic="models",
-            read_log=lambda: LOG,
-            encoder_version="enc-1",
-            dim=DIM,
+            read_log=lambda: self.log,
             clock=lambda: 1_700_000_000.0,
         )
-        await self.releaser.take_over()
-        self.gating = PromotionGate(self.releaser, GATE)
+        await self.publisher.take_over(encoder_version="enc-1", dim=DIM)
+        self.gate = PromotionGate(self.store, self.publisher, GATE)
         return self
 
     def learn(self, until: Callable[[], bool]) -> None:
@@ -71,16 +72,17 @@ class Scene:
             made = replace(
                 made, weights={n: w * spoil if w.is_floating_point() else w for n, w in made.weights.items()}
             )
-        await self.gating.admit(self.trainer, made, {"behaviours": dict(made.offsets)}, **more)
+        await self.gate.admit(self.trainer, made, {"behaviours": dict(made.offsets)}, **more)
         return made
 
     async def decide(self) -> None:
-        trial = self.trainer.shadow
-        assert trial is not None
-        self.learn(lambda: trial.complete)
-        await self.gating.decide(self.trainer)
+        shadow = self.trainer.shadow
+        assert shadow is not None
+        self.learn(lambda: shadow.complete)
+        await self.gate.decide(self.trainer)
 
     @property
-    def answers(self) -> int | None:
+    def current(self) -> int | None:
+        """Number of the serving release."""
         pointer = self.store.current()
         return None if pointer is None else int(pointer.release_id[1:7])

@@ -14,11 +14,15 @@ import numpy as np
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.forgotten import ForgottenUser
 from schemas.items import ItemEmbedding, SourceOffset
-from streams.training.config import TrainConsumerConfig
-from streams.training.input import VectorRecord
-from streams.training.loop import TrainOnBehaviours
-from streams.training.reports import TrainReport
+from streams.broker.forgotten import ForgetUsers
+from streams.runtime.interval import IntervalTimer
+from streams.stores.artifacts.checkpoints import Checkpoint
+from streams.training.input import EmbeddingRecord
+from streams.training.loop import TrainingLoop
+from streams.training.reports import TrainReport, TrainReports
+from streams.training.trainer_thread import TrainerThread
 from trainer.online.config import TrainerConfig
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.partition_merge import AlignedReading, Entry
 
@@ -57,8 +61,15 @@ def make_log(count: int, *, items: int = 5, first: int = 0) -> list[Behaviour | 
 class ListedInput:
     """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
 
-    def __init__(self, vectors: Sequence[VectorRecord], log: Sequence[Behaviour | None], *, size: int = 7) -> None:
-        self.vectors, self.log, self.size = list(vectors), list(log), size
+    def __init__(
+        self,
+        vectors: Sequence[EmbeddingRecord],
+        log: Sequence[Behaviour | None],
+        *,
+        size: int = 7,
+        bounded: bool = True,
+    ) -> None:
+        self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = AlignedReading([0], room_per_partition=50)
         self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
         self.starts = {0: 0}
@@ -66,14 +77,14 @@ class ListedInput:
         self.broken_vectors = self.other_encoders = 0
         self.fetched = 0
         self.vectors_told = False
-        self.vectors_are_current = True
+        self.embeddings_are_current = True
         self.waits_for_silence = False
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
-    async def read_all_vectors_of_the_start(self) -> bool:
+    async def all_embeddings_at_start_read(self) -> bool:
         return self.vectors_told or not self.vectors
 
     async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
@@ -85,14 +96,14 @@ class ListedInput:
             self.reading.exhausted({0: math.inf} if self.fetched == len(self.log) else {})
 
     @property
-    def has_vectors(self) -> bool:
+    def has_embeddings(self) -> bool:
         return bool(self.vectors)
 
-    def take_vectors(self) -> list[VectorRecord]:
-        taken, self.vectors, self.vectors_told = self.vectors, [], True
-        return taken
+    def next_embeddings(self) -> list[EmbeddingRecord]:
+        fetched, self.vectors, self.vectors_told = self.vectors, [], True
+        return fetched
 
-    def take_behaviours(self, most: int) -> list[Entry]:
+    def next_behaviours(self, most: int) -> list[Entry]:
         return self.reading.take(most)
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
@@ -136,38 +147,45 @@ def forgotten(user_id: str, *, until: int, topic_id: str = "t") -> ForgottenUser
     return ForgottenUser(user_id=user_id, forgotten_at=moment, cluster_id="c", topic_id=topic_id, ends={0: until})
 
 
-def make_loop(
-    given: ListedInput,
-    *,
-    bounded: bool = True,
-    config: TrainerConfig = CONFIG,
-    clock: Callable[[], float] = lambda: 1e9,
-    report_interval_seconds: float = 1.0,
-    **collaborators: Any,
-) -> TrainOnBehaviours:
-    return TrainOnBehaviours(
-        TrainConsumerConfig(report_interval_seconds=report_interval_seconds),
+def make_thread(given: ListedInput, config: TrainerConfig = CONFIG, **more: Any) -> TrainerThread:
+    return TrainerThread(
         given,  # type: ignore[arg-type]
-        behaviours_topic="behaviours",
-        make_trainer=lambda version, dim, parts: OnlineTrainer(
-            config, encoder_version=version, dim=dim, partitions=parts
-        ),
-        clock=clock,
-        bounded=bounded,
-        **collaborators,
+        lambda version, dim, parts: OnlineTrainer(config, encoder_version=version, dim=dim, partitions=parts),
+        waits=EmbeddingWait(timeout_seconds=120),
+        **more,
     )
 
 
-def vectors(*item_ids: str) -> list[VectorRecord]:
-    return [VectorRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
+def make_loop(
+    given: ListedInput,
+    thread: TrainerThread | None = None,
+    *,
+    config: TrainerConfig = CONFIG,
+    clock: Callable[[], float] = lambda: 1e9,
+    follow: Callable[[ForgetUsers], ToldAtOnce] | None = None,
+    **parts: Any,
+) -> TrainingLoop:
+    thread = make_thread(given, config) if thread is None else thread
+    return TrainingLoop(
+        given,  # type: ignore[arg-type]
+        thread,
+        TrainReports(interval=IntervalTimer(1.0, clock), scores=thread.scores),
+        clock=clock,
+        follower=None if follow is None else follow(thread.to_forget),  # type: ignore[arg-type]
+        **parts,
+    )
+
+
+def vectors(*item_ids: str) -> list[EmbeddingRecord]:
+    return [EmbeddingRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
 
 
 ALL = ("i0", "i1", "i2", "i3", "i4")
 
 
-async def trained(loop: TrainOnBehaviours) -> TrainReport:
-    await asyncio.wait_for(loop.run(asyncio.Event()), 60)
-    return loop.standing()
+async def trained(loop: TrainingLoop, resume: Checkpoint | None = None) -> TrainReport:
+    await asyncio.wait_for(loop.run(asyncio.Event(), resume), 60)
+    return loop.report()
 
 
 async def until(condition: Callable[[], bool]) -> None:

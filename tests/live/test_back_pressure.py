@@ -23,20 +23,24 @@ from streams.broker.log_reader import read_ends
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.recording.config import RecordConfig
 from streams.recording.recorder import Recorder
+from streams.runtime.interval import IntervalTimer
 from streams.settings import Settings
 from streams.stack.parts import PartName
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.milvus_index import MilvusItemIndex
-from streams.training.config import TrainConsumerConfig
 from streams.training.input import TrainingInput
-from streams.training.loop import TrainOnBehaviours
+from streams.training.loop import TrainingLoop
+from streams.training.offset_commits import OffsetCommits
+from streams.training.reports import TrainReports
+from streams.training.trainer_thread import TrainerThread
 from tests.factories.click_world import World, produce
 from tests.factories.index_app import Worker
 from tests.factories.item_feed import feeding, held, until
 from tests.factories.recorded_log import click_log, expected, send, view_of
 from trainer.online.config import TrainerConfig
+from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
 
 pytestmark = [
@@ -239,14 +243,16 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
         assert await leader.elected(stop)
         fence = leader.fence
         await until(lambda: settled(leader))
-        loop = TrainOnBehaviours(
-            TrainConsumerConfig(),
-            reads,
-            behaviours_topic=settings.topics.full_name("behaviours"),
-            make_trainer=make,
+        thread = TrainerThread(reads, make, waits=EmbeddingWait(timeout_seconds=120))
+        commits = OffsetCommits(
+            leader,
+            thread.committed_offsets,
+            topic=settings.topics.full_name("behaviours"),
+            interval_seconds=2,
             clock=time.time,
-            leadership=leader,
         )
+        reports = TrainReports(interval=IntervalTimer(1, time.time))
+        loop = TrainingLoop(reads, thread, reports, commits=commits, clock=time.time)
         running = asyncio.create_task(loop.run(stop))
         try:
             await until(lambda: at_step(made))
@@ -285,5 +291,5 @@ async def voted(candidate: Elections) -> bool:
     return bool(candidate.outcomes)
 
 
-async def everything_read(loop: TrainOnBehaviours, records: int) -> bool:
-    return loop.standing().accounts["received"] == records
+async def everything_read(loop: TrainingLoop, records: int) -> bool:
+    return loop.report().accounts["received"] == records

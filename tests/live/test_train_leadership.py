@@ -20,7 +20,7 @@ from streams.broker.cluster import TRAINING_TOPICS, describe_topics
 from streams.broker.leadership import Leadership
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
-from streams.training.releaser import ReleasePublisher
+from streams.training.release_publisher import ReleasePublisher
 from tests.factories.click_world import (
     DIM,
     ENCODER,
@@ -152,23 +152,21 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
     candidate = Candidate({"w": torch.zeros(2)}, 1, 1, "0" * 64, 0, 1, {}, {})
     async with leadership.candidate():
         assert await leadership.elected(asyncio.Event())
-        releaser = ReleasePublisher(
+        publisher = ReleasePublisher(
             store,
             leadership,
             notices_topic=topics.full_name("models"),
             read_log=lambda: describe_topics(settings.kafka, topics, TRAINING_TOPICS),
-            encoder_version=ENCODER,
-            dim=DIM,
             clock=time.time,
         )
-        await releaser.take_over()
+        await publisher.take_over(encoder_version=ENCODER, dim=DIM)
 
         async def release(made: Candidate, offsets: dict[str, dict[int, int]]) -> None:
-            published = await releaser.publish(made, offsets)
-            await releaser.carry_out(published.manifest, PromotionDecision(passed=True))
+            published = await publisher.publish(made, offsets)
+            await publisher.carry_out(published.manifest, PromotionDecision(passed=True))
 
         await release(candidate, {"behaviours": {0: 5}})
-        assert not releaser.beyond_current({0: 5}) and releaser.beyond_current({0: 6})
+        assert not publisher.beyond_current({0: 5}) and publisher.beyond_current({0: 6})
         current = store.current()
 
         successor = make_producer(settings.kafka, transactional_id=topics.group("train"))

@@ -16,7 +16,7 @@ from streams.broker.clients import make_admin
 from streams.settings import Settings
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import folder_registry
-from streams.wiring.training import make_snapshot_store
+from streams.wiring.training import make_checkpoint_store
 from tests.factories.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
 
 pytestmark = pytest.mark.timeout(290)
@@ -83,12 +83,13 @@ async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_sn
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     world, state = World(), tmp_path / "s"
-    await produce(settings, world=world, behaviours=world.behaviours(800))
+    events = world.behaviours(800)
+    await produce(settings, world=world, behaviours=events)
     first = process("train", "--state", str(state), env=RESUMABLE)
-    wait_until(lambda: accounts(state)["accounts"]["trained"] > 600, "the log to be read")
+    wait_until(lambda: accounts(state)["accounts"]["received"] == len(events), "the log to be read")
     assert first.stop() == 0
     before = accounts(state)
-    store = make_snapshot_store(settings)
+    store = make_checkpoint_store(settings)
     assert store.current_id() == store.kept()[-1].snapshot_id
     assert sum(store.kept()[-1].offsets["behaviours"].values()) == before["accounts"]["received"]
 

@@ -9,9 +9,9 @@ from typing import Any
 class EmbeddingWait:
     """Which items have an embedding, and since when behaviours wait for those of the others.
 
-    A wait is counted from when its first behaviour was produced, so several items wait at the same time, and a click log
-    of yesterday does not wait at all for an item that is never encoded. An item that timed out is not waited for again
-    before an embedding has come. Memory: one id per item, and at most `max_waits` waits.
+    A wait is counted from when its first behaviour was produced, so several items wait at the same time, and a click
+    log of yesterday does not wait at all for an item that is never encoded. An item that timed out is not waited for
+    again before an embedding has come. Memory: one id per item, and at most `max_waits` waits.
     """
 
     def __init__(self, *, timeout_seconds: float, max_waits: int = 100_000) -> None:

@@ -21,7 +21,7 @@ class RecentScores:
         self._count = 0
 
     def add(self, table: ScoredRows) -> None:
-        """Take a table in; the oldest make room."""
+        """Add a table; the oldest ones leave."""
         self._tables.append(table)
         self._count += len(table)
         while self._count - len(self._tables[0]) >= self._rows:
@@ -42,7 +42,7 @@ class RecentScores:
         return metrics
 
     def forget(self, user_id: str) -> None:
-        """Drop a user's rows."""
+        """Remove a user's rows."""
         kept = [_rows_of(table, table.user != user_id) for table in self._tables]
         self._tables = deque(table for table in kept if len(table))
         self._count = sum(map(len, self._tables))
@@ -62,7 +62,7 @@ class RecentScores:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if tables and rows do not fit."""
+        """Return to the state of `snapshot`. Raises `ValueError` if tables and rows do not fit."""
         self._tables.clear()
         lengths = state.arrays["lengths"].tolist()
         if lengths and (min(lengths) < 0 or any(len(state.arrays[name]) != sum(lengths) for name in _COLUMNS)):

@@ -12,7 +12,7 @@ from trainer.state import State, whole_numbers
 
 
 class Shuffle:
-    """Permutes vectors among the items met so far, in the order in which rows meet them.
+    """Permutes vectors among the items that rows have named so far, in the order in which rows name them.
 
     Each newcomer swaps with a random earlier item (inside-out Fisher-Yates), so the assignment is a uniformly random
     permutation at every moment and an item's wrong vector stays nearly as stable as its right one would.
@@ -43,7 +43,7 @@ class Shuffle:
         )
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken."""
+        """Return to the state of `snapshot`."""
         self._met = state.arrays["met"].tolist()
         self._place = {number: place for place, number in enumerate(self._met)}
         while len(self._other) <= len(self._met):

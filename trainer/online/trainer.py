@@ -60,8 +60,8 @@ class Candidate:
 
 
 class OnlineTrainer:
-    """Feed `intake` with events and the trainer with `put_embedding` and `delete_item`; call `intake.advance` and `step`
-    in turn; copy a `candidate` when one is due, and `begin_next` once it is stored.
+    """Feed it with `put_embedding`, `delete_item` and the verbs of `intake`; call `intake.advance` and `step` in turn;
+    copy a `candidate` when one is due, and `begin_next` once it is stored.
 
     No verb blocks, reads a clock or draws unseeded randomness. Scores of a row are made before anything is learned from
     it or from a row of its batch (prequential).

@@ -83,7 +83,7 @@ class Variants:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if those were other variants, or other models."""
+        """Return to the state of `snapshot`. Raises `ValueError` if those were other variants, or other models."""
         if state.values["learners"] != list(self._learners):
             raise ValueError(f"the snapshot holds {state.values['learners']}, this trainer has {list(self._learners)}")
         if (self._torch_rng is not None) != ("torch_rng" in state.arrays):

@@ -1,12 +1,12 @@
 """What training decided since the last candidate was taken: which rows made each step, against which negatives, with
 which vectors. Together with the click log it says exactly what a release was trained on.
 
-Rows are kept as places in the log, never as a copy of it. Three things depend on when something happened and stand here
-because nothing else tells them: where batches begin, which negatives were drawn, and which vector each item had.
+Rows are kept as places in the log, never as a copy of it. Three things depend on when something happened and are kept
+here because nothing else records them: where batches begin, which negatives were drawn, and which vector each item had.
 
 The rows' hash is a tree: a leaf per user (the chain over that user's rows in training order), and a root over the
 sorted leaves, the negatives and the vectors. Leaves carry no name, so that what is left still verifies after a user was
-erased: the leaves that nobody's rows come to any more are those of whoever is gone.
+erased: the leaves that no rows lead to any more are those of erased users.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Journal:
         items_U: NDArray[np.int64],
         catalogue: Catalogue,
     ) -> None:
-        """Write down a step: `items_U` are the numbers of all items that it looked at."""
+        """Record a step: `items_U` are the numbers of all items whose vectors it saw."""
         segment = self._segment
         negatives = None if plan is None else [catalogue.item_id(int(item)) for item in plan.candidates]
         places = np.array([(row.partition, row.offset) for row in rows], np.int64)
@@ -197,10 +197,10 @@ class Journal:
             text = row_text(row.event_id, catalogue.item_id(row.item), row.label, history, row.history_seconds)
             self._leaves.setdefault(row.user_id, Leaf()).add(text)
         for item in items_U.tolist():
-            self._look_at(step, item, catalogue)
+            self._record_vector(step, item, catalogue)
 
     def forget(self, user_id: str) -> None:
-        """Keep the leaf of a user's rows, and not whose it is."""
+        """Keep the leaf of a user's rows without the user."""
         leaf = self._leaves.pop(user_id, None)
         if leaf is not None:
             self._nameless.append(leaf)
@@ -211,13 +211,13 @@ class Journal:
         return self._segment
 
     def cut(self, *, rows: int, steps: int) -> Segment:
-        """Give out what was written, and begin anew after `rows` rows and `steps` steps."""
+        """What was written; the next segment begins after `rows` rows and `steps` steps."""
         done = self.segment()
         self._begin(Segment(first_row=rows, first_step=steps))
         return done
 
     def snapshot(self) -> State:
-        """The unfinished segment, its vectors, and whose the leaves are."""
+        """The unfinished segment, its vectors, and the users of the leaves."""
         segment = self.segment()
         state = State(values={})
         state.put("segment", segment.to_state())
@@ -231,7 +231,7 @@ class Journal:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken."""
+        """Return to the state of `snapshot`."""
         segment = Segment.from_state(state.part("segment"))
         segment.archive = dict(zip(state.pieces("digests"), state.arrays["vectors"], strict=True))
         users = state.texts("users")
@@ -240,7 +240,7 @@ class Journal:
         self._nameless = segment.leaves[len(users) :]
         self._seen = dict(zip(state.arrays["seen"].tolist(), state.pieces("seen.digests"), strict=True))
 
-    def _look_at(self, step: int, item: int, catalogue: Catalogue) -> None:
+    def _record_vector(self, step: int, item: int, catalogue: Catalogue) -> None:
         digest = catalogue.digest(item)
         if self._seen.get(item, EMPTY) == digest:
             return

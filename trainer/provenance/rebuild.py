@@ -1,7 +1,7 @@
 """The exact training rows of a stretch of training, from the click log and the journal of what was decided.
 
-The log is read again, in whatever portions, and joined as it was then; the journal says which of its impressions made
-which step, against which negatives and with which vectors. Whether it is all the same is told by the journal's hashes.
+The log is read again, in batches of any size, and joined as it was then; the journal says which of its impressions made
+which step, against which negatives and with which vectors. Its hashes say whether all of it is the same.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TrainingRow:
     history: tuple[str, ...]
     history_seconds: tuple[int, ...]
     negatives: list[str] | None
-    """What the row's step held against its takes; None for a row that is no take, or a step without."""
+    """Negatives of the row's step; None for a row that is no take, or a step without."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RebuildResult:
 
 
 class Rebuild:
-    """Feed it with `observe` and `erased`, in the order of each partition, until `complete` or the log's end; `finish`.
+    """Feed it with `observe` and `erased`, in the order of each partition, until `complete` or the log's end.
 
     Memory: what the window and the join hold, and the segment's own rows.
     """
@@ -77,11 +77,11 @@ class Rebuild:
         self._erased: dict[Place, str] = {}
 
     def observe(self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None) -> None:
-        """Take in an event of the click log; `written_at`: see `EventWindow.observe`."""
+        """Add an event of the click log; `written_at` is as in `EventWindow.observe`."""
         self._window.observe(partition, offset, behaviour, written_at=written_at)
 
     def erased(self, partition: int, offset: int, user_id: str) -> None:
-        """This event's user was forgotten: count its row, and look at nothing else of it."""
+        """Count the row of an event whose user was forgotten, and use nothing else of it."""
         if (partition, offset) in self._wanted:
             self._erased[partition, offset] = user_id
 
@@ -117,7 +117,7 @@ class Rebuild:
                     negatives=step.negatives if row.label else None,
                 )
 
-    def verdict(self, root: str) -> RebuildResult:
+    def verify(self, root: str) -> RebuildResult:
         """Compare with the leaves that the journal kept, and these with the `root` that the release states."""
         problems = []
         if self._segment.root != root:
@@ -143,7 +143,7 @@ class Rebuild:
             problems.append(f"the rows of {differing} users are not those that were trained")
         left = sum(rows * count for (_, rows), count in kept.items())
         if not problems and left != sum(gone.values()):
-            problems.append(f"{left} trained rows are nobody's, but {sum(gone.values())} rows were erased")
+            problems.append(f"{left} trained rows belong to no user, but {sum(gone.values())} rows were erased")
         return RebuildResult(
             rows=len(self._wanted),
             rebuilt=len(self._found),

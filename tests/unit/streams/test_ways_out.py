@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from streams.stores.artifacts.registry import folder_registry, in_memory_registr
 from streams.wiring.preflight import _model, _Wrong
 from streams.wiring.serving import LazyEncoder
 from tests.factories.checkpoints import LOG as SNAPSHOT_LOG
-from tests.factories.checkpoints import make_snapshots, make_state
+from tests.factories.checkpoints import make_checkpointer, make_state
 from tests.factories.promotion import LOG, Scene
 from tests.factories.releases import make_manifest, make_weights
 from tests.factories.serving import WordEncoder
@@ -30,29 +29,27 @@ def names_all(error: BaseException, *names: str) -> bool:
 
 
 async def test_a_topic_that_was_replaced_needs_both_folders_new_whoever_notices_first(tmp_path: Path) -> None:
-    logs: Iterator[object] = iter([LOG, replace(LOG, topic_ids={"embeddings": "e", "behaviours": "another"})])
     scene = await Scene(in_memory_registry()).start()
-    scene.releaser._read_log = lambda: next(logs)  # type: ignore[assignment, return-value]
-    await scene.releaser.take_over()
+    scene.log = replace(LOG, topic_ids={"embeddings": "e", "behaviours": "another"})
     with pytest.raises(Misconfigured, match="deleted and created again") as told:
         await scene.candidate()
     assert names_all(told.value, *ANEW)
 
-    snapshots = make_snapshots(tmp_path)
-    assert snapshots.resume() is None
+    snapshots = make_checkpointer(tmp_path)
+    assert snapshots.load() is None
     offsets = {"behaviours": {0: 7}, "embeddings": {0: 3}}
     state = make_state(1)
-    snapshots.write(state, offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
+    snapshots.save(state, offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
     snapshots._read_log = lambda: replace(SNAPSHOT_LOG, cluster_id="another")
     with pytest.raises(Misconfigured, match="deleted and created again") as kept:
-        snapshots.write(state, offsets, encoder_version="enc.1", dim=3, rows=6, rows_sha256="cd")
+        snapshots.save(state, offsets, encoder_version="enc.1", dim=3, rows=6, rows_sha256="cd")
     assert names_all(kept.value, *ANEW)
     for other in (
-        make_snapshots(tmp_path, replace(SNAPSHOT_LOG, cluster_id="another")),
-        make_snapshots(tmp_path, encoder="enc.2"),
+        make_checkpointer(tmp_path, replace(SNAPSHOT_LOG, cluster_id="another")),
+        make_checkpointer(tmp_path, encoder="enc.2"),
     ):
         with pytest.raises(Misconfigured) as refused:
-            other.resume()
+            other.load()
         assert names_all(refused.value, *ANEW)
 
 

@@ -61,7 +61,7 @@ Action = tuple[str, Any]
 
 
 def script(seed: int) -> list[Action]:
-    """What a trainer lives through: vectors, deletes, events of two partitions, odd events, turns, releases."""
+    """What a trainer lives through: vectors, deletes, events of two partitions, odd events, steps, releases."""
     rng = np.random.default_rng(seed)
     logs: list[list[Behaviour]] = click_log(90, partitions=2, seed=seed, late_takes=5)
     actions: list[Action] = [("put_embedding", embedding(f"i{i}", unit_vector(i))) for i in range(35)]
@@ -80,11 +80,11 @@ def script(seed: int) -> list[Action]:
             actions.append(("put_embedding", embedding(f"i{item}", unit_vector(item + 100), content=f"new {item}")))
         elif odd == 2:
             actions.append(("forget", f"u{rng.integers(12)}"))
-        actions.append(("turn", None))
+        actions.append(("run", None))
     for p in range(2):
         actions += [("broken", (p, positions[p])), ("observe", (p, positions[p] + 1, logs[p][-1]))]
         actions.append(("erased", (p, positions[p] + 2)))
-    return [*actions, ("finish", None), ("turn", None)]
+    return [*actions, ("finish", None), ("run", None)]
 
 
 def live(trainer: OnlineTrainer, actions: list[Action]) -> list[tuple[str, ...]]:
@@ -102,7 +102,7 @@ def live(trainer: OnlineTrainer, actions: list[Action]) -> list[tuple[str, ...]]
                 trainer.intake.observe_erased(*value)
             case "finish":
                 trainer.intake.finish()
-            case "turn":
+            case "run":
                 # a vector that never comes is given up at once: when that is depends on the script alone
                 missing = trainer.intake.advance(timed_out=trainer.intake.advance())
                 while not missing and trainer.step() is not None:

@@ -1,35 +1,50 @@
-"""Snapshots beside training: what is away puts one off, and ends nothing."""
+"""Checkpoints beside training: what is away puts one off, and ends nothing."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.errors import BrokerUnavailable, StoreUnavailable, Unavailable
+from streams.broker.cluster import ClusterTopics
+from streams.stores.artifacts.checkpoints import CheckpointStore
 from streams.training.checkpointing import Checkpointer
-from trainer.online.config import TrainerConfig
-from trainer.online.trainer import OnlineTrainer
-from trainer.state import State
-
-
-class Away:
-    """Snapshots that cannot be written now."""
-
-    def __init__(self, error: Unavailable) -> None:
-        self.error = error
-
-    def write(self, *_: Any, **__: Any) -> None:
-        raise self.error
+from tests.factories.checkpoints import LOG, make_journal, make_store
+from tests.factories.training import ALL, ListedInput, make_loop, make_thread, trained, vectors
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("Kafka", "nothing answers"), StoreUnavailable("disk", "full")])
-async def test_a_snapshot_that_cannot_be_written_now_is_told_and_ends_nothing(error: Unavailable) -> None:
-    keeping = Checkpointer(Away(error), every_events=1, begins={0: 0})  # type: ignore[arg-type]
-    trainer = OnlineTrainer(TrainerConfig(), encoder_version="e", dim=4, partitions=[0])
+async def test_a_checkpoint_that_cannot_be_written_now_is_logged_and_ends_nothing(
+    error: Unavailable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = False
 
-    async def copy() -> State:
-        return State()
+    def read_log() -> ClusterTopics:
+        if away and isinstance(error, BrokerUnavailable):
+            raise error
+        return LOG
 
-    await keeping.snapshot(trainer, copy, dict)
-    assert not await keeping.written()
+    def write(*_: Any) -> None:
+        raise error
+
+    checkpointer = Checkpointer(
+        make_store(tmp_path),
+        make_journal(tmp_path),
+        read_log=read_log,
+        config={},
+        encoder_version=None,
+        fence=None,
+        every_events=1,
+        clock=lambda: 1e9,
+    )
+    assert checkpointer.load() is None
+    given = ListedInput(vectors(*ALL), [])
+    thread = make_thread(given)
+    await trained(make_loop(given, thread))
+    away = True
+    if isinstance(error, StoreUnavailable):
+        monkeypatch.setattr(CheckpointStore, "write", write)
+    assert await checkpointer.checkpoint(thread)
+    assert not await checkpointer.written()

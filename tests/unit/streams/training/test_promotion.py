@@ -1,4 +1,4 @@
-"""Candidates, trials and the pointer: whatever fails or interferes, what answers was compared with what answered."""
+"""Candidates, shadow evaluations and the pointer: a release is compared with the one it replaces, whatever fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from schemas.manifests import PromotionDecision
 from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
-from streams.training.release_schedule import PromotionGate
+from streams.training.promotion_gate import PromotionGate
 from tests.factories.promotion import GATE, Scene
 
 
 class Flaky(ModelRegistry):
-    """A store that may be away when a verdict is to be kept."""
+    """A store that may be away when a decision is to be kept."""
 
     away = False
 
@@ -30,38 +30,38 @@ class Flaky(ModelRegistry):
 
 @pytest.fixture
 async def scene() -> Scene:
-    """The first release answers."""
+    """The first release is served."""
     made = await Scene(Flaky()).start()
     await made.candidate()
-    assert made.answers == 1
+    assert made.current == 1
     return made
 
 
-async def test_a_candidate_answers_only_after_its_trial(scene: Scene) -> None:
+async def test_a_candidate_is_served_only_after_its_shadow_evaluation(scene: Scene) -> None:
     await scene.candidate()
-    assert scene.trainer.shadow is not None and scene.answers == 1 and len(scene.leads.notices) == 1
+    assert scene.trainer.shadow is not None and scene.current == 1 and len(scene.leads.notices) == 1
     await scene.decide()
-    assert scene.answers == 2 and scene.trainer.shadow is None and scene.releaser.released == 2
-    verdict = scene.store.decision(scene.store.list()[1].release_id)
-    assert verdict is not None and verdict.passed and verdict.rows >= 32
-    assert verdict.against == scene.store.list()[0].release_id
+    assert scene.current == 2 and scene.trainer.shadow is None and scene.publisher.released == 2
+    decision = scene.store.decision(scene.store.list()[1].release_id)
+    assert decision is not None and decision.passed and decision.rows >= 32
+    assert decision.against == scene.store.list()[0].release_id
 
 
-async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_with_what_still_answers(
+async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_with_the_serving_release(
     scene: Scene,
 ) -> None:
     await scene.candidate(spoil=-30.0)
     await scene.decide()
-    assert scene.answers == 1 and scene.releaser.refused == 1
+    assert scene.current == 1 and scene.publisher.refused == 1
     assert [notice.passed for notice in scene.leads.notices] == [True, False]
     await scene.candidate()
     assert scene.trainer.shadow is not None and scene.trainer.shadow.against == scene.store.list()[0].release_id
     assert scene.store.list()[2].parent == scene.store.list()[0].release_id
 
 
-async def test_what_is_not_finite_is_refused_without_a_trial(scene: Scene) -> None:
+async def test_what_is_not_finite_is_refused_without_a_shadow_evaluation(scene: Scene) -> None:
     await scene.candidate(spoil=float("nan"))
-    assert scene.trainer.shadow is None and scene.answers == 1 and scene.releaser.refused == 1
+    assert scene.trainer.shadow is None and scene.current == 1 and scene.publisher.refused == 1
 
 
 async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Scene) -> None:
@@ -70,27 +70,29 @@ async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Sce
     scene.store.away = True
     with pytest.raises(StoreUnavailable):
         await scene.decide()
-    assert scene.trainer.shadow is not None and scene.answers == 1
+    assert scene.trainer.shadow is not None and scene.current == 1
     scene.store.away = False
     await scene.decide()
-    assert scene.answers == 2
+    assert scene.current == 2
 
 
-async def test_a_rollback_during_the_trial_keeps_the_candidate_back_though_it_is_better(scene: Scene) -> None:
+async def test_a_rollback_meanwhile_keeps_the_candidate_back_though_it_is_better(
+    scene: Scene,
+) -> None:
     await scene.candidate()
     await scene.decide()
     await scene.candidate()
     first = scene.store.list()[0].release_id
     scene.store.choose(first, seen=scene.store.current(), rollback=True, why=None)
     await scene.decide()
-    assert scene.answers == 1 and scene.releaser.held == 1
+    assert scene.current == 1 and scene.publisher.held == 1
     scene.store.pin(False, why=None)
     await scene.candidate()  # and the next one is compared with what a person chose
     await scene.decide()
-    assert scene.answers == 4
+    assert scene.current == 4
 
 
-async def test_another_choice_during_the_trial_is_not_overruled_by_a_comparison_with_what_answered_before(
+async def test_another_choice_meanwhile_is_not_overruled_by_a_comparison_with_what_was_served_before(
     scene: Scene,
 ) -> None:
     await scene.candidate()
@@ -98,19 +100,19 @@ async def test_another_choice_during_the_trial_is_not_overruled_by_a_comparison_
     await scene.candidate()
     scene.store.choose(scene.store.list()[0].release_id, seen=scene.store.current(), rollback=False, why=None)
     await scene.decide()
-    assert scene.answers == 1 and scene.releaser.held == 1
+    assert scene.current == 1 and scene.publisher.held == 1
 
 
-async def test_a_damaged_release_that_answers_keeps_nothing_sound_away(scene: Scene) -> None:
+async def test_a_damaged_serving_release_keeps_nothing_sound_away(scene: Scene) -> None:
     current = scene.store.current()
     assert current is not None
     assert isinstance(scene.store, Flaky)
     scene.store.artifacts.delete(current.release_id)
     await scene.candidate()
-    assert scene.trainer.shadow is None and scene.answers == 2
+    assert scene.trainer.shadow is None and scene.current == 2
 
 
-async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_verdict(scene: Scene) -> None:
+async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_decision(scene: Scene) -> None:
     made = await scene.candidate()
     await scene.decide()
     first, second = (manifest.release_id for manifest in scene.store.list())
@@ -118,40 +120,38 @@ async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_v
     scene.store.pin(False, why=None)
 
     again = await Scene(scene.store).start()
-    await again.gating.admit(again.trainer, made, {"behaviours": {0: 10**6}})
+    await again.gate.admit(again.trainer, made, {"behaviours": {0: 10**6}})
     assert [manifest.release_id for manifest in again.store.list()] == [first, second]
-    assert again.answers == 1 and again.trainer.shadow is None  # what a person took back does not come back by itself
-    assert not again.releaser.beyond_current(scene.store.list()[1].offsets["behaviours"])
+    assert again.current == 1 and again.trainer.shadow is None  # what a person took back does not come back by itself
+    assert not again.publisher.beyond_current(scene.store.list()[1].offsets["behaviours"])
 
 
-async def test_a_trial_goes_on_after_a_restart_and_a_verdict_that_was_not_carried_out_is(scene: Scene) -> None:
+async def test_a_shadow_evaluation_goes_on_after_a_restart_and_a_decision_not_carried_out_is(scene: Scene) -> None:
     await scene.candidate()
-    trial = scene.trainer.shadow
-    assert trial is not None
-    scene.learn(lambda: len(trial.compared) > 10)
-    state = trial.snapshot()
-    scene.gating = PromotionGate(scene.releaser, GATE)
+    shadow = scene.trainer.shadow
+    assert shadow is not None
+    scene.learn(lambda: len(shadow.compared) > 10)
+    state = shadow.snapshot()
     scene.trainer.shadow = None
-    await scene.gating.go_on(scene.trainer, state)
-    assert scene.trainer.shadow is not None and len(scene.trainer.shadow.compared) == len(trial.compared)
+    await PromotionGate(scene.store, scene.publisher, GATE).resume(scene.trainer, state)
+    assert scene.trainer.shadow is not None and len(scene.trainer.shadow.compared) == len(shadow.compared)
 
-    # killed between verdict and promotion
-    scene.store.record_decision(trial.candidate.release_id, PromotionDecision(passed=True, against=trial.against))
-    restarted = PromotionGate(scene.releaser, GATE)
+    # killed between decision and promotion
+    scene.store.record_decision(shadow.candidate.release_id, PromotionDecision(passed=True, against=shadow.against))
     scene.trainer.shadow = None
-    await restarted.go_on(scene.trainer, state)
-    assert scene.answers == 2 and scene.trainer.shadow is None
+    await PromotionGate(scene.store, scene.publisher, GATE).resume(scene.trainer, state)
+    assert scene.current == 2 and scene.trainer.shadow is None
 
 
 async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_compared_and_say_so() -> None:
     quick = await Scene(in_memory_registry(), release_every_rows=48).start()
     await quick.candidate()
     await quick.candidate()
-    assert quick.answers == 2
-    verdict = quick.store.decision(quick.store.list()[1].release_id)
-    assert verdict is not None and "faster than trials" in verdict.remarks[0]
+    assert quick.current == 2
+    decision = quick.store.decision(quick.store.list()[1].release_id)
+    assert decision is not None and "faster than trials" in decision.remarks[0]
 
     ended = await Scene(in_memory_registry()).start()
     await ended.candidate()
     await ended.candidate(more_rows=False)
-    assert ended.answers == 2 and ended.trainer.shadow is None
+    assert ended.current == 2 and ended.trainer.shadow is None

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import StoreUnavailable
-from streams.training.reports import NO_ACCOUNTS, TrainReport, write_accounts
+from streams.runtime.interval import IntervalTimer
+from streams.training.reports import NO_COUNTS, TrainReport, TrainReports, write_report
 from streams.training.scores import ScoreFiles, read_scores, write_row_lines
 from trainer.metrics import ScoredRows
 
@@ -70,8 +71,8 @@ def test_only_the_newest_score_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_accounts_are_one_json_object_with_all_that_is_known(tmp_path: Path) -> None:
-    report = TrainReport(accounts={**NO_ACCOUNTS, "received": 3}, offsets={"behaviours": {0: 3}}, steps=2)
-    write_accounts(tmp_path / "state", report)
+    report = TrainReport(accounts={**NO_COUNTS, "received": 3}, offsets={"behaviours": {0: 3}}, steps=2)
+    write_report(tmp_path / "state", report)
     read = json.loads((tmp_path / "state" / "accounts.json").read_text())
     assert read["accounts"]["received"] == 3 and read["offsets"] == {"behaviours": {"0": 3}} and read["steps"] == 2
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["accounts.json"]
@@ -80,7 +81,7 @@ def test_accounts_are_one_json_object_with_all_that_is_known(tmp_path: Path) -> 
 def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="MIM_TRAIN__STATE_FOLDER"):
-        write_accounts(tmp_path / "file", TrainReport(accounts=NO_ACCOUNTS))
+        write_report(tmp_path / "file", TrainReport(accounts=NO_COUNTS))
     with pytest.raises(StoreUnavailable):
         ScoreFiles(tmp_path / "file").open()
 
@@ -108,3 +109,16 @@ def test_a_forgotten_user_is_in_no_file_full_or_not_and_rows_keep_their_places(t
     assert after.user.tolist() == ["" if name == user else name for name in names.user.tolist()]
     assert after.scores["ciubm"].tolist() == names.scores["ciubm"].tolist()
     assert not [path for path in tmp_path.iterdir() if user.encode() in path.read_bytes()]
+
+
+async def test_a_clock_that_is_set_back_puts_no_report_off() -> None:
+    now = [1e9]
+    written: list[TrainReport] = []
+    reports = TrainReports(interval=IntervalTimer(5, lambda: now[0]), on_report=written.append)
+    for move, due in ((0, True), (4, False), (-3_600, True)):
+        now[0] += move
+        assert reports.due is due
+        if due:
+            await reports.write(TrainReport(accounts=NO_COUNTS))
+            assert not reports.due
+    assert len(written) == 2

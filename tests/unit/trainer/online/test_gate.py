@@ -1,4 +1,4 @@
-"""The promotion gate lets nothing through that is worse than what answers, judged on the same unseen rows."""
+"""The promotion gate lets nothing through that is worse than the serving release, judged on the same unseen rows."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def blurred(scores: np.ndarray, strength: float) -> np.ndarray:
 
 
 def test_an_equal_candidate_passes_with_its_figures() -> None:
-    verdict = judge(compared(), CONFIG, against="r000001-0")
-    assert verdict.passed and not verdict.reasons and not verdict.remarks
-    assert verdict.rows == 6_000 and verdict.against == "r000001-0"
-    assert verdict.figures["ciubm_gauc"] == verdict.figures["serving_gauc"]
-    assert verdict.figures["ciubm_calibration"] == pytest.approx(1, abs=0.1)
+    decision = judge(compared(), CONFIG, against="r000001-0")
+    assert decision.passed and not decision.reasons and not decision.remarks
+    assert decision.rows == 6_000 and decision.against == "r000001-0"
+    assert decision.figures["ciubm_gauc"] == decision.figures["serving_gauc"]
+    assert decision.figures["ciubm_calibration"] == pytest.approx(1, abs=0.1)
 
 
 def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not() -> None:
@@ -68,14 +68,14 @@ def test_a_little_worse_is_within_the_margin_and_without_margin_is_not() -> None
 def test_a_candidate_off_its_level_is_refused_though_it_orders_as_well(factor: float) -> None:
     rows = compared()
     lax = CONFIG.model_copy(update={"log_loss_margin": 10.0})
-    verdict = judge(replace(rows, candidate=rows.candidate * factor), lax, against="r")
-    assert [reason for reason in verdict.reasons if "predicted per take" in reason] == verdict.reasons != []
+    decision = judge(replace(rows, candidate=rows.candidate * factor), lax, against="r")
+    assert [reason for reason in decision.reasons if "predicted per take" in reason] == decision.reasons != []
 
 
 def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer() -> None:
     rows = compared()
-    verdict = judge(replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against="r")
-    assert verdict.passed and any("farther off" in remark for remark in verdict.remarks)
+    decision = judge(replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against="r")
+    assert decision.passed and any("farther off" in remark for remark in decision.remarks)
 
 
 def test_too_few_rows_or_no_predecessor_compare_nothing_and_say_so() -> None:
@@ -109,7 +109,7 @@ def test_retakes_say_nothing_about_order() -> None:
     assert judge(replace(rows, candidate=spoilt, retaken=half), CONFIG, against="r").passed
 
 
-def test_what_may_be_chance_refuses_nobody() -> None:
+def test_what_may_be_chance_refuses_no_candidate() -> None:
     rows = compared(1_000, users=150)
     lucky = replace(rows, candidate=blurred(rows.candidate, 0.05))
     assert judge(lucky, CONFIG, against="r").passed

@@ -34,7 +34,7 @@ def pump(trainer: OnlineTrainer) -> list[StepReport]:
 
 
 def feed(trainer: OnlineTrainer, logs: list[list[Behaviour]], *, seed: int = 0, chunk: int = 7) -> None:
-    """Feed partitions in random turns of random size, moving the trainer now and then, as fetches would."""
+    """Feed partitions in random order, batches of random size, moving the trainer now and then, as fetches would."""
     rng = np.random.default_rng(seed)
     positions = [0] * len(logs)
     while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:

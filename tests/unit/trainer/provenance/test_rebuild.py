@@ -1,4 +1,4 @@
-"""The rows of every release come back from the log and the journal, in whatever portions the log is read."""
+"""The rows of every release come back from the log and the journal, in batches of any size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept(segment: Segment) -> Segment:
 def trained(
     logs: Logs, *, seed: int, forget: bool = False, config: Any = CONFIG
 ) -> tuple[OnlineTrainer, list[Segment], Ends]:
-    """A live run: partitions in random turns, silence of one now and then, updates, deletes; users forgotten."""
+    """A live run: partitions in random order, silence of one now and then, updates, deletes; users forgotten."""
     rng = np.random.default_rng(seed)
     trainer = make_trainer(config, partitions=len(logs), items=30)
     segments: list[Segment] = []
@@ -108,7 +108,7 @@ def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: End
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other: int) -> None:
+def test_every_release_is_rebuilt_exactly_whatever_the_batches(seed: int, other: int) -> None:
     logs = click_log(150, partitions=2, seed=seed, late_takes=5)
     config = CONFIG.model_copy(update={"max_users": 8})  # users are forgotten for others: that is rebuilt too
     trainer, segments, _ = trained(logs, seed=seed, config=config)
@@ -121,9 +121,9 @@ def test_every_release_is_rebuilt_exactly_whatever_the_portions(seed: int, other
     rows = []
     for segment in segments:
         rebuild = rebuilt(segment, rules(trainer), logs, seed=other)
-        verdict = rebuild.verdict(segment.root)
-        assert verdict.verified, verdict
-        assert (verdict.rows, verdict.rebuilt, verdict.erased) == (segment.rows, segment.rows, 0)
+        result = rebuild.verify(segment.root)
+        assert result.verified, result
+        assert (result.rows, result.rebuilt, result.erased) == (segment.rows, segment.rows, 0)
         assert not damaged_vectors(segment.vectors, segment.archive)
         rows += list(rebuild.rows())
     first = [row for row in rows if not row.correction]
@@ -146,11 +146,11 @@ def test_after_users_were_forgotten_the_rest_still_verifies_and_they_are_not_sho
         erased = 0
         for segment in segments:
             rebuild = rebuilt(segment, rules(trainer), logs, seed=seed + 1, ends=gone)
-            verdict = rebuild.verdict(segment.root)
-            assert verdict.verified, (verdict, gone)
-            assert verdict.rebuilt + verdict.erased == verdict.rows == segment.rows
+            result = rebuild.verify(segment.root)
+            assert result.verified, (result, gone)
+            assert result.rebuilt + result.erased == result.rows == segment.rows
             assert gone is ends or user not in {row.user_id for row in rebuild.rows()}
-            erased += verdict.erased
+            erased += result.erased
         assert gone is ends or erased > 0
 
 
@@ -172,8 +172,8 @@ def test_a_late_event_that_only_silence_made_late_is_late_again() -> None:
     segment = trainer.candidate().segment
     assert segment is not None
     by = rules(trainer)
-    assert rebuilt(kept(segment), by, logs, seed=0).verdict(segment.root).verified
-    forgetful = rebuilt(kept(segment), replace(by, overtaken=()), logs, seed=0).verdict(segment.root)
+    assert rebuilt(kept(segment), by, logs, seed=0).verify(segment.root).verified
+    forgetful = rebuilt(kept(segment), replace(by, overtaken=()), logs, seed=0).verify(segment.root)
     assert not forgetful.verified  # the planted bug: without the journal the click would be part of a history
 
 
@@ -201,8 +201,8 @@ def test_what_is_not_as_it_was_trained_is_told(harm: str) -> None:
         step.negatives[0] = "forged"
     else:
         archive[next(iter(archive))] = unit_vector(12345)
-    verdict = rebuilt(segment, rules(trainer), logs, seed=1).verdict(root)
+    result = rebuilt(segment, rules(trainer), logs, seed=1).verify(root)
     if harm == "vector":
-        assert verdict.verified and len(damaged_vectors(segment.vectors, archive)) == 1
+        assert result.verified and len(damaged_vectors(segment.vectors, archive)) == 1
     else:
-        assert not verdict.verified and verdict.problems
+        assert not result.verified and result.problems

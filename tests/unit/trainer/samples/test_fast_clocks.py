@@ -93,7 +93,7 @@ async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
         rebuild.observe(0, offset, event, written_at=at)
         rebuild.advance()
     rebuild.advance(everything=True)
-    assert rebuild.verdict(segment.root).verified
+    assert rebuild.verify(segment.root).verified
 
 
 def test_a_partition_with_a_fast_clock_is_not_left_behind_by_the_others() -> None:

@@ -16,8 +16,8 @@ from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import CheckpointStore, hash_sources
-from streams.training.checkpointing import Checkpoints
-from tests.factories.checkpoints import LOG, NEW, OLD, make_meta, make_snapshots, make_state, make_store
+from streams.training.checkpointing import Checkpointer
+from tests.factories.checkpoints import LOG, NEW, OLD, make_checkpointer, make_meta, make_state, make_store
 
 
 def write(store: CheckpointStore, number: int, fence: Fence | None = OLD) -> str:
@@ -161,33 +161,33 @@ def test_a_damaged_snapshot_is_named_with_the_way_out(tmp_path: Path, file: str,
 
 
 def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
-    ours = make_snapshots(tmp_path)
-    assert ours.resume() is None
+    ours = make_checkpointer(tmp_path)
+    assert ours.load() is None
     offsets = {"behaviours": {0: 7}, "embeddings": {0: 3}}
-    meta = ours.write(make_state(1), offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
-    found = make_snapshots(tmp_path, encoder="enc.1", release_every_rows=3, max_pending=9).resume()
+    meta = ours.save(make_state(1), offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
+    found = make_checkpointer(tmp_path, encoder="enc.1", release_every_rows=3, max_pending=9).load()
     assert found is not None and found.meta == meta and found.meta.offsets == offsets
 
-    def refused(snapshots: Checkpoints) -> str:
+    def refused(checkpointer: Checkpointer) -> str:
         with pytest.raises(Misconfigured) as caught:
-            snapshots.resume()
+            checkpointer.load()
         return str(caught.value)
 
     def other(**over: Any) -> ClusterTopics:
         return replace(LOG, **over)
 
-    assert "cluster elsewhere" in refused(make_snapshots(tmp_path, other(cluster_id="elsewhere")))
+    assert "cluster elsewhere" in refused(make_checkpointer(tmp_path, other(cluster_id="elsewhere")))
     assert "other topics" in refused(
-        make_snapshots(tmp_path, other(topic_ids={"behaviours": "b2", "embeddings": "e1"}))
+        make_checkpointer(tmp_path, other(topic_ids={"behaviours": "b2", "embeddings": "e1"}))
     )
     assert "keys have moved" in refused(
-        make_snapshots(tmp_path, other(partitions={"behaviours": [0, 1], "embeddings": [0]}))
+        make_checkpointer(tmp_path, other(partitions={"behaviours": [0, 1], "embeddings": [0]}))
     )
-    assert "MIM_TRAIN__ENCODER_VERSION" in refused(make_snapshots(tmp_path, encoder="enc.2"))
-    told = refused(make_snapshots(tmp_path, model={"hidden": (5, 4)}, seed=3))
+    assert "MIM_TRAIN__ENCODER_VERSION" in refused(make_checkpointer(tmp_path, encoder="enc.2"))
+    told = refused(make_checkpointer(tmp_path, model={"hidden": (5, 4)}, seed=3))
     assert "MIM_TRAINER__MODEL__HIDDEN was [96, 48], is [5, 4]" in told and "MIM_TRAINER__SEED" in told
     with pytest.raises(Misconfigured, match="no id of a snapshot"):
-        ours.resume("../../etc")
+        ours.load("../../etc")
 
 
 @pytest.mark.parametrize("name", ["window.py", "online/trainer.py", "a/b/c.py"])

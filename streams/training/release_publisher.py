@@ -1,15 +1,15 @@
-"""Releases: folder first, then Kafka's word that we still lead, then the pointer.
+"""Publishing: artifacts first, then Kafka's confirmation that this process still leads, then the pointer.
 
 ```text
-publish folder      harmless: nothing points to it
-attach verdict      of the promotion gate (`streams.training.release_schedule`); the first one counts
+publish             makes the release readable; nothing points to it
+decision            of the promotion gate (`streams.training.promotion_gate`); the first one counts
 notice on `models`  in a transaction; a superseded trainer is refused here
-promote pointer     if it passed the gate; refuses a smaller fence, for the one that was stopped between the two, and
-                    leaves a pinned pointer alone
+promote pointer     if the gate passed it; one that was stopped between the two has a smaller fence and is refused,
+                    and a pinned pointer stays
 ```
 
 A candidate that is made again, because the trainer restarted and learned the same rows again, is recognised by its
-weights and rows: it keeps the number and the verdict that it had.
+weights and rows: it keeps the number and the decision that it had.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from streams.broker.cluster import ClusterTopics
 from streams.broker.leadership import Leadership
 from streams.stores.artifacts.artifact_store import NotFound
 from streams.stores.artifacts.promotion import PromotionResult
-from streams.stores.artifacts.registry import ModelRegistry, Weights, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import ModelRegistry, pack_weights, weights_checksum
 from streams.training.config import ANEW
 
 if TYPE_CHECKING:
@@ -39,13 +39,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A release that is readable, and what is known of it already."""
+    """A release that is readable, and what was decided about it before."""
 
     manifest: ModelManifest
-    verdict: PromotionDecision | None
-    """What the gate said, if it has."""
+    decision: PromotionDecision | None
+    """The gate's decision; None before it."""
     was_current: bool
     """Whether the pointer ever came to it."""
+
+    @property
+    def promotable(self) -> bool:
+        """Whether the gate passed it and the pointer never came to it."""
+        return self.decision is not None and self.decision.passed and not self.was_current
 
 
 class ReleasePublisher:
@@ -53,23 +58,20 @@ class ReleasePublisher:
 
     def __init__(
         self,
-        store: ModelRegistry,
+        registry: ModelRegistry,
         leadership: Leadership,
         *,
         notices_topic: str,
         read_log: Callable[[], ClusterTopics],
-        encoder_version: str,
-        dim: int,
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._registry = registry
         self._leadership = leadership
         self._notices_topic = notices_topic
         self._read_log = read_log
-        self._encoder_version = encoder_version
-        self._dim = dim
         self._clock = clock
         self._log: ClusterTopics | None = None
+        self._vectors: tuple[str, int] | None = None
         self._floor: dict[int, int] = {}
         self._current: ModelManifest | None = None
         self._unfinished: tuple[ModelManifest, PromotionDecision] | None = None
@@ -85,24 +87,37 @@ class ReleasePublisher:
         """The current release, as far as this process knows."""
         return None if self._current is None else self._current.release_id
 
-    async def take_over(self) -> None:
-        """Learn what is current, and put our own fence on it: from here on an earlier trainer cannot move the pointer.
+    async def take_over(self, *, encoder_version: str, dim: int) -> None:
+        """Read what is current, and put our own fence on it: from here on an earlier trainer cannot move the pointer.
 
-        Raises `Misconfigured` if the current release comes from another log or for another encoder.
+        The releases go with vectors of that encoder and width. Raises `Misconfigured` if the current release comes from
+        another log or goes with other vectors.
         """
-        self._log = await asyncio.to_thread(self._read_log)
-        self._current = await asyncio.to_thread(self._find_current)
-        if self._current is None:
-            return
-        self._refuse_foreign(self._current)
-        self._floor = await asyncio.to_thread(self._settled_floor)
-        await asyncio.to_thread(self._store.take_over, self._leadership.fence)
+        log_now = await asyncio.to_thread(self._read_log)
+        current = await asyncio.to_thread(self._find_current)
+        if current is not None:
+            which = f"the current release {current.release_id}"
+            log_now.refuse_other(which, current.cluster_id, current.topic_ids, or_else=f"train anew with {ANEW}")
+            if (current.encoder_version, current.dim) != (encoder_version, dim):
+                raise Misconfigured(
+                    f"{which} goes with vectors of encoder {current.encoder_version} ({current.dim}-d), this trainer "
+                    f"reads {encoder_version} ({dim}-d). Set MIM_TRAIN__ENCODER_VERSION to the former, or train anew "
+                    f"with {ANEW}"
+                )
+            self._floor = await asyncio.to_thread(self._decided_floor, log_now)
+            await asyncio.to_thread(self._registry.take_over, self._leadership.fence)
+        self._log, self._vectors, self._current = log_now, (encoder_version, dim), current
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether `take_over` came to its end: releases can be published."""
+        return self._log is not None
 
     def beyond_current(self, offsets: Mapping[int, int]) -> bool:
-        """Whether a model trained up to these offsets of `behaviours` knows more than each release that was decided on.
+        """Whether these offsets of `behaviours` lie beyond those of each release that was decided about.
 
-        Decided on are the current one, those that were current before, and those that the gate refused: what a person
-        rolled back does not come back because a trainer restarts and learns the same rows again.
+        These are the current one, those that were current before, and those that the gate refused: what a person rolled
+        back does not come back because a trainer restarts and learns the same rows again.
         """
         if not self._floor:
             return True
@@ -117,22 +132,17 @@ class ReleasePublisher:
         """
         return await asyncio.to_thread(self._publish, candidate, offsets)
 
-    async def decided(self, manifest: ModelManifest) -> Published | None:
-        """What was decided about a release that was published; None if nothing was yet."""
-        published = await asyncio.to_thread(self._published, manifest)
-        return None if published.verdict is None else published
+    async def published(self, manifest: ModelManifest) -> Published:
+        """What was decided about a release that was published. Raises `StoreUnavailable`."""
+        return await asyncio.to_thread(self._published, manifest)
 
-    async def attach(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionDecision:
-        """Keep the verdict beside the manifest; the one that counts, if there was one before."""
-        return await asyncio.to_thread(self._store.record_decision, manifest.release_id, verdict)
-
-    async def carry_out(self, manifest: ModelManifest, verdict: PromotionDecision) -> PromotionResult | None:
-        """Announce, and promote if the gate let it pass; None if it was refused, or if something does not answer.
+    async def carry_out(self, manifest: ModelManifest, decision: PromotionDecision) -> PromotionResult | None:
+        """Announce, and promote if the gate passed it; None if it was refused, or if something does not answer.
 
         In the latter case `unfinished` says so, and `finish()` goes on where it stopped. Raises `Fenced` if another
         trainer leads now.
         """
-        self._unfinished = (manifest, verdict)
+        self._unfinished = (manifest, decision)
         try:
             return await self.finish()
         except Unavailable as error:
@@ -148,91 +158,66 @@ class ReleasePublisher:
         """Announce and promote what was published. May be repeated."""
         if self._unfinished is None:
             return None
-        manifest, verdict = self._unfinished
+        manifest, decision = self._unfinished
         notice = ReleaseNotice(
             release_id=manifest.release_id,
             weights_sha256=manifest.weights_sha256,
             encoder_version=manifest.encoder_version,
             released_at=manifest.created_at,
-            passed=verdict.passed,
+            passed=decision.passed,
         )
         await self._leadership.transact(
             [(self._notices_topic, manifest.release_id.encode(), notice.model_dump_json().encode())]
         )
-        outcome = None
-        if verdict.passed:
-            outcome = await asyncio.to_thread(
-                self._store.promote, manifest.release_id, self._leadership.fence, against=verdict.against
+        result = None
+        if decision.passed:
+            result = await asyncio.to_thread(
+                self._registry.promote, manifest.release_id, self._leadership.fence, against=decision.against
             )
         else:
-            await asyncio.to_thread(self._store.prune)
+            await asyncio.to_thread(self._registry.prune)
         self._unfinished = None
         self._floor = manifest.offsets.get("behaviours", {})
-        figures = {name: value and round(value, 4) for name, value in (manifest.metrics | verdict.figures).items()}
+        figures = {name: value and round(value, 4) for name, value in (manifest.metrics | decision.figures).items()}
         about: dict[str, object] = {"release_id": manifest.release_id, "rows": manifest.rows_trained, **figures}
-        if outcome is PromotionResult.MOVED:
+        if result is PromotionResult.MOVED:
             self._current = manifest
             self.released += 1
             log.info(
                 "train.released",
                 steps=manifest.steps,
                 last_event_at=manifest.last_event_at and manifest.last_event_at.isoformat(),
-                remarks=verdict.remarks,
+                remarks=decision.remarks,
                 **about,
             )
-        elif outcome is None:
+        elif result is None:
             self.refused += 1
-            log.error("train.refused", against=verdict.against, reasons=verdict.reasons, **about)
+            log.error("train.refused", against=decision.against, reasons=decision.reasons, **about)
         else:
             self.held += 1
-            log.warning("train.held", why=str(outcome), against=verdict.against, **about)
-        return outcome
+            log.warning("train.held", why=str(result), against=decision.against, **about)
+        return result
 
     async def segments(self) -> set[str]:
         """Journal segments of the releases that are kept. Raises `StoreUnavailable`."""
-        return {manifest.segment for manifest in await asyncio.to_thread(self._store.list) if manifest.segment}
-
-    async def serving(self) -> tuple[Weights, ModelManifest] | None:
-        """The release that answers; None if there is none, or if it is damaged or gone: it must not block others.
-
-        Raises `StoreUnavailable` if the store does not answer.
-        """
-
-        def load() -> tuple[Weights, ModelManifest] | None:
-            pointer = self._store.current()
-            return None if pointer is None else self._store.load(pointer.release_id)
-
-        try:
-            return await asyncio.to_thread(load)
-        except (NotFound, Misconfigured) as error:
-            log.warning("train.serving_release_not_loaded", error=str(error))
-            return None
-
-    async def both(
-        self, release_id: str, other: str
-    ) -> tuple[tuple[Weights, ModelManifest], tuple[Weights, ModelManifest]]:
-        """Two releases. Raises as `ModelRegistry.load` does."""
-        return await asyncio.to_thread(lambda: (self._store.load(release_id), self._store.load(other)))
+        return {manifest.segment for manifest in await asyncio.to_thread(self._registry.list) if manifest.segment}
 
     def _publish(self, candidate: Candidate, offsets: TopicOffsets) -> Published:
-        if self._read_log() != self._log:
-            raise Misconfigured(
-                "a topic was deleted and created again while training: offsets and rows no longer belong to it. Start "
-                f"`mimstream train` again, with {ANEW}"
-            )
         assert self._log is not None, "take_over comes first"
+        assert self._vectors is not None, "take_over comes first"
+        self._log.refuse_replaced(self._read_log(), way_out=f"Start `mimstream train` again, with {ANEW}")
         checksum = weights_checksum(pack_weights(candidate.weights))
-        kept = self._store.list()
+        kept = self._registry.list()
         for manifest in reversed(kept):
             if (manifest.weights_sha256, manifest.rows_sha256) == (checksum, candidate.rows_sha256):
                 return self._published(manifest)
-        pointer = self._store.current()
+        pointer = self._registry.current()
         manifest = ModelManifest(
             release_id=f"r{self._next_number(kept):06d}-{checksum[:12]}",
             weights_sha256=checksum,
             parent=None if pointer is None else pointer.release_id,
-            encoder_version=self._encoder_version,
-            dim=self._dim,
+            encoder_version=self._vectors[0],
+            dim=self._vectors[1],
             created_at=datetime.fromtimestamp(self._clock(), UTC),
             first_event_at=_moment(candidate.first_event_at),
             last_event_at=_moment(candidate.last_event_at),
@@ -248,56 +233,40 @@ class ReleasePublisher:
             metrics=candidate.metrics,
             fence=self._leadership.fence,
         )
-        self._store.publish(candidate.weights, manifest)
+        self._registry.publish(candidate.weights, manifest)
         return Published(manifest, None, was_current=False)
 
     def _published(self, manifest: ModelManifest) -> Published:
-        was_current = manifest.release_id in self._store.been_current()
-        return Published(manifest, self._store.decision(manifest.release_id), was_current=was_current)
+        was_current = manifest.release_id in self._registry.been_current()
+        return Published(manifest, self._registry.decision(manifest.release_id), was_current=was_current)
 
     def _next_number(self, kept: Sequence[ModelManifest]) -> int:
         known = [manifest.release_id for manifest in kept] + ([self.current_id] if self.current_id else [])
         return 1 + max((int(release_id[1:7]) for release_id in known), default=0)
 
-    def _settled_floor(self) -> dict[int, int]:
+    def _decided_floor(self, log_now: ClusterTopics) -> dict[int, int]:
         """Offsets of the newest release of this log that was current once, or refused."""
-        assert self._log is not None
-        been_current = self._store.been_current()
-        for manifest in reversed(self._store.list()):
-            if (manifest.cluster_id, manifest.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
+        been_current = self._registry.been_current()
+        for manifest in reversed(self._registry.list()):
+            if not log_now.has_incarnations(manifest.cluster_id, manifest.topic_ids):
                 continue
-            verdict = self._store.decision(manifest.release_id)
-            if manifest.release_id in been_current or (verdict is not None and not verdict.passed):
+            decision = self._registry.decision(manifest.release_id)
+            if manifest.release_id in been_current or (decision is not None and not decision.passed):
                 return manifest.offsets.get("behaviours", {})
         return {}
 
     def _find_current(self) -> ModelManifest | None:
-        pointer = self._store.current()
+        pointer = self._registry.current()
         if pointer is None:
             return None
         try:
-            return self._store.manifest(pointer.release_id)
+            return self._registry.manifest(pointer.release_id)
         except NotFound:
             raise StoreUnavailable(
                 "model store",
                 f"the pointer names {pointer.release_id}, which is not there (MIM_MODELS__FOLDER or MIM_MODELS__URL): "
                 "restore it, or remove the pointer to start anew",
             ) from None
-
-    def _refuse_foreign(self, current: ModelManifest) -> None:
-        assert self._log is not None
-        if (current.cluster_id, current.topic_ids) != (self._log.cluster_id, self._log.topic_ids):
-            raise Misconfigured(
-                f"the current release {current.release_id} was trained from other topics, in cluster "
-                f"{current.cluster_id}: its offsets mean nothing in cluster {self._log.cluster_id}. Train "
-                f"anew with {ANEW}, or set MIM_KAFKA__BOOTSTRAP_SERVERS and MIM_TOPICS__PREFIX to where it came from"
-            )
-        if (current.encoder_version, current.dim) != (self._encoder_version, self._dim):
-            raise Misconfigured(
-                f"the current release {current.release_id} goes with vectors of encoder {current.encoder_version} "
-                f"({current.dim}-d), this trainer reads {self._encoder_version} ({self._dim}-d). Set "
-                f"MIM_TRAIN__ENCODER_VERSION to the former, or train anew with {ANEW}"
-            )
 
 
 def _moment(seconds: int | None) -> datetime | None:
