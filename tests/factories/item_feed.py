@@ -17,7 +17,8 @@ from aiokafka import AIOKafkaProducer
 from schemas.errors import BrokerUnavailable, StoreUnavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from schemas.letters import DeadLetter
-from streams.broker.clients import broker_errors, make_consumer, make_producer
+from streams.broker.clients import broker_errors, make_producer
+from streams.broker.log_reader import LogReader
 from streams.broker.topics import TopicName
 from streams.settings import Settings
 from streams.stores.vectors.item_index import ItemRow
@@ -121,22 +122,8 @@ async def assert_ends_with_the_last_word(feed: Feed, index: MilvusItemIndex, wit
 
 async def read_all(settings: Settings, topic: TopicName) -> list[Any]:
     """Every record of a topic, up to its end now."""
-    name = settings.topics.full_name(topic)
-    consumer = make_consumer(settings.kafka, name, auto_offset_reset="earliest", group_id=None)
-    await consumer.start()
-    try:
-        partitions = consumer.assignment()
-        assert partitions
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(partitions)
-        records: list[Any] = []
-        for partition, end in ends.items():
-            while await consumer.position(partition) < end:
-                for batch in (await consumer.getmany(timeout_ms=200)).values():
-                    records += batch
-        return records
-    finally:
-        await consumer.stop()
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        return [record async for record in reader.read_topic(topic)]
 
 
 async def letters(settings: Settings) -> list[DeadLetter]:
