@@ -83,8 +83,8 @@ def describe_topics(
 ) -> ClusterTopics:
     """Ask the cluster for its id and for topics, all in one connection. Blocking.
 
-    Raises `BrokerUnavailable` if no broker answers, and `Misconfigured` if a topic does not exist, unless `missing_ok`
-    leaves it out.
+    Raises `BrokerUnavailable` if no broker answers. Raises `Misconfigured` if a topic does not exist and
+    `BrokerUnavailable` if the broker gives no ids, unless `missing_ok` leaves them out.
     """
     full_names = {name: topics.full_name(name) for name in names}
     admin = make_admin(broker)
@@ -103,9 +103,12 @@ def describe_topics(
             f"topic {', '.join(missing)} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
             "run 'mimstream topics create'"
         )
+    topic_ids = {name: str(row["topic_id"]) for name, row in found.items() if row.get("topic_id") is not None}
+    if not missing_ok and not (cluster_id and topic_ids.keys() == found.keys()):  # stored offsets are bound to them
+        raise BrokerUnavailable("Kafka", f"{broker.bootstrap_servers} gives no ids of its cluster and topics")
     return ClusterTopics(
         cluster_id=cluster_id,
-        topic_ids={name: str(row["topic_id"]) for name, row in found.items() if row.get("topic_id") is not None},
+        topic_ids=topic_ids,
         partitions={
             name: sorted(int(one["partition_index"]) for one in row["partitions"]) for name, row in found.items()
         },
