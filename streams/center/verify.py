@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Self
 
-import structlog
 from aiokafka import TopicPartition
 from pydantic import ValidationError
 
@@ -39,19 +35,20 @@ from streams.center.verify_announcements import COMPARED_AT_ONCE, AnnouncementCh
 from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.vectors.row_scan import RowScan, RowSource
 
-log = structlog.get_logger()
-
 _ANNOUNCED_SECONDS = 2.0
 """In so much time a live worker has announced what it wrote."""
 
 
 class CenterVerification:
-    """One comparison of the topic with the center. Use it as an asynchronous context manager."""
+    """One comparison of the topic with the center.
+
+    It needs two readers: the end of a partition is read while the partition itself is.
+    """
 
     def __init__(
         self,
-        broker: BrokerConfig,
-        topics: TopicsConfig,
+        reader: LogReader,
+        tail_reader: LogReader,
         fetch: FetchRows,
         scan: RowScan,
         decoding: RecordDecoding,
@@ -59,31 +56,18 @@ class CenterVerification:
         is_current: Callable[[str], bool],
         repairer: Repairer | None,
         on_progress: OnProgress,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._reader = LogReader(broker, topics)
-        self._tail_reader = LogReader(broker, topics)
+        self._reader = reader
+        self._tail_reader = tail_reader
         self._fetch = fetch
         self._scan = scan
         self._decoding = decoding
         self._is_current = is_current
         self._repairer = repairer
         self._on_progress = on_progress
-        self._sleep = sleep
         self._report = CenterReport(repaired=repairer is not None)
         self._faulty_items: set[str] = set()
         self._refused: dict[int, set[int]] = {}
-        self._opened = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        await self._opened.enter_async_context(self._reader)
-        await self._opened.enter_async_context(self._tail_reader)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._opened.aclose()
 
     async def run(self) -> CenterReport:
         """Compare everything; repair, if there is a repairer. Raises `Unavailable` while a part is away."""
@@ -109,7 +93,7 @@ class CenterVerification:
             self._reader,
             fetch=self._fetch,
             is_current=self._is_current,
-            settle=lambda: self._sleep(_ANNOUNCED_SECONDS),
+            settle=lambda: asyncio.sleep(_ANNOUNCED_SECONDS),
             reannounce=None if self._repairer is None else self._repairer.reannounce,
             on_progress=self._on_progress,
         ).run(self._report, but=self._faulty_items)

@@ -11,6 +11,7 @@ from functools import partial
 from encoders.base import Encoder
 from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.log_reader import LogReader
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
 from streams.center.compare import CenterReport
 from streams.center.newest_records import OnProgress
@@ -95,8 +96,8 @@ async def run_verification(
         rows = MilvusItemIndex(settings.milvus, encoder_version=found.encoder_version or "reader", dim=found.dim)
         opened.push_async_callback(rows.close)
         verification = CenterVerification(
-            settings.kafka,
-            settings.topics,
+            await opened.enter_async_context(LogReader(settings.kafka, settings.topics)),
+            await opened.enter_async_context(LogReader(settings.kafka, settings.topics)),
             partial(rows.fetch, pending=True),
             MilvusRowScan(settings.milvus),
             _decoding(settings),
@@ -104,8 +105,7 @@ async def run_verification(
             repairer=repairer,
             on_progress=on_progress,
         )
-        async with verification:
-            return await verification.run()
+        return await verification.run()
 
 
 async def _always_allowed() -> None:
