@@ -19,6 +19,7 @@ from tests.factories.samples import (
     unit_vector,
 )
 from trainer.metrics import ScoredRows
+from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.online.shuffled_control import Shuffle
 from trainer.online.trainer import OnlineTrainer, StepReport
 from trainer.samples.catalogue import Catalogue
@@ -48,6 +49,19 @@ def feed(trainer: OnlineTrainer, logs: list[list[Behaviour]], *, seed: int = 0, 
         assert is_balanced(trainer.intake.counts)
     trainer.intake.finish()
     pump(trainer)
+
+
+def memory_of(trainer: OnlineTrainer) -> SpaceTimeMemory:
+    """Window and bank, as a snapshot has them."""
+    config = trainer.config
+    memory = SpaceTimeMemory(
+        window_seconds=config.window_seconds,
+        window_takes=config.window_takes,
+        bank_takes=config.bank_takes,
+        bank_seconds=config.bank_seconds,
+    )
+    memory.restore(trainer.snapshot().part("memory").arrays)
+    return memory
 
 
 def scores(trainer: OnlineTrainer) -> ScoredRows:
@@ -178,10 +192,11 @@ def test_vector_of_another_encoder_is_refused() -> None:
 def test_deleted_item_leaves_window_and_bank() -> None:
     trainer = make_trainer()
     feed(trainer, click_log(120))
-    item = int(trainer._memory.window_items()[-1])
+    item = int(memory_of(trainer).window_items()[-1])
     trainer.delete_item(trainer.catalogue.item_id(item))
-    assert item not in trainer._memory.window_items()
-    assert item not in trainer._memory.bank_items(2**40)
+    memory = memory_of(trainer)
+    assert item not in memory.window_items()
+    assert item not in memory.bank_items(2**40)
 
 
 def test_release_is_due_by_rows_and_carries_what_it_was_trained_on() -> None:
