@@ -15,6 +15,11 @@ def unit_rows(vectors: ArrayLike) -> NDArray[np.float32]:
     return np.asarray(rows / lengths, dtype=np.float32)
 
 
+def unit_or_zero_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, d) rows scaled to length 1; zero rows (padding, missing content) stay zero."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)
+
+
 def cosine(left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:
     """(n, m) cosines of all rows of `left` (n, d) with all rows of `right` (m, d), in [-1, 1]."""
     similarities: NDArray[np.float32] = np.clip(unit_rows(left) @ unit_rows(right).T, -1.0, 1.0)

@@ -28,7 +28,3 @@ class ForgottenUser(Message):
     """The id of its topic `behaviours`."""
     ends: dict[int, int] = Field(default_factory=dict)
     """Per partition of `behaviours`, the offset where it ended when the user asked."""
-
-    def erases(self, partition: int, offset: int) -> bool:
-        """Whether a record of this user at this place of that log is to be treated as if it was never sent."""
-        return offset < self.ends.get(partition, 0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from encoders.feature_cache import content_key
 from encoders.fusion import ItemFusion, Views
+from encoders.similarity import unit_or_zero_rows
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.encoder_training.csft import PairData
 from trainer.csft.config import CsftConfig
@@ -42,7 +43,7 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
                 fused, log, span, questions, temperature=last.temperature, strength=config.log_q_strength
             )
         for width in fusion.config.nested_widths[:1]:
-            prefix = encoder_report.unit_rows(fused[:, :width])
+            prefix = unit_or_zero_rows(fused[:, :width])
             found["trained_nested"] = encoder_report.recalls(prefix, log, span, questions)
         return found
 

@@ -30,6 +30,7 @@ from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
+from encoders.similarity import unit_or_zero_rows
 from encoders.tuning_config import TuningConfig
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.settings import load_settings
@@ -185,7 +186,7 @@ class Bench:
             span: encoder_report.recalls(vectors, self.log, at, self.questions[span]) for span, at in self.spans.items()
         }
         for width in fusion.config.nested_widths:
-            prefix = encoder_report.unit_rows(vectors[:, :width])
+            prefix = unit_or_zero_rows(vectors[:, :width])
             row[f"test_{width}"] = encoder_report.recalls(prefix, self.log, self.log.test, self.questions["test"])
         if trained is not None and trained.last is not None:
             row["test_with_popularity"] = encoder_report.recalls_with_popularity(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.similarity import unit_or_zero_rows
+
 RowArray = NDArray[np.float32]
 
 
@@ -74,7 +76,7 @@ def queries(vectors_ND: RowArray, questions: Questions, *, decay: float = 1.0) -
     """(Q, D) unit mean of each question's anchors; `decay` weighs older ones less. Row 0 of the vectors is padding."""
     weights_QL = (questions.anchors_QL > 0) * decay ** np.arange(questions.anchors_QL.shape[1])
     summed = np.einsum("ql,qld->qd", weights_QL.astype(np.float32), vectors_ND[questions.anchors_QL])
-    return _unit(summed)
+    return unit_or_zero_rows(summed)
 
 
 def recall_at_k(
@@ -192,7 +194,3 @@ def collapse(shape: Geometry, *, loss_share: float | None, cosine_limit: float, 
 
 def _mean(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if len(hits) else None
-
-
-def _unit(rows: RowArray) -> RowArray:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

@@ -23,16 +23,12 @@ from trainer.csft.pairs import HardNegatives, Pair
 from trainer.csft.workers import Workers
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
-from trainer.networks.losses import chunked_info_nce, triplet
+from trainer.networks.losses import NonFiniteLoss, chunked_info_nce, triplet
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import Impression, Take
 
 # P = pairs of a batch, A = items of an anchor, K = candidates, U = distinct items with gradient, D = width
 IMAGE, TITLE, FUSED = 0, 1, 2
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss is not a number any more; nothing was learned from this batch."""
 
 
 @dataclass(frozen=True)

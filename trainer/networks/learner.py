@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
-from trainer.networks.losses import fake_negative_weights, info_nce
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
 from trainer.state import State
 
@@ -39,10 +39,6 @@ def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
 def _copied(tensor: Tensor) -> NDArray[Any]:
     copied: NDArray[Any] = tensor.detach().cpu().numpy().copy()
     return copied
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss is not a number any more; nothing was learned from this batch."""
 
 
 class Learner:

@@ -10,6 +10,10 @@ _NEVER = -1e30
 """Logit of what is masked: where a whole row is, -inf would make its gradient NaN."""
 
 
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a batch is NaN or infinite; the step that raises it changes no weight."""
+
+
 def info_nce(
     query_PD: Tensor,
     positive_PD: Tensor,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from encoders.features import ItemFeatures
 from encoders.fusion import Views
+from encoders.similarity import unit_or_zero_rows
 from trainer.csft import health
 from trainer.datasets.spans import BehaviourLog, Span
 
@@ -70,10 +71,10 @@ def frozen_vectors(features: ItemFeatures, *, text: bool = True, image: bool = T
         (image, features.image_NI, features.has_image_N),
     ):
         if used:
-            unit = unit_rows(rows)
+            unit = unit_or_zero_rows(rows)
             mean = unit[known].mean(0) if known.any() else 0.0
-            parts.append(unit_rows((unit - mean) * known[:, None]))
-    joined = unit_rows(np.concatenate(parts, axis=1))
+            parts.append(unit_or_zero_rows((unit - mean) * known[:, None]))
+    joined = unit_or_zero_rows(np.concatenate(parts, axis=1))
     return np.concatenate([np.zeros((1, joined.shape[1]), np.float32), joined])
 
 
@@ -104,8 +105,3 @@ def table(report: dict[str, Any]) -> str:
 def geometry_dict(geometry: health.Geometry) -> dict[str, float | None]:
     """For reports."""
     return asdict(geometry)
-
-
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1; zero rows (padding, what is missing) stay zero."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from encoders.features import ItemFeatures
 from encoders.fusion import ItemFusion
 from encoders.fusion_config import FusionConfig
+from encoders.similarity import unit_or_zero_rows
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pretrain import pretrain
 from trainer.csft.run import learn, padded
@@ -124,7 +125,7 @@ def reduced(vectors_ND: NDArray[np.float32], fitted_on_N: NDArray[np.bool_], wid
     sample = vectors_ND[fitted_on_N].astype(np.float64)
     _, axes = np.linalg.eigh(sample.T @ sample)
     turned = vectors_ND @ axes[:, ::-1][:, :width]
-    return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-9), np.float32)
+    return unit_or_zero_rows(turned)
 
 
 def _of_one_side(features: ItemFeatures, kind: VectorKind) -> ItemFeatures:

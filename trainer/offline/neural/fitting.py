@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,19 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.metrics import log_loss, user_auc
-from trainer.networks.ciubm import CtrBatch
 from trainer.networks.id_table import IdTable
-from trainer.networks.learner import NonFiniteLoss, forget_rows
+from trainer.networks.learner import forget_rows
+from trainer.networks.losses import NonFiniteLoss
 from trainer.networks.row_adam import RowAdam
 from trainer.offline.neural.columns import ColumnBatches
-
-
-class ClickNetwork(Protocol):
-    """What the loop needs of a network: logits of one or more heads."""
-
-    def members(self, batch: CtrBatch) -> Tensor:
-        """Logits, shape (B, K)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from encoders.arithmetic import computing
 from encoders.bert import Bert
 from encoders.bundle import DEFAULT_BUNDLE, BundleManifest
 from encoders.config import Precision
-from trainer.networks.learner import NonFiniteLoss
+from trainer.networks.losses import NonFiniteLoss
 from trainer.offline.data import CtrData
 from trainer.offline.neural.base import SIMILARITIES
 from trainer.offline.neural.flip_rows import Fields, TitleTokens, recent
