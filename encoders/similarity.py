@@ -1,4 +1,4 @@
-"""Cosine and nearest neighbours in numpy: the one definition of "near"."""
+"""Cosine and nearest neighbours in numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def unit_rows(vectors: ArrayLike) -> NDArray[np.float32]:
-    """(n, d) rows scaled to length 1. Raises `ValueError` for a row that is zero or not finite: it has no direction."""
+    """(n, d) rows scaled to length 1. Raises `ValueError` for a row that is zero or not finite."""
     rows = np.asarray(vectors, dtype=np.float64)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():

@@ -136,7 +136,7 @@ class Bench:
         fusion = self._started(shape, features, known, seed)
         items = padded(fusion, features)
         if arm.get("pretrain"):
-            before = padded(fusion, features.take(np.flatnonzero(known[1:])))
+            before = padded(fusion, features.select(np.flatnonzero(known[1:])))
             pretrain(self.settings.pretrain.model_copy(update={"seed": seed}), fusion, before)
         trained = None if arm.get("skip_csft") else self._learn(config, fusion, items, place.numbers, known)
         return self._judged(fusion, items, config, trained, started)
@@ -160,7 +160,7 @@ class Bench:
     def _started(self, shape: FusionConfig, features: ItemFeatures, known: NDArray[np.bool_], seed: int) -> ItemFusion:
         torch.manual_seed(seed)
         fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
-        fusion.fit(features.take(np.flatnonzero(known[1:])))
+        fusion.fit(features.select(np.flatnonzero(known[1:])))
         return fusion
 
     def _learn(
@@ -229,7 +229,7 @@ class Bench:
         if "image" in arm.get("towers", ()):
             features = replace(features, image_NI=self.weaker.image_NI)
         if arm.get("shuffle"):
-            features = features.take(np.random.default_rng(seed).permutation(len(features)))
+            features = features.select(np.random.default_rng(seed).permutation(len(features)))
         if arm.get("only") == "text":
             features = replace(
                 features, image_NI=np.zeros_like(features.image_NI), has_image_N=np.zeros_like(features.has_image_N)

@@ -1,4 +1,4 @@
-"""What came out of training an encoder, as numbers: recall and geometry of a folder's questions."""
+"""Metrics of a trained encoder: recall and geometry on a folder's questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_QUESTIONS = 6_000
 
 
 def questions_of(log: BehaviourLog, span: Span, *, seed: int = 0) -> dict[str, health.Questions]:
-    """The questions of a span by kind, at most 6,000 of each, the same ones each time."""
+    """The questions of a span by kind, a fixed sample of at most 6,000 of each."""
     found = {"next": log.next_questions(span).sample(MOST_QUESTIONS, seed)}
     basket = log.basket_questions(span)
     if basket is not None:
@@ -47,7 +47,7 @@ def recalls_with_popularity(
     temperature: float,
     strength: float,
 ) -> dict[str, dict[str, Any]]:
-    """The same where retrieval adds recent popularity, as far as training took it out (`health.with_popularity`)."""
+    """Recall at 50 where retrieval adds the popularity that training removed (`health.with_popularity`)."""
     cold, takes = log.cold(span), log.recent_takes(span)
     found = {}
     for kind, asked in questions.items():
@@ -58,13 +58,13 @@ def recalls_with_popularity(
 
 
 def popularity(log: BehaviourLog, span: Span, questions: dict[str, health.Questions]) -> dict[str, dict[str, Any]]:
-    """The same for a ranking by recent popularity."""
+    """Recall at 50 of a ranking by recent popularity."""
     takes, cold = log.recent_takes(span), log.cold(span)
     return {kind: health.popularity_recall(takes, asked, cold, k=K).as_dict() for kind, asked in questions.items()}
 
 
 def frozen_vectors(features: ItemFeatures, *, text: bool = True, image: bool = True) -> NDArray[np.float32]:
-    """(N + 1, D) centred tower features side by side, row 0 is padding: what training has to beat."""
+    """(N + 1, D) concatenated centred tower features, row 0 is padding: the baseline of training."""
     parts = []
     for used, rows, known in (
         (text, features.text_NT, features.has_text_N),
@@ -92,7 +92,7 @@ def geometry_of(views: Views, questions: dict[str, health.Questions]) -> health.
 
 
 def table(report: dict[str, Any]) -> str:
-    """Recall rows for people."""
+    """Recall rows as text."""
     lines = [f"{'recall@50':<24}{'questions':<10}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
     for name in ("popularity", "frozen", "trained", "trained_nested", "trained_with_popularity"):
         for kind, row in report.get(name, {}).items():

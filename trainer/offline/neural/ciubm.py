@@ -1,4 +1,4 @@
-"""CiUBM on recorded impressions: the class that the stream trains and the server scores with, and its ablations."""
+"""CiUBM on recorded impressions, the same class as online, and its ablations."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ OFFLINE: Mapping[str, Any] = {
     "dropout": 0.1,
     "id_dropout": 0.5,
 }
-"""What goes over the defaults, which are the stream's: features as of the moment are many here, and worth crossing."""
+"""Settings over the online defaults: there are many more dense features here, and crosses help."""
 
 
 class Ciubm(NeuralModel):
-    """CiUBM. `switches` go over everything else: an ablation turns parts off."""
+    """CiUBM. `switches` override all other settings; an ablation turns parts off."""
 
     name = "ciubm"
     trials: Sequence[Mapping[str, Any]] = TRIALS
@@ -50,7 +50,7 @@ class WithoutIds(Ciubm):
 
 
 class WithoutContent(Ciubm):
-    """Nothing that looks at vectors, made of vectors or not: what is left is a DIN with CiUBM's head."""
+    """No part that reads vectors and no similarity columns: a DIN with CiUBM's head."""
 
     name = "ciubm-without-content"
     left_out = SIMILARITIES
@@ -78,7 +78,7 @@ class WithoutSimilarities(Ciubm):
 
 
 class PlainHead(Ciubm):
-    """The interests under the head that the peers have: no crosses, one head, ids never forgotten."""
+    """The interests under the head of the peers: no crosses, one head, no id dropout."""
 
     name = "ciubm-plain-head"
     switches: Mapping[str, Any] = {"cross_layers": 0, "heads": 1, "id_dropout": 0.0}

@@ -69,7 +69,7 @@ def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         other = replace(takes, item_T=item, user_T=user, rating_T=rating, announces_T=takes.announces_T & ~later)
         early = np.flatnonzero(its_rows.second_N <= middle)
         sources = DrawnFrom(sources.take_N[early], sources.user_N[early], sources.second_N[early])
-        dense, names = made(its_rows.take(early), histories, other, items, sources, day_resolution=day_resolution)
+        dense, names = made(its_rows.select(early), histories, other, items, sources, day_resolution=day_resolution)
         return np.concatenate([dense, np.zeros((len(its_rows) - len(early), len(names)), np.float32)]), names
 
     with monkeypatch.context() as patched:
