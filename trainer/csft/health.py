@@ -110,8 +110,8 @@ def recall_at_k(
 
 def popularity_recall(takes_N: NDArray[np.int64], questions: Questions, cold_N: NDArray[np.bool_], *, k: int) -> Recall:
     """Recall of a ranking by recent takes, the same for all users."""
-    everybody = np.ones((len(questions), 1), np.float32)
-    return recall_at_k(everybody, takes_N.astype(np.float32)[:, None], questions, cold_N, k=k)
+    constant_Q1 = np.ones((len(questions), 1), np.float32)
+    return recall_at_k(constant_Q1, takes_N.astype(np.float32)[:, None], questions, cold_N, k=k)
 
 
 def with_popularity(
