@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.online.embedding_wait import EmbeddingWait
-from trainer.samples.partition_merge import PartitionMerge, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 SILENT = {0: math.inf, 1: math.inf}
 
