@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
@@ -29,8 +31,8 @@ class Ciubm(NeuralModel):
     trials: Sequence[Mapping[str, Any]] = TRIALS
     switches: Mapping[str, Any] = {}
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> CiUBM:
-        """The network with these settings of `CiUBMConfig`."""
         config = CiUBMConfig(**{**OFFLINE, **settings, **self.switches})
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 

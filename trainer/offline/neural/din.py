@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
@@ -142,8 +143,8 @@ class Din(NeuralModel):
     left_out = SIMILARITIES
     content = False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         shape = {
             "categories": CATEGORIES,
             **NUMERIC,
@@ -162,8 +163,8 @@ class DinVectors(NeuralModel):
     left_out: tuple[str, ...] = SIMILARITIES
     similarities = False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return VectorDin(vector_width=vector_width, dense_width=dense_width, similarities=self.similarities, **settings)
 
 

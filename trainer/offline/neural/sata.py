@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.ciubm import CtrBatch, gathered, weighted_sum
 from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, TRIALS, NeuralModel
@@ -75,6 +76,6 @@ class Sata(NeuralModel):
     trials: Sequence[Mapping[str, Any]] = TRIALS
     left_out = SIMILARITIES
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return SataNetwork(vector_width=vector_width, dense_width=dense_width, **settings)

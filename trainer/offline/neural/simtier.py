@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.ciubm import CtrBatch
 from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
@@ -85,8 +86,8 @@ class SimTier(NeuralModel):
     left_out = SIMILARITIES
     simtier, make = True, False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return TaobaoNetwork(
             vector_width=vector_width, dense_width=dense_width, simtier=self.simtier, make=self.make, **settings
         )
@@ -99,10 +100,10 @@ class Make(SimTier):
     simtier, make = False, True
     content_epochs = 4
 
+    @override
     def learn(
         self, train: ColumnBatches, validation: ColumnBatches | None, settings: FitSettings, *, seed: int
     ) -> FitReport:
-        """Both phases."""
         assert isinstance(self.network, TaobaoNetwork)
         assert self.network.content is not None
         alone = replace(settings, epochs=self.content_epochs, group_weight=0.0)
