@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +32,12 @@ from schemas.errors import EncodingFailed, Reason
 _ROWS_PER_SHARD = 1_024
 _ROWS_PER_PASS = 64
 
-
-class Warn(Protocol):
-    """Receives the name of an event and its fields, as a structlog `warning` does."""
-
-    def __call__(self, event: str, /, **fields: str) -> object:
-        """Report one thing that was skipped."""
-        ...
+Warn = Callable[..., object]
+"""Receives the name of an event and its fields as keywords, like a structlog `warning`."""
 
 
-def _ignore(event: str, /, **fields: str) -> None:
-    """Report nothing."""
+def _ignore(event: str, **fields: str) -> None:
+    pass
 
 
 class FeatureCache:
@@ -87,19 +81,14 @@ class FeatureCache:
             self._write(fresh)
         rows = [self._rows[key] for key in keys]
         text_width, image_width = self._towers.tower_widths
-        columns = attribute_columns(
-            [content.category for content in contents],
-            [content.year for content in contents],
-            [content.price for content in contents],
-        )
         return ItemFeatures(
             text_NT=np.stack([row[0] for row in rows]) if rows else np.zeros((0, text_width), np.float32),
             image_NI=np.stack([row[1] for row in rows]) if rows else np.zeros((0, image_width), np.float32),
             has_text_N=np.array([row[2] for row in rows], bool),
             has_image_N=np.array([row[3] for row in rows], bool),
-            category_N2=np.asarray(columns["category_N2"], np.int64),
-            year_N=np.asarray(columns["year_N"], np.float32),
-            price_N=np.asarray(columns["price_N"], np.float32),
+            **attribute_columns(
+                [one.category for one in contents], [one.year for one in contents], [one.price for one in contents]
+            ),
         )
 
     def _compute(self, keys: list[str], prepared: list[Prepared]) -> None:

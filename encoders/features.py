@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class ItemFeatures:
 
 def attribute_columns(
     categories: Sequence[str | None], years: Sequence[float | None], prices: Sequence[float | None]
-) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """The attribute columns of `ItemFeatures`."""
     hashed = {name: category_hashes(name) for name in set(categories)}
     return {

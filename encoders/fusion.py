@@ -43,14 +43,7 @@ class FusionInput:
 
     def select(self, rows: Tensor) -> FusionInput:
         """These rows, in this order."""
-        return FusionInput(
-            self.text_NR[rows],
-            self.image_NR[rows],
-            self.has_text_N[rows],
-            self.has_image_N[rows],
-            self.category_N2[rows],
-            self.spline_NS[rows],
-        )
+        return FusionInput(*(getattr(self, f.name)[rows] for f in fields(FusionInput)))
 
 
 class ItemSource(Protocol):

@@ -172,17 +172,14 @@ class TrainedEncoder:
 def features_of(towers: MultiModalEncoder, batch: Sequence[Prepared]) -> ItemFeatures:
     """Tower features and attributes of prepared items."""
     text, image = towers.tower_features(batch)
-    columns = attribute_columns(
-        [item.category for item in batch], [item.year for item in batch], [item.price for item in batch]
-    )
     return ItemFeatures(
         text_NT=text,
         image_NI=image,
         has_text_N=np.array([item.has_title for item in batch], bool),
         has_image_N=np.array([item.has_image for item in batch], bool),
-        category_N2=np.asarray(columns["category_N2"], np.int64),
-        year_N=np.asarray(columns["year_N"], np.float32),
-        price_N=np.asarray(columns["price_N"], np.float32),
+        **attribute_columns(
+            [item.category for item in batch], [item.year for item in batch], [item.price for item in batch]
+        ),
     )
 
 

@@ -142,7 +142,7 @@ class Bench:
         return self._judged(fusion, items, config, trained, started)
 
     def _end_to_end(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Goes on from the default: towers learn too, or the same steps on heads alone."""
+        """Continue from the default: train the towers too, or the same steps on heads alone."""
         known = self.log.published(self.log.learn)
         fusion = self._started(self.settings.fusion, self.items.features, known, seed)
         config = self.csft.model_copy(update={"seed": seed})

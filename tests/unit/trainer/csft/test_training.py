@@ -1,4 +1,4 @@
-"""C-SFT as a whole on a small made-up world."""
+"""C-SFT as a whole on a small synthetic world."""
 
 import numpy as np
 import pytest

@@ -209,8 +209,8 @@ def test_negatives_from_the_past_alone_are_caught(stream: Path, monkeypatch: pyt
 def newness(recorded: Recorded) -> float:
     """How many times as often a take as a drawn exposure is of an item of the last two days."""
     age, taken = recorded.facts.age_seconds_N, recorded.rows.label_N == 1
-    told = ~np.isnan(age)
-    return float(np.mean(age[told & taken] < 2 * DAY) / np.mean(age[told & ~taken] < 2 * DAY))
+    known = ~np.isnan(age)
+    return float(np.mean(age[known & taken] < 2 * DAY) / np.mean(age[known & ~taken] < 2 * DAY))
 
 
 def test_sources_are_interactions_of_the_drawn_item_within_the_window(stream: Path) -> None:

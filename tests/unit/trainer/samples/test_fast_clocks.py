@@ -1,4 +1,4 @@
-"""A device whose clock is fast takes nobody with it: not the events that follow it, and not the other partitions."""
+"""A device with a fast clock makes no other event late: none after its own, and none of another partition."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_all_idle_releases_all_but_the_newest_second() -> None:
     events.observe(1, 0, behaviour("b", second=7))
     events.idle([0, 1])
     assert released_ids(events) == ["a"]
-    # whoever goes on in that very second is still in time
+    # a further event of that second is still in time
     assert events.observe(1, 1, behaviour("c", second=7)) is ObserveResult.ACCEPTED
 
 
