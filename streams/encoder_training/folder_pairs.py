@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,7 +37,7 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
             "popularity": encoder_report.popularity(log, span, questions),
             "frozen": encoder_report.recalls(encoder_report.frozen_vectors(features), log, span, questions),
             "trained": encoder_report.recalls(fused, log, span, questions),
-            "geometry": encoder_report.geometry_dict(geometry),
+            "geometry": asdict(geometry),
         }
         if last is not None:
             found["trained_with_popularity"] = encoder_report.recalls_with_popularity(

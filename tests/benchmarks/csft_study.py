@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ class Bench:
             loss_limit=config.collapse_loss_share,
         )
         return row | {
-            "geometry": encoder_report.geometry_dict(geometry),
+            "geometry": asdict(geometry),
             "collapse": why,
             "steps": trained.steps if trained else 0,
             "temperature": trained.last.temperature if trained and trained.last else None,

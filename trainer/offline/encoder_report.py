@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -100,8 +99,3 @@ def table(report: dict[str, Any]) -> str:
             shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
             lines.append(f"{name:<24}{kind:<10}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
     return "\n".join(lines)
-
-
-def geometry_dict(geometry: health.Geometry) -> dict[str, float | None]:
-    """For reports."""
-    return asdict(geometry)
