@@ -23,7 +23,7 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
-from trainer.samples.partition_merge import PartitionMerge, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 log = structlog.get_logger()
 

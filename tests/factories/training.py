@@ -24,7 +24,7 @@ from streams.training.trainer_thread import TrainerThread
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
-from trainer.samples.partition_merge import PartitionMerge, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 DIM = 8
 
