@@ -1,1 +1,1 @@
-"""Content to vectors: towers, fusion, bundles. Knows torch; opens no socket."""
+"""Content to vectors: towers, fusion, bundles. Imports torch; opens no socket."""

@@ -1,4 +1,4 @@
-"""What an encoder takes, what it makes of it, and the protocol that all encoders keep."""
+"""Inputs of encoders, and the protocol of all encoders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.items import ItemPublished
 
 @dataclass(frozen=True)
 class ItemContent:
-    """What an encoder may look at. Nothing here depends on time or on who asks."""
+    """The input of an encoder, independent of time and user."""
 
     item_id: str = ""
     """Only for error messages; never part of a vector."""
@@ -27,15 +27,15 @@ class ItemContent:
     category: str | None = None
     """Category name or path."""
     price: float | None = None
-    """Price at first publish. Today's encoders do not use it; those that do must be given the first one."""
+    """Price at first publish, not the current one."""
     image: bytes | None = None
     """The encoded picture (JPEG, PNG or WebP); None where there is none."""
     year: int | None = None
-    """Year of release or of the model, where the platform states one."""
+    """Year of release or of the model, where known."""
 
     @classmethod
     def of(cls, item: ItemPublished, image: bytes | None) -> Self:
-        """The content of a published item, with the picture that was fetched for it (or None: there is none)."""
+        """The content of a published item with its fetched picture, None if it has none."""
         return cls(
             item_id=item.item_id,
             title=item.title,
@@ -49,23 +49,23 @@ class ItemContent:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Opaque result of `Encoder.prepare`: small, immutable by convention, may cross threads."""
+    """Opaque result of `Encoder.prepare`: small, immutable by convention, thread-safe."""
 
     tokens: tuple[int, ...] | None
     """Token ids with the specials of the text tower; None where there is no text."""
     pixels: NDArray[np.uint8] | None
-    """(size, size, 3) RGB picture as the image tower wants it; None where there is none."""
+    """(size, size, 3) RGB input of the image tower; None where there is none."""
 
     category: str | None = None
-    """For encoders that look at publish-time attributes: the category,"""
+    """Publish-time attributes, for encoders that use them: category,"""
     year: int | None = None
-    """the year,"""
+    """year,"""
     price: float | None = None
-    """and the price at first publish."""
+    """and price at first publish."""
 
     @cached_property
     def address(self) -> bytes:
-        """Digest of all that the towers see: equal ones get equal vectors from one encoder."""
+        """Digest of all inputs: equal digests give equal vectors of one encoder."""
         parts = (self.tokens, None if self.pixels is None else self.pixels.shape, self.category, self.year, self.price)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
         if self.pixels is not None:
@@ -74,17 +74,17 @@ class Prepared:
 
     @property
     def has_title(self) -> bool:
-        """Whether text takes part in the vector."""
+        """Whether the vector includes text."""
         return self.tokens is not None
 
     @property
     def has_image(self) -> bool:
-        """Whether a picture takes part in the vector."""
+        """Whether the vector includes a picture."""
         return self.pixels is not None
 
 
 class Encoder(Protocol):
-    """Content to unit vectors. Two encoders with one `version` give the same vectors (up to float rounding)."""
+    """Content to unit vectors. Encoders with the same `version` give the same vectors (up to float rounding)."""
 
     @property
     def version(self) -> str:
@@ -104,7 +104,8 @@ class Encoder(Protocol):
         ...
 
     def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """(n, dim) unit rows in the order of `batch`, each the same alone or in a batch: to the last bit on a CPU
-        with one thread per pass, within 1e-5 elsewhere.
+        """(n, dim) unit rows in the order of `batch`.
+
+        A row does not depend on the others: bit-identical on a CPU with one thread per pass, within 1e-5 elsewhere.
         """
         ...

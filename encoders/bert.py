@@ -1,7 +1,6 @@
-"""BERT's forward pass on plain torch: what transformers computes, without the seconds that importing it takes.
+"""BERT's forward pass in plain torch, without the seconds that an import of transformers takes.
 
-A killed index worker has to be back at once, and most of its start used to be that import. Other architectures go
-through transformers.
+That import was most of the restart time of an index worker. Other architectures use transformers.
 
 Source: BERT (arXiv 1810.04805); same layout and names as transformers' `BertModel`.
 """
@@ -32,18 +31,18 @@ class Bert:
             for name, tensor in load_file(path).items()
         }
         self.weights = weights
-        """By name; whoever trains puts parameters in place of some of them."""
+        """Tensors by name; `encoders.tuning` replaces some of them by parameters."""
         self.depth: int = config["num_hidden_layers"]
         self._heads: int = config["num_attention_heads"]
         self._epsilon: float = config["layer_norm_eps"]
         self.width: int = config["hidden_size"]
         self.longest: int = config["max_position_embeddings"]
         probe = torch.zeros((1, 2), dtype=torch.long, device=device)
-        self(probe, torch.ones_like(probe))  # a missing tensor shows now, not in traffic
+        self(probe, torch.ones_like(probe))  # fails here if a tensor is missing
 
     @staticmethod
     def reads(config: dict[str, Any]) -> bool:
-        """Whether a `config.json` describes exactly what is computed here."""
+        """Whether a `config.json` describes the architecture computed here."""
         return (
             config.get("model_type") == "bert"
             and config.get("hidden_act") == "gelu"
@@ -56,7 +55,7 @@ class Bert:
         return self.layers(self.embed(ids_BL), mask_BL, range(self.depth))
 
     def embed(self, ids_BL: Tensor) -> Tensor:
-        """(B, L, D) what the first layer is fed with."""
+        """(B, L, D) input of the first layer."""
         states_BLD = (
             F.embedding(ids_BL, self.weights["embeddings.word_embeddings.weight"])
             + self.weights["embeddings.token_type_embeddings.weight"][0]
@@ -87,7 +86,7 @@ class Bert:
         return states_BLD
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights by name. Raises `ValueError` if one is not a weight of this model."""
+        """Load weights by name. Raises `ValueError` for an unknown name or shape."""
         for name, value in weights.items():
             if name not in self.weights or self.weights[name].shape != value.shape:
                 raise ValueError(f"{name} is no weight of this tower")

@@ -1,9 +1,8 @@
-"""Made-up catalogue items, to learn where the middle of a backbone's features lies.
+"""Synthetic catalogue items, for the mean of a backbone's features.
 
-Backbones put everything that looks like a product title, or like a picture in a frame, into one cone: cosines of any
-two items are high, and little of what tells them apart is left. Subtracting the mean of ordinary content opens the
-cone. No real catalogue may travel with this package, so the content is drawn from word lists and with Pillow,
-reproducibly.
+Backbones map all product titles, and all product pictures, into a narrow cone, so cosines of any two items are high.
+Subtracting the mean of ordinary content removes that. No real catalogue can be distributed with this package, so the
+content is drawn reproducibly from word lists and with Pillow.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from encoders.base import ItemContent
 
 CALIBRATION = "1"
-"""Part of the version of every encoder that was fitted on this content. Raise it with any change below."""
+"""Part of the version of every encoder fitted on this content. Raise it with any change below."""
 
 
 def _words_of(line: str) -> list[str]:

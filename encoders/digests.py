@@ -1,4 +1,4 @@
-"""SHA-256 over files: how weights and bundles are recognised."""
+"""SHA-256 over files, to identify weights and bundles."""
 
 from __future__ import annotations
 

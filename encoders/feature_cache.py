@@ -1,11 +1,11 @@
-"""Tower features on disk, by content: what was computed once for a picture and a text is never computed again.
+"""Tower features on disk, by content: each picture and text passes through the towers once.
 
 ```text
 <cache folder>/features/<digest of the towers>/<random>.safetensors    immutable; rows of text and image features
 ```
 
-A row's key is a hash over what the towers may look at. Shards are written under a temporary name and renamed, so a
-reader sees all of one or nothing, several processes may share the folder, and a killed run loses one shard at most.
+A row's key is a hash over the towers' input. Shards are written under a temporary name and renamed, so a reader sees a
+whole shard or none, several processes may share the folder, and a killed run loses at most one shard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -30,23 +29,32 @@ from encoders.features import ItemFeatures, attribute_columns
 from encoders.multimodal import MultiModalEncoder
 from schemas.errors import EncodingFailed, Reason
 
-log = structlog.get_logger()
-
 _ROWS_PER_SHARD = 1_024
 _ROWS_PER_PASS = 64
 
+Warn = Callable[..., object]
+"""Receives the name of an event and its fields as keywords, like a structlog `warning`."""
+
+
+def _ignore(event: str, **fields: str) -> None:
+    pass
+
 
 class FeatureCache:
-    """Features of items from memory, disk or the towers, in that order of preference."""
+    """Features of items from memory, disk or the towers, in that order of preference.
 
-    def __init__(self, folder: Path, towers: MultiModalEncoder, digest: str) -> None:
+    `warn` receives shards that cannot be read (their rows are computed again) and pictures that cannot be decoded.
+    """
+
+    def __init__(self, folder: Path, towers: MultiModalEncoder, digest: str, *, warn: Warn = _ignore) -> None:
         self.folder = folder / "features" / digest
-        """Where the shards lie."""
+        """The folder of the shards."""
         self._towers = towers
+        self._warn = warn
         self._rows: dict[str, tuple[NDArray[np.float32], NDArray[np.float32], bool, bool]] = {}
         self._read = False
         self.computed = 0
-        """Rows that the towers had to make."""
+        """Rows computed by the towers."""
 
     def features(
         self, contents: Sequence[ItemContent], *, on_progress: Callable[[int], None] = lambda done: None
@@ -59,7 +67,10 @@ class FeatureCache:
         on_progress(len(contents) - len(missing))
         places = iter(missing.values())
         fresh: list[str] = []
-        for part in prepared(self._towers, [contents[place] for place in missing.values()], on_progress=on_progress):
+        parts = prepared(
+            self._towers, [contents[place] for place in missing.values()], on_progress=on_progress, warn=self._warn
+        )
+        for part in parts:
             chunk = [keys[place] for place in islice(places, len(part))]
             self._compute(chunk, part)
             fresh += chunk
@@ -70,19 +81,14 @@ class FeatureCache:
             self._write(fresh)
         rows = [self._rows[key] for key in keys]
         text_width, image_width = self._towers.tower_widths
-        columns = attribute_columns(
-            [content.category for content in contents],
-            [content.year for content in contents],
-            [content.price for content in contents],
-        )
         return ItemFeatures(
             text_NT=np.stack([row[0] for row in rows]) if rows else np.zeros((0, text_width), np.float32),
             image_NI=np.stack([row[1] for row in rows]) if rows else np.zeros((0, image_width), np.float32),
             has_text_N=np.array([row[2] for row in rows], bool),
             has_image_N=np.array([row[3] for row in rows], bool),
-            category_N2=np.asarray(columns["category_N2"], np.int64),
-            year_N=np.asarray(columns["year_N"], np.float32),
-            price_N=np.asarray(columns["price_N"], np.float32),
+            **attribute_columns(
+                [one.category for one in contents], [one.year for one in contents], [one.price for one in contents]
+            ),
         )
 
     def _compute(self, keys: list[str], prepared: list[Prepared]) -> None:
@@ -101,7 +107,7 @@ class FeatureCache:
                     for key, *row in zip(keys, text, image, has, strict=True):
                         self._rows[key] = (row[0], row[1], bool(row[2][0]), bool(row[2][1]))
             except (SafetensorError, KeyError, ValueError, OSError) as error:
-                log.warning("features.shard_ignored", path=str(path), error=str(error))  # it is computed again
+                self._warn("features.shard_ignored", path=str(path), error=str(error))
 
     def _write(self, keys: list[str]) -> None:
         rows = [self._rows[key] for key in keys]
@@ -120,7 +126,7 @@ class FeatureCache:
 
 
 def content_key(content: ItemContent) -> str:
-    """Hash over what towers may look at: text, category (it is part of the text) and picture."""
+    """Hash over the towers' input: text, category (it is part of the text) and picture."""
     picture = hashlib.sha256(content.image).hexdigest() if content.image else None
     parts = json.dumps([content.title, content.text, content.category, picture], ensure_ascii=False)
     return hashlib.sha256(parts.encode(errors="surrogatepass")).hexdigest()[:32]
@@ -131,22 +137,23 @@ def prepared(
     contents: Sequence[ItemContent],
     *,
     on_progress: Callable[[int], None] = lambda done: None,
+    warn: Warn = _ignore,
 ) -> Iterator[list[Prepared]]:
-    """Items as the towers want them, in parts. A picture that cannot be decoded counts as missing."""
+    """The towers' inputs of these items, in parts. A picture that cannot be decoded counts as missing."""
     with ThreadPoolExecutor(max_workers=2) as threads:
         for start in range(0, len(contents), _ROWS_PER_PASS):
             part = list(
-                threads.map(lambda content: _prepared(towers, content), contents[start : start + _ROWS_PER_PASS])
+                threads.map(lambda content: _prepared(towers, content, warn), contents[start : start + _ROWS_PER_PASS])
             )
             yield part
             on_progress(len(part))
 
 
-def _prepared(towers: MultiModalEncoder, content: ItemContent) -> Prepared:
+def _prepared(towers: MultiModalEncoder, content: ItemContent, warn: Warn) -> Prepared:
     try:
         return towers.prepare(content)
     except EncodingFailed as error:
         if error.reason is Reason.NO_CONTENT or content.image is None:
             return Prepared(tokens=None, pixels=None)
-        log.warning("features.picture_ignored", item_id=content.item_id, reason=str(error.reason))
-        return _prepared(towers, ItemContent(title=content.title, text=content.text, category=content.category))
+        warn("features.picture_ignored", item_id=content.item_id, reason=str(error.reason))
+        return _prepared(towers, ItemContent(title=content.title, text=content.text, category=content.category), warn)

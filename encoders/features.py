@@ -1,10 +1,11 @@
-"""Frozen features of items with their publish-time attributes: what the trained heads see."""
+"""Frozen features of items with their publish-time attributes, the input of the trained heads."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ UNKNOWN = np.float32(np.nan)
 
 @dataclass(frozen=True, eq=False)
 class ItemFeatures:
-    """N items. A modality that an item lacks is a zero row with its flag down; an unknown attribute is NaN or ""."""
+    """N items. A missing modality is a zero row with a false flag; an unknown attribute is NaN or -1."""
 
     text_NT: NDArray[np.float32]
     """Features of the text tower."""
@@ -31,7 +32,7 @@ class ItemFeatures:
     def __len__(self) -> int:
         return len(self.has_text_N)
 
-    def take(self, rows: NDArray[np.int64]) -> ItemFeatures:
+    def select(self, rows: NDArray[np.int64]) -> ItemFeatures:
         """These rows, in this order."""
         return ItemFeatures(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
@@ -48,7 +49,7 @@ class ItemFeatures:
 
 def attribute_columns(
     categories: Sequence[str | None], years: Sequence[float | None], prices: Sequence[float | None]
-) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """The attribute columns of `ItemFeatures`."""
     hashed = {name: category_hashes(name) for name in set(categories)}
     return {
@@ -59,7 +60,7 @@ def attribute_columns(
 
 
 def category_hashes(category: str | None) -> tuple[int, int]:
-    """Two stable 31-bit hashes of a category, whatever its case; (-1, -1) for none."""
+    """Two stable 31-bit hashes of a category, case-insensitive; (-1, -1) for none."""
     name = (category or "").strip().lower()
     if not name:
         return -1, -1

@@ -1,8 +1,8 @@
-"""The fixed fusion: features of two towers to one unit vector, and how its matrices are made.
+"""The fixed fusion: features of two towers to one unit vector, and the fit of its matrices.
 
 For each modality x with features f: z = unit((prepared f - mean) @ matrix). The item is
 unit([sqrt(1 - share) z_text ; sqrt(share) z_image]), so the cosine of two items is a weighted mean of the cosines of
-their texts and of their pictures. An item that lacks a modality is the other one alone, scaled to length 1.
+their texts and of their pictures. An item without one modality is the other one alone, scaled to length 1.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from schemas.errors import EncodingFailed, Reason
 
 _SMALLEST_LENGTH = 1e-6
-"""A projected vector shorter than this is rounding noise: scaling it up would make its direction up."""
+"""A projected vector shorter than this is rounding noise without a meaningful direction."""
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """One modality's way to its share of the vector."""
+    """The projection of one modality to its part of the vector."""
 
     mean: NDArray[np.float32]
-    """(width,) middle of ordinary content, after scaling the features to length 1."""
+    """(width,) mean of ordinary content, after scaling the features to length 1."""
     matrix: NDArray[np.float32]
     """(width, d) fixed directions."""
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, width) features to (n, d) unit rows; `EncodingFailed` with `BAD_VECTOR` if one has no direction."""
-        # a product per row: one for all rounds a row otherwise depending on how many there are
+        # a product per row: in one for all, the rounding of a row depends on their number
         return _unit(((_unit(features) - self.mean)[:, None] @ self.matrix)[:, 0])
 
 
@@ -41,7 +41,7 @@ class FixedFusion:
     text: Projection
     image: Projection
     image_share: float
-    """Part of the squared length that the picture has where both are there; between 0 and 1, both excluded."""
+    """Share of the squared length of the picture's part where both are present; between 0 and 1, both excluded."""
 
     @property
     def dim(self) -> int:
@@ -56,7 +56,7 @@ class FixedFusion:
         image_rows: NDArray[np.intp],
         image_features: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        """(count, dim) unit rows; `..._rows` say which items the features belong to, each item in at least one."""
+        """(count, dim) unit rows; `..._rows` are the items of the features, each item in at least one."""
         missing = np.ones(count, dtype=bool)
         missing[text_rows] = missing[image_rows] = False
         if missing.any():
@@ -65,7 +65,7 @@ class FixedFusion:
         fused = np.zeros((count, self.dim), dtype=np.float32)
         fused[text_rows, :split] = np.sqrt(1.0 - self.image_share) * self.text(text_features)
         fused[image_rows, split:] = np.sqrt(self.image_share) * self.image(image_features)
-        return _unit(fused)  # with one modality missing this makes the other one the whole vector
+        return _unit(fused)  # with one modality missing, the other one is the whole vector
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -78,9 +78,9 @@ def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
 def fit_projection(features: NDArray[np.float32], dim: int, *, drop: int) -> Projection:
     """Centre on the mean of calibration features (n, width) and keep `dim` principal directions after the first `drop`.
 
-    The first directions only tell one kind of catalogue from another (goods from films, photos from drawings): inside
-    one shop they are a constant that all items share. The rest are scaled by the inverse root of their deviation,
-    half way to whitening, because the made-up content says little about how strong a direction is in a real shop.
+    The first directions only separate kinds of catalogues (goods from films, photos from drawings): inside one shop
+    they are a constant of all items. The rest are scaled by the inverse root of their deviation, half way to whitening,
+    because the synthetic content is a poor estimate of a direction's strength in a real shop.
     """
     rows = _unit(features).astype(np.float64)
     mean = rows.mean(0)
@@ -98,7 +98,7 @@ def fit_projection(features: NDArray[np.float32], dim: int, *, drop: int) -> Pro
 def draw_projection(features: NDArray[np.float32], dim: int, *, seed: int) -> Projection:
     """Centre on the mean of calibration features (n, width) and draw `dim` orthonormal directions from `seed`.
 
-    Keeps cosines up to about 1 / sqrt(dim). Unlike principal directions, it comes out the same on every machine.
+    Keeps cosines up to about 1 / sqrt(dim). Unlike principal directions, it is the same on every machine.
     """
     mean = _unit(features).astype(np.float64).mean(0)
     drawn = np.random.default_rng(seed).standard_normal((features.shape[1], dim))
@@ -107,7 +107,7 @@ def draw_projection(features: NDArray[np.float32], dim: int, *, seed: int) -> Pr
 
 
 def to_tensors(fusion: FixedFusion) -> dict[str, NDArray[np.float32]]:
-    """Named arrays, as they are written to a bundle."""
+    """Named arrays of a bundle."""
     return {
         "image.matrix": fusion.image.matrix,
         "image.mean": fusion.image.mean,

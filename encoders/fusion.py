@@ -23,7 +23,7 @@ from encoders.fusion_config import FusionConfig
 
 @dataclass(frozen=True, eq=False)
 class FusionInput:
-    """Features of N items, reduced to their principal components: what every pass starts from."""
+    """Features of N items, reduced to their principal components: the input of every pass."""
 
     text_NR: Tensor
     image_NR: Tensor
@@ -31,30 +31,23 @@ class FusionInput:
     has_image_N: Tensor
     category_N2: Tensor
     spline_NS: Tensor
-    """Year and price, interpolated between knots; a column each says that it is known."""
+    """Year and price, interpolated between knots, each with a column for whether it is known."""
 
     def __len__(self) -> int:
         return len(self.has_text_N)
 
     @staticmethod
     def concatenate(parts: Sequence[FusionInput]) -> FusionInput:
-        """Several as one."""
+        """Several inputs as one."""
         return FusionInput(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(FusionInput)))
 
-    def take(self, rows: Tensor) -> FusionInput:
+    def select(self, rows: Tensor) -> FusionInput:
         """These rows, in this order."""
-        return FusionInput(
-            self.text_NR[rows],
-            self.image_NR[rows],
-            self.has_text_N[rows],
-            self.has_image_N[rows],
-            self.category_N2[rows],
-            self.spline_NS[rows],
-        )
+        return FusionInput(*(getattr(self, f.name)[rows] for f in fields(FusionInput)))
 
 
 class ItemSource(Protocol):
-    """Items by number, frozen or not: `FusionInput`, or towers that learn (`encoders.tuning.TunedItems`)."""
+    """Items by number: a frozen `FusionInput`, or trained towers (`encoders.tuning.TunedItems`)."""
 
     @property
     def has_text_N(self) -> Tensor:  # noqa: N802
@@ -73,7 +66,7 @@ class ItemSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: Tensor) -> FusionInput:
+    def select(self, rows: Tensor) -> FusionInput:
         """These rows, in this order."""
         ...
 
@@ -91,9 +84,8 @@ class ItemFusion(nn.Module):
     """Frozen features to item embeddings.
 
     Text and picture features are scaled to unit length, centred and rotated to their principal components, so that the
-    untrained heads already keep the geometry of the towers. A missing picture or title is a learned state of its own,
-    trained by hiding modalities. Outputs are centred by a running mean, then scaled to unit length: without it the
-    space is a cone.
+    untrained heads keep the geometry of the towers. A missing picture or title has a learned row, trained by hiding
+    modalities. Outputs are centred by a running mean, then scaled to unit length; without centring they form a cone.
     """
 
     text_mean_T: Tensor
@@ -148,7 +140,7 @@ class ItemFusion(nn.Module):
         for head in (self.text_head, self.image_head):
             nn.init.eye_(head.weight)
             nn.init.zeros_(head.bias)
-        # the leading components of both sides alternate, so that any prefix of the vector holds its share of each
+        # the leading components of both sides alternate, so that any prefix of the vector contains both
         width = self.config.width
         for start, layer in enumerate((self.text_in, self.image_in)):
             nn.init.zeros_(layer.weight)
@@ -166,7 +158,7 @@ class ItemFusion(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: ItemFeatures) -> None:
-        """Principal components, knots and means from a catalogue; the heads start from them."""
+        """Fit principal components, knots and means on a catalogue, the start of training."""
         for rows, known, mean_buffer, basis in (
             (features.text_NT, features.has_text_N, self.text_mean_T, self.text_basis_TR),
             (features.image_NI, features.has_image_N, self.image_mean_I, self.image_basis_IR),
@@ -194,7 +186,7 @@ class ItemFusion(nn.Module):
 
     @torch.no_grad()
     def prepare(self, features: ItemFeatures) -> FusionInput:
-        """The fixed part of the pass, which can be kept: principal components and interpolated attributes."""
+        """The fixed part of the pass, which can be cached: principal components and interpolated attributes."""
         device = self.means_3D.device
         text_NR = self.text_components(torch.from_numpy(features.text_NT).to(device))
         image_NR = self.image_components(torch.from_numpy(features.image_NI).to(device))
@@ -230,7 +222,7 @@ class ItemFusion(nn.Module):
     def raw(
         self, items: FusionInput, *, drop_text_N: Tensor | None = None, drop_image_N: Tensor | None = None
     ) -> Tensor:
-        """(3, N, D) picture, title and fused rows before centring; `drop_*` hides a modality that is there."""
+        """(3, N, D) picture, title and fused rows before centring; `drop_*` hides a present modality."""
         has_text = items.has_text_N if drop_text_N is None else items.has_text_N & ~drop_text_N
         has_image = items.has_image_N if drop_image_N is None else items.has_image_N & ~drop_image_N
         title = torch.where(has_text[:, None], self.text_head(items.text_NR), self.no_text_D)
@@ -240,9 +232,9 @@ class ItemFusion(nn.Module):
         config = self.config
         if config.kind == "mean":
             return torch.stack([image, title, title_side + image_side])
-        together = torch.cat([title, image, attributes], 1)
+        joined = torch.cat([title, image, attributes], 1)
         if config.kind == "gated":
-            gate = torch.sigmoid(self.gate(together))
+            gate = torch.sigmoid(self.gate(joined))
             fused = 2 * (gate * title_side + (1 - gate) * image_side)
         else:
             small_t = F.pad(self.text_small(title), (0, 1), value=1.0)
@@ -250,13 +242,13 @@ class ItemFusion(nn.Module):
             fused = title_side + image_side + self.outer((small_t[:, :, None] * small_v[:, None, :]).flatten(1))
         fused = fused + self.attributes(attributes)
         if config.hidden:
-            fused = fused + self.mix_out(F.gelu(self.mix_in(together)))
+            fused = fused + self.mix_out(F.gelu(self.mix_in(joined)))
         return torch.stack([image, title, fused])
 
     def forward(
         self, items: FusionInput, *, drop_text_N: Tensor | None = None, drop_image_N: Tensor | None = None
     ) -> Views:
-        """Centred unit rows of each view; zero rows where an item lacks (or is made to lack) the view's modality."""
+        """Centred unit rows of each view; zero rows where the view's modality is missing or hidden."""
         raw = self.raw(items, drop_text_N=drop_text_N, drop_image_N=drop_image_N)
         unit = F.normalize(raw - self.means_3D[:, None], dim=-1, eps=1e-6)
         has_text = items.has_text_N if drop_text_N is None else items.has_text_N & ~drop_text_N
@@ -265,7 +257,7 @@ class ItemFusion(nn.Module):
 
     @torch.no_grad()
     def centre_on(self, items: FusionInput, *, momentum: float = 0.0) -> None:
-        """Move the running means to those of these items; `momentum` is the share of the old mean that stays."""
+        """Move the running means to those of these items; `momentum` is the share of the old mean that is kept."""
         raw = self.raw(items)
         weights = torch.stack([items.has_image_N, items.has_text_N, torch.ones_like(items.has_text_N)]).float()
         counts = weights.sum(1, keepdim=True)
@@ -276,7 +268,7 @@ class ItemFusion(nn.Module):
     def embed(self, items: ItemSource, *, rows_per_pass: int = 4096) -> Views:
         """Views of all items, without gradient."""
         parts = [
-            self(items.take(torch.arange(start, min(start + rows_per_pass, len(items)))))
+            self(items.select(torch.arange(start, min(start + rows_per_pass, len(items)))))
             for start in range(0, max(1, len(items)), rows_per_pass)
         ]
         return Views(
@@ -298,14 +290,14 @@ def nested_unit(rows_ND: Tensor, widths: Sequence[int]) -> list[Tensor]:
 
 
 def _log_price(price_N: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Prices on a scale without a unit: their logarithm; free things stand below the cheapest."""
+    """Logarithm of prices, so that their unit does not matter; a price of 0 is below all others."""
     with np.errstate(invalid="ignore"):
         logged = np.log(np.maximum(price_N, 1e-6))
     return np.where(np.isfinite(price_N), logged, np.nan).astype(np.float32)
 
 
 def _knots(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Quantiles, pushed apart where many values are the same so that they stay increasing."""
+    """Quantiles, moved apart where many values are the same so that they increase."""
     knots = np.quantile(values.astype(np.float64), np.linspace(0, 1, count))
     gap = max(float(values.max() - values.min()), 1e-2) * 1e-3
     for i in range(1, count):

@@ -1,4 +1,4 @@
-"""Shape of the trained part of an encoder; free of torch, so that reading settings stays quick."""
+"""Shape of the trained part of an encoder; imports no torch, so that settings load quickly."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class FusionConfig(BaseModel):
     width: int = Field(default=128, ge=8, le=4096)
     """Width of an item embedding."""
     nested_widths: tuple[int, ...] = (64,)
-    """Prefixes of the vector that are trained to stand alone, so that a platform may store fewer dimensions."""
+    """Prefixes of the vector that are trained as vectors too, so that a platform may store fewer dimensions."""
     kind: Literal["gated", "tensor", "mean"] = "gated"
-    """How text and picture meet: a gate per dimension, an outer product, or plainly side by side."""
+    """Fusion of text and picture: a gate per dimension, an outer product, or side by side."""
     tensor_width: int = Field(default=12, ge=2, le=64)
-    """Width that each side is projected to before the outer product."""
+    """Width of each side's projection before the outer product."""
     hidden: int = Field(default=128, ge=0)
-    """Width of the layer that lets text, picture and attributes interact; 0 leaves it out."""
+    """Width of the hidden layer over text, picture and attributes; 0 leaves it out."""
     text_rank: int = Field(default=192, ge=8)
-    """Principal components of the text features that the head sees."""
+    """Principal components of the text features that are the head's input."""
     image_rank: int = Field(default=256, ge=8)
-    """Principal components of the picture features that the head sees."""
+    """Principal components of the picture features that are the head's input."""
     category: bool = True
-    """Whether the category takes part."""
+    """Whether the category is an input."""
     category_width: int = Field(default=16, ge=1)
     """Width of a category's hash embedding."""
     category_rows: int = Field(default=2048, ge=16)
     """Rows of the hashed category table; a category is the sum of two of them."""
     year: bool = True
-    """Whether the year takes part."""
+    """Whether the year is an input."""
     price: bool = True
-    """Whether the price at first publish takes part."""
+    """Whether the price at first publish is an input."""
     knots: int = Field(default=16, ge=2)
     """Quantiles between which year and price are interpolated."""
 

@@ -1,4 +1,4 @@
-"""HashingEncoder: vectors without weights, for tests only. Near in words and colours is near in space, no more."""
+"""HashingEncoder: vectors without weights, for tests only, close for common words and colours."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COLOUR_WEIGHT = 0.5
 
 
 class HashingEncoder:
-    """Each word and each coarse pixel colour picks a random direction by its hash; an item is their sum.
+    """Each word and each coarse pixel colour has a random direction by its hash; an item is their sum.
 
-    Deterministic across machines and processes, a few microseconds per item. The same checks on text and pictures
-    run as in the real encoder, so that it refuses the same input. No demo and no default uses it.
+    Deterministic across machines and processes, a few microseconds per item. Text and pictures have the same checks as
+    in the real encoder, so that it rejects the same input.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class HashingEncoder:
 
     @property
     def version(self) -> str:
-        """Names algorithm and width."""
+        """Algorithm and width."""
         return f"hashing-{self._dim}-1"
 
     @property

@@ -18,8 +18,8 @@ from encoders.text import load_into, model_files
 from schemas.errors import Misconfigured
 
 _PICTURES_PER_PASS = {"cpu": 8}
-"""A CPU likes feature maps that fit its caches, and up to 8 pictures each comes out the same, bit by bit, as alone (16
-take other ways through its kernels); other devices take 64."""
+"""On a CPU feature maps should fit the caches, and up to 8 pictures each is bit-identical to a pass of its own (16 use
+other kernels); other devices use 64."""
 
 
 class ImageTower(Protocol):
@@ -33,17 +33,17 @@ class ImageTower(Protocol):
         ...
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        """Load trained weights by name. Raises `ValueError` for an unknown name or shape."""
         ...
 
 
 class EfficientNetLite0:
     """EfficientNet-lite0, pre-trained on ImageNet; mean over the last feature map, 1280 features.
 
-    Input is (rgb - 127) / 128, as it was trained. Batch normalisation is folded into the convolutions.
+    Input is (rgb - 127) / 128, as in its training. Batch normalisation is folded into the convolutions.
 
-    It computes in fp32 where bf16 is asked for: with 8 bits its features turn too far (lowest cosine to fp32 .99 on
-    product photos, where the text tower keeps .9999). With fp16 they keep .9999.
+    With precision bf16 it computes in fp32: with 8 bits the lowest cosine of its features to fp32 is .99 on product
+    photos, where the text tower has .9999. With fp16 it has .9999.
     """
 
     width = 1280
@@ -69,7 +69,7 @@ class EfficientNetLite0:
                 f"image weights {weights} have SHA-256 {found}, the bundle was made with {sha256}; "
                 "install the package version that the bundle names"
             )
-        # the package ships a .pth: known by its checksum, and read as tensors only
+        # a .pth: verified by its checksum, and read as tensors only
         state = torch.load(weights, map_location="cpu", weights_only=True)
         model = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         model.load_state_dict(state)
@@ -94,7 +94,7 @@ class EfficientNetLite0:
         return (_to_tensor(pictures, self._device) - 127.0) / 128.0
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        """Load trained weights by name. Raises `ValueError` for an unknown name or shape."""
         load_into(self.network, weights)
 
 
@@ -109,7 +109,7 @@ def _in_passes(
     device: torch.device,
     width: int,
 ) -> NDArray[np.float32]:
-    """(n, width) features, some pictures at a time; a GPU is waited for once, at the end."""
+    """(n, width) features in passes of several pictures, with one wait for a GPU at the end."""
     if not pictures:
         return np.empty((0, width), np.float32)
     step = _PICTURES_PER_PASS.get(device.type, 64)
@@ -118,7 +118,7 @@ def _in_passes(
 
 
 def _fold_batch_norms(model: Any) -> Any:
-    """Fold each batch normalisation into the convolution before it: the same function, a fifth less work."""
+    """Fold each batch normalisation into the convolution before it: the same function at a fifth less work."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     identity = torch.nn.Identity()
@@ -133,7 +133,7 @@ def _fold_batch_norms(model: Any) -> Any:
 
 
 def _without_copies(model: Any) -> Any:
-    """Pad inside the convolutions where all sides are alike, clip in place: the same function, fewer copies."""
+    """Pad inside the convolutions where all sides are equal, clip in place: the same function with fewer copies."""
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU6):
             module.inplace = True
@@ -180,7 +180,7 @@ class TransformersVision:
         return (_to_tensor(pictures, self._device) - self._mean) / self._std
 
     def pooled(self, batch: torch.Tensor, network: Any = None) -> torch.Tensor:
-        """(n, width) features of scaled pictures; `network` stands in for the tower's own while it is trained."""
+        """(n, width) features of scaled pictures; `network` replaces the tower's own in training."""
         result = (network or self.network)(pixel_values=batch)
         pooled = getattr(result, "pooler_output", None)
         if pooled is None:
@@ -190,7 +190,7 @@ class TransformersVision:
         return features
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        """Load trained weights by name. Raises `ValueError` for an unknown name or shape."""
         load_into(self.network, weights)
 
     @torch.inference_mode()
@@ -212,5 +212,5 @@ def _declared_size(settings: dict[str, Any]) -> int:
 
 
 def vision_model_sha256(folder: Path) -> str:
-    """Digest of what decides a transformers vision tower's features."""
+    """Digest of the files that determine a transformers vision tower's features."""
     return files_sha256(folder, model_files(folder, "preprocessor_config.json"))

@@ -1,4 +1,4 @@
-"""The few picture formats that are decoded, told apart by their first bytes."""
+"""The picture formats that are decoded, recognised by their first bytes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 ImageFormat = Literal["JPEG", "PNG", "WEBP"]
 
 SNIFFED_BYTES = 12
-"""How many bytes `sniff` needs."""
+"""Number of bytes that `sniff` needs."""
 
 
 def sniff(data: bytes | bytearray) -> ImageFormat | None:
-    """The format that the first bytes show; None if it is not one that we decode."""
+    """The format of these first bytes; None if it is not one that is decoded."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

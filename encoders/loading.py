@@ -1,4 +1,4 @@
-"""From configuration to a working encoder, and from two backbones to a new bundle."""
+"""Encoders from configuration, and new bundles from two backbones."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _DRAWN_RECIPE = f"centre of calibration {CALIBRATION}, directions drawn from see
 
 
 def load_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder that the configuration names; a few seconds, mostly reading weights.
+    """The configured encoder; takes a few seconds, mostly reading weights.
 
-    Raises `Misconfigured` if the bundle is damaged or foreign, weights are missing or are not the ones that the bundle
-    was made with, or a model cannot be found.
+    Raises `Misconfigured` if the bundle is damaged or made for other code, its weights are missing or differ from its
+    digests, or a model cannot be found.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -55,7 +55,7 @@ def load_encoder(config: EncoderConfig) -> Encoder:
 
 
 def load_towers(config: EncoderConfig) -> MultiModalEncoder:
-    """The untrained encoder that the configuration names. Raises `Misconfigured` as `load_encoder` does."""
+    """The configured encoder without a trained fusion. Raises `Misconfigured` as `load_encoder` does."""
     folder = DEFAULT_BUNDLE if config.bundle == "default" else Path(config.bundle)
     manifest, fusion = read_bundle(folder)
     if config.text_model is None and config.image_model is None:
@@ -83,17 +83,17 @@ def _trained_encoder(folder: Path, config: EncoderConfig) -> TrainedEncoder:
 
 
 def _version(version: str, config: EncoderConfig) -> str:
-    """Vectors of reduced precision are others than those of fp32 by more than rounding, so they do not mix."""
+    """Vectors of reduced precision differ from fp32 by more than rounding, so they have a version of their own."""
     return version if config.precision == "fp32" else f"{version}-{config.precision}"
 
 
 def towers_of(manifest: TrainedManifest, folder: Path, config: EncoderConfig) -> MultiModalEncoder:
-    """The towers below a trained fusion, with a fusion that nobody uses."""
+    """The towers below a trained fusion, with a placeholder for the fixed one."""
     text, image = _text_tower(manifest.text, folder, config), _image_tower(manifest.image, folder, config)
-    further = read_tower_weights(folder, manifest)
+    trained = read_tower_weights(folder, manifest)
     try:
-        text.load(further.get("text", {}))
-        image.load(further.get("image", {}))
+        text.load(trained.get("text", {}))
+        image.load(trained.get("image", {}))
     except ValueError as error:
         raise Misconfigured(f"encoder bundle {folder}: trained tower weights do not fit: {error}") from None
     unused = FixedFusion(
@@ -119,10 +119,10 @@ def make_bundle(
     text_dim: int = TEXT_DIM,
     image_dim: int = IMAGE_DIM,
 ) -> BundleManifest:
-    """Fit a fusion for two backbones on made-up content and write it as a bundle: how the default one was made.
+    """Fit a fusion for two backbones on synthetic content and write it as a bundle, as the default one was made.
 
-    Takes a minute or two. Raises `Misconfigured` if a backbone cannot be loaded and `FileExistsError` if `folder` is
-    in use.
+    Takes one or two minutes. Raises `Misconfigured` if a backbone cannot be loaded and `FileExistsError` if `folder`
+    is not empty.
     """
     text_tower, image_tower = _text_tower(text, folder, config), _image_tower(image, folder, config)
     texts = _text_features(text_tower, _FIT_TEXTS, _FIT_WORDS)
@@ -143,7 +143,7 @@ def make_bundle(
 def _with_other_towers(
     manifest: BundleManifest, folder: Path, config: EncoderConfig
 ) -> tuple[BundleManifest, FixedFusion, TextTower, ImageTower]:
-    """A bundle that exists only in memory: other towers, their centre measured now, directions drawn from a seed."""
+    """A bundle in memory: other towers, centred on synthetic content, with directions drawn from a seed."""
     text_spec, image_spec = manifest.text, manifest.image
     if config.text_model is not None:
         place = _model_folder(config.text_model, "MIM_ENCODER__TEXT_MODEL", config.allow_hub_download)

@@ -1,4 +1,4 @@
-"""MultiModalEncoder: two towers and a fixed fusion behind the one `Encoder` protocol."""
+"""MultiModalEncoder: two towers and a fixed fusion as an `Encoder`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from encoders.text import TextTower
 from schemas.errors import EncodingFailed, Reason
 
 _CHARACTERS_PER_TOKEN = 12
-"""More than any text needs on average: what lies behind is cut before it costs time in the tokenizer."""
+"""Above the average of any text; longer texts are cut before the tokenizer."""
 
 
 class MultiModalEncoder:
     """Title, category, description and picture of an item as one unit vector.
 
-    Vectors are the same alone or in a batch: to the last bit on a CPU with one thread per pass in fp32, up to
-    float rounding (1e-5) elsewhere. Other processors and torch releases round differently by about as much. With bf16 a
-    number may move by .01 from batch to batch and with fp16 by .001, at a cosine above .9999.
+    Vectors do not depend on the batch: bit-identical on a CPU with one thread per pass in fp32, up to float rounding
+    (1e-5) elsewhere. Other processors and torch releases differ by about as much. With bf16 a number may change by .01
+    from batch to batch and with fp16 by .001, at a cosine above .9999.
 
-    `encode` is safe to call from several threads. On a CPU passes side by side, each on one core, are faster than one
-    that is split over all cores.
+    `encode` is thread-safe. On a CPU concurrent passes, each on one core, are faster than one on all cores.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class MultiModalEncoder:
         return self.text.width, self.image.width
 
     def tower_features(self, batch: Sequence[Prepared]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What the towers make of a batch, before any fusion: (n, T) and (n, I), zero rows where there is nothing."""
+        """Tower features of a batch before the fusion: (n, T) and (n, I), zero rows for missing modalities."""
         text = np.zeros((len(batch), self.text.width), np.float32)
         image = np.zeros((len(batch), self.image.width), np.float32)
         texts = [(row, item.tokens) for row, item in enumerate(batch) if item.tokens is not None]

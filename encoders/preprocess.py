@@ -1,7 +1,6 @@
-"""Titles to text, picture bytes to pixels: the one place where bytes from outside are decoded.
+"""Titles to text, picture bytes to pixels: the one place where untrusted content is decoded.
 
-Pictures come from strangers. What they claim to be is never believed: the first bytes decide the format, and its
-size is checked from the header before a single pixel is decoded.
+The first bytes of a picture decide its format, and its size is checked in the header before any pixel is decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PREPROCESSING = "1"
 """Part of every encoder version. Raise it with any change here that can change a text or a pixel."""
 
 _MAX_JPEG_SCANS = 100
-"""Progressive pictures have about ten scans; thousands make a small file cost minutes."""
+"""Progressive pictures have about ten scans; decoding thousands takes minutes."""
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,19 +36,19 @@ _UPRIGHT = {
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How large a picture may be."""
+    """Size limits of a picture."""
 
     max_bytes: int
     """Encoded size."""
     max_pixels: int
-    """Width times height, as the header states it."""
+    """Width times height, from the header."""
 
 
 def join_text(content: ItemContent, *, max_characters: int) -> str:
     """Title, category and description as one line; empty if there is none of title and description.
 
-    The title comes first and the description last, because what is too long is cut at the end. A category alone is
-    no content: it would give all items of the category one vector.
+    The title comes first and the description last, because long texts are cut at the end. A category alone is no
+    content: it would give all items of the category one vector.
     """
     title, text = _clean(content.title), _clean(content.text[:max_characters])
     if not title and not text:
@@ -70,8 +69,8 @@ def _clean(text: str) -> str:
 def decode_image(data: bytes, *, size: int, limits: ImageLimits) -> NDArray[np.uint8]:
     """(size, size, 3) RGB pixels of an encoded picture: upright, transparency on white, squeezed to a square.
 
-    Squeezed, not cropped: what a shop shows fills its frame, and a crop of a tall picture loses head and feet.
-    Of a moving picture the first frame counts.
+    Squeezed, not cropped: products fill their pictures, and a crop of a tall one loses its ends. Of an animation the
+    first frame is used.
 
     Raises `EncodingFailed` with `IMAGE_TOO_LARGE` (too many bytes or pixels, by the header) or `BAD_IMAGE` (not a
     JPEG, PNG or WebP, truncated or damaged).
@@ -92,7 +91,7 @@ def decode_image(data: bytes, *, size: int, limits: ImageLimits) -> NDArray[np.u
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise EncodingFailed(Reason.IMAGE_TOO_LARGE, str(error)) from None
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+    except Exception as error:  # Pillow's decoders raise many types on damaged bytes
         raise EncodingFailed(Reason.BAD_IMAGE, f"{image_format}: {error or type(error).__name__}") from error
 
 
@@ -117,12 +116,12 @@ def _decode(data: bytes, image_format: ImageFormat, size: int, limits: ImageLimi
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF says nothing about the picture itself
+    except Exception:  # the picture may be valid although its EXIF is damaged
         return 1
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """A mode that resizing understands: RGB, RGBA or L."""
+    """The picture in a mode that can be resized: RGB, RGBA or L."""
     if image.mode.startswith("I"):  # 16-bit grey; converting would clip instead of scale
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGB", "RGBA", "L"):

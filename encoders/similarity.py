@@ -1,4 +1,4 @@
-"""Cosine and nearest neighbours in numpy: the one definition of "near"."""
+"""Cosine and nearest neighbours in numpy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def unit_rows(vectors: ArrayLike) -> NDArray[np.float32]:
-    """(n, d) rows scaled to length 1. Raises `ValueError` for a row that is zero or not finite: it has no direction."""
+    """(n, d) rows scaled to length 1. Raises `ValueError` for a row that is zero or not finite."""
     rows = np.asarray(vectors, dtype=np.float64)
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
         raise ValueError("a vector is zero or not finite, so it has no direction")
     return np.asarray(rows / lengths, dtype=np.float32)
+
+
+def unit_or_zero_rows(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(n, d) rows scaled to length 1; zero rows (padding, missing content) stay zero."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)
 
 
 def cosine(left: ArrayLike, right: ArrayLike) -> NDArray[np.float32]:

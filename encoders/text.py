@@ -1,4 +1,4 @@
-"""The text tower: token ids to features, with any transformers encoder that lies in a local folder."""
+"""The text tower: token ids to features, with any transformers encoder in a local folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from schemas.errors import Misconfigured
 _States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _TOKENS_PER_BATCH = 4096
-"""Bound on padded tokens in one forward pass; keeps memory flat whatever the batch."""
+"""Bound on padded tokens in one forward pass, which bounds memory for any batch."""
 
 _WIDTHS = 8
-"""On a CPU texts are padded to multiples of this: enough texts share a pass, and few tokens are wasted."""
+"""On a CPU texts are padded to multiples of this: enough texts share a pass, with little padding."""
 
 
 class TextTower:
     """Mean over the last hidden states of the real tokens; `width` features per text.
 
-    Texts are grouped by length, so that a short title does not pay for a long description beside it. On a CPU a text is
-    padded to a width that follows from its own length, and its features do not depend on what is beside it.
+    Texts are grouped by length, so that a short title is not padded to a long description. On a CPU the padded width
+    depends on a text's own length alone, and its features do not depend on the other texts.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class TextTower:
         self._specials = {number for number, token in added.items() if token.special and token.content != unknown}
 
     def tokenize(self, text: str) -> tuple[int, ...] | None:
-        """Token ids with specials, at most `max_tokens`; None if the text holds no token at all. Thread-safe."""
-        ids = self._tokenizer.encode(text).ids  # its settings were fixed above, so threads may share it
+        """Token ids with specials, at most `max_tokens`; None if the text has no token. Thread-safe."""
+        ids = self._tokenizer.encode(text).ids  # its settings do not change after construction, so threads may share it
         return tuple(ids) if any(token not in self._specials for token in ids) else None
 
     def vocabulary(self) -> list[str]:
-        """Whole words that the tokenizer knows, in alphabetical order."""
+        """Whole words of the tokenizer's vocabulary, in alphabetical order."""
         words = {token.removeprefix("▁").removeprefix("Ġ") for token in self._tokenizer.get_vocab()}
         return sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
 
@@ -108,7 +108,7 @@ class TextTower:
         return sent(ids, self.device), sent(mask, self.device)
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights that were trained further, by name. Raises `ValueError` if one does not belong here."""
+        """Load trained weights by name. Raises `ValueError` for an unknown name or shape."""
         self.model.load(weights)
 
 
@@ -136,9 +136,9 @@ class TransformersText:
     """Last hidden states of any transformers text encoder."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoModel  # seconds to import, and only other architectures need it
+        from transformers import AutoModel  # takes seconds to import, and only other architectures need it
 
-        # safetensors only: a pickle would run code on loading
+        # safetensors only: a pickle can run code on loading
         whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         self.network: Any = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
         self.width: int = self.network.config.hidden_size
@@ -150,7 +150,7 @@ class TransformersText:
         return hidden
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over weights by name."""
+        """Load weights by name. Raises `ValueError` for an unknown name or shape."""
         load_into(self.network, weights)
 
 
@@ -162,7 +162,7 @@ def _load_model(folder: Path, config: dict[str, Any], device: torch.device) -> B
 
 
 def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Replace some of a module's weights. Raises `ValueError` if one is not its own."""
+    """Replace some of a module's weights. Raises `ValueError` for an unknown name or shape."""
     own = network.state_dict()
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
@@ -171,9 +171,9 @@ def load_into(network: Any, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def by_length(lengths: Sequence[int], *, alike: bool = False) -> Iterator[list[int]]:
-    """Row numbers grouped so that neighbours in length share a pass of at most 4,096 padded tokens.
+    """Row numbers in groups of similar length, one pass of at most 4,096 padded tokens each.
 
-    `alike`: only rows of one length share a pass.
+    `alike`: all rows of a group have the same length.
     """
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -187,12 +187,12 @@ def by_length(lengths: Sequence[int], *, alike: bool = False) -> Iterator[list[i
 
 
 def text_model_sha256(folder: Path) -> str:
-    """Digest of what decides a text tower's features: weights, architecture, tokenizer."""
+    """Digest of the files that determine a text tower's features: weights, architecture, tokenizer."""
     return files_sha256(folder, model_files(folder, "tokenizer.json", "tokenizer_config.json", "vocab.txt"))
 
 
 def model_files(folder: Path, *extra: str) -> list[str]:
-    """Names of the weight and configuration files of a transformers folder; `Misconfigured` without safetensors."""
+    """Weight and configuration files of a transformers folder. Raises `Misconfigured` without safetensors."""
     names = [path.name for path in folder.glob("*.safetensors")]
     if not names or not (folder / "config.json").is_file():
         raise Misconfigured(

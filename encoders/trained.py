@@ -1,21 +1,19 @@
-"""Trained bundles: the towers of a bundle below heads and a fusion that learned from behaviours.
+"""Trained bundles: the towers of a bundle below heads and a fusion trained on behaviours.
 
 ```text
-trained.json             towers (where, which SHA-256, how fed), shape of the fusion, version
+trained.json             towers (location, SHA-256, input), shape of the fusion, version
 trained.safetensors      weights of heads and fusion
-towers.safetensors       weights of the towers that learned too; absent where only heads did
-training.json            what it learned from: span, offsets, parent, settings, metrics
-SHA256SUMS               of them all; `sha256sum -c SHA256SUMS` checks it too
+towers.safetensors       weights of towers that were trained; absent where only heads were
+training.json            training data: span, offsets, parent, settings, metrics
+SHA256SUMS               of them all; readable by `sha256sum -c SHA256SUMS`
 ```
 
-The version is a hash over weights, towers and preprocessing: it changes exactly if vectors may change. What it was
-trained on describes it and is no part of its address. Nothing is ever unpickled.
+The version is a hash over weights, towers and preprocessing: it changes exactly if vectors may change. The training
+data is no part of it. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -23,18 +21,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from encoders.arithmetic import ALIKE_ROWS
 from encoders.base import ItemContent, Prepared
-from encoders.bundle import BundleManifest, ImageSpec, TextSpec
+from encoders.bundle import (
+    SUMS,
+    BundleManifest,
+    ImageSpec,
+    TextSpec,
+    check_manifest,
+    content_digest,
+    parse_manifest,
+    verified_sums,
+)
 from encoders.digests import file_sha256
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion
@@ -44,37 +51,36 @@ from encoders.preprocess import PREPROCESSING
 from schemas.errors import EncodingFailed, Misconfigured, Reason
 
 TRAINED = "trained.json"
-M = TypeVar("M", bound=BaseModel)
-_WEIGHTS, _TOWERS, _TRAINING, _SUMS = "trained.safetensors", "towers.safetensors", "training.json", "SHA256SUMS"
+_WEIGHTS, _TOWERS, _TRAINING = "trained.safetensors", "towers.safetensors", "training.json"
 
 
 class TrainingManifest(BaseModel):
-    """`training.json`: what taught an encoder, so that nothing evaluates it on rows that it has seen."""
+    """`training.json`: the training data of an encoder, so that no evaluation uses rows of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     stage: Literal["pretrain", "csft"]
     """Alignment of pictures and titles, or C-SFT on behaviours."""
     parent: str
-    """Version of the encoder that it started from."""
+    """Version of the encoder that training started from."""
     data: str
     """The folder's name, or the topics' prefix."""
     first_event_at: datetime | None = None
-    """Event time of the first behaviour that was learned from."""
+    """Event time of the first behaviour of the training data."""
     last_event_at: datetime | None = None
-    """Event time of the last one: rows after it are new to this encoder."""
+    """Event time of the last one: later rows are new to this encoder."""
     offsets: dict[str, dict[int, int]] = Field(default_factory=dict)
-    """Per topic and partition, the next offset after what was read; empty for a folder."""
+    """Per topic and partition, the offset after the last record read; empty for a folder."""
     cluster_id: str | None = None
     """The Kafka cluster that these offsets belong to."""
     items: int = 0
-    """Items whose content was seen."""
+    """Number of items."""
     pairs: int = 0
-    """Behaviour pairs that were learned from."""
+    """Number of behaviour pairs."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the run."""
     metrics: dict[str, Any] = Field(default_factory=dict)
-    """Health and recall at the end, on the span that settings were chosen by."""
+    """Health and recall at the end, on the span that settings were chosen on."""
     made_at: datetime | None = None
     """Wall clock at the end of the run."""
 
@@ -87,7 +93,7 @@ class TrainedManifest(BaseModel):
     format: Literal[1] = 1
     kind: Literal["trained-fusion"] = "trained-fusion"
     preprocessing: str = PREPROCESSING
-    """Version of the preprocessing code that the bundle goes with."""
+    """Version of the preprocessing code that the bundle requires."""
     text: TextSpec
     image: ImageSpec
     text_width: int = Field(ge=1)
@@ -96,23 +102,20 @@ class TrainedManifest(BaseModel):
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the weights' file."""
     towers_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """Digest of the tower weights that were trained further; None where the towers are those of the packages."""
+    """Digest of the trained tower weights; None where the towers are those of the packages."""
     version: str = ""
-    """The address that the fields above come to."""
+    """The `address` of the fields above."""
 
     def address(self) -> str:
-        """The `EncoderVersion`; places where tower weights lie are no part of it."""
+        """The `EncoderVersion`, without the locations of tower weights."""
         content = self.model_dump(mode="json", exclude={"version": True})
-        for part in ("text", "image"):
-            content[part]["weights"] = content[part]["weights"]["sha256"]
         if self.towers_sha256 is None:
             del content["towers_sha256"]
-        packed = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return f"csft{self.fusion.width}-{hashlib.sha256(packed.encode()).hexdigest()[:16]}"
+        return f"csft{self.fusion.width}-{content_digest(content)}"
 
 
 class TrainedEncoder:
-    """Towers and a trained fusion behind the `Encoder` protocol; `width` keeps a nested prefix of each vector."""
+    """Towers and a trained fusion as an `Encoder`; `width` keeps a nested prefix of each vector."""
 
     def __init__(
         self, towers: MultiModalEncoder, fusion: ItemFusion, *, version: str, width: int | None = None
@@ -144,19 +147,19 @@ class TrainedEncoder:
         return self._width
 
     def prepare(self, content: ItemContent) -> Prepared:
-        """As the towers do it, with the publish-time attributes beside it."""
+        """The towers' input, with the publish-time attributes."""
         prepared = self.towers.prepare(content)
         return replace(prepared, category=content.category, year=content.year, price=content.price)
 
     def features(self, batch: Sequence[Prepared]) -> ItemFeatures:
-        """What the fusion is fed with."""
+        """The fusion's input."""
         return features_of(self.towers, batch)
 
     def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
         """(n, dim) unit rows in the order of `batch`; `EncodingFailed` with `BAD_VECTOR` if one is not finite."""
         if not batch:
             return np.zeros((0, self._width), np.float32)
-        filled = self.features(batch).take(np.arange(max(len(batch), ALIKE_ROWS)) % len(batch))
+        filled = self.features(batch).select(np.arange(max(len(batch), ALIKE_ROWS)) % len(batch))
         with torch.inference_mode():
             views = self.fusion(self.fusion.prepare(filled))
         rows = views.fused_ND[: len(batch), : self._width].cpu().numpy()
@@ -169,17 +172,14 @@ class TrainedEncoder:
 def features_of(towers: MultiModalEncoder, batch: Sequence[Prepared]) -> ItemFeatures:
     """Tower features and attributes of prepared items."""
     text, image = towers.tower_features(batch)
-    columns = attribute_columns(
-        [item.category for item in batch], [item.year for item in batch], [item.price for item in batch]
-    )
     return ItemFeatures(
         text_NT=text,
         image_NI=image,
         has_text_N=np.array([item.has_title for item in batch], bool),
         has_image_N=np.array([item.has_image for item in batch], bool),
-        category_N2=np.asarray(columns["category_N2"], np.int64),
-        year_N=np.asarray(columns["year_N"], np.float32),
-        price_N=np.asarray(columns["price_N"], np.float32),
+        **attribute_columns(
+            [item.category for item in batch], [item.year for item in batch], [item.price for item in batch]
+        ),
     )
 
 
@@ -191,7 +191,7 @@ def write_trained(
     training: TrainingManifest,
     tower_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainedManifest:
-    """Write a trained bundle as `folder`, all of it or nothing. Raises `FileExistsError` if the folder is there.
+    """Write a trained bundle as `folder`, atomically. Raises `FileExistsError` if the folder is not empty.
 
     `tower_weights` are those that differ from the packages', named `text.…` and `image.…`.
     """
@@ -218,7 +218,7 @@ def write_trained(
         (unfinished / _TRAINING).write_text(training.model_dump_json(indent=2) + "\n")
         names = [TRAINED, _WEIGHTS, *([_TOWERS] if tower_weights else []), _TRAINING]
         sums = [f"{file_sha256(unfinished / name)}  {name}\n" for name in names]
-        (unfinished / _SUMS).write_text("".join(sums))
+        (unfinished / SUMS).write_text("".join(sums))
         if folder.exists():
             folder.rmdir()
         os.replace(unfinished, folder)
@@ -230,11 +230,11 @@ def write_trained(
 
 def _save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in sorted(weights.items())}, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone, and installers keep modes
+    path.chmod(0o644)  # safetensors makes files private, and installers keep modes
 
 
 def read_tower_weights(folder: Path, manifest: TrainedManifest) -> dict[str, dict[str, torch.Tensor]]:
-    """Tower weights that were trained further, by tower (`text`, `image`) and name; empty where none were.
+    """Trained tower weights by tower (`text`, `image`) and name; empty where none were trained.
 
     Raises `Misconfigured` if they are damaged.
     """
@@ -261,50 +261,14 @@ def is_trained(folder: Path) -> bool:
 
 
 def read_trained(folder: Path) -> tuple[TrainedManifest, TrainingManifest, ItemFusion]:
-    """Read and verify a trained bundle. Raises `Misconfigured` naming the file at fault."""
-    sums = _sums(folder)
-    for name in (TRAINED, _WEIGHTS, _TRAINING):
-        try:
-            found = file_sha256(folder / name)
-        except OSError as error:
-            raise Misconfigured(f"encoder bundle {folder}: cannot read {name}: {error.strerror}") from None
-        if found != sums.get(name):
-            raise Misconfigured(
-                f"encoder bundle {folder}: {name} is damaged (its SHA-256 is not the one in {_SUMS}); "
-                "restore it from a copy, or train it again"
-            )
-    manifest = _parse(TrainedManifest, folder, TRAINED)
-    training = _parse(TrainingManifest, folder, _TRAINING)
-    if manifest.preprocessing != PREPROCESSING:
-        raise Misconfigured(
-            f"encoder bundle {folder} was made for preprocessing {manifest.preprocessing}, this is {PREPROCESSING}; "
-            "train it again, or run the release that made it"
-        )
-    if manifest.version != manifest.address() or manifest.weights_sha256 != sums[_WEIGHTS]:
-        raise Misconfigured(
-            f"encoder bundle {folder}: its content does not come to its version {manifest.version!r}; it was edited "
-            "after it was made"
-        )
+    """Read and verify a trained bundle. Raises `Misconfigured` naming the file."""
+    sums = verified_sums(folder, (TRAINED, _WEIGHTS, _TRAINING), remake="train")
+    manifest = parse_manifest(TrainedManifest, folder, TRAINED)
+    training = parse_manifest(TrainingManifest, folder, _TRAINING)
+    check_manifest(folder, manifest, same=manifest.weights_sha256 == sums[_WEIGHTS], remake="train")
     fusion = ItemFusion(manifest.fusion, text_width=manifest.text_width, image_width=manifest.image_width)
     try:
         fusion.load_state_dict(load_file(folder / _WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise Misconfigured(f"encoder bundle {folder}: {_WEIGHTS} does not fit the fusion: {error}") from None
     return manifest, training, fusion
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    try:
-        lines = (folder / _SUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise Misconfigured(f"{folder} is no encoder bundle: it has no readable {_SUMS}") from None
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-
-
-def _parse(model: type[M], folder: Path, name: str) -> M:
-    try:
-        return model.model_validate_json((folder / name).read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Misconfigured(f"encoder bundle {folder}: {name} does not fit: {where}: {first['msg']}") from None

@@ -1,7 +1,7 @@
-"""Towers that learn: which of their weights train, what is computed once and kept, and what changed in the end.
+"""Training of the towers: which weights are trained, which activations are cached, which weights are saved.
 
-With `last_blocks` everything before the trained blocks is computed once per item and kept in memory, in half precision.
-Otherwise each step runs the whole tower, recomputing activations for the gradient so that memory stays flat.
+With `last_blocks` the activations before the trained blocks are computed once per item and cached in half precision.
+Otherwise each step runs the whole tower and recomputes activations for the gradient, so that memory is bounded.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from schemas.errors import Misconfigured
 
 _PICTURES_PER_PASS = 64
 _ROWS_PER_CALL = 256
-"""Items per call where no gradient is needed, so that the whole catalogue may be asked for at once."""
+"""Items per pass where no gradient is needed, so that the whole catalogue can be passed at once."""
 
 _ATTENTION = r".*\.(query|value|q_proj|v_proj)"
 _POINTWISE = r".*_(expand|project)_conv"
 
 Kept = NDArray[Any]
-"""What the frozen part of a tower made of one item."""
+"""Output of the frozen part of a tower for one item."""
 
 
 class TunedTower(Protocol):
-    """A tower of which some weights are parameters."""
+    """A tower with trainable weights."""
 
     width: int
 
     def keep(self, given: Sequence[Any]) -> list[Kept]:
-        """What never changes while this tower learns, per item."""
+        """Output of the frozen part, per item."""
         ...
 
     def __call__(self, kept: Sequence[Kept]) -> Tensor:
@@ -54,12 +54,12 @@ class TunedTower(Protocol):
         ...
 
     def changes(self) -> dict[str, Tensor]:
-        """The trained weights, under the names that the tower's `load` knows."""
+        """The trained weights, under the names of the tower's `load`."""
         ...
 
 
 class TunedBert(nn.Module):
-    """The last layers of a BERT over kept states, or all of it over token ids."""
+    """The last layers of a BERT over cached states, or all of it over token ids."""
 
     def __init__(self, tower: TextTower, tuning: TuningConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class TunedBert(nn.Module):
         self._frozen, self._learning = range(first), range(first, self._bert.depth)
         self._whole = tuning.layers == "all"
         self._names = [name for name in sorted(self._bert.weights) if self._learns(name)]
-        weights = {name: value.detach().clone() for name, value in self._bert.weights.items()}  # fit for autograd
+        weights = {name: value.detach().clone() for name, value in self._bert.weights.items()}  # for autograd
         self.trained = nn.ParameterList([nn.Parameter(weights[name]) for name in self._names])
         self._bert.weights = weights | dict(zip(self._names, self.trained, strict=True))
 
@@ -123,7 +123,7 @@ class TunedBert(nn.Module):
 
 
 class TunedEfficientNet(nn.Module):
-    """The last blocks of an EfficientNet-lite over kept feature maps. Batch norms were folded into convolutions."""
+    """The last blocks of an EfficientNet-lite over cached maps. Batch norms are folded into convolutions."""
 
     def __init__(self, tower: EfficientNetLite0, tuning: TuningConfig) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class TunedEfficientNet(nn.Module):
         blocks = network._blocks
         self._first = max(0, len(blocks) - tuning.blocks)
         self.trained = nn.ModuleList([*blocks[self._first :], network._conv_head]).requires_grad_(True)
-        self._network = [network]  # in a list: what is frozen is no part of this module's state
+        self._network = [network]  # in a list, so that the frozen part is not in this module's state
 
     @torch.no_grad()
     def keep(self, given: Sequence[NDArray[np.uint8]]) -> list[Kept]:
@@ -171,7 +171,7 @@ class TunedEfficientNet(nn.Module):
 
 
 class TunedNetwork(nn.Module):
-    """Any network of which blocks, adapters or all weights learn; nothing of it is kept but its input."""
+    """Any network with trained blocks, adapters or weights; only its input is cached."""
 
     def __init__(self, network: Any, features: Callable[[Any, Sequence[Kept]], Tensor], width: int, *,
                  tuning: TuningConfig, adapters: str, per_pass: int) -> None:  # fmt: skip
@@ -192,7 +192,7 @@ class TunedNetwork(nn.Module):
             _add_adapters(self.network, adapters, tuning.lora_rank)
 
     def keep(self, given: Sequence[Any]) -> list[Kept]:
-        """The input itself."""
+        """The input as arrays."""
         return [np.asarray(one) for one in given]
 
     def forward(self, kept: Sequence[Kept]) -> Tensor:
@@ -204,7 +204,7 @@ class TunedNetwork(nn.Module):
         return torch.cat(parts)
 
     def changes(self) -> dict[str, Tensor]:
-        """The trained weights by name; adapters merged into what they adapt."""
+        """The trained weights by name, with adapters merged into their layers."""
         network = self.network
         if not self._adapted:
             return {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
@@ -226,7 +226,7 @@ def _add_adapters(network: Any, pattern: str, rank: int) -> None:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.__class__ = (
                 nn.Conv2d
-            )  # peft makes adapters of the layer's class, and a subclass may want more for it
+            )  # peft makes adapters of the layer's class, and a subclass may need more arguments
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=pattern)
     try:
         inject_adapter_in_model(config, network)
@@ -235,14 +235,14 @@ def _add_adapters(network: Any, pattern: str, rank: int) -> None:
 
 
 def tuned_text(tower: TextTower, tuning: TuningConfig) -> TunedTower:
-    """A text tower that learns."""
+    """A trainable text tower."""
     if isinstance(tower.model, Bert) and tuning.layers != "lora":
         return TunedBert(tower, tuning)
     model = tower.model
     if isinstance(model, Bert):
-        today, model = model.weights, TransformersText(tower.folder, tower.device)
+        current, model = model.weights, TransformersText(tower.folder, tower.device)
         known = dict(model.network.named_parameters())
-        model.load({name: value for name, value in today.items() if name in known})
+        model.load({name: value for name, value in current.items() if name in known})
 
     def features(network: Any, kept: Sequence[Kept]) -> Tensor:
         ids, mask = tower.padded([tuple(one.tolist()) for one in kept])
@@ -252,7 +252,7 @@ def tuned_text(tower: TextTower, tuning: TuningConfig) -> TunedTower:
 
 
 def tuned_image(tower: ImageTower, tuning: TuningConfig) -> TunedTower:
-    """An image tower that learns."""
+    """A trainable image tower."""
     if isinstance(tower, EfficientNetLite0):
         if tuning.layers == "last_blocks":
             return TunedEfficientNet(tower, tuning)
@@ -271,7 +271,7 @@ def tuned_image(tower: ImageTower, tuning: TuningConfig) -> TunedTower:
 
 
 class TunedTowers(nn.Module):
-    """Both towers; one that does not take part is None."""
+    """Both towers; one that is not trained is None."""
 
     def __init__(self, towers: MultiModalEncoder, tuning: TuningConfig) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class TunedTowers(nn.Module):
         self.image = tuned_image(towers.image, tuning) if tuning.image else None
 
     def changes(self) -> dict[str, Tensor]:
-        """Trained weights of both, each name behind its tower's: `text.…`, `image.…`."""
+        """Trained weights of both, with the tower as a prefix: `text.…`, `image.…`."""
         return {
             f"{side}.{name}": value
             for side, tower in (("text", self.text), ("image", self.image))
@@ -289,10 +289,10 @@ class TunedTowers(nn.Module):
 
 
 class TunedItems:
-    """Items by number whose features towers make that learn; stands where a `FusionInput` of frozen features would.
+    """Items by number with features of trained towers, in place of a `FusionInput` of frozen features.
 
-    `features` are the frozen ones: they say what an item has, carry its attributes, and stand in for a tower that does
-    not take part. Row 0 is padding.
+    `features` are the frozen ones, with the modalities and attributes of each item, and the features of a tower that is
+    not trained. Row 0 is padding.
     """
 
     def __init__(
@@ -302,7 +302,7 @@ class TunedItems:
         prepared: Iterator[Sequence[Prepared | None]],
         towers: TunedTowers,
     ) -> None:
-        """`prepared` gives the items in parts, in the order of their numbers from 1; None where there is nothing."""
+        """`prepared` yields the items in parts, in the order of their numbers from 1; None for missing content."""
         self._fusion = fusion
         self._fixed = fusion.prepare(features)
         self.towers = towers
@@ -332,11 +332,11 @@ class TunedItems:
         """Hashes of their categories."""
         return self._fixed.category_N2
 
-    def take(self, rows: Tensor) -> FusionInput:
-        """These rows, with gradient to the towers where it is enabled."""
+    def select(self, rows: Tensor) -> FusionInput:
+        """These rows, with gradients to the towers where enabled."""
         if not torch.is_grad_enabled() and len(rows) > _ROWS_PER_CALL:
-            return FusionInput.concatenate([self.take(part) for part in torch.split(rows, _ROWS_PER_CALL)])
-        found = self._fixed.take(rows)
+            return FusionInput.concatenate([self.select(part) for part in torch.split(rows, _ROWS_PER_CALL)])
+        found = self._fixed.select(rows)
         text = self._components(rows, self._text, self.towers.text, self._fusion.text_components, found.text_NR)
         image = self._components(rows, self._image, self.towers.image, self._fusion.image_components, found.image_NR)
         return replace(found, text_NR=text, image_NR=image)

@@ -1,4 +1,4 @@
-"""Which layers of the towers learn; free of torch, so that reading settings stays quick."""
+"""Which layers of the towers are trained; imports no torch, so that settings load quickly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TuningConfig(BaseModel):
-    """Which layers of the towers learn, in `pretrain` and in `csft`."""
+    """Which layers of the towers are trained, in `pretrain` and in `csft`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -16,11 +16,11 @@ class TuningConfig(BaseModel):
     """Heads and fusion over cached features; or the towers' last blocks too; or low-rank adapters in all blocks (needs
     the extra `lora`), merged into the weights at the end; or everything."""
     blocks: int = Field(default=1, ge=1)
-    """How many blocks at the end of each tower learn, with `last_blocks`."""
+    """Number of blocks at the end of each tower that are trained, with `last_blocks`."""
     text: bool = True
-    """Whether the text tower takes part."""
+    """Whether the text tower is trained."""
     image: bool = True
-    """Whether the image tower takes part."""
+    """Whether the image tower is trained."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1e-2)
     """Largest step size of tower weights; heads and fusion keep their own."""
     lora_rank: int = Field(default=8, ge=1, le=256)

@@ -1,4 +1,4 @@
-"""What all messages share: identifiers, times, versions and the one way from bytes to a message."""
+"""The base of all messages: identifiers, times, versions, and decoding of bytes."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ UserId = Identifier
 EventId = Identifier
 
 EncoderVersion = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-"""Names the exact weights and preprocessing that made a vector. Vectors of two versions are never compared."""
+"""Identifies the weights and preprocessing of a vector. Vectors of two versions are never compared."""
 
 
 def _in_the_calendar(value: datetime) -> datetime:
-    if not _FIRST_YEAR < value.year < _LAST_YEAR:  # a day off either end, no offset leads beyond it
+    if not _FIRST_YEAR < value.year < _LAST_YEAR:  # inside these years no UTC offset leaves the calendar
         raise ValueError(f"the year {value.year} lies at the end of the calendar")
     return value
 
@@ -76,11 +76,11 @@ class _StrictBase64(Base64Encoder):
 
 
 Base64 = Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
-"""Bytes that travel as base64 text; anything that is not base64 is refused."""
+"""Bytes encoded as base64 text; any other text is rejected."""
 
 
 class Message(BaseModel):
-    """Base of everything that travels. Immutable; unknown fields are ignored so that producers may move first."""
+    """Base of all messages. Immutable; unknown fields are ignored, so that producers can be upgraded first."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, ser_json_inf_nan="null")
 
@@ -106,9 +106,8 @@ def decode(
 ) -> M:
     """Turn the bytes of a record into a validated message.
 
-    `field_map` maps our field names to a platform's own (`{"item_id": "sku"}`); dots reach into nested objects and a
-    number picks from a list (`{"image_url": "pics.0.href"}`). `now` bounds the times that the message may claim: what
-    lies more than `max_ahead` ahead is refused.
+    `field_map` maps field names to those of the platform (`{"item_id": "sku"}`); dots address nested objects and a
+    number an element of a list (`{"image_url": "pics.0.href"}`). Times more than `max_ahead` after `now` are rejected.
 
     Raises `BadMessage` with a stable reason and a text that names the field.
     """
@@ -128,10 +127,10 @@ def decode(
 
 
 def produced_at(timestamp_ms: int) -> datetime:
-    """When a record was produced, by its Kafka timestamp (ms since 1970): the `now` to judge its times by.
+    """Time of production by the Kafka timestamp (ms since 1970), to be passed to `decode` as `now`.
 
-    Judged so, reading it again comes to the same verdict. Raises `BadMessage` if the record has no timestamp (Kafka's
-    -1) or one outside of the calendar, as microseconds are.
+    A second reading of the record then has the same result. Raises `BadMessage` if the record has no timestamp (Kafka's
+    -1) or one outside of the calendar, as a number of microseconds is.
     """
     if not 0 <= timestamp_ms < _CALENDAR_ENDS_MS:
         raise BadMessage(
@@ -143,7 +142,7 @@ def produced_at(timestamp_ms: int) -> datetime:
 
 
 def rename_fields(document: Mapping[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of `document` in which each of our names holds what stands at the platform's path, if anything does."""
+    """A copy of `document` with the value at each mapped path, if there is one, under our field name."""
     renamed = dict(document)
     for ours, path in field_map.items():
         value: Any = document

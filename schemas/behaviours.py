@@ -1,4 +1,4 @@
-"""Behaviours: what users were shown and what they took."""
+"""Behaviours: exposures and takes. A take is a click, cart or purchase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.versions import SchemaVersion
 
 
 class BehaviourKind(StrEnum):
-    """What happened. An impression is an exposure; the others are takes of rising reliability."""
+    """The kind of a behaviour: an exposure (impression), or a take, in order of rising reliability."""
 
     EXPOSURE = "exposure"
     CLICK = "click"
@@ -20,7 +20,7 @@ class BehaviourKind(StrEnum):
 
     @property
     def is_take(self) -> bool:
-        """Whether the user did something with the item rather than only being shown it."""
+        """Whether this is a click, cart or purchase."""
         return self is not BehaviourKind.EXPOSURE
 
 
@@ -30,22 +30,22 @@ class Behaviour(Message):
     schema_version: SchemaVersion = 1
     """Version of this schema."""
     event_id: EventId
-    """Unique for ever; a second event with the same id is a duplicate and changes nothing."""
+    """Unique over all time; a second event with the same id is a duplicate and is ignored."""
     kind: BehaviourKind
-    """What happened."""
+    """Exposure, click, cart or purchase."""
     user_id: UserId
-    """Who; must equal the record's key."""
+    """The user; must equal the record's key."""
     item_id: ItemId
-    """With which item."""
+    """The item."""
     occurred_at: UtcTime
-    """When it happened (event time)."""
+    """Event time."""
     exposure_id: EventId | None = None
-    """For a take: the `event_id` of the exposure that it answers, where the platform knows it."""
+    """For a take: the `event_id` of its exposure, where the platform has it."""
     query_text: str | None = Field(default=None, max_length=1_000)
     """The search that led here."""
     query_image: Base64 | None = None
-    """The photo that was searched with, base64 in JSON."""
+    """The photo of the search that led here, base64 in JSON."""
     trigger_item: ItemId | None = None
-    """The item that was being looked at just before."""
+    """The item viewed just before."""
     defines_publish: bool = False
-    """Set where the item's `published_at` was inferred from this very behaviour, so that its age here says nothing."""
+    """Whether the item's `published_at` was inferred from this behaviour, so that its age here is unknown."""

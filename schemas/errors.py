@@ -1,14 +1,14 @@
-"""The error family of the whole system. Each class answers one question: does retrying help?
+"""The errors of the whole system, by whether a retry helps.
 
 PipelineError
-├── Unprocessable    no retry can help: the record goes to the dead letters
-│   ├── BadMessage       the bytes do not say what they should
-│   ├── EncodingFailed   the content cannot be turned into a vector
-│   └── WriteRejected    a store refuses this very row
-├── Unavailable      something outside is down: hold the partition and retry
+├── Unprocessable    no retry helps: the record goes to the dead letters
+│   ├── BadMessage       the bytes do not match the schema
+│   ├── EncodingFailed   the content cannot be encoded
+│   └── WriteRejected    a store rejects the row
+├── Unavailable      a service is down: pause the partition and retry
 │   └── StoreUnavailable, BrokerUnavailable, ContentUnavailable
 ├── Misconfigured    found at start-up: names the setting and the fix
-└── Fenced           another process took over this role: stop, write nothing more
+└── Fenced           another process has this role: stop without writing
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a record is unprocessable. Stable: dashboards and the dead-letter headers carry these words."""
+    """Why a record is unprocessable. Stable: dashboards and dead-letter headers use these values."""
 
     NOT_JSON = "not_json"
     WRONG_TYPE = "wrong_type"
@@ -38,11 +38,11 @@ class Reason(StrEnum):
 
 
 class PipelineError(Exception):
-    """Root of every error that this system raises on purpose."""
+    """Root of every error raised on purpose."""
 
 
 class Unprocessable(PipelineError):
-    """Retrying cannot help; the record belongs in the dead letters with `reason`."""
+    """A retry cannot help; the record goes to the dead letters with `reason`."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -51,19 +51,19 @@ class Unprocessable(PipelineError):
 
 
 class BadMessage(Unprocessable):
-    """The bytes of a record do not say what its topic's schema asks for."""
+    """The bytes of a record do not match its topic's schema."""
 
 
 class EncodingFailed(Unprocessable):
-    """The content of one item cannot be turned into a vector."""
+    """The content of one item cannot be encoded."""
 
 
 class WriteRejected(Unprocessable):
-    """A store answered, and refuses this very row."""
+    """A store is available and rejects the row."""
 
 
 class Unavailable(PipelineError):
-    """Something outside does not answer now; hold and retry, nothing is wrong with the data."""
+    """A service does not respond; a retry helps, the data is valid."""
 
     def __init__(self, what: str, detail: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(f"{what} is unavailable: {detail}")
@@ -73,20 +73,20 @@ class Unavailable(PipelineError):
 
 
 class StoreUnavailable(Unavailable):
-    """Milvus, Redis or the model folder does not answer."""
+    """Milvus, Redis or the artifact store does not respond."""
 
 
 class BrokerUnavailable(Unavailable):
-    """Kafka does not answer."""
+    """Kafka does not respond."""
 
 
 class ContentUnavailable(Unavailable):
-    """An item's image cannot be fetched now; it may be later."""
+    """An item's image cannot be fetched at this time."""
 
 
 class Misconfigured(PipelineError):
-    """A setting is wrong or missing; the message names it and the way out."""
+    """A setting is wrong or missing; the message names it and the fix."""
 
 
 class Fenced(PipelineError):
-    """Another process holds this role now; whatever this one still has in hand must not be written."""
+    """Another process has this role now; this one must not write any more."""

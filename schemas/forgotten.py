@@ -9,11 +9,11 @@ from schemas.versions import SchemaVersion
 
 
 class ForgottenUser(Message):
-    """A record of `forgotten`, under the user's id: what the click log held of him then is nobody's any more.
+    """A record of `forgotten`, keyed by the user's id: erases the user's records in the click log at that time.
 
-    What is erased is told by offsets, not by time: clocks of apps differ, and event times are what an app says. Records
-    of this user from `ends` on are those of a new user who happens to have the same id. Where the topic `behaviours` is
-    another one than that of `topic_id`, all of it came later.
+    The limit is given as offsets, not as a time, since event times come from the clocks of apps. Records of this user
+    from `ends` on belong to a new user with the same id. A topic `behaviours` with another id than `topic_id` is newer
+    than the request, and nothing of it is erased.
     """
 
     schema_version: SchemaVersion = 1
@@ -28,7 +28,3 @@ class ForgottenUser(Message):
     """The id of its topic `behaviours`."""
     ends: dict[int, int] = Field(default_factory=dict)
     """Per partition of `behaviours`, the offset where it ended when the user asked."""
-
-    def erases(self, partition: int, offset: int) -> bool:
-        """Whether a record of this user at this place of that log is to be treated as if it was never sent."""
-        return offset < self.ends.get(partition, 0)

@@ -1,4 +1,4 @@
-"""Items: what a shop publishes, and what the representation center holds of it."""
+"""Items: the messages of a shop, and their rows in the representation center."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Price = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class ItemPublished(Message):
-    """The whole item as it now stands; a record of the compacted topic `items`, keyed by `item_id`.
+    """The whole current item; a record of the compacted topic `items`, keyed by `item_id`.
 
-    A publish and an update look the same: each carries everything, because compaction keeps only the last record of
+    A publish and an update look the same: each contains everything, because compaction keeps only the last record of
     a key. A delete is a tombstone (a null value under the same key).
     """
 
@@ -27,7 +27,7 @@ class ItemPublished(Message):
     item_id: ItemId
     """The item; must equal the record's key."""
     event: Literal["publish", "update"] = "publish"
-    """What the producer did; informative, both are handled alike."""
+    """Informative; both are handled alike."""
     title: str = Field(default="", max_length=2_000)
     """Title as shown to buyers."""
     text: str = Field(default="", max_length=20_000)
@@ -37,15 +37,15 @@ class ItemPublished(Message):
     price: Price | None = None
     """Current price, in the shop's unit. A change of price alone does not change the vector."""
     year: int | None = Field(default=None, ge=0, le=9999)
-    """Year of release or of the model, where the platform states one; some encoders look at it."""
+    """Year of release or of the model, where known; read by some encoders."""
     image: Base64 | None = None
     """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
-    """Where to fetch the picture if `image` is absent. The same URL means the same picture."""
+    """URL of the picture if `image` is absent. The same URL means the same picture."""
     published_at: UtcTime
-    """When the item first went on sale (event time); an update repeats it."""
+    """Time of first publication (event time); an update repeats it."""
     updated_at: UtcTime | None = None
-    """When this version of the item was made (event time)."""
+    """Time of this version of the item (event time)."""
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
@@ -54,17 +54,17 @@ class ItemPublished(Message):
         return self
 
     def content_hash(self) -> str:
-        """32 hex digits over what an encoder may look at (title, text, category, picture, year), and nothing else."""
+        """32 hex digits over the inputs of encoders alone (title, text, category, picture, year)."""
         picture = hashlib.sha256(self.image).hexdigest() if self.image else self.image_url
         parts: list[object] = [self.title, self.text, self.category, picture]
-        if self.year is not None:  # hashes from before there were years stay as they were
+        if self.year is not None:  # hashes of items without a year are those of releases before years
             parts.append(self.year)
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 class SourceOffset(Message):
-    """Where in `items` a row comes from; what makes a replayed write recognisable."""
+    """The record of `items` that a row is made from; identifies replayed writes."""
 
     partition: int = Field(ge=0)
     """Partition of `items`."""
@@ -73,10 +73,9 @@ class SourceOffset(Message):
 
 
 class ItemEmbedding(Message):
-    """What the representation center holds of an item; a record of the compacted topic `embeddings`.
+    """An item's row in the representation center; a record of the compacted topic `embeddings`.
 
-    Keyed by `embedding_key(encoder_version, item_id)`; a tombstone under that key says that the center holds it no
-    longer.
+    Keyed by `embedding_key(encoder_version, item_id)`; a tombstone under that key means that the row was deleted.
     """
 
     schema_version: SchemaVersion = 1
@@ -92,15 +91,15 @@ class ItemEmbedding(Message):
     content_hash: str
     """`ItemPublished.content_hash()` of the version that was encoded."""
     published_at: UtcTime
-    """When the item first went on sale (event time)."""
+    """Time of first publication (event time)."""
     category: str | None = None
     """Category at the time of writing."""
     price: Price | None = None
     """Price at first publish."""
     has_title: bool = True
-    """Whether text took part in the vector."""
+    """Whether the vector includes text."""
     has_image: bool = True
-    """Whether a picture took part in the vector."""
+    """Whether the vector includes a picture."""
     source: SourceOffset
     """The record of `items` that this row comes from."""
 
@@ -114,7 +113,7 @@ class ItemEmbedding(Message):
 class ImageRetry(Message):
     """An item whose picture could not be fetched yet; a record of `items-retry`, keyed by `item_id`.
 
-    The retry writes only if the center still holds exactly the version at `source`: anything newer, or a delete, wins.
+    The retry writes only if the center still has the version at `source`: a newer one, or a delete, wins.
     """
 
     schema_version: SchemaVersion = 1
@@ -122,17 +121,17 @@ class ImageRetry(Message):
     item: ItemPublished
     """The item as it was published."""
     source: SourceOffset
-    """Where the item stands in `items`."""
+    """The record of `items`."""
     attempt: int = Field(ge=1)
-    """How many fetches have failed so far."""
+    """Number of failed fetches so far."""
     not_before: UtcTime
-    """When to try again (wall clock)."""
+    """Time of the next attempt (wall clock)."""
     requeued_from: str | None = None
-    """The dead letter that the item was sent again from, if it was."""
+    """The dead letter from which the item was requeued, if it was."""
     failed_before: int = Field(default=0, ge=0)
-    """Attempts before that."""
+    """Attempts before the requeue."""
     first_failed_at: UtcTime | None = None
-    """When it failed first, before that."""
+    """Time of the first failure before the requeue."""
 
 
 def embedding_key(encoder_version: str, item_id: str) -> bytes:

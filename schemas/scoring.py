@@ -1,4 +1,4 @@
-"""Requests and answers of the HTTP API."""
+"""Requests and responses of the HTTP API."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ MAX_NEIGHBOURS = 100
 MAX_SIMILAR_QUERIES = 256
 
 
-def _plainly_right(given: Any) -> bool:
+def _clearly_valid(given: Any) -> bool:
     if type(given) is not list or not 0 < len(given) <= MAX_CANDIDATES:
         return False
     try:
-        together = "".join(given)
+        joined = "".join(given)
     except TypeError:
         return False
-    return (
-        together.isprintable() and " " not in together and all(given) and len(max(given, key=len)) <= MAX_ID_CHARACTERS
-    )
+    return joined.isprintable() and " " not in joined and all(given) and len(max(given, key=len)) <= MAX_ID_CHARACTERS
 
 
 def _at_once(given: Any, check_each: ValidatorFunctionWrapHandler) -> list[str]:
-    """Pass ids that are plainly right in one go: checking hundreds one by one costs more than their JSON. Whatever is
-    not, or has a space, gets the full check, and its messages.
+    """Accept clearly valid ids with one check: hundreds of single checks cost more than the JSON. All others, and ids
+    with a space, get the full validation and its messages.
     """
-    checked: list[str] = given if _plainly_right(given) else check_each(given)
+    checked: list[str] = given if _clearly_valid(given) else check_each(given)
     return checked
 
 
@@ -37,39 +35,39 @@ class ScoreRequest(Message):
     """Body of `POST /v1/score`."""
 
     user_id: UserId
-    """Whose interest."""
+    """The user whose takes are predicted."""
     item_ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_CANDIDATES), WrapValidator(_at_once)]
     """Candidates."""
     query_text: str | None = Field(default=None, max_length=1_000)
-    """What the user searches for, if anything."""
+    """The user's search, if any."""
     trigger_item: ItemId | None = None
-    """What the user is looking at, if anything."""
+    """The item that the user is viewing, if any."""
 
 
 class ItemScore(Message):
-    """One candidate's answer."""
+    """The score of one candidate."""
 
     item_id: ItemId
     """The candidate."""
     probability: float | None
-    """Predicted probability that the user takes it; null if it cannot be scored."""
+    """Predicted probability of a take; null if it cannot be scored."""
     has_vector: bool
-    """Whether content took part; false for an item that the center does not hold."""
+    """Whether content was used; false for an item without a row in the center."""
 
 
 class ScoreResponse(Message):
-    """Answer of `POST /v1/score`, in the order of the request."""
+    """Response of `POST /v1/score`, in the order of the request."""
 
     scores: list[ItemScore]
     """One per candidate."""
     release_id: str
-    """The model that answered."""
+    """The model of these scores."""
     weights_sha256: str
     """Checksum of its weights."""
     encoder_version: str
-    """The vectors that took part."""
+    """The encoder of the vectors used."""
     history_length: int
-    """How many of the user's takes were known."""
+    """Number of the user's takes that were known."""
 
 
 class SimilarRequest(Message):
@@ -84,7 +82,7 @@ class SimilarRequest(Message):
     image: Base64 | None = None
     """Neighbours of this picture (base64)."""
     k: int = Field(default=10, ge=1, le=MAX_NEIGHBOURS)
-    """How many neighbours."""
+    """Number of neighbours."""
     include_self: bool = False
     """Whether an item may be its own neighbour."""
 
@@ -109,24 +107,24 @@ class SimilarResult(Message):
     """Neighbours of one query."""
 
     query: str | None
-    """The item asked about; null for a text or a picture."""
+    """The item of the query; null for a text or a picture."""
     found: bool
-    """False if the item asked about is not in the center."""
+    """False if the item of the query is not in the center."""
     neighbours: list[Neighbour]
     """Nearest first."""
 
 
 class SimilarResponse(Message):
-    """Answer of `POST /v1/similar`."""
+    """Response of `POST /v1/similar`."""
 
     results: list[SimilarResult]
     """One per query, in order."""
     encoder_version: str
-    """The vectors that were compared."""
+    """The encoder of the vectors compared."""
 
 
 class ItemView(Message):
-    """Answer of `GET /v1/items/{id}`: what the center holds."""
+    """Response of `GET /v1/items/{id}`: the row in the center."""
 
     item_id: ItemId
     """The item."""
@@ -135,18 +133,18 @@ class ItemView(Message):
     content_hash: str
     """Hash of the content that was encoded."""
     published_at: UtcTime
-    """When the item first went on sale."""
+    """Time of first publication."""
     category: str | None
     """Its category."""
     price: float | None
-    """Its price now."""
+    """Its current price."""
     has_title: bool
-    """Whether text took part in the vector."""
+    """Whether the vector includes text."""
     has_image: bool
-    """Whether a picture took part in the vector."""
+    """Whether the vector includes a picture."""
     source_partition: int
-    """Partition of `items` that the row comes from."""
+    """Partition of the row's record in `items`."""
     source_offset: int
     """Offset of that record."""
     vector: list[float] | None = None
-    """The vector itself, if asked for with `?vector=1`."""
+    """The vector, if requested with `?vector=1`."""

@@ -1,4 +1,4 @@
-"""Schema versions: each topic's message says which one it follows, and a reader refuses what it does not know."""
+"""Schema versions: each message states its own, and readers reject unknown ones."""
 
 from __future__ import annotations
 

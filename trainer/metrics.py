@@ -18,7 +18,7 @@ DAY = 24 * HOUR
 
 @dataclass(frozen=True)
 class UserAuc:
-    """AUC of each user who has both labels, with his number of impressions."""
+    """AUC of each user who has both labels, with their number of impressions."""
 
     users: NDArray[np.int64]
     auc: NDArray[np.float64]
@@ -74,7 +74,7 @@ def log_loss(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> f
 
 
 def normalised_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """Log-loss over that of always predicting the share of positives: below 1 says something; NaN if one label only.
+    """Log-loss over that of always predicting the share of positives (1 is no information); NaN if one label only.
 
     Source: He et al., Practical Lessons from Predicting Clicks on Ads at Facebook (ADKDD 2014), section 2.
     """
@@ -86,7 +86,7 @@ def normalised_entropy(labels: NDArray[np.int64], probabilities: NDArray[np.floa
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """A tenth of the impressions by predicted probability: what was predicted, what came."""
+    """A tenth of the impressions by predicted probability: mean prediction and share of positives."""
 
     impressions: int
     predicted: float
@@ -147,9 +147,9 @@ class ScoredRows:
     occurred_at: NDArray[np.float64]
     label: NDArray[np.int64]
     age_seconds: NDArray[np.float64]
-    """Item age at the impression; NaN where it says nothing (unknown, or the row itself defines the publish time)."""
+    """Item age at the impression; NaN where unknown, or where the row itself defines the publish time."""
     catalogue: NDArray[np.bool_]
-    """Items of the stream's first 24 hours: the catalogue that was there before; they count as older."""
+    """Items of the stream's first 24 hours, which count as the older catalogue."""
     retaken: NDArray[np.bool_]
     scores: Mapping[str, NDArray[np.float64]]
     """Probability per variant."""
@@ -170,7 +170,7 @@ class ScoredRows:
 
 
 def buckets(rows: ScoredRows) -> dict[str, NDArray[np.bool_]]:
-    """Which rows each reported bucket holds. Re-takes are in no bucket but their own."""
+    """The rows of each reported bucket. Re-takes are in their own bucket alone."""
     first = ~rows.retaken
     aged = first & ~np.isnan(rows.age_seconds)
     young = aged & ~rows.catalogue

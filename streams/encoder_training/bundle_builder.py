@@ -65,7 +65,7 @@ class BundleBuilder:
             self.specs, self.towers = read_bundle(bundle)[0], load_towers(encoder)
         self.parent = self.specs.version
         self.cache: FeatureCache = FeatureCache(
-            training.cache_folder, self.towers, towers_digest(self.specs, encoder.precision)
+            training.cache_folder, self.towers, towers_digest(self.specs, encoder.precision), warn=log.warning
         )
         self._folder = training.folder
 
@@ -92,7 +92,7 @@ class BundleBuilder:
             return padded(fusion, features), None
         towers = TunedTowers(self.towers, tuning)
         with progress_bar("towers", len(contents)) as bar:
-            parts = prepared(self.towers, contents, on_progress=bar.advance)
+            parts = prepared(self.towers, contents, on_progress=bar.advance, warn=log.warning)
             return TunedItems(fusion, with_padding(features), parts, towers), towers
 
     def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from encoders.feature_cache import content_key
 from encoders.fusion import ItemFusion, Views
+from encoders.similarity import unit_or_zero_rows
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.encoder_training.csft import PairData
 from trainer.csft.config import CsftConfig
@@ -35,14 +37,14 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
             "popularity": encoder_report.popularity(log, span, questions),
             "frozen": encoder_report.recalls(encoder_report.frozen_vectors(features), log, span, questions),
             "trained": encoder_report.recalls(fused, log, span, questions),
-            "geometry": encoder_report.geometry_dict(geometry),
+            "geometry": asdict(geometry),
         }
         if last is not None:
             found["trained_with_popularity"] = encoder_report.recalls_with_popularity(
                 fused, log, span, questions, temperature=last.temperature, strength=config.log_q_strength
             )
         for width in fusion.config.nested_widths[:1]:
-            prefix = encoder_report.unit_rows(fused[:, :width])
+            prefix = unit_or_zero_rows(fused[:, :width])
             found["trained_nested"] = encoder_report.recalls(prefix, log, span, questions)
         return found
 
@@ -51,7 +53,7 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
         source=log.data.name,
         contents=contents,
         features=features,
-        fit_features=features.take(np.flatnonzero(known[1:])),
+        fit_features=features.select(np.flatnonzero(known[1:])),
         numbers=numbers,
         usable=known & ~log.held_out,
         pairs=pairs,

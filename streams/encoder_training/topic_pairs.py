@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -110,7 +111,7 @@ def _report(
     cold = usable.copy()
     cold[sorted({pair.row.item for pair in learned})] = False
     counts = np.bincount([pair.row.item for pair in learned], minlength=len(usable))
-    found: dict[str, Any] = {"geometry": encoder_report.geometry_dict(health.geometry(fused[usable]))}
+    found: dict[str, Any] = {"geometry": asdict(health.geometry(fused[usable]))}
     if len(questions):
         frozen = encoder_report.frozen_vectors(features) * usable[:, None]
         for name, vectors in (("frozen", frozen.astype(np.float32)), ("trained", fused)):

@@ -35,7 +35,7 @@ class Figures:
 def figures_of(study: Study, scores: Sequence[TestScores]) -> Figures:
     """Judge all scores of a study."""
     rows = study.recorded.rows
-    facts = study.recorded.facts.take(study.test_rows)
+    facts = study.recorded.facts.select(study.test_rows)
     users, labels = rows.user_N[study.test_rows], rows.label_N[study.test_rows].astype(np.int64)
     models = list(dict.fromkeys(one.model for one in scores))
     reference = REFERENCE if REFERENCE in models else models[0]

@@ -118,9 +118,9 @@ class Study:
         model = registry.create(name)
         started = time.perf_counter()
         rows = np.concatenate([self.train_rows, self.validation_rows])
-        model.fit(data.take(rows), None, seed=seed, trial=trial)
+        model.fit(data.select(rows), None, seed=seed, trial=trial)
         fitted = time.perf_counter()
-        scores = self._checked(model, data.take(self.test_rows))
+        scores = self._checked(model, data.select(self.test_rows))
         result = TestScores(name, seed, scores, model.calibrated, fitted - started, time.perf_counter() - fitted)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part.npz")
@@ -169,9 +169,9 @@ class Study:
         data = self.data(TUNING_SEED)
         model = registry.create(name)
         started = time.perf_counter()
-        model.fit(data.take(self.train_rows), None, seed=TUNING_SEED, trial=trial)
-        scores = self._checked(model, data.take(self.tuned_on))
-        chosen = buckets(self.recorded.facts.take(self.tuned_on))["overall"]
+        model.fit(data.select(self.train_rows), None, seed=TUNING_SEED, trial=trial)
+        scores = self._checked(model, data.select(self.tuned_on))
+        chosen = buckets(self.recorded.facts.select(self.tuned_on))["overall"]
         rows = self.recorded.rows
         users, labels = rows.user_N[self.tuned_on][chosen], rows.label_N[self.tuned_on][chosen].astype(np.int64)
         gauc = user_auc(users, labels, scores[chosen]).weighted

@@ -169,7 +169,7 @@ class VectorCache:
         items = self._table.gather(item_ids, since=float("-inf") if self._confirmed_at >= oldest else oldest)
         if items.found == len(item_ids):
             return self._lookup(items, misses=0)
-        missing = [one for one in items.bare() if self._absent_until.get(one, now) <= now]
+        missing = [one for one in items.without_vector() if self._absent_until.get(one, now) <= now]
         if missing:
             items.fill(await self._read(missing))
         return self._lookup(items, misses=len(missing))

@@ -212,7 +212,7 @@ class Checkpointer:
             topic_ids=log_then.topic_ids,
             begins=begins,
             ends=thread.read_offsets()["behaviours"],
-            overtaken=list(trainer.intake.window.overtaken),
+            overtaken=list(trainer.intake.window.dropped_by_idle),
             rules=JoinRules.of(trainer.config, begins).settings,
             fence=self._fence,
         )

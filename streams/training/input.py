@@ -23,7 +23,7 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
-from trainer.samples.partition_merge import AlignedReading, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 log = structlog.get_logger()
 
@@ -109,7 +109,7 @@ class TrainingInput:
         self.embedding_offsets = {number: starts[p] for number, p in self._embeddings.items()}
         """Next offset to read of each partition of `embeddings`."""
         room = max(100, self._buffered_records // len(self._behaviours))
-        self._reading = AlignedReading(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
+        self._reading = PartitionMerge(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
         self._active_at = dict.fromkeys(self._behaviours, self._clock())
 
     def _starts(self, beginnings: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
@@ -180,7 +180,7 @@ class TrainingInput:
             if self._embeddings.get(partition.partition) == partition:
                 self._add_embeddings(within)
             else:
-                self._reading.offer(partition.partition, [self._entry(record) for record in within])
+                self._reading.add(partition.partition, [self._entry(record) for record in within])
         for number, partition in self._embeddings.items():
             self.embedding_offsets[number] = await self._position(partition)
         if behaviours:
@@ -201,7 +201,7 @@ class TrainingInput:
             end = self._ends[partition] if self.bounded else self._end_as_polled(partition)
             if end is not None and await self._position(partition) >= end:
                 exhausted[number] = self._polled_at(partition)
-        self._reading.exhausted(exhausted)
+        self._reading.set_exhausted(exhausted)
 
     def _polled_at(self, partition: TopicPartition) -> float:
         """When the broker last answered for this partition; one that is away says nothing about silence."""
@@ -271,7 +271,7 @@ class TrainingInput:
 
     def next_behaviours(self, most: int) -> list[Entry]:
         """Up to `most` behaviours that follow the last ones, aligned by event time over the partitions."""
-        entries = self._reading.take(most)
+        entries = self._reading.pop(most)
         now = self._clock()
         for partition in {entry.partition for entry in entries}:
             self._active_at[partition] = now

@@ -200,7 +200,7 @@ class TrainerThread:
         """
         trainer = self._make_trainer(encoder_version, dim, self._reads.partitions)
         trainer.restore(state.part("trainer"))
-        trainer.intake.window.forget_overtaken(self._reads.beginnings)
+        trainer.intake.window.forget_dropped_by_idle(self._reads.beginnings)
         loop = state.part("loop").values
         self.waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
         self.last_event_at, self.metrics = loop["last_event_at"], loop["metrics"]
@@ -238,18 +238,18 @@ class TrainerThread:
 
     def committed_offsets(self) -> dict[int, int]:
         """Per partition of `behaviours`, the offset from which a restart without a checkpoint has to read."""
-        committed = {} if self.trainer is None else self.trainer.intake.offsets.settled_below()
+        committed = {} if self.trainer is None else self.trainer.intake.offsets.committed_offsets()
         return {number: max(committed.get(number, 0), first) for number, first in self._reads.beginnings.items()}
 
     def trained_offsets(self) -> dict[int, int]:
         """Per partition of `behaviours`, the offset after the last event trained on of which all before are done."""
         assert self.trainer is not None, "nothing was trained"
-        return self._within_log(self.trainer.intake.offsets.learned_below())
+        return self._within_log(self.trainer.intake.offsets.trained_offsets())
 
     def read_offsets(self) -> TopicOffsets:
         """Per topic and partition, the next offset to read."""
         assert self.trainer is not None, "nothing was read"
-        behaviours = self._within_log(self.trainer.intake.offsets.next_to_read())
+        behaviours = self._within_log(self.trainer.intake.offsets.read_offsets())
         return {"behaviours": behaviours, "embeddings": self._embedding_offsets()}
 
     def report_offsets(self) -> TopicOffsets:

@@ -1,4 +1,4 @@
-"""How fast `record` writes and `score` answers, on an embedded stack of its own.
+"""Throughput of `record` and latency of `score`, on an embedded stack of its own.
 
     python tests/benchmarks/bench_record_and_score.py [EVENTS]
 
@@ -7,11 +7,11 @@ Prints one JSON object: events recorded per second, latencies of look-up and of 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -195,9 +195,11 @@ async def main(settings: Settings, n: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("events", nargs="?", type=int, default=200_000)
+    events = parser.parse_args().events
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     torch.set_num_threads(1)
     with running_stack(Path(tempfile.mkdtemp(prefix="mim-bench-")), load_settings().stack) as stack:
         made = Settings(**stack.endpoints)
-        events = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
         print(json.dumps({k: round(v, 2) for k, v in asyncio.run(main(made, events)).items()}))

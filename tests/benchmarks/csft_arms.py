@@ -6,7 +6,7 @@ from typing import Any
 
 Arm = dict[str, Any]
 """`csft` and `fusion` are settings; `pretrain` runs stage 1 first; `towers` names weaker ones; `only` one modality;
-`catalogue` asks among a whole catalogue; `tuning` goes on from the default with towers that learn."""
+`catalogue` ranks a whole catalogue; `tuning` continues from the default with trained towers."""
 
 PROJECTED = {"time_negatives": 1024, "bank_takes": 8192}
 STORED = PROJECTED | {"bank_rows": "stored"}

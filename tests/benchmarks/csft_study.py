@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
+from encoders.similarity import unit_or_zero_rows
 from encoders.tuning_config import TuningConfig
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.settings import load_settings
@@ -135,13 +136,13 @@ class Bench:
         fusion = self._started(shape, features, known, seed)
         items = padded(fusion, features)
         if arm.get("pretrain"):
-            before = padded(fusion, features.take(np.flatnonzero(known[1:])))
+            before = padded(fusion, features.select(np.flatnonzero(known[1:])))
             pretrain(self.settings.pretrain.model_copy(update={"seed": seed}), fusion, before)
         trained = None if arm.get("skip_csft") else self._learn(config, fusion, items, place.numbers, known)
         return self._judged(fusion, items, config, trained, started)
 
     def _end_to_end(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Goes on from the default: towers learn too, or the same steps on heads alone."""
+        """Continue from the default: train the towers too, or the same steps on heads alone."""
         known = self.log.published(self.log.learn)
         fusion = self._started(self.settings.fusion, self.items.features, known, seed)
         config = self.csft.model_copy(update={"seed": seed})
@@ -159,7 +160,7 @@ class Bench:
     def _started(self, shape: FusionConfig, features: ItemFeatures, known: NDArray[np.bool_], seed: int) -> ItemFusion:
         torch.manual_seed(seed)
         fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
-        fusion.fit(features.take(np.flatnonzero(known[1:])))
+        fusion.fit(features.select(np.flatnonzero(known[1:])))
         return fusion
 
     def _learn(
@@ -185,7 +186,7 @@ class Bench:
             span: encoder_report.recalls(vectors, self.log, at, self.questions[span]) for span, at in self.spans.items()
         }
         for width in fusion.config.nested_widths:
-            prefix = encoder_report.unit_rows(vectors[:, :width])
+            prefix = unit_or_zero_rows(vectors[:, :width])
             row[f"test_{width}"] = encoder_report.recalls(prefix, self.log, self.log.test, self.questions["test"])
         if trained is not None and trained.last is not None:
             row["test_with_popularity"] = encoder_report.recalls_with_popularity(
@@ -203,7 +204,7 @@ class Bench:
             loss_limit=config.collapse_loss_share,
         )
         return row | {
-            "geometry": encoder_report.geometry_dict(geometry),
+            "geometry": asdict(geometry),
             "collapse": why,
             "steps": trained.steps if trained else 0,
             "temperature": trained.last.temperature if trained and trained.last else None,
@@ -228,7 +229,7 @@ class Bench:
         if "image" in arm.get("towers", ()):
             features = replace(features, image_NI=self.weaker.image_NI)
         if arm.get("shuffle"):
-            features = features.take(np.random.default_rng(seed).permutation(len(features)))
+            features = features.select(np.random.default_rng(seed).permutation(len(features)))
         if arm.get("only") == "text":
             features = replace(
                 features, image_NI=np.zeros_like(features.image_NI), has_image_N=np.zeros_like(features.has_image_N)

@@ -49,7 +49,7 @@ class Judged:
         protocol = protocol_of(BehaviourLog.of(data, folder), name)
         recorded = read_columns(protocol, folder)
         rows = np.flatnonzero(recorded.judged_by(protocol.test))
-        found = buckets(recorded.facts.take(rows))
+        found = buckets(recorded.facts.select(rows))
         return Judged(recorded.rows.user_N[rows], recorded.rows.label_N[rows].astype(np.int64), found)
 
     def per_user(self, score_N: NDArray[np.float64], bucket: str) -> UserAuc:

@@ -1,4 +1,4 @@
-"""Small made-up worlds for C-SFT: items in groups, users who stay inside a group."""
+"""Small synthetic worlds for C-SFT: items in groups, users who stay inside a group."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class PlainScorer:
         self.bias = bias
 
     def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
-        vectors, past = items.held(), items.item_ids[candidates:]
+        vectors, past = items.by_item(), items.item_ids[candidates:]
         last = vectors.get(past[-1]) if past else None
         logits = [
             np.nan

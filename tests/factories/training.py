@@ -24,7 +24,7 @@ from streams.training.trainer_thread import TrainerThread
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
-from trainer.samples.partition_merge import AlignedReading, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 DIM = 8
 
@@ -70,7 +70,7 @@ class ListedInput:
         bounded: bool = True,
     ) -> None:
         self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
-        self.reading = AlignedReading([0], room_per_partition=50)
+        self.reading = PartitionMerge([0], room_per_partition=50)
         self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
         self.starts = {0: 0}
         self.encoder_version = "e"
@@ -91,9 +91,9 @@ class ListedInput:
         await asyncio.sleep(0)
         if behaviours and self.reading.with_room():
             new = self.log[self.fetched : self.fetched + self.size]
-            self.reading.offer(0, [Entry(0, self.fetched + i, 0.0, event) for i, event in enumerate(new)])
+            self.reading.add(0, [Entry(0, self.fetched + i, 0.0, event) for i, event in enumerate(new)])
             self.fetched += len(new)
-            self.reading.exhausted({0: math.inf} if self.fetched == len(self.log) else {})
+            self.reading.set_exhausted({0: math.inf} if self.fetched == len(self.log) else {})
 
     @property
     def has_embeddings(self) -> bool:
@@ -104,7 +104,7 @@ class ListedInput:
         return fetched
 
     def next_behaviours(self, most: int) -> list[Entry]:
-        return self.reading.take(most)
+        return self.reading.pop(most)
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
         return []

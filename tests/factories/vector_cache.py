@@ -95,4 +95,4 @@ class Bench:
         )
 
     async def ask(self, *item_ids: str) -> dict[str, NDArray[np.float32]]:
-        return (await self.cache.look_up(item_ids)).items.held()
+        return (await self.cache.look_up(item_ids)).items.by_item()

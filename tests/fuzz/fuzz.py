@@ -1,11 +1,11 @@
-"""Fuzz the decoders at the edge. Each target goes on from its corpus, so a run is as long as you like and resumes.
+"""Fuzz the decoders of untrusted bytes. Each target starts from its corpus, so runs of any length continue it.
 
     python tests/fuzz/fuzz.py --seconds 60                 # every target for a minute
     python tests/fuzz/fuzz.py pictures items --seconds 3600 --keep
 
-With atheris (extra `fuzz`) coverage guides it and `--keep` adds to the corpus what reaches new code; without, seeds are
-mutated at random. Every target runs in a process of its own with a limit of memory, and of time for each input. What
-breaks one is kept as `corpus/TARGET/crash-...`, where the tests find it from then on.
+With atheris (extra `fuzz`) coverage guides it and `--keep` adds inputs that reach new code to the corpus; without it,
+seeds are mutated at random. Every target runs in a process of its own with a limit of memory, and of time for each
+input. An input that breaks one is written to `corpus/TARGET/crash-...`, and the tests run it from then on.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ CORPUS = HERE / "corpus"
 MEMORY_MB = 4_096
 SECONDS_PER_INPUT = 20
 MAX_LENGTH = 65_536
+DECODING = ("streams.broker", "streams.indexing", "streams.stores")
+"""Modules of streams that decode."""
 _INTERESTING = (b"\x00", b"\xff", b"{", b"}", b"[", b"]", b'"', b"\\u0000", b"1e999", b"-1", b"null", b"9" * 30, b"\n")
 
 
 def seeds(target: str) -> list[bytes]:
-    """What the corpus holds for a target."""
+    """The corpus of a target."""
     return [path.read_bytes() for path in sorted((CORPUS / target).iterdir()) if path.is_file()]
 
 
@@ -78,7 +80,7 @@ def _too_long(*_: object) -> None:
 
 
 def run_plainly(name: str, *, seconds: float, runs: int | None, seed: int) -> int:
-    """Mutate seeds until the time or the number of runs is over. Returns how many inputs were taken."""
+    """Mutate seeds until the time or the number of runs is over. Returns the number of inputs."""
     from tests.fuzz.targets import TARGETS
 
     target = TARGETS[name]
@@ -89,7 +91,7 @@ def run_plainly(name: str, *, seconds: float, runs: int | None, seed: int) -> in
             return number
         signal.alarm(SECONDS_PER_INPUT)
         try:
-            target.take(data)
+            target.feed(data)
         except BaseException:
             crash = CORPUS / name / f"crash-{hashlib.sha256(data).hexdigest()[:16]}"
             crash.write_bytes(data)
@@ -104,7 +106,7 @@ def run_guided(name: str, *, seconds: float, seed: int, keep: bool) -> None:
     """Let atheris search; ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["schemas", "encoders", "trainer", "streams.stores"]):
+    with atheris.instrument_imports(include=["schemas", "encoders", "trainer", *DECODING]):
         from tests.fuzz.targets import TARGETS
     folder = CORPUS / name
     options = [
@@ -119,7 +121,7 @@ def run_guided(name: str, *, seconds: float, seed: int, keep: bool) -> None:
         "-print_final_stats=0",
         "-verbosity=0",
     ]
-    atheris.Setup(options, TARGETS[name].take)
+    atheris.Setup(options, TARGETS[name].feed)
     atheris.Fuzz()
 
 
@@ -130,14 +132,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each target")
     parser.add_argument("--runs", type=int, help="inputs for each target instead of a time; repeatable")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="add to the corpus what reaches new code (atheris)")
+    parser.add_argument("--keep", action="store_true", help="add inputs that reach new code to the corpus (atheris)")
     parser.add_argument("--plain", action="store_true", help="without atheris, also where it is installed")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         if options.plain:
-            taken = run_plainly(options.alone, seconds=options.seconds, runs=options.runs, seed=options.seed)
-            print(f"{options.alone}: {taken} inputs")
+            count = run_plainly(options.alone, seconds=options.seconds, runs=options.runs, seed=options.seed)
+            print(f"{options.alone}: {count} inputs")
         else:
             run_guided(options.alone, seconds=options.seconds, seed=options.seed, keep=options.keep)
         return 0

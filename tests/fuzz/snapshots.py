@@ -1,4 +1,4 @@
-"""A snapshot with one file replaced and its checksum put right: what loads it, and puts a trainer back from it.
+"""Loads a snapshot with one file replaced and its checksum corrected, and restores a trainer from it.
 
 python tests/fuzz/snapshots.py        writes the whole snapshot of today's trainer into the corpus
 """

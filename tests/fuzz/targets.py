@@ -1,4 +1,4 @@
-"""Every decoder that takes bytes from outside, and the errors that it may answer with."""
+"""Every decoder of untrusted bytes, and the errors that it may raise."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Target:
 
     name: str
     run: Callable[[bytes], None]
-    """Takes any bytes; ends well or with an expected error."""
+    """Accepts any bytes; returns or raises an expected error."""
     expected: tuple[type[Exception], ...]
     binary: bool = False
-    """Whether it takes something else than text."""
+    """Whether its input is not text."""
 
-    def take(self, data: bytes) -> None:
-        """Run; whatever is not expected passes through."""
+    def feed(self, data: bytes) -> None:
+        """Run on one input; unexpected errors are raised."""
         with suppress(*self.expected):
             self.run(data)
 
@@ -135,7 +135,7 @@ def _picture(data: bytes) -> None:
 
 
 def _bundle(name: str) -> Callable[[bytes], None]:
-    """The default bundle with one file replaced, and its checksum put right."""
+    """Read the default bundle with one file replaced and its checksum corrected."""
     whole = {path.name: path.read_bytes() for path in DEFAULT_BUNDLE.iterdir() if path.is_file()}
     assert name in whole
 

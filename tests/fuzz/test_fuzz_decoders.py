@@ -1,4 +1,4 @@
-"""The decoders at the edge take whatever comes: an expected error at worst, in bounded time and memory."""
+"""The decoders of untrusted bytes raise expected errors at worst, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ leaf = (
     | st.integers()
     | st.floats()
     | st.text(max_size=40)
-    | st.datetimes(timezones=st.timezones()).map(lambda moment: moment.isoformat())
+    | st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat())
 )
 document: st.SearchStrategy[Any] = st.recursive(
     leaf, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=8)
@@ -48,7 +48,7 @@ def test_every_target_has_a_corpus_and_every_corpus_a_target() -> None:
 
 @pytest.mark.parametrize(("name", "file"), CORPUS_FILES)
 def test_what_was_found_once_breaks_nothing_now(name: str, file: str) -> None:
-    TARGETS[name].take((CORPUS / name / file).read_bytes())
+    TARGETS[name].feed((CORPUS / name / file).read_bytes())
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -57,10 +57,10 @@ def test_any_document_is_read_or_refused(name: str) -> None:
 
     @SPARE
     @given(st.dictionaries(st.sampled_from(FIELDS), document, min_size=1, max_size=14))
-    def take(fields: dict[str, Any]) -> None:
-        target.take(json.dumps(fields).encode())
+    def check(fields: dict[str, Any]) -> None:
+        target.feed(json.dumps(fields).encode())
 
-    take()
+    check()
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -69,11 +69,11 @@ def test_changed_samples_and_any_bytes_are_read_or_refused(name: str) -> None:
 
     @SPARE
     @given(st.sampled_from(known), st.randoms(use_true_random=False), st.binary(max_size=64))
-    def take(sample: bytes, draw: Any, anything: bytes) -> None:
-        target.take(mutated(sample, known, draw))
-        target.take(anything)
+    def check(sample: bytes, draw: Any, anything: bytes) -> None:
+        target.feed(mutated(sample, known, draw))
+        target.feed(anything)
 
-    take()
+    check()
 
 
 def test_the_fuzzer_runs_each_target_in_bounded_memory() -> None:

@@ -53,7 +53,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key, one in inside for found in places(one, (*path, key)))]
 
 
-def taken_or_refused(load: Any, data: bytes) -> None:
+def loaded_or_refused(load: Any, data: bytes) -> None:
     with suppress(Misconfigured):
         load(data)
 
@@ -77,8 +77,8 @@ def test_whatever_stands_in_an_array(name: str, dtype: str, shape: list[int] | N
         changed = ARRAYS[name].astype(dtype) if shape is None else np.full(shape, filler, dtype)
         if shape is None and changed.size:
             changed.reshape(-1)[at % changed.size] = filler
-    taken_or_refused(load_state, pack_arrays({**ARRAYS, name: changed}))
-    taken_or_refused(load_state, pack_arrays({other: array for other, array in ARRAYS.items() if other != name}))
+    loaded_or_refused(load_state, pack_arrays({**ARRAYS, name: changed}))
+    loaded_or_refused(load_state, pack_arrays({other: array for other, array in ARRAYS.items() if other != name}))
 
 
 def test_no_number_makes_a_trainer_reserve_what_is_not_there() -> None:
@@ -87,7 +87,7 @@ def test_no_number_makes_a_trainer_reserve_what_is_not_there() -> None:
             for number in (1 << 40, 1 << 62, -1):
                 changed = array.copy()
                 changed.reshape(-1)[0] = number
-                taken_or_refused(load_state, pack_arrays({**ARRAYS, name: changed}))
+                loaded_or_refused(load_state, pack_arrays({**ARRAYS, name: changed}))
 
 
 @SPARE
@@ -98,7 +98,7 @@ def test_whatever_stands_in_a_value(path: tuple[Any, ...], absurd: Any) -> None:
     for key in ("", *path)[:-1]:
         holder = holder[key]
     holder[("", *path)[-1]] = absurd
-    taken_or_refused(load_values, json.dumps(changed[""]).encode())
+    loaded_or_refused(load_values, json.dumps(changed[""]).encode())
 
 
 @pytest.mark.parametrize(

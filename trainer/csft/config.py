@@ -1,4 +1,4 @@
-"""Configuration of pre-training and C-SFT; free of torch, so that reading settings stays quick."""
+"""Configuration of pre-training and C-SFT; imports no torch, so that settings load quickly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CsftConfig(BaseModel):
     batch_pairs: int = Field(default=512, ge=2)
     """Pairs per optimiser step, over all workers together."""
     learning_rate: float = Field(default=3e-3, gt=0, le=1e-2)
-    """Largest step size; reached after the warm-up, then falling as a cosine."""
+    """Largest step size, reached after the warm-up and followed by a cosine decay."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
@@ -29,11 +29,11 @@ class CsftConfig(BaseModel):
     max_gradient_norm: float = Field(default=5.0, gt=0)
     """Gradients are scaled down to this norm."""
     anchor_items: int = Field(default=3, ge=1, le=50)
-    """How many of the user's latest items make the anchor of a pair; 1 is the trigger item alone."""
+    """How many of the user's latest items form the anchor of a pair; 1 is the trigger item alone."""
     anchor_decay: float = Field(default=0.7, gt=0, le=1)
     """Weight of each earlier item of the anchor relative to the one after it."""
     anchor_drop: float = Field(default=0.5, ge=0, lt=1)
-    """Chance to shorten an anchor to one of its items, so that one item asks as well as several."""
+    """Probability of shortening an anchor to one of its items, so that queries of one item are trained too."""
     purchase_weight: float = Field(default=1.0, ge=0)
     """Weight of a purchase as a positive."""
     cart_weight: float = Field(default=0.5, ge=0)
@@ -49,21 +49,21 @@ class CsftConfig(BaseModel):
     nested_level: float = Field(default=0.25, ge=0)
     """Weight of the fused loss for each nested width."""
     anchor_view: Literal["fused", "same"] = "fused"
-    """What a trigger item asks with: its fused vector, or for each level its own view of that level."""
+    """The query of a trigger item: its fused vector, or for each level its own view of that level."""
     hard_negatives: bool = True
-    """Whether each pair gets one negative of its own: shown and not taken, else of the same category."""
+    """Whether each pair has one negative of its own: shown and not taken, else of the same category."""
     hard_loss: Literal["info_nce", "triplet"] = "info_nce"
-    """Where the hard negative stands: among the others, or in a hinge of its own."""
+    """Where the hard negative counts: among the other negatives, or in a hinge loss of its own."""
     triplet_margin: float = Field(default=0.1, ge=0)
     """Margin of that hinge, in cosine."""
     triplet_weight: float = Field(default=1.0, ge=0)
     """Weight of that hinge."""
     masks: bool = True
-    """Whether false negatives are masked (same content, same search, what the user took); the positive always is."""
+    """Whether false negatives are masked (same content, same search, taken by the user); the positive always is."""
     space_negatives: int = Field(default=0, ge=0)
     """Items drawn from the latest takes of all users for each step, beside the batch itself."""
     window_takes: int = Field(default=1024, ge=1)
-    """How many latest takes that window holds before they move on to the bank."""
+    """How many latest takes that window contains; older ones move to the bank."""
     time_negatives: int = Field(default=0, ge=0)
     """Items drawn from the bank for each step; 0 switches the bank off."""
     bank_takes: int = Field(default=8192, ge=1, le=1 << 20)
@@ -73,16 +73,16 @@ class CsftConfig(BaseModel):
     bank_steps: int = Field(default=1_000, ge=1)
     """Oldest take in the bank, in steps."""
     bank_rows: Literal["projected", "stored"] = "projected"
-    """Whether bank items are projected with today's heads, which then learn from them too, or stand as a momentum
-    encoder made them (MoCo)."""
+    """Whether bank items are projected with the current heads and have gradients, or are stored outputs of a momentum
+    encoder (MoCo)."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    """Share of the momentum encoder that stays at each step, where bank rows are stored."""
+    """Share of the momentum encoder's weights that each step keeps, where bank rows are stored."""
     bank_age_half_life_steps: float = Field(default=200.0, gt=0)
-    """After how many steps a stored row counts half as a negative."""
+    """Age in steps at which a stored row counts half as a negative."""
     bank_warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all steps before the bank takes part."""
+    """Share of all steps before the bank is used."""
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
-    """How much of the sampling correction is applied: 0 for vectors of a click model, 1 for plain recall."""
+    """Share of the sampling correction that is applied: 0 for vectors of a click model, 1 for plain recall."""
     temperature: float = Field(default=0.1, gt=0)
     """Temperature at the start."""
     learn_temperature: bool = True
@@ -94,26 +94,26 @@ class CsftConfig(BaseModel):
     max_temperature: float = Field(default=0.5, gt=0)
     """Upper bound of the temperature."""
     drop_image: float = Field(default=0.3, ge=0, lt=1)
-    """Chance to hide the picture of an item that has a title, so that a missing picture is a known state."""
+    """Probability of hiding the picture of an item that has a title, so that missing pictures are trained."""
     drop_text: float = Field(default=0.3, ge=0, lt=1)
-    """Chance to hide the title of an item that has a picture."""
+    """Probability of hiding the title of an item that has a picture."""
     drop_features: float = Field(default=0.1, ge=0, lt=1)
-    """Chance to hide each principal component of an item's features while training."""
+    """Dropout probability of each principal component of an item's features."""
     centred: bool = True
-    """Whether vectors stay centred. Without it popularity may become a direction of its own: plain recall among known
-    items rises, the space turns into a cone, new items find nobody."""
+    """Whether vectors are centred. Without it popularity may become a direction of its own: plain recall among known
+    items rises, but the space collapses into a cone and new items are not retrieved."""
     centre_momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Share of the running means of the vectors that stays at each step."""
+    """Share of the running means of the vectors that each step keeps."""
     shuffle_seconds: float = Field(default=float(1 << 40), gt=0)
-    """Pairs are shuffled inside blocks of this length of event time; by default altogether."""
+    """Pairs are shuffled inside blocks of this length of event time; by default there is one block."""
     history_length: int = Field(default=50, ge=1, le=1_000)
-    """Takes of a user that are remembered, for anchors and for masks."""
+    """Takes of a user that are kept for anchors and for masks."""
     max_logit_bytes: int = Field(default=1 << 26, ge=1 << 16)
-    """Largest block of logits that is computed at a time."""
+    """Largest block of logits computed at a time."""
     collapse_cosine: float = Field(default=0.5, gt=0, le=1)
     """Mean pairwise cosine above which the space counts as collapsed."""
     collapse_loss_share: float = Field(default=0.98, gt=0, le=1)
-    """Share of ln(number of negatives + 1) above which an uncorrected loss counts as one that learned nothing."""
+    """Share of ln(number of negatives + 1) above which an uncorrected loss counts as untrained."""
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
@@ -130,7 +130,7 @@ class CsftConfig(BaseModel):
         }.get(kind, 0.0)
 
     def as_scl(self) -> CsftConfig:
-        """SCL of Taobao display from the same parts: modality by modality, MoCo bank, triplet on what was passed over.
+        """SCL of Taobao display: a loss per modality, MoCo bank, triplet loss on exposures that were not taken.
 
         Source: arXiv 2407.19467, semantic-aware contrastive learning.
         """
@@ -165,10 +165,10 @@ class PretrainConfig(BaseModel):
     batch_items: int = Field(default=512, ge=2)
     """Items per optimiser step."""
     learning_rate: float = Field(default=5e-4, gt=0, le=1e-2)
-    """Largest step size; falls as a cosine."""
+    """Largest step size, with a cosine decay."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay."""
     temperature: float = Field(default=0.1, gt=0)
     """Temperature of both terms."""
     missing_weight: float = Field(default=0.5, ge=0)
-    """Weight of finding an item again by one of its modalities alone."""
+    """Weight of the loss between an item and itself with one modality hidden."""

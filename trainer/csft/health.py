@@ -1,4 +1,4 @@
-"""Health of an embedding space: does it tell items apart, and does it find what users take next?"""
+"""Health of an embedding space: its geometry, and recall of the users' next takes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.similarity import unit_or_zero_rows
+
 RowArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """Q moments at which somebody took something: what he had taken before, what he took, what he already knew."""
+    """Q takes to be retrieved: the user's earlier takes, the item taken, and items that are no answer."""
 
     anchors_QL: NDArray[np.int64]
     """Item numbers, newest first, 0-padded."""
     target_Q: NDArray[np.int64]
     known_start_Q: NDArray[np.int64]
-    """Where each question's known items begin in `known`; one more at the end."""
+    """Start of each question's known items in `known`; one more at the end."""
     known: NDArray[np.int64]
-    """Items that are no answer (already taken), all questions one after the other."""
+    """Items already taken, which are no answer; all questions concatenated."""
 
     @staticmethod
     def of(found: Sequence[tuple[Sequence[int], int, Collection[int]]], *, width: int = 1) -> Questions:
@@ -41,7 +43,7 @@ class Questions:
         return len(self.target_Q)
 
     def sample(self, most: int, seed: int) -> Questions:
-        """At most `most` of them, the same ones for the same seed."""
+        """At most `most` questions, the same ones for the same seed."""
         if len(self) <= most:
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
@@ -71,10 +73,10 @@ class Recall:
 
 
 def queries(vectors_ND: RowArray, questions: Questions, *, decay: float = 1.0) -> RowArray:
-    """(Q, D) unit mean of each question's anchors; `decay` weighs older ones less. Row 0 of the vectors is padding."""
+    """(Q, D) unit mean of each question's anchors; `decay` down-weights older ones. Row 0 of the vectors is padding."""
     weights_QL = (questions.anchors_QL > 0) * decay ** np.arange(questions.anchors_QL.shape[1])
     summed = np.einsum("ql,qld->qd", weights_QL.astype(np.float32), vectors_ND[questions.anchors_QL])
-    return _unit(summed)
+    return unit_or_zero_rows(summed)
 
 
 def recall_at_k(
@@ -107,9 +109,9 @@ def recall_at_k(
 
 
 def popularity_recall(takes_N: NDArray[np.int64], questions: Questions, cold_N: NDArray[np.bool_], *, k: int) -> Recall:
-    """The same for a ranking by how often items were taken lately, equal for everybody."""
-    everybody = np.ones((len(questions), 1), np.float32)
-    return recall_at_k(everybody, takes_N.astype(np.float32)[:, None], questions, cold_N, k=k)
+    """Recall of a ranking by recent takes, the same for all users."""
+    constant_Q1 = np.ones((len(questions), 1), np.float32)
+    return recall_at_k(constant_Q1, takes_N.astype(np.float32)[:, None], questions, cold_N, k=k)
 
 
 def with_popularity(
@@ -117,9 +119,9 @@ def with_popularity(
 ) -> tuple[RowArray, RowArray]:
     """Queries and vectors with one more column: their inner product is cosine / temperature + (1 - strength) log q.
 
-    InfoNCE with the logQ correction at `strength` s learns log p(item | query) - (1 - s) log q(item), so this asks for
-    p itself: what plain recall wants, while the vectors stay free of popularity. q is smoothed by a tenth of an average
-    item's takes.
+    InfoNCE with the logQ correction at `strength` s learns log p(item | query) - (1 - s) log q(item); this adds the
+    second term back, so that retrieval ranks by p while the vectors stay free of popularity. q is smoothed by a tenth
+    of an average item's takes.
     """
     total, taken = int(takes_N.sum()), int(np.count_nonzero(takes_N))
     one = 0.1 * max(total, 1) / max(taken, 1)
@@ -134,12 +136,12 @@ def with_popularity(
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a space, of vectors without padding."""
+    """Geometry of a set of vectors without padding."""
 
     mean_pairwise_cosine: float
-    """0 where directions balance, 1 where all are one."""
+    """0 where directions cancel out, 1 where all are the same."""
     effective_rank: float
-    """exp of the entropy of the spectrum: how many directions are in use (Roy and Vetterli, 2007)."""
+    """exp of the entropy of the spectrum: number of directions in use (Roy and Vetterli, 2007)."""
     uniformity: float
     """log of the mean Gaussian kernel over pairs, lower is more even (arXiv 2005.10242)."""
     alignment: float | None
@@ -157,7 +159,7 @@ def geometry(
     answer_QD: RowArray | None = None,
     seed: int = 0,
 ) -> Geometry:
-    """Geometry of up to 4,000 items. Zero rows of title or image mark what an item lacks."""
+    """Geometry of up to 4,000 items. A zero row of title or image is a missing one."""
     rng = np.random.default_rng(seed)
     rows = fused_ND[np.sort(rng.choice(len(fused_ND), min(4_000, len(fused_ND)), replace=False))].astype(np.float64)
     n = len(rows)
@@ -182,7 +184,7 @@ def geometry(
 
 
 def collapse(shape: Geometry, *, loss_share: float | None, cosine_limit: float, loss_limit: float) -> str | None:
-    """Why this space must not be released; None if it may. `loss_share` is the uncorrected loss over ln(N)."""
+    """The reason not to release this space; None if there is none. `loss_share` is the uncorrected loss over ln(N)."""
     if not np.isfinite(shape.mean_pairwise_cosine) or shape.mean_pairwise_cosine > cosine_limit:
         return f"mean pairwise cosine is {shape.mean_pairwise_cosine:.3f}, above {cosine_limit:g}: items look alike"
     if loss_share is not None and not loss_share <= loss_limit:
@@ -192,7 +194,3 @@ def collapse(shape: Geometry, *, loss_share: float | None, cosine_limit: float, 
 
 def _mean(hits: NDArray[np.bool_]) -> float | None:
     return float(hits.mean()) if len(hits) else None
-
-
-def _unit(rows: RowArray) -> RowArray:
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

@@ -1,4 +1,4 @@
-"""Pairs to arrays: what each pair of a batch asks with, and the one negative that is its own."""
+"""Pairs to arrays: the anchor of each pair of a batch, and its hard negative."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from trainer.negatives.sampler import ContrastivePlan
 
 @dataclass(frozen=True)
 class PairBatch:
-    """The pairs of a batch that a plan can use; ids only, no tensor."""
+    """The pairs of a batch that a plan uses; ids only, no tensor."""
 
     plan: ContrastivePlan
     anchors_PA: NDArray[np.int64]
     """Newest first, 0-padded."""
     anchor_weights_PA: NDArray[np.float32]
     anchor_views_P: NDArray[np.int64]
-    """Which view of its anchor a pair asks with."""
+    """The view of its anchor that is a pair's query."""
     hard_P: NDArray[np.int64]
-    """The pair's own negative; 0 where there is none."""
+    """The pair's hard negative; 0 where there is none."""
     weights_P: NDArray[np.float32]
-    """How much the pair counts, by how its positive was taken."""
+    """Weight of the pair, by the kind of its take."""
 
 
 def pair_batch(
@@ -56,7 +56,7 @@ def pair_batch(
         plan=plan,
         anchors_PA=anchors,
         anchor_weights_PA=weights,
-        anchor_views_P=np.array([pair.asks_with for pair in used], np.int64),
+        anchor_views_P=np.array([pair.view for pair in used], np.int64),
         hard_P=hard,
         weights_P=np.array([config.weight_of(pair.kind) for pair in used], np.float32),
     )

@@ -1,4 +1,4 @@
-"""Behaviour pairs for C-SFT: what was looked at just before, and what was taken then."""
+"""Behaviour pairs for C-SFT: a query or earlier takes as the anchor, and the next take as the positive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMAGE, _TITLE, _FUSED = 0, 1, 2
 
 
 class AnchorKind(StrEnum):
-    """What a pair asks with."""
+    """The kind of a pair's anchor."""
 
     QUERY_IMAGE = "query_image"
     QUERY_TEXT = "query_text"
@@ -29,38 +29,38 @@ class AnchorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One positive with what came before it."""
+    """One positive with its anchor."""
 
     row: Impression
-    """The impression that was answered."""
+    """The impression that was taken."""
     anchor_kind: AnchorKind
     anchor: tuple[int, ...]
-    """Numbers of what is asked with, newest last: items, or the one query."""
+    """Item numbers of the anchor, newest last; one number for a query."""
     passed_over: tuple[int, ...]
-    """Items that the user was shown last and did not take, newest last."""
+    """Items of the user's latest exposures that were not taken, newest last."""
 
     @property
     def kind(self) -> BehaviourKind:
-        """How the positive was taken."""
+        """The kind of the take."""
         return self.row.taken_as or BehaviourKind.CLICK
 
     @property
     def take(self) -> Take:
-        """The positive as the memory keeps it."""
+        """The positive as an entry of the memory."""
         return Take(self.row.second, self.row.user_id, self.row.item)
 
     @property
-    def asks_with(self) -> int:
-        """Which view of the anchor is the query: picture, title or fused."""
+    def view(self) -> int:
+        """The view of the anchor that is the query: picture, title or fused."""
         return {AnchorKind.QUERY_IMAGE: _IMAGE, AnchorKind.QUERY_TEXT: _TITLE}.get(self.anchor_kind, _FUSED)
 
 
 class PairMiner:
     """Turns resolved impressions, in event-time order, into pairs.
 
-    The anchor is the photo or the words that the user searched with, where there were any, else the items that he took
-    before that second (the trigger item last). A positive without a past and without a query makes no pair. Exposures
-    that led to nothing are remembered per user, for hard negatives; never one that he took before or in this stretch.
+    The anchor is the photo or the text of the user's search, where there was one, else the items taken before that
+    second (the trigger item last). A positive without history and without a query makes no pair. Exposures that were
+    not taken are kept per user as hard negatives, except items that the user took before.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PairMiner:
 
 
 class HardNegatives:
-    """One negative for a pair: what its user was shown and did not take, else an item of the same category."""
+    """One negative for a pair: an item shown to its user and not taken, else an item of the same category."""
 
     def __init__(self, category: NDArray[np.int64], *, usable: NDArray[np.bool_], exposed_first: bool = True) -> None:
         order = np.flatnonzero(usable & (category >= 0))
@@ -126,7 +126,7 @@ class HardNegatives:
         self._exposed_first = exposed_first
 
     def choose(self, pair: Pair, rng: np.random.Generator) -> int:
-        """Number of an item that is neither the positive nor anything the user took; 0 if there is none."""
+        """Number of an item that is neither the positive nor another take of the user; 0 if there is none."""
         if self._exposed_first and pair.passed_over:
             return pair.passed_over[int(rng.integers(len(pair.passed_over)))]
         item = pair.row.item
@@ -144,7 +144,7 @@ class HardNegatives:
 def join_all(
     seconds: Iterable[list[Observed]], numbers: ItemNumbers, *, history_length: int, attribution_seconds: float
 ) -> Iterator[Impression]:
-    """Impressions of a closed stretch of the log, with labels: the same join as the live trainer's."""
+    """Labelled impressions of a closed range of the log, by the same join as the online trainer's."""
     join = ImpressionJoin(
         numbers, history_length=history_length, attribution_seconds=attribution_seconds, max_users=1_000_000
     )

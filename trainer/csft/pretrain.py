@@ -1,4 +1,4 @@
-"""Stage 1: heads adapt to a platform's own items and align pictures with titles; no behaviour is needed.
+"""Stage 1: adapts the heads to a platform's items by aligning pictures with titles; needs no behaviours.
 
 Source: MIM (arXiv 2502.00321), figure 2a.
 """
@@ -20,7 +20,7 @@ from trainer.networks.losses import info_nce
 
 @dataclass(frozen=True)
 class PretrainRun:
-    """What a run did."""
+    """Result of a run."""
 
     steps: int
     items: int
@@ -37,7 +37,7 @@ def pretrain(
     towers: nn.Module | None = None,
     tower_learning_rate: float = 1e-4,
 ) -> PretrainRun:
-    """Train the heads (and `towers`, where `items` come from them) on items that have both a picture and a title.
+    """Train the heads (and `towers`, where they compute `items`) on items that have both a picture and a title.
 
     Row 0 of the items is padding. Ends by centring on all of them.
     """
@@ -60,7 +60,7 @@ def pretrain(
             rows = torch.from_numpy(order[start * config.batch_items : (start + 1) * config.batch_items])
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * 0.5 * (1 + np.cos(np.pi * step / total))
-            batch = items.take(rows)
+            batch = items.select(rows)
             hide_text = torch.from_numpy(rng.random(len(rows)) < 0.5)
             whole = fusion(batch)
             part = fusion(batch, drop_text_N=hide_text, drop_image_N=~hide_text)
@@ -76,7 +76,7 @@ def pretrain(
             losses.append(float(alignment.detach()))
             on_step(step, total)
     with torch.no_grad():
-        fusion.centre_on(items.take(torch.arange(1, len(items))))
+        fusion.centre_on(items.select(torch.arange(1, len(items))))
     return PretrainRun(step, len(both), float(np.mean(losses)) if losses else float("nan"))
 
 

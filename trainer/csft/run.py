@@ -1,4 +1,4 @@
-"""A whole C-SFT run over mined pairs: epochs, progress, health."""
+"""A whole C-SFT run over mined pairs: epochs, progress, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.samples.numbering import ItemNumbers
 
 @dataclass(frozen=True)
 class CsftRun:
-    """What a run did."""
+    """Result of a run."""
 
     steps: int
     pairs: int
@@ -31,16 +31,16 @@ class CsftRun:
 
 
 def padded(fusion: ItemFusion, features: ItemFeatures) -> FusionInput:
-    """The heads' input by item number: row 0 is padding."""
+    """The heads' input by item number; row 0 is padding."""
     return fusion.prepare(with_padding(features))
 
 
 def with_padding(features: ItemFeatures) -> ItemFeatures:
-    """Features by item number: row 0 is an item without anything."""
-    nothing = features.take(np.zeros(1, np.int64))
+    """Features by item number; row 0 is an item without content."""
+    template = features.select(np.zeros(1, np.int64))
     empty = ItemFeatures(
-        text_NT=np.zeros_like(nothing.text_NT),
-        image_NI=np.zeros_like(nothing.image_NI),
+        text_NT=np.zeros_like(template.text_NT),
+        image_NI=np.zeros_like(template.image_NI),
         has_text_N=np.zeros(1, bool),
         has_image_N=np.zeros(1, bool),
         category_N2=np.full((1, 2), -1, np.int64),
@@ -65,10 +65,10 @@ def learn(
     towers: nn.Module | None = None,
     tower_learning_rate: float = 1e-4,
 ) -> CsftRun:
-    """Train the fusion (and `towers`, where `items` come from them) on the pairs.
+    """Train the fusion (and `towers`, where they compute `items`) on the pairs.
 
-    `usable` says per item number what may be drawn as a negative and is centred on.
-    `checkpoint` is handed a snapshot after every epoch; `resume_from` goes on from one, to the same last bit.
+    `usable` marks the item numbers that may be drawn as negatives and are centred on. `checkpoint` receives a snapshot
+    after every epoch; `resume_from` continues from one, with bit-identical results.
     """
     per_epoch = -(-len(pairs) // config.batch_pairs)
     total = max(1, per_epoch * config.epochs)

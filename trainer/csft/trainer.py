@@ -1,4 +1,4 @@
-"""C-SFT: heads and fusion learn from what users took next, against space-time negatives.
+"""C-SFT: trains heads and fusion on the users' next takes, against space-time negatives.
 
 Source: MIM (arXiv 2502.00321), figures 2b and 3.
 """
@@ -23,7 +23,7 @@ from trainer.csft.pairs import HardNegatives, Pair
 from trainer.csft.workers import Workers
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
-from trainer.networks.losses import chunked_info_nce, triplet
+from trainer.networks.losses import NonFiniteLoss, chunked_info_nce, triplet
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import Impression, Take
 
@@ -31,32 +31,28 @@ from trainer.samples.rows import Impression, Take
 IMAGE, TITLE, FUSED = 0, 1, 2
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss is not a number any more; nothing was learned from this batch."""
-
-
 @dataclass(frozen=True)
 class CsftReport:
-    """What one step did."""
+    """Result of one step."""
 
     step: int
     pairs: int
     candidates: int
-    """Distinct items against each query, hard negative not counted."""
+    """Distinct candidates of each query, without the hard negative."""
     loss: float
     levels: dict[str, float]
     """Mean loss of each level."""
     loss_share: float
-    """Fused loss over ln(candidates + 1): near 1, nothing is told apart (meaningful without logQ correction)."""
+    """Fused loss over ln(candidates + 1): near 1 for an untrained space (meaningful without logQ correction)."""
     temperature: float
 
 
 class CsftTrainer:
-    """One model, its optimiser, its memory. `step` is the only verb that changes it; `snapshot` and `restore` resume.
+    """One model with its optimiser and memory, changed by `step`; `snapshot` and `restore` resume a run.
 
-    `items` holds the features of all items by number (row 0 is padding) in memory of this process, or makes them with
-    `towers` that learn too; `catalogue` says on which of them to centre (by default all). Randomness is seeded by the
-    configuration; no clock is read.
+    `items` gives the features of all items by number (row 0 is padding), from memory or computed by `towers` that are
+    trained too; `catalogue` lists the items to centre on (by default all). Randomness is seeded by the configuration;
+    no clock is read.
     """
 
     def __init__(
@@ -113,14 +109,14 @@ class CsftTrainer:
 
     @property
     def temperature(self) -> Tensor:
-        """Today's temperature, inside its bounds."""
+        """The current temperature, inside its bounds."""
         low, high = np.log(self.config.min_temperature), np.log(self.config.max_temperature)
         return self.log_temperature.clamp(low, high).exp()
 
-    # ---- motion --------------------------------------------------------------------------------------------------
+    # ---- one step ------------------------------------------------------------------------------------------------
 
     def step(self, pairs: Sequence[Pair]) -> CsftReport | None:
-        """Learn from one batch; None if no pair of it can be used. Raises `NonFiniteLoss` before any harm is done."""
+        """Train on one batch; None if no pair of it is usable. Raises `NonFiniteLoss` before any weight changes."""
         batch = self._plan(pairs)
         if batch is None:
             return None
@@ -136,7 +132,7 @@ class CsftTrainer:
         self._optimiser.step()
         with torch.no_grad():
             low, high = np.log(self.config.min_temperature), np.log(self.config.max_temperature)
-            self.log_temperature.clamp_(low, high)  # outside its bounds it would have no gradient to come back
+            self.log_temperature.clamp_(low, high)  # outside its bounds it would have no gradient
         self._after_step(pairs, batch)
         means = {name: self._workers.sum_number(float(value)) for name, value in levels.items()}
         shown = means.get("fused", next(iter(means.values()), 0.0))
@@ -178,7 +174,7 @@ class CsftTrainer:
         """Each level's mean loss over all pairs (this worker's part of the sum), and their weighted sum."""
         config, plan = self.config, batch.plan
         positives = np.unique(plan.positives)
-        # rows that today's heads make take part like all others; only what a slower encoder stored stands as it is
+        # rows of the current heads have gradients like all others; rows stored by a momentum encoder have none
         fresh = np.isin(plan.candidates, positives) | (self._momentum is None)
         learned = np.unique(np.concatenate([batch.anchors_PA.ravel(), positives, batch.hard_P, plan.candidates[fresh]]))
         learned = learned[learned > 0]
@@ -211,7 +207,7 @@ class CsftTrainer:
         in_loss = config.hard_loss == "info_nce"
 
         def level(query: Tensor, positive: Tensor, candidate: Tensor, hard: Tensor) -> Tensor:
-            # a view that an item lacks is a zero row: it is no positive, no negative and no query
+            # a missing view is a zero row: it is no positive, no negative and no query
             usable = _present(query) & _present(positive)
             loss_P = chunked_info_nce(
                 query,
@@ -223,7 +219,7 @@ class CsftTrainer:
                 candidate_log_q_K=candidate_log_q,
                 hard_PD=hard if in_loss else None,
                 hard_allowed_P=has_hard & _present(hard),
-                # chosen for this pair, not drawn by popularity: it stands beside the positive on equal terms
+                # chosen for this pair, not drawn by popularity: it gets the correction of the positive
                 hard_log_q_P=positive_log_q[own],
                 max_logits=config.max_logit_bytes // 4,
             )
@@ -258,7 +254,7 @@ class CsftTrainer:
     def _views(self, fusion: ItemFusion, items: NDArray[np.int64]) -> Tensor:
         """(U, 3, D) views of items, some with a modality hidden; each worker computes its share.
 
-        All rows of a loss pass through the same noise: else it would tell positives from negatives by that.
+        All rows of a loss get the same noise; otherwise the noise would tell positives from negatives.
         """
         config = self.config
         drop = torch.rand(len(items), generator=self._dropping)
@@ -267,9 +263,9 @@ class CsftTrainer:
         drop_image = both & (drop < config.drop_image)
         drop_text = both & (drop > 1 - config.drop_text)
         own = self._workers.share_of(len(items))
-        given = self._items.take(rows[own])
+        given = self._items.select(rows[own])
         if config.drop_features:
-            # drawn for all rows, so that every worker's generator moves alike
+            # drawn for all rows, so that every worker's generator stays in step
             given = replace(
                 given,
                 text_NR=given.text_NR * self._kept(len(items), given.text_NR.shape[1])[own],
@@ -280,12 +276,12 @@ class CsftTrainer:
         return self._workers.gather(stacked, len(items))
 
     def _kept(self, rows: int, width: int) -> Tensor:
-        """(rows, width) zeros where a feature is hidden, else what keeps the expectation."""
+        """(rows, width) dropout mask: zeros where a feature is hidden, else the scale that keeps the expectation."""
         share = self.config.drop_features
         return (torch.rand(rows, width, generator=self._dropping) >= share).float() / (1 - share)
 
     def _stored(self, items: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """(K, 3, D) rows of the bank as the momentum encoder made them, and the log weight (K,) of each by its age."""
+        """(K, 3, D) stored rows of the momentum encoder, and the log weight (K,) of each by its age."""
         if not len(items):
             return torch.zeros(0, 3, self.fusion.dim), torch.zeros(0)
         vectors, ages = self._memory.bank.newest_rows(items, step=self.steps)
@@ -296,17 +292,17 @@ class CsftTrainer:
         )
 
     def _queries(self, batch: PairBatch, views_U3D: Tensor, position: Any) -> Tensor:
-        """(P, 3, D) what each level asks with."""
+        """(P, 3, D) the query of each level."""
         weights_PA = torch.from_numpy(batch.anchor_weights_PA)
         anchors = views_U3D[torch.from_numpy(position(batch.anchors_PA))]
         mean_P3D = F.normalize((anchors * weights_PA[:, :, None, None]).sum(1), dim=-1, eps=1e-6)
         if self.config.anchor_view == "same":
             return mean_P3D
-        asks_with = torch.from_numpy(batch.anchor_views_P)
-        asked = mean_P3D[torch.arange(len(asks_with)), asks_with]
-        return asked[:, None].expand(-1, 3, -1)
+        view_P = torch.from_numpy(batch.anchor_views_P)
+        query_PD = mean_P3D[torch.arange(len(view_P)), view_P]
+        return query_PD[:, None].expand(-1, 3, -1)
 
-    # ---- afterwards ----------------------------------------------------------------------------------------------
+    # ---- after a step --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _after_step(self, pairs: Sequence[Pair], batch: PairBatch) -> None:
@@ -315,7 +311,7 @@ class CsftTrainer:
         self._memory.step = self.steps
         some = self._rng.choice(self._catalogue, 256)
         if config.centred:
-            self.fusion.centre_on(self._items.take(torch.from_numpy(some)), momentum=config.centre_momentum)
+            self.fusion.centre_on(self._items.select(torch.from_numpy(some)), momentum=config.centre_momentum)
         if not (config.time_negatives or config.space_negatives):
             return
         if self._momentum is None:
@@ -335,14 +331,14 @@ class CsftTrainer:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Centre on the whole catalogue; nothing is learned after this."""
+        """Centre on the whole catalogue, after the last step."""
         if self.config.centred:
-            self.fusion.centre_on(self._items.take(torch.from_numpy(self._catalogue)))
+            self.fusion.centre_on(self._items.select(torch.from_numpy(self._catalogue)))
 
     # ---- checkpoint ----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that goes on changing: weights, optimiser, memory, randomness, step."""
+        """All mutable state: weights, optimiser, memory, generators, step."""
         return {
             "fusion": deepcopy(self.fusion.state_dict()),
             "towers": None if self.towers is None else _trained_state(self.towers),
@@ -356,7 +352,7 @@ class CsftTrainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `snapshot` was taken: what follows is the same to the last bit on the same machine."""
+        """Return to the state of `snapshot`: further steps are bit-identical on the same machine."""
         self.fusion.load_state_dict(state["fusion"])
         if self.towers is not None:
             self.towers.load_state_dict(state["towers"], strict=False)
@@ -372,7 +368,7 @@ class CsftTrainer:
 
 
 def take_counts(takes: Sequence[Take]) -> TakeCounts:
-    """How often each item was taken in a closed span, without forgetting: what in-batch sampling draws by."""
+    """Takes per item of a closed span, without decay: the distribution of in-batch sampling."""
     counts = TakeCounts(half_life_seconds=1e12)
     for take in takes:
         counts.add(take.item, take.second)

@@ -1,6 +1,6 @@
-"""Vectors across workers: each computes its share of the rows, all see all of them, and gradients find their way home.
+"""Data-parallel workers: each computes its share of the rows, all of them get all rows, and gradients flow back.
 
-Every worker plans the same batch (ids are cheap), so nothing but vectors and gradients travels, and the loss of two
+Every worker plans the same batch (ids are cheap), so only vectors and gradients are exchanged, and the loss of two
 workers is the loss of one with the same batch up to rounding.
 """
 
@@ -17,20 +17,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker among all; `Workers()` is alone."""
+    """Rank of this worker and number of workers; `Workers()` is a single one."""
 
     rank: int = 0
     count: int = 1
 
     @staticmethod
     def current() -> Workers:
-        """As torch.distributed says (gloo or nccl), alone where it was not started."""
+        """From torch.distributed (gloo or nccl); a single worker where it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return Workers(dist.get_rank(), dist.get_world_size())
         return Workers()
 
     def share_of(self, rows: int) -> slice:
-        """Which of `rows` rows this worker computes; shares differ by one row at most."""
+        """The rows, out of `rows`, of this worker; shares differ by one row at most."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def gather(self, own: Tensor, rows: int) -> Tensor:
@@ -45,7 +45,7 @@ class Workers:
         if self.count == 1:
             return
         for parameter in parameters:
-            if parameter.grad is None:  # every worker must take part in every sum
+            if parameter.grad is None:  # every worker must join every all_reduce
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
@@ -64,7 +64,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, workers: Workers, rows: int) -> Tensor:
         ctx.workers, ctx.rows = workers, rows
-        # shares may differ by a row and collectives want equal ones: each puts its own into a sum of zeros
+        # shares may differ by a row and all_gather needs equal ones: each worker adds its own to a sum of zeros
         whole = own.new_zeros((rows, *own.shape[1:]))
         whole[workers.share_of(rows)] = own
         dist.all_reduce(whole)

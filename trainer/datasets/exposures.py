@@ -1,7 +1,7 @@
-"""From rows of a data set to the click log: who was shown what at which second, and what was taken.
+"""Rows of a data set to a click log: exposures and takes with their seconds.
 
-Pure functions over columns. Everything random comes from a seed and is drawn on the whole set, before users are
-sampled, so that a kept user sees the same exposures whatever the cap.
+Pure functions over columns. All randomness is seeded and drawn on the whole set, before users are sampled, so that a
+sampled user has the same exposures whatever the cap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.datasets.folder import DAY_SECONDS, DataSet, Flags, Ints, sample_us
 
 NEGATIVES_PER_TAKE = 4
 WINDOW_EVENTS = 1_000
-"""How far before and after a take, counted in interactions, drawn exposures come from."""
+"""Interactions before and after a take from which its exposures are drawn."""
 
 _ROUNDS_OF_REJECTION = 12
 
@@ -34,15 +34,15 @@ class Behaviours:
     row: Ints
     """Row of `interactions.parquet` that the event belongs to; -1 - row of the negatives if it belongs to none."""
     draw: Ints
-    """-1 for what the row itself says, else the running number of the negative beside it."""
+    """-1 for the row itself, else the running number of the negative beside it."""
     drawn_from: str | None
-    """Where exposures that led to nothing come from, in words for the report; None if the set observed them."""
+    """Source of the exposures that were not taken, as text for the report; None if the set contains them."""
 
     def __len__(self) -> int:
         return len(self.ts)
 
     def exposure_name(self, position: int) -> str:
-        """Name of an exposure, unique in its set; for a take, the name of the exposure that it answers."""
+        """Name of an exposure, unique in its set; for a take, the name of its exposure."""
         row, draw = int(self.row[position]), int(self.draw[position])
         if row < 0:
             return f"x{-1 - row}"
@@ -50,7 +50,7 @@ class Behaviours:
 
 
 def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Behaviours:
-    """All behaviours of a set; with `events`, of as many whole users as keep the takes below that number."""
+    """All behaviours of a set; `events` limits the number of takes by sampling whole users."""
     rows = data.interactions
     ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
     definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
@@ -68,7 +68,7 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Beh
         draw=np.concatenate([np.full(len(rows) + len(take), -1), negative_draw]),
         drawn_from=source,
     )
-    # a fixed place among the exposures of a second would give the label away
+    # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([seed, 13]).permutation(len(merged))
     order = np.lexsort((shuffle, merged.is_take, merged.ts))
     if events is not None:
@@ -105,11 +105,11 @@ def draw_around(
 ) -> tuple[Ints, Ints, Ints]:
     """Draw `per_take` different items for each interaction from the items of the interactions around it.
 
-    Positions are drawn evenly from the `window` interactions before and after (in order of time), so an item comes up
-    as often as it is taken at that time; what was not yet published at that second or what the user ever took is drawn
-    again. Drawn from the past alone, every new item would be a positive and newness would give the label away.
+    Positions are drawn uniformly from the `window` interactions before and after (in order of time), so an item is
+    drawn as often as it is taken at that time; items not yet published then, or ever taken by the user, are drawn
+    again. With draws from the past alone every new item would be a positive, and age would leak the label.
 
-    Returns (row, running number, item) per draw, sorted; fewer than `per_take` where the window holds no more.
+    Returns (row, running number, item) per draw, sorted; fewer than `per_take` where the window has too few.
     """
     n = len(ts)
     order = np.lexsort((np.arange(n), ts))
@@ -131,7 +131,7 @@ def draw_around(
         rows = open_rows[fits]
         chosen[rows, filled[rows]] = candidate[fits]
         filled[rows] += 1
-    for row in np.flatnonzero(filled < per_take):  # hardly anything fits there: go through the window once
+    for row in np.flatnonzero(filled < per_take):  # few items fit there: go through the window once
         around = item_o[low[row] : high[row] + 1]
         fits = (publish_ts[around] <= ts_o[row]) & ~_contains(taken, user_o[row] * n_items + around)
         for candidate in rng.permutation(around[fits]):
@@ -149,8 +149,8 @@ def draw_around(
 def sources_of_draws(ts: Ints, item: Ints, row: Ints, drawn: Ints, *, seed: int, window: int = WINDOW_EVENTS) -> Ints:
     """For each item that `draw_around` drew beside a row: one of the interactions that it may have been drawn from.
 
-    Evenly one of the item's interactions in the row's window, as the draw itself took them. Returns rows of the
-    interactions, -1 where the window holds none of that item.
+    Uniform over the item's interactions in the row's window, as the draw is. Returns rows of the interactions, -1 where
+    the window has none of that item.
     """
     n = len(ts)
     order = np.lexsort((np.arange(n), ts))
@@ -166,7 +166,7 @@ def sources_of_draws(ts: Ints, item: Ints, row: Ints, drawn: Ints, *, seed: int,
 
 
 def match_to_rows(ts: Ints, user: Ints, shown_ts: Ints, shown_user: Ints) -> Ints:
-    """Which interaction each exposure stands beside: of the same user and recorded time, shared out in file order.
+    """The interaction beside each exposure: of the same user and recorded time, distributed in file order.
 
     Returns a row of the interactions per exposure, -1 where that user has none at that time.
     """
@@ -190,14 +190,14 @@ def match_to_rows(ts: Ints, user: Ints, shown_ts: Ints, shown_user: Ints) -> Int
 
 
 def id_prefix(data_name: str, seed: int) -> str:
-    """Head of the event ids of one set and seed: a second replay of both gives the same ids, so it changes nothing."""
+    """Prefix of the event ids of one set and seed: a second replay gives the same ids, which are duplicates."""
     return hashlib.sha256(f"{data_name}\0{seed}".encode()).hexdigest()[:10]
 
 
 def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
-    """Exposures that led to nothing: (user, item, second, row they stand beside, running number, where they come from).
+    """Exposures that were not taken: (user, item, second, interaction beside, running number, source as text).
 
-    `ts` are the seconds of the interactions. Rows are -1 - place where an exposure stands beside no interaction.
+    `ts` are the seconds of the interactions. An exposure without an interaction beside it has row -1 - its position.
     """
     rows = data.interactions
     none = np.zeros(0, np.int64)

@@ -1,7 +1,7 @@
 """Data-set folders: items, pictures and interactions as parquet files, read column by column.
 
-The format (unknown columns are ignored here, identifiers may be numbers or text, times are seconds since 1970
-in UTC or Arrow timestamps):
+The format (unknown columns are ignored, identifiers may be numbers or text, times are seconds since 1970 in UTC or
+Arrow timestamps):
 
 | file | needed columns | optional columns |
 | --- | --- | --- |
@@ -10,8 +10,8 @@ in UTC or Arrow timestamps):
 | `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty |
 | `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type |
 
-A row with a `rating` is a take whatever its value, without one `label` = 1 says that the item was taken; takes are
-purchases where the set has `qty`, clicks where it has not. Of `sampled_negatives.parquet` one `neg_type` is used.
+A row with a `rating` is a take whatever its value; without a `rating` column `label` = 1 marks a take. Takes are
+purchases where the set has `qty`, else clicks. Of `sampled_negatives.parquet` one `neg_type` is used.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class ItemRecord:
     publish_ts: int
     """Seconds since 1970, UTC."""
     attributes: dict[str, Any]
-    """Further columns that were asked for when the set was opened, for example what a title card shows."""
+    """Values of the `attributes` columns named when the set was opened, for example those of a title card."""
     year: int | None = None
     """Year of release or of the model."""
 
 
 class Pictures(Protocol):
-    """Where the pictures of items come from."""
+    """A source of item pictures."""
 
     def of(self, records: Sequence[ItemRecord]) -> list[bytes | None]:
         """Look up the encoded picture of each item, None where there is none."""
@@ -73,17 +73,17 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Interactions:
-    """What users did, one entry per row in file order; users and items are positions in the set's lists."""
+    """Interactions, one entry per row in file order; users and items are positions in the set's lists."""
 
     ts: Ints
-    """Seconds since 1970 as the file says, not yet spread over the day."""
+    """Seconds since 1970 as in the file, not spread over the day."""
     user: Ints
     item: Ints
     taken: Flags
     event_id: NDArray[np.object_] | None
-    """The platform's own ids, where the file has them."""
+    """The platform's ids, where the file has them."""
     kind: BehaviourKind
-    """What a take is in this set."""
+    """The kind of the takes of this set."""
     rated: bool
     """Whether rows are ratings, so that every row is a take."""
 
@@ -93,7 +93,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Negatives:
-    """Exposures that led to nothing, as the set gives them."""
+    """Exposures of the set that were not taken."""
 
     ts: Ints
     user: Ints
@@ -106,7 +106,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class DataSet:
-    """An opened folder. Items are sorted by (publish_ts, item_id); texts stay in Arrow memory until asked for."""
+    """An opened folder. Items are sorted by (publish_ts, item_id); texts stay in Arrow memory until they are read."""
 
     name: str
     items: pa.Table
@@ -117,9 +117,9 @@ class DataSet:
     negatives: Negatives | None
     pictures: Pictures
     day_resolution: bool
-    """Whether all interactions stand at midnight, so that only their day is known."""
+    """Whether all interactions are at midnight, so that only their day is known."""
     attributes: tuple[str, ...] = ()
-    """Further columns of the items that records carry along."""
+    """Further item columns copied into records."""
 
     @property
     def start_ts(self) -> int:
@@ -129,7 +129,7 @@ class DataSet:
 
     @property
     def catalogue(self) -> Flags:
-        """Per item: published in the set's first 24 hours, so its publish time says nothing about its age."""
+        """Per item: published in the set's first 24 hours, so its real age is unknown."""
         return np.asarray(self.publish_ts < self.start_ts + DAY_SECONDS)
 
     def records(self, start: int, stop: int) -> list[ItemRecord]:
@@ -206,9 +206,9 @@ def open_data_set(
 
 
 def sample_users(data: DataSet, events: int, seed: int) -> Flags:
-    """Which users stay so that at most `events` takes stay (one user at least): whole users, in a fixed random order.
+    """Sample whole users, in a fixed random order, until at most `events` takes remain (at least one user).
 
-    Returns one flag per user. Every kept user keeps all of its rows, so that histories are whole and days stay.
+    Returns one flag per user. A sampled user keeps all rows, so that histories are complete.
     """
     takes = np.bincount(data.interactions.user[data.interactions.taken], minlength=len(data.user_ids))
     order = np.random.default_rng([seed, 11]).permutation(len(takes))
@@ -227,7 +227,7 @@ class NoPictures:
 
 
 class StoredPictures:
-    """`images.parquet`, looked up row group by row group; at most `max_cached_bytes` of decoded row groups are held."""
+    """`images.parquet`, read row group by row group; at most `max_cached_bytes` of decoded row groups are cached."""
 
     def __init__(self, path: Path, *, max_cached_bytes: int = 268_435_456) -> None:
         self._path = path
@@ -306,7 +306,7 @@ def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_typ
         source = f"{path.name}, neg_type={neg_type}"
         if not len(table):
             raise Misconfigured(f"{path}: column 'neg_type' never holds {neg_type!r}; choose one with --neg-type")
-    if "label" in table.column_names:  # what was taken stands in interactions.parquet already
+    if "label" in table.column_names:  # takes are in interactions.parquet already
         table = table.filter(pc.equal(pc.fill_null(table["label"].cast(pa.float64()), 0), 0))
     return Negatives(
         ts=as_seconds(table, path, "ts"),

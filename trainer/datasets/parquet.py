@@ -1,6 +1,6 @@
-"""Columns of parquet files that somebody else wrote: read by name, cast to what they must hold, or refused by name.
+"""Columns of external parquet files: read by name, cast to the expected type or rejected.
 
-Everything here raises `Misconfigured` naming the file and the column.
+All functions raise `Misconfigured` naming the file and the column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schemas.errors import Misconfigured
 def read_columns(
     path: Path, needed: list[str], optional: Sequence[str], keep: tuple[str, str] | None = None
 ) -> pa.Table:
-    """Read the named columns; with `keep=(column, value)`, only rows that hold the value (if there is that column)."""
+    """Read the named columns; with `keep=(column, value)`, only rows with the value (if there is that column)."""
     with parquet_errors(path):
         file = pq.ParquetFile(path)
     present = file.schema_arrow.names
@@ -35,7 +35,7 @@ def read_columns(
         kind = batch.column(columns.index(keep[0]))
         chosen.append(batch.filter(pc.equal(kind.cast(pa.string()), keep[1])))
     schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-    # batches of a dictionary column may come with different dictionaries; the column has served its purpose
+    # batches of a dictionary column may have different dictionaries, so the column becomes plain text
     plain = [
         one.set_column(columns.index(keep[0]), keep[0], pa.array([keep[1]] * len(one), pa.string())) for one in chosen
     ]
@@ -44,7 +44,7 @@ def read_columns(
 
 
 def check_columns(path: Path, present: Sequence[str], needed: Sequence[str]) -> None:
-    """Refuse a file that lacks a column."""
+    """Reject a file that lacks a column."""
     for name in needed:
         if name not in present:
             raise Misconfigured(f"{path}: column {name!r} is missing (found: {', '.join(present)})")
@@ -92,7 +92,7 @@ def as_seconds(table: pa.Table, path: Path, name: str) -> NDArray[np.int64]:
 
 
 def as_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: str) -> NDArray[np.int64]:
-    """Where each value of the column stands in `values`."""
+    """Position of each value of the column in `values`."""
     texts = as_texts(table, path, name)
     found = pc.index_in(texts, value_set=values)
     if found.null_count:
@@ -105,7 +105,7 @@ def as_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other
 
 @contextmanager
 def parquet_errors(path: Path) -> Iterator[None]:
-    """Translate what reading a file may raise."""
+    """Translate the errors of reading a file."""
     try:
         yield
     except FileNotFoundError:

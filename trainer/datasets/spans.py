@@ -1,4 +1,4 @@
-"""A data-set folder as C-SFT sees it: spans of event time, pairs to learn from, questions to be judged by."""
+"""A data-set folder for C-SFT: spans of event time, pairs for training, questions for evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import Observed
 
 LEARN_UNTIL, VALIDATE_FROM, TEST_FROM = 0.5, 0.7, 0.8
-"""Shares of the events, in order of time, at which spans begin and end (whole days where only days are known)."""
+"""Shares of the events, in order of time, that bound the spans (whole days where only days are known)."""
 HISTORY_ITEMS = 10
 
 
@@ -35,13 +35,13 @@ class Span:
     stop: int
 
     def holds(self, ts: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these seconds lie inside."""
+        """Which of these seconds are inside."""
         return np.asarray((ts >= self.start) & (ts < self.stop))
 
 
 @dataclass(frozen=True, eq=False)
 class BehaviourLog:
-    """The log of a folder with item numbers (position + 1), what counts as liked, and what is held out."""
+    """The log of a folder with item numbers (position + 1), liked rows and held-out items."""
 
     data: DataSet
     ts: NDArray[np.int64]
@@ -50,11 +50,11 @@ class BehaviourLog:
     item: NDArray[np.int64]
     liked: NDArray[np.bool_]
     held_out: NDArray[np.bool_]
-    """Per item number: never learned from."""
+    """Per item number: never trained on."""
 
     @staticmethod
     def of(data: DataSet, folder: Path) -> BehaviourLog:
-        """Read what the replay does not need: the label of ratings, and the held-out items if the set names any."""
+        """Add the columns that the replay does not need: labels of ratings, and held-out items if the set has any."""
         label = pq.read_table(folder / "interactions.parquet", columns=["label"])["label"]
         liked = pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
         held_out = np.zeros(len(data.item_ids) + 1, bool)
@@ -64,7 +64,7 @@ class BehaviourLog:
         return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked & rows.taken, held_out)
 
     def boundary(self, share: float) -> int:
-        """The second at which this share of the events is over."""
+        """The second at which this share of the events has passed."""
         ordered = np.sort(self.ts)
         second = int(ordered[min(len(ordered) - 1, round(share * len(ordered)))])
         if not self.data.day_resolution:
@@ -75,21 +75,21 @@ class BehaviourLog:
 
     @property
     def learn(self) -> Span:
-        """What an encoder may learn from."""
+        """The span that encoders are trained on."""
         return Span(int(self.ts.min()), self.boundary(LEARN_UNTIL))
 
     @property
     def validation(self) -> Span:
-        """What settings are chosen by."""
+        """The span that settings are chosen on."""
         return Span(self.boundary(VALIDATE_FROM), self.boundary(TEST_FROM))
 
     @property
     def test(self) -> Span:
-        """What is looked at once."""
+        """The span that is evaluated once."""
         return Span(self.boundary(TEST_FROM), int(self.ts.max()) + DAY_SECONDS)
 
     def cold(self, span: Span) -> NDArray[np.bool_]:
-        """Per item number: held out, or not taken before the span. Padding is not."""
+        """Per item number: held out, or not taken before the span; false for padding."""
         cold = np.ones(len(self.held_out), bool)
         cold[self.item[self.ts < span.start]] = False
         cold |= self.held_out
@@ -97,7 +97,7 @@ class BehaviourLog:
         return cold
 
     def published(self, span: Span) -> NDArray[np.bool_]:
-        """Per item number: on sale before the span ended. An encoder of that time knows nothing of the others."""
+        """Per item number: published before the end of the span. An encoder of that time has not seen the others."""
         return np.concatenate([[False], self.data.publish_ts < span.stop])
 
     def recent_takes(self, span: Span) -> NDArray[np.int64]:
@@ -111,7 +111,7 @@ class BehaviourLog:
     # ---- pairs ---------------------------------------------------------------------------------------------------
 
     def pairs(self, span: Span, numbers: FeatureNumbers, *, history_length: int, seed: int) -> list[Pair]:
-        """Pairs of a span, mined by the live trainer's own join from the log that a replay would send."""
+        """Pairs of a span, by the online trainer's join over the log that a replay sends."""
         miner = PairMiner(numbers, left_out=self.held_out)
         seconds = self._observed(span, seed)
         impressions = join_all(seconds, numbers, history_length=history_length, attribution_seconds=0.0)
@@ -130,7 +130,7 @@ class BehaviourLog:
                 events = []
             second = ts
             name = log.exposure_name(int(place))
-            # checked when the set was read; building them without checks is ten times faster
+            # checked when the set was read; skipping validation is ten times faster
             behaviour = Behaviour.model_construct(
                 event_id=f"t{name}" if take else name,
                 kind=kind if take else BehaviourKind.EXPOSURE,
@@ -150,7 +150,7 @@ class BehaviourLog:
     # ---- questions -----------------------------------------------------------------------------------------------
 
     def next_questions(self, span: Span) -> Questions:
-        """What was liked next, given what the user liked before (before that day, where only days are known)."""
+        """The next liked item, given the earlier ones of the user (of earlier days, where only days are known)."""
         order = np.lexsort((np.arange(len(self.ts)), self.ts))
         order = order[self.ts[order] < span.stop]
         liked: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -161,7 +161,7 @@ class BehaviourLog:
         for row in order:
             ts, user, item = int(self.ts[row]), int(self.user[row]), int(self.item[row])
             if ts != now:
-                _settle(waiting, now, liked, met)
+                _flush(waiting, now, liked, met)
                 waiting, now = [], ts
             waiting.append((user, item, bool(self.liked[row])))
             if ts >= span.start and self.liked[row] and liked[user] and item not in met[user]:
@@ -169,7 +169,7 @@ class BehaviourLog:
         return Questions.of(questions)
 
     def basket_questions(self, span: Span) -> Questions | None:
-        """Each thing of one day's basket, given its neighbour in it; None where more than days are known."""
+        """Each item of one day's basket, given its neighbour in it; None where times are finer than days."""
         if not self.data.day_resolution:
             return None
         inside = span.holds(self.ts) & self.liked
@@ -185,7 +185,7 @@ class BehaviourLog:
         return Questions.of(found)
 
 
-def _settle(
+def _flush(
     waiting: list[tuple[int, int, bool]],
     ts: int | None,
     liked: dict[int, list[tuple[int, int]]],

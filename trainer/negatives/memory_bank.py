@@ -1,4 +1,4 @@
-"""Takes remembered for negatives: the current window (space) and a bank of earlier ones (time)."""
+"""Takes stored for negatives: the current window (space) and a bank of earlier ones (time)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainer.samples.rows import Take
 class TakeBank:
     """A ring of takes, bounded by count, by event time and by steps of training.
 
-    By default the ring keeps item numbers, not projected vectors: whoever learns from it projects the stored vectors
-    with today's weights, so its rows cannot go stale however old they are (the drift that cross-batch memory, arXiv
-    1912.06798, has to live with). Where the towers themselves are trained that would cost a whole pass, and the ring
-    keeps what a momentum encoder made (`vector_width` > 0).
+    By default the ring stores item numbers, not projected vectors: each use projects the items' vectors with the
+    current weights, so its rows do not go stale as those of a cross-batch memory do (arXiv 1912.06798). Where the
+    towers themselves are trained that would cost a whole pass, and the ring stores the output of a momentum encoder
+    (`vector_width` > 0).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TakeBank:
         return self._count
 
     def add(self, take: Take, *, step: int = 0, vector: NDArray[np.float32] | None = None) -> None:
-        """Put one take in, in the order of training; the oldest makes room."""
+        """Add one take, in the order of training; a full ring overwrites its oldest."""
         capacity = len(self._items)
         self._items[self._next] = take.item
         self._seconds[self._next] = take.second
@@ -49,7 +49,7 @@ class TakeBank:
         self._count = min(self._count + 1, capacity)
 
     def items(self, now: int, *, step: int = 0) -> NDArray[np.int64]:
-        """Item numbers of the takes that are young enough at event time `now` and at step `step`, oldest first."""
+        """Item numbers of the takes within the age limits at event time `now` and at step `step`, oldest first."""
         return self._items[self._young(now, step)]
 
     def newest_rows(self, items: NDArray[np.int64], *, step: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -72,7 +72,7 @@ class TakeBank:
         }
 
     def restore(self, state: Mapping[str, NDArray[np.int64] | NDArray[np.float32]]) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if that was a ring of another size."""
+        """Return to the state of `snapshot`. Raises `ValueError` if its ring has another size."""
         for name, own in (
             ("items", self._items),
             ("seconds", self._seconds),
@@ -93,7 +93,7 @@ class TakeBank:
         return np.asarray(order[young])
 
     def purge(self, item: int) -> int:
-        """Take every row of an item out (it was deleted); returns how many there were."""
+        """Remove every row of a deleted item; returns how many there were."""
         capacity = len(self._items)
         order = (self._next - self._count + np.arange(self._count)) % capacity
         kept = order[self._items[order] != item]
@@ -106,9 +106,9 @@ class TakeBank:
 
 
 class SpaceTimeMemory:
-    """Where space-time negatives come from: `window` holds what anyone took lately, `bank` what was taken before that.
+    """The source of space-time negatives: a window of all users' latest takes, and a bank of earlier ones.
 
-    A take enters the window and moves on to the bank when it is `window_seconds` old or the window is full.
+    A take enters the window and moves to the bank when it is `window_seconds` old or the window is full.
     """
 
     def __init__(
@@ -128,10 +128,10 @@ class SpaceTimeMemory:
             bank_takes, max_age_seconds=bank_seconds, max_age_steps=bank_steps, vector_width=vector_width
         )
         self.step = 0
-        """The step that rows are marked with; whoever bounds the bank by steps moves it."""
+        """The training step that rows are marked with; set by trainers that bound the bank by steps."""
 
     def add(self, take: Take) -> None:
-        """Put one take in, in event-time order."""
+        """Add one take, in event-time order."""
         self._window.append(take)
         oldest = take.second - self._window_seconds
         while len(self._window) > self._window_takes or self._window[0].second < oldest:
@@ -142,7 +142,7 @@ class SpaceTimeMemory:
         return np.fromiter((take.item for take in self._window), np.int64, len(self._window))
 
     def bank_items(self, now: int) -> NDArray[np.int64]:
-        """Item numbers of the takes in the bank that are young enough at event time `now`."""
+        """Item numbers of the takes in the bank within its age limits at event time `now`."""
         return self.bank.items(now, step=self.step)
 
     def snapshot(self) -> dict[str, NDArray[np.int64] | NDArray[np.float32]]:
@@ -151,12 +151,12 @@ class SpaceTimeMemory:
         return {"window": window, "step": np.array([self.step], np.int64), **self.bank.snapshot()}
 
     def restore(self, state: Mapping[str, NDArray[np.int64] | NDArray[np.float32]]) -> None:
-        """Stand where `snapshot` was taken; who took what is not kept, only what was taken."""
+        """Return to the state of `snapshot`, which does not store the users of takes."""
         self._window = deque(Take(int(second), "", int(item)) for item, second in state["window"].tolist())
         self.step = int(state["step"][0])
         self.bank.restore(state)
 
     def purge(self, item: int) -> None:
-        """Forget a deleted item."""
+        """Remove a deleted item."""
         self._window = deque(take for take in self._window if take.item != item)
         self.bank.purge(item)

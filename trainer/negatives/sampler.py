@@ -1,7 +1,7 @@
-"""Space-time negatives for the contrastive term: which items stand against which user's take (ST-NGS).
+"""Space-time negative sampling (ST-NGS) for the contrastive term: the negatives of each take of a batch.
 
-Source: MIM (arXiv 2502.00321), section on space-time negative sampling. On one trainer, *space* is what other users
-took in this batch and in the current window, *time* is the bank of earlier windows.
+Source: MIM (arXiv 2502.00321), section on space-time negative sampling. On one trainer, *space* is the takes of other
+users in this batch and in the current window, *time* is the bank of earlier windows.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class ContrastivePlan:
     candidates: NDArray[np.int64]
     """(K,) distinct item numbers."""
     allowed: NDArray[np.bool_]
-    """(P, K) False where a candidate is the positive itself, the same content, something this user took, or something
+    """(P, K) False where a candidate is the positive itself, the same content, an earlier take of this user, or an item
     that was taken after the same search."""
     log_q: NDArray[np.float32]
     """(K,) log of the probability that the item is among the candidates."""
     positive_log_q: NDArray[np.float32]
-    """(P,) the same for each positive."""
+    """(P,) likewise for each positive."""
 
 
 class TakeCounts:
-    """How often each item is taken, with exponential forgetting in event time: the q of the logQ correction.
+    """Takes per item with exponential decay in event time: the q of the logQ correction.
 
-    Source: sampling-bias-corrected neural modeling (Yi et al., RecSys 2019); the scale grows instead of all counts
-    shrinking, so that one take costs one addition.
+    Source: sampling-bias-corrected neural modeling (Yi et al., RecSys 2019). New takes weigh more instead of all counts
+    shrinking, so that a take costs one addition.
     """
 
     def __init__(self, half_life_seconds: float) -> None:
@@ -51,11 +51,11 @@ class TakeCounts:
         self._origin: int | None = None
 
     def snapshot(self) -> State:
-        """The counts, as they stand."""
+        """The decayed counts and their scale."""
         return State({"counts": self._counts.copy()}, {"total": self._total, "origin": self._origin})
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken."""
+        """Return to the state of `snapshot`."""
         self._counts = state.arrays["counts"].copy()
         self._total, self._origin = state.values["total"], state.values["origin"]
 
@@ -77,10 +77,10 @@ class TakeCounts:
         self._total += weight
 
     def log_q(self, items: NDArray[np.int64], *, draws: int = 1) -> NDArray[np.float32]:
-        """Log of the probability that `draws` takes hold an item at least once, 1 - (1 - q)^draws.
+        """Log of the probability that an item is among `draws` takes, 1 - (1 - q)^draws.
 
         q is the item's share of the takes, smoothed by a tenth of an average item's count. Candidates are distinct:
-        correcting by q alone would treat an item that comes up in every batch as if it stood there many times.
+        correction by q alone would treat an item that is in every batch as if it were there many times.
         """
         if not self._total:
             return np.zeros(len(items), np.float32)
@@ -94,8 +94,8 @@ class TakeCounts:
 class SpaceTimeSampler:
     """Plans the contrastive term of one batch.
 
-    Candidates are drawn without replacement from the window and from the bank with a generator that is passed in: the
-    same batch, memory and generator state give the same plan. A short supply gives a smaller plan, never repeated rows.
+    Candidates are drawn without replacement from the window and from the bank with the given generator: the same batch,
+    memory and generator state give the same plan. Too few takes give a smaller plan, not repeated rows.
     """
 
     def __init__(self, *, space: int, time: int, masks: bool = True) -> None:
@@ -111,7 +111,7 @@ class SpaceTimeSampler:
         catalogue: ItemNumbers,
         rng: np.random.Generator,
     ) -> ContrastivePlan | None:
-        """The plan for a batch; None if it holds no positive that has a vector and whose user has a past."""
+        """The plan for a batch; None if no positive of it has both a vector and a history."""
         rows = np.array(
             [i for i, row in enumerate(batch) if row.label and row.history and catalogue.has_vector(row.item)], np.int64
         )

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 class TargetAttention(nn.Module):
     """DIN's attention unit: a weight for each history item from [h, t, h - t, h * t] and extra scalars, not normalised.
 
-    The first layer is linear in h, so each row has one matrix, made from its target, that takes h to the hidden layer;
-    what depends on the target alone is added once per row.
+    The first layer is linear in h, so each row has one matrix, made from its target, that maps h to the hidden layer;
+    the terms of the target alone are added once per row.
     """
 
     def __init__(self, width: int, extra: int, hidden: int) -> None:
@@ -33,7 +33,7 @@ class TargetAttention(nn.Module):
     ) -> Tensor:
         """Weights, shape (B, L); 0 at padding. `extra`: further scalars of each pair, shape (B, L) each.
 
-        A single history, of shape (1, L) and (1, L, E), is that of all B targets.
+        A single history, of shape (1, L) and (1, L, E), is shared by all B targets.
         """
         of_item_HE, of_target_HE, of_difference_HE, of_product_HE, of_extra_HX = torch.tensor_split(
             self.first.weight, [n * self.width for n in (1, 2, 3, 4)], dim=1
@@ -53,9 +53,9 @@ class TargetAttention(nn.Module):
 class _Scores(torch.autograd.Function):
     """prelu(h M + o) . w for each pair of history item and row, shape (B, L).
 
-    PReLU is a x + (1 - a) relu(x), and only relu's share needs the hidden layer of every pair, which is the largest
-    tensor of the network: it is kept once, and read three times for the gradient. Autograd would keep it twice, and
-    write a gradient of its size for each of the steps, that of the slope `a` among them.
+    PReLU is a x + (1 - a) relu(x), and only the relu part needs the hidden layer of every pair, the largest tensor of
+    the network: it is stored once, and read three times for the gradient. Autograd would store it twice, and write a
+    gradient of its size for each of the steps, that of the slope `a` among them.
     """
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, grad_BL: Tensor) -> tuple[Tensor, ...]:
         history_BLE, matrix_BEH, offset_BH, slope_1, weight_H, hidden_BLH, negative_BL = ctx.saved_tensors
         grad_BL = grad_BL.contiguous()
-        # where the hidden unit is positive, the pair's gradient
+        # the pair's gradient where the hidden unit is positive
         active_BLH = torch.ops.aten.threshold_backward(grad_BL[:, :, None].expand_as(hidden_BLH), hidden_BLH, 0)
         rest_1 = 1 - slope_1
         of_matrix_BEH = torch.addcmul(

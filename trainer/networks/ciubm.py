@@ -1,4 +1,4 @@
-"""CiUBM: a click model that fuses what a user's item ids say with what their content says.
+"""CiUBM: a click model over the item ids and the item content of a user's history.
 
 Source: MIM (arXiv 2502.00321), content-interest-aware user behaviour model (Fig. 2c); target attention as in DIN
 (arXiv 1706.06978); the histogram of similarities as SimTier in arXiv 2407.19467.
@@ -22,7 +22,7 @@ from trainer.networks.numeric import CrossedHeads, NumericEmbedding
 
 @dataclass(frozen=True)
 class CtrBatch:
-    """B impressions over U distinct items, whose features stand once each. Item 0 of the U is padding."""
+    """B impressions over U distinct items, each with one row of features. Item 0 of the U is padding."""
 
     hashes_U2: Tensor
     """int64: two hashes of each item's id."""
@@ -33,29 +33,29 @@ class CtrBatch:
     target_B: Tensor
     """int64 index into U."""
     history_BL: Tensor
-    """int64 index into U, newest first; 0 pads. A single row is the history of all B, whose user's side is then
-    computed once."""
+    """int64 index into U, newest first; 0 pads. A single row is the history of all B, and the user's side is computed
+    once."""
     dense_BF: Tensor
     """float32 context features, as many as the model was built for."""
     category_U: Tensor | None = None
     """int64 number of each item's category, 0 unknown; for models with a table of categories."""
 
     def to(self, device: torch.device) -> CtrBatch:
-        """The same batch on another device."""
-        there = {
+        """A copy on another device."""
+        columns = {
             one.name: column.to(device, non_blocking=True)
             for one in fields(self)
             if (column := getattr(self, one.name)) is not None
         }
-        return CtrBatch(**there)
+        return CtrBatch(**columns)
 
 
 DENSE_FEATURES = 3
-"""log of the history's length, whether there is one, whether the target has a vector."""
+"""log of the history's length, whether it is not empty, whether the target has a vector."""
 
 
 class CiUBM(nn.Module):
-    """Forward only: batch in, logits out. Loss, optimiser and storage are somebody else's."""
+    """The forward pass: a batch to logits. `Learner` adds loss and optimiser."""
 
     def __init__(self, config: CiUBMConfig, *, vector_width: int, seed: int, dense_width: int = DENSE_FEATURES) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class CiUBM(nn.Module):
             nn.init.normal_(self.category_table.weight, std=0.05)
         if config.uses_content:
             self.projection = nn.Linear(vector_width, config.content_width)
-            # near-isometric at the start: similarities mean something before anything was learned
+            # near-isometric at the start: similarities are meaningful before training
             nn.init.orthogonal_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
             self.projection.requires_grad_(config.refresh_projection)
@@ -106,7 +106,7 @@ class CiUBM(nn.Module):
         return projected_UC * has_vector_U[:, None]
 
     def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
-        """Logits, shape (B,). `content_UC` saves a second projection where the caller already has it."""
+        """Logits, shape (B,). `content_UC` is the output of `content`, where the caller has it already."""
         logits_BK = self.members(batch, content_UC)
         if logits_BK.shape[1] == 1:
             return logits_BK.squeeze(1)
@@ -117,11 +117,11 @@ class CiUBM(nn.Module):
         config = self.config
         hashes_U2 = batch.hashes_U2
         if self.training and config.id_dropout:
-            forgotten_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < config.id_dropout
-            hashes_U2 = hashes_U2.masked_fill(forgotten_U[:, None], 0)  # nobody's hashes: reads the shared row
+            dropped_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < config.id_dropout
+            hashes_U2 = hashes_U2.masked_fill(dropped_U[:, None], 0)  # no id has zero hashes: reads the shared row
         ids_UE = self.id_table(hashes_U2)
         if config.categories and batch.category_U is not None:
-            # an item without a row of its own still is one of its kind
+            # an item without a row of its own still has its category's
             ids_UE = ids_UE + self.category_table(batch.category_U % config.categories)
         mask_BL = batch.history_BL > 0
         target_BE = ids_UE.index_select(0, batch.target_B)
@@ -165,13 +165,13 @@ class CiUBM(nn.Module):
         return logits_BK
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
-        """What a user is interested in, target unseen: recency-weighted mean of his content, unit length (B, C)."""
+        """A user's interest without a target: recency-weighted mean of their content, unit length (B, C)."""
         weight_BL = _recency(history_BL, self.config.recency_half_life_items) * (history_BL > 0)
         return F.normalize(weighted_sum(weight_BL, gathered(content_UC, history_BL)), dim=-1)
 
 
 class Head(nn.Module):
-    """From the concatenated interests to logits (B, K), normalised at the input; without that nothing is learned."""
+    """From the concatenated interests to logits (B, K). Without the input LayerNorm the network does not train."""
 
     def __init__(self, config: CiUBMConfig, width: int) -> None:
         super().__init__()
@@ -200,23 +200,23 @@ class Head(nn.Module):
 
 
 def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:
-    """Inner product of each history row with its target, shape (B, L); a single history is that of all targets."""
+    """Inner product of each history row with its target, shape (B, L); a single history is shared by all targets."""
     if len(history_BLX) == 1:
         return target_BX @ history_BLX[0].T
     return torch.bmm(history_BLX, target_BX[:, :, None]).squeeze(2)
 
 
 def weighted_sum(weight_BL: Tensor, history_BLX: Tensor) -> Tensor:
-    """Sum over the history, shape (B, X); a single history is that of all rows."""
+    """Weighted sum over the history, shape (B, X); a single history is shared by all rows."""
     if len(history_BLX) == 1:
         return weight_BL @ history_BLX[0]
     return torch.bmm(weight_BL[:, None], history_BLX).squeeze(1)
 
 
 def tiers(similarity_BL: Tensor, mask_BL: Tensor, bins: int) -> Tensor:
-    """SimTier: how many similarities fall into each of `bins` equal bins over [-1, 1], as log(1 + n), shape (B, bins).
+    """SimTier: log(1 + n) of the similarities in each of `bins` equal bins over [-1, 1], shape (B, bins).
 
-    Padding would fall into a bin like any other number, so it is masked. Source: arXiv 2407.19467.
+    Padding is masked; it would be counted in a bin otherwise. Source: arXiv 2407.19467.
     """
     tier_BL = ((similarity_BL.detach() + 1) / 2 * bins).long().clamp(0, bins - 1)
     counts_BT = torch.zeros(len(tier_BL), bins, device=tier_BL.device)
@@ -224,7 +224,7 @@ def tiers(similarity_BL: Tensor, mask_BL: Tensor, bins: int) -> Tensor:
 
 
 def summaries(similarity_BL: Tensor, mask_BL: Tensor, half_life: float) -> Tensor:
-    """Maximum, mean, recent mean and newest, shape (B, 4); padding counts nowhere. `half_life` is in items."""
+    """Maximum, mean, recent mean and newest, shape (B, 4), without padding. `half_life` is in items."""
     highest_B = similarity_BL.masked_fill(~mask_BL, -1.0).amax(1) * mask_BL.any(1)
     mean_B = similarity_BL.sum(1) / mask_BL.sum(1).clamp(min=1)
     weight_BL = _recency(similarity_BL, half_life) * mask_BL
@@ -233,16 +233,16 @@ def summaries(similarity_BL: Tensor, mask_BL: Tensor, half_life: float) -> Tenso
 
 
 def _recency(like_BL: Tensor, half_life: float) -> Tensor:
-    """Weights of history items by how far back they are, shape (L,)."""
+    """Weights of history items by age in items, shape (L,)."""
     steps_L = torch.arange(like_BL.shape[1], dtype=torch.float32, device=like_BL.device)
     return torch.exp2(-steps_L / half_life)
 
 
 def length_scale(mask_BL: Tensor) -> Tensor:
-    """One over the root of the history's length: sums of few and of many items stay comparable."""
+    """One over the root of the history's length, so that sums of few and of many items are comparable."""
     return mask_BL.sum(1, keepdim=True).clamp(min=1).float().rsqrt()
 
 
 def gathered(table_UX: Tensor, places_BL: Tensor) -> Tensor:
-    """Rows of a table, shape (B, L, X): on a CPU the gradient of index_select costs half of that of plain indexing."""
+    """Rows of a table, shape (B, L, X). On a CPU the gradient of index_select costs half of that of indexing."""
     return table_UX.index_select(0, places_BL.reshape(-1)).reshape(*places_BL.shape, -1)

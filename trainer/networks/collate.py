@@ -1,4 +1,4 @@
-"""Impressions to tensors: each distinct item of a batch stands once."""
+"""Impressions to tensors: each distinct item of a batch has one row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.samples.rows import Impression
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
-    """The contrastive term of a batch: places among the batch's distinct items instead of item numbers."""
+    """The contrastive term of a batch: rows of the batch's distinct items instead of item numbers."""
 
     rows_P: Tensor
     positives_P: Tensor
@@ -30,7 +30,7 @@ class ContrastiveBatch:
 
 @dataclass(frozen=True)
 class Collated:
-    """A batch of impressions as tensors, with the item numbers behind its distinct items."""
+    """A batch of impressions as tensors, with the item numbers of its distinct items."""
 
     batch: CtrBatch
     labels_B: Tensor

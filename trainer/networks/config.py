@@ -13,19 +13,19 @@ class CiUBMConfig(BaseModel):
     id_width: int = Field(default=16, ge=1)
     """Width of an item-id embedding."""
     id_rows: int = Field(default=1 << 15, ge=8, multiple_of=8)
-    """Most ids with an embedding of their own; when the table is full, those not named for longest lose theirs."""
+    """Most ids with an embedding of their own; in a full table the longest unseen lose theirs."""
     id_admit_after: int = Field(default=2, ge=1)
-    """In how many batches an id has to be named before it gets an embedding of its own; until then it reads the one
-    that all newcomers share."""
+    """In how many batches an id has to occur before it gets an embedding of its own; until then it reads the one that
+    all new ids share."""
     id_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a batch's items that are treated as newcomers in training (as in DropoutNet): what is learned then holds
-    without their ids too, and ids are not learned by heart."""
+    """Share of a batch's items that are treated as new ids in training (as in DropoutNet), so that the model works
+    without ids and does not overfit to them."""
     categories: int = Field(default=0, ge=0)
-    """Rows of a table of categories that is added to the ids'; 0 leaves it out. Batches have to bring categories."""
+    """Rows of a table of categories that is added to the ids'; 0 leaves it out. Batches must contain categories."""
     content_width: int = Field(default=64, ge=1)
-    """Width that the stored vectors are projected to."""
+    """Width to which the stored vectors are projected."""
     refresh_projection: bool = True
-    """Whether that projection keeps learning; otherwise it stays what it was at the start."""
+    """Whether that projection is trained; otherwise it keeps its initial weights."""
     hidden: tuple[int, ...] = (96, 48)
     """Widths of the prediction layers."""
     attention_hidden: int = Field(default=32, ge=1)
@@ -51,7 +51,7 @@ class CiUBMConfig(BaseModel):
     content_in_attention: bool = True
     """Let the target attention see the content similarity."""
     numeric_bins: int = Field(default=0, ge=0)
-    """Bins per dense feature, at quantiles of the training rows; 0 takes the numbers as they are."""
+    """Bins per dense feature, at quantiles of the training rows; 0 uses the plain numbers."""
     numeric_width: int = Field(default=8, ge=1)
     """Width of a binned feature's embedding."""
     cross_layers: int = Field(default=0, ge=0)
@@ -64,11 +64,11 @@ class CiUBMConfig(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped in training."""
     recency_half_life_items: float = Field(default=8.0, gt=0)
-    """After how many items a history item counts half in the recent similarity and the contrastive anchor."""
+    """Age in items at which a history item counts half in the recent similarity and the contrastive anchor."""
 
     @property
     def uses_content(self) -> bool:
-        """Whether any part looks at vectors."""
+        """Whether any part reads vectors."""
         return any(
             (
                 self.content_interest,
@@ -86,7 +86,7 @@ class CiUBMConfig(BaseModel):
         return bool(self.dropout or self.id_dropout)
 
     def without_content(self) -> CiUBMConfig:
-        """The same class as an id-only DIN."""
+        """The id-only variant, a DIN."""
         return self.model_copy(
             update=dict.fromkeys(
                 (
@@ -103,14 +103,14 @@ class CiUBMConfig(BaseModel):
 
 
 class LearnerConfig(BaseModel):
-    """How a CiUBM learns."""
+    """How a CiUBM is trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     learning_rate: float = Field(default=4e-3, gt=0)
     """Step size of the dense weights."""
     id_learning_rate: float = Field(default=1e-2, gt=0)
-    """Step size of the id table: a row is touched rarely and has to move when it is."""
+    """Step size of the id table, larger because a row has few steps."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay of the dense weights."""
     contrastive_weight: float = Field(default=0.1, ge=0)
@@ -118,6 +118,6 @@ class LearnerConfig(BaseModel):
     temperature: float = Field(default=0.2, gt=0)
     """Temperature of the contrastive term."""
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
-    """How much of the sampling correction is applied: 1 takes popularity out of the content space entirely."""
+    """Share of the sampling correction that is applied: 1 removes popularity from the content space entirely."""
     max_gradient_norm: float = Field(default=5.0, gt=0)
     """Dense gradients are scaled down to this norm."""

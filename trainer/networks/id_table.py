@@ -1,9 +1,9 @@
-"""Embeddings of ids that nobody listed beforehand: a table that admits what recurs and forgets what does not.
+"""Embeddings of an open set of ids: a table of fixed size that admits recurring ids and evicts the longest unseen.
 
-A click stream brings new ids for ever, so a table row per id grows without bound, and a plain hash lets strangers share
-rows. Here an id gets a row of its own once it was named often enough, and loses it to another when it was not named for
-longest. Whoever has no row reads the shared one, which therefore learns what an unknown item is worth; with the content
-beside it that is all a new item needs.
+A click stream brings new ids without end, so a table row per id grows without bound, and a plain hash makes unrelated
+ids share rows. Here an id gets a row of its own once it has occurred often enough, and loses it to another when it is
+the longest unseen. Ids without a row read a shared one, which is trained to represent an unknown item; the content
+tells new items apart.
 
 Source: count filter and expiry of Monolith's collision-free table (arXiv 2209.07663, section 2.2); the sketch of counts
 that halves as in TinyLFU (arXiv 1512.00727). Unlike Monolith's cuckoo map the table is set-associative: its size is
@@ -22,10 +22,10 @@ _FREE = -1
 
 
 class IdTable(nn.Module):
-    """Row 0 is shared by all ids without a row of their own; the other `capacity` rows are handed out by `admit`.
+    """Row 0 is shared by all ids without a row of their own; `admit` assigns the other `capacity` rows.
 
-    Which id holds which row, the counts and the clock are buffers: `state_dict` is the snapshot, and a released model
-    looks ids up exactly as its trainer did. Memory never grows.
+    The id of each row, the counts and the clock are buffers: `state_dict` is the snapshot, and a released model looks
+    ids up exactly as its trainer did. Memory never grows.
     """
 
     key_SW: Tensor
@@ -52,7 +52,7 @@ class IdTable(nn.Module):
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
 
     def forward(self, hashes_U2: Tensor) -> Tensor:
-        """Embeddings, shape (U, E). Asking changes nothing."""
+        """Embeddings, shape (U, E). Changes no state."""
         ids_UE: Tensor = self.embedding(self.rows(hashes_U2))
         return ids_UE
 
@@ -60,7 +60,7 @@ class IdTable(nn.Module):
         """Row of each id, shape (U,); 0 for those that have none. `hashes_U2`: two independent hashes of the id."""
         set_U = hashes_U2[:, 0] % len(self.key_SW)
         match_UW = self.key_SW.index_select(0, set_U) == hashes_U2[:, 1:]
-        # at most one way matches, so its number comes out of a product: a tenth of the time of any and argmax
+        # at most one way matches, so a product gives its number: a tenth of the time of any and argmax
         way_U = (match_UW.float() @ self.number_W).long()
         return (set_U * _WAYS + way_U) * (way_U > 0)
 
@@ -71,18 +71,17 @@ class IdTable(nn.Module):
 
     @torch.no_grad()
     def admit(self, hashes_U2: Tensor) -> Tensor:
-        """Count these ids (once each) and admit those named in `admit_after` calls; says which rows changed hands.
+        """Count each id once, admit those counted in `admit_after` calls; returns the reassigned rows.
 
-        A new row starts as a copy of the shared one, so that admission by itself changes no score. A set that is full
-        gives up its longest unseen id, but none that is named right now. An optimiser has to forget what it kept about
-        the rows returned.
+        A new row starts as a copy of the shared one, so that admission by itself changes no score. A full set evicts
+        its longest unseen id, but none of this call. The caller clears the optimiser's state of the rows returned.
         """
         self.clock += 1
         row_U = self.rows(hashes_U2)
         known_U = row_U > 0
         self.seen_SW.view(-1)[row_U[known_U].sub_(1)] = self.clock
         new_N2 = hashes_U2[~known_U]
-        new_N2 = _distinct(new_N2[new_N2.any(1)])  # padding is nobody
+        new_N2 = _distinct(new_N2[new_N2.any(1)])  # padding is no id
         frequent_N2 = new_N2[self._count(new_N2) >= self.admit_after]
         if not len(frequent_N2):
             return row_U.new_empty(0)
@@ -101,19 +100,19 @@ class IdTable(nn.Module):
         return place_N + 1
 
     def _count(self, hashes_N2: Tensor) -> Tensor:
-        """Count each id once more and say how often it was named so far: the smaller of its two cells."""
+        """Count each id once more and return its count so far: the smaller of its two cells."""
         cell_N2 = torch.stack([hashes_N2[:, 0], hashes_N2[:, 1]], 1) % len(self.counts)
         self.counts.index_add_(0, cell_N2.reshape(-1), torch.ones_like(cell_N2.reshape(-1), dtype=torch.int32))
         named_N = self.counts[cell_N2].amin(1)
         self.counted += len(hashes_N2)
-        if self.counted >= self.capacity:  # what was named long ago counts less, and cells do not fill up
+        if self.counted >= self.capacity:  # old counts decay, and cells do not fill up
             self.counts //= 2
             self.counted.zero_()
         return named_N
 
 
 def _distinct(hashes_N2: Tensor) -> Tensor:
-    """Each id once, though a batch names an item once per encoder version: of two rows `rows` would add the numbers."""
+    """Each id once: a batch contains an item once per encoder version."""
     hashes_N2 = hashes_N2[hashes_N2[:, 0].argsort(stable=True)]
     first_N = torch.ones(len(hashes_N2), dtype=torch.bool, device=hashes_N2.device)
     first_N[1:] = (hashes_N2[1:] != hashes_N2[:-1]).any(1)

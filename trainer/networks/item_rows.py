@@ -1,4 +1,4 @@
-"""The items of one request as rows of arrays; free of torch, as caches of vectors hand them out."""
+"""The items of one request as rows of arrays, without torch: caches of vectors return them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainer.samples.id_hashes import hash_columns
 
 @dataclass(frozen=True, eq=False)
 class ItemRows:
-    """Vectors of items as rows of one matrix, with what else the network reads of an item.
+    """Vectors of items as rows of one matrix, with the network's other inputs of an item.
 
-    Item n of `item_ids` has row n + 1, and one that is named twice has two rows: finding that out would cost a request
-    more than the row does. Row 0 is padding.
+    Item n of `item_ids` has row n + 1. An item that is named twice has two rows: a search for duplicates would cost a
+    request more than a row does. Row 0 is padding.
     """
 
     item_ids: Sequence[str]
@@ -37,7 +37,7 @@ class ItemRows:
         return rows
 
     def fill(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Write the vectors of whichever of the items are among these; before the rows are handed out."""
+        """Write the vectors of those items that are among these, before the rows are shared."""
         for number, item_id in enumerate(self.item_ids, start=1):
             vector = vectors.get(item_id)
             if vector is not None:
@@ -48,11 +48,11 @@ class ItemRows:
         """How many rows have a vector."""
         return int(np.count_nonzero(self.has_vector_U))
 
-    def bare(self) -> list[str]:
+    def without_vector(self) -> list[str]:
         """The items without a vector, each once."""
         return list(dict.fromkeys(compress(self.item_ids, (~self.has_vector_U[1:]).tolist())))
 
-    def held(self) -> dict[str, NDArray[np.float32]]:
-        """The vectors that there are, by item."""
+    def by_item(self) -> dict[str, NDArray[np.float32]]:
+        """The known vectors, by item."""
         rows = zip(self.item_ids, self.has_vector_U[1:].tolist(), self.vectors_UV[1:], strict=True)
         return {item_id: vector for item_id, has_vector, vector in rows if has_vector}

@@ -1,4 +1,4 @@
-"""One learner: a CiUBM, its optimisers, and the step that first scores a batch and then learns from it."""
+"""One learner: a CiUBM, its optimisers, and the step that scores a batch and then trains on it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import Tensor
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
-from trainer.networks.losses import fake_negative_weights, info_nce
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
 from trainer.state import State
 
 
 @dataclass(frozen=True)
 class LearnReport:
-    """What one step of one learner saw."""
+    """Result of one step of one learner."""
 
     probabilities_B: NDArray[np.float64]
-    """Predictions made before learning from these rows."""
+    """Predictions before training on these rows."""
     loss: float
     contrastive_loss: float | None
 
 
 def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
-    """Rows that went to other ids start without the momentum of their former ones."""
+    """Clear the momentum of rows that were reassigned to other ids."""
     for state in optimiser.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
             state[name][rows_N] = 0.0
@@ -41,12 +41,8 @@ def _copied(tensor: Tensor) -> NDArray[Any]:
     return copied
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss is not a number any more; nothing was learned from this batch."""
-
-
 class Learner:
-    """A model with its optimisers. `step` is the only verb that changes it."""
+    """A model with its optimisers. Only `step` and `restore` change it."""
 
     def __init__(self, model_config: CiUBMConfig, config: LearnerConfig, *, vector_width: int, seed: int) -> None:
         self.config = config
@@ -59,9 +55,9 @@ class Learner:
     def step(
         self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None, *, in_time: float = 1.0
     ) -> LearnReport:
-        """Score the batch with today's weights, then learn from it. Raises `NonFiniteLoss` before any harm is done.
+        """Score the batch with the current weights, then train on it. Raises `NonFiniteLoss` before any weight changes.
 
-        `in_time` is the share of takes that come before their impression counts as not taken.
+        `in_time` is the share of takes that arrive before their impression counts as not taken.
         """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
@@ -88,7 +84,7 @@ class Learner:
         )
 
     def snapshot(self) -> State:
-        """Weights and what the optimisers keep of earlier gradients."""
+        """Weights and state of the optimisers."""
         state = State(values={"dense": {}, "sparse": {}})
         for name, tensor in self.model.state_dict().items():
             state.arrays[f"model/{name}"] = _copied(tensor)
@@ -103,7 +99,7 @@ class Learner:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if that was a model of another shape."""
+        """Return to the state of `snapshot`. Raises `ValueError` if its model has another shape."""
         arrays = {name: torch.from_numpy(np.array(array)) for name, array in state.arrays.items()}
         model = {name.removeprefix("model/"): tensor for name, tensor in arrays.items() if name.startswith("model/")}
         try:

@@ -1,4 +1,4 @@
-"""Losses: functions of tensors, nothing else."""
+"""Losses: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _NEVER = -1e30
-"""Logit of what is masked: where a whole row is, -inf would make its gradient NaN."""
+"""Logit of a masked candidate; -inf would make the gradient of an all-masked row NaN."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a batch is NaN or infinite; the step that raises it changes no weight."""
 
 
 def info_nce(
@@ -54,8 +58,8 @@ def chunked_info_nce(
 ) -> Tensor:
     """`info_nce` per query (P,), with one hard negative of its own each, at most `max_logits` logits at a time.
 
-    Chunks of candidates are folded into a running log-sum-exp and computed again for the gradient, so memory does not
-    grow with K and time grows linearly. With everything in one chunk nothing is computed twice.
+    Chunks of candidates are folded into a running log-sum-exp and recomputed for the gradient, so memory does not grow
+    with K and time grows linearly. A single chunk is not recomputed.
     """
     positive_P = (query_PD * positive_PD).sum(-1) / temperature
     if positive_log_q_P is not None:
@@ -99,15 +103,15 @@ def triplet(query_PD: Tensor, positive_PD: Tensor, negative_PD: Tensor, allowed_
 
 
 def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float) -> Tensor:
-    """Weights of rows whose takes may come late: a row not taken counts (1 - p) / (1 - in_time p), a take counts 1.
+    """Weights of rows whose takes may be late: a row not taken counts (1 - p) / (1 - in_time p), a take counts 1.
 
-    Of all takes the share `in_time` comes while its impression waits; the others make it a row not taken first and a
-    row taken later. So a user who takes with probability p gives p rows taken and 1 - in_time p rows not taken; with
-    these weights the latter count 1 - p, and the loss has its minimum at p again. Where every take comes in time all
-    weights are 1. `probability_B` is the model's own estimate of p, and carries no gradient.
+    The share `in_time` of takes arrives while its impression waits; the others make a row not taken first and a row
+    taken later. So an impression of probability p gives p rows taken and 1 - in_time p rows not taken; with these
+    weights the latter count 1 - p, and the loss has its minimum at p again. Where every take arrives in time all
+    weights are 1. `probability_B` is the model's own estimate of p, without gradient.
 
     Source: fake negative weighted loss (Ktena et al., RecSys 2019, arXiv 1907.06558), which is the case in_time = 0 up
-    to a factor; the waiting makes it the case in between.
+    to a factor.
     """
     p_B = probability_B.detach()
     return torch.where(label_B > 0, torch.ones_like(p_B), (1 - p_B) / (1 - in_time * p_B).clamp_min(1e-6))

@@ -1,7 +1,7 @@
-"""Numbers as a network likes them: piecewise-linear features between quantiles, and several heads that cross them.
+"""Numeric features: piecewise-linear encoding between quantiles, and an ensemble of heads that cross them.
 
-Trees split where the data lies and ignore scale; a plain linear layer does neither. Bins at quantiles give a network
-the same sight. Sources: piecewise-linear encoding (arXiv 2203.05556), cross layers of DCN-V2 (arXiv 2008.13535).
+Trees split at quantiles of the data and ignore scale; a linear layer does neither. Bins at quantiles give a network
+both. Sources: piecewise-linear encoding (arXiv 2203.05556), cross layers of DCN-V2 (arXiv 2008.13535).
 
 Letters: B rows, F features, T bins, D width per feature, X input width, K heads, H hidden width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class NumericEmbedding(nn.Module):
     """Each feature of (B, F) as D numbers: (B, F D). Linear in the feature within a bin, constant beyond the outermost.
 
-    Before `fit_bins` every feature has one bin from -1 to 1. Bins are buffers, so they travel with the weights.
+    Before `fit_bins` every feature has one bin from -1 to 1. Bins are buffers, saved with the weights.
     """
 
     left_FT: Tensor
@@ -36,7 +36,7 @@ class NumericEmbedding(nn.Module):
 
     @torch.no_grad()
     def fit_bins(self, dense_NF: Tensor) -> None:
-        """Put the bins between quantiles of these rows; a feature with few values gets a bin between each two."""
+        """Set the bins between quantiles of these rows; a feature with few values gets a bin between each two."""
         levels = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
         self.left_FT.zero_()
         self.scale_FT.zero_()
@@ -61,10 +61,10 @@ class NumericEmbedding(nn.Module):
 
 
 class CrossedHeads(nn.Module):
-    """K prediction networks over one input, none of whose weights are shared: each crosses features, then narrows.
+    """K prediction networks over one input without shared weights: cross layers, then hidden layers.
 
     A cross layer is x_{l+1} = x_0 * (W_l x_l + b_l) + x_l with W_l of low rank. Trained on the mean of their losses and
-    averaged as probabilities, the heads are an ensemble that computes the interests below them once.
+    averaged as probabilities, the heads are an ensemble over interests that are computed once.
     """
 
     def __init__(
@@ -98,6 +98,6 @@ class CrossedHeads(nn.Module):
 
 
 def _uniform(fan_in: int, *shape: int) -> nn.Parameter:
-    """As `nn.Linear` starts."""
+    """A parameter with the initial distribution of `nn.Linear`."""
     bound = 1 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))

@@ -1,4 +1,4 @@
-"""Adam for a table of which a step touches a few rows."""
+"""Adam for a table of which each step changes a few rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class RowAdam(torch.optim.Optimizer):
-    """`torch.optim.SparseAdam` for gradients that name each row once, but for row 0, which may come many times.
+    """`torch.optim.SparseAdam` for gradients that contain each row once, except row 0, which may occur many times.
 
-    That is what an embedding over distinct ids gives, of which those without a row share row 0 (`IdTable`). Nothing has
-    to be sorted or merged then, and a step costs a quarter. The update is the same: moments of untouched rows stand
-    still, and the correction counts steps of the whole table. State: `exp_avg` and `exp_avg_sq`, like the table.
+    An embedding over distinct ids has such gradients: the ids without a row share row 0 (`IdTable`). No row has to be
+    sorted or merged, and a step costs a quarter. The update is the same: moments of other rows do not change, and the
+    bias correction counts steps of the whole table. State: `exp_avg` and `exp_avg_sq`, shaped like the table.
 
     Source: Adam (arXiv 1412.6980).
     """
@@ -39,7 +39,7 @@ class RowAdam(torch.optim.Optimizer):
         state["step"] += 1
         rows_U, gradient_UE = table.grad._indices()[0], table.grad._values()  # type: ignore[union-attr]
         shared_U = rows_U == 0
-        # each of the places that name row 0 carries the sum of all, and so writes the same
+        # every entry of row 0 holds the sum of all of them, so all write the same values
         gradient_UE = torch.where(shared_U[:, None], shared_U.to(gradient_UE.dtype) @ gradient_UE, gradient_UE)
         first, second = group["betas"]
         mean_UE = state["exp_avg"].index_select(0, rows_U).lerp_(gradient_UE, 1 - first)

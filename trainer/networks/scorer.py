@@ -1,4 +1,4 @@
-"""Serving side of CiUBM: candidates and a history in, probabilities out."""
+"""Inference of CiUBM: candidates and a history to probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.networks.item_rows import ItemRows
 
 
 class Scorer:
-    """A released model, ready to answer; immutable, safe to call from several threads."""
+    """A released model for inference; immutable and thread-safe."""
 
     def __init__(self, model: CiUBM, manifest: ModelManifest, *, history_length: int) -> None:
         self.manifest = manifest
@@ -27,7 +27,7 @@ class Scorer:
 
     @classmethod
     def from_release(cls, weights: Mapping[str, Tensor], manifest: ModelManifest) -> Scorer:
-        """Build from what the model store holds. Raises `Misconfigured` if the weights are not this version's CiUBM."""
+        """Build from a release. Raises `Misconfigured` if the weights are not this version's CiUBM."""
         try:
             config = CiUBMConfig.model_validate(manifest.config["model"])
             model = CiUBM(config, vector_width=manifest.dim, seed=0)
@@ -42,19 +42,19 @@ class Scorer:
 
     @property
     def history_length(self) -> int:
-        """How many of a user's newest takes take part."""
+        """How many of a user's newest takes are used."""
         return self._history_length
 
     def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
         """Probability that the user takes each of the first `candidates` of the items, shape (candidates,).
 
-        What follows them is the user's history, oldest first; what he looks at now comes last. The user's side is
-        encoded once for all candidates.
+        The other items are the user's history, oldest first, with a trigger item last. The user's side is encoded once
+        for all candidates.
         """
         return self.probabilities(self.prepare(items, candidates))
 
     def prepare(self, items: ItemRows, candidates: int) -> CtrBatch:
-        """The same request as tensors: one row per candidate, and the history, which all share, once."""
+        """The request as tensors: one row per candidate, and one history, shared by all."""
         last = len(items.item_ids)
         taken = min(last - candidates, self._history_length)
         history_L = torch.arange(last, last - taken, -1) if taken else torch.zeros(1, dtype=torch.int64)

@@ -1,1 +1,1 @@
-"""CTR models on recorded impressions: columns in, probabilities out. Pure; numpy at the seam."""
+"""CTR models on recorded impressions: columns to probabilities, as numpy arrays."""

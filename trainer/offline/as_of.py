@@ -1,4 +1,4 @@
-"""What features as of a moment are made from: takes, items, and where drawn exposures come from."""
+"""Inputs of the features as of an impression: takes, items, and the sources of drawn exposures."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Takes:
-    """Everything that was taken, in any order; items are numbered from 1."""
+    """All takes, in any order; items are numbered from 1."""
 
     user_T: NDArray[np.int64]
     item_T: NDArray[np.int64]
     second_T: NDArray[np.int64]
     rating_T: NDArray[np.float64] | None
-    """Where takes are ratings."""
+    """Ratings, where the takes are ratings."""
     announces_T: NDArray[np.bool_]
     """The item's publish time was inferred from this take."""
 
 
 @dataclass(frozen=True, eq=False)
 class ItemFacts:
-    """What features need of items; row 0 is padding."""
+    """Item columns of the features; row 0 is padding."""
 
     published_I: NDArray[np.int64]
     inferred_I: NDArray[np.bool_]
     """The publish time was inferred from a take."""
     from_start_I: NDArray[np.bool_]
-    """Of the set's first 24 hours: its publish time says nothing about its age."""
+    """Of the set's first 24 hours, so its real age is unknown."""
     unpaired_I: NDArray[np.bool_]
-    """Held-out items: in no pair."""
+    """Held-out items, which are in no pair."""
     category_I: NDArray[np.int64]
     numbers_I: dict[str, NDArray[np.float64]]
     """Price, year and further ones by name, NaN where unknown."""
@@ -49,22 +49,22 @@ class ItemFacts:
 
 @dataclass(frozen=True, eq=False)
 class DrawnFrom:
-    """The take that each drawn exposure was drawn from; features of that exposure are made as if it had not been.
+    """The source take of each drawn exposure; features of the exposure leave it out.
 
-    A positive's features never see its own take, which lies at its very second. A negative that was drawn from a take
-    of an hour ago would see that take among its popularity: items with few takes would be popular exactly where they
-    are negatives, and popularity would give the label away, upside down.
+    A positive's features exclude its own take, which has the same second. A negative that was drawn from a take of an
+    hour ago would count that take in its popularity: items with few takes would be popular exactly where they are
+    negatives, and popularity would leak the label, inverted.
     """
 
     take_N: NDArray[np.int64]
-    """Place among the takes, -1 for rows that were not drawn or whose source counts nowhere."""
+    """Position in the takes, -1 for rows that were not drawn or whose source is in no count."""
     user_N: NDArray[np.int64]
     second_N: NDArray[np.int64]
-    """After everything where there is no source."""
+    """The largest integer where there is no source."""
 
     @staticmethod
     def of(take_N: NDArray[np.int64], takes: Takes) -> DrawnFrom:
-        """Look up the takes; one that announces its item is in no count and so is no source."""
+        """Look up the takes; a take that announces its item is in no count and so is no source."""
         if not len(takes.user_T):
             return DrawnFrom.none(len(take_N))
         take_N = np.where((take_N >= 0) & ~takes.announces_T[take_N], take_N, -1)
@@ -79,26 +79,26 @@ class DrawnFrom:
 
 
 class ItemTakes:
-    """Takes of each row's target before the row's second, its source and what announced the item left out."""
+    """Takes of each row's target before the row's second, without the row's source and the announcing take."""
 
     def __init__(self, rows: ImpressionColumns, takes: Takes, sources: DrawnFrom) -> None:
         self._rows, self._source_N = rows, sources.second_N
         counted = ~takes.announces_T
-        self.past = EventIndex(takes.item_T[counted], takes.second_T[counted])
+        self.index = EventIndex(takes.item_T[counted], takes.second_T[counted])
 
     def count(self) -> NDArray[np.int64]:
-        """How many."""
+        """Number of takes."""
         seen = self._source_N < self._rows.second_N
-        return self.past.count(self._rows.item_N, self._rows.second_N) - seen
+        return self.index.count(self._rows.item_N, self._rows.second_N) - seen
 
     def recent(self, length: int) -> NDArray[np.int64]:
-        """How many in the `length` seconds before."""
+        """Number of takes in the `length` seconds before."""
         second = self._rows.second_N
         seen = (self._source_N < second) & (self._source_N >= second - length)
-        return self.past.recent(self._rows.item_N, second, length) - seen
+        return self.index.recent(self._rows.item_N, second, length) - seen
 
     def last(self) -> NDArray[np.float64]:
-        """Second of the newest, NaN where there is none."""
+        """Second of the newest take, NaN where there is none."""
         item, second = self._rows.item_N, self._rows.second_N
-        newest = self.past.last(item, second)
-        return np.where(newest == self._source_N, self.past.last(item, second, skip=1), newest)
+        newest = self.index.last(item, second)
+        return np.where(newest == self._source_N, self.index.last(item, second, skip=1), newest)

@@ -1,4 +1,4 @@
-"""Which impressions each reported bucket holds. Re-takes are in no bucket but their own."""
+"""The impressions of each reported bucket. Re-takes are in their own bucket alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ POPULARITY_TIERS = (1, 10, 100, 1_000)
 
 @dataclass(frozen=True, eq=False)
 class RowFacts:
-    """What a report sorts N impressions by. Models never see it."""
+    """Columns by which a report groups N impressions. No model reads them."""
 
     age_seconds_N: NDArray[np.float64]
-    """Age of the item; NaN where it says nothing: unknown, or the publish time was inferred from this very take."""
+    """Age of the item; NaN where unknown, or where the publish time was inferred from this take."""
     from_start_N: NDArray[np.bool_]
-    """Items of the set's first 24 hours, which were there before; they count as older."""
+    """Items of the set's first 24 hours, which count as older."""
     takes_before_N: NDArray[np.int64]
-    """Takes of the item by anyone before the moment."""
+    """Takes of the item by all users before the impression."""
     cold_N: NDArray[np.bool_]
     """Held out, or not taken before the test span."""
     retaken_N: NDArray[np.bool_]
     days_only: bool
-    """Only the day of each take is known, so no age is below a day but that of the first day."""
+    """Only the day of each take is known, so ages below a day occur on the first day alone."""
 
     def __len__(self) -> int:
         return len(self.age_seconds_N)
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> RowFacts:
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> RowFacts:
         """These rows, in this order."""
         columns = {one.name: getattr(self, one.name)[rows] for one in fields(self) if one.name != "days_only"}
         return replace(self, **columns)

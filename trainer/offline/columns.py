@@ -1,4 +1,4 @@
-"""From a folder's rows to columns: who was shown what when, with history and features as of that moment."""
+"""Rows of a folder to columns: impressions with history and features as of their second."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ from trainer.offline.protocols import Protocol
 from trainer.samples.id_hashes import id_hashes
 
 EXPOSURE_SEED = 0
-"""Of the exposures that are drawn where a set observed none: every model of every run sees the same ones."""
+"""Seed of the exposures that are drawn where a set has none, the same for every model and run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """Impressions of users with a history, from the first training row on, without vectors.
 
-    Of users without one no model of interests can say anything; what is compared is how models read histories. Rows and
-    facts run in parallel.
+    Users without one are left out: the comparison is of models that read histories. Rows and facts are parallel.
     """
 
     items: ItemColumns
@@ -43,21 +42,21 @@ class Recorded:
     held_out_N: NDArray[np.bool_]
     """Rows of held-out items."""
     only_cold: bool
-    """Only cold items are judged."""
+    """Only cold items are evaluated."""
     without_history: int
-    """Impressions that were left out because their user had no history."""
+    """Number of impressions left out because their user had no history."""
     drawn_from: str | None
-    """Where exposures that led to nothing come from, in words."""
+    """Source of the exposures that were not taken, as text."""
 
     def learned_from(self, span: Span) -> NDArray[np.bool_]:
-        """Rows of a span that models learn from.
+        """Rows of a span that models are trained on.
 
-        Not of held-out items, and no re-takes: no drawn negative ever is one, so being one would be the label.
+        Without held-out items and re-takes: no drawn negative is a re-take, so re-takes would leak the label.
         """
         return np.asarray(span.holds(self.rows.second_N) & ~self.held_out_N & ~self.rows.retaken_N)
 
     def judged_by(self, span: Span) -> NDArray[np.bool_]:
-        """Rows of a span that models are scored on: all, or cold ones alone where the protocol says so."""
+        """Rows of a span that models are evaluated on: all, or the cold ones alone under the protocol `cold`."""
         return np.asarray(span.holds(self.rows.second_N) & (self.facts.cold_N | (not self.only_cold)))
 
 
@@ -67,7 +66,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     day_resolution = data.day_resolution
     inferred_from = defining_interactions(log.ts, log.ts, log.item - 1, data.publish_ts)
     if day_resolution:
-        # nothing of the same day is seen anyway: the first take is like the day's others
+        # features exclude the same day anyway, so the first take is like the day's others
         inferred_from = np.zeros(len(log.ts), bool)
     taken = data.interactions.taken & ~_invisible(protocol)
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
@@ -97,7 +96,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     )
     facets, numbers = further_columns(data, folder)
     facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
-    place = np.where(taken, np.cumsum(taken) - 1, -1)  # rows of the file to places among the takes
+    place = np.where(taken, np.cumsum(taken) - 1, -1)  # row of the file to position in the takes
     sources = DrawnFrom.of(np.where(source >= 0, place[source], -1), takes)
     dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
     rows = replace(rows, dense_NF=dense, dense_names=names)
@@ -133,7 +132,7 @@ def _impressions(
     NDArray[np.int64],
     str | None,
 ]:
-    """Users, items, seconds, labels, whether the row defines a publish time, and the interaction it was drawn from.
+    """Users, items, seconds, labels, whether the row defines a publish time, source interaction, source as text.
 
     From the first training second on.
     """
@@ -150,14 +149,14 @@ def _impressions(
     if data.negatives is None and len(other_user):
         source[len(log.user) :] = sources_of_draws(log.ts, log.item, beside, other_item + 1, seed=EXPOSURE_SEED)
     kept = np.flatnonzero(second >= protocol.train.start)
-    # a fixed place among the rows of a second would give the label away
+    # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([EXPOSURE_SEED, 29]).permutation(len(kept))
     kept = kept[np.lexsort((shuffle, second[kept]))]
     return user[kept], item[kept], second[kept], label[kept], defines[kept], source[kept], drawn_from
 
 
 def _invisible(protocol: Protocol) -> NDArray[np.bool_]:
-    """Interactions that no feature and no history may show."""
+    """Interactions that features and histories must not contain."""
     log = protocol.log
     return log.held_out[log.item] if protocol.name == "cold" else np.zeros(len(log.item), bool)
 
@@ -209,7 +208,7 @@ def _numbers(data: DataSet) -> dict[str, NDArray[np.float64]]:
 
 
 def _item_columns(protocol: Protocol, facts: ItemFacts) -> ItemColumns:
-    """Items without vectors. Attributes are standardised by the items that were published before the first row."""
+    """Items without vectors. Attributes are standardised on the items published before the first row."""
     data = protocol.log.data
     records = data.records(0, len(data.item_ids))
     texts = ["", *(f"{record.title}. {record.text}".strip(". ") for record in records)]

@@ -1,4 +1,4 @@
-"""Recorded impressions as columns: items, histories and rows. What every offline model learns from and is judged on.
+"""Recorded impressions as columns: items, histories and rows, the data of every offline model.
 
 Shapes: I items (row 0 is padding), E encoder versions, V embedding width, A attributes, T takes, N impressions,
 F dense features, L history length.
@@ -26,7 +26,7 @@ class ItemColumns:
     category_I: NDArray[np.int64]
     """Number of the category, 0 unknown."""
     attributes_IA: NDArray[np.float32]
-    """What is known at publish time: standardised, NaN-free, with flags for what is known."""
+    """Attributes known at publish time: standardised, NaN-free, with a flag for each that may be unknown."""
     attribute_names: tuple[str, ...]
     titles: list[str]
     """Title and text, for language models."""
@@ -53,20 +53,20 @@ class ImpressionColumns:
     """Event time; midnight where only days are known."""
     label_N: NDArray[np.int8]
     retaken_N: NDArray[np.bool_]
-    """The item stands in the user's history already."""
+    """The item is in the user's history."""
     history_start_N: NDArray[np.int64]
     history_stop_N: NDArray[np.int64]
-    """Slice of `Histories` as of the impression's moment, never later."""
+    """Slice of `Histories` before the impression's second."""
     encoder_N: NDArray[np.int64]
-    """Which of the E versions serves this row."""
+    """The encoder version, of E, of this row's vectors."""
     dense_NF: NDArray[np.float32]
-    """Features as of the moment, NaN-free."""
+    """Features as of the impression, NaN-free."""
     dense_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.user_N)
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> ImpressionColumns:
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> ImpressionColumns:
         """These rows, in this order."""
         columns = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "dense_names"}
         return replace(self, **{name: column[rows] for name, column in columns.items()})
@@ -74,7 +74,7 @@ class ImpressionColumns:
 
 @dataclass(frozen=True, eq=False)
 class CtrData:
-    """Impressions with the items and histories that they point into."""
+    """Impressions with the items and histories that they index."""
 
     items: ItemColumns
     histories: Histories
@@ -83,9 +83,9 @@ class CtrData:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> CtrData:
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> CtrData:
         """These impressions; items and histories are shared."""
-        return replace(self, rows=self.rows.take(rows))
+        return replace(self, rows=self.rows.select(rows))
 
 
 def history_matrix(data: CtrData, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -1,8 +1,7 @@
-"""What came out of training an encoder, as numbers: recall and geometry of a folder's questions."""
+"""Metrics of a trained encoder: recall and geometry on a folder's questions."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from encoders.features import ItemFeatures
 from encoders.fusion import Views
+from encoders.similarity import unit_or_zero_rows
 from trainer.csft import health
 from trainer.datasets.spans import BehaviourLog, Span
 
@@ -18,7 +18,7 @@ MOST_QUESTIONS = 6_000
 
 
 def questions_of(log: BehaviourLog, span: Span, *, seed: int = 0) -> dict[str, health.Questions]:
-    """The questions of a span by kind, at most 6,000 of each, the same ones each time."""
+    """The questions of a span by kind, a fixed sample of at most 6,000 of each."""
     found = {"next": log.next_questions(span).sample(MOST_QUESTIONS, seed)}
     basket = log.basket_questions(span)
     if basket is not None:
@@ -46,7 +46,7 @@ def recalls_with_popularity(
     temperature: float,
     strength: float,
 ) -> dict[str, dict[str, Any]]:
-    """The same where retrieval adds recent popularity, as far as training took it out (`health.with_popularity`)."""
+    """Recall at 50 where retrieval adds the popularity that training removed (`health.with_popularity`)."""
     cold, takes = log.cold(span), log.recent_takes(span)
     found = {}
     for kind, asked in questions.items():
@@ -57,23 +57,23 @@ def recalls_with_popularity(
 
 
 def popularity(log: BehaviourLog, span: Span, questions: dict[str, health.Questions]) -> dict[str, dict[str, Any]]:
-    """The same for a ranking by recent popularity."""
+    """Recall at 50 of a ranking by recent popularity."""
     takes, cold = log.recent_takes(span), log.cold(span)
     return {kind: health.popularity_recall(takes, asked, cold, k=K).as_dict() for kind, asked in questions.items()}
 
 
 def frozen_vectors(features: ItemFeatures, *, text: bool = True, image: bool = True) -> NDArray[np.float32]:
-    """(N + 1, D) centred tower features side by side, row 0 is padding: what training has to beat."""
+    """(N + 1, D) concatenated centred tower features, row 0 is padding: the baseline of training."""
     parts = []
     for used, rows, known in (
         (text, features.text_NT, features.has_text_N),
         (image, features.image_NI, features.has_image_N),
     ):
         if used:
-            unit = unit_rows(rows)
+            unit = unit_or_zero_rows(rows)
             mean = unit[known].mean(0) if known.any() else 0.0
-            parts.append(unit_rows((unit - mean) * known[:, None]))
-    joined = unit_rows(np.concatenate(parts, axis=1))
+            parts.append(unit_or_zero_rows((unit - mean) * known[:, None]))
+    joined = unit_or_zero_rows(np.concatenate(parts, axis=1))
     return np.concatenate([np.zeros((1, joined.shape[1]), np.float32), joined])
 
 
@@ -91,7 +91,7 @@ def geometry_of(views: Views, questions: dict[str, health.Questions]) -> health.
 
 
 def table(report: dict[str, Any]) -> str:
-    """Recall rows for people."""
+    """Recall rows as text."""
     lines = [f"{'recall@50':<24}{'questions':<10}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
     for name in ("popularity", "frozen", "trained", "trained_nested", "trained_with_popularity"):
         for kind, row in report.get(name, {}).items():
@@ -99,13 +99,3 @@ def table(report: dict[str, Any]) -> str:
             shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
             lines.append(f"{name:<24}{kind:<10}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
     return "\n".join(lines)
-
-
-def geometry_dict(geometry: health.Geometry) -> dict[str, float | None]:
-    """For reports."""
-    return asdict(geometry)
-
-
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1; zero rows (padding, what is missing) stay zero."""
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), np.float32)

@@ -1,4 +1,4 @@
-"""The item vectors that click models get: encoders trained on what lay before the rows that they serve."""
+"""Item vectors of the click models: encoders trained on data before the rows they encode."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from encoders.features import ItemFeatures
 from encoders.fusion import ItemFusion
 from encoders.fusion_config import FusionConfig
+from encoders.similarity import unit_or_zero_rows
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pretrain import pretrain
 from trainer.csft.run import learn, padded
@@ -25,14 +26,12 @@ VectorKind = Literal["csft", "pretrained", "frozen", "shuffled", "stale", "text"
 VECTOR_KINDS: tuple[VectorKind, ...] = get_args(VectorKind)
 REFRESH_EPOCHS = 2
 """Passes over all pairs so far when an encoder is warm-started from the one before."""
-
-
 FOR_CLICK_MODELS = {"log_q_strength": 0.0, "temperature": 0.25, "learn_temperature": False}
-"""What differs from the settings of C-SFT where its vectors feed a click model: it learns popularity by itself, and
-needs the whole range of similarities rather than the nearest few. Chosen on validation spans, where a learned
-temperature, the memory bank and logQ .5 were no better or worse."""
+"""Settings of C-SFT for vectors of a click model, which models popularity itself and uses the whole range of
+similarities rather than the nearest few. Chosen on validation spans, where a learned temperature, the memory bank and
+logQ .5 were no better."""
 WIDE_HEADS = {"text_rank": 384, "image_rank": 512}
-"""The heads of such encoders see more of the towers' components. Chosen in the same way."""
+"""Such encoders use more of the towers' principal components. Chosen in the same way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class EncoderVersions:
-    """What encoders of a folder are trained from."""
+    """Trains the encoder versions of a folder under a protocol."""
 
     protocol: Protocol
     features: ItemFeatures
@@ -55,11 +54,11 @@ class EncoderVersions:
     pretrain: PretrainConfig
 
     def vectors(self, kind: VectorKind, seed: int) -> Vectors:
-        """Train what `kind` asks for and embed all items once per version.
+        """Train encoders of a `kind` and embed all items once per version.
 
-        csft: C-SFT, warm-started for each later version. pretrained: pictures to titles only. frozen: tower features
-        as they are. shuffled: the vectors of csft, each given to another item. stale: only the first version, also
-        where the protocol would refresh it. text, image: csft with one modality alone.
+        csft: C-SFT, warm-started for each later version. pretrained: image-title alignment only. frozen: plain tower
+        features. shuffled: the vectors of csft, permuted over the items. stale: the first version for all rows. text,
+        image: csft with one modality alone.
         """
         features = _of_one_side(self.features, kind)
         has = np.concatenate([[False], features.has_text_N | features.has_image_N])
@@ -84,12 +83,12 @@ class EncoderVersions:
         torch.manual_seed(seed)
         shape = self.shape.model_copy(update=WIDE_HEADS)
         fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
-        fusion.fit(features.take(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:])))
+        fusion.fit(features.select(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:])))
         return fusion
 
     def _pretrained(self, features: ItemFeatures, seed: int) -> NDArray[np.float32]:
         fusion = self._fresh(features, seed)
-        before = features.take(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:]))
+        before = features.select(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:]))
         pretrain(self.pretrain.model_copy(update={"seed": seed}), fusion, padded(fusion, before))
         return np.asarray(fusion.embed(padded(fusion, features)).fused_ND.numpy(), np.float32)
 
@@ -124,7 +123,7 @@ def reduced(vectors_ND: NDArray[np.float32], fitted_on_N: NDArray[np.bool_], wid
     sample = vectors_ND[fitted_on_N].astype(np.float64)
     _, axes = np.linalg.eigh(sample.T @ sample)
     turned = vectors_ND @ axes[:, ::-1][:, :width]
-    return np.asarray(turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-9), np.float32)
+    return unit_or_zero_rows(turned)
 
 
 def _of_one_side(features: ItemFeatures, kind: VectorKind) -> ItemFeatures:

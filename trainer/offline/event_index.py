@@ -1,4 +1,4 @@
-"""What was known of a key strictly before a second: counts, sums and last times, for many questions at once."""
+"""Counts, sums and last times of a key's events strictly before a second, for many queries at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 
 class EventIndex:
-    """Events by key in order of time. Every answer is about events strictly before the asked second.
+    """Events by key in order of time. Every query returns events strictly before its second.
 
-    An event of the asked second itself is never seen: it may be the one that is to be predicted.
+    Events of that second are excluded, since one of them may be the target of a prediction.
     """
 
     def __init__(
@@ -29,33 +29,33 @@ class EventIndex:
     def bounds(
         self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Slice of the ordered events that each question may see."""
+        """Slice of the ordered events of each query."""
         if not len(self._keys):
             return np.zeros(len(key_N), np.int64), np.zeros(len(key_N), np.int64)
         number = np.minimum(np.searchsorted(self._keys, key_N), len(self._keys) - 1)
         known = self._keys[number] == key_N
-        asked = number * self._span + np.clip(second_N - self._base, 0, self._span - 1)
-        stop = np.searchsorted(self._place, asked, side="left")
+        wanted = number * self._span + np.clip(second_N - self._base, 0, self._span - 1)
+        stop = np.searchsorted(self._place, wanted, side="left")
         return np.where(known, self._starts[number], 0), np.where(known, stop, 0)
 
     def count(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many events."""
+        """Number of events."""
         start, stop = self.bounds(key_N, second_N)
         return stop - start
 
     def recent(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """How many events in the `length` seconds before."""
+        """Number of events in the `length` seconds before."""
         return self.count(key_N, second_N) - self.count(key_N, second_N - length)
 
     def total(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Sum of the events' values. Needs values."""
+        """Sum of the events' values. Raises `ValueError` without values."""
         if self._sums is None:
             raise ValueError("these events were given no values")
         start, stop = self.bounds(key_N, second_N)
         return np.asarray(self._sums[stop] - self._sums[start])
 
     def last(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64], *, skip: int = 0) -> NDArray[np.float64]:
-        """Second of the newest event but `skip`, NaN where there is none."""
+        """Second of the newest event after skipping `skip`, NaN where there is none."""
         start, stop = self.bounds(key_N, second_N)
         if not len(self._second):
             return np.full(len(key_N), np.nan)
@@ -63,7 +63,7 @@ class EventIndex:
         return np.where(place >= start, self._second[np.maximum(place, 0)], np.nan)
 
     def newest(self, key_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of the newest event as it was given, -1 where there is none."""
+        """Position of the newest event in the constructor's arrays, -1 where there is none."""
         start, stop = self.bounds(key_N, second_N)
         if not len(self._order):
             return np.full(len(key_N), -1, np.int64)

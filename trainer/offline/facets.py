@@ -1,4 +1,8 @@
-"""Facets of items, such as section or genres, and how much two items share of them."""
+"""Facets of items (section, colour, genres, director, ...), read from further columns of `items.parquet`.
+
+A text column beyond the format is a facet, a column of fractions a number. Whole numbers and flags are left out
+(identifiers, times, held-out marks), and so are columns named `diag_...`, which are computed on the whole log.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,19 @@ from numpy.typing import NDArray
 
 from trainer.datasets.folder import DataSet
 
+_OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
+_MOST_WORDS = 128
+"""A column of comma-separated words is read as words if at most this many of them are different."""
+
 
 @dataclass(frozen=True, eq=False)
 class Facet:
-    """One facet of I items: a value each, or several words each. Row 0 is padding and shares nothing."""
+    """One facet of I items: one value or several words per item. Row 0 is padding and shares nothing."""
 
     value_I: NDArray[np.int64] | None
     """Number of the value, 0 unknown."""
     words_IW: NDArray[np.float32] | None
-    """Unit rows over words, rare ones weigh more; zero rows where nothing is known."""
+    """Unit rows over words, rare ones weighted up; zero rows where unknown."""
 
     @staticmethod
     def of_values(value_I: NDArray[np.int64]) -> Facet:
@@ -41,13 +49,6 @@ class Facet:
             return np.asarray((value_P == self.value_I[other_P]) & (value_P > 0), np.float64)
         assert self.words_IW is not None
         return np.asarray(np.einsum("pw,pw->p", self.words_IW[one_P], self.words_IW[other_P]), np.float64)
-
-
-_OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
-
-
-_MOST_WORDS = 128
-"""A column of comma-separated words is read as words if there are at most this many different ones."""
 
 
 def further_columns(data: DataSet, folder: Path) -> tuple[dict[str, Facet], dict[str, NDArray[np.float64]]]:
@@ -79,7 +80,7 @@ def further_columns(data: DataSet, folder: Path) -> tuple[dict[str, Facet], dict
 
 
 def facet_of(texts: list[str]) -> Facet | None:
-    """Read a text column: as words where they come from a short list, else as whole values; None if it says nothing."""
+    """Read a text column as words where it has few different ones, else as values; None if items share none."""
     parts = [[word.strip() for word in text.split(",") if word.strip()] for text in texts]
     words = sorted({word for one in parts for word in one})
     if any(len(one) > 1 for one in parts) and len(words) <= _MOST_WORDS:
@@ -90,7 +91,7 @@ def facet_of(texts: list[str]) -> Facet | None:
         return Facet.of_words(words_IW)
     values = sorted({text for text in texts if text})
     if not 2 <= len(values) < len(texts) / 2:
-        return None  # one value for all, or nearly one for each: no two items ever share it
+        return None  # one value for all, or nearly one per item
     numbers = {value: place for place, value in enumerate(values, 1)}
     return Facet.of_values(np.array([numbers.get(text, 0) for text in texts]))
 

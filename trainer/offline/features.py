@@ -1,9 +1,8 @@
-"""Features of an impression as of its moment. Each sees only takes strictly before the impression's second.
+"""Features of an impression, from takes strictly before its second.
 
-The take from which an item's publish time was inferred stands for the publication and counts in no popularity, rating
-or pair: otherwise "no take yet" would name exactly these takes, and the feature would give the label away. For the same
-reason the age of such an item is unknown until it was taken once more, and of a drawn exposure the take that it was
-drawn from counts nowhere (`DrawnFrom`).
+The take from which an item's publish time was inferred represents the publication and is in no popularity, rating or
+pair: otherwise "no take yet" would identify exactly these takes and leak the label. For the same reason the age of such
+an item is unknown until its next take, and the source of a drawn exposure is in none of its counts (`DrawnFrom`).
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from trainer.offline.as_of import Columns, DrawnFrom, ItemFacts, ItemTakes, Takes
 from trainer.offline.data import Histories, ImpressionColumns
 from trainer.offline.event_index import EventIndex
-from trainer.offline.history_features import against_history
+from trainer.offline.history_features import history_features
 
 HOUR, DAY = 3_600, 86_400
 WINDOWS = {"1h": HOUR, "6h": 6 * HOUR, "1d": DAY, "3d": 3 * DAY, "7d": 7 * DAY, "30d": 30 * DAY}
 _SHRINK = 5.0
-"""Ratings of a user or item are pulled to the mean as if by this many average ones."""
+"""Ratings of a user or item are shrunk to the mean by this many average ones."""
 
 
 def features(
@@ -31,7 +30,7 @@ def features(
     *,
     day_resolution: bool,
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """All features that need no vectors, shape (N, F), with their names; NaN-free, counts as logarithms."""
+    """All features without vectors, shape (N, F), with their names; NaN-free, counts as logarithms."""
     of_item = ItemTakes(rows, takes, sources)
     columns: Columns = {}
     columns |= _user(rows, takes)
@@ -44,7 +43,7 @@ def features(
         if np.isfinite(values).any():
             columns[name] = np.nan_to_num(values[rows.item_N])
             columns[f"{name} known"] = np.isfinite(values[rows.item_N]).astype(float)
-    columns |= against_history(rows, histories, takes, items, of_item, sources)
+    columns |= history_features(rows, histories, takes, items, of_item, sources)
     names = tuple(columns)
     return np.stack([columns[name] for name in names], axis=1).astype(np.float32), names
 
@@ -78,12 +77,10 @@ def _age(rows: ImpressionColumns, of_item: ItemTakes, items: ItemFacts) -> Colum
 
 
 def _ratings(rows: ImpressionColumns, takes: Takes, rating_T: NDArray[np.float64], sources: DrawnFrom) -> Columns:
-    """Means around the mean of everything so far; the item's around what its raters gave until then."""
-    nobody_T = np.zeros(len(rating_T), np.int64)
-    overall = EventIndex(nobody_T, takes.second_T, rating_T)
-    above_T = rating_T - overall.total(nobody_T, takes.second_T) / np.maximum(
-        overall.count(nobody_T, takes.second_T), 1
-    )
+    """Mean ratings relative to the mean of all so far; the item's relative to its raters' means until then."""
+    all_T = np.zeros(len(rating_T), np.int64)
+    overall = EventIndex(all_T, takes.second_T, rating_T)
+    above_T = rating_T - overall.total(all_T, takes.second_T) / np.maximum(overall.count(all_T, takes.second_T), 1)
     of_user = EventIndex(takes.user_T, takes.second_T, above_T)
     squares = EventIndex(takes.user_T, takes.second_T, above_T**2)
     mean_T = of_user.total(takes.user_T, takes.second_T) / (of_user.count(takes.user_T, takes.second_T) + _SHRINK)
@@ -110,8 +107,8 @@ def _category(rows: ImpressionColumns, takes: Takes, items: ItemFacts) -> Column
     mine = EventIndex(takes.user_T * size + category_T, takes.second_T)
     own = mine.count(rows.user_N * size + category_N, rows.second_N) * known
     length = rows.history_stop_N - rows.history_start_N
-    nobody = np.zeros(len(rows), np.int64)
-    everything = EventIndex(np.zeros(len(takes.user_T), np.int64), takes.second_T).count(nobody, rows.second_N)
+    all_N = np.zeros(len(rows), np.int64)
+    everything = EventIndex(np.zeros(len(takes.user_T), np.int64), takes.second_T).count(all_N, rows.second_N)
     taken = EventIndex(category_T, takes.second_T).count(category_N, rows.second_N)
     usual = (taken + 1) / (everything + size)
     share = (own + 5 * usual) / (length + 5)

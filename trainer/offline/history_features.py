@@ -1,4 +1,4 @@
-"""Features of a target beside the user's latest takes, as of the moment."""
+"""Features that compare a target with the user's latest takes, as of the impression."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainer.offline.data import Histories, ImpressionColumns
 from trainer.offline.event_index import EventIndex
 
 HISTORY = 50
-"""Latest takes of a user that features compare the target with."""
+"""Number of the user's latest takes that the target is compared with."""
 HALF_LIFE = 5.0
-"""Of the weight of an earlier take, counted in takes."""
+"""Half-life of the weight of an earlier take, in takes."""
 _ROWS_PER_PASS = 32_768
 
 # N = impressions, T = takes, P = (impression, history item) pairs of one pass
@@ -24,7 +24,7 @@ Summed = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 class CoOccurrence:
-    """Pairs of items that one user took, known from the later take on; each take with the `HISTORY` before it."""
+    """Pairs of items taken by one user, counted from the later take on; each take with the `HISTORY` before it."""
 
     def __init__(self, takes: Takes, items: ItemFacts) -> None:
         self._items = len(items.category_I)
@@ -48,7 +48,7 @@ class CoOccurrence:
     def count(
         self, one_P: NDArray[np.int64], other_P: NDArray[np.int64], second_P: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """How often before the second."""
+        """Number of such pairs before the second."""
         return self._pairs.count(self._pair(one_P, other_P), second_P).astype(np.float64)
 
     def of_source(
@@ -58,7 +58,7 @@ class CoOccurrence:
         other_P: NDArray[np.int64],
         second_P: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """1 where such a pair is that of this take and another of its user, taken before the second; else 0."""
+        """1 where such a pair consists of this take and another of its user, taken before the second; else 0."""
         other_take = self._takes.newest(user_P * self._items + other_P, second_P)
         known = (other_take >= 0) & self._counted_T[take_P]
         other_place = self._place_T[self._taken[np.maximum(other_take, 0)]] if len(self._taken) else 0
@@ -69,7 +69,7 @@ class CoOccurrence:
         return np.minimum(one, other).astype(np.int64) * self._items + np.maximum(one, other)
 
 
-def against_history(
+def history_features(
     rows: ImpressionColumns,
     histories: Histories,
     takes: Takes,
@@ -77,13 +77,13 @@ def against_history(
     of_item: ItemTakes,
     sources: DrawnFrom,
 ) -> Columns:
-    """Category, facets and numbers of the target beside the history's, and how often both were taken by one user."""
-    together = CoOccurrence(takes, items)
+    """Category, facets and numbers of the target beside the history's, and their co-occurrence with it."""
+    co_occurrence = CoOccurrence(takes, items)
     own_N = of_item.count()
 
     def one_pass(start: int) -> Columns:
         chunk = np.arange(start, min(start + _ROWS_PER_PASS, len(rows)))
-        return _one_pass(rows, chunk, histories, items, of_item.past, own_N[chunk], together, sources)
+        return _one_pass(rows, chunk, histories, items, of_item.index, own_N[chunk], co_occurrence, sources)
 
     passes = [one_pass(start) for start in range(0, max(1, len(rows)), _ROWS_PER_PASS)]
     return {name: np.concatenate([one[name] for one in passes]) for name in passes[0]}
@@ -96,7 +96,7 @@ def _one_pass(
     items: ItemFacts,
     of_item: EventIndex,
     own_N: NDArray[np.int64],
-    together: CoOccurrence,
+    co_occurrence: CoOccurrence,
     sources: DrawnFrom,
 ) -> Columns:
     row_P, place_P, back_P = flat_histories(rows, chunk, HISTORY)
@@ -121,13 +121,11 @@ def _one_pass(
         columns[f"{name} share"] = summed(shared_P) / np.maximum(summed(np.ones(len(row_P))), 1)
     for name, values_I in items.numbers_I.items():
         if np.isfinite(values_I).any():
-            columns |= _number_against_history(
-                name, values_I, target_P, history_P, weight_P, rows.item_N[chunk], summed
-            )
-    count_P = together.count(target_P, history_P, second_P)
+            columns |= _number_features(name, values_I, target_P, history_P, weight_P, rows.item_N[chunk], summed)
+    count_P = co_occurrence.count(target_P, history_P, second_P)
     drawn = np.flatnonzero(sources.second_N[chunk][row_P] < second_P)
     source = chunk[row_P[drawn]]
-    count_P[drawn] -= together.of_source(
+    count_P[drawn] -= co_occurrence.of_source(
         sources.take_N[source], sources.user_N[source], history_P[drawn], second_P[drawn]
     )
     other_P = of_item.count(history_P, second_P)
@@ -145,7 +143,7 @@ def _one_pass(
     return columns
 
 
-def _number_against_history(
+def _number_features(
     name: str,
     values_I: NDArray[np.float64],
     target_P: NDArray[np.int64],
@@ -170,7 +168,7 @@ def _number_against_history(
 def flat_histories(
     rows: ImpressionColumns, chunk: NDArray[np.int64], length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The latest `length` takes of each row, one after the other: (place in chunk, place in `Histories`, how far back).
+    """The latest `length` takes of each row: (position in chunk, position in `Histories`, age in takes).
 
     Sorted by row; within a row the newest first.
     """

@@ -25,7 +25,7 @@ ROUNDS = 1_000
 
 @dataclass(frozen=True, eq=False)
 class ScoredBucket:
-    """One model's scores of one bucket, as far as figures and intervals need them."""
+    """One model's metrics and per-user AUC in one bucket."""
 
     figures: dict[str, Any]
     """auc, gauc, gauc_unweighted, logloss, ne, impressions, users, calibration."""
@@ -35,7 +35,7 @@ class ScoredBucket:
 def judge(
     users: NDArray[np.int64], labels: NDArray[np.int64], scores: NDArray[np.float64], *, calibrated: bool
 ) -> ScoredBucket | None:
-    """All figures of a bucket; None where it has under 500 impressions or under 100 users with both labels."""
+    """All metrics of a bucket; None where it has under 500 impressions or under 100 users with both labels."""
     per_user = user_auc(users, labels, scores)
     if len(labels) < MIN_IMPRESSIONS or len(per_user.auc) < MIN_USERS:
         return None
@@ -53,7 +53,7 @@ def judge(
 
 
 class Bootstrap:
-    """Draws of the users of one bucket, the same for every model, so that models are compared user by user.
+    """Bootstrap samples of the users of one bucket, the same for every model, for paired comparisons.
 
     Source: percentile interval of the bootstrap over users (Efron and Tibshirani, 1993).
     """
@@ -86,5 +86,5 @@ class Bootstrap:
 
 
 def mean_over_seeds(seeds: list[UserAuc]) -> UserAuc:
-    """The AUC of each user, averaged over seeds of one model: what a comparison of models, not of seeds, looks at."""
+    """The AUC of each user, averaged over seeds of one model, for comparisons of models."""
     return UserAuc(seeds[0].users, np.mean([one.auc for one in seeds], axis=0), seeds[0].impressions)

@@ -1,4 +1,4 @@
-"""Does any row see what it must not? Checked on every data set before a model learns from it."""
+"""Checks for label leakage, run on every data set before models are trained on it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trainer.offline.data import CtrData
 
 
 def leaks(data: CtrData, *, encoder_stops: NDArray[np.int64], learned_from_N: NDArray[np.bool_]) -> list[str]:
-    """What is wrong, in words; empty if nothing is.
+    """One message per leak found.
 
-    `encoder_stops`: per encoder version, the second before which all that it learned from lies. `learned_from_N`: rows
-    that models learn from.
+    `encoder_stops`: per encoder version, the second before which all its training data lies. `learned_from_N`: rows
+    that models are trained on.
     """
     rows, histories = data.rows, data.histories
     found = []

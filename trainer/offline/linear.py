@@ -13,7 +13,7 @@ from trainer.offline.data import CtrData
 from trainer.offline.tabular import tabular, target_category
 
 _WIDEST = 8.0
-"""Standardised values are cut there: one odd price must not outweigh everything."""
+"""Standardised values are clipped to this, so that outliers do not dominate."""
 
 
 class Logistic:
@@ -24,7 +24,7 @@ class Logistic:
     trials: Sequence[Mapping[str, Any]] = [{"c": 0.003}, {"c": 0.03}, {"c": 0.3}, {"c": 3.0}]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Learn to convergence; `seed` changes nothing."""
+        """Train to convergence; `seed` has no effect."""
         try:
             from sklearn.compose import ColumnTransformer
             from sklearn.linear_model import LogisticRegression

@@ -12,16 +12,16 @@ from trainer.offline.data import CtrData
 
 
 class CtrModel(Protocol):
-    """Learns from impressions, then scores others. A new object per fit: `fit` is called once."""
+    """A model that is fitted once, on impressions, and scores others."""
 
     name: str
     trials: Sequence[Mapping[str, Any]]
-    """What tuning tries, four for every model; models without settings have one empty trial."""
+    """Settings tried by tuning, four for every model; models without settings have one empty trial."""
     calibrated: bool
-    """Whether scores are probabilities; if not, only their order counts: no log-loss, NE or calibration."""
+    """Whether scores are probabilities; if not, log-loss, NE and calibration are not reported."""
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Learn. `validation` is for early stopping or calibration where it is given, and never the test span."""
+        """Train. `validation`, where given, is for early stopping or calibration; it is never the test span."""
         ...
 
     def predict(self, data: CtrData) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Which part of a folder teaches encoders, which teaches click models, which chooses settings and which judges."""
+"""Spans of a folder for training encoders, training click models, tuning and testing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trainer.datasets.spans import BehaviourLog, Span
 ProtocolName = Literal["time-split", "prequential", "cold"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 REFRESH_SHARES = (0.5, 0.6, 0.7, 0.8)
-"""Shares of the events after which a prequential encoder is trained again (each midnight where only days are known)."""
+"""Shares of the events after which a prequential encoder is retrained (each midnight where only days are known)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """Spans of event time in order, none overlapping, and the ends of what each encoder version has seen.
+    """Spans of event time in order, without overlap, and the end of each encoder version's training data.
 
-    `time-split`: one encoder, older than every row. `prequential`: each row is served by the newest encoder that is
-    older than it, as a live system would. `cold`: as time-split, but takes of held-out items are invisible to every
-    feature and history, as if these items had just been published, and only cold items are judged.
+    `time-split`: one encoder, older than every row. `prequential`: each row uses the newest encoder that is older than
+    it, as a live system does. `cold`: as time-split, but no feature or history contains takes of held-out items, as if
+    these had just been published, and only cold items are evaluated.
     """
 
     name: ProtocolName
@@ -35,10 +35,10 @@ class Protocol:
     validation: Span
     test: Span
     encoder_stops: tuple[int, ...]
-    """Per encoder version: the second before which everything it learned from lies."""
+    """Per encoder version: the second before which all its training data lies."""
 
     def encoder_of(self, second_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Version that serves each second: the newest that saw nothing of that second or later."""
+        """Version used at each second: the newest without training data of that second or later."""
         return np.maximum(np.searchsorted(np.array(self.encoder_stops), second_N, side="right") - 1, 0)
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from schemas.errors import Misconfigured
 from trainer.offline.model import CtrModel
 
-# name: "module:factory"; imported only when asked for, so that a missing optional package disturbs nobody else
+# name: "module:factory"; imported on use, so that a missing optional package affects only its own models
 MODELS: dict[str, str] = {
     "popularity": "trainer.offline.simple:popularity",
     "dense-only": "trainer.offline.trees:DenseOnly",
@@ -27,7 +27,7 @@ MODELS: dict[str, str] = {
     "flip": "trainer.offline.neural.flip:Flip",
 }
 
-# left out where no model is named
+# not run unless named
 ABLATIONS: dict[str, str] = {
     "ciubm-without-ids": "trainer.offline.neural.ciubm:WithoutIds",
     "ciubm-without-content": "trainer.offline.neural.ciubm:WithoutContent",

@@ -1,4 +1,4 @@
-"""Similarities of content between target and history, in the space of the encoder version that serves the row."""
+"""Similarities of content between target and history, in the space of the row's encoder version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAIRS_PER_PASS = 65_536
 
 
 def similarity_features(data: CtrData) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Cosines of target and history in the space of the version that serves the row; zeros without vectors."""
+    """Cosines of target and history by the row's encoder version, shape (N, 6), with names; zeros without vectors."""
     vectors, has = data.items.vectors_EIV, data.items.has_vector_EI
     names = ("cosine mean", "cosine largest", "cosine recent", "cosine newest", "cosine known", "has vector")
     out = np.zeros((len(data), len(names)), np.float32)

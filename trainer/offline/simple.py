@@ -1,4 +1,4 @@
-"""Peers that learn nothing: one feature of the moment is the score. Tuning chooses which."""
+"""Untrained baselines whose score is one feature. Tuning chooses which."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.offline.tabular import column
 
 
 class OneFeature:
-    """Scores by one feature."""
+    """A baseline that scores by one feature."""
 
     calibrated = False
 
@@ -23,21 +23,21 @@ class OneFeature:
         self._feature = features[0]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Remember which feature to use."""
+        """Store which feature to use."""
         self._feature = str(trial["feature"])
 
     def predict(self, data: CtrData) -> NDArray[np.float64]:
-        """Its values."""
+        """Values of the feature."""
         return column(data, self._feature)
 
 
 def popularity() -> OneFeature:
-    """Takes of the item by anyone: so far, or lately."""
+    """Takes of the item by all users: so far, or recent."""
     return OneFeature("popularity", ["takes", "takes 1d", "takes 7d", "takes 30d"])
 
 
 def category_affinity() -> OneFeature:
-    """How much of the user's history is of the target's category."""
+    """Share of the target's category in the user's history."""
     return OneFeature("category-affinity", ["category lift", "category share", "category recent", "category takes"])
 
 

@@ -1,4 +1,4 @@
-"""What models without embeddings read: the features of the moment beside the target's attributes and category."""
+"""Inputs of models without embeddings: the dense features and the target's attributes and category."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from trainer.offline.data import CtrData
 
 
 def tabular(data: CtrData) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Exactly the features that CiUBM gets, but for its tables of ids and the vectors themselves, whose place the
-    similarity columns take. Shape (N, F + A).
-    """
+    """The features of CiUBM, with similarity columns instead of id tables and vectors, shape (N, F + A)."""
     attributes = data.items.attributes_IA[data.rows.item_N]
     names = (*data.rows.dense_names, *(f"target {name}" for name in data.items.attribute_names))
     return np.concatenate([data.rows.dense_NF, attributes], axis=1), names
@@ -24,7 +22,7 @@ def target_category(data: CtrData) -> NDArray[np.int64]:
 
 
 def column(data: CtrData, name: str) -> NDArray[np.float64]:
-    """One feature by name. Raises `Misconfigured` naming it if these rows have none of that name."""
+    """One feature by name. Raises `Misconfigured` for an unknown name."""
     if name not in data.rows.dense_names:
         raise Misconfigured(f"the impressions have no feature {name!r}; they have {', '.join(data.rows.dense_names)}")
     return data.rows.dense_NF[:, data.rows.dense_names.index(name)].astype(np.float64)

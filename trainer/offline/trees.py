@@ -1,4 +1,4 @@
-"""Boosted trees (LightGBM) on the tabular features: the bar for every network here."""
+"""Boosted trees (LightGBM) on the tabular features: the main baseline of the networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Trees:
     ]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Grow the trial's number of trees: no early stopping, so that a refit without validation is the same."""
+        """Train the trial's number of trees, without early stopping, so that a refit without validation is the same."""
         try:
             import lightgbm
         except ImportError:
@@ -65,7 +65,7 @@ class Trees:
 class DenseOnly(Trees):
     """The same trees on popularity, age and time alone.
 
-    It knows nothing of what a user likes. What it scores above one half is what the exposures give away.
+    It has no feature of a user's interests, so an AUC above one half measures the bias of the exposures.
     """
 
     name = "dense-only"

@@ -80,7 +80,7 @@ class EventIntake:
         """Add one event of the click log; `written_at` is as in `EventWindow.observe`."""
         self._counts["received"] += 1
         result = self.window.observe(partition, offset, behaviour, written_at=written_at)
-        self.offsets.read(partition, offset, settled=result is not ObserveResult.ACCEPTED)
+        self.offsets.read(partition, offset, done=result is not ObserveResult.ACCEPTED)
         self._counts["late"] += result is ObserveResult.LATE
         self._counts["duplicate"] += result is ObserveResult.DUPLICATE
         return result
@@ -96,7 +96,7 @@ class EventIntake:
     def _count_only(self, name: str, partition: int, offset: int) -> None:
         self._counts["received"] += 1
         self._counts[name] += 1
-        self.offsets.read(partition, offset, settled=True)
+        self.offsets.read(partition, offset, done=True)
 
     def forget(self, user_id: str) -> int:
         """Remove a user: held events, history, waiting and ready impressions; returns how many events."""
@@ -171,7 +171,7 @@ class EventIntake:
         for take, event in zip(self._join.add_second(events), taken, strict=True):
             self._takes.append(_QueuedTake(take, event.partition, event.offset))
             self._counts["trained"] += 1
-            self.offsets.settle(event.partition, event.offset)
+            self.offsets.commit(event.partition, event.offset)
         corrections = self._join.corrections()
         self._ready.extend(corrections)
         self._counts["corrections_ready"] += len(corrections)
@@ -182,7 +182,7 @@ class EventIntake:
     def next_batch(self) -> list[Impression]:
         """The next full batch; empty while there is none, or while it waits for embeddings."""
         size = self._batch_rows
-        drained = self._finished and not self.window.held and not self._join.waiting
+        drained = self._finished and not self.window.buffered and not self._join.waiting
         if not self._ready or (len(self._ready) < size and not drained) or self.missing():
             return []
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
@@ -192,7 +192,7 @@ class EventIntake:
         takes = []
         while self._takes and self._takes[0].take.second <= second:
             queued = self._takes.popleft()
-            self.offsets.learned(queued.partition, queued.offset)
+            self.offsets.trained(queued.partition, queued.offset)
             takes.append(queued.take)
         return takes
 
@@ -203,8 +203,8 @@ class EventIntake:
         self._counts["corrections_ready"] -= corrections
         for row in rows:
             if not row.correction:  # the take's own place is settled where the take is
-                self.offsets.settle(row.partition, row.offset)
-                self.offsets.learned(row.partition, row.offset)
+                self.offsets.commit(row.partition, row.offset)
+                self.offsets.trained(row.partition, row.offset)
 
     # ---- where it stands -----------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class EventIntake:
     @property
     def pending(self) -> int:
         """Events held in memory: not yet released, waiting for their label, or for a full batch."""
-        return self.window.held + self._join.waiting + len(self._ready) - self._counts["corrections_ready"]
+        return self.window.buffered + self._join.waiting + len(self._ready) - self._counts["corrections_ready"]
 
     def snapshot(self) -> State:
         """Everything that was read and not trained on, and the counts."""

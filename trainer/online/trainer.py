@@ -105,12 +105,12 @@ class OnlineTrainer:
             raise ValueError(
                 f"item {embedding.item_id}: vector of {embedding.encoder_version}, not of {self.encoder_version}"
             )
-        self.catalogue.hold(embedding)
+        self.catalogue.put_embedding(embedding)
         self.intake.embedding_came(embedding.item_id)
 
     def delete_item(self, item_id: str) -> None:
         """Remove a deleted item's vector, and the item from window and bank."""
-        self.catalogue.drop(item_id)
+        self.catalogue.delete_item(item_id)
         number = self.catalogue.find(item_id)
         if number is not None:
             self._memory.purge(number)
@@ -169,7 +169,7 @@ class OnlineTrainer:
             last_event_at=progress.last_event_at,
             metrics=progress.metrics(),
             config=self.config.model_dump(mode="json"),
-            offsets=self.intake.offsets.learned_below(),
+            offsets=self.intake.offsets.trained_offsets(),
             segment=self.journal.segment(),
         )
 

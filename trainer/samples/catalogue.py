@@ -1,4 +1,4 @@
-"""The trainer's own copy of the representation center: item ids as small integers, vectors as rows of one matrix."""
+"""The trainer's copy of the representation center: item ids as small integers, vectors as rows of one matrix."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _UNKNOWN_TIME = np.nan
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _Embedding:
     vector: NDArray[np.float32]
     published_at: float
     content: str
 
 
 class Catalogue:
-    """Items met so far, numbered in the order in which behaviours met them.
+    """Items numbered in the order in which behaviours first named them.
 
-    Vectors of items that no behaviour has named yet wait aside: were they numbered as they arrive, the order of a
+    Vectors of items that no behaviour has named yet are stored apart: were they numbered on arrival, the order of a
     batch's items, and with it the last digit of every sum, would depend on how the topics' fetches interleave.
 
-    Row 0 is padding and belongs to no item. A number is never given twice, so histories may hold numbers of items that
-    were deleted since; their vector is gone (`has_vector` false).
+    Row 0 is padding and belongs to no item. A number is never reused, so histories may contain numbers of items that
+    were deleted since and have no vector (`has_vector` false).
     """
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._numbers: dict[str, int] = {}
-        self._unmet: dict[str, _Held] = {}
+        self._unnamed: dict[str, _Embedding] = {}
         self._ids: list[str] = [""]
         self._contents: list[str] = [""]
         self._digests: dict[int, bytes] = {}
@@ -48,7 +48,7 @@ class Catalogue:
         return len(self._ids)
 
     def number(self, item_id: str) -> int:
-        """The item's number; a new one if it was never met."""
+        """The item's number; a new one for a new item."""
         number = self._numbers.get(item_id)
         if number is None:
             number = len(self._ids)
@@ -58,9 +58,9 @@ class Catalogue:
             if number >= len(self._vectors):
                 self._grow()
             self._hashes[number] = id_hashes(item_id)
-            held = self._unmet.pop(item_id, None)
-            if held is not None:
-                self._write(number, held)
+            embedding = self._unnamed.pop(item_id, None)
+            if embedding is not None:
+                self._write(number, embedding)
         return number
 
     def find(self, item_id: str) -> int | None:
@@ -68,23 +68,25 @@ class Catalogue:
         return self._numbers.get(item_id)
 
     def item_id(self, number: int) -> str:
-        """The item behind a number."""
+        """The item with this number."""
         return self._ids[number]
 
-    def hold(self, embedding: ItemEmbedding) -> None:
-        """Take over the item's newest vector. Raises `ValueError` on another width."""
+    def put_embedding(self, embedding: ItemEmbedding) -> None:
+        """Store the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        held = _Held(np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash)
+        stored = _Embedding(
+            np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash
+        )
         number = self.find(embedding.item_id)
         if number is None:
-            self._unmet[embedding.item_id] = held
+            self._unnamed[embedding.item_id] = stored
         else:
-            self._write(number, held)
+            self._write(number, stored)
 
-    def drop(self, item_id: str) -> None:
-        """Forget the vector of a deleted item."""
-        self._unmet.pop(item_id, None)
+    def delete_item(self, item_id: str) -> None:
+        """Remove the vector of a deleted item; its number stays."""
+        self._unnamed.pop(item_id, None)
         number = self.find(item_id)
         if number is None:
             return
@@ -102,7 +104,7 @@ class Catalogue:
         return self._contents[number]
 
     def digest(self, number: int) -> bytes:
-        """Sixteen bytes that tell the item's content and vector from every other; empty if it has none."""
+        """16-byte digest of the item's content hash and vector; empty if it has none."""
         digest = self._digests.get(number)
         if digest is None:
             if not self._has_vector[number]:
@@ -111,7 +113,7 @@ class Catalogue:
         return digest
 
     def published_at(self, number: int) -> float:
-        """When the item went on sale, seconds since 1970; NaN if unknown."""
+        """Time of publication, seconds since 1970; NaN if unknown."""
         return float(self._published_at[number])
 
     def vectors(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -127,28 +129,28 @@ class Catalogue:
         return self._hashes[numbers]
 
     def snapshot(self) -> State:
-        """Numbers, the newest vectors, and those that wait aside."""
+        """Numbers, the newest vectors, and those of items without a number."""
         count = len(self._ids)
-        unmet = self._unmet
+        unnamed = self._unnamed
         state = State(values={})
         state.put_texts("ids", self._ids)
         state.put_texts("contents", self._contents)
-        state.put_texts("unmet.ids", unmet)
-        state.put_texts("unmet.contents", (held.content for held in unmet.values()))
+        state.put_texts("unmet.ids", unnamed)
+        state.put_texts("unmet.contents", (one.content for one in unnamed.values()))
         state.arrays.update(
             {
                 "vectors": self._vectors[:count].copy(),
                 "has_vector": self._has_vector[:count].copy(),
                 "published_at": self._published_at[:count].copy(),
                 "hashes": self._hashes[:count].copy(),
-                "unmet.vectors": np.array([held.vector for held in unmet.values()], np.float32).reshape(-1, self.dim),
-                "unmet.published_at": np.array([held.published_at for held in unmet.values()], np.float64),
+                "unmet.vectors": np.array([one.vector for one in unnamed.values()], np.float32).reshape(-1, self.dim),
+                "unmet.published_at": np.array([one.published_at for one in unnamed.values()], np.float64),
             }
         )
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if its vectors have another width."""
+        """Return to the state of `snapshot`. Raises `ValueError` if its vectors have another width."""
         arrays = state.arrays
         if arrays["vectors"].shape[1] != self.dim:
             raise ValueError(f"vectors are {arrays['vectors'].shape[1]}-d, expected {self.dim}-d")
@@ -167,27 +169,29 @@ class Catalogue:
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
             own[:count] = kept
-        unmet = zip(
+        unnamed = zip(
             state.texts("unmet.ids"),
             arrays["unmet.vectors"],
             arrays["unmet.published_at"].tolist(),
             state.texts("unmet.contents"),
             strict=True,
         )
-        self._unmet = {item_id: _Held(vector, published, content) for item_id, vector, published, content in unmet}
+        self._unnamed = {
+            item_id: _Embedding(vector, published, content) for item_id, vector, published, content in unnamed
+        }
 
     @property
     def items_with_vector(self) -> list[str]:
-        """Ids of all items that have a vector now, met or not."""
-        met = [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
-        return met + list(self._unmet)
+        """Ids of all items that have a vector now, numbered or not."""
+        numbered = [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
+        return numbered + list(self._unnamed)
 
-    def _write(self, number: int, held: _Held) -> None:
+    def _write(self, number: int, embedding: _Embedding) -> None:
         self._digests.pop(number, None)
-        self._vectors[number] = held.vector
+        self._vectors[number] = embedding.vector
         self._has_vector[number] = True
-        self._published_at[number] = held.published_at
-        self._contents[number] = held.content
+        self._published_at[number] = embedding.published_at
+        self._contents[number] = embedding.content
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)
@@ -199,5 +203,5 @@ class Catalogue:
 
 
 def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:
-    """Sixteen bytes that tell content and vector from every other."""
+    """16-byte digest of a content hash and a vector."""
     return hashlib.blake2b(content.encode() + b"\0" + vector.tobytes(), digest_size=16).digest()

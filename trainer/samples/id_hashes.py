@@ -1,4 +1,4 @@
-"""Hashes of item ids, and the columns of an id table that they name."""
+"""Stable hashes of item ids, by which `IdTable` looks them up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def id_hashes(identifier: str) -> tuple[int, int]:
-    """Two independent non-negative 63-bit hashes of an id: the same in every process and for ever."""
+    """Two independent non-negative 63-bit hashes of an id, the same in every process and release."""
     digest = hashlib.blake2b(identifier.encode(), digest_size=16).digest()
     first = int.from_bytes(digest[:8], "little") >> 1
     second = int.from_bytes(digest[8:], "little") >> 1

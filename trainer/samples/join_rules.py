@@ -1,4 +1,4 @@
-"""How a click log becomes impressions: every setting that rows depend on, and the window and join that obey them."""
+"""How a click log becomes impressions: every setting that rows depend on, with its window and its join."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.samples.window import EventWindow
 
 @dataclass(frozen=True)
 class JoinRules:
-    """How the log is joined, or was: the same rules over the same log give the same rows."""
+    """How a log is joined: the same rules over the same log give the same rows."""
 
     partitions: Collection[int]
     lateness_seconds: float
@@ -24,26 +24,26 @@ class JoinRules:
     max_users: int
     correction_seconds: float = 0.0
     correction_rows: int = 0
-    overtaken: Collection[tuple[int, int]] = ()
-    """Partition and offset of events that were late only because the other partitions had gone on."""
+    dropped_by_idle: Collection[tuple[int, int]] = ()
+    """Partition and offset of events that were late because their partition was idle."""
 
     @classmethod
     def of(cls, config: JoinConfig, partitions: Collection[int]) -> JoinRules:
-        """The rules that a trainer of this configuration follows."""
+        """The rules of a trainer with this configuration."""
         return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS})
 
     @classmethod
     def kept(
-        cls, settings: Mapping[str, float], partitions: Collection[int], overtaken: Collection[tuple[int, int]]
+        cls, settings: Mapping[str, float], partitions: Collection[int], dropped_by_idle: Collection[tuple[int, int]]
     ) -> JoinRules:
-        """The rules whose `settings` were kept as numbers. Raises `KeyError` if one is missing."""
+        """The rules whose `settings` were stored as numbers. Raises `KeyError` if one is missing."""
         values: dict[str, Any] = {name: settings[name] for name in _SETTINGS}
         values |= {name: int(values[name]) for name in ("history_length", "max_users", "correction_rows")}
-        return cls(partitions, **values, overtaken=overtaken)
+        return cls(partitions, **values, dropped_by_idle=dropped_by_idle)
 
     @property
     def settings(self) -> dict[str, float]:
-        """What can be kept and read again by `kept`: the settings, without what belongs to one log."""
+        """The settings without what belongs to one log; `kept` reads them again."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
     def window(self) -> EventWindow:
@@ -52,11 +52,11 @@ class JoinRules:
             self.partitions,
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
-            overtaken=self.overtaken,
+            dropped_by_idle=self.dropped_by_idle,
         )
 
     def join(self, numbers: ItemNumbers) -> ImpressionJoin:
-        """An empty join under these rules; `numbers` says what items are called in impressions."""
+        """An empty join under these rules; `numbers` gives items their numbers in impressions."""
         return ImpressionJoin(
             numbers,
             history_length=self.history_length,
@@ -67,4 +67,4 @@ class JoinRules:
         )
 
 
-_SETTINGS = tuple(field.name for field in fields(JoinRules) if field.name not in ("partitions", "overtaken"))
+_SETTINGS = tuple(field.name for field in fields(JoinRules) if field.name not in ("partitions", "dropped_by_idle"))

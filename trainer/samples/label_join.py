@@ -1,4 +1,4 @@
-"""Joins exposures with what the user took and with his history as of that moment: the rows CiUBM learns from."""
+"""Joins exposures with the user's takes and with their history as of the exposure: the training rows of CiUBM."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.samples.corrections import _Correctable
+from trainer.samples.corrections import CorrectableRows
 from trainer.samples.numbering import ItemNumbers
-from trainer.samples.rows import _RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
 from trainer.samples.window import Observed
 from trainer.state import State, ragged, unragged
 
@@ -23,12 +23,12 @@ class _UserHistory:
 class ImpressionJoin:
     """Builds impressions second by second.
 
-    All impressions of a second see the histories as they were before that second; only then do its takes count. An
-    impression waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and
-    item); then it is resolved, in the order of its second.
+    All impressions of a second have the histories before that second; its takes are appended afterwards. An impression
+    waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and item); then it
+    is resolved, in the order of its second.
 
-    A take that comes later, but within `correction_seconds` more, corrects what was resolved as not taken: the
-    impression comes a second time, as taken. The newest `correction_rows` of those not taken are remembered for that.
+    A take within `correction_seconds` after that corrects an impression that was resolved as not taken: the impression
+    is returned a second time, as taken. The newest `correction_rows` of those not taken are kept for that.
     """
 
     def __init__(
@@ -49,20 +49,16 @@ class ImpressionJoin:
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
-        self._correctable = _Correctable(attribution_seconds + correction_seconds, correction_rows)
+        self._correctable = CorrectableRows(attribution_seconds + correction_seconds, correction_rows)
         self._corrections: list[Impression] = []
 
     @property
     def waiting(self) -> int:
-        """Impressions that are not yet resolved."""
+        """Number of impressions that are not yet resolved."""
         return len(self._waiting)
 
-    def waiting_impressions(self) -> Iterator[Impression]:
-        """The impressions that are not yet resolved, oldest first."""
-        return iter(self._waiting)
-
     def add_second(self, events: list[Observed]) -> list[Take]:
-        """Take in all events of one second (exposures first, as the window orders them); returns the takes."""
+        """Add all events of one second (exposures first, as the window orders them); returns the takes."""
         takes: list[Take] = []
         self._correctable.forget_before(events[0].second)
         for event in events:
@@ -70,13 +66,13 @@ class ImpressionJoin:
                 self._expose(event)
         for event in events:
             if event.behaviour.kind.is_take:
-                takes.append(self._take(event))
+                takes.append(self._add_take(event))
         for take in takes:
             self._append(take)
         return takes
 
     def resolved(self, before: float) -> Iterator[Impression]:
-        """Give out the impressions whose label is settled once event time has reached `before`, oldest first."""
+        """Yield the impressions whose label is final once event time has reached `before`, oldest first."""
         while self._waiting and self._waiting[0].second + self._attribution < before:
             impression = self._waiting.popleft()
             self._unname(impression)
@@ -85,12 +81,12 @@ class ImpressionJoin:
             yield impression
 
     def corrections(self) -> list[Impression]:
-        """Impressions that late takes answered since the last call, in the order of the takes."""
+        """Impressions corrected by late takes since the last call, in the order of the takes."""
         corrections, self._corrections = self._corrections, []
         return corrections
 
     def forget(self, user_id: str) -> list[Impression]:
-        """Take out a user's history and the impressions that wait; returns the latter."""
+        """Remove a user's history and unresolved impressions; returns the latter."""
         self._histories.pop(user_id, None)
         self._correctable.forget(user_id)
         own = [impression for impression in self._waiting if impression.user_id == user_id]
@@ -101,7 +97,7 @@ class ImpressionJoin:
         return own
 
     def snapshot(self) -> State:
-        """Histories, the longest still first, and waiting impressions, the oldest first."""
+        """Histories, the longest inactive first, and unresolved impressions, the oldest first."""
         state = State(values={})
         state.put_texts("users", self._histories)
         state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
@@ -111,7 +107,7 @@ class ImpressionJoin:
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken."""
+        """Return to the state of `snapshot`."""
         histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
         self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
         self._waiting = deque(unpack_impressions(state.part("waiting")))
@@ -126,11 +122,6 @@ class ImpressionJoin:
         pair = (impression.user_id, impression.item)
         if self._by_pair.get(pair) is impression:
             del self._by_pair[pair]
-
-    def taken_by(self, user_id: str) -> frozenset[int]:
-        """Items in the user's history now."""
-        history = self._histories.get(user_id)
-        return frozenset(history.items) if history else frozenset()
 
     def _expose(self, event: Observed) -> None:
         behaviour = event.behaviour
@@ -160,15 +151,15 @@ class ImpressionJoin:
         self._by_event[impression.event_id] = impression
         self._by_pair[(impression.user_id, item)] = impression
 
-    def _take(self, event: Observed) -> Take:
+    def _add_take(self, event: Observed) -> Take:
         behaviour = event.behaviour
         item = self._catalogue.number(behaviour.item_id)
         impression = self._answered(behaviour, item)
         if impression is not None:
             impression.label = 1
-            if impression.taken_as is None or _RELIABILITY[behaviour.kind] > _RELIABILITY[impression.taken_as]:
+            if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-        elif (late := self._correctable.take(behaviour, item)) is not None:
+        elif (late := self._correctable.pop_answered(behaviour, item)) is not None:
             self._corrections.append(
                 replace(
                     late,
@@ -185,7 +176,7 @@ class ImpressionJoin:
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:
         if behaviour.exposure_id is not None:
             named = self._by_event.get(behaviour.exposure_id)
-            # a take may only answer its own user's exposure of that item, whatever it names
+            # a take counts only for an exposure of the same user and item, whatever it names
             return named if named and (named.user_id, named.item) == (behaviour.user_id, item) else None
         return self._by_pair.get((behaviour.user_id, item))
 
@@ -194,7 +185,7 @@ class ImpressionJoin:
         if history is None:
             history = self._histories[take.user_id] = _UserHistory()
             if len(self._histories) > self._max_users:
-                self._histories.popitem(last=False)  # the user who has been still for longest
+                self._histories.popitem(last=False)  # the user inactive for longest
         else:
             self._histories.move_to_end(take.user_id)
         history.items.append(take.item)

@@ -1,4 +1,4 @@
-"""What joining and sampling need to know of items: numbers, and which of them have a vector."""
+"""Item numbers as the join and the sampler use them, and which of the items have a vector."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class ItemNumbers(Protocol):
     """Items as small integers; number 0 is padding and belongs to no item."""
 
     def number(self, item_id: str) -> int:
-        """The item's number; a new one if it was never met."""
+        """The item's number; a new one for a new item."""
         ...
 
     def item_id(self, number: int) -> str:
-        """The item behind a number."""
+        """The item with this number."""
         ...
 
     def has_vector(self, number: int) -> bool:
-        """Whether the item can be compared with others."""
+        """Whether the item has a vector."""
         ...
 
     def vector_mask(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The same for many numbers."""
+        """`has_vector` of many numbers."""
         ...
 
     def content(self, number: int) -> str:
@@ -33,9 +33,9 @@ class ItemNumbers(Protocol):
 
 
 class FeatureNumbers:
-    """Numbers of items whose features lie in one table: the row is the number, row 0 is padding.
+    """Numbers of items whose features are rows of one table: the row is the number, row 0 is padding.
 
-    Items that are named later and are not in the table get numbers beyond it and have no vector.
+    Other items get numbers beyond the table and have no vector.
     """
 
     def __init__(self, item_ids: list[str], contents: list[str]) -> None:
@@ -60,15 +60,15 @@ class FeatureNumbers:
         return number
 
     def item_id(self, number: int) -> str:
-        """The item behind a number."""
+        """The item with this number."""
         return self._ids[number]
 
     def has_vector(self, number: int) -> bool:
-        """Whether the item stands in the table."""
+        """Whether the item is in the table."""
         return 0 < number <= self.known
 
     def vector_mask(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The same for many numbers."""
+        """`has_vector` of many numbers."""
         return np.asarray((numbers > 0) & (numbers <= self.known))
 
     def content(self, number: int) -> str:

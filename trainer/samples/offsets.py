@@ -1,4 +1,4 @@
-"""Which offsets of the click log are done with, so that a reader knows from where nothing is owed any more."""
+"""Offsets of the click log: what was read, what may be committed, what was trained on."""
 
 from __future__ import annotations
 
@@ -8,76 +8,76 @@ from trainer.state import State, whole_numbers
 
 
 class OffsetTracker:
-    """Per partition: what was read and is not settled yet, and how far everything is.
+    """Per partition, the events that were read and are not done, and the offset below which all are.
 
-    `next_to_read` says where reading stands, `settled_below` from where nothing is owed any more. `learned_below` says
-    the same of what was learned from, and is a matter of the rows alone: of what was read ahead it knows nothing.
+    `read_offsets` is the position of the reader and `committed_offsets` the place to which a restart has to return.
+    `trained_offsets` depends on the trained rows alone, not on how far ahead of them the reader is.
     """
 
     def __init__(self, partitions: Collection[int]) -> None:
         self._next = dict.fromkeys(partitions, 0)
         self._open: dict[int, dict[int, None]] = {partition: {} for partition in partitions}
-        self._unlearned: dict[int, dict[int, None]] = {partition: {} for partition in partitions}
-        self._learned_ahead: dict[int, set[int]] = {partition: set() for partition in partitions}
-        self._learned = dict.fromkeys(partitions, 0)
+        self._untrained: dict[int, dict[int, None]] = {partition: {} for partition in partitions}
+        self._trained_ahead: dict[int, set[int]] = {partition: set() for partition in partitions}
+        self._trained = dict.fromkeys(partitions, 0)
 
-    def read(self, partition: int, offset: int, *, settled: bool) -> None:
-        """An event was read; what is settled at once is not learned from."""
+    def read(self, partition: int, offset: int, *, done: bool) -> None:
+        """Record an event as read; one that is `done` at once is never trained on."""
         self._next[partition] = offset + 1
-        if not settled:
+        if not done:
             self._open[partition][offset] = None
-            self._unlearned[partition][offset] = None
+            self._untrained[partition][offset] = None
 
-    def settle(self, partition: int, offset: int) -> None:
-        """Nothing is owed for this event any more."""
+    def commit(self, partition: int, offset: int) -> None:
+        """Record that a restart need not read the event again."""
         del self._open[partition][offset]
 
-    def learned(self, partition: int, offset: int) -> None:
-        """The event has become part of what the weights stand on."""
-        self._unlearned[partition].pop(offset, None)
-        self._learned_ahead[partition].add(offset)
+    def trained(self, partition: int, offset: int) -> None:
+        """Record that the weights include the event."""
+        self._untrained[partition].pop(offset, None)
+        self._trained_ahead[partition].add(offset)
 
     def discard(self, partition: int, offset: int) -> None:
-        """The event will never be learned from."""
+        """Record that the event will not be trained on."""
         self._open[partition].pop(offset, None)
-        self._unlearned[partition].pop(offset, None)
+        self._untrained[partition].pop(offset, None)
 
-    def next_to_read(self) -> dict[int, int]:
+    def read_offsets(self) -> dict[int, int]:
         """Per partition, the offset after the last one read; 0 where nothing was."""
         return dict(self._next)
 
-    def settled_below(self) -> dict[int, int]:
-        """Per partition, the first offset that is not settled."""
+    def committed_offsets(self) -> dict[int, int]:
+        """Per partition, the first offset that is not done."""
         # offsets are read in order, so the first open one (dicts keep order) is the smallest
         return {p: next(iter(self._open[p]), following) for p, following in self._next.items()}
 
-    def learned_below(self) -> dict[int, int]:
-        """Per partition, the offset after the last one learned from of which everything before is done with."""
-        for partition, ahead in self._learned_ahead.items():
-            first = next(iter(self._unlearned[partition]), self._next[partition])
+    def trained_offsets(self) -> dict[int, int]:
+        """Per partition, the offset after the last one trained on of which everything before is done."""
+        for partition, ahead in self._trained_ahead.items():
+            first = next(iter(self._untrained[partition]), self._next[partition])
             done = {offset for offset in ahead if offset < first}
             if done:
-                self._learned[partition] = max(done) + 1
+                self._trained[partition] = max(done) + 1
                 ahead -= done
-        return dict(self._learned)
+        return dict(self._trained)
 
     def snapshot(self) -> State:
         """Everything, per partition."""
-        self.learned_below()
+        self.trained_offsets()
         state = State(values={"partitions": list(self._next)})
         for number in self._next:
-            state.arrays[f"{number}.places"] = whole_numbers([self._next[number], self._learned[number]])
+            state.arrays[f"{number}.places"] = whole_numbers([self._next[number], self._trained[number]])
             state.arrays[f"{number}.open"] = whole_numbers(self._open[number])
-            state.arrays[f"{number}.unlearned"] = whole_numbers(self._unlearned[number])
-            state.arrays[f"{number}.ahead"] = whole_numbers(sorted(self._learned_ahead[number]))
+            state.arrays[f"{number}.unlearned"] = whole_numbers(self._untrained[number])
+            state.arrays[f"{number}.ahead"] = whole_numbers(sorted(self._trained_ahead[number]))
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if the partitions are others."""
+        """Return to the state of `snapshot`. Raises `ValueError` if the partitions differ."""
         if set(state.values["partitions"]) != set(self._next):
             raise ValueError(f"offsets are of partitions {state.values['partitions']}, not of {list(self._next)}")
         for number in self._next:
-            self._next[number], self._learned[number] = state.arrays[f"{number}.places"].tolist()
+            self._next[number], self._trained[number] = state.arrays[f"{number}.places"].tolist()
             self._open[number] = dict.fromkeys(state.arrays[f"{number}.open"].tolist())
-            self._unlearned[number] = dict.fromkeys(state.arrays[f"{number}.unlearned"].tolist())
-            self._learned_ahead[number] = set(state.arrays[f"{number}.ahead"].tolist())
+            self._untrained[number] = dict.fromkeys(state.arrays[f"{number}.unlearned"].tolist())
+            self._trained_ahead[number] = set(state.arrays[f"{number}.ahead"].tolist())

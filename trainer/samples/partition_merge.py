@@ -1,15 +1,15 @@
-"""Puts the partitions of a log side by side by event time, so that none runs far ahead of the others.
+"""Merges the partitions of a log by event time, so that none runs far ahead of the others.
 
 ```text
-partition 0   10:00:01  10:00:04  10:00:09      handed out: 0, 1, 1, 0, ... always the partition whose clock is
-partition 1   10:00:02  10:00:03                furthest behind; none while one that has more to give is empty
+partition 0   10:00:01  10:00:04  10:00:09      order: 0, 1, 1, 0, ... always the partition whose clock is furthest
+partition 1   10:00:02  10:00:03                behind; none while a partition with more records to fetch is empty
 ```
 
-Read so, a window over all partitions holds little more than its own length, and the order in which events are handed
-out depends on the log alone, not on how large the broker's answers were.
+A window over all partitions then buffers little more than its own length, and the order of the events depends on the
+log alone, not on the size of the broker's responses.
 
-A partition that is read to its end is passed by only when it is really silent, and not when its share of a burst is
-still under way: an event is handed out once each such partition was found empty some time after the event was made.
+A partition that is read to its end is passed over only after some silence, since its part of a burst may still be
+under way: an event is returned once each such partition was found empty some time after the event was produced.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ class Entry:
     partition: int
     offset: int
     produced_at: float
-    """When it was produced, as far as known, in seconds since 1970; never later than when it was fetched."""
+    """Time of production as far as known, in seconds since 1970; never later than the time of the fetch."""
     behaviour: Behaviour | None
     """None for a record that cannot be read."""
     written_at: float | None = None
-    """When it was produced, as the log says; None trusts the event's own time."""
+    """Time of production as stated by the log; None trusts the event's own time."""
 
 
-class AlignedReading:
-    """Buffers what was fetched of each partition and hands it out aligned.
+class PartitionMerge:
+    """Buffers the fetched records of each partition and returns them in merged order.
 
-    A partition's clock is the newest event time it has handed out, none later than it was written to the log; a single
-    event from the far past does not set it back. `room_per_partition` is how many entries of one partition are buffered
-    before it should not be fetched; `silence_seconds` is how long after an event's production the partitions without
-    events must have been silent.
+    A partition's clock is the newest event time it has returned, none later than its time of writing to the log; a
+    single event from the far past does not set it back. A partition with `room_per_partition` buffered entries should
+    not be fetched. `silence_seconds` is how long after an event's production the partitions without events must have
+    been silent.
     """
 
     def __init__(self, partitions: Collection[int], *, room_per_partition: int, silence_seconds: float = 0.0) -> None:
         self._buffers: dict[int, deque[Entry]] = {partition: deque() for partition in partitions}
         self._clocks = dict.fromkeys(partitions, float("-inf"))
         self._room = room_per_partition
-        self._waiting: list[tuple[float, int]] = []
-        self._hungry = set(partitions)
+        self._heads: list[tuple[float, int]] = []
+        self._empty = set(partitions)
         self._exhausted: Mapping[int, float] = {}
         self._silence = silence_seconds
 
-    def offer(self, partition: int, entries: Sequence[Entry]) -> None:
-        """Append what was fetched of one partition, in the order of its offsets."""
+    def add(self, partition: int, entries: Sequence[Entry]) -> None:
+        """Append the fetched entries of one partition, in the order of their offsets."""
         if not entries:
             return
         buffer = self._buffers[partition]
         buffer.extend(entries)
-        if partition in self._hungry:
-            self._hungry.discard(partition)
-            heapq.heappush(self._waiting, (self._clock_of_head(partition), partition))
+        if partition in self._empty:
+            self._empty.discard(partition)
+            heapq.heappush(self._heads, (self._clock_of_head(partition), partition))
 
-    def exhausted(self, partitions: Mapping[int, float]) -> None:
-        """Say which partitions have nothing more to fetch, and until when that is known (seconds since 1970)."""
+    def set_exhausted(self, partitions: Mapping[int, float]) -> None:
+        """Set the partitions with nothing more to fetch, and until when that is known (seconds since 1970)."""
         self._exhausted = dict(partitions)
 
     def with_room(self) -> list[int]:
@@ -73,31 +73,31 @@ class AlignedReading:
         return [partition for partition, buffer in self._buffers.items() if len(buffer) < self._room]
 
     def empty_and_exhausted(self) -> list[int]:
-        """Partitions of which everything was handed out."""
-        return sorted(self._hungry & self._exhausted.keys())
+        """Partitions of which everything was returned."""
+        return sorted(self._empty & self._exhausted.keys())
 
-    def take(self, most: int) -> list[Entry]:
-        """Hand out up to `most` entries; fewer where a partition that has more to give must be fetched first."""
-        taken: list[Entry] = []
-        settled_until = self._settled_until()
-        while len(taken) < most and self._waiting:
-            clock, partition = self._waiting[0]
+    def pop(self, most: int) -> list[Entry]:
+        """Remove and return up to `most` entries; fewer where a partition with more records must be fetched first."""
+        popped: list[Entry] = []
+        complete_until = self._complete_until()
+        while len(popped) < most and self._heads:
+            clock, partition = self._heads[0]
             buffer = self._buffers[partition]
-            if buffer[0].produced_at > settled_until:
+            if buffer[0].produced_at > complete_until:
                 break
-            heapq.heappop(self._waiting)
-            taken.append(buffer.popleft())
+            heapq.heappop(self._heads)
+            popped.append(buffer.popleft())
             self._clocks[partition] = clock
             if buffer:
-                heapq.heappush(self._waiting, (self._clock_of_head(partition), partition))
+                heapq.heappush(self._heads, (self._clock_of_head(partition), partition))
             else:
-                self._hungry.add(partition)
-                settled_until = self._settled_until()
-        return taken
+                self._empty.add(partition)
+                complete_until = self._complete_until()
+        return popped
 
-    def _settled_until(self) -> float:
-        """What was produced until this moment can be handed out: the partitions without events have none of then."""
-        silent_until = (self._exhausted.get(partition, float("-inf")) for partition in self._hungry)
+    def _complete_until(self) -> float:
+        """Entries produced until this time can be returned: no partition without events has any of that time."""
+        silent_until = (self._exhausted.get(partition, float("-inf")) for partition in self._empty)
         return min(silent_until, default=float("inf")) - self._silence
 
     def _clock_of_head(self, partition: int) -> float:

@@ -1,4 +1,4 @@
-"""The rows that the label join makes, and their form in a checkpoint."""
+"""The rows of the label join, and their form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 from schemas.behaviours import BehaviourKind
 from trainer.state import State, ragged, unragged, whole_numbers
 
-_RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
+RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
+"""Rank of each kind of behaviour: an exposure is 0, a purchase the most reliable take."""
+_KINDS = list(BehaviourKind)
 
 
 @dataclass(slots=True)
 class Impression:
-    """One exposure, with everything that was known at its second and, once resolved, its label."""
+    """One exposure with the user's history as of its second and, once resolved, its label."""
 
     event_id: str
     partition: int
@@ -25,33 +27,30 @@ class Impression:
     item: int
     """Number of the item in the catalogue."""
     history: tuple[int, ...]
-    """Numbers of the items that the user took before this second, oldest first; a trigger item stands last."""
+    """Numbers of the items taken by the user before this second, oldest first; a trigger item comes last."""
     history_seconds: tuple[int, ...]
-    """When he took them."""
+    """Seconds of these takes."""
     retaken: bool
-    """Whether the user had already taken this very item."""
+    """Whether the user had taken this item before."""
     defines_publish: bool
     label: int = 0
     taken_as: BehaviourKind | None = None
-    """The most reliable kind of take that answered it so far."""
+    """The most reliable kind of take of it so far."""
     query_text: str | None = None
     query_image: bytes | None = None
-    """The search that led here, where there was one."""
+    """The search that led here, if any."""
     correction: bool = False
-    """Whether this is the same impression once more, as taken, after it was resolved as not taken; id and place are
-    then those of the late take."""
+    """Whether this repeats, as taken, an impression that was resolved as not taken; its id and offset are then those of
+    the late take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """A take, as the samplers of negatives see it."""
+    """A take, as negatives are sampled from it."""
 
     second: int
     user_id: str
     item: int
-
-
-_KINDS = list(BehaviourKind)
 
 
 def pack_impressions(impressions: Iterable[Impression]) -> State:
@@ -60,7 +59,7 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
     state = State(values={})
     for name in ("partition", "offset", "second", "item", "label"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
-    state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else _RELIABILITY[row.taken_as] for row in rows)
+    state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
     for name in ("retaken", "defines_publish", "correction"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
@@ -74,7 +73,7 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
 
 
 def unpack_impressions(state: State) -> list[Impression]:
-    """What `pack_impressions` was given."""
+    """Inverse of `pack_impressions`."""
     arrays = state.arrays
     histories, seconds = unragged("history", state), unragged("history_seconds", state)
     texts, images = state.optional_texts("query_text"), state.pieces("query_image")

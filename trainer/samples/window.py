@@ -1,17 +1,17 @@
-"""Event time: puts behaviours of several partitions into one order, refuses late and repeated ones.
+"""Event-time window: orders behaviours of several partitions, rejects late and duplicate ones.
 
 ```text
 partition 0   10:00:01  10:00:04  10:00:09 ...        newest 10:00:09
 partition 1   10:00:02  10:00:03 ...                  newest 10:00:03
-watermark     = min over partitions that still have something to read - lateness
+watermark     = min over partitions that are not idle - lateness
 released      = whole seconds before the watermark, each second at once
 ```
 
-Which events are late or repeated is decided per partition, from that partition's own past alone. Kafka fixes the order
-inside a partition, so the verdicts do not depend on how fetches of several partitions happen to interleave.
+Which events are late or duplicate is decided per partition, from that partition's own past alone. Kafka fixes the order
+inside a partition, so the results do not depend on how fetches of several partitions interleave.
 
-A device whose clock is fast takes nobody with it: its event comes when it says, but for all others it is no later than
-the log says it was written.
+A device whose clock is fast makes no other event late: its event keeps its own time, but moves the watermark no further
+than the time at which the log wrote it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.state import State, whole_numbers
 
 
 class ObserveResult(Enum):
-    """What became of an observed event."""
+    """Whether an observed event was accepted, and if not, why."""
 
     ACCEPTED = auto()
     LATE = auto()
@@ -64,13 +64,13 @@ class _Partition:
 class EventWindow:
     """Orders behaviours by event time and releases each second once, when nothing on time can still join it.
 
-    `lateness_seconds` is how far behind its partition's newest event an event may lie and still be taken;
-    `horizon_seconds` is how long an `event_id` is remembered (an older repetition is late and refused as such).
+    `lateness_seconds` is how far behind its partition's newest event an event may lie and still be accepted;
+    `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late).
     Memory grows with the events inside these two spans only.
 
-    One verdict alone depends on when: an event that comes after the others went on without its partition, because it
-    was idle, is late. These are listed in `overtaken`; given back as `overtaken`, they are late again wherever the
-    window stands, so that reading the log anew comes to the same rows.
+    One result alone depends on the order of reading: an event is late if the other partitions passed it while its own
+    was idle. These events are listed in `dropped_by_idle`; a window that is given the list rejects them again, so that
+    a second reading of the log gives the same rows.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EventWindow:
         *,
         lateness_seconds: float,
         horizon_seconds: float,
-        overtaken: Collection[tuple[int, int]] = (),
+        dropped_by_idle: Collection[tuple[int, int]] = (),
     ) -> None:
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
@@ -87,17 +87,18 @@ class EventWindow:
         self._by_second: dict[int, list[Observed]] = {}
         self._seconds: list[int] = []
         self._released_before: int | None = None
-        self.held = 0
-        self.overtaken = dict.fromkeys(overtaken)
-        """(partition, offset) of events that are late only because the others had gone on, in the order of reading."""
+        self.buffered = 0
+        """Events that were accepted and not yet released."""
+        self.dropped_by_idle = dict.fromkeys(dropped_by_idle)
+        """(partition, offset) of events that were late because their partition was idle, in the order of reading."""
 
     def observe(
         self, partition: int, offset: int, behaviour: Behaviour, *, written_at: float | None = None
     ) -> ObserveResult:
-        """Take one event in; says whether it will be released later.
+        """Add one event; only an accepted one is released later.
 
-        `written_at` is when it was written to the log, as the log itself says, in seconds since 1970; None trusts the
-        event's own time.
+        `written_at` is the time of writing as stated by the log, in seconds since 1970; None trusts the event's own
+        time.
         """
         state = self._partitions[partition]
         state.idle = False
@@ -106,10 +107,10 @@ class EventWindow:
             return ObserveResult.DUPLICATE
         if state.newest is not None and second < state.newest - self._lateness:
             return ObserveResult.LATE
-        if (partition, offset) in self.overtaken:
+        if (partition, offset) in self.dropped_by_idle:
             return ObserveResult.LATE
         if self._released_before is not None and second < self._released_before:
-            self.overtaken[partition, offset] = None
+            self.dropped_by_idle[partition, offset] = None
             return ObserveResult.LATE
         at_most = second if written_at is None else min(second, math.floor(written_at))
         self._remember(state, second, behaviour.event_id, at_most=at_most)
@@ -117,36 +118,36 @@ class EventWindow:
             self._by_second[second] = []
             heapq.heappush(self._seconds, second)
         self._by_second[second].append(Observed(partition, offset, second, behaviour))
-        self.held += 1
+        self.buffered += 1
         return ObserveResult.ACCEPTED
 
     def idle(self, partitions: Collection[int]) -> None:
-        """These partitions have nothing more to read now; the watermark does not wait for them until they speak."""
+        """Mark partitions with nothing more to read; the watermark ignores them until their next event."""
         for partition in partitions:
             self._partitions[partition].idle = True
 
     @property
     def watermark(self) -> float:
-        """Nothing on time can still come before this moment (seconds since 1970); -inf before every partition spoke."""
+        """No event on time can still come before this time (seconds since 1970); -inf while a partition is unread."""
         waiting = [state.newest for state in self._partitions.values() if not state.idle]
         if any(newest is None for newest in waiting):
             return -math.inf
-        spoken = [newest for newest in waiting if newest is not None]
-        if spoken:
-            return min(spoken) - self._lateness
+        known = [newest for newest in waiting if newest is not None]
+        if known:
+            return min(known) - self._lateness
         newest_of_all = [state.newest for state in self._partitions.values() if state.newest is not None]
-        # all idle: what was read is complete, but for the newest second, which whoever goes on may go on with
+        # all idle: everything read is complete but for the newest second, which may get further events
         return max(newest_of_all) if newest_of_all else -math.inf
 
     @property
     def complete_before(self) -> float:
-        """Nothing that is accepted from now on lies before this moment, whoever was idle and speaks again."""
+        """No event accepted from now on lies before this time, whichever idle partition resumes."""
         if not any(state.idle for state in self._partitions.values()):
             return self.watermark
         return -math.inf if self._released_before is None else min(self.watermark, self._released_before)
 
     def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
-        """Give out the seconds that are complete, oldest first, each with its events in a fixed order.
+        """Yield the complete seconds, oldest first, each with its events in a fixed order.
 
         Stops where the caller stops iterating; the rest stays for the next call.
         """
@@ -154,44 +155,44 @@ class EventWindow:
             second = heapq.heappop(self._seconds)
             events = self._by_second.pop(second)
             self._released_before = second + 1
-            self.held -= len(events)
+            self.buffered -= len(events)
             yield sorted(events, key=lambda event: event.order)
 
-    def held_events(self) -> Iterator[Observed]:
-        """Everything that was accepted and not yet released, in no particular order."""
+    def buffered_events(self) -> Iterator[Observed]:
+        """The events that were accepted and not yet released, in no particular order."""
         for events in self._by_second.values():
             yield from events
 
     def forget(self, user_id: str) -> list[Observed]:
-        """Take out what is held of a user; returns it."""
-        found = [event for event in self.held_events() if event.behaviour.user_id == user_id]
+        """Remove and return the buffered events of a user."""
+        found = [event for event in self.buffered_events() if event.behaviour.user_id == user_id]
         for second in {event.second for event in found}:
             others = [event for event in self._by_second.pop(second) if event.behaviour.user_id != user_id]
             if others:  # a second without events would count as released, but not after a restart
                 self._by_second[second] = others
         self._seconds = sorted(self._by_second)
-        self.held -= len(found)
+        self.buffered -= len(found)
         return found
 
-    def forget_overtaken(self, below: Mapping[int, int]) -> None:
-        """Let go of overtaken events that the log does not hold any more, which bounds their number."""
-        self.overtaken = {(p, offset): None for p, offset in self.overtaken if offset >= below.get(p, 0)}
+    def forget_dropped_by_idle(self, below: Mapping[int, int]) -> None:
+        """Remove from `dropped_by_idle` the events that the log has deleted, which bounds their number."""
+        self.dropped_by_idle = {(p, o): None for p, o in self.dropped_by_idle if o >= below.get(p, 0)}
 
     def snapshot(self) -> State:
-        """Everything but who is idle: that was true when it was said, and has to be said again."""
+        """Everything but which partitions are idle: that has to be set again after `restore`."""
         state = State(values={"released_before": self._released_before, "newest": {}})
         for number, partition in self._partitions.items():
             state.values["newest"][str(number)] = partition.newest
             state.arrays[f"seen{number}.seconds"] = whole_numbers(second for second, _ in partition.seen_order)
             state.put_texts(f"seen{number}", (event_id for _, event_id in partition.seen_order))
-        held = list(self.held_events())
-        state.arrays["held.places"] = np.array([(e.partition, e.offset, e.second) for e in held], np.int64)
-        state.put_texts("held", (event.behaviour.model_dump_json() for event in held))
-        state.arrays["overtaken"] = np.array(list(self.overtaken), np.int64).reshape(-1, 2)
+        buffered = list(self.buffered_events())
+        state.arrays["held.places"] = np.array([(e.partition, e.offset, e.second) for e in buffered], np.int64)
+        state.put_texts("held", (event.behaviour.model_dump_json() for event in buffered))
+        state.arrays["overtaken"] = np.array(list(self.dropped_by_idle), np.int64).reshape(-1, 2)
         return state
 
     def restore(self, state: State) -> None:
-        """Stand where `snapshot` was taken. Raises `ValueError` if the partitions are others."""
+        """Return to the state of `snapshot`. Raises `ValueError` if the partitions differ."""
         newest = state.values["newest"]
         if set(newest) != {str(number) for number in self._partitions}:
             raise ValueError(f"the window had partitions {sorted(newest)}, not {sorted(self._partitions)}")
@@ -201,13 +202,13 @@ class EventWindow:
             partition.seen = {event_id: second for second, event_id in partition.seen_order}
             self._partitions[number] = partition
         self._released_before = state.values["released_before"]
-        self.overtaken = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
-        self._by_second, self.held = {}, 0
+        self.dropped_by_idle = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
+        self._by_second, self.buffered = {}, 0
         places = state.arrays["held.places"].reshape(-1, 3).tolist()
         for (partition_, offset, second), text in zip(places, state.texts("held"), strict=True):
             event = Observed(partition_, offset, second, Behaviour.model_validate_json(text))
             self._by_second.setdefault(second, []).append(event)
-            self.held += 1
+            self.buffered += 1
         self._seconds = sorted(self._by_second)
 
     def _remember(self, state: _Partition, second: int, event_id: str, *, at_most: int) -> None:

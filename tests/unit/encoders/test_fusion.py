@@ -20,7 +20,7 @@ def test_vectors_are_unit_centred_and_the_same_alone_or_in_a_batch(kind):
     torch.testing.assert_close(fused.norm(dim=1)[shown], torch.ones(59))
     assert fused.mean(0).norm() < 0.2
     for row in (0, 3, 5):
-        alone = fusion.embed(fusion.prepare(features.take(np.array([row])))).fused_ND[0]
+        alone = fusion.embed(fusion.prepare(features.select(np.array([row])))).fused_ND[0]
         torch.testing.assert_close(alone, fused[row], rtol=1e-5, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_hiding_a_picture_gives_what_an_item_without_one_gets():
 def test_year_is_interpolated_between_knots_clamped_outside_and_silent_when_unknown():
     features = make_features()
     fusion = make_fusion(features)
-    probe = features.take(np.zeros(5, np.int64))
+    probe = features.select(np.zeros(5, np.int64))
     probe.year_N[:] = [2001.4, 2001.6, 1900.0, 1800.0, np.nan]
     splines = fusion.prepare(probe).spline_NS[:, : SMALL.knots + 1]
     torch.testing.assert_close(splines[:4].sum(1), torch.full((4,), 2.0))

@@ -73,7 +73,7 @@ def test_before_learning_the_features_are_the_towers_own(towers, prepared, layer
     features, fusion, _, items = start(towers, prepared, layers=layers)
     frozen = fusion.prepare(with_padding(features))
     with torch.no_grad():
-        made = items.take(torch.arange(len(items)))
+        made = items.select(torch.arange(len(items)))
     np.testing.assert_allclose(made.text_NR.numpy(), frozen.text_NR.numpy(), **HALF)
     np.testing.assert_allclose(made.image_NR.numpy(), frozen.image_NR.numpy(), **HALF)
     assert not made.image_NR[4].any() and not made.text_NR[6].any()  # what is missing stays missing

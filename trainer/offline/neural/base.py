@@ -1,4 +1,4 @@
-"""What all neural models of the comparison share: columns in, one training loop, probabilities out."""
+"""The base of all neural models of the comparison: columns, one training loop, probabilities."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
 HISTORY_LENGTH = 50
 CATEGORIES = 1024
 NUMERIC: Mapping[str, Any] = {"numeric_bins": 32, "numeric_width": 8}
-"""How every neural model reads numbers."""
+"""Encoding of numeric features in every neural model."""
 TRIALS: tuple[Mapping[str, Any], ...] = (
     {},
     {"learning_rate": 5e-4, "id_learning_rate": 2e-3, "epochs": 3},
     {"dropout": 0.3, "group_weight": 0.0},
     {"epochs": 1, "learning_rate": 4e-3},
 )
-"""The same four for every neural model: as it is, slow and longer, more dropout and no ranking, short and fast."""
+"""Trials of every neural model: defaults, slow and long, more dropout without ranking, short and fast."""
 SIMILARITIES = ("cosine", "has vector")
-"""Columns made from vectors: for models with similarities only."""
+"""Prefixes of the columns made from vectors, for models with similarities only."""
 
 
 class NeuralModel:
@@ -38,20 +38,20 @@ class NeuralModel:
     calibrated = True
     trials: Sequence[Mapping[str, Any]] = ({},)
     left_out: tuple[str, ...] = ()
-    """Beginnings of the names of features that would turn this model into another one."""
+    """Prefixes of the names of features that this model must not read."""
     content = True
-    """Whether the network looks at vectors; without, none are gathered for it."""
+    """Whether the network reads vectors; if not, none are gathered for it."""
 
     def __init__(self) -> None:
         self.network: nn.Module | None = None
         self.report: FitReport | None = None
 
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """An untrained network; `settings` is what a trial says beyond `FitSettings`."""
+        """An untrained network; `settings` are the fields of a trial beyond `FitSettings`."""
         raise NotImplementedError
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """Learn for as many epochs as the trial says; validation rows are reported on, and change nothing."""
+        """Train for the trial's epochs; validation rows are reported on, and change nothing."""
         names = {one.name for one in fields(FitSettings)}
         chosen = dict(trial)
         settings = FitSettings(**{name: value for name, value in chosen.items() if name in names})
@@ -77,7 +77,7 @@ class NeuralModel:
     def learn(
         self, train: ColumnBatches, validation: ColumnBatches | None, settings: FitSettings, *, seed: int
     ) -> FitReport:
-        """Train the network that was built."""
+        """Train `network`."""
         assert self.network is not None
         return fit(self.network, train, validation, settings, seed=seed)
 

@@ -1,9 +1,11 @@
-"""CiUBM on recorded impressions: the class that the stream trains and the server scores with, and its ablations."""
+"""CiUBM on recorded impressions, the same class as online, and its ablations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from typing_extensions import override
 
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
@@ -19,18 +21,18 @@ OFFLINE: Mapping[str, Any] = {
     "dropout": 0.1,
     "id_dropout": 0.5,
 }
-"""What goes over the defaults, which are the stream's: features as of the moment are many here, and worth crossing."""
+"""Settings over the online defaults: there are many more dense features here, and crosses help."""
 
 
 class Ciubm(NeuralModel):
-    """CiUBM. `switches` go over everything else: an ablation turns parts off."""
+    """CiUBM. `switches` override all other settings; an ablation turns parts off."""
 
     name = "ciubm"
     trials: Sequence[Mapping[str, Any]] = TRIALS
     switches: Mapping[str, Any] = {}
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> CiUBM:
-        """The network with these settings of `CiUBMConfig`."""
         config = CiUBMConfig(**{**OFFLINE, **settings, **self.switches})
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
@@ -50,7 +52,7 @@ class WithoutIds(Ciubm):
 
 
 class WithoutContent(Ciubm):
-    """Nothing that looks at vectors, made of vectors or not: what is left is a DIN with CiUBM's head."""
+    """No part that reads vectors and no similarity columns: a DIN with CiUBM's head."""
 
     name = "ciubm-without-content"
     left_out = SIMILARITIES
@@ -78,7 +80,7 @@ class WithoutSimilarities(Ciubm):
 
 
 class PlainHead(Ciubm):
-    """The interests under the head that the peers have: no crosses, one head, ids never forgotten."""
+    """The interests under the head of the peers: no crosses, one head, no id dropout."""
 
     name = "ciubm-plain-head"
     switches: Mapping[str, Any] = {"cross_layers": 0, "heads": 1, "id_dropout": 0.0}

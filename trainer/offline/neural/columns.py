@@ -1,6 +1,6 @@
-"""Columns to batches: each distinct item of a batch stands once, and no Python runs per row.
+"""Columns to batches: each distinct item of a batch has one row, without Python per row.
 
-Source of the layout: `trainer.networks.collate` does the same for the stream, row by row.
+`trainer.networks.collate` makes the same layout online, row by row.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _LENGTH_SORTED_BATCHES = 16
 
 
 class ColumnBatches:
-    """Impressions as `CtrBatch`es. Rows served by different encoder versions may share a batch, vectors never mix.
+    """Impressions as `CtrBatch`es. Rows of different encoder versions may share a batch, vectors never mix.
 
-    An item that a batch sees in two versions stands in it twice, once per version. Not thread-safe: it keeps a scratch
-    array with a place per (version, item), which finds distinct items faster than sorting does.
+    An item in two versions has two rows in a batch, one per version. Not thread-safe: it uses a scratch array with an
+    entry per (version, item), which finds distinct items faster than sorting does.
 
-    `left_out`: beginnings of the names of features that the model must not see. Without `content` no vectors are
-    gathered: `vectors_UV` is 0 wide, for models that never look at them.
+    `left_out`: prefixes of the names of features that the model must not read. Without `content` no vectors are
+    gathered and `vectors_UV` is 0 wide.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ColumnBatches:
     ) -> None:
         self.data = data
         self.dense_NF = numbers(data, left_out)
-        """The numbers of each row, in the order in which batches bring them."""
+        """The dense features of each row."""
         self._length = history_length
         self._device = device or torch.device("cpu")
         items = data.items
@@ -56,7 +56,7 @@ class ColumnBatches:
         self._lengths_N = np.minimum(rows.history_stop_N - rows.history_start_N, history_length)
         self._labels_N = rows.label_N.astype(np.float32)
         self.group_N: NDArray[np.int64] = _numbered(rows.second_N, rows.user_N)
-        """Number of the (moment, user) that each row belongs to: what one person was shown at one time."""
+        """Number of the (second, user) of each row: the items shown to one user at one time."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -93,12 +93,12 @@ class ColumnBatches:
         return torch.from_numpy(self._labels_N[rows]).to(self._device)
 
     def groups(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Which rows of a batch were shown to one person at one time: numbers from 0, shape (len(rows),)."""
+        """Number, from 0, of the (second, user) of each row of a batch, shape (len(rows),)."""
         _, group_B = np.unique(self.group_N[rows], return_inverse=True)
         return torch.from_numpy(group_B.reshape(-1)).to(self._device)
 
     def epoch(self, batch_rows: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """Row numbers of one pass in batches, in random order; what one person was shown at one time stays together."""
+        """Row numbers of one pass in batches, in random order; rows of one (second, user) stay together."""
         shuffled_N = np.argsort(rng.permutation(int(self.group_N.max(initial=-1)) + 1)[self.group_N], kind="stable")
         batches: list[NDArray[np.int64]] = []
         for start in range(0, len(shuffled_N), _LENGTH_SORTED_BATCHES * batch_rows):
@@ -125,7 +125,7 @@ def _numbered(second_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> NDArray
 
 
 def numbers(data: CtrData, left_out: tuple[str, ...] = ()) -> NDArray[np.float32]:
-    """What trees read, less what a model must not see, shape (N, at most F + A)."""
+    """The tabular features without those left out, shape (N, at most F + A)."""
     columns_NF, names = tabular(data)
     chosen = [place for place, name in enumerate(names) if not name.startswith(left_out or ("\0",))]
     return columns_NF if len(chosen) == len(names) else np.ascontiguousarray(columns_NF[:, chosen])

@@ -1,8 +1,8 @@
-"""DIN and what is usually added to it: content vectors beside the ids, and similarities beside those.
+"""DIN, and DIN with content vectors and with their similarities.
 
 Source: Deep Interest Network (arXiv 1706.06978): target attention without normalisation, over [h, t, h - t, h * t].
-Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and stand
-beside their category, and the numbers that every model of the comparison gets are binned (`NumericEmbedding`).
+Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and added
+to their category, and the numeric features of the comparison are binned (`NumericEmbedding`).
 
 Letters as in `trainer.networks.ciubm`; X width of an item's representation.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
@@ -26,7 +27,7 @@ from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIAL
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
 HIDDEN = (96, 48)
 HALF_LIFE = 8.0
-"""Of the weight of an earlier history item, counted in items."""
+"""Half-life of the weight of an earlier history item, in items."""
 
 
 class Tower(nn.Module):
@@ -44,10 +45,10 @@ class Tower(nn.Module):
     def hidden(self, input_BX: Tensor) -> list[Tensor]:
         """Outputs of the prediction layers, first to last."""
         outputs = []
-        flowing_BX = self.norm(input_BX)
+        hidden_BX = self.norm(input_BX)
         for layer in self.layers:
-            flowing_BX = layer(flowing_BX)
-            outputs.append(flowing_BX)
+            hidden_BX = layer(hidden_BX)
+            outputs.append(hidden_BX)
         return outputs
 
     def forward(self, input_BX: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Tower(nn.Module):
 
 
 class PeerNetwork(nn.Module):
-    """An id model with a place for what a peer adds: `extras` gives further inputs of the tower."""
+    """An id model that peers extend: `extras` gives further inputs of the tower."""
 
     def __init__(self, *, dense_width: int, extra_width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class PeerNetwork(nn.Module):
         return weighted_sum(weight_BL, history_BLE) * length_scale(batch.history_BL > 0)
 
     def extras(self, batch: CtrBatch) -> list[Tensor]:
-        """What the peer adds, shape (B, any) each."""
+        """Further inputs of the tower, shape (B, any) each."""
         return []
 
 
@@ -99,7 +100,7 @@ class VectorAttention(nn.Module):
         self.attention = TargetAttention(CONTENT_WIDTH, 0, ATTENTION_HIDDEN)
 
     def forward(self, batch: CtrBatch) -> tuple[Tensor, Tensor]:
-        """Items without a vector are zero rows and add nothing."""
+        """Target and interest; items without a vector are zero rows."""
         content_UC = F.normalize(self.projection(batch.vectors_UV), dim=-1) * batch.has_vector_U[:, None]
         target_BC = content_UC.index_select(0, batch.target_B)
         history_BLC = gathered(content_UC, batch.history_BL)
@@ -108,7 +109,7 @@ class VectorAttention(nn.Module):
 
 
 class VectorDin(PeerNetwork):
-    """DIN with content vectors as a second field of every item, attended on its own; optionally similarities."""
+    """DIN with content vectors as a second, separately attended field of every item; optionally similarities."""
 
     def __init__(
         self, *, vector_width: int, dense_width: int, similarities: bool = False, dropout: float = 0.0
@@ -135,15 +136,15 @@ def cosines(batch: CtrBatch) -> tuple[Tensor, Tensor]:
 
 
 class Din(NeuralModel):
-    """DIN over ids alone: the id-only form of CiUBM is one."""
+    """DIN over ids alone, as the id-only form of CiUBM."""
 
     name = "din"
     trials: Sequence[Mapping[str, Any]] = TRIALS
     left_out = SIMILARITIES
     content = False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         shape = {
             "categories": CATEGORIES,
             **NUMERIC,
@@ -162,8 +163,8 @@ class DinVectors(NeuralModel):
     left_out: tuple[str, ...] = SIMILARITIES
     similarities = False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return VectorDin(vector_width=vector_width, dense_width=dense_width, similarities=self.similarities, **settings)
 
 

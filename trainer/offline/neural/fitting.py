@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,24 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.metrics import log_loss, user_auc
-from trainer.networks.ciubm import CtrBatch
 from trainer.networks.id_table import IdTable
-from trainer.networks.learner import NonFiniteLoss, forget_rows
+from trainer.networks.learner import forget_rows
+from trainer.networks.losses import NonFiniteLoss
 from trainer.networks.row_adam import RowAdam
 from trainer.offline.neural.columns import ColumnBatches
 
 
-class ClickNetwork(Protocol):
-    """What the loop needs of a network: logits of one or more heads."""
-
-    def members(self, batch: CtrBatch) -> Tensor:
-        """Logits, shape (B, K)."""
-        ...
-
-
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how fast to learn."""
+    """Length, step sizes and losses of a training run."""
 
     epochs: int = 2
     batch_rows: int = 256
@@ -38,15 +29,15 @@ class FitSettings:
     id_learning_rate: float = 5e-3
     weight_decay: float = 1e-4
     group_weight: float = 0.2
-    """Weight of the ranking term among what one person was shown at one time (JRC, arXiv 2208.06164)."""
+    """Weight of the ranking term among items shown to one user at one time (JRC, arXiv 2208.06164)."""
     warm_up: float = 0.1
-    """Share of the steps over which the learning rate rises; it falls to zero as a cosine afterwards."""
+    """Share of the steps over which the learning rate rises; a cosine decay to zero follows."""
     max_gradient_norm: float = 5.0
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What came of it."""
+    """Result of a training run."""
 
     losses: list[float]
     """Mean training loss of each epoch."""
@@ -61,8 +52,8 @@ def fit(
 ) -> FitReport:
     """Train in place for all epochs of the settings; validation rows are reported on, and change nothing.
 
-    The step size falls to zero at the end, so a run that is stopped early is not the run of fewer epochs. How many
-    epochs are best is therefore tuned like any other setting, and a refit on more rows repeats exactly what was tuned.
+    The step size decays to zero at the end, so an early stop is not the run of fewer epochs. The number of epochs is
+    therefore tuned like any other setting, and a refit on more rows uses the tuned one.
     """
     rng = np.random.default_rng(seed)
     tables = [module for module in network.modules() if isinstance(module, IdTable)]
@@ -124,8 +115,8 @@ def predict(network: nn.Module, data: ColumnBatches, *, batch_rows: int = 2048) 
 def ranking_loss(logits_BK: Tensor, labels_B: Tensor, group_B: Tensor) -> Tensor:
     """Softmax cross-entropy of each positive among the rows of its group, mean over positives; 0 without positives.
 
-    Log-losses compare across users; who ranks is compared within one. Source: the discriminative half of JRC
-    (arXiv 2208.06164), here over one person's rows of one moment.
+    Log-loss calibrates across users, ranking compares within one. Source: the discriminative half of JRC
+    (arXiv 2208.06164), here over one user's rows of one second.
     """
     groups = int(group_B.max()) + 1
     index_BK = group_B[:, None].expand_as(logits_BK)
@@ -143,5 +134,5 @@ def _rate(done: float, warm_up: float) -> float:
 
 
 def _precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """Mixed precision where it pays: on CUDA only."""
+    """Mixed precision on CUDA, none elsewhere."""
     return torch.autocast("cuda", dtype=torch.bfloat16) if tensor.is_cuda else nullcontext()

@@ -1,4 +1,4 @@
-"""FLIP: a language model and a click model that learn to fill each other's gaps, then predict together.
+"""FLIP: a language model and a click model, pre-trained to restore masked inputs of each other, then combined.
 
 Source: FLIP (arXiv 2310.19453) and its code. Pre-training has three equal terms: masked text is restored from token
 states beside the whole tabular vector; masked fields are restored from the tabular state beside the whole text vector,
@@ -6,10 +6,9 @@ by noise-contrastive estimation with 25 values drawn by frequency; both views of
 InfoNCE, temperature 0.7). 15 % of text values (whole ones) and of fields are masked. Fine-tuning trains both on
 sigmoid(a z_id + (1 - a) z_text), a learned from 0, and the sum of three cross-entropies.
 
-Different here: the language model is a small sentence encoder; only the titles of the target and of the latest items
-are written out, numbers are fields but not text; the newest `ROWS` rows are learned from; the language model multiplies
-in bf16 where the CPU can; nothing is stopped by the rows that it is judged on (the authors' code stops on the test
-split).
+Different here: the language model is a small sentence encoder; the text is the titles of the target and of the latest
+items, numbers are fields but not text; the newest `ROWS` rows are trained on; the language model multiplies in bf16
+where the CPU supports it; there is no early stopping on the test split (as in the authors' code).
 
 Letters: B rows, F fields, W tokens, D width of token states, T width of the tabular vector, M masked places, K noise.
 """
@@ -32,7 +31,7 @@ from encoders.arithmetic import computing
 from encoders.bert import Bert
 from encoders.bundle import DEFAULT_BUNDLE, BundleManifest
 from encoders.config import Precision
-from trainer.networks.learner import NonFiniteLoss
+from trainer.networks.losses import NonFiniteLoss
 from trainer.offline.data import CtrData
 from trainer.offline.neural.base import SIMILARITIES
 from trainer.offline.neural.flip_rows import Fields, TitleTokens, recent
@@ -81,7 +80,7 @@ class TrainableBert(nn.Module):
 
 
 class FlipNetwork(nn.Module):
-    """Both models, and the heads that restore what was masked."""
+    """Both models, and the heads that restore masked inputs."""
 
     def __init__(self, sizes: Sequence[int], language: Language) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class FlipNetwork(nn.Module):
     masked_F: Tensor
 
     def tabular_vector(self, code_BF: Tensor, hidden_BF: Tensor | None = None) -> Tensor:
-        """The click model's state, shape (B, T); `hidden_BF` says which fields it must not see."""
+        """The click model's state, shape (B, T); `hidden_BF` marks masked fields."""
         place_BF = code_BF + self.first_F
         if hidden_BF is not None:
             place_BF = torch.where(hidden_BF, self.masked_F, place_BF)
@@ -152,7 +151,7 @@ class FlipNetwork(nn.Module):
 
 
 def noise_contrastive(score_MK: Tensor, log_q_MK: Tensor) -> Tensor:
-    """NCE: column 0 is the true value, the others are noise; told apart by score - log(noise count x frequency)."""
+    """NCE: column 0 is the true value, the others are noise; classified by score - log(noise count x frequency)."""
     logits_MK = score_MK - log_q_MK - math.log(score_MK.shape[1] - 1)
     return (F.softplus(-logits_MK[:, 0]) + F.softplus(logits_MK[:, 1:]).sum(1)).mean()
 
@@ -165,7 +164,7 @@ def alignment(text_BS: Tensor, tabular_BS: Tensor) -> Tensor:
 
 
 class Flip:
-    """FLIP. One trial only: a fit costs more than all the others' trials together."""
+    """FLIP. One trial only: a fit costs more than all trials of the other models together."""
 
     name = "flip"
     calibrated = True
@@ -176,8 +175,8 @@ class Flip:
         self.batch_rows, self.learning_rate, self.language_rate = 128, 1e-3, 5e-5
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
-        """One epoch of pre-training and one of fine-tuning on the newest rows; validation rows are not looked at."""
-        train = train.take(np.arange(max(0, len(train) - ROWS), len(train)))
+        """One epoch of pre-training and one of fine-tuning on the newest rows; validation rows are not used."""
+        train = train.select(np.arange(max(0, len(train) - ROWS), len(train)))
         rng = np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -229,7 +228,7 @@ class Flip:
             schedule.step()
 
     def _shuffled(self, data: CtrData, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Rows in random order, but those of a batch about equally long in words, so that little is padded."""
+        """Rows in random order, with batches of similar length in tokens, so that there is little padding."""
         length_N = self.words.lengths(data.rows.item_N, recent(data))
         order = rng.permutation(len(data))
         order = order[np.argsort(length_N[order], kind="stable")]
@@ -275,6 +274,6 @@ class Flip:
 
 
 def language_folder() -> Path:
-    """Where the language model of the default bundle lies."""
+    """Folder of the default bundle's language model."""
     manifest = BundleManifest.model_validate_json((DEFAULT_BUNDLE / "bundle.json").read_text())
     return manifest.text.weights.resolve(DEFAULT_BUNDLE)

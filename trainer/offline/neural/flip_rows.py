@@ -1,6 +1,6 @@
-"""Impressions twice: as discrete fields and as text. What FLIP learns to translate into each other.
+"""Impressions as discrete fields and as text, the two inputs of FLIP.
 
-Letters: N rows, F fields, I items, W tokens of a row, S values written out (the target's title and the latest titles).
+Letters: N rows, F fields, I items, W tokens of a row, S values in the text (the target's title and the latest titles).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.neural.columns import numbers
 
 RECENT = 3
-"""Latest history items that take part, as fields and as titles."""
+"""Number of latest history items, as fields and as titles."""
 TARGET_TOKENS, RECENT_TOKENS = 16, 8
 BINS = 10
 
@@ -48,7 +48,7 @@ class TitleTokens:
     def rows(self, target_N: NDArray[np.int64], recent_NR: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
         """Token ids (N, W), 0-padded at the end, and the value each token belongs to (N, W); -1 for special ones.
 
-        "[CLS] target [SEP] newest [SEP] ..."; a history shorter than `RECENT` writes less.
+        "[CLS] target [SEP] newest [SEP] ..."; a history shorter than `RECENT` gives fewer tokens.
         """
         count = len(target_N)
         pieces = [np.full((count, 1), self.first), self.title_IW[target_N]]
@@ -66,7 +66,7 @@ class TitleTokens:
         return token_NW[:, :width], np.where(token_NW == self.padding, -1, value_NW)[:, :width]
 
     def lengths(self, target_N: NDArray[np.int64], recent_NR: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many real tokens `rows` writes for each row, shape (N,)."""
+        """Number of real tokens of each row of `rows`, shape (N,)."""
         real_IW = self.title_IW != self.padding
         latest_NR = (real_IW[:, :RECENT_TOKENS].sum(1)[recent_NR] + 1) * (recent_NR > 0)
         found_N: NDArray[np.int64] = 1 + real_IW.sum(1)[target_N] + latest_NR.sum(1)
@@ -75,7 +75,7 @@ class TitleTokens:
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """How a row becomes discrete values: target, category, latest items, and each number's bin among quantiles."""
+    """The discrete values of a row: target, category, latest items, and each number's bin among quantiles."""
 
     edges_DB: NDArray[np.float32]
     items: int
@@ -91,7 +91,7 @@ class Fields:
 
     @property
     def sizes(self) -> list[int]:
-        """How many values each field has."""
+        """Number of values of each field."""
         return [self.items, self.categories, *[self.items] * RECENT, *[BINS] * len(self.edges_DB)]
 
     def codes(self, data: CtrData) -> NDArray[np.int64]:

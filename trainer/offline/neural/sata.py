@@ -1,10 +1,10 @@
-"""SA-TA of MUSE: target attention in which content similarity and id affinity weigh each other.
+"""SA-TA of MUSE: target attention weighted by content similarity and id affinity.
 
 Source: MUSE (arXiv 2512.07216) and its code: a general search unit keeps the history items nearest in content; over
 them the exact unit runs SimTier and semantic-aware target attention, softmax(g1 a + g2 r + g3 a r), where a is the
 scaled product of projected id embeddings, r = cos / 0.1, and g start at 1.
 
-Different here: histories hold 50 items at most, so the search unit keeps them all unless `kept` says fewer; GAUC is
+Different here: histories have at most 50 items, so the search unit keeps them all unless `kept` is smaller; GAUC is
 never computed inside a batch.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.ciubm import CtrBatch, gathered, weighted_sum
 from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, TRIALS, NeuralModel
@@ -32,7 +33,7 @@ class SataNetwork(PeerNetwork):
         self, *, vector_width: int, dense_width: int, kept: int = HISTORY_LENGTH, dropout: float = 0.0
     ) -> None:
         super().__init__(dense_width=dense_width, extra_width=TIERS, dropout=dropout)
-        del self.attention  # SA-TA stands in its place
+        del self.attention  # replaced by SA-TA
         self.query = nn.Linear(ID_WIDTH, ID_WIDTH)
         self.key = nn.Linear(ID_WIDTH, ID_WIDTH)
         self.value = nn.Linear(ID_WIDTH, ID_WIDTH)
@@ -53,14 +54,14 @@ class SataNetwork(PeerNetwork):
         return weighted_sum(weight_BL, gathered(self.value(ids_UE), batch.history_BL))
 
     def extras(self, batch: CtrBatch) -> list[Tensor]:
-        """The histogram of similarities over what the search unit kept."""
+        """The histogram of similarities over the items kept by the search unit."""
         similarity_BL, known_BL = cosines(batch)
         kept_BL = nearest(similarity_BL, known_BL, batch.history_BL > 0, self.kept)
         return [self.simtier(similarity_BL, known_BL & kept_BL)]
 
 
 def nearest(similarity_BL: Tensor, known_BL: Tensor, mask_BL: Tensor, kept: int) -> Tensor:
-    """The search unit: which `kept` history items are nearest, bool (B, L); those without a vector come last."""
+    """The search unit: the `kept` nearest history items, bool (B, L); those without a vector come last."""
     if similarity_BL.shape[1] <= kept:
         return mask_BL
     order_BL = similarity_BL.masked_fill(~known_BL, -2.0).masked_fill(~mask_BL, -3.0)
@@ -75,6 +76,6 @@ class Sata(NeuralModel):
     trials: Sequence[Mapping[str, Any]] = TRIALS
     left_out = SIMILARITIES
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return SataNetwork(vector_width=vector_width, dense_width=dense_width, **settings)

@@ -1,11 +1,11 @@
 """SimTier and MAKE of Taobao display, alone and together.
 
-Source: arXiv 2407.19467. SimTier counts the cosines of target and history per tier; the authors' code takes tier
-floor(10 cos) + 10 of 22 and feeds log(1 + count) times a learned scalar. MAKE trains a DIN on content vectors alone for
-several epochs, then hands its interest, hidden outputs and logit to the id model, which is trained jointly for one.
+Source: arXiv 2407.19467. SimTier counts the cosines of target and history per tier; the authors' code uses tier
+floor(10 cos) + 10 of 22 and the input log(1 + count) times a learned scalar. MAKE trains a DIN on content vectors alone
+for several epochs, then adds its interest, hidden outputs and logit to the id model, which is trained jointly for one.
 
-Different here: padded history is masked (in the authors' code zeros would land in a tier), the id model is the one of
-`trainer.offline.neural.din`, and vectors come from the encoder under comparison, not from a contrastive phase apart.
+Different here: padded history is masked (in the authors' code zeros count in a tier), the id model is the one of
+`trainer.offline.neural.din`, and vectors are those of the encoder under comparison, without a contrastive phase.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from trainer.networks.ciubm import CtrBatch
 from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
@@ -27,21 +28,21 @@ TIERS = 22
 
 
 class SimTierFeatures(nn.Module):
-    """log(1 + how many history items fall into each of 22 tiers of 0.1), times one learned scalar."""
+    """log(1 + number of history items in each of 22 tiers of 0.1), times one learned scalar."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, similarity_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Histogram features, shape (B, TIERS); padding and items without a vector count nowhere."""
+        """Histogram features, shape (B, TIERS), without padding and items without a vector."""
         tier_BL = (torch.floor(10 * similarity_BL.detach()) + 10).long().clamp(0, TIERS - 1)
         counts_BT = similarity_BL.new_zeros(len(similarity_BL), TIERS).scatter_add_(1, tier_BL, mask_BL.float())
         return torch.log1p(counts_BT) * self.scale
 
 
 class ContentDin(nn.Module):
-    """MAKE's first phase: a DIN that sees content vectors and nothing else."""
+    """MAKE's first phase: a DIN on content vectors alone."""
 
     def __init__(self, *, vector_width: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class ContentDin(nn.Module):
         return logits_B1
 
     def knowledge(self, batch: CtrBatch) -> list[Tensor]:
-        """What the second phase gets: interest, outputs of each hidden layer, logit; `width` numbers in all."""
+        """Inputs of the second phase: interest, outputs of each hidden layer, logit; `width` numbers in all."""
         target_BC, interest_BC = self.vectors(batch)
         hidden = self.tower.hidden(torch.cat([target_BC, interest_BC], dim=1))
         return [interest_BC, *hidden, self.tower.last(hidden[-1])]
@@ -72,7 +73,7 @@ class TaobaoNetwork(PeerNetwork):
         self.content = content
 
     def extras(self, batch: CtrBatch) -> list[Tensor]:
-        """Histogram, and what the content model knows."""
+        """Histogram, and the outputs of the content model."""
         found = [self.simtier(*cosines(batch))] if self.simtier is not None else []
         return found if self.content is None else [*found, *self.content.knowledge(batch)]
 
@@ -85,24 +86,24 @@ class SimTier(NeuralModel):
     left_out = SIMILARITIES
     simtier, make = True, False
 
+    @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        """The network."""
         return TaobaoNetwork(
             vector_width=vector_width, dense_width=dense_width, simtier=self.simtier, make=self.make, **settings
         )
 
 
 class Make(SimTier):
-    """DIN with MAKE: content first and for longer, then everything together."""
+    """DIN with MAKE: the content model first, for more epochs, then both jointly."""
 
     name = "make"
     simtier, make = False, True
     content_epochs = 4
 
+    @override
     def learn(
         self, train: ColumnBatches, validation: ColumnBatches | None, settings: FitSettings, *, seed: int
     ) -> FitReport:
-        """Both phases."""
         assert isinstance(self.network, TaobaoNetwork)
         assert self.network.content is not None
         alone = replace(settings, epochs=self.content_epochs, group_weight=0.0)
@@ -111,7 +112,7 @@ class Make(SimTier):
 
 
 class SimTierMake(Make):
-    """Both, as in production there."""
+    """Both, as in the authors' production."""
 
     name = "simtier-make"
     simtier, make = True, True

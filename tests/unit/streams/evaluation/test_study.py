@@ -135,12 +135,12 @@ def test_learners_read_taste_and_popularity_alone_reads_none(name: str, stream: 
     pytest.importorskip("lightgbm" if name == "trees" else "sklearn")
     study = study_of(stream, tmp_path)
     data, rows = study.data(0), np.concatenate([study.train_rows, study.validation_rows])
-    test = data.take(study.test_rows)
+    test = data.select(study.test_rows)
     users, labels = test.rows.user_N, test.rows.label_N.astype(np.int64)
 
     def gauc(model_name: str, seed: int = 0) -> float:
         model = registry.create(model_name)
-        model.fit(data.take(rows), None, seed=seed, trial=model.trials[0])
+        model.fit(data.select(rows), None, seed=seed, trial=model.trials[0])
         scores = model.predict(test)
         assert np.array_equal(scores, model.predict(test)) and scores.min() > 0 and scores.max() < 1
         return user_auc(users, labels, scores).weighted

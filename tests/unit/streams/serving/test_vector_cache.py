@@ -163,7 +163,7 @@ def test_the_table_answers_like_a_dictionary(steps: list[tuple[str, int]]) -> No
         elif verb == "drop":
             plain.pop(name, None)
             table.delete(name)
-        found = table.gather([f"i{k}" for k in range(10)], since=0.0).held()
+        found = table.gather([f"i{k}" for k in range(10)], since=0.0).by_item()
         assert found.keys() == plain.keys()
         assert all(np.array_equal(found[k], plain[k]) for k in plain)
         assert len(table) == len(plain)
@@ -173,7 +173,7 @@ def test_the_table_grows_and_gives_copies() -> None:
     table = VectorTable(DIM, max_items=5_000)
     for i in range(3_000):
         table.put(f"i{i}", unit(i), at=0.0)
-    before = table.gather(["i0", "i2999"], since=0.0).held()
+    before = table.gather(["i0", "i2999"], since=0.0).by_item()
     table.put("i0", unit(77), at=0.0)
     assert np.array_equal(before["i0"], unit(0)) and np.array_equal(before["i2999"], unit(2999))
 
@@ -189,4 +189,4 @@ def test_what_the_table_hands_out_is_what_would_be_made_from_a_plain_mapping() -
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert not found.hashes_U2[0].any() and found.hashes_U2[1:].all()
     assert found.has_vector_U.tolist() == [False, True, False, True, False, True]
-    assert found.held().keys() == {"i4", "i2"} and found.bare() == ["never seen", "i0"]
+    assert found.by_item().keys() == {"i4", "i2"} and found.without_vector() == ["never seen", "i0"]

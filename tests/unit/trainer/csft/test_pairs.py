@@ -38,7 +38,7 @@ def test_the_anchor_is_what_was_taken_before_and_never_what_came_later():
 
 def test_a_search_is_the_anchor_where_there_was_one():
     pairs = mine([*shown_and_taken("a", 0, "u", "i1", query="red shoes")], queries={"red shoes": 15})
-    assert [(pair.anchor_kind, pair.anchor, pair.asks_with) for pair in pairs] == [(AnchorKind.QUERY_TEXT, (15,), 1)]
+    assert [(pair.anchor_kind, pair.anchor, pair.view) for pair in pairs] == [(AnchorKind.QUERY_TEXT, (15,), 1)]
 
 
 def test_a_first_take_without_a_search_makes_no_pair():

@@ -1,4 +1,4 @@
-"""C-SFT as a whole on a small made-up world."""
+"""C-SFT as a whole on a small synthetic world."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_stored_rows_pass_through_the_noise_of_the_batch():
     trainer, _, items, pairs = trainer_of(noisy)
     trainer.step(pairs[:32])
     stored, _ = trainer._memory.bank.newest_rows(np.array([pairs[31].row.item]), step=1)
-    clean = trainer._momentum(items.take(torch.tensor([pairs[31].row.item]))).fused_ND
+    clean = trainer._momentum(items.select(torch.tensor([pairs[31].row.item]))).fused_ND
     assert not np.allclose(stored.reshape(3, -1)[2], clean.numpy()[0], atol=1e-3)
 
 

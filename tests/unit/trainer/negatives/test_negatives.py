@@ -59,7 +59,7 @@ def catalogue() -> Catalogue:
     known = Catalogue(DIM)
     for n in range(1, 31):
         content = "twin" if n in (7, 8) else None
-        known.hold(embedding(f"i{n}", unit_vector(n), content=content))
+        known.put_embedding(embedding(f"i{n}", unit_vector(n), content=content))
         assert known.number(f"i{n}") == n
     return known
 
@@ -111,7 +111,7 @@ def test_short_supply_gives_distinct_candidates_only(memory: SpaceTimeMemory, ca
 
 
 def test_candidates_without_a_vector_are_left_out(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
-    catalogue.drop("i12")
+    catalogue.delete_item("i12")
     plan = plan_for([impression(7)], memory, catalogue, draw=10_000)
     assert catalogue.number("i12") not in plan.candidates
 

@@ -13,7 +13,8 @@ from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.item_rows import ItemRows
-from trainer.networks.learner import Learner, NonFiniteLoss
+from trainer.networks.learner import Learner
+from trainer.networks.losses import NonFiniteLoss
 from trainer.networks.scorer import Scorer
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
@@ -22,7 +23,7 @@ from trainer.samples.rows import Impression
 def catalogue(items: int = 20) -> Catalogue:
     known = Catalogue(DIM)
     for n in range(1, items + 1):
-        known.hold(embedding(f"i{n}", unit_vector(n)))
+        known.put_embedding(embedding(f"i{n}", unit_vector(n)))
         assert known.number(f"i{n}") == n
     return known
 
@@ -126,7 +127,7 @@ def test_din_form_does_not_look_at_vectors_and_the_full_one_does() -> None:
 
 def test_item_without_a_vector_adds_no_similarity() -> None:
     known = catalogue()
-    known.drop("i2")
+    known.delete_item("i2")
     network = model()
     seen: list[torch.Tensor] = []
     network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -69,7 +69,7 @@ def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         other = replace(takes, item_T=item, user_T=user, rating_T=rating, announces_T=takes.announces_T & ~later)
         early = np.flatnonzero(its_rows.second_N <= middle)
         sources = DrawnFrom(sources.take_N[early], sources.user_N[early], sources.second_N[early])
-        dense, names = made(its_rows.take(early), histories, other, items, sources, day_resolution=day_resolution)
+        dense, names = made(its_rows.select(early), histories, other, items, sources, day_resolution=day_resolution)
         return np.concatenate([dense, np.zeros((len(its_rows) - len(early), len(names)), np.float32)]), names
 
     with monkeypatch.context() as patched:
@@ -209,8 +209,8 @@ def test_negatives_from_the_past_alone_are_caught(stream: Path, monkeypatch: pyt
 def newness(recorded: Recorded) -> float:
     """How many times as often a take as a drawn exposure is of an item of the last two days."""
     age, taken = recorded.facts.age_seconds_N, recorded.rows.label_N == 1
-    told = ~np.isnan(age)
-    return float(np.mean(age[told & taken] < 2 * DAY) / np.mean(age[told & ~taken] < 2 * DAY))
+    known = ~np.isnan(age)
+    return float(np.mean(age[known & taken] < 2 * DAY) / np.mean(age[known & ~taken] < 2 * DAY))
 
 
 def test_sources_are_interactions_of_the_drawn_item_within_the_window(stream: Path) -> None:

@@ -75,7 +75,7 @@ def test_everything_sent_is_trained_and_the_accounts_balance() -> None:
     sent = sum(map(len, logs))
     counts = trainer.intake.counts
     assert (counts.received, counts.trained, counts.pending) == (sent, sent, 0)
-    assert trainer.intake.offsets.settled_below() == {p: len(log) for p, log in enumerate(logs)}
+    assert trainer.intake.offsets.committed_offsets() == {p: len(log) for p, log in enumerate(logs)}
 
 
 def test_late_repeated_and_broken_events_are_counted_and_not_trained() -> None:
@@ -226,13 +226,13 @@ def test_offsets_never_pass_an_event_that_is_not_learned_yet() -> None:
     for offset, event in enumerate(log):
         trainer.intake.observe(0, offset, event)
         pump(trainer)
-        settled = trainer.intake.offsets.settled_below()[0]
+        settled = trainer.intake.offsets.committed_offsets()[0]
         assert settled <= offset + 1
     done = trainer.intake.counts
-    assert trainer.intake.offsets.settled_below()[0] <= done.received - done.pending + done.trained
+    assert trainer.intake.offsets.committed_offsets()[0] <= done.received - done.pending + done.trained
     trainer.intake.finish()
     pump(trainer)
-    assert trainer.intake.offsets.settled_below()[0] == len(log)
+    assert trainer.intake.offsets.committed_offsets()[0] == len(log)
 
 
 def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> None:
@@ -270,7 +270,7 @@ def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> 
 def test_shuffle_is_a_permutation_at_every_moment() -> None:
     catalogue = Catalogue(DIM)
     for n in range(1, 200):
-        catalogue.hold(embedding(f"i{n}", unit_vector(n)))
+        catalogue.put_embedding(embedding(f"i{n}", unit_vector(n)))
         assert catalogue.number(f"i{n}") == n
     shuffle = Shuffle(np.random.default_rng(0))
     for met in range(20, 200, 20):

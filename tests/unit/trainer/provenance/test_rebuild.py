@@ -84,7 +84,7 @@ def pump(trainer: OnlineTrainer, segments: list[Segment]) -> None:
 def rules(trainer: OnlineTrainer) -> JoinRules:
     """As they are kept beside a journal and read again."""
     kept_settings = json.loads(json.dumps(JoinRules.of(trainer.config, [0, 1]).settings))
-    return JoinRules.kept(kept_settings, [0, 1], trainer.intake.window.overtaken)
+    return JoinRules.kept(kept_settings, [0, 1], trainer.intake.window.dropped_by_idle)
 
 
 def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: Ends | None = None) -> Rebuild:
@@ -168,12 +168,12 @@ def test_a_late_event_that_only_silence_made_late_is_late_again() -> None:
         trainer.intake.observe(1, offset, event)
     trainer.intake.finish()
     pump(trainer, [])
-    assert list(trainer.intake.window.overtaken) == [(1, 0)] and trainer.intake.counts.late == 1
+    assert list(trainer.intake.window.dropped_by_idle) == [(1, 0)] and trainer.intake.counts.late == 1
     segment = trainer.candidate().segment
     assert segment is not None
     by = rules(trainer)
     assert rebuilt(kept(segment), by, logs, seed=0).verify(segment.root).verified
-    forgetful = rebuilt(kept(segment), replace(by, overtaken=()), logs, seed=0).verify(segment.root)
+    forgetful = rebuilt(kept(segment), replace(by, dropped_by_idle=()), logs, seed=0).verify(segment.root)
     assert not forgetful.verified  # the planted bug: without the journal the click would be part of a history
 
 

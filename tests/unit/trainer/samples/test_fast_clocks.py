@@ -1,4 +1,4 @@
-"""A device whose clock is fast takes nobody with it: not the events that follow it, and not the other partitions."""
+"""A device with a fast clock makes no other event late: none after its own, and none of another partition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.factories.training import ALL, CONFIG, ListedInput, make_log, make_lo
 from trainer.online.config import TrainerConfig
 from trainer.provenance.rebuild import Rebuild
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.partition_merge import AlignedReading, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 from trainer.samples.window import EventWindow, ObserveResult
 
 AHEAD = 55 * 60.0
@@ -41,19 +41,19 @@ class StampedInput(ListedInput):
     def __init__(self, log: list[tuple[Behaviour, float]], **more: Any) -> None:
         super().__init__(vectors(*ALL), [event for event, _ in log], **more)
         self.written = [at for _, at in log]
-        offer = self.reading.offer
+        add = self.reading.add
 
         def stamping(partition: int, entries: Any) -> None:
-            offer(partition, [Entry(p, o, 0.0, e, self.written[o]) for p, o, e in map(_parts, entries)])
+            add(partition, [Entry(p, o, 0.0, e, self.written[o]) for p, o, e in map(_parts, entries)])
 
-        self.reading.offer = stamping  # type: ignore[method-assign]
+        self.reading.add = stamping  # type: ignore[method-assign]
 
 
 def _parts(entry: Entry) -> tuple[int, int, Behaviour | None]:
     return entry.partition, entry.offset, entry.behaviour
 
 
-def verdicts(rules: JoinRules, log: list[tuple[Behaviour, float]]) -> Counter[str]:
+def results(rules: JoinRules, log: list[tuple[Behaviour, float]]) -> Counter[str]:
     window: EventWindow = rules.window()
     return Counter(window.observe(0, n, event, written_at=at).name for n, (event, at) in enumerate(log))
 
@@ -61,7 +61,7 @@ def verdicts(rules: JoinRules, log: list[tuple[Behaviour, float]]) -> Counter[st
 def test_one_fast_clock_makes_no_other_event_late_and_a_late_one_stays_late() -> None:
     rules = JoinRules.of(TrainerConfig(), [0])
     log = stamped(3600)
-    assert verdicts(rules, log) == {"ACCEPTED": 3600}
+    assert results(rules, log) == {"ACCEPTED": 3600}
     window = rules.window()
     for n, (event, at) in enumerate(log[:200]):
         window.observe(0, n, event, written_at=at)
@@ -76,7 +76,7 @@ def test_the_fast_event_comes_when_it_says_and_keeps_nothing_back() -> None:
     for n, (event, at) in enumerate(log):
         window.observe(0, n, event, written_at=at)
         seconds += [event.second for second in window.released() for event in second]
-    assert seconds == sorted(seconds) and len(seconds) > 3400 and window.held < 70
+    assert seconds == sorted(seconds) and len(seconds) > 3400 and window.buffered < 70
 
 
 async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
@@ -97,12 +97,12 @@ async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
 
 
 def test_a_partition_with_a_fast_clock_is_not_left_behind_by_the_others() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=1000)
+    merge = PartitionMerge([0, 1], room_per_partition=1000)
     for partition in (0, 1):
         log = stamped(100, fast_at=10 if partition else 0)
-        reading.offer(partition, [Entry(partition, n, 0.0, event, at) for n, (event, at) in enumerate(log)])
-    reading.exhausted({0: float("inf"), 1: float("inf")})
-    taken = Counter(entry.partition for entry in reading.take(100))
+        merge.add(partition, [Entry(partition, n, 0.0, event, at) for n, (event, at) in enumerate(log)])
+    merge.set_exhausted({0: float("inf"), 1: float("inf")})
+    taken = Counter(entry.partition for entry in merge.pop(100))
     assert abs(taken[0] - taken[1]) <= 2
 
 

@@ -103,7 +103,8 @@ def test_users_beyond_the_bound_are_forgotten_oldest_first() -> None:
     line = Timeline(max_users=2)
     for n, user in enumerate(["u1", "u2", "u1", "u3"]):
         line.second(n, behaviour(f"t{n}", "click", user=user, item="a"))
-    assert [bool(line.join.taken_by(user)) for user in ("u1", "u2", "u3")] == [True, False, True]
+    line.second(9, *(behaviour(f"x{user}", user=user, item="b") for user in ("u1", "u2", "u3")))
+    assert [line.history(row) for row in line.end()] == [["a", "a"], [], ["a"]]
 
 
 def corrected(line: Timeline) -> list[tuple[str, str, int, int, bool]]:

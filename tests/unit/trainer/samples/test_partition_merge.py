@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.online.embedding_wait import EmbeddingWait
-from trainer.samples.partition_merge import AlignedReading, Entry
+from trainer.samples.partition_merge import Entry, PartitionMerge
 
 SILENT = {0: math.inf, 1: math.inf}
 
@@ -35,31 +35,31 @@ def places(entries: list[Entry]) -> list[tuple[int, int]]:
 
 
 def test_the_partition_furthest_behind_is_handed_out_first() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=100)
-    reading.offer(0, make_log(0, [1, 4, 9]))
-    reading.offer(1, make_log(1, [2, 3, 10]))
-    reading.exhausted(SILENT)
-    assert places(reading.take(10)) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
-    assert reading.empty_and_exhausted() == [0, 1]
+    merge = PartitionMerge([0, 1], room_per_partition=100)
+    merge.add(0, make_log(0, [1, 4, 9]))
+    merge.add(1, make_log(1, [2, 3, 10]))
+    merge.set_exhausted(SILENT)
+    assert places(merge.pop(10)) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
+    assert merge.empty_and_exhausted() == [0, 1]
 
 
 def test_nothing_is_handed_out_while_a_partition_with_more_to_give_is_empty() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=100)
-    reading.offer(0, make_log(0, [1, 2, 3]))
-    assert reading.take(10) == []
-    reading.exhausted({1: math.inf})  # the broker says: nothing there
-    assert places(reading.take(2)) == [(0, 0), (0, 1)]
-    reading.exhausted({})  # new records there, not fetched yet
-    assert reading.take(10) == []
+    merge = PartitionMerge([0, 1], room_per_partition=100)
+    merge.add(0, make_log(0, [1, 2, 3]))
+    assert merge.pop(10) == []
+    merge.set_exhausted({1: math.inf})  # the broker says: nothing there
+    assert places(merge.pop(2)) == [(0, 0), (0, 1)]
+    merge.set_exhausted({})  # new records there, not fetched yet
+    assert merge.pop(10) == []
 
 
 def test_an_event_from_the_past_and_a_broken_one_do_not_set_a_partition_back() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=100)
-    reading.offer(0, make_log(0, [10, 1, None, 12]))
-    reading.offer(1, make_log(1, [5, 11, 20]))
-    reading.exhausted(SILENT)
+    merge = PartitionMerge([0, 1], room_per_partition=100)
+    merge.add(0, make_log(0, [10, 1, None, 12]))
+    merge.add(1, make_log(1, [5, 11, 20]))
+    merge.set_exhausted(SILENT)
     # 0 stands at 10 after its first event, so the old and the broken one come right behind it
-    assert places(reading.take(10)) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]
+    assert places(merge.pop(10)) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]
 
 
 def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
@@ -67,16 +67,16 @@ def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
     logs = {p: make_log(p, [rng.choice([None, *range(100)]) for _ in range(rng.randrange(200))]) for p in range(5)}
     orders = []
     for most in (1, 3, 17, 1000):
-        reading = AlignedReading(list(logs), room_per_partition=10)
+        merge = PartitionMerge(list(logs), room_per_partition=10)
         fetched = dict.fromkeys(logs, 0)
         order: list[tuple[int, int]] = []
         while len(order) < sum(map(len, logs.values())):
-            for p in rng.sample(reading.with_room(), k=rng.randint(0, len(reading.with_room()))):
+            for p in rng.sample(merge.with_room(), k=rng.randint(0, len(merge.with_room()))):
                 size = rng.randint(0, most)
-                reading.offer(p, logs[p][fetched[p] : fetched[p] + size])
+                merge.add(p, logs[p][fetched[p] : fetched[p] + size])
                 fetched[p] = min(len(logs[p]), fetched[p] + size)
-            reading.exhausted({p: math.inf for p in logs if fetched[p] == len(logs[p])})
-            order += places(reading.take(rng.randint(1, 50)))
+            merge.set_exhausted({p: math.inf for p in logs if fetched[p] == len(logs[p])})
+            order += places(merge.pop(rng.randint(1, 50)))
         orders.append(order)
     assert all(order == orders[0] for order in orders)
     for p, entries in logs.items():
@@ -85,30 +85,30 @@ def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
 
 def test_a_burst_after_silence_waits_for_the_share_of_the_other_partitions() -> None:
     # partition 0's half of a burst arrives at 100; the broker found partition 1 empty at 100, and at 103 it is there
-    reading = AlignedReading([0, 1], room_per_partition=100, silence_seconds=5)
-    reading.offer(0, [make_entry(0, n, 1000 + 10 * n, produced_at=100) for n in range(3)])
+    merge = PartitionMerge([0, 1], room_per_partition=100, silence_seconds=5)
+    merge.add(0, [make_entry(0, n, 1000 + 10 * n, produced_at=100) for n in range(3)])
     for now in (100, 102):
-        reading.exhausted({0: now, 1: now})
-        assert reading.take(10) == []
-    reading.offer(1, [make_entry(1, n, 1005 + 10 * n, produced_at=100) for n in range(3)])
-    reading.exhausted({0: 103, 1: 103})
-    assert places(reading.take(10)) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]  # 0 is empty now, and may get more
-    reading.exhausted({0: 105, 1: 105})
-    assert places(reading.take(10)) == [(1, 2)]
+        merge.set_exhausted({0: now, 1: now})
+        assert merge.pop(10) == []
+    merge.add(1, [make_entry(1, n, 1005 + 10 * n, produced_at=100) for n in range(3)])
+    merge.set_exhausted({0: 103, 1: 103})
+    assert places(merge.pop(10)) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]  # 0 is empty now, and may get more
+    merge.set_exhausted({0: 105, 1: 105})
+    assert places(merge.pop(10)) == [(1, 2)]
 
 
 def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=100, silence_seconds=5)
+    merge = PartitionMerge([0, 1], room_per_partition=100, silence_seconds=5)
     for second in range(20):  # one event a second in partition 0, none in partition 1
-        reading.offer(0, [make_entry(0, second, second, produced_at=second)])
-    reading.exhausted({1: 12.0})
-    assert len(reading.take(100)) == 8  # those produced at 0 to 7
+        merge.add(0, [make_entry(0, second, second, produced_at=second)])
+    merge.set_exhausted({1: 12.0})
+    assert len(merge.pop(100)) == 8  # those produced at 0 to 7
 
 
 def test_a_partition_without_room_is_not_fetched() -> None:
-    reading = AlignedReading([0, 1], room_per_partition=2)
-    reading.offer(0, make_log(0, [1, 2]))
-    assert reading.with_room() == [1]
+    merge = PartitionMerge([0, 1], room_per_partition=2)
+    merge.add(0, make_log(0, [1, 2]))
+    assert merge.with_room() == [1]
 
 
 def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:

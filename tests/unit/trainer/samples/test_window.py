@@ -33,7 +33,7 @@ def test_watermark_is_the_slowest_partition_minus_lateness() -> None:
     events.observe(1, 1, behaviour("d", second=30))
     assert events.watermark == DAY0 + 20
     assert released_ids(events) == ["a", "c"]
-    assert events.held == 2
+    assert events.buffered == 2
 
 
 def test_idle_partition_does_not_hold_back_and_speaks_again() -> None:
@@ -76,7 +76,7 @@ def test_all_idle_releases_all_but_the_newest_second() -> None:
     events.observe(1, 0, behaviour("b", second=7))
     events.idle([0, 1])
     assert released_ids(events) == ["a"]
-    # whoever goes on in that very second is still in time
+    # a further event of that second is still in time
     assert events.observe(1, 1, behaviour("c", second=7)) is ObserveResult.ACCEPTED
 
 
@@ -96,7 +96,7 @@ def test_a_second_that_only_a_forgotten_user_spoke_in_judges_no_event_restarted_
 
 
 @given(st.data())
-def test_verdicts_and_order_do_not_depend_on_how_partitions_interleave(data: st.DataObject) -> None:
+def test_results_and_order_do_not_depend_on_how_partitions_interleave(data: st.DataObject) -> None:
     logs = [
         data.draw(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=25), label=f"partition {p}")
         for p in range(3)
@@ -105,7 +105,7 @@ def test_verdicts_and_order_do_not_depend_on_how_partitions_interleave(data: st.
     def run(seed: int) -> tuple[list[str], list[tuple[int, int, ObserveResult]]]:
         rng = np.random.default_rng(seed)
         events = window(3, lateness=8, horizon=20)
-        verdicts, order, positions = [], [], [0, 0, 0]
+        results, order, positions = [], [], [0, 0, 0]
         while any(positions[p] < len(logs[p]) for p in range(3)):
             p = int(rng.choice([p for p in range(3) if positions[p] < len(logs[p])]))
             for _ in range(int(rng.integers(1, 6))):
@@ -113,10 +113,10 @@ def test_verdicts_and_order_do_not_depend_on_how_partitions_interleave(data: st.
                     break
                 second, ident = logs[p][positions[p]]
                 event = behaviour(f"p{p}-{ident}", second=second)
-                verdicts.append((p, positions[p], events.observe(p, positions[p], event)))
+                results.append((p, positions[p], events.observe(p, positions[p], event)))
                 positions[p] += 1
             order += released_ids(events)
         order += released_ids(events, everything=True)
-        return order, sorted(verdicts, key=lambda v: v[:2])
+        return order, sorted(results, key=lambda v: v[:2])
 
     assert run(1) == run(2) == run(3)

@@ -68,7 +68,7 @@ def test_left_out_features_are_not_in_the_batch() -> None:
 
 
 def test_no_rows_make_no_batches() -> None:
-    batches = ColumnBatches(random_world(5).take(np.zeros(0, np.int64)), history_length=5)
+    batches = ColumnBatches(random_world(5).select(np.zeros(0, np.int64)), history_length=5)
     assert not list(batches.epoch(4, np.random.default_rng(0))) and not list(batches.in_order(4))
 
 

@@ -95,8 +95,8 @@ def test_each_model_learns_predicts_probabilities_and_repeats_itself(name: str) 
 
 def test_ciubm_finds_what_din_cannot_see() -> None:
     train, test = random_world(1500), random_world(400, seed=5)
-    test = test.take(test.rows.encoder_N == 0)  # labels are made from version 0
-    train = train.take(train.rows.encoder_N == 0)
+    test = test.select(test.rows.encoder_N == 0)  # labels are made from version 0
+    train = train.select(train.rows.encoder_N == 0)
     found = {}
     for name in ("ciubm", "din"):
         model = registry.create(name)
