@@ -103,7 +103,9 @@ def describe_topics(
             f"topic {', '.join(missing)} does not exist at {broker.bootstrap_servers} (MIM_TOPICS__PREFIX); "
             "run 'mimstream topics create'"
         )
-    topic_ids = {name: str(row["topic_id"]) for name, row in found.items() if row.get("topic_id") is not None}
+    topic_ids: dict[str, str] = {
+        name: str(row["topic_id"]) for name, row in found.items() if row.get("topic_id") is not None
+    }
     if not missing_ok and not (cluster_id and topic_ids.keys() == found.keys()):  # stored offsets are bound to them
         raise BrokerUnavailable("Kafka", f"{broker.bootstrap_servers} gives no ids of its cluster and topics")
     return ClusterTopics(
