@@ -333,6 +333,14 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _one_line_a_run(results: dict[str, dict[str, Any]]) -> str:
+    sets = []
+    for name, runs in results.items():
+        lines = ",\n".join(f"  {json.dumps(run)}: {json.dumps(found)}" for run, found in runs.items())
+        sets.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    return "{\n" + ",\n".join(sets) + "\n}\n"
+
+
 def _store(path: Path, folder: Path, found: dict[str, Any], seed: int) -> None:
     results = _read(path)
     rows = results.setdefault(folder.resolve().name, {})
@@ -340,7 +348,7 @@ def _store(path: Path, folder: Path, found: dict[str, Any], seed: int) -> None:
         rows.setdefault(name, {})[str(seed)] = row
     order = [*REFERENCES, *ARMS, *CATALOGUE_ARMS, *END_TO_END_ARMS]
     results[folder.resolve().name] = {name: rows[name] for name in order if name in rows}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(_one_line_a_run(results))
     path.with_suffix(".md").write_text(render(results))
 
 
