@@ -1,6 +1,6 @@
 """Throughput of `record` and latency of `score`, on an embedded stack of its own.
 
-    python tests/benchmarks/bench_record_and_score.py [EVENTS]
+    python -m tests.benchmarks.bench_record_and_score [EVENTS]
 
 Prints one JSON object: events recorded per second, latencies of look-up and of a whole request at 200 candidates.
 """

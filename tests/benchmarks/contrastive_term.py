@@ -1,6 +1,6 @@
 """What the contrastive term and the refreshed projection are worth, measured prequentially on a data-set folder.
 
-    python tests/benchmarks/contrastive_term.py DIR [--events N] [--seeds 3] [--out tests/benchmarks/results]
+    python -m tests.benchmarks.contrastive_term DIR [--events N] [--seeds 3] [--out tests/benchmarks/results]
 
 Every arm learns from the same rows in the same order, from the vectors of the default encoder; arms differ in the
 projection (fixed or learning) and in the negatives of the contrastive term (none, space, time, both). Resumable: an arm

@@ -1,6 +1,6 @@
 """What each ingredient of C-SFT is worth: arms by seeds, on data-set folders.
 
-    python tests/benchmarks/csft_study.py DIR [DIR ...] [--seeds 3] [--arms default,...] [--catalogue FILE]
+    python -m tests.benchmarks.csft_study DIR [DIR ...] [--seeds 3] [--arms default,...] [--catalogue FILE]
                                           [--end-to-end] [--features DIR] [--out tests/benchmarks/results]
 
 Heads over cached features, but for the end-to-end arms. Settings were chosen on each set's validation span; the test
@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import backbones
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -34,6 +33,7 @@ from encoders.similarity import unit_or_zero_rows
 from encoders.tuning_config import TuningConfig
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.settings import load_settings
+from tests.benchmarks import backbones
 from tests.benchmarks.csft_arms import ARMS, CATALOGUE_ARMS, END_TO_END_ARMS, Arm
 from tests.benchmarks.csft_tables import REFERENCES, cell, plot, render
 from trainer.csft import health

@@ -1,6 +1,6 @@
 """One page from the studies of `mimstream evaluate` on a folder: protocols, models, vectors, ablations.
 
-    python tests/benchmarks/evaluate_tables.py DIR STUDIES --out tests/benchmarks/results/evaluate_NAME
+    python -m tests.benchmarks.evaluate_tables DIR STUDIES --out tests/benchmarks/results/evaluate_NAME
 
 STUDIES holds a folder for each study, named `<protocol>-<vectors>`, each written by
 `mimstream evaluate DIR --protocol <protocol> --vectors <vectors> --out STUDIES/<protocol>-<vectors>`. Figures are those
