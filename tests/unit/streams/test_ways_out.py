@@ -11,7 +11,7 @@ from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
 from streams.settings import load_settings
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
-from streams.wiring.preflight import _model, _Wrong
+from streams.wiring.preflight import _CheckFailed, _model
 from streams.wiring.serving import LazyEncoder
 from tests.factories.checkpoints import LOG as SNAPSHOT_LOG
 from tests.factories.checkpoints import make_checkpointer, make_state
@@ -76,7 +76,7 @@ async def test_messages_about_the_model_store_name_both_settings_of_its_place(
     store.promote(manifest.release_id, Fence(producer_id=9, epoch=1))
     with pytest.raises(Fenced) as outdated:
         store.promote(manifest.release_id, Fence(producer_id=8, epoch=1))
-    with pytest.raises(_Wrong) as wrong:
+    with pytest.raises(_CheckFailed) as wrong:
         await _model(settings, "another-encoder")
     assert names_all(outdated.value, *MODELS) and all(name in wrong.value.fix for name in MODELS)
     for file in (tmp_path / "releases" / manifest.release_id).iterdir():
