@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
 
 from encoders.features import ItemFeatures, attribute_columns
-from encoders.fusion import ItemFusion
+from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.csft.pairs import Pair, PairMiner, join_all
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import HardNegatives, Pair, PairMiner, join_all
+from trainer.csft.trainer import CsftTrainer, take_counts
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import Observed
 
@@ -47,6 +50,17 @@ def make_fusion(features: ItemFeatures, config: FusionConfig = SMALL) -> ItemFus
 
 def make_numbers(items: int = 60) -> FeatureNumbers:
     return FeatureNumbers([f"i{n}" for n in range(1, items + 1)], [f"content{n}" for n in range(1, items + 1)])
+
+
+def make_csft_trainer(
+    config: CsftConfig, fusion: ItemFusion, items: ItemSource, numbers: FeatureNumbers, pairs: list[Pair], **more: Any
+) -> CsftTrainer:
+    """A trainer of ten steps whose hard negatives may be any item."""
+    hard = HardNegatives(np.zeros(len(items), np.int64), usable=np.arange(len(items)) > 0)
+    counts = take_counts([pair.take for pair in pairs])
+    return CsftTrainer(
+        config, fusion, items, numbers, **{"total_steps": 10, "counts": counts, "hard_negatives": hard} | more
+    )
 
 
 def event(

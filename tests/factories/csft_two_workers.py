@@ -2,15 +2,12 @@
 
 import sys
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.factories.csft import make_features, make_fusion, make_numbers, make_pairs
+from tests.factories.csft import make_csft_trainer, make_features, make_fusion, make_numbers, make_pairs
 from trainer.csft.config import CsftConfig
-from trainer.csft.pairs import HardNegatives
 from trainer.csft.run import padded
-from trainer.csft.trainer import CsftTrainer, take_counts
 
 
 def main() -> None:
@@ -32,11 +29,7 @@ def two_steps() -> dict[str, torch.Tensor]:
     fusion = make_fusion(features)
     items, numbers = padded(fusion, features), make_numbers()
     pairs = make_pairs(numbers)
-    usable = np.arange(len(items)) > 0
-    trainer = CsftTrainer(
-        config, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
-        hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable),
-    )  # fmt: skip
+    trainer = make_csft_trainer(config, fusion, items, numbers, pairs)
     reports = [trainer.step(pairs[start : start + 33]) for start in (0, 33, 66)]
     found = {f"loss{n}": torch.tensor(report.loss) for n, report in enumerate(reports) if report is not None}
     # gradients of the last step: Adam would hide a wrong scale

@@ -1,4 +1,4 @@
-"""Small tokenizers for tests of the text tower."""
+"""Small tokenizers, and bundles that were damaged or edited."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from encoders.calibration import calibration_items
+from encoders.digests import file_sha256
 from encoders.preprocess import join_text
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def flip_byte(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Make the checksums of a bundle fit again, as someone who edits it by hand would."""
+    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
 
 
 def write_tokenizer(folder: Path) -> int:

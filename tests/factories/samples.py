@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +14,12 @@ from schemas.items import ItemEmbedding, SourceOffset
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventCounts
-from trainer.online.trainer import OnlineTrainer
+from trainer.online.trainer import OnlineTrainer, StepReport
+from trainer.samples.catalogue import Catalogue
 
 DAY0 = 1_700_000_000
 DIM = 8
+Event = TypeVar("Event")
 
 
 def at(second: float) -> datetime:
@@ -42,8 +47,6 @@ def unit_vector(seed: int, dim: int = DIM) -> np.ndarray:
 def embedding(
     item: str, vector: np.ndarray, *, version: str = "enc-1", published: float = -10, content: str | None = None
 ) -> ItemEmbedding:
-    import base64
-
     return ItemEmbedding(
         item_id=item,
         encoder_version=version,
@@ -53,6 +56,15 @@ def embedding(
         published_at=at(published),
         source=SourceOffset(partition=0, offset=0),
     )
+
+
+def make_catalogue(items: int, *, twins: Sequence[int] = ()) -> Catalogue:
+    """Items i1, i2, ... with their numbers; `twins` have the same content."""
+    catalogue = Catalogue(DIM)
+    for n in range(1, items + 1):
+        catalogue.put_embedding(embedding(f"i{n}", unit_vector(n), content="twin" if n in twins else None))
+        assert catalogue.number(f"i{n}") == n
+    return catalogue
 
 
 SMALL_MODEL = CiUBMConfig(id_width=4, id_rows=64, id_admit_after=1, content_width=DIM, hidden=(16,), attention_hidden=8)
@@ -81,6 +93,39 @@ def make_trainer(
     for i in range(items):
         trainer.put_embedding(embedding(f"i{i}", unit_vector(i)))
     return trainer
+
+
+def observe_all(trainer: OnlineTrainer, events: Iterable[Behaviour], *, partition: int = 0) -> None:
+    for offset, event in enumerate(events):
+        trainer.intake.observe(partition, offset, event)
+
+
+def pump(trainer: OnlineTrainer) -> list[StepReport]:
+    """Train on everything that is ready."""
+    reports = []
+    trainer.intake.advance()
+    while (report := trainer.step()) is not None:
+        reports.append(report)
+        trainer.intake.advance()
+    return reports
+
+
+def finish(trainer: OnlineTrainer) -> None:
+    """Train on everything that is left."""
+    trainer.intake.finish()
+    pump(trainer)
+
+
+def fetches(
+    logs: Sequence[Sequence[Event]], rng: np.random.Generator, *, most: int
+) -> Iterator[tuple[int, list[tuple[int, Event]]]]:
+    """The logs of several partitions, read side by side: a partition and up to `most` of its offsets and events."""
+    positions = [0] * len(logs)
+    while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:
+        p = int(rng.choice(waiting))
+        start = positions[p]
+        positions[p] = min(len(logs[p]), start + int(rng.integers(1, most + 1)))
+        yield p, [(offset, logs[p][offset]) for offset in range(start, positions[p])]
 
 
 def is_balanced(counts: EventCounts) -> bool:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa: E402
 from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, CheckpointStore  # noqa: E402
-from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
+from tests.factories.samples import click_log, make_trainer, observe_all, pump, small_config  # noqa: E402
 from trainer.networks.config import CiUBMConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 
@@ -85,11 +85,8 @@ def _write() -> None:
     from trainer.state import State
 
     trainer = fresh()
-    for offset, event in enumerate(click_log(24, users=3, items=6)[0]):
-        trainer.intake.observe(0, offset, event)
-    trainer.intake.advance()
-    while trainer.step() is not None:
-        trainer.intake.advance()
+    observe_all(trainer, click_log(24, users=3, items=6)[0])
+    pump(trainer)
     state = State()
     state.put("trainer", trainer.snapshot())
     meta = CheckpointMeta(

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.base import Prepared
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
-from encoders.trained import TrainingManifest, is_trained, read_trained, write_trained
+from encoders.trained import TrainedEncoder, TrainingManifest, is_trained, read_trained, write_trained
 from schemas.errors import Misconfigured
 from tests.factories.csft import SMALL, make_features, make_fusion
+from tests.factories.encoders import flip_byte, seal
 
 TRAINING = TrainingManifest(stage="csft", parent="mm128-0", data="made-up", offsets={"behaviours": {0: 7}}, pairs=3)
+
+
+FILES = ("trained.json", "trained.safetensors", "training.json")
 
 
 @pytest.fixture
@@ -49,11 +54,9 @@ def test_the_version_follows_the_weights_and_not_the_story(tmp_path, towers):
     assert version("c", change=1e-4) != version("d")
 
 
-@pytest.mark.parametrize("name", ["trained.json", "trained.safetensors", "training.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named(folder, name):
-    data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(bytes(data))
+    flip_byte(folder / name, (folder / name).stat().st_size // 2)
     with pytest.raises(Misconfigured, match=rf"{name} is damaged.*restore it from a copy, or train it again"):
         read_trained(folder)
 
@@ -65,13 +68,10 @@ def test_a_missing_file_is_named(folder):
 
 
 def test_a_bundle_whose_sums_were_made_anew_after_an_edit_is_refused(folder):
-    from encoders.digests import file_sha256
-
     manifest = json.loads((folder / "trained.json").read_text())
     manifest["fusion"]["kind"] = "tensor"
     (folder / "trained.json").write_text(json.dumps(manifest))
-    names = ("trained.json", "trained.safetensors", "training.json")
-    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
+    seal(folder, *FILES)
     with pytest.raises(Misconfigured, match="edited"):
         read_trained(folder)
 
@@ -82,20 +82,16 @@ def test_a_folder_in_use_is_never_written_to(folder, towers):
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path, towers, monkeypatch):
-    import encoders.trained
-
     def full(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(encoders.trained.os, "replace", full)
+    monkeypatch.setattr("encoders.trained.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         write_trained(tmp_path / "new", towers=towers, fusion=make_fusion(make_features()), training=TRAINING)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors_keep_a_nested_prefix_on_request_and_say_so_in_their_version():
-    from encoders.trained import TrainedEncoder
-
     class Towers:
         tower_widths = (20, 30)
 
@@ -103,8 +99,6 @@ def test_vectors_keep_a_nested_prefix_on_request_and_say_so_in_their_version():
             features = make_features()
             rows = [item.price for item in batch]
             return features.text_NT[rows], features.image_NI[rows]
-
-    from encoders.base import Prepared
 
     fusion = make_fusion(make_features())
     pixels = np.zeros((1, 1, 3), np.uint8)

@@ -6,7 +6,6 @@ import torch
 
 from encoders.calibration import calibration_items, calibration_pictures
 from encoders.config import EncoderConfig
-from encoders.fusion import ItemFusion
 from encoders.loading import load_encoder, load_towers
 from encoders.trained import TrainingManifest, features_of, read_tower_weights, read_trained, write_trained
 from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
@@ -14,16 +13,16 @@ from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.encoder_training.bundle_builder import BundleBuilder, towers_digest
 from streams.encoder_training.config import EncoderTrainingConfig
-from tests.factories.csft import SMALL, make_pairs
+from tests.factories.csft import make_csft_trainer, make_fusion, make_pairs
+from tests.factories.encoders import flip_byte
 from trainer.csft.config import CsftConfig, PretrainConfig
-from trainer.csft.pairs import HardNegatives
 from trainer.csft.pretrain import pretrain
 from trainer.csft.run import with_padding
-from trainer.csft.trainer import CsftTrainer, take_counts
 from trainer.csft.workers import Workers
 from trainer.samples.numbering import FeatureNumbers
 
 ITEMS = 16
+TRAINING = TrainingManifest(stage="csft", parent="p", data="d")
 HALF = {"atol": 2e-2, "rtol": 2e-2}  # what is kept stands in half precision
 
 
@@ -42,30 +41,34 @@ def prepared(towers):
     return rows
 
 
+@pytest.fixture
+def folders(tmp_path):
+    return EncoderTrainingConfig(folder=tmp_path / "encoders", cache_folder=tmp_path / "cache")
+
+
+@pytest.fixture
+def specs(folders):
+    return BundleBuilder(EncoderConfig(), folders).specs
+
+
 def start(towers, prepared, **tuning):
     features = features_of(towers, prepared)
-    torch.manual_seed(0)
-    fusion = ItemFusion(SMALL, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
-    fusion.fit(features)
+    fusion = make_fusion(features)
     tuned = TunedTowers(towers, TuningConfig(**tuning))
-    return (
-        features,
-        fusion,
-        tuned,
-        TunedItems(fusion, with_padding(features), iter([prepared[:7], prepared[7:]]), tuned),
-    )
+    items = TunedItems(fusion, with_padding(features), iter([prepared[:7], prepared[7:]]), tuned)
+    return features, fusion, tuned, items
 
 
-def trainer_of(fusion, items, tuned, seed=1):
+def trainer_of(fusion, items, tuned):
     numbers = FeatureNumbers([f"i{n}" for n in range(1, ITEMS + 1)], [f"c{n}" for n in range(1, ITEMS + 1)])
     pairs = make_pairs(numbers, users=8, takes=4)
-    usable = np.arange(ITEMS + 1) > 0
-    trainer = CsftTrainer(
-        CsftConfig(batch_pairs=16, seed=seed), fusion, items, numbers, total_steps=6,
-        counts=take_counts([p.take for p in pairs]), workers=Workers(), towers=tuned, tower_learning_rate=1e-3,
-        hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable),
-    )  # fmt: skip
-    return trainer, pairs
+    more = {"total_steps": 6, "workers": Workers(), "towers": tuned, "tower_learning_rate": 1e-3}
+    return make_csft_trainer(CsftConfig(batch_pairs=16, seed=1), fusion, items, numbers, pairs, **more), pairs
+
+
+def two_steps(trainer, pairs):
+    for begin in (0, 8):
+        trainer.step(pairs[begin : begin + 8])
 
 
 @pytest.mark.parametrize("layers", ["last_blocks", "lora", "all"])
@@ -80,14 +83,13 @@ def test_before_learning_the_features_are_the_towers_own(towers, prepared, layer
 
 
 @pytest.mark.parametrize(
-    ("layers", "learned"), [("last_blocks", ("encoder.layer.5.", "_blocks.15.", "_conv_head.")),
-                            ("lora", ("encoder.layer.", "_blocks."))],
-)  # fmt: skip
-def test_only_the_named_layers_change_and_the_bundle_carries_them(tmp_path, towers, prepared, layers, learned):
+    ("layers", "learned"),
+    [("last_blocks", ("encoder.layer.5.", "_blocks.15.", "_conv_head.")), ("lora", ("encoder.layer.", "_blocks."))],
+)
+def test_only_the_named_layers_change_and_the_bundle_carries_them(tmp_path, specs, towers, prepared, layers, learned):
     _, fusion, tuned, items = start(towers, prepared, layers=layers)
     trainer, pairs = trainer_of(fusion, items, tuned)
-    for begin in range(0, 16, 8):
-        trainer.step(pairs[begin : begin + 8])
+    two_steps(trainer, pairs)
     trainer.finish()
     changes = tuned.changes()
     assert {name.partition(".")[0] for name in changes} == {"text", "image"}
@@ -97,19 +99,12 @@ def test_only_the_named_layers_change_and_the_bundle_carries_them(tmp_path, towe
     moved = [name for name, value in changes.items() if not torch.allclose(value, original[name], atol=1e-7)]
     assert len(moved) > len(changes) / 2
 
-    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
-    training = TrainingManifest(stage="csft", parent="p", data="d")
-    plain = write_trained(tmp_path / "plain", towers=specs, fusion=fusion, training=training)
-    manifest = write_trained(tmp_path / "b", towers=specs, fusion=fusion, training=training, tower_weights=changes)
+    plain = write_trained(tmp_path / "plain", towers=specs, fusion=fusion, training=TRAINING)
+    manifest = write_trained(tmp_path / "b", towers=specs, fusion=fusion, training=TRAINING, tower_weights=changes)
     assert manifest.version != plain.version and towers_digest(manifest) != towers_digest(plain)
-    loaded = load_encoder(EncoderConfig(bundle=str(tmp_path / "b"), num_threads=1))
+    found = load_encoder(EncoderConfig(bundle=str(tmp_path / "b"), num_threads=1)).encode(prepared)
     expected = fusion.embed(items).fused_ND.numpy()[1:]
-    found = loaded.encode(prepared)
     assert (found * expected).sum(1).min() > 0.999
-
-
-def folders(tmp_path):
-    return EncoderTrainingConfig(folder=tmp_path / "encoders", cache_folder=tmp_path / "cache")
 
 
 def test_resuming_goes_on_bit_for_bit_with_towers_that_learn(towers, prepared):
@@ -117,12 +112,11 @@ def test_resuming_goes_on_bit_for_bit_with_towers_that_learn(towers, prepared):
     for cut in (False, True):
         _, fusion, tuned, items = start(towers, prepared, layers="last_blocks", text=False)
         trainer, pairs = trainer_of(fusion, items, tuned)
-        for begin in range(0, 16, 8):
-            trainer.step(pairs[begin : begin + 8])
+        two_steps(trainer, pairs)
         if cut:
             state = trainer.snapshot()
             _, fusion, tuned, items = start(towers, prepared, layers="last_blocks", text=False)
-            trainer, _ = trainer_of(fusion, items, tuned, seed=1)
+            trainer, _ = trainer_of(fusion, items, tuned)
             trainer.restore(state)
         trainer.step(pairs[16:24])
         results.append({**fusion.state_dict(), **tuned.changes()})
@@ -137,20 +131,14 @@ def test_alignment_reaches_the_towers_too(towers, prepared):
     assert any(not torch.equal(before[name], value) for name, value in tuned.changes().items())
 
 
-def test_damaged_tower_weights_are_refused(tmp_path, towers, prepared):
+def test_damaged_tower_weights_are_refused(tmp_path, specs, towers, prepared):
     _, fusion, tuned, _ = start(towers, prepared, layers="last_blocks", text=False)
-    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
-    training = TrainingManifest(stage="csft", parent="p", data="d")
     folder = tmp_path / "b"
-    write_trained(folder, towers=specs, fusion=fusion, training=training, tower_weights=tuned.changes())
-    path = folder / "towers.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
+    write_trained(folder, towers=specs, fusion=fusion, training=TRAINING, tower_weights=tuned.changes())
+    flip_byte(folder / "towers.safetensors", -1)
     manifest, _, _ = read_trained(folder)
-    with pytest.raises(
-        Misconfigured, match=r"towers\.safetensors is damaged.*restore it from a copy, or train it again"
-    ):
+    advice = r"towers\.safetensors is damaged.*restore it from a copy, or train it again"
+    with pytest.raises(Misconfigured, match=advice):
         read_tower_weights(folder, manifest)
 
 
@@ -162,9 +150,8 @@ def test_a_network_without_blocks_says_what_to_do_instead():
         )  # fmt: skip
 
 
-def test_features_of_another_precision_are_kept_apart(tmp_path):
-    specs = BundleBuilder(EncoderConfig(), folders(tmp_path)).specs
+def test_features_of_another_precision_are_kept_apart(folders, specs):
     assert len({towers_digest(specs), towers_digest(specs, "bf16"), towers_digest(specs, "fp16")}) == 3
     assert towers_digest(specs, "fp32") == towers_digest(specs)
-    kept = BundleBuilder(EncoderConfig(precision="bf16"), folders(tmp_path)).cache
+    kept = BundleBuilder(EncoderConfig(precision="bf16"), folders).cache
     assert kept.folder.name == towers_digest(specs, "bf16")

@@ -125,13 +125,7 @@ def test_buckets_keep_retakes_apart_and_leave_unknown_ages_out() -> None:
         retaken=np.array([False, False, False, False, False, True]),
     )
     found = {name: np.flatnonzero(chosen).tolist() for name, chosen in buckets(rows).items()}
-    assert found == {
-        "overall": [0, 1, 2, 3, 4],
-        "under_1h": [0],
-        "under_24h": [0, 1],
-        "older": [2, 3],
-        "retaken": [5],
-    }
+    assert found == {"overall": [0, 1, 2, 3, 4], "under_1h": [0], "under_24h": [0, 1], "older": [2, 3], "retaken": [5]}
 
 
 def test_small_buckets_are_not_reported() -> None:

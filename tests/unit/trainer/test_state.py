@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas.behaviours import Behaviour
 from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from tests.factories.samples import (
     SMALL_MODEL,
     behaviour,
     click_log,
     embedding,
+    fetches,
     is_balanced,
     make_trainer,
+    pump,
     small_config,
     unit_vector,
 )
@@ -63,15 +65,10 @@ Action = tuple[str, Any]
 def script(seed: int) -> list[Action]:
     """What a trainer lives through: vectors, deletes, events of two partitions, odd events, steps, releases."""
     rng = np.random.default_rng(seed)
-    logs: list[list[Behaviour]] = click_log(90, partitions=2, seed=seed, late_takes=5)
+    logs = click_log(90, partitions=2, seed=seed, late_takes=5)
     actions: list[Action] = [("put_embedding", embedding(f"i{i}", unit_vector(i))) for i in range(35)]
-    positions = [0, 0]
-    while waiting := [p for p in range(2) if positions[p] < len(logs[p])]:
-        p = int(rng.choice(waiting))
-        for _ in range(int(rng.integers(1, 8))):
-            if positions[p] < len(logs[p]):
-                actions.append(("observe", (p, positions[p], logs[p][positions[p]])))
-                positions[p] += 1
+    for p, events in fetches(logs, rng, most=7):
+        actions += [("observe", (p, *event)) for event in events]
         odd = int(rng.integers(12))
         if odd == 0:
             actions.append(("delete_item", f"i{rng.integers(35)}"))
@@ -81,9 +78,9 @@ def script(seed: int) -> list[Action]:
         elif odd == 2:
             actions.append(("forget", f"u{rng.integers(12)}"))
         actions.append(("run", None))
-    for p in range(2):
-        actions += [("broken", (p, positions[p])), ("observe", (p, positions[p] + 1, logs[p][-1]))]
-        actions.append(("erased", (p, positions[p] + 2)))
+    for p, log in enumerate(logs):
+        end = len(log)
+        actions += [("broken", (p, end)), ("observe", (p, end + 1, log[-1])), ("erased", (p, end + 2))]
     return [*actions, ("finish", None), ("run", None)]
 
 
@@ -158,8 +155,6 @@ def test_a_snapshot_shares_nothing_with_the_trainer_that_goes_on() -> None:
 
 
 def test_dropout_draws_from_the_trainer_alone_and_leaves_the_global_generator_where_it_was() -> None:
-    import torch
-
     def run(disturb: int) -> str:
         torch.manual_seed(disturb)
         before = torch.get_rng_state()
@@ -197,10 +192,8 @@ def test_a_forgotten_user_is_in_no_part_of_the_state_any_more() -> None:
     erased = trainer.forget(secret)
     assert trainer.intake.counts.erased == before.erased + erased > 0 and is_balanced(trainer.intake.counts)
     state = trainer.snapshot()
-    for name in [name for name in state.arrays if name.endswith(".ends")]:
-        texts = (
-            state.pieces(name.removesuffix(".ends")) if f"{name.removesuffix('.ends')}.bytes" in state.arrays else []
-        )
+    for name in [name.removesuffix(".bytes") for name in state.arrays if name.endswith(".bytes")]:
+        texts = state.pieces(name)
         assert secret.encode() not in texts, name
         assert not any(f'"{secret}"'.encode() in text for text in texts), name
     live(trainer, actions[cut:])
@@ -220,7 +213,5 @@ def test_after_a_restore_an_idle_partition_is_waited_for_until_it_is_said_again(
     again.intake.advance()
     assert again.intake.pending == pending  # partition 1 never spoke in time: nothing is released without asking again
     again.intake.window.idle([1])
-    again.intake.advance()
-    while again.step() is not None:
-        again.intake.advance()
+    pump(again)
     assert again.intake.counts.trained == trainer.intake.counts.trained or again.intake.counts.trained > 0

@@ -4,33 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from tests.factories.csft import make_features, make_fusion, make_numbers, make_pairs
+from tests.factories.csft import make_csft_trainer, make_features, make_fusion, make_numbers, make_pairs
 from trainer.csft import health
 from trainer.csft.config import CsftConfig
-from trainer.csft.pairs import HardNegatives
 from trainer.csft.run import learn, padded
-from trainer.csft.trainer import CsftTrainer, take_counts
 from trainer.csft.workers import Workers
 
 BASE = CsftConfig(batch_pairs=32, epochs=3, learning_rate=3e-3, time_negatives=16, bank_takes=50, bank_warmup_share=0.0)
 
 
-def world(config=BASE, noise=1.0):
+def world(noise=1.0):
     features = make_features(noise=noise)
     fusion = make_fusion(features)
-    return features, fusion, padded(fusion, features), make_numbers(), make_pairs(make_numbers())
-
-
-def usable(items):
-    flags = np.ones(len(items), bool)
-    flags[0] = False
-    return flags
+    return fusion, padded(fusion, features), make_numbers(), make_pairs(make_numbers())
 
 
 def run(config=BASE, noise=1.0, **kwargs):
     torch.manual_seed(0)
-    _, fusion, items, numbers, pairs = world(config, noise)
-    result = learn(config, fusion, items, numbers, pairs, usable=usable(items), **kwargs)
+    fusion, items, numbers, pairs = world(noise)
+    result = learn(config, fusion, items, numbers, pairs, usable=np.arange(len(items)) > 0, **kwargs)
     return fusion, items, result
 
 
@@ -41,29 +33,27 @@ def same_group_recall(fusion, items):
 
 
 def test_training_brings_what_is_taken_together_close():
-    _, untrained, items, _, _ = world(noise=4.0)
+    untrained, items, _, _ = world(noise=4.0)
     before = same_group_recall(untrained, items)
     fusion, items, result = run(noise=4.0)
     assert result.last is not None and result.steps > 10
     assert same_group_recall(fusion, items) > before + 0.1
 
 
-def test_a_run_that_was_cut_and_resumed_ends_in_the_same_bits():
+def assert_resumed_alike(config, checkpoint):
     states = []
-    whole, _, _ = run(checkpoint=states.append)
-    middle = states[0]
-    resumed, _, _ = run(resume_from=middle)
+    whole, _, _ = run(config, checkpoint=states.append)
+    resumed, _, _ = run(config, resume_from=states[checkpoint])
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
+def test_a_run_that_was_cut_and_resumed_ends_in_the_same_bits():
+    assert_resumed_alike(BASE, checkpoint=0)
+
+
 def test_a_momentum_bank_is_part_of_the_checkpoint_too():
-    config = BASE.model_copy(update={"bank_rows": "stored", "momentum": 0.9})
-    states = []
-    whole, _, _ = run(config, checkpoint=states.append)
-    resumed, _, _ = run(config, resume_from=states[1])
-    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumed_alike(BASE.model_copy(update={"bank_rows": "stored", "momentum": 0.9}), checkpoint=1)
 
 
 @pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
@@ -76,33 +66,31 @@ def test_the_bank_does_not_collapse_the_space_anywhere_in_the_documented_range(r
 
 
 def trainer_of(config):
-    _, fusion, items, numbers, pairs = world()
-    trainer = CsftTrainer(
-        config, fusion, items, numbers, total_steps=10, counts=take_counts([p.take for p in pairs]),
-        hard_negatives=HardNegatives(np.zeros(len(items), np.int64), usable=usable(items)), workers=Workers(),
-    )  # fmt: skip
-    return trainer, fusion, items, pairs
+    fusion, items, numbers, pairs = world()
+    return make_csft_trainer(config, fusion, items, numbers, pairs, workers=Workers()), fusion, items, pairs
+
+
+def three_steps(trainer, fusion, pairs):
+    """The last step's report, and of each pass through the heads whether it has a gradient."""
+    graded = []
+    fusion.register_forward_hook(lambda module, args, views: graded.append(views.fused_ND.requires_grad))
+    reports = [trainer.step(pairs[start : start + 32]) for start in (0, 32, 64)]
+    return reports[-1], graded
 
 
 def test_gradient_reaches_queries_and_positives_and_not_a_stored_bank():
     config = BASE.model_copy(update={"bank_rows": "stored", "momentum": 0.9, "anchor_drop": 0.0})
     trainer, fusion, _, pairs = trainer_of(config)
-    seen = []
-    fusion.register_forward_hook(lambda module, args, views: seen.append((len(args[0]), views.fused_ND.requires_grad)))
-    for start in range(0, 96, 32):
-        report = trainer.step(pairs[start : start + 32])
+    report, graded = three_steps(trainer, fusion, pairs)
     # one pass of today's heads a step, over the batch's own items; the bank's rows come from the slower encoder
-    assert [graded for _, graded in seen] == [True, True, True]
+    assert graded == [True, True, True]
     assert report.candidates > 32 and all(p.grad is None for p in trainer._momentum.parameters())
 
 
 def test_a_projected_bank_learns_like_the_rest_of_the_batch():
     trainer, fusion, _, pairs = trainer_of(BASE)
-    seen = []
-    fusion.register_forward_hook(lambda module, args, views: seen.append(views.fused_ND.requires_grad))
-    for start in range(0, 96, 32):
-        report = trainer.step(pairs[start : start + 32])
-    assert seen == [True, True, True]
+    report, graded = three_steps(trainer, fusion, pairs)
+    assert graded == [True, True, True]
     assert report.candidates > len({pair.row.item for pair in pairs[64:96]})
 
 
@@ -128,8 +116,8 @@ def test_scl_trains_each_modality_with_its_own_view():
 
 
 def test_without_a_usable_pair_nothing_happens():
-    _, fusion, items, numbers, _ = world()
+    fusion, items, numbers, _ = world()
     before = {name: value.clone() for name, value in fusion.state_dict().items()}
-    result = learn(BASE, fusion, items, numbers, [], usable=usable(items))
+    result = learn(BASE, fusion, items, numbers, [], usable=np.arange(len(items)) > 0)
     assert result.steps == 0 and result.last is None
     assert all(torch.equal(before[n], v) for n, v in fusion.state_dict().items() if n != "means_3D")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from tests.factories.offline_folders import DAY, real_set, write, write_small_set
 from trainer.datasets.exposures import (
     behaviours_of,
     defining_interactions,
@@ -21,30 +18,15 @@ from trainer.datasets.exposures import (
 )
 from trainer.datasets.folder import open_data_set
 
-DAY = 86_400
 
-
-def write(folder: Path, name: str, **columns: Any) -> None:
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
-
-
-def write_small_set(folder: Path) -> Path:
-    write(folder, "items", item_id=[7, 5, 9], title=["seven", "five", "nine"], publish_ts=[20, 10, DAY + 50])
-    write(folder, "interactions", user_id=["b", "a", "b"], item_id=[5, 7, 9], ts=[10, 20, DAY + 60], label=[1, 0, 1])
-    return folder
-
-
-def a_stream(
-    rows: int = 600, users: int = 40, items: int = 80
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def a_stream() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Second, user and item of 600 interactions, and when each of 80 items was published."""
     rng = np.random.default_rng(1)
-    ts = np.sort(rng.integers(0, 2_000, rows))
-    item = np.minimum(rng.geometric(0.05, rows), items) - 1
-    publish = np.full(items, 5_000)
-    for one, when in zip(item, ts, strict=True):
-        publish[one] = min(publish[one], when)
-    return ts, rng.integers(0, users, rows), item, publish
+    ts = np.sort(rng.integers(0, 2_000, 600))
+    item = np.minimum(rng.geometric(0.05, 600), 80) - 1
+    publish = np.full(80, 5_000)
+    np.minimum.at(publish, item, ts)
+    return ts, rng.integers(0, 40, 600), item, publish
 
 
 def test_drawn_exposures_keep_every_rule() -> None:
@@ -140,10 +122,8 @@ def test_a_cap_changes_nothing_for_the_users_who_stay(tmp_path: Path) -> None:
 
     def events(cap: int | None) -> list[tuple[int, ...]]:
         log = behaviours_of(data, seed=9, events=cap)
-        return [
-            (int(log.ts[p]), int(log.user[p]), int(log.item[p]), int(log.is_take[p]), log.exposure_name(p))
-            for p in range(len(log))
-        ]
+        names = map(log.exposure_name, range(len(log)))
+        return list(zip(*(column.tolist() for column in (log.ts, log.user, log.item, log.is_take)), names, strict=True))
 
     whole, capped = events(None), events(200)
     kept = {one[1] for one in capped}
@@ -181,9 +161,7 @@ def test_ids_depend_on_set_and_seed() -> None:
 
 @pytest.mark.data
 def test_the_fashion_week_uses_its_popularity_matched_negatives() -> None:
-    if not os.environ.get("MIM_TEST_DATA"):
-        pytest.skip("MIM_TEST_DATA is not set")
-    data = open_data_set(Path(os.environ["MIM_TEST_DATA"]) / "hm_week_fashion")
+    data = real_set("hm_week_fashion")
     log = behaviours_of(data, seed=0, events=20_000)
     takes = log.is_take
     assert 19_000 < takes.sum() <= 20_000
@@ -198,9 +176,7 @@ def test_the_fashion_week_uses_its_popularity_matched_negatives() -> None:
 
 @pytest.mark.data
 def test_film_ratings_get_four_drawn_exposures_each() -> None:
-    if not os.environ.get("MIM_TEST_DATA"):
-        pytest.skip("MIM_TEST_DATA is not set")
-    data = open_data_set(Path(os.environ["MIM_TEST_DATA"]) / "movietweetings100k_posters")
+    data = real_set("movietweetings100k_posters")
     log = behaviours_of(data, seed=0)
     assert log.is_take.sum() == 100_000
     assert 399_900 < (log.draw >= 0).sum() <= 400_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,17 @@ import pytest
 
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
+from tests.factories.offline_folders import DAY, real_set, write, write_small_set
 from trainer.datasets.folder import NoPictures, StoredPictures, open_data_set, sample_users
 
-DAY = 86_400
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_small_set(tmp_path / "set")
 
 
-def write(folder: Path, name: str, row_group_size: int | None = None, **columns: Any) -> None:
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=row_group_size)
-
-
-def write_small_set(folder: Path) -> Path:
-    write(
-        folder,
-        "items",
-        item_id=[7, 5, 9],
-        title=["seven", "five", None],
-        publish_ts=[20, 10, DAY + 50],
-        colour=["r", "g", "b"],
-    )
-    write(folder, "interactions", user_id=["b", "a", "b"], item_id=[5, 7, 9], ts=[10, 20, DAY + 60], label=[1, 0, 1])
-    return folder
-
-
-def test_items_come_in_publish_order_with_ids_as_text(tmp_path: Path) -> None:
-    data = open_data_set(write_small_set(tmp_path / "set"))
+def test_items_come_in_publish_order_with_ids_as_text(folder: Path) -> None:
+    data = open_data_set(folder)
     assert data.item_ids == ["5", "7", "9"]
     assert data.publish_ts.tolist() == [10, 20, DAY + 50]
     assert [(r.item_id, r.title, r.text, r.category, r.price) for r in data.records(1, 3)] == [
@@ -47,45 +32,41 @@ def test_items_come_in_publish_order_with_ids_as_text(tmp_path: Path) -> None:
     ]
 
 
-def test_interactions_keep_file_order_and_point_at_sorted_items(tmp_path: Path) -> None:
-    rows = open_data_set(write_small_set(tmp_path / "set"))
+def test_interactions_keep_file_order_and_point_at_sorted_items(folder: Path) -> None:
+    rows = open_data_set(folder)
     assert [rows.user_ids[u] for u in rows.interactions.user] == ["b", "a", "b"]
     assert [rows.item_ids[i] for i in rows.interactions.item] == ["5", "7", "9"]
     assert rows.interactions.taken.tolist() == [True, False, True]
     assert rows.interactions.kind is BehaviourKind.CLICK
 
 
-def test_a_rating_is_a_take_whatever_its_value_and_a_quantity_is_a_purchase(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_a_rating_is_a_take_whatever_its_value_and_a_quantity_is_a_purchase(folder: Path) -> None:
     write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[10, 20], label=[0, 1], rating=[2, 9], qty=[1, 2])
     rows = open_data_set(folder).interactions
     assert rows.taken.tolist() == [True, True]
     assert rows.kind is BehaviourKind.PURCHASE
 
 
-def test_catalogue_is_what_the_first_day_published(tmp_path: Path) -> None:
-    assert open_data_set(write_small_set(tmp_path / "set")).catalogue.tolist() == [True, True, False]
+def test_catalogue_is_what_the_first_day_published(folder: Path) -> None:
+    assert open_data_set(folder).catalogue.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(("file", "column"), [("items", "publish_ts"), ("items", "title"), ("interactions", "label")])
-def test_a_missing_column_is_named_with_its_file(tmp_path: Path, file: str, column: str) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_a_missing_column_is_named_with_its_file(folder: Path, file: str, column: str) -> None:
     path = folder / f"{file}.parquet"
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
     with pytest.raises(Misconfigured, match=rf"{file}\.parquet: column '{column}' is missing"):
         open_data_set(folder)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "interactions.parquet").unlink()
     with pytest.raises(Misconfigured, match=r"interactions\.parquet does not exist"):
         open_data_set(folder)
     assert len(open_data_set(folder, behaviours=False).item_ids) == 3
 
 
-def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_a_file_that_is_not_parquet_is_named(folder: Path) -> None:
     (folder / "items.parquet").write_bytes(b"hello")
     with pytest.raises(Misconfigured, match=r"items\.parquet is not a readable parquet file"):
         open_data_set(folder)
@@ -102,62 +83,43 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
         ("interactions", {"user_id": [1], "item_id": [5], "ts": [1], "label": ["yes"]}, "'label' must be 0 or 1"),
     ],
 )
-def test_wrong_values_are_named(tmp_path: Path, file: str, columns: dict[str, Any], message: str) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_wrong_values_are_named(folder: Path, file: str, columns: dict[str, Any], message: str) -> None:
     write(folder, file, **columns)
     with pytest.raises(Misconfigured, match=rf"{file}\.parquet: column {message}|{message}"):
         open_data_set(folder)
 
 
-def test_arrow_timestamps_are_read_as_seconds(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_arrow_timestamps_are_read_as_seconds(folder: Path) -> None:
     moments = [datetime(2024, 5, 1, 12, 0, 1, 999_000, tzinfo=UTC)]
     write(folder, "items", item_id=["a"], title=["x"], publish_ts=pa.array(moments, pa.timestamp("ms", "UTC")))
     assert open_data_set(folder, behaviours=False).publish_ts.tolist() == [1_714_564_801]
 
 
-def test_midnights_only_mean_day_resolution(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_midnights_only_mean_day_resolution(folder: Path) -> None:
     assert not open_data_set(folder).day_resolution
     write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[DAY, 2 * DAY], label=[1, 1])
     assert open_data_set(folder).day_resolution
 
 
-def test_one_type_of_negatives_is_used(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_one_type_of_negatives_is_used(folder: Path) -> None:
     kinds = pa.array(["pop", "uniform", "pop"]).dictionary_encode()
-    write(
-        folder,
-        "sampled_negatives",
-        ts=[10, 10, 20],
-        user_id=["b", "b", "a"],
-        item_id=[7, 9, 5],
-        neg_type=kinds,
-        label=[0, 0, 0],
-    )
-    negatives = open_data_set(folder).negatives
-    assert negatives is not None
-    assert negatives.ts.tolist() == [10, 20]
-    assert negatives.simulated
-    uniform = open_data_set(folder, neg_type="uniform").negatives
-    assert uniform is not None
-    assert uniform.ts.tolist() == [10]
+    rows = {"ts": [10, 10, 20], "user_id": ["b", "b", "a"], "item_id": [7, 9, 5], "label": [0, 0, 0]}
+    write(folder, "sampled_negatives", neg_type=kinds, **rows)
+    negatives, uniform = open_data_set(folder).negatives, open_data_set(folder, neg_type="uniform").negatives
+    assert negatives is not None and negatives.simulated and negatives.ts.tolist() == [10, 20]
+    assert uniform is not None and uniform.ts.tolist() == [10]
     with pytest.raises(Misconfigured, match="never holds 'hard'"):
         open_data_set(folder, neg_type="hard")
 
 
-def test_observed_exposures_are_preferred_and_their_takes_left_out(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_observed_exposures_are_preferred_and_their_takes_left_out(folder: Path) -> None:
     write(folder, "sampled_negatives", ts=[10], user_id=["b"], item_id=[7], neg_type=["pop"])
     write(folder, "exposures", ts=[10, 20], user_id=["b", "a"], item_id=[9, 7], label=[0, 1])
     negatives = open_data_set(folder).negatives
-    assert negatives is not None
-    assert not negatives.simulated
-    assert negatives.item.tolist() == [2]
+    assert negatives is not None and not negatives.simulated and negatives.item.tolist() == [2]
 
 
-def test_pictures_are_found_over_row_groups_and_the_cache_stays_small(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_pictures_are_found_over_row_groups_and_the_cache_stays_small(folder: Path) -> None:
     write(folder, "images", row_group_size=1, item_id=[9, 5], image=[b"nine" * 100, b"five" * 100], w=[1, 1])
     data = open_data_set(folder)
     assert data.pictures.of(data.records(0, 3)) == [b"five" * 100, None, b"nine" * 100]
@@ -167,21 +129,19 @@ def test_pictures_are_found_over_row_groups_and_the_cache_stays_small(tmp_path: 
         assert len(bounded._cached) == 1
 
 
-def test_a_set_without_pictures_has_none(tmp_path: Path) -> None:
-    data = open_data_set(write_small_set(tmp_path / "set"))
+def test_a_set_without_pictures_has_none(folder: Path) -> None:
+    data = open_data_set(folder)
     assert isinstance(data.pictures, NoPictures)
     assert data.pictures.of(data.records(0, 2)) == [None, None]
 
 
-def test_a_picture_column_of_text_is_refused(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_a_picture_column_of_text_is_refused(folder: Path) -> None:
     write(folder, "images", item_id=[5], image=["a path"])
     with pytest.raises(Misconfigured, match=r"images\.parquet: column 'image' must hold encoded bytes"):
         open_data_set(folder)
 
 
-def test_sampled_users_are_whole_and_below_the_cap(tmp_path: Path) -> None:
-    folder = write_small_set(tmp_path / "set")
+def test_sampled_users_are_whole_and_below_the_cap(folder: Path) -> None:
     rng = np.random.default_rng(0)
     users = rng.integers(0, 60, 500)
     write(folder, "interactions", user_id=users, item_id=[5] * 500, ts=np.arange(500), label=rng.integers(0, 2, 500))
@@ -204,9 +164,7 @@ def test_sampled_users_are_whole_and_below_the_cap(tmp_path: Path) -> None:
     ],
 )
 def test_real_sets_are_read_whole(name: str, items: int, users: int, rows: int, pictures: int, by_day: bool) -> None:
-    if not os.environ.get("MIM_TEST_DATA"):
-        pytest.skip("MIM_TEST_DATA is not set")
-    data = open_data_set(Path(os.environ["MIM_TEST_DATA"]) / name)
+    data = real_set(name)
     assert (len(data.item_ids), len(data.user_ids), len(data.interactions)) == (items, users, rows)
     assert data.interactions.taken.all()
     assert data.day_resolution is by_day

@@ -27,10 +27,7 @@ def test_weights_and_every_gradient_are_those_of_the_plain_unit(extras: int) -> 
     wanted = torch.randn(6, 4).double()
     inputs = [history, target, *extra]
     found = []
-    for each in (
-        lambda: unit(places, history, target, extra),
-        lambda: plain(unit, history, places > 0, target, extra),
-    ):
+    for each in (lambda: unit(places, history, target, extra), lambda: plain(unit, history, places > 0, target, extra)):
         for one in [*inputs, *unit.parameters()]:
             one.requires_grad_().grad = None
         weights = each()

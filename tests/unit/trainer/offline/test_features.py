@@ -10,24 +10,19 @@ import numpy as np
 import pytest
 
 from streams.evaluation.study import with_vectors
-from tests.factories.offline_folders import DAY, write_days, write_stream
-from trainer.datasets.folder import open_data_set
-from trainer.datasets.spans import BehaviourLog
-from trainer.offline.columns import read_columns
-from trainer.offline.data import CtrData, history_matrix
+from tests.factories.offline_folders import DAY, read_protocol, without_vectors, write_days, write_stream
+from trainer.offline.data import history_matrix
 from trainer.offline.encoder_versions import Vectors
 from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import facet_of
 from trainer.offline.history_features import HALF_LIFE, HISTORY
-from trainer.offline.protocols import held_out_by_hash, protocol_of
+from trainer.offline.protocols import held_out_by_hash
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     folder = write_stream(tmp_path_factory.mktemp("small"), users=60, items=80, takes=1_500, seed=3)
-    protocol = protocol_of(BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder), "prequential")
-    recorded = read_columns(protocol, folder)
-    return protocol, recorded
+    return read_protocol(folder)
 
 
 def test_past_answers_like_a_loop() -> None:
@@ -58,7 +53,7 @@ def test_nothing_happened_is_an_answer_too() -> None:
 
 def test_histories_are_what_the_user_took_before(small) -> None:  # type: ignore[no-untyped-def]
     protocol, recorded = small
-    data = CtrData(recorded.items, recorded.histories, recorded.rows)
+    data = without_vectors(recorded)
     rows = np.arange(0, len(data), 37)
     found = history_matrix(data, rows, 12)
     assert found.shape[1] == 12
@@ -72,7 +67,7 @@ def test_histories_are_what_the_user_took_before(small) -> None:  # type: ignore
 
 def test_a_history_matrix_without_histories_is_a_column_of_padding(small) -> None:  # type: ignore[no-untyped-def]
     _, recorded = small
-    data = CtrData(recorded.items, recorded.histories, recorded.rows)
+    data = without_vectors(recorded)
     assert history_matrix(data, np.zeros(0, np.int64), 5).shape == (0, 1)
 
 
@@ -81,11 +76,9 @@ def test_co_occurrence_and_categories_match_plain_loops(small) -> None:  # type:
     log, rows = protocol.log, recorded.rows
     names = rows.dense_names
     announces = np.zeros(len(log.ts), bool)
-    seen_items: set[int] = set()
     order = np.argsort(log.ts, kind="stable")
-    for at in order:
-        announces[at] = int(log.item[at]) not in seen_items
-        seen_items.add(int(log.item[at]))
+    _, firsts = np.unique(log.item[order], return_index=True)
+    announces[order[firsts]] = True
     counted = [at for at in order if not announces[at] and not log.held_out[log.item[at]]]
     per_user: dict[int, list[int]] = defaultdict(list)
     for at in counted:
@@ -99,9 +92,8 @@ def test_co_occurrence_and_categories_match_plain_loops(small) -> None:  # type:
             before = [at for at in takes if log.ts[at] < now]
             own = {int(log.item[at]): place for place, at in enumerate(before)}
             if item in own:
-                pairs += sum(
-                    1 for one in history if one in own and one != item and abs(own[one] - own[item]) <= HISTORY
-                )
+                others = [one for one in history if one in own and one != item]
+                pairs += sum(abs(own[one] - own[item]) <= HISTORY for one in others)
         assert rows.dense_NF[row, names.index("together")] == pytest.approx(math.log1p(pairs), abs=1e-5)
         category = recorded.items.category_I
         weights = [2 ** (-back / HALF_LIFE) for back in range(len(history))]
@@ -137,10 +129,8 @@ def test_similarities_are_those_of_the_version_that_serves_the_row(small) -> Non
 
 
 def test_days_end_histories_at_the_previous_midnight(tmp_path: Path) -> None:
-    folder = write_days(tmp_path / "days")
-    protocol = protocol_of(BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder), "prequential")
+    protocol, recorded = read_protocol(write_days(tmp_path / "days"))
     assert protocol.encoder_stops == (3 * DAY, 4 * DAY, 5 * DAY, 6 * DAY)
-    recorded = read_columns(protocol, folder)
     rows = recorded.rows
     assert set(rows.second_N.tolist()) <= {day * DAY for day in range(3, 7)}
     newest = recorded.histories.second_T[rows.history_stop_N - 1]

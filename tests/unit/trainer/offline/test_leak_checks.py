@@ -8,23 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.factories.offline_folders import DAY, write_days, write_stream
+from tests.factories.offline_folders import DAY, read_protocol, without_vectors, write_days, write_stream
 from trainer.datasets.exposures import sources_of_draws
 from trainer.datasets.folder import open_data_set
-from trainer.datasets.spans import BehaviourLog
 from trainer.metrics import auc
 from trainer.offline import columns
 from trainer.offline.as_of import DrawnFrom
 from trainer.offline.buckets import buckets
 from trainer.offline.columns import Recorded, read_columns
-from trainer.offline.data import CtrData
 from trainer.offline.event_index import EventIndex
 from trainer.offline.leak_checks import leaks
-from trainer.offline.protocols import Protocol, protocol_of
+from trainer.offline.protocols import PROTOCOLS, Protocol
 
 
-def opened(folder: Path, name: str = "prequential") -> Protocol:
-    return protocol_of(BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder), name)  # type: ignore[arg-type]
+def feature(recorded: Recorded, name: str) -> np.ndarray:
+    return recorded.rows.dense_NF[:, recorded.rows.dense_names.index(name)]
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +35,21 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_days(tmp_path_factory.mktemp("days"))
 
 
+@pytest.fixture(params=["stream", "days"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
 def found_in(recorded: Recorded, protocol: Protocol) -> list[str]:
     learned = recorded.learned_from(protocol.train) | recorded.learned_from(protocol.validation)
-    data = CtrData(recorded.items, recorded.histories, recorded.rows)
-    return leaks(data, encoder_stops=np.array(protocol.encoder_stops), learned_from_N=learned)
+    return leaks(without_vectors(recorded), encoder_stops=np.array(protocol.encoder_stops), learned_from_N=learned)
 
 
-@pytest.mark.parametrize("kind", ["stream", "days"])
-def test_an_honest_set_has_no_leak(kind: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(kind)
-    for name in ("time-split", "prequential", "cold"):
-        protocol = opened(folder, name)
-        assert found_in(read_columns(protocol, folder), protocol) == []
+def test_an_honest_set_has_no_leak(folder: Path) -> None:
+    for name in PROTOCOLS:
+        protocol, recorded = read_protocol(folder, name)
+        assert found_in(recorded, protocol) == []
 
 
 # ---- a feature that looks ahead ----------------------------------------------------------------------------------
@@ -56,8 +57,8 @@ def test_an_honest_set_has_no_leak(kind: str, request: pytest.FixtureRequest) ->
 
 def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Features of early rows that change when everything from some second on is another story."""
-    protocol = opened(folder)
-    rows, made = read_columns(protocol, folder).rows, columns.features
+    protocol, recorded = read_protocol(folder)
+    rows, made = recorded.rows, columns.features
     middle = int(rows.second_N[len(rows) // 2])
 
     def from_another_future(its_rows, histories, takes, items, sources, *, day_resolution):  # type: ignore[no-untyped-def]
@@ -81,18 +82,14 @@ def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return [name for name, yes in zip(rows.dense_names, differs, strict=True) if yes]
 
 
-@pytest.mark.parametrize("kind", ["stream", "days"])
 def test_no_feature_changes_with_what_happens_at_its_second_or_later(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert features_that_see_the_future(request.getfixturevalue(kind), monkeypatch) == []
+    assert features_that_see_the_future(folder, monkeypatch) == []
 
 
-@pytest.mark.parametrize("kind", ["stream", "days"])
-def test_a_feature_that_looks_one_event_ahead_is_caught(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, honest = request.getfixturevalue(kind), EventIndex.bounds
+def test_a_feature_that_looks_one_event_ahead_is_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = EventIndex.bounds
     monkeypatch.setattr(EventIndex, "bounds", lambda self, key, second: honest(self, key, second + 1))
     caught = features_that_see_the_future(folder, monkeypatch)
     assert "takes" in caught and "together" in caught and "category takes" in caught
@@ -101,19 +98,15 @@ def test_a_feature_that_looks_one_event_ahead_is_caught(
 # ---- histories, encoders, re-takes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["stream", "days"])
-def test_a_history_that_holds_the_present_second_or_day_is_caught(kind: str, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue(kind)
-    protocol = opened(folder)
-    recorded = read_columns(protocol, folder)
+def test_a_history_that_holds_the_present_second_or_day_is_caught(folder: Path) -> None:
+    protocol, recorded = read_protocol(folder)
     takes = recorded.rows.label_N == 1
     late = replace(recorded.rows, history_stop_N=recorded.rows.history_stop_N + takes)
     assert "histories reach into" in found_in(replace(recorded, rows=late), protocol)[0]
 
 
 def test_an_encoder_that_is_newer_than_its_row_is_caught(stream: Path) -> None:
-    protocol = opened(stream)
-    recorded = read_columns(protocol, stream)
+    protocol, recorded = read_protocol(stream)
     assert len(protocol.encoder_stops) > 2 and set(recorded.rows.encoder_N) == set(range(len(protocol.encoder_stops)))
     newer = np.minimum(recorded.rows.encoder_N + 1, len(protocol.encoder_stops) - 1)
     planted = replace(recorded, rows=replace(recorded.rows, encoder_N=newer))
@@ -121,33 +114,29 @@ def test_an_encoder_that_is_newer_than_its_row_is_caught(stream: Path) -> None:
 
 
 def test_retakes_are_in_no_bucket_but_their_own_and_teach_nothing(days: Path) -> None:
-    protocol = opened(days)
-    recorded = read_columns(protocol, days)
+    protocol, recorded = read_protocol(days)
     assert recorded.rows.retaken_N.sum() > 20
     assert recorded.rows.label_N[recorded.rows.retaken_N].all()
     chosen = buckets(recorded.facts)
     for name, rows in chosen.items():
         assert rows[recorded.rows.retaken_N].all() if name == "retaken" else not rows[recorded.rows.retaken_N].any()
     learned = np.ones(len(recorded.rows), bool)
-    data = CtrData(recorded.items, recorded.histories, recorded.rows)
-    found = leaks(data, encoder_stops=np.array(protocol.encoder_stops), learned_from_N=learned)
+    found = leaks(without_vectors(recorded), encoder_stops=np.array(protocol.encoder_stops), learned_from_N=learned)
     assert "re-takes are learned from" in found[0]
 
 
 def test_held_out_items_teach_nothing_and_stay_in_the_test(stream: Path) -> None:
-    protocol = opened(stream)
-    recorded = read_columns(protocol, stream)
+    protocol, recorded = read_protocol(stream)
     learned = recorded.learned_from(protocol.train)
     assert not recorded.held_out_N[learned].any()
     assert recorded.held_out_N[recorded.judged_by(protocol.test)].any()
 
 
 def test_cold_items_look_as_if_just_published(stream: Path) -> None:
-    protocol = opened(stream, "cold")
-    recorded = read_columns(protocol, stream)
+    protocol, recorded = read_protocol(stream, "cold")
     held = recorded.held_out_N
     for name in ("takes", "takes 7d", "item idle", "together", "item's rating"):
-        assert not recorded.rows.dense_NF[held, recorded.rows.dense_names.index(name)].any(), name
+        assert not feature(recorded, name)[held].any(), name
     assert recorded.facts.cold_N[recorded.judged_by(protocol.test)].all()
     assert not np.isin(recorded.histories.item_T, np.flatnonzero(protocol.log.held_out)).any()
 
@@ -160,20 +149,17 @@ POPULARITY = ("takes", "takes 1d", "takes 3d", "item idle", "age", "age known")
 def given_away(recorded: Recorded) -> dict[str, float]:
     """How far the AUC of each popularity feature is from one half."""
     labels = recorded.rows.label_N.astype(np.int64)
-    names = recorded.rows.dense_names
-    return {
-        name: abs(auc(labels, recorded.rows.dense_NF[:, names.index(name)].astype(float)) - 0.5) for name in POPULARITY
-    }
+    return {name: abs(auc(labels, feature(recorded, name).astype(float)) - 0.5) for name in POPULARITY}
 
 
 def share_taken_where_none_is_counted(recorded: Recorded) -> float:
-    none_yet = recorded.rows.dense_NF[:, recorded.rows.dense_names.index("takes")] == 0
+    none_yet = feature(recorded, "takes") == 0
     assert none_yet.sum() > 100
     return float(recorded.rows.label_N[none_yet].mean())
 
 
 def test_neither_popularity_nor_newness_gives_the_label_away(stream: Path) -> None:
-    recorded = read_columns(opened(stream), stream)
+    _, recorded = read_protocol(stream)
     away = given_away(recorded)
     assert max(away.values()) < 0.03 and away["takes 1d"] < 0.01
     assert share_taken_where_none_is_counted(recorded) < 0.4  # of all rows it is one in five
@@ -183,12 +169,12 @@ def test_counting_the_take_that_a_negative_was_drawn_from_is_caught(
     stream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DrawnFrom, "of", lambda take_N, takes: DrawnFrom.none(len(take_N)))
-    assert given_away(read_columns(opened(stream), stream))["takes 1d"] > 0.025
+    assert given_away(read_protocol(stream)[1])["takes 1d"] > 0.025
 
 
 def test_counting_the_take_that_announced_an_item_is_caught(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "defining_interactions", lambda ts, recorded, item, publish: np.zeros(len(ts), bool))
-    assert share_taken_where_none_is_counted(read_columns(opened(stream), stream)) > 0.5
+    assert share_taken_where_none_is_counted(read_protocol(stream)[1]) > 0.5
 
 
 def test_negatives_from_the_past_alone_are_caught(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +186,9 @@ def test_negatives_from_the_past_alone_are_caught(stream: Path, monkeypatch: pyt
         kept = ts[source] < when
         return user[kept], item[kept], when[kept], row[kept], number[kept], words
 
-    fair = newness(read_columns(opened(stream), stream))
+    fair = newness(read_protocol(stream)[1])
     monkeypatch.setattr(columns, "negatives_beside", past_alone)
-    planted = newness(read_columns(opened(stream), stream))
+    planted = newness(read_protocol(stream)[1])
     assert 0.8 < fair < 1.1 < planted, (fair, planted)
 
 

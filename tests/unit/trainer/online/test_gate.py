@@ -11,7 +11,7 @@ import torch
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
-from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, small_config
+from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, pump, small_config
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
@@ -142,9 +142,7 @@ def make_shadow(*, rows_needed: int = 10_000, until: float | None = None) -> Sha
 def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
     for offset, event in enumerate(click_log(impressions)[0]):
         trainer.intake.observe(0, offset, event)
-        trainer.intake.advance()
-        while trainer.step() is not None:
-            trainer.intake.advance()
+        pump(trainer)
 
 
 def test_a_shadow_evaluation_changes_nothing_of_what_is_learned() -> None:
@@ -188,9 +186,7 @@ def test_a_shadow_evaluation_ends_by_itself_and_goes_on_after_a_restart() -> Non
     for offset, event in enumerate(log):
         for one in (trainer, other):
             one.intake.observe(0, offset, event)
-            one.intake.advance()
-            while one.step() is not None:
-                one.intake.advance()
+            pump(one)
         if offset == len(log) // 3:
             assert 0 < len(trainer.shadow.compared) < 60
             again = make_shadow(rows_needed=60)

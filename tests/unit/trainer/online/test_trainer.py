@@ -9,46 +9,35 @@ from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
 from tests.factories.samples import (
-    DIM,
     behaviour,
     click_log,
     embedding,
+    fetches,
+    finish,
     is_balanced,
+    make_catalogue,
     make_trainer,
+    observe_all,
+    pump,
     small_config,
     unit_vector,
 )
-from trainer.metrics import ScoredRows
+from trainer.metrics import ScoredRows, auc
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.online.shuffled_control import Shuffle
-from trainer.online.trainer import OnlineTrainer, StepReport
-from trainer.samples.catalogue import Catalogue
-
-
-def pump(trainer: OnlineTrainer) -> list[StepReport]:
-    reports = []
-    trainer.intake.advance()
-    while (report := trainer.step()) is not None:
-        reports.append(report)
-        trainer.intake.advance()
-    return reports
+from trainer.online.trainer import OnlineTrainer
 
 
 def feed(trainer: OnlineTrainer, logs: list[list[Behaviour]], *, seed: int = 0, chunk: int = 7) -> None:
     """Feed partitions in random order, batches of random size, moving the trainer now and then, as fetches would."""
     rng = np.random.default_rng(seed)
-    positions = [0] * len(logs)
-    while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:
-        p = int(rng.choice(waiting))
-        for _ in range(int(rng.integers(1, chunk + 1))):
-            if positions[p] < len(logs[p]):
-                trainer.intake.observe(p, positions[p], logs[p][positions[p]])
-                positions[p] += 1
+    for partition, events in fetches(logs, rng, most=chunk):
+        for offset, event in events:
+            trainer.intake.observe(partition, offset, event)
         if rng.random() < 0.5:
             pump(trainer)
         assert is_balanced(trainer.intake.counts)
-    trainer.intake.finish()
-    pump(trainer)
+    finish(trainer)
 
 
 def memory_of(trainer: OnlineTrainer) -> SpaceTimeMemory:
@@ -81,12 +70,10 @@ def test_everything_sent_is_trained_and_the_accounts_balance() -> None:
 def test_late_repeated_and_broken_events_are_counted_and_not_trained() -> None:
     trainer = make_trainer()
     log = click_log(40)[0]
-    for offset, event in enumerate([*log, log[0], log[-1]]):
-        trainer.intake.observe(0, offset, event)
+    observe_all(trainer, [*log, log[0], log[-1]])
     trainer.intake.observe(0, 1000, behaviour("old", second=-500))
     trainer.intake.observe_broken(0, 1001)
-    trainer.intake.finish()
-    pump(trainer)
+    finish(trainer)
     counts = trainer.intake.counts
     assert (counts.trained, counts.late, counts.dead_lettered) == (len(log), 1, 1)
     assert counts.duplicate == 2
@@ -111,21 +98,19 @@ def test_same_records_give_the_same_training_whatever_the_fetches(one: int, othe
 
 
 def test_when_vectors_come_does_not_change_what_is_learned() -> None:
-    logs = click_log(120)
+    log = click_log(120)[0]
 
     def run(order: Iterable[int], every: int) -> str:
         trainer = make_trainer(items=0)
-        waiting = list(order)
-        for offset, event in enumerate(logs[0]):
+        vectors = (embedding(f"i{item}", unit_vector(item)) for item in order)
+        for offset, event in enumerate(log):
             trainer.intake.observe(0, offset, event)
-            if waiting and offset % every == 0:
-                item = waiting.pop(0)
-                trainer.put_embedding(embedding(f"i{item}", unit_vector(item)))
+            if offset % every == 0 and (vector := next(vectors, None)):
+                trainer.put_embedding(vector)
             pump(trainer)
-        for item in waiting:
-            trainer.put_embedding(embedding(f"i{item}", unit_vector(item)))
-        trainer.intake.finish()
-        pump(trainer)
+        for vector in vectors:
+            trainer.put_embedding(vector)
+        finish(trainer)
         assert trainer.intake.counts.pending == 0
         return trainer.progress.rows_sha256
 
@@ -135,9 +120,8 @@ def test_when_vectors_come_does_not_change_what_is_learned() -> None:
 def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound() -> None:
     def blocked() -> OnlineTrainer:
         trainer = make_trainer(items=10)
-        for n in range(8):
-            item = "new" if n == 3 else f"i{n}"
-            trainer.intake.observe(0, n, behaviour(f"x{n}", item=item, user=f"u{n}", second=n))
+        items = ["new" if n == 3 else f"i{n}" for n in range(8)]
+        observe_all(trainer, [behaviour(f"x{n}", item=items[n], user=f"u{n}", second=n) for n in range(8)])
         trainer.intake.finish()
         assert trainer.intake.advance() == {"new"}
         assert trainer.step() is None
@@ -154,8 +138,7 @@ def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound()
 
 def test_a_batch_waits_for_the_vectors_of_takes_that_may_become_its_negatives() -> None:
     trainer = make_trainer(items=10)
-    for n in range(8):
-        trainer.intake.observe(0, n, behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n))
+    observe_all(trainer, [behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n) for n in range(8)])
     trainer.intake.observe(0, 8, behaviour("taken", "purchase", item="new", user="u9", second=7))
     trainer.intake.finish()
     assert trainer.intake.advance() == {"new"}
@@ -171,10 +154,7 @@ def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
 
     def first_scores(flip: bool) -> np.ndarray:
         trainer = make_trainer()
-        for offset, event in enumerate(log):
-            if flip and event.kind.is_take:
-                continue
-            trainer.intake.observe(0, offset, event)
+        observe_all(trainer, [event for event in log if not (flip and event.kind.is_take)])
         trainer.intake.finish()
         trainer.intake.advance()
         trainer.step()
@@ -201,9 +181,7 @@ def test_deleted_item_leaves_window_and_bank() -> None:
 
 def test_release_is_due_by_rows_and_carries_what_it_was_trained_on() -> None:
     trainer = make_trainer(small_config(release_every_rows=16, batch_rows=8))
-    log = click_log(100)[0]
-    for offset, event in enumerate(log):
-        trainer.intake.observe(0, offset, event)
+    observe_all(trainer, click_log(100)[0])
     trainer.intake.advance()
     trainer.step()
     assert not trainer.release_due()
@@ -230,37 +208,31 @@ def test_offsets_never_pass_an_event_that_is_not_learned_yet() -> None:
         assert settled <= offset + 1
     done = trainer.intake.counts
     assert trainer.intake.offsets.committed_offsets()[0] <= done.received - done.pending + done.trained
-    trainer.intake.finish()
-    pump(trainer)
+    finish(trainer)
     assert trainer.intake.offsets.committed_offsets()[0] == len(log)
 
 
 def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> None:
     # users like one half-space of content; items are many and each is met rarely, so ids alone say little
     rng = np.random.default_rng(0)
-    vectors = {f"i{n}": unit_vector(n) for n in range(600)}
+    names = [f"i{n}" for n in range(600)]
+    matrix = np.stack([unit_vector(n) for n in range(600)])
     trainer = make_trainer(small_config(batch_rows=64), items=600, variants=("ciubm", "din", "ciubm_shuffled"))
-    names = list(vectors)
-    matrix = np.stack([vectors[name] for name in names])
     tastes = matrix[rng.integers(600, size=150)]
-    offset = 0
+    events = []
     for second in range(4000):
         user = int(rng.integers(150))
         liked = names[int(rng.choice(np.argsort(-matrix @ tastes[user])[:30]))]
-        for n, item in enumerate([liked, names[int(rng.integers(600))]]):
-            event = f"{second}-{n}"
-            trainer.intake.observe(0, offset, behaviour(f"x{event}", user=f"u{user}", item=item, second=second))
-            offset += 1
-            if n == 0:
-                taken = behaviour(f"t{event}", "click", user=f"u{user}", item=item, second=second)
-                trainer.intake.observe(0, offset, taken)
-                offset += 1
-    trainer.intake.finish()
-    pump(trainer)
+        other = names[int(rng.integers(600))]
+        events += [
+            behaviour(f"x{second}-0", user=f"u{user}", item=liked, second=second),
+            behaviour(f"t{second}-0", "click", user=f"u{user}", item=liked, second=second),
+            behaviour(f"x{second}-1", user=f"u{user}", item=other, second=second),
+        ]
+    observe_all(trainer, events)
+    finish(trainer)
     rows = scores(trainer)
     late = np.arange(len(rows)) > len(rows) // 2
-    from trainer.metrics import auc
-
     found = {name: auc(rows.label[late], values[late]) for name, values in rows.scores.items()}
     assert found["ciubm"] > 0.8
     assert found["ciubm"] > found["din"] + 0.05
@@ -268,10 +240,7 @@ def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> 
 
 
 def test_shuffle_is_a_permutation_at_every_moment() -> None:
-    catalogue = Catalogue(DIM)
-    for n in range(1, 200):
-        catalogue.put_embedding(embedding(f"i{n}", unit_vector(n)))
-        assert catalogue.number(f"i{n}") == n
+    catalogue = make_catalogue(199)
     shuffle = Shuffle(np.random.default_rng(0))
     for met in range(20, 200, 20):
         items = np.arange(met)

@@ -79,9 +79,7 @@ def test_the_fast_event_comes_when_it_says_and_keeps_nothing_back() -> None:
     assert seconds == sorted(seconds) and len(seconds) > 3400 and window.buffered < 70
 
 
-async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     log = stamped(600)
     loop = make_loop(StampedInput(log))
     standing = await trained(loop)

@@ -65,10 +65,7 @@ def test_take_after_the_attribution_bound_leaves_a_negative_and_enters_the_histo
 def test_rows_of_a_second_see_the_histories_as_they_were_before_it() -> None:
     line = Timeline()
     line.second(
-        0,
-        behaviour("x1", item="a"),
-        behaviour("t1", "click", item="a", exposure_id="x1"),
-        behaviour("x2", item="b"),
+        0, behaviour("x1", item="a"), behaviour("t1", "click", item="a", exposure_id="x1"), behaviour("x2", item="b")
     )
     line.second(1, behaviour("x3", item="c"))
     rows = line.end()

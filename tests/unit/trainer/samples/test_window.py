@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories.samples import DAY0, behaviour
+from tests.factories.samples import DAY0, behaviour, fetches
 from trainer.samples.window import EventWindow, ObserveResult
 
 
@@ -105,16 +105,11 @@ def test_results_and_order_do_not_depend_on_how_partitions_interleave(data: st.D
     def run(seed: int) -> tuple[list[str], list[tuple[int, int, ObserveResult]]]:
         rng = np.random.default_rng(seed)
         events = window(3, lateness=8, horizon=20)
-        results, order, positions = [], [], [0, 0, 0]
-        while any(positions[p] < len(logs[p]) for p in range(3)):
-            p = int(rng.choice([p for p in range(3) if positions[p] < len(logs[p])]))
-            for _ in range(int(rng.integers(1, 6))):
-                if positions[p] == len(logs[p]):
-                    break
-                second, ident = logs[p][positions[p]]
+        results, order = [], []
+        for p, fetched in fetches(logs, rng, most=5):
+            for offset, (second, ident) in fetched:
                 event = behaviour(f"p{p}-{ident}", second=second)
-                results.append((p, positions[p], events.observe(p, positions[p], event)))
-                positions[p] += 1
+                results.append((p, offset, events.observe(p, offset, event)))
             order += released_ids(events)
         order += released_ids(events, everything=True)
         return order, sorted(results, key=lambda v: v[:2])

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 
 from tests.factories.neural import random_world, world
 from trainer.metrics import auc
-from trainer.offline.neural.flip import (
-    Flip,
-    FlipNetwork,
-    TrainableBert,
-    alignment,
-    language_folder,
-    noise_contrastive,
-)
+from trainer.offline.neural.flip import Flip, FlipNetwork, TrainableBert, alignment, language_folder, noise_contrastive
 from trainer.offline.neural.flip_rows import RECENT, Fields, TitleTokens, recent
 
 FOLDER = language_folder()
