@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -67,15 +69,11 @@ def random_world(count: int, *, seed: int = 0) -> CtrData:
         (int(rng.integers(1, ITEMS + 1)), [int(i) for i in rng.integers(1, ITEMS + 1, size=rng.integers(1, 7))])
         for _ in range(count)
     ]
-    data = world(rows)
-    near = [
-        float(data.items.vectors_EIV[0, item] @ data.items.vectors_EIV[0, history[-1]]) > 0.2 for item, history in rows
-    ]
-    return world(rows, labels=[int(each) for each in near], encoder=[n % 2 for n in range(count)])
+    vectors = world(rows).items.vectors_EIV[0]
+    labels = [int(vectors[item] @ vectors[history[-1]] > 0.2) for item, history in rows]
+    return world(rows, labels=labels, encoder=[n % 2 for n in range(count)])
 
 
-def more_padding(batch: CtrBatch, columns: int = 3) -> CtrBatch:
+def more_padding(batch: CtrBatch) -> CtrBatch:
     """The same batch with histories padded further."""
-    from dataclasses import replace
-
-    return replace(batch, history_BL=torch.nn.functional.pad(batch.history_BL, (0, columns)))
+    return replace(batch, history_BL=torch.nn.functional.pad(batch.history_BL, (0, 3)))

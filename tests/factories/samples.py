@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import numpy as np
 
@@ -13,13 +12,11 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.online.config import TrainerConfig
-from trainer.online.intake import EventCounts
-from trainer.online.trainer import OnlineTrainer, StepReport
+from trainer.online.trainer import OnlineTrainer
 from trainer.samples.catalogue import Catalogue
 
 DAY0 = 1_700_000_000
 DIM = 8
-Event = TypeVar("Event")
 
 
 def at(second: float) -> datetime:
@@ -93,45 +90,6 @@ def make_trainer(
     for i in range(items):
         trainer.put_embedding(embedding(f"i{i}", unit_vector(i)))
     return trainer
-
-
-def observe_all(trainer: OnlineTrainer, events: Iterable[Behaviour], *, partition: int = 0) -> None:
-    for offset, event in enumerate(events):
-        trainer.intake.observe(partition, offset, event)
-
-
-def pump(trainer: OnlineTrainer) -> list[StepReport]:
-    """Train on everything that is ready."""
-    reports = []
-    trainer.intake.advance()
-    while (report := trainer.step()) is not None:
-        reports.append(report)
-        trainer.intake.advance()
-    return reports
-
-
-def finish(trainer: OnlineTrainer) -> None:
-    """Train on everything that is left."""
-    trainer.intake.finish()
-    pump(trainer)
-
-
-def fetches(
-    logs: Sequence[Sequence[Event]], rng: np.random.Generator, *, most: int
-) -> Iterator[tuple[int, list[tuple[int, Event]]]]:
-    """The logs of several partitions, read side by side: a partition and up to `most` of its offsets and events."""
-    positions = [0] * len(logs)
-    while waiting := [p for p in range(len(logs)) if positions[p] < len(logs[p])]:
-        p = int(rng.choice(waiting))
-        start = positions[p]
-        positions[p] = min(len(logs[p]), start + int(rng.integers(1, most + 1)))
-        yield p, [(offset, logs[p][offset]) for offset in range(start, positions[p])]
-
-
-def is_balanced(counts: EventCounts) -> bool:
-    """Whether no event is missing and none was counted twice."""
-    settled = counts.trained + counts.late + counts.duplicate + counts.dead_lettered + counts.erased
-    return counts.received == settled + counts.pending
 
 
 def click_log(

@@ -19,7 +19,8 @@ if __name__ == "__main__":
 
 from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa: E402
 from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, CheckpointStore  # noqa: E402
-from tests.factories.samples import click_log, make_trainer, observe_all, pump, small_config  # noqa: E402
+from tests.factories.feeding import observe_all, pump  # noqa: E402
+from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
 from trainer.networks.config import CiUBMConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
 from encoders.base import ItemContent
-from encoders.bundle import DEFAULT_BUNDLE, read_bundle
+from encoders.bundle import DEFAULT_BUNDLE, BundleManifest, read_bundle
 from encoders.preprocess import ImageLimits, decode_image, join_text
-from schemas.base import decode
+from schemas.base import Message, decode
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, EncodingFailed, Misconfigured, StoreUnavailable
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
@@ -40,7 +41,7 @@ class Target:
     """One decoder."""
 
     name: str
-    run: Callable[[bytes], None]
+    run: Callable[[bytes], object]
     """Accepts any bytes; returns or raises an expected error."""
     expected: tuple[type[Exception], ...]
     binary: bool = False
@@ -56,28 +57,14 @@ def _item(data: bytes, field_map: dict[str, str] | None = None) -> None:
     item = decode(ItemPublished, data, now=NOW, max_bytes=MAX_BYTES, field_map=field_map)
     join_text(ItemContent.of(item, None), max_characters=2_000)
     row = ItemRow(
-        item_id=item.item_id,
-        encoder_version="e1",
-        vector=np.zeros(4, np.float32),
-        content_hash=item.content_hash(),
-        published_at=item.published_at,
-        category=item.category or None,
-        price=item.price,
-        first_price=item.price,
-        has_title=bool(item.title),
-        has_image=False,
-        source_partition=0,
-        source_offset=0,
-        produced_at_ms=0,
+        item_id=item.item_id, encoder_version="e1", vector=np.zeros(4, np.float32), content_hash=item.content_hash(),
+        published_at=item.published_at, category=item.category or None, price=item.price, first_price=item.price,
+        has_title=bool(item.title), has_image=False, source_partition=0, source_offset=0, produced_at_ms=0,
         title=item.title[:500],
-    )
+    )  # fmt: skip
     back = from_milvus(to_milvus(row))
     assert (back.item_id, back.published_at, back.price) == (row.item_id, row.published_at, row.price)
     ItemPublished.model_validate_json(item.model_dump_json())
-
-
-def _item_by_map(data: bytes) -> None:
-    _item(data, FIELD_MAP)
 
 
 def _behaviour(data: bytes) -> None:
@@ -89,21 +76,13 @@ def _behaviour(data: bytes) -> None:
     Behaviour.model_validate_json(behaviour.model_dump_json())
 
 
-def _retry(data: bytes) -> None:
-    decode(ImageRetry, data, now=NOW, max_bytes=MAX_BYTES).model_dump_json()
+def _message(model: type[Message]) -> Callable[[bytes], object]:
+    return lambda data: decode(model, data, now=NOW, max_bytes=MAX_BYTES).model_dump_json()
 
 
 def _embedding(data: bytes) -> None:
     embedding = decode(ItemEmbedding, data, now=NOW, max_bytes=MAX_BYTES)
     assert len(np.frombuffer(embedding.vector, "<f4")) == embedding.dim
-
-
-def _notice(data: bytes) -> None:
-    decode(ReleaseNotice, data, now=NOW, max_bytes=MAX_BYTES)
-
-
-def _manifest(data: bytes) -> None:
-    ModelManifest.model_validate_json(data)
 
 
 def _requests(data: bytes) -> None:
@@ -125,10 +104,6 @@ def _headers(data: bytes) -> None:
     letter.after(headers)
 
 
-def _key(data: bytes) -> None:
-    parse_embedding_key(data)
-
-
 def _picture(data: bytes) -> None:
     pixels = decode_image(data, size=32, limits=LIMITS)
     assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
@@ -138,18 +113,15 @@ def _bundle(name: str) -> Callable[[bytes], None]:
     """Read the default bundle with one file replaced and its checksum corrected."""
     whole = {path.name: path.read_bytes() for path in DEFAULT_BUNDLE.iterdir() if path.is_file()}
     assert name in whole
+    summed = [line.partition("  ")[2] for line in whole[SUMS].decode().splitlines()]
 
     def run(data: bytes) -> None:
         files = whole | {name: data}
+        if name == FUSION:
+            files[MANIFEST] = _addressed(whole[MANIFEST], hashlib.sha256(data).hexdigest())
         if name != SUMS:
-            digest = hashlib.sha256(data).hexdigest()
-            lines = [line for line in whole[SUMS].decode().splitlines() if not line.endswith(f"  {name}")]
-            files[SUMS] = "\n".join([*lines, f"{digest}  {name}"]).encode()
-            if name == FUSION:
-                files[MANIFEST] = _addressed(whole[MANIFEST], digest)
-                lines = [line for line in lines if not line.endswith(f"  {MANIFEST}")]
-                sums = [*lines, f"{digest}  {name}", f"{hashlib.sha256(files[MANIFEST]).hexdigest()}  {MANIFEST}"]
-                files[SUMS] = "\n".join(sums).encode()
+            sums = (f"{hashlib.sha256(files[each]).hexdigest()}  {each}" for each in summed)
+            files[SUMS] = "\n".join(sums).encode()
         with tempfile.TemporaryDirectory() as folder:
             for file_name, content in files.items():
                 (Path(folder) / file_name).write_bytes(content)
@@ -159,8 +131,6 @@ def _bundle(name: str) -> Callable[[bytes], None]:
 
 
 def _addressed(manifest: bytes, fusion_sha256: str) -> bytes:
-    from encoders.bundle import BundleManifest
-
     plain = json.loads(manifest)
     plain["fusion"]["sha256"] = fusion_sha256
     made = BundleManifest.model_validate(plain)
@@ -173,15 +143,15 @@ TARGETS = {
     target.name: target
     for target in (
         Target("items", _item, (BadMessage,)),
-        Target("items-by-map", _item_by_map, (BadMessage,)),
+        Target("items-by-map", partial(_item, field_map=FIELD_MAP), (BadMessage,)),
         Target("behaviours", _behaviour, (BadMessage,)),
-        Target("items-retry", _retry, (BadMessage,)),
+        Target("items-retry", _message(ImageRetry), (BadMessage,)),
         Target("embeddings", _embedding, (BadMessage,)),
-        Target("models", _notice, (BadMessage,)),
-        Target("manifest", _manifest, (ValidationError,)),
+        Target("models", _message(ReleaseNotice), (BadMessage,)),
+        Target("manifest", ModelManifest.model_validate_json, (ValidationError,)),
         Target("requests", _requests, ()),
         Target("letters", _headers, (KeyError, ValueError), binary=True),
-        Target("embedding-keys", _key, (ValueError,), binary=True),
+        Target("embedding-keys", parse_embedding_key, (ValueError,), binary=True),
         Target("pictures", _picture, (EncodingFailed,), binary=True),
         Target("bundle-manifest", _bundle(MANIFEST), (Misconfigured,)),
         Target("bundle-sums", _bundle(SUMS), (Misconfigured,)),

@@ -17,7 +17,8 @@ from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_F
 from tests.fuzz import snapshots
 from trainer.state import State, ragged, unragged
 
-ARRAYS = unpack_arrays(snapshots.whole()[STATE_FILE])
+STATE = snapshots.whole()[STATE_FILE]
+ARRAYS = unpack_arrays(STATE)
 VALUES = json.loads(snapshots.whole()[VALUES_FILE])
 SPARE = settings(
     max_examples=60,
@@ -27,22 +28,8 @@ SPARE = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 ABSURD: list[Any] = [
-    0,
-    1,
-    -1,
-    255,
-    1 << 31,
-    1 << 40,
-    1 << 62,
-    -(1 << 62),
-    10**40,
-    1e308,
-    True,
-    None,
-    "9" * 50,
-    [],
-    {},
-    [1, 2],
+    *(0, 1, -1, 255, 1 << 31, 1 << 40, 1 << 62, -(1 << 62), 10**40, 1e308),
+    *(True, None, "9" * 50, [], {}, [1, 2]),
 ]
 load_state, load_values, load_meta = (snapshots.with_file(name) for name in (STATE_FILE, VALUES_FILE, META_FILE))
 
@@ -60,7 +47,7 @@ def loaded_or_refused(load: Any, data: bytes) -> None:
 
 def test_the_kept_snapshot_is_one_that_this_trainer_goes_on_from() -> None:
     """If not: run `python tests/fuzz/snapshots.py`, or all that is changed here is refused for the same reason."""
-    load_state(snapshots.whole()[STATE_FILE])
+    load_state(STATE)
 
 
 @SPARE
@@ -101,24 +88,23 @@ def test_whatever_stands_in_a_value(path: tuple[Any, ...], absurd: Any) -> None:
     loaded_or_refused(load_values, json.dumps(changed[""]).encode())
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\xff" * 100,
-        struct.pack("<Q", 1 << 63) + b"{}",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 20) + b"{}",
-        snapshots.whole()[STATE_FILE][:-1],
-        snapshots.whole()[STATE_FILE] + b"\0",
-        snapshots.whole()[STATE_FILE].replace(b'"shape":[2,8]', b'"shape":[9,8]'),
-        snapshots.whole()[STATE_FILE].replace(b'"dtype":"I32"', b'"dtype":"BF16"'),
-        snapshots.whole()[STATE_FILE].replace(b'"dtype":"I32"', b'"dtype":"OBJ"'),
-    ],
-    ids=["empty", "noise", "length", "list", "no header", "cut", "longer", "shape", "bfloat16", "objects"],
-)
+NO_STATES = {
+    "empty": b"",
+    "noise": b"\xff" * 100,
+    "length": struct.pack("<Q", 1 << 63) + b"{}",
+    "list": struct.pack("<Q", 2) + b"[]",
+    "no header": struct.pack("<Q", 20) + b"{}",
+    "cut": STATE[:-1],
+    "longer": STATE + b"\0",
+    "shape": STATE.replace(b'"shape":[2,8]', b'"shape":[9,8]'),
+    "bfloat16": STATE.replace(b'"dtype":"I32"', b'"dtype":"BF16"'),
+    "objects": STATE.replace(b'"dtype":"I32"', b'"dtype":"OBJ"'),
+}
+
+
+@pytest.mark.parametrize("data", NO_STATES.values(), ids=NO_STATES.keys())
 def test_a_state_that_is_none_is_refused(data: bytes) -> None:
-    assert data != snapshots.whole()[STATE_FILE]
+    assert data != STATE
     with pytest.raises(Misconfigured, match="is damaged"):
         load_state(data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +22,25 @@ from encoders.image import vision_model_sha256
 from encoders.loading import load_encoder, make_bundle
 from encoders.text import text_model_sha256
 from schemas.errors import EncodingFailed, Misconfigured, Reason
-from tests.factories.encoders import write_tokenizer
+from tests.factories.encoders import flip_byte, seal, write_tokenizer
 
 FILES = ("bundle.json", "fusion.safetensors", "SHA256SUMS")
 ITEM = ItemContent(title="Linen dress", text="With a belt.")
 
 
-def seal(folder: Path) -> None:
-    """Make the checksums fit again, as someone who edits a bundle by hand would."""
-    names = ("bundle.json", "fusion.safetensors")
-    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
+def edit(folder: Path, change: dict[str, Any]) -> None:
+    """Change the manifest, and make the checksums fit again."""
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(manifest | change))
+    seal(folder, "bundle.json", "fusion.safetensors")
+
+
+def rewritten(bundle: Path, **specs: TextSpec | ImageSpec) -> Path:
+    """The bundle once more beside itself, with other towers."""
+    manifest, fusion = read_bundle(bundle)
+    towers = {"text": manifest.text, "image": manifest.image} | specs
+    write_bundle(bundle.parent / "other", fusion=fusion, recipe=manifest.fusion.recipe, **towers)
+    return bundle.parent / "other"
 
 
 @pytest.fixture
@@ -54,10 +64,8 @@ def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ViT with random weights."""
     folder = tmp_path_factory.mktemp("tiny-vision")
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
-    )
-    ViTModel(config).save_pretrained(folder)
+    layers = {"hidden_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **layers)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
@@ -66,9 +74,7 @@ class TestDamage:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 0.99])
     def test_one_changed_byte_in_any_file_is_found(self, bundle: Path, name: str, place: float) -> None:
-        data = bytearray((bundle / name).read_bytes())
-        data[int(place * len(data))] ^= 0x01
-        (bundle / name).write_bytes(data)
+        flip_byte(bundle / name, int(place * (bundle / name).stat().st_size))
         with pytest.raises(Misconfigured, match="bundle"):
             read_bundle(bundle)
 
@@ -107,55 +113,43 @@ class TestForeign:
         ],
     )
     def test_an_edited_manifest_is_refused_even_with_fitting_checksums(self, bundle: Path, change: dict) -> None:
-        manifest = json.loads((bundle / "bundle.json").read_text())
-        (bundle / "bundle.json").write_text(json.dumps(manifest | change))
-        seal(bundle)
+        edit(bundle, change)
         with pytest.raises(Misconfigured, match="bundle"):
             read_bundle(bundle)
 
     def test_a_pickle_in_place_of_the_matrices_is_never_run(self, bundle: Path) -> None:
         torch.save({"text.mean": torch.zeros(1)}, bundle / "fusion.safetensors")
-        manifest = json.loads((bundle / "bundle.json").read_text())
-        manifest["fusion"]["sha256"] = file_sha256(bundle / "fusion.safetensors")
-        (bundle / "bundle.json").write_text(json.dumps(manifest))
-        seal(bundle)
+        fusion = json.loads((bundle / "bundle.json").read_text())["fusion"]
+        edit(bundle, {"fusion": fusion | {"sha256": file_sha256(bundle / "fusion.safetensors")}})
         with pytest.raises(Misconfigured):
             read_bundle(bundle)
 
     def test_other_weights_than_the_bundle_was_made_with_are_refused(self, bundle: Path, tiny_text: Path) -> None:
-        manifest, fusion = read_bundle(bundle)
         foreign = TextSpec(weights=WeightsPlace(path=str(tiny_text), sha256="0" * 64), max_tokens=16)
-        other = bundle.parent / "other"
-        write_bundle(other, text=foreign, image=manifest.image, fusion=fusion, recipe="test")
         with pytest.raises(Misconfigured, match="not the ones"):
-            load_encoder(EncoderConfig(bundle=str(other)))
+            load_encoder(EncoderConfig(bundle=str(rewritten(bundle, text=foreign))))
 
     def test_missing_weights_are_named(self, bundle: Path) -> None:
-        manifest, fusion = read_bundle(bundle)
-        lost = manifest.text.model_copy(
-            update={"weights": WeightsPlace(package="no_such_package_here", path="m", sha256="0" * 64)}
-        )
-        write_bundle(bundle.parent / "other", text=lost, image=manifest.image, fusion=fusion, recipe="test")
+        weights = WeightsPlace(package="no_such_package_here", path="m", sha256="0" * 64)
+        lost = read_bundle(bundle)[0].text.model_copy(update={"weights": weights})
         with pytest.raises(Misconfigured, match="no_such_package_here"):
-            load_encoder(EncoderConfig(bundle=str(bundle.parent / "other")))
+            load_encoder(EncoderConfig(bundle=str(rewritten(bundle, text=lost))))
 
 
 class TestVersion:
     def test_the_version_does_not_depend_on_where_the_weights_lie(self, bundle: Path) -> None:
         manifest, _ = read_bundle(bundle)
-        moved = manifest.text.model_copy(
-            update={"weights": WeightsPlace(path="/elsewhere", sha256=manifest.text.weights.sha256)}
-        )
+        elsewhere = WeightsPlace(path="/elsewhere", sha256=manifest.text.weights.sha256)
+        moved = manifest.text.model_copy(update={"weights": elsewhere})
         assert manifest.model_copy(update={"text": moved}).address() == manifest.version
 
     def test_the_version_changes_with_everything_that_changes_vectors(self, bundle: Path) -> None:
         manifest, _ = read_bundle(bundle)
+        weights = {"weights": WeightsPlace(path="x", sha256="1" * 64)}
         changed = [
             {"preprocessing": "other"},
-            {"text": manifest.text.model_copy(update={"max_tokens": 16})},
-            {"text": manifest.text.model_copy(update={"weights": WeightsPlace(path="x", sha256="1" * 64)})},
-            {"image": manifest.image.model_copy(update={"size": 64})},
-            {"image": manifest.image.model_copy(update={"weights": WeightsPlace(path="x", sha256="1" * 64)})},
+            *({"text": manifest.text.model_copy(update=update)} for update in ({"max_tokens": 16}, weights)),
+            *({"image": manifest.image.model_copy(update=update)} for update in ({"size": 64}, weights)),
             {"fusion": manifest.fusion.model_copy(update={"sha256": "1" * 64})},
             {"fusion": manifest.fusion.model_copy(update={"image_share": 0.5})},
         ]
@@ -168,16 +162,9 @@ class TestVersion:
             write_bundle(bundle, text=manifest.text, image=manifest.image, fusion=fusion, recipe="again")
 
     def test_writing_what_was_read_gives_the_same_bundle(self, bundle: Path) -> None:
-        manifest, fusion = read_bundle(bundle)
-        write_bundle(
-            bundle.parent / "copy",
-            text=manifest.text,
-            image=manifest.image,
-            fusion=fusion,
-            recipe=manifest.fusion.recipe,
-        )
+        copy = rewritten(bundle)
         for name in FILES:
-            assert (bundle.parent / "copy" / name).read_bytes() == (bundle / name).read_bytes()
+            assert (copy / name).read_bytes() == (bundle / name).read_bytes()
 
 
 class TestOtherModels:
@@ -192,14 +179,10 @@ class TestOtherModels:
 
     def test_two_backbones_make_a_bundle_that_loads(self, tmp_path: Path, tiny_text: Path, tiny_vision: Path) -> None:
         text = TextSpec(weights=WeightsPlace(path=str(tiny_text), sha256=text_model_sha256(tiny_text)), max_tokens=32)
-        image = ImageSpec(
-            kind="transformers",
-            weights=WeightsPlace(path=str(tiny_vision), sha256=vision_model_sha256(tiny_vision)),
-            size=32,
-        )
-        manifest = make_bundle(
-            tmp_path / "made", text=text, image=image, config=EncoderConfig(), text_dim=24, image_dim=8
-        )
+        weights = WeightsPlace(path=str(tiny_vision), sha256=vision_model_sha256(tiny_vision))
+        image = ImageSpec(kind="transformers", weights=weights, size=32)
+        towers = {"text": text, "image": image}
+        manifest = make_bundle(tmp_path / "made", config=EncoderConfig(), text_dim=24, image_dim=8, **towers)
         encoder = load_encoder(EncoderConfig(bundle=str(tmp_path / "made")))
         assert (encoder.version, encoder.dim) == (manifest.version, 32)
         assert encoder.encode([encoder.prepare(ITEM)]).shape == (1, 32)
@@ -211,8 +194,7 @@ class TestOtherModels:
     def test_reduced_precision_is_another_version_of_nearly_the_same_vectors(self) -> None:
         full, reduced = (load_encoder(EncoderConfig(precision=precision)) for precision in ("fp32", "bf16"))
         assert reduced.version == f"{full.version}-bf16"
-        item = ItemContent(title="Linen dress", text="With a tie belt.")
-        (a,), (b,) = (encoder.encode([encoder.prepare(item)]) for encoder in (full, reduced))
+        (a,), (b,) = (encoder.encode([encoder.prepare(ITEM)]) for encoder in (full, reduced))
         assert a @ b > 0.999
 
     def test_a_device_that_is_not_there_is_named(self) -> None:
@@ -222,35 +204,33 @@ class TestOtherModels:
             load_encoder(EncoderConfig(device="cuda"))
 
 
-class TestFixedFusion:
-    def fusion(self) -> FixedFusion:
-        rng = np.random.default_rng(0)
-        return FixedFusion(
-            text=draw_projection(rng.standard_normal((50, 12)).astype(np.float32), 4, seed=0),
-            image=draw_projection(rng.standard_normal((50, 20)).astype(np.float32), 6, seed=1),
-            image_share=0.25,
-        )
+def drawn(rows: int, width: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
 
-    def test_a_cosine_is_the_weighted_mean_of_the_modalities(self) -> None:
-        fusion, rng = self.fusion(), np.random.default_rng(1)
-        text, image = (rng.standard_normal((2, width)).astype(np.float32) for width in (12, 20))
+
+class TestFixedFusion:
+    NONE = np.empty(0, dtype=np.intp)
+
+    @pytest.fixture
+    def fusion(self) -> FixedFusion:
+        text, image = drawn(50, 12), drawn(50, 20, seed=4)
+        return FixedFusion(draw_projection(text, 4, seed=0), draw_projection(image, 6, seed=1), image_share=0.25)
+
+    def test_a_cosine_is_the_weighted_mean_of_the_modalities(self, fusion: FixedFusion) -> None:
+        text, image = drawn(2, 12, seed=1), drawn(2, 20, seed=5)
         rows = np.arange(2)
         fused = fusion(2, rows, text, rows, image)
         t, v = fusion.text(text), fusion.image(image)
         np.testing.assert_allclose(fused[0] @ fused[1], 0.75 * t[0] @ t[1] + 0.25 * v[0] @ v[1], atol=1e-6)
 
-    def test_a_missing_modality_is_the_other_one_alone(self) -> None:
-        fusion, rng = self.fusion(), np.random.default_rng(1)
-        text, image = (rng.standard_normal((1, width)).astype(np.float32) for width in (12, 20))
-        none = np.empty(0, dtype=np.intp)
-        one = np.zeros(1, dtype=np.intp)
-        np.testing.assert_allclose(fusion(1, one, text, none, image[:0])[0, :4], fusion.text(text)[0], atol=1e-6)
-        np.testing.assert_allclose(fusion(1, none, text[:0], one, image)[0, 4:], fusion.image(image)[0], atol=1e-6)
+    def test_a_missing_modality_is_the_other_one_alone(self, fusion: FixedFusion) -> None:
+        text, image, one = drawn(1, 12, seed=1), drawn(1, 20, seed=5), np.zeros(1, dtype=np.intp)
+        np.testing.assert_allclose(fusion(1, one, text, self.NONE, image[:0])[0, :4], fusion.text(text)[0], atol=1e-6)
+        np.testing.assert_allclose(fusion(1, self.NONE, text[:0], one, image)[0, 4:], fusion.image(image)[0], atol=1e-6)
 
-    def test_an_item_without_any_modality_is_an_error_not_a_zero_vector(self) -> None:
-        none = np.empty(0, dtype=np.intp)
+    def test_an_item_without_any_modality_is_an_error_not_a_zero_vector(self, fusion: FixedFusion) -> None:
         with pytest.raises(EncodingFailed) as refused:
-            self.fusion()(1, none, np.empty((0, 12), np.float32), none, np.empty((0, 20), np.float32))
+            fusion(1, self.NONE, drawn(0, 12), self.NONE, drawn(0, 20))
         assert refused.value.reason is Reason.NO_CONTENT
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
@@ -261,14 +241,13 @@ class TestFixedFusion:
         assert refused.value.reason is Reason.BAD_VECTOR
 
     def test_fitting_centres_its_own_content(self) -> None:
-        features = np.random.default_rng(2).standard_normal((400, 16)).astype(np.float32) + 3.0
+        features = drawn(400, 16, seed=2) + 3.0
         vectors = fit_projection(features, 6, drop=1)(features)
         cosines = (vectors @ vectors.T)[~np.eye(400, dtype=bool)]
         assert abs(cosines.mean()) < 0.02
 
     def test_fitting_leaves_out_the_first_directions(self) -> None:
-        rng = np.random.default_rng(3)
-        features = 5.0 + rng.standard_normal((500, 8)).astype(np.float32)
+        features = 5.0 + drawn(500, 8, seed=3)
         features[:250, 0] += 40.0  # two kinds of catalogue
         projection = fit_projection(features, 3, drop=1)
         assert np.abs(projection.matrix[0]).max() < 0.2 * np.abs(projection.matrix).max()

@@ -30,9 +30,20 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> by
 
 def decode(data: bytes, size: int = 16, limits: ImageLimits = LIMITS) -> np.ndarray:
     pixels = decode_image(data, size=size, limits=limits)
-    assert pixels.shape == (size, size, 3)
-    assert pixels.dtype == np.uint8
+    assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
     return pixels
+
+
+def solid(*size: int) -> Image.Image:
+    return Image.new("RGB", size, RED)
+
+
+def noise(size: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+def assert_red(data: bytes, *, atol: float) -> None:
+    np.testing.assert_allclose(decode(data).reshape(-1, 3).mean(0), RED, atol=atol)
 
 
 def refused(data: bytes, limits: ImageLimits = LIMITS) -> EncodingFailed:
@@ -47,21 +58,18 @@ def png_header_only(width: int, height: int) -> bytes:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
 
 
 class TestFormats:
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
     def test_the_three_formats_decode_to_their_colour(self, image_format: str) -> None:
-        pixels = decode(encoded(Image.new("RGB", (40, 60), RED), image_format))
-        np.testing.assert_allclose(pixels.reshape(-1, 3).mean(0), RED, atol=4)
+        assert_red(encoded(solid(40, 60), image_format), atol=4)
 
     @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
     def test_other_formats_are_refused_whatever_pillow_could_do(self, image_format: str) -> None:
-        assert refused(encoded(Image.new("RGB", (32, 32), RED), image_format)).reason is Reason.BAD_IMAGE
+        assert refused(encoded(solid(32, 32), image_format)).reason is Reason.BAD_IMAGE
 
     @pytest.mark.parametrize(
         "data", [b"", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"<svg/>", b"%PDF-1.4", b"\x89PNG\r\n\x1a\n"]
@@ -95,8 +103,7 @@ class TestTruncation:
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
     def test_a_truncated_picture_is_refused(self, image_format: str, part: float) -> None:
-        noise = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-        data = encoded(Image.fromarray(noise), image_format)
+        data = encoded(noise(96), image_format)
         assert refused(data[: int(part * len(data))]).reason is Reason.BAD_IMAGE
 
 
@@ -113,22 +120,21 @@ class TestSize:
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
     def test_one_pixel_over_the_limit_is_refused_and_the_limit_itself_is_not(self, image_format: str) -> None:
         limits = ImageLimits(max_bytes=1_000_000, max_pixels=100 * 100)
-        decode(encoded(Image.new("RGB", (100, 100), RED), image_format), limits=limits)
-        error = refused(encoded(Image.new("RGB", (101, 100), RED), image_format), limits)
+        decode(encoded(solid(100, 100), image_format), limits=limits)
+        error = refused(encoded(solid(101, 100), image_format), limits)
         assert error.reason is Reason.IMAGE_TOO_LARGE
         assert "101 x 100" in error.detail
 
     def test_a_jpeg_of_thousands_of_scans_is_refused(self) -> None:
-        data = encoded(Image.new("RGB", (8, 8), RED), "JPEG")
+        data = encoded(solid(8, 8), "JPEG")
         assert refused(data[:-2] + b"\xff\xda\x00\x08" * 500 + data[-2:]).reason is Reason.BAD_IMAGE
 
     def test_a_progressive_photo_is_not_mistaken_for_it(self) -> None:
-        noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
-        decode(encoded(Image.fromarray(noise), "JPEG", progressive=True, quality=95))
+        decode(encoded(noise(400), "JPEG", progressive=True, quality=95))
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
     def test_tiny_and_narrow_pictures_decode(self, size: tuple[int, int]) -> None:
-        np.testing.assert_allclose(decode(encoded(Image.new("RGB", size, RED))).reshape(-1, 3).mean(0), RED, atol=2)
+        assert_red(encoded(solid(*size)), atol=2)
 
     def test_a_large_jpeg_comes_out_like_the_same_picture_sent_small(self) -> None:
         large = Image.radial_gradient("L").resize((960, 960), Image.Resampling.BICUBIC).convert("RGB")
@@ -146,21 +152,19 @@ class TestModes:
 
     @pytest.mark.parametrize("mode", ["L", "LA", "1"])
     def test_grey_pictures_decode_to_grey(self, mode: str) -> None:
-        pixels = decode(encoded(Image.new("L", (20, 20), 255).convert(mode)))
-        np.testing.assert_array_equal(pixels, 255)
+        np.testing.assert_array_equal(decode(encoded(Image.new("L", (20, 20), 255).convert(mode))), 255)
 
     def test_palettes_decode_with_and_without_a_transparent_colour(self) -> None:
-        image = Image.new("RGB", (20, 20), RED).quantize(4)
-        np.testing.assert_allclose(decode(encoded(image)).reshape(-1, 3).mean(0), RED, atol=3)
+        image = solid(20, 20).quantize(4)
+        assert_red(encoded(image), atol=3)
         transparent = encoded(image, transparency=image.getpixel((0, 0)))
         np.testing.assert_array_equal(decode(transparent), 255)
 
     def test_a_transparent_colour_of_an_rgb_png_is_white(self) -> None:
-        np.testing.assert_array_equal(decode(encoded(Image.new("RGB", (20, 20), RED), transparency=RED)), 255)
+        np.testing.assert_array_equal(decode(encoded(solid(20, 20), transparency=RED)), 255)
 
     def test_cmyk_photos_decode_to_their_colour(self) -> None:
-        pixels = decode(encoded(Image.new("RGB", (40, 40), RED).convert("CMYK"), "JPEG"))
-        np.testing.assert_allclose(pixels.reshape(-1, 3).mean(0), RED, atol=6)
+        assert_red(encoded(solid(40, 40).convert("CMYK"), "JPEG"), atol=6)
 
     @pytest.mark.parametrize("value", [0, 12_000, 40_000, 65_535])
     def test_sixteen_bit_grey_is_scaled_not_clipped(self, value: int) -> None:
@@ -170,7 +174,7 @@ class TestModes:
     def test_a_moving_picture_counts_as_its_first_frame(self) -> None:
         frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, WHITE)]
         data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-        np.testing.assert_allclose(decode(data).reshape(-1, 3).mean(0), RED, atol=3)
+        assert_red(data, atol=3)
 
 
 class TestOrientation:
@@ -188,8 +192,8 @@ class TestOrientation:
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
     def test_damaged_exif_does_not_cost_the_picture(self) -> None:
-        data = encoded(Image.new("RGB", (32, 32), RED), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff")
-        np.testing.assert_allclose(decode(data).reshape(-1, 3).mean(0), RED, atol=4)
+        data = encoded(solid(32, 32), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\xff")
+        assert_red(data, atol=4)
 
 
 class TestText:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
@@ -22,12 +24,18 @@ def reference(folder: Path, texts: list[str], max_tokens: int) -> np.ndarray:
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     rows = []
     for text in texts:  # one by one: no padding to get wrong
+        tokens = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
         with torch.no_grad():
-            hidden = model(
-                **tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
-            ).last_hidden_state
+            hidden = model(**tokens).last_hidden_state
         rows.append(hidden[0].mean(0).numpy())
     return np.stack(rows)
+
+
+def assert_as_transformers(folder: Path, max_tokens: int, *, atol: float) -> None:
+    tower = TextTower(folder, max_tokens=max_tokens)
+    texts = [text for text in TEXTS if text]
+    found = tower.features([tokens for text in texts if (tokens := tower.tokenize(text)) is not None])
+    np.testing.assert_allclose(found, reference(folder, texts, max_tokens), atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +52,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_bert_on_plain_torch_is_transformers_bert(tiny_bert: Path) -> None:
-    tower = TextTower(tiny_bert, max_tokens=32)
-    texts = [text for text in TEXTS if text]
-    found = tower.features([tokens for text in texts if (tokens := tower.tokenize(text)) is not None])
-    np.testing.assert_allclose(found, reference(tiny_bert, texts, 32), atol=2e-6)
+    assert_as_transformers(tiny_bert, 32, atol=2e-6)
 
 
 def test_the_default_text_model_is_transformers_own_answer() -> None:
     manifest, _ = read_bundle(DEFAULT_BUNDLE)
-    folder = manifest.text.weights.resolve(DEFAULT_BUNDLE)
-    tower = TextTower(folder, max_tokens=manifest.text.max_tokens)
-    texts = [text for text in TEXTS if text]
-    found = tower.features([tokens for text in texts if (tokens := tower.tokenize(text)) is not None])
-    np.testing.assert_allclose(found, reference(folder, texts, manifest.text.max_tokens), atol=2e-5)
+    assert_as_transformers(manifest.text.weights.resolve(DEFAULT_BUNDLE), manifest.text.max_tokens, atol=2e-5)
 
 
 def test_a_text_without_tokens_is_no_text(tiny_bert: Path) -> None:
@@ -81,16 +82,18 @@ def test_a_thousand_texts_of_all_lengths_come_back_in_order(tiny_bert: Path) -> 
         np.testing.assert_allclose(tower.features([texts[row]])[0], together[row], atol=1e-5)
 
 
-def test_weights_with_a_tensor_missing_are_refused_at_start(tiny_bert: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+@pytest.fixture
+def own_bert(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
 
-    for path in tiny_bert.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
+
+def test_weights_with_a_tensor_missing_are_refused_at_start(own_bert: Path) -> None:
+    weights = load_file(own_bert / "model.safetensors")
     del weights["encoder.layer.1.output.dense.bias"]
-    save_file(weights, tmp_path / "model.safetensors")
+    save_file(weights, own_bert / "model.safetensors")
     with pytest.raises(Misconfigured, match=r"encoder\.layer\.1\.output\.dense\.bias"):
-        TextTower(tmp_path, max_tokens=32)
+        TextTower(own_bert, max_tokens=32)
 
 
 def test_a_bundle_that_asks_for_more_tokens_than_the_model_reads_is_refused(tiny_bert: Path) -> None:
@@ -98,12 +101,10 @@ def test_a_bundle_that_asks_for_more_tokens_than_the_model_reads_is_refused(tiny
         TextTower(tiny_bert, max_tokens=128)
 
 
-def test_a_damaged_tokenizer_is_refused_at_start(tiny_bert: Path, tmp_path: Path) -> None:
-    for path in tiny_bert.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "tokenizer.json").write_text('{"version": 1')
+def test_a_damaged_tokenizer_is_refused_at_start(own_bert: Path) -> None:
+    (own_bert / "tokenizer.json").write_text('{"version": 1')
     with pytest.raises(Misconfigured, match="tokenizer"):
-        TextTower(tmp_path, max_tokens=32)
+        TextTower(own_bert, max_tokens=32)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

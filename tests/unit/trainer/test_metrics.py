@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,43 +17,6 @@ from trainer.metrics import (
     prequential_report,
     user_auc,
 )
-from trainer.networks.losses import fake_negative_weights, info_nce
-
-
-def unit(rows: int, seed: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def test_info_nce_matches_plain_loops() -> None:
-    query, positive, candidate = unit(4, 0), unit(4, 1), unit(5, 2)
-    allowed = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) > 0.4
-    lq_p, lq_c = torch.tensor([-1.0, -2, -3, -4]), torch.tensor([-1.0, -1, -2, -5, -3])
-    total = 0.0
-    for p in range(4):
-        own = float(query[p] @ positive[p]) / 0.3 - float(lq_p[p])
-        below = math.exp(own)
-        for k in range(5):
-            if allowed[p, k]:
-                below += math.exp(float(query[p] @ candidate[k]) / 0.3 - float(lq_c[k]))
-        total -= own - math.log(below)
-    loss = info_nce(query, positive, candidate, allowed, temperature=0.3, positive_log_q_P=lq_p, candidate_log_q_K=lq_c)
-    assert float(loss) == pytest.approx(total / 4, rel=1e-5)
-
-
-def test_identical_vectors_give_log_of_all_candidates() -> None:
-    same = unit(1, 0)
-    loss = info_nce(same, same, same.repeat(7, 1), torch.ones(1, 7, dtype=torch.bool), temperature=0.1)
-    assert float(loss) == pytest.approx(math.log(8), rel=1e-5)
-
-
-def test_masked_candidates_get_no_gradient_and_open_ones_do() -> None:
-    query, positive = unit(1, 0).requires_grad_(), unit(1, 1).requires_grad_()
-    candidate = unit(2, 2).requires_grad_()
-    info_nce(query, positive, candidate, torch.tensor([[True, False]]), temperature=0.2).backward()
-    assert query.grad is not None and positive.grad is not None and candidate.grad is not None
-    assert query.grad.abs().sum() > 0 and positive.grad.abs().sum() > 0
-    assert candidate.grad[0].abs().sum() > 0
-    assert candidate.grad[1].abs().sum() == 0
 
 
 def auc_by_pairs(labels: list[int], scores: list[float]) -> float:
@@ -133,22 +95,3 @@ def test_small_buckets_are_not_reported() -> None:
     assert prequential_report(scored(450))["ciubm"]["overall"] is None  # too few impressions
     few_users = scored(600, user=np.array([f"u{i % 99}" for i in range(600)]))
     assert prequential_report(few_users)["ciubm"]["overall"] is None
-
-
-@pytest.mark.parametrize("in_time", [0.0, 0.4, 0.9, 1.0])
-@pytest.mark.parametrize("p", [0.02, 0.3, 0.8])
-def test_fake_negatives_weighted_have_their_minimum_at_the_true_rate(in_time: float, p: float) -> None:
-    # of an impression taken with probability p come p rows taken and 1 - in_time p rows not taken
-    logit = torch.tensor(math.log(p / (1 - p)), dtype=torch.float64, requires_grad=True)
-    mass, labels = torch.tensor([p, 1 - in_time * p], dtype=torch.float64), torch.tensor([1.0, 0.0])
-    weights = fake_negative_weights(torch.sigmoid(logit).expand(2), labels, in_time)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        logit.expand(2), labels.double(), mass * weights, reduction="sum"
-    )
-    (gradient,) = torch.autograd.grad(loss, logit)
-    assert abs(float(gradient)) < 1e-12
-    plain = torch.nn.functional.binary_cross_entropy_with_logits(logit.expand(2), labels.double(), mass)
-    if in_time < 1:  # without the weights it lies lower
-        assert float(torch.autograd.grad(plain, logit)[0]) > 1e-5
-    else:
-        assert torch.equal(weights.detach(), torch.ones(2, dtype=torch.float64))

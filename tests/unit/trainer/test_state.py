@@ -11,16 +11,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
+from streams.stores.artifacts.checkpoints import pack_arrays
+from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
 from tests.factories.samples import (
     SMALL_MODEL,
     behaviour,
     click_log,
     embedding,
-    fetches,
-    is_balanced,
     make_trainer,
-    pump,
     small_config,
     unit_vector,
 )
@@ -38,10 +36,6 @@ CONFIG = small_config(
     release_every_rows=32,
     model=SMALL_MODEL.model_copy(update={"dropout": 0.1, "id_rows": 16}),
 )
-
-
-def through_bytes(state: State) -> State:
-    return State(unpack_arrays(pack_arrays(state.arrays)), json.loads(json.dumps(state.values, allow_nan=False)))
 
 
 def fresh(config: Any = CONFIG, partitions: int = 2) -> OnlineTrainer:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories.samples import DAY0, DIM, embedding, unit_vector
+from tests.factories.samples import DAY0, make_catalogue
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import ContrastivePlan, SpaceTimeSampler, TakeCounts
 from trainer.samples.catalogue import Catalogue
@@ -56,12 +56,7 @@ def test_takes_move_from_the_window_to_the_bank_by_age_and_by_count() -> None:
 
 @pytest.fixture
 def catalogue() -> Catalogue:
-    known = Catalogue(DIM)
-    for n in range(1, 31):
-        content = "twin" if n in (7, 8) else None
-        known.put_embedding(embedding(f"i{n}", unit_vector(n), content=content))
-        assert known.number(f"i{n}") == n
-    return known
+    return make_catalogue(30, twins=(7, 8))
 
 
 @pytest.fixture

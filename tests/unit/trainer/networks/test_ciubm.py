@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from schemas.errors import Misconfigured
-from schemas.manifests import ModelManifest
-from tests.factories.samples import DIM, SMALL_MODEL, at, embedding, unit_vector
+from tests.factories.releases import make_manifest
+from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vector
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
@@ -19,13 +19,7 @@ from trainer.networks.scorer import Scorer
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 
-
-def catalogue(items: int = 20) -> Catalogue:
-    known = Catalogue(DIM)
-    for n in range(1, items + 1):
-        known.put_embedding(embedding(f"i{n}", unit_vector(n)))
-        assert known.number(f"i{n}") == n
-    return known
+CONFIGS = pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
 
 
 def row(item: int, history: tuple[int, ...] = (), *, label: int = 0) -> Impression:
@@ -33,19 +27,19 @@ def row(item: int, history: tuple[int, ...] = (), *, label: int = 0) -> Impressi
 
 
 def batch_of(rows: list[Impression], known: Catalogue | None = None, *, length: int = 5) -> CtrBatch:
-    return collate(rows, None, known or catalogue(), history_length=length).batch
+    return collate(rows, None, known or make_catalogue(20), history_length=length).batch
 
 
 def model(config: CiUBMConfig = SMALL_MODEL, seed: int = 3) -> CiUBM:
     network = CiUBM(config, vector_width=DIM, seed=seed)
-    network.id_table.admit(torch.from_numpy(catalogue().hashes(np.arange(20))))
+    network.id_table.admit(torch.from_numpy(make_catalogue(20).hashes(np.arange(20))))
     with torch.no_grad():  # the table starts small and its rows equal; make ids matter
         torch.nn.init.normal_(network.id_table.embedding.weight, std=0.05)
         network.id_table.embedding.weight.mul_(20)
     return network.eval()
 
 
-@pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
+@CONFIGS
 def test_padding_changes_nothing(config: CiUBMConfig) -> None:
     network = model(config)
     rows = [row(4, (1, 2)), row(5, ())]
@@ -54,7 +48,7 @@ def test_padding_changes_nothing(config: CiUBMConfig) -> None:
     np.testing.assert_allclose(padded.detach().numpy(), alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [SMALL_MODEL, SMALL_MODEL.without_content()], ids=["ciubm", "din"])
+@CONFIGS
 @pytest.mark.parametrize("history", [(1, 2, 3), ()], ids=["history", "none"])
 def test_one_history_for_all_rows_scores_as_one_for_each(config: CiUBMConfig, history: tuple[int, ...]) -> None:
     network = model(config)
@@ -64,13 +58,18 @@ def test_one_history_for_all_rows_scores_as_one_for_each(config: CiUBMConfig, hi
         np.testing.assert_allclose(network(shared).numpy(), network(batch).numpy(), atol=1e-5)
 
 
-def test_interests_match_plain_loops() -> None:
-    known, network = catalogue(), model()
-    history, target = (3, 1, 2), 4  # oldest first
+def head_input(network: CiUBM, batch: CtrBatch) -> torch.Tensor:
+    """What the last layers see of the first row."""
     seen: list[torch.Tensor] = []
     network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network(batch_of([row(target, history)], known))
-    features = seen[0][0].detach().numpy()
+    network(batch)
+    return seen[0][0].detach()
+
+
+def test_interests_match_plain_loops() -> None:
+    known, network = make_catalogue(20), model()
+    history, target = (3, 1, 2), 4  # oldest first
+    features = head_input(network, batch_of([row(target, history)], known))
 
     def content(item: int) -> np.ndarray:
         projected = network.projection(torch.from_numpy(known.vectors(np.array([item]))))[0].detach().numpy()
@@ -101,18 +100,9 @@ def test_interests_match_plain_loops() -> None:
         four = [max(values), sum(values) / len(values), recent, values[0]]
         return [*np.log1p(tiers), *(3 * np.array(four))]
 
-    expected = np.concatenate(
-        [
-            identity(target),
-            [np.log1p(3), 1, 1],
-            attended * scale,
-            fusion,
-            interest,
-            summaries(similarity),
-            summaries(raw),
-            content(target),
-        ]
-    )
+    interests = [attended * scale, fusion, interest]
+    counted = [summaries(similarity), summaries(raw)]
+    expected = np.concatenate([identity(target), [np.log1p(3), 1, 1], *interests, *counted, content(target)])
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
@@ -126,30 +116,21 @@ def test_din_form_does_not_look_at_vectors_and_the_full_one_does() -> None:
 
 
 def test_item_without_a_vector_adds_no_similarity() -> None:
-    known = catalogue()
+    known = make_catalogue(20)
     known.delete_item("i2")
-    network = model()
-    seen: list[torch.Tensor] = []
-    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network(batch_of([row(4, (1, 2))], known))
+    features = head_input(model(), batch_of([row(4, (1, 2))], known))
     start = SMALL_MODEL.id_width * 3 + 3 + SMALL_MODEL.content_width
-    histogram = seen[0][0, start : start + SMALL_MODEL.similarity_bins]
-    assert float(histogram.sum().detach()) == pytest.approx(np.log(2))  # one pair, not two
+    histogram = features[start : start + SMALL_MODEL.similarity_bins]
+    assert float(histogram.sum()) == pytest.approx(np.log(2))  # one pair, not two
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "id_interest",
-        "content_interest",
-        "fusion_interest",
-        "similarity_features",
-        "raw_similarities",
-        "target_content",
-        "target_id",
-        "content_in_attention",
-    ],
-)
+PARTS = [
+    *("id_interest", "content_interest", "fusion_interest", "similarity_features", "raw_similarities"),
+    *("target_content", "target_id", "content_in_attention"),
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_can_be_switched_off(part: str) -> None:
     network = model(SMALL_MODEL.model_copy(update={part: False}))
     assert torch.isfinite(network(batch_of([row(4, (1, 2)), row(5)]))).all()
@@ -166,7 +147,7 @@ def test_same_seed_same_weights_and_global_randomness_untouched() -> None:
 def test_step_scores_before_it_learns_and_then_learns() -> None:
     learner = Learner(SMALL_MODEL, LearnerConfig(learning_rate=0.01), vector_width=DIM, seed=1)
     rows = [row(n % 20 + 1, (n % 7 + 1, n % 5 + 1), label=n % 2) for n in range(32)]
-    collated = collate(rows, None, catalogue(), history_length=5)
+    collated = collate(rows, None, make_catalogue(20), history_length=5)
     untouched = torch.sigmoid(learner.model(collated.batch).double()).detach().numpy()
     first = learner.step(collated.batch, collated.labels_B, None)
     np.testing.assert_allclose(first.probabilities_B, untouched)
@@ -177,7 +158,7 @@ def test_step_scores_before_it_learns_and_then_learns() -> None:
 
 def test_loss_that_is_no_number_changes_nothing() -> None:
     learner = Learner(SMALL_MODEL, LearnerConfig(), vector_width=DIM, seed=1)
-    collated = collate([row(1, (2,)), row(3, (4,), label=1)], None, catalogue(), history_length=5)
+    collated = collate([row(1, (2,)), row(3, (4,), label=1)], None, make_catalogue(20), history_length=5)
     broken = replace(collated.batch, vectors_UV=collated.batch.vectors_UV * torch.nan)
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     with pytest.raises(NonFiniteLoss, match="2 rows"):
@@ -185,41 +166,28 @@ def test_loss_that_is_no_number_changes_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.model.state_dict().items())
 
 
-def manifest(**over: object) -> ModelManifest:
-    values: dict[str, object] = {
-        "release_id": "r000001-0123456789ab",
-        "weights_sha256": "0" * 64,
-        "encoder_version": "enc-1",
-        "dim": DIM,
-        "created_at": at(0),
-        "rows_trained": 0,
-        "steps": 0,
-        "rows_sha256": "0" * 64,
-        "offsets": {},
-        "config": {"model": SMALL_MODEL.model_dump(mode="json"), "history_length": 5},
-    }
-    return ModelManifest.model_validate(values | over)
+VECTORS = {f"i{n}": unit_vector(n) for n in range(1, 21)}
+RELEASE_CONFIG = {"model": SMALL_MODEL.model_dump(mode="json"), "history_length": 5}
+MANIFEST = make_manifest(1).model_copy(update={"config": RELEASE_CONFIG})
 
 
 def test_scorer_answers_what_training_would_have_predicted() -> None:
-    known, network = catalogue(), model()
+    known, network = make_catalogue(20), model()
     history = (6, 5, 4, 3, 2, 1)
     rows = [row(item, history[-5:]) for item in (7, 2, 9)]
     expected = torch.sigmoid(network(batch_of(rows, known)).double()).detach().numpy()
-    scorer = Scorer.from_release(network.state_dict(), manifest())
-    vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
+    scorer = Scorer.from_release(network.state_dict(), MANIFEST)
     asked = [f"i{n}" for n in (7, 2, 9, *history)]
-    np.testing.assert_allclose(scorer.score(ItemRows.of(asked, vectors, DIM), 3), expected, rtol=1e-5)
+    np.testing.assert_allclose(scorer.score(ItemRows.of(asked, VECTORS, DIM), 3), expected, rtol=1e-5)
 
 
 def test_a_user_without_history_is_scored_as_in_training() -> None:
-    known, network = catalogue(), model()
+    known, network = make_catalogue(20), model()
     expected = torch.sigmoid(network(batch_of([row(7, ()), row(2, ())], known)).double()).detach().numpy()
-    vectors = {f"i{n}": unit_vector(n) for n in range(1, 21)}
-    found = Scorer.from_release(network.state_dict(), manifest()).score(ItemRows.of(["i7", "i2"], vectors, DIM), 2)
+    found = Scorer.from_release(network.state_dict(), MANIFEST).score(ItemRows.of(["i7", "i2"], VECTORS, DIM), 2)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_scorer_of_foreign_weights_says_so() -> None:
     with pytest.raises(Misconfigured, match="r000001"):
-        Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), manifest())
+        Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), MANIFEST)

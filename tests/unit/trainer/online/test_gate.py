@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from schemas.errors import Misconfigured
-from schemas.manifests import ModelManifest
-from tests.factories.samples import DAY0, SMALL_MODEL, click_log, make_trainer, pump, small_config
+from tests.factories.feeding import pump
+from tests.factories.releases import make_manifest
+from tests.factories.samples import SMALL_MODEL, click_log, make_trainer, small_config
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
@@ -118,19 +119,10 @@ def test_what_may_be_chance_refuses_no_candidate() -> None:
 
 
 def release(seed: int, *, until: float | None = None, release_id: str = "r000001-0123456789ab") -> Release:
-    manifest = ModelManifest(
-        release_id=release_id,
-        weights_sha256="0",
-        encoder_version="e",
-        dim=8,
-        created_at=datetime.fromtimestamp(DAY0, UTC),
-        rows_trained=1,
-        steps=1,
-        rows_sha256="0",
-        offsets={},
-        config={"model": SMALL_MODEL.model_dump(mode="json")},
-        last_event_at=None if until is None else datetime.fromtimestamp(until, UTC),
-    )
+    last_event_at = None if until is None else datetime.fromtimestamp(until, UTC)
+    config = {"model": SMALL_MODEL.model_dump(mode="json")}
+    known = {"release_id": release_id, "config": config, "last_event_at": last_event_at}
+    manifest = make_manifest(1).model_copy(update=known)
     return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
 
 

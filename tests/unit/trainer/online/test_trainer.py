@@ -8,17 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
+from tests.factories.feeding import fetches, finish, is_balanced, observe_all, pump
 from tests.factories.samples import (
     behaviour,
     click_log,
     embedding,
-    fetches,
-    finish,
-    is_balanced,
     make_catalogue,
     make_trainer,
-    observe_all,
-    pump,
     small_config,
     unit_vector,
 )
@@ -42,13 +38,8 @@ def feed(trainer: OnlineTrainer, logs: list[list[Behaviour]], *, seed: int = 0, 
 
 def memory_of(trainer: OnlineTrainer) -> SpaceTimeMemory:
     """Window and bank, as a snapshot has them."""
-    config = trainer.config
-    memory = SpaceTimeMemory(
-        window_seconds=config.window_seconds,
-        window_takes=config.window_takes,
-        bank_takes=config.bank_takes,
-        bank_seconds=config.bank_seconds,
-    )
+    bounds = {"window_seconds", "window_takes", "bank_takes", "bank_seconds"}
+    memory = SpaceTimeMemory(**trainer.config.model_dump(include=bounds))
     memory.restore(trainer.snapshot().part("memory").arrays)
     return memory
 

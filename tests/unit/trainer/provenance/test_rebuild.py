@@ -12,24 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import Behaviour
-from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
-from tests.factories.samples import (
-    behaviour,
-    click_log,
-    embedding,
-    fetches,
-    finish,
-    make_trainer,
-    observe_all,
-    pump,
-    small_config,
-    unit_vector,
-)
+from tests.factories.feeding import fetches, finish, observe_all, pump, through_bytes
+from tests.factories.samples import behaviour, click_log, embedding, make_trainer, small_config, unit_vector
 from trainer.online.trainer import OnlineTrainer
 from trainer.provenance.journal import Segment
 from trainer.provenance.rebuild import Rebuild, damaged_vectors
 from trainer.samples.join_rules import JoinRules
-from trainer.state import State
 
 CONFIG = small_config(space_negatives=6, time_negatives=6, window_takes=9, bank_takes=20, release_every_rows=40)
 Logs = list[list[Behaviour]]
@@ -38,9 +26,7 @@ Ends = dict[str, tuple[int, int]]
 
 def kept(segment: Segment) -> Segment:
     """As it comes back from where it is kept, with its archive."""
-    state = segment.to_state()
-    read = State(unpack_arrays(pack_arrays(state.arrays)), json.loads(json.dumps(state.values)))
-    return replace(Segment.from_state(read), archive=segment.archive)
+    return replace(Segment.from_state(through_bytes(segment.to_state())), archive=segment.archive)
 
 
 def trained(

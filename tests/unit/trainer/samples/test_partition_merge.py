@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from datetime import UTC, datetime
 
-from schemas.behaviours import Behaviour, BehaviourKind
+from tests.factories.samples import behaviour
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
@@ -14,20 +13,20 @@ SILENT = {0: math.inf, 1: math.inf}
 
 
 def make_entry(partition: int, offset: int, second: float | None, *, produced_at: float = 0.0) -> Entry:
-    behaviour = None
-    if second is not None:
-        behaviour = Behaviour(
-            event_id=f"{partition}-{offset}",
-            kind=BehaviourKind.EXPOSURE,
-            user_id="u",
-            item_id="i",
-            occurred_at=datetime.fromtimestamp(second, UTC),
-        )
-    return Entry(partition, offset, produced_at, behaviour)
+    event = None if second is None else behaviour(f"{partition}-{offset}", second=second)
+    return Entry(partition, offset, produced_at, event)
 
 
 def make_log(partition: int, seconds: list[float | None]) -> list[Entry]:
     return [make_entry(partition, offset, second) for offset, second in enumerate(seconds)]
+
+
+def make_merge(*logs: list[float | None], room: int = 100, silence: float = 0.0) -> PartitionMerge:
+    """Two partitions with the events of these seconds."""
+    merge = PartitionMerge([0, 1], room_per_partition=room, silence_seconds=silence)
+    for partition, seconds in enumerate(logs):
+        merge.add(partition, make_log(partition, seconds))
+    return merge
 
 
 def places(entries: list[Entry]) -> list[tuple[int, int]]:
@@ -35,17 +34,14 @@ def places(entries: list[Entry]) -> list[tuple[int, int]]:
 
 
 def test_the_partition_furthest_behind_is_handed_out_first() -> None:
-    merge = PartitionMerge([0, 1], room_per_partition=100)
-    merge.add(0, make_log(0, [1, 4, 9]))
-    merge.add(1, make_log(1, [2, 3, 10]))
+    merge = make_merge([1, 4, 9], [2, 3, 10])
     merge.set_exhausted(SILENT)
     assert places(merge.pop(10)) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
     assert merge.empty_and_exhausted() == [0, 1]
 
 
 def test_nothing_is_handed_out_while_a_partition_with_more_to_give_is_empty() -> None:
-    merge = PartitionMerge([0, 1], room_per_partition=100)
-    merge.add(0, make_log(0, [1, 2, 3]))
+    merge = make_merge([1, 2, 3])
     assert merge.pop(10) == []
     merge.set_exhausted({1: math.inf})  # the broker says: nothing there
     assert places(merge.pop(2)) == [(0, 0), (0, 1)]
@@ -54,9 +50,7 @@ def test_nothing_is_handed_out_while_a_partition_with_more_to_give_is_empty() ->
 
 
 def test_an_event_from_the_past_and_a_broken_one_do_not_set_a_partition_back() -> None:
-    merge = PartitionMerge([0, 1], room_per_partition=100)
-    merge.add(0, make_log(0, [10, 1, None, 12]))
-    merge.add(1, make_log(1, [5, 11, 20]))
+    merge = make_merge([10, 1, None, 12], [5, 11, 20])
     merge.set_exhausted(SILENT)
     # 0 stands at 10 after its first event, so the old and the broken one come right behind it
     assert places(merge.pop(10)) == [(1, 0), (0, 0), (0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]
@@ -85,7 +79,7 @@ def test_the_order_does_not_depend_on_how_much_is_fetched_at_a_time() -> None:
 
 def test_a_burst_after_silence_waits_for_the_share_of_the_other_partitions() -> None:
     # partition 0's half of a burst arrives at 100; the broker found partition 1 empty at 100, and at 103 it is there
-    merge = PartitionMerge([0, 1], room_per_partition=100, silence_seconds=5)
+    merge = make_merge(silence=5)
     merge.add(0, [make_entry(0, n, 1000 + 10 * n, produced_at=100) for n in range(3)])
     for now in (100, 102):
         merge.set_exhausted({0: now, 1: now})
@@ -98,7 +92,7 @@ def test_a_burst_after_silence_waits_for_the_share_of_the_other_partitions() -> 
 
 
 def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> None:
-    merge = PartitionMerge([0, 1], room_per_partition=100, silence_seconds=5)
+    merge = make_merge(silence=5)
     for second in range(20):  # one event a second in partition 0, none in partition 1
         merge.add(0, [make_entry(0, second, second, produced_at=second)])
     merge.set_exhausted({1: 12.0})
@@ -106,8 +100,7 @@ def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> No
 
 
 def test_a_partition_without_room_is_not_fetched() -> None:
-    merge = PartitionMerge([0, 1], room_per_partition=2)
-    merge.add(0, make_log(0, [1, 2]))
+    merge = make_merge([1, 2], room=2)
     assert merge.with_room() == [1]
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.factories.samples import DAY0, behaviour, fetches
+from tests.factories.feeding import fetches
+from tests.factories.samples import DAY0, behaviour
 from trainer.samples.window import EventWindow, ObserveResult
 
 

@@ -30,17 +30,19 @@ class Bag(nn.Module):
         return own_BWD + (own_BWD * weight_BW1).sum(1, keepdim=True) / weight_BW1.sum(1, keepdim=True).clamp(min=1)
 
 
-def network(sizes: tuple[int, ...] = (5, 4, 3)) -> FlipNetwork:
+@pytest.fixture
+def flip() -> FlipNetwork:
     torch.manual_seed(0)
-    return FlipNetwork(sizes, Bag()).eval()
+    return FlipNetwork((5, 4, 3), Bag()).eval()
 
 
-def words() -> TitleTokens:
+@pytest.fixture(scope="module")
+def known() -> TitleTokens:
     return TitleTokens.of(world([(1, [2])]).items.titles, FOLDER)
 
 
-def test_a_row_is_written_as_target_and_latest_titles_without_gaps() -> None:
-    known, data = words(), world([(4, [1, 2, 3, 5]), (6, []), (7, [2])])
+def test_a_row_is_written_as_target_and_latest_titles_without_gaps(known: TitleTokens) -> None:
+    data = world([(4, [1, 2, 3, 5]), (6, []), (7, [2])])
     token_NW, value_NW = known.rows(data.rows.item_N, recent(data))
     assert known.lengths(data.rows.item_N, recent(data)).tolist() == (token_NW != known.padding).sum(1).tolist()
     title = [list(filter(None, known.title_IW[item])) for item in range(13)]
@@ -65,8 +67,7 @@ def test_numbers_become_bins_of_equal_share_and_similarities_are_left_out() -> N
     assert codes[:, 0].tolist() == data.rows.item_N.tolist()
 
 
-def test_padding_of_text_changes_nothing() -> None:
-    flip, known = network(), words()
+def test_padding_of_text_changes_nothing(flip: FlipNetwork, known: TitleTokens) -> None:
     token_NW, _ = known.rows(np.array([4, 6]), np.array([[1, 2, 3], [0, 0, 0]]))
     tokens, codes = torch.from_numpy(token_NW), torch.tensor([[1, 2, 0], [3, 1, 2]])
     wider = nn.functional.pad(tokens, (0, 5), value=known.padding)
@@ -77,8 +78,7 @@ def test_padding_of_text_changes_nothing() -> None:
         np.testing.assert_allclose(alone.numpy(), found[1:].numpy(), atol=1e-5)
 
 
-def test_a_masked_field_is_not_seen_and_its_neighbours_are() -> None:
-    flip = network()
+def test_a_masked_field_is_not_seen_and_its_neighbours_are(flip: FlipNetwork) -> None:
     hidden = torch.tensor([[False, True, False]])
     states = [flip.tabular_vector(torch.tensor([code]), hidden) for code in ([1, 2, 0], [1, 3, 0], [2, 2, 0])]
     assert torch.equal(states[0], states[1]) and not torch.allclose(states[0], states[2])
@@ -109,8 +109,9 @@ def test_alignment_matches_loops_and_knows_its_own() -> None:
     assert float(alignment(torch.from_numpy(text), torch.from_numpy(text))) < found
 
 
-def test_restoring_text_sees_the_table_and_restoring_fields_sees_the_text() -> None:
-    flip, known = network(), words()
+def test_restoring_text_sees_the_table_and_restoring_fields_sees_the_text(
+    flip: FlipNetwork, known: TitleTokens
+) -> None:
     token_NW, value_NW = known.rows(np.array([4, 6]), np.array([[1, 2, 3], [5, 0, 0]]))
     tokens, codes = torch.from_numpy(token_NW), torch.tensor([[1, 2, 0], [3, 1, 2]])
     nothing_W, nothing_F = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(codes, dtype=torch.bool)
@@ -129,8 +130,7 @@ def test_restoring_text_sees_the_table_and_restoring_fields_sees_the_text() -> N
     assert flip.language.words.grad.abs().sum() > 0, "the text vector takes part in restoring fields"
 
 
-def test_the_joint_logit_starts_as_the_text_model_and_shares_by_a() -> None:
-    flip, known = network(), words()
+def test_the_joint_logit_starts_as_the_text_model_and_shares_by_a(flip: FlipNetwork, known: TitleTokens) -> None:
     tokens, codes = torch.from_numpy(known.rows(np.array([4]), np.array([[1, 2, 3]]))[0]), torch.tensor([[1, 2, 0]])
     joint, by_id, by_text = flip.logits(tokens, codes, known.padding)[0].tolist()
     assert joint == pytest.approx(by_text) and by_id != pytest.approx(by_text)
