@@ -82,11 +82,7 @@ def run(data: DataSet, vectors: list[ItemEmbedding], config: TrainerConfig, *, e
     """One arm: every behaviour of the set through the trainer."""
     log = behaviours_of(data, seed=1, events=events)
     trainer = OnlineTrainer(
-        config,
-        encoder_version=vectors[0].encoder_version,
-        dim=vectors[0].dim,
-        partitions=[0],
-        variants=(CIUBM, DIN),
+        config, encoder_version=vectors[0].encoder_version, dim=vectors[0].dim, partitions=[0], variants=(CIUBM, DIN)
     )
     for vector in vectors:
         trainer.put_embedding(vector)

@@ -46,10 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     violated = 0
     try:
         if left:
-            with (
-                running_stack(work / "stack", load_settings().stack) as stack,
-                Starter(work / "processes") as starter,
-            ):
+            with running_stack(work / "stack", load_settings().stack) as stack, Starter(work / "processes") as starter:
                 rounds = Rounds(stack, starter, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
                 with asyncio.Runner() as runner:
                     violated = runner.run(_rounds(rounds, left, lines, options))

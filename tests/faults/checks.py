@@ -243,11 +243,7 @@ def look_at_training(world: World, truth: Behaviours, reference: Reference, *, u
     # the last tick of a partition is handed out when every other partition has spoken after it, or been silent for long
     if not truth.records - PARTITIONS <= accounts["received"] <= truth.records:
         found.add(f"the trainer received {accounts['received']} of {truth.records} behaviours in the log")
-    wanted = {
-        "late": truth.late,
-        "duplicate": truth.repeated_in_training,
-        "dead_lettered": len(truth.broken),
-    }
+    wanted = {"late": truth.late, "duplicate": truth.repeated_in_training, "dead_lettered": len(truth.broken)}
     told = {name: accounts[name] for name in wanted}
     if told != wanted:
         found.add(f"the trainer counted {told}, by the log it is {wanted}")
@@ -342,7 +338,4 @@ async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> F
 
 def fresh_truth(world: World) -> tuple[Items, Behaviours]:
     """What the log as read so far demands."""
-    return (
-        expected_items(world.logs["items"].records),
-        expected_behaviours(world.logs["behaviours"].records),
-    )
+    return (expected_items(world.logs["items"].records), expected_behaviours(world.logs["behaviours"].records))

@@ -71,11 +71,7 @@ class World:
                 "session_timeout_seconds": SESSION_SECONDS,
                 "lease": {"ttl_seconds": LEASE_SECONDS},
             },
-            "record": {
-                "max_records": 10,
-                "session_timeout_ms": SESSION_SECONDS * 1_000,
-                "identity_check_seconds": 1,
-            },
+            "record": {"max_records": 10, "session_timeout_ms": SESSION_SECONDS * 1_000, "identity_check_seconds": 1},
             "train": {
                 "idle_seconds": IDLE_SECONDS,
                 "hold_seconds": 600,
