@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +16,13 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
 from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
-from streams.runtime.launch import launch
 from streams.stack.milvus_part import MilvusPart
-from streams.stack.parts import NotReady
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow
 from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
+from tests.factories.part_server import PartServer, part_server
 
 DIM = 16
 VERSION = "enc-1.a"
@@ -209,55 +205,20 @@ class TestInMemoryItemIndex(ItemIndexContract):
         await index.close()
 
 
-class MilvusServer:
-    """An embedded server that a test may kill."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.part = MilvusPart(folder, free.getsockname()[1])
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.part.port}"
-
-    def start(self) -> None:
-        self.part.prepare(self.folder / "log")
-        with (self.folder / "log").open("ab") as output:
-            self.process = launch(self.part.command(), log=output, cwd=self.folder)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self.part.probe(2)
-                return
-            except NotReady:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
-    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
-    server.start()
-    server.wait_ready()
-    yield server
-    server.kill()
+def milvus(
+    tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: Callable[[], int]
+) -> Iterator[PartServer]:
+    with part_server(MilvusPart(tmp_path_factory.mktemp("milvus"), unused_tcp_port_factory())) as server:
+        yield server
 
 
 @pytest.mark.live
 class TestMilvusItemIndex(ItemIndexContract):
     @pytest.fixture
-    def config(self, milvus: MilvusServer, request: pytest.FixtureRequest) -> MilvusConfig:
-        return MilvusConfig(uri=milvus.uri, alias=f"t{abs(hash(request.node.nodeid)):x}"[:40], timeout_seconds=5)
+    def config(self, milvus: PartServer, request: pytest.FixtureRequest) -> MilvusConfig:
+        uri, alias = f"http://127.0.0.1:{milvus.part.port}", f"t{abs(hash(request.node.nodeid)):x}"[:40]
+        return MilvusConfig(uri=uri, alias=alias, timeout_seconds=5)
 
     @pytest.fixture
     def scan(self, config: MilvusConfig) -> RowScan:
@@ -288,7 +249,7 @@ class TestMilvusItemIndex(ItemIndexContract):
             assert left == ({"b"} if neighbour is config else {"a", "b"})
 
     async def test_a_client_recovers_by_itself_when_the_server_was_killed(
-        self, milvus: MilvusServer, index: ItemIndex
+        self, milvus: PartServer, index: ItemIndex
     ) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         await index.delete(["b"])
@@ -297,7 +258,7 @@ class TestMilvusItemIndex(ItemIndexContract):
             await index.fetch(["a"])
         with pytest.raises(StoreUnavailable):
             await index.upsert([row("c", 3)])
-        milvus.start()
+        milvus.start_only()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with suppress(StoreUnavailable):
@@ -308,7 +269,7 @@ class TestMilvusItemIndex(ItemIndexContract):
         assert [hit for hit, _ in (await index.search(unit(1)[None], 1))[0]] == ["a"]
 
     async def test_each_operation_loads_a_restarted_collection_again(
-        self, milvus: MilvusServer, index: ItemIndex
+        self, milvus: PartServer, index: ItemIndex
     ) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         for operation in (
@@ -319,7 +280,6 @@ class TestMilvusItemIndex(ItemIndexContract):
         ):
             milvus.kill()
             milvus.start()
-            milvus.wait_ready()
             await operation()
         assert set(await index.fetch(["a", "b"])) == {"a"}
 
