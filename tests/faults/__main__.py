@@ -17,7 +17,7 @@ from streams.stack.run import running_stack
 from tests.faults.processes import Starter
 from tests.faults.report import read_rounds, write_report
 from tests.faults.rounds import Rounds
-from tests.faults.scenario import WEIGHTS
+from tests.faults.scenario import FAULTS
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="stack, logs and models; kept after a violation (default: a temporary folder)"
     )
-    parser.add_argument("--fault", action="append", choices=sorted(WEIGHTS), help="only these, in every round")
+    parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only these, in every round")
     parser.add_argument("--minutes", type=float, help="begin no round after this time")
     parser.add_argument("--bug", help="plant this bug in the processes")
     options = parser.parse_args()
