@@ -234,10 +234,8 @@ class Bench:
 
 
 def _content(row: dict[str, Any]) -> ItemContent:
-    title, text = row["title"] or "", row["text"] or ""
-    return ItemContent(
-        item_id=str(row["item_id"]), title=title, text=text, category=row["category"], image=row["image"]
-    )
+    item_id, title, text = str(row["item_id"]), row["title"] or "", row["text"] or ""
+    return ItemContent(item_id=item_id, title=title, text=text, category=row["category"], image=row["image"])
 
 
 def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:

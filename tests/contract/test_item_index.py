@@ -59,6 +59,11 @@ def same(one: ItemRow, other: ItemRow) -> bool:
     return plain[0] == plain[1] and bool(np.allclose(one.vector, other.vector, atol=1e-6))
 
 
+async def nearest(index: ItemIndex, seed: int, k: int) -> list[str]:
+    (answer,) = await index.search(unit(seed)[None], k)
+    return [item_id for item_id, _ in answer]
+
+
 class ItemIndexContract:
     @pytest.fixture
     def index(self) -> ItemIndex:
@@ -86,22 +91,20 @@ class ItemIndexContract:
         await index.upsert([row("a", 1, offset=1), row("b", 2), row("a", 3, offset=7)])
         assert (await index.fetch(["a"]))["a"].source_offset == 7
         assert await index.count() == 2
-        assert [hit for hit, _ in (await index.search(unit(3)[None], 5))[0]] == ["a", "b"]
+        assert await nearest(index, 3, 5) == ["a", "b"]
 
     async def test_an_upsert_replaces_the_whole_row(self, index: ItemIndex) -> None:
         await index.upsert([row("a", 1, category="old", title="old")])
         await index.upsert([row("a", 2, category=None, title="")])
         found = (await index.fetch(["a"]))["a"]
-        assert found.category is None
-        assert found.title == ""
-        assert await index.count() == 1
+        assert (found.category, found.title, await index.count()) == (None, "", 1)
         assert np.allclose(found.vector, unit(2), atol=1e-6)
 
     async def test_a_deleted_row_is_neither_read_nor_found_nor_counted(self, index: ItemIndex) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         await index.delete(["a", "never-there"])
         assert set(await index.fetch(["a", "b"])) == {"b"}
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["b"]
+        assert await nearest(index, 1, 5) == ["b"]
         assert await index.count() == 1
 
     async def test_a_deleted_row_can_come_back(self, index: ItemIndex) -> None:
@@ -125,27 +128,25 @@ class ItemIndexContract:
         await index.upsert([row("waiting", offset=5, pending=True), row("a", 1)])
         assert await index.fetch(["waiting"]) == {}
         assert (await index.fetch(["waiting"], pending=True))["waiting"].source_offset == 5
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["a"]
+        assert await nearest(index, 1, 5) == ["a"]
         assert await index.count() == 1
 
     @pytest.mark.parametrize(
         "bad",
         [
-            np.full(DIM, np.nan, np.float32),
-            np.zeros(DIM, np.float32),
-            2 * unit(1),
-            np.where(np.arange(DIM) == 3, np.inf, unit(1)).astype(np.float32),
-            unit(1)[:-1],
+            pytest.param(np.full(DIM, np.nan, np.float32), id="nan"),
+            pytest.param(np.zeros(DIM, np.float32), id="zero"),
+            pytest.param(2 * unit(1), id="too-long"),
+            pytest.param(np.where(np.arange(DIM) == 3, np.inf, unit(1)).astype(np.float32), id="infinite"),
+            pytest.param(unit(1)[:-1], id="too-narrow"),
         ],
-        ids=["nan", "zero", "too-long", "infinite", "too-narrow"],
     )
     async def test_a_vector_that_is_no_unit_vector_is_refused_with_its_call(
         self, index: ItemIndex, bad: NDArray[np.float32]
     ) -> None:
         with pytest.raises(WriteRejected) as caught:
             await index.upsert([row("good", 1), row("bad", vector=bad)])
-        assert caught.value.reason is Reason.BAD_VECTOR
-        assert "'bad'" in str(caught.value)
+        assert caught.value.reason is Reason.BAD_VECTOR and "'bad'" in str(caught.value)
         assert await index.count() == 0
 
     async def test_a_vector_of_another_encoder_is_refused(self, index: ItemIndex) -> None:
@@ -266,7 +267,7 @@ class TestMilvusItemIndex(ItemIndexContract):
                 break
             await asyncio.sleep(0.1)
         assert set(await index.fetch(["a", "b", "c"])) == {"a", "c"}
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 1))[0]] == ["a"]
+        assert await nearest(index, 1, 1) == ["a"]
 
     async def test_each_operation_loads_a_restarted_collection_again(
         self, milvus: PartServer, index: ItemIndex
@@ -297,10 +298,8 @@ class TestMilvusItemIndex(ItemIndexContract):
             await MilvusItemIndex(config, encoder_version="enc-2", dim=DIM).open()
 
     async def test_workers_that_start_together_agree(self, config: MilvusConfig) -> None:
-        indexes = [
-            MilvusItemIndex(config.model_copy(update={"alias": "together"}), encoder_version=VERSION, dim=DIM)
-            for _ in range(4)
-        ]
+        shared = config.model_copy(update={"alias": "together"})
+        indexes = [MilvusItemIndex(shared, encoder_version=VERSION, dim=DIM) for _ in range(4)]
         await asyncio.gather(*(index.open() for index in indexes))
         await indexes[0].upsert([row("a", 1)])
         assert set(await indexes[3].fetch(["a"])) == {"a"}
@@ -308,9 +307,8 @@ class TestMilvusItemIndex(ItemIndexContract):
             await index.close()
 
     async def test_an_address_where_nothing_listens_is_named_at_start(self) -> None:
-        index = MilvusItemIndex(
-            MilvusConfig(uri="http://127.0.0.1:9", timeout_seconds=1), encoder_version=VERSION, dim=DIM
-        )
+        nowhere = MilvusConfig(uri="http://127.0.0.1:9", timeout_seconds=1)
+        index = MilvusItemIndex(nowhere, encoder_version=VERSION, dim=DIM)
         with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:9.*MIM_MILVUS__URI"):
             await index.open()
 
