@@ -15,16 +15,18 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
-from encoders.base import ItemContent
 from encoders.config import EncoderConfig
 from encoders.loading import load_encoder
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
+from streams.encoder_training.bundle_builder import contents_of
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.metrics import ScoredRows, paired_report, prequential_report
@@ -46,47 +48,29 @@ ARMS: dict[str, dict[str, object]] = {
 def encode_items(data: DataSet) -> list[ItemEmbedding]:
     """All items of the set through the default encoder."""
     encoder = load_encoder(EncoderConfig())
-    found: list[ItemEmbedding] = []
-    for start in track(range(0, len(data.item_ids), 128), description="encoding", transient=True):
-        records = data.records(start, start + 128)
-        pictures = data.pictures.of(records)
-        prepared = [
-            encoder.prepare(
-                ItemContent(
-                    item_id=record.item_id,
-                    title=record.title,
-                    text=record.text,
-                    category=record.category,
-                    price=record.price,
-                    image=picture,
-                )
-            )
-            for record, picture in zip(records, pictures, strict=True)
-        ]
-        for record, vector in zip(records, encoder.encode(prepared), strict=True):
-            found.append(
-                ItemEmbedding(
-                    item_id=record.item_id,
-                    encoder_version=encoder.version,
-                    vector=base64.b64encode(vector.astype("<f4").tobytes()),
-                    dim=encoder.dim,
-                    content_hash=record.item_id,
-                    published_at=datetime.fromtimestamp(record.publish_ts, UTC),
-                    source=SourceOffset(partition=0, offset=0),
-                )
-            )
-    return found
+    contents = list(contents_of(data))
+    vectors: list[NDArray[np.float32]] = []
+    for start in track(range(0, len(contents), 128), description="encoding", transient=True):
+        vectors += list(encoder.encode([encoder.prepare(content) for content in contents[start : start + 128]]))
+    return [
+        ItemEmbedding(
+            item_id=item_id,
+            encoder_version=encoder.version,
+            vector=base64.b64encode(vector.astype("<f4").tobytes()),
+            dim=encoder.dim,
+            content_hash=item_id,
+            published_at=datetime.fromtimestamp(int(publish_ts), UTC),
+            source=SourceOffset(partition=0, offset=0),
+        )
+        for item_id, publish_ts, vector in zip(data.item_ids, data.publish_ts, vectors, strict=True)
+    ]
 
 
 def run(data: DataSet, vectors: list[ItemEmbedding], config: TrainerConfig, *, events: int | None) -> ScoredRows:
     """One arm: every behaviour of the set through the trainer."""
     log = behaviours_of(data, seed=1, events=events)
     trainer = OnlineTrainer(
-        config,
-        encoder_version=vectors[0].encoder_version,
-        dim=vectors[0].dim,
-        partitions=[0],
-        variants=(CIUBM, DIN),
+        config, encoder_version=vectors[0].encoder_version, dim=vectors[0].dim, partitions=[0], variants=(CIUBM, DIN)
     )
     for vector in vectors:
         trainer.put_embedding(vector)
@@ -131,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = open_data_set(options.folder)
     path = options.out / f"contrastive_term_{data.name}_cpu.json"
-    rows: list[dict[str, object]] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     done = {(row["arm"], row["seed"], row["events"]) for row in rows}
     vectors: list[ItemEmbedding] = []
     for seed in range(options.seeds):
@@ -142,27 +126,18 @@ def main() -> None:
             started = time.monotonic()
             config = TrainerConfig.model_validate({"seed": seed, **changes})
             scored = run(data, vectors, config, events=options.events)
-            buckets = prequential_report(scored)[CIUBM]
             paired = paired_report(scored, CIUBM, DIN, rng=np.random.default_rng(0))["overall"]
-            rows.append(
-                {
-                    "data": data.name,
-                    "events": options.events,
-                    "arm": arm,
-                    "seed": seed,
-                    "encoder_version": vectors[0].encoder_version,
-                    "buckets": buckets,
-                    "minus_din": None if paired is None else [paired.difference, paired.low, paired.high],
-                    "seconds": round(time.monotonic() - started, 1),
-                }
-            )
+            row = {"data": data.name, "events": options.events, "arm": arm, "seed": seed}
+            row |= {"encoder_version": vectors[0].encoder_version, "buckets": prequential_report(scored)[CIUBM]}
+            row["minus_din"] = None if paired is None else [paired.difference, paired.low, paired.high]
+            row["seconds"] = round(time.monotonic() - started, 1)
+            rows.append(row)
             path.write_text(json.dumps(rows, indent=1) + "\n")
     for arm in ARMS:
         cells = []
         for bucket in ("overall", "under_24h", "older"):
-            values = [
-                found["gauc"] for row in rows if row["arm"] == arm and (found := row["buckets"][bucket]) is not None
-            ]
+            found = [row["buckets"][bucket] for row in rows if row["arm"] == arm]
+            values = [one["gauc"] for one in found if one is not None]
             cells.append(f"{bucket} {np.mean(values):.4f} ± {np.std(values):.4f}" if values else f"{bucket} -")
         print(f"{arm:36s}", " | ".join(cells))
 

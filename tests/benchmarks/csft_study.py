@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -230,25 +230,13 @@ class Bench:
             features = replace(features, image_NI=self.weaker.image_NI)
         if arm.get("shuffle"):
             features = features.select(np.random.default_rng(seed).permutation(len(features)))
-        if arm.get("only") == "text":
-            features = replace(
-                features, image_NI=np.zeros_like(features.image_NI), has_image_N=np.zeros_like(features.has_image_N)
-            )
-        if arm.get("only") == "image":
-            features = replace(
-                features, text_NT=np.zeros_like(features.text_NT), has_text_N=np.zeros_like(features.has_text_N)
-            )
-        return features
+        blank = {"text": ("image_NI", "has_image_N"), "image": ("text_NT", "has_text_N")}.get(arm.get("only", ""), ())
+        return replace(features, **{name: np.zeros_like(getattr(features, name)) for name in blank})
 
 
 def _content(row: dict[str, Any]) -> ItemContent:
-    return ItemContent(
-        item_id=str(row["item_id"]),
-        title=row["title"] or "",
-        text=row["text"] or "",
-        category=row["category"],
-        image=row["image"],
-    )
+    item_id, title, text = str(row["item_id"]), row["title"] or "", row["text"] or ""
+    return ItemContent(item_id=item_id, title=title, text=text, category=row["category"], image=row["image"])
 
 
 def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:
@@ -312,20 +300,17 @@ def main() -> None:
 
 def _plan(options: argparse.Namespace) -> list[tuple[Path, str, int, Arm | None]]:
     """Seeds outermost: what is cut short is cut short evenly. No arm stands for the references."""
-    wanted: Callable[[str], bool] = (
-        (lambda name: name in options.arms.split(";")) if options.arms else lambda name: True
-    )
+    chosen = options.arms.split(";") if options.arms else [*ARMS, *CATALOGUE_ARMS, *END_TO_END_ARMS]
     plan: list[tuple[Path, str, int, Arm | None]] = []
     for seed in range(options.seeds):
         for folder in options.folders:
             if seed == 0:
                 plan.append((folder, REFERENCES[0], 0, None))
-            plan += [(folder, name, seed, arm) for name, arm in ARMS.items() if wanted(name)]
+            arms = dict(ARMS)
             if folder == options.folders[0]:
-                if options.catalogue:
-                    plan += [(folder, name, seed, arm) for name, arm in CATALOGUE_ARMS.items() if wanted(name)]
-                if options.end_to_end and seed == 0:
-                    plan += [(folder, name, seed, arm) for name, arm in END_TO_END_ARMS.items() if wanted(name)]
+                arms |= CATALOGUE_ARMS if options.catalogue else {}
+                arms |= END_TO_END_ARMS if options.end_to_end and seed == 0 else {}
+            plan += [(folder, name, seed, arm) for name, arm in arms.items() if name in chosen]
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _table(arms: dict[str, Any], kinds: list[str], key: str | None = None) -> li
     spans = [key] if key else ["validation", "test"]
     header = ["arm", "seeds", *(f"{kind} {span.split('_')[0]}" for kind in kinds for span in spans)]
     header += [] if key else ["cosine"]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines = []
     for arm, seeds in arms.items():
         rows = [row for row in seeds.values() if spans[0] in row]
         cells = [cell([row[span][kind] for row in rows if kind in row[span]]) for kind in kinds for span in spans]
@@ -50,8 +51,14 @@ def _table(arms: dict[str, Any], kinds: list[str], key: str | None = None) -> li
             cosines = [row["geometry"]["mean_pairwise_cosine"] for row in rows if "geometry" in row]
             shown = f"{np.mean(cosines):.2f}" if cosines else ""
             cells.append(shown + (" **collapsed**" if any(row.get("collapse") for row in rows) else ""))
-        lines.append(f"| {arm} | {len(rows)} | " + " | ".join(cells) + " |")
-    return lines
+        lines.append([arm, str(len(rows)), *cells])
+    return markdown_table(header, lines)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def cell(rows: list[dict[str, Any]]) -> str:

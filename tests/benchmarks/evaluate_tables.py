@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from streams.evaluation.figures import REFERENCE
 from streams.evaluation.report import statements
+from tests.benchmarks.csft_tables import markdown_table
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.metrics import UserAuc, auc, user_auc
@@ -104,7 +105,7 @@ def models_table(document: dict[str, Any]) -> list[str]:
             gain = ahead.get((model, one))
             cells.append(_gain(gain["difference"], gain["low"], gain["high"]) if gain else "")
         rows.append(cells)
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def variants_table(judged: Judged, studies: dict[str, Path], listed: Collection[str]) -> list[str]:
@@ -132,7 +133,7 @@ def variants_table(judged: Judged, studies: dict[str, Path], listed: Collection[
     if not rows:
         return []
     head = ["CiUBM", "seeds", "overall: GAUC / AUC", "cold: GAUC / AUC"]
-    return _table([*head, "whole with C-SFT vectors minus it, overall", "the same, cold"], rows)
+    return markdown_table([*head, "whole with C-SFT vectors minus it, overall", "the same, cold"], rows)
 
 
 def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
@@ -156,11 +157,6 @@ def page(folder: Path, studies: Path) -> tuple[str, dict[str, Any]]:
             for kind, one in documents.items()
         }
     return "\n".join(lines), kept
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _short(value: float) -> str:

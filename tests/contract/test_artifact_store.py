@@ -6,7 +6,9 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ from streams.stores.artifacts.pointer import update_pointer
 
 OpenStore = Callable[[], ArtifactStore]
 
+NAMES = {"entries": "things", "pointer": "current.json", "named": "here"}
+
 
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
@@ -35,7 +39,8 @@ def s3_address() -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
-    client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **ACCESS)
+    access = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+    client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **access)
     client.create_bucket(Bucket="models")
     client.close()
     yield address
@@ -44,29 +49,32 @@ def s3_address() -> Iterator[str]:
     server.server_close()
 
 
-ACCESS = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
-
-
 @pytest.fixture(params=["folder", "memory", "fsspec-memory", "s3"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Opens the same place again each time it is called, as another process would."""
-    names = {"entries": "things", "pointer": "current.json", "named": "here"}
     where = uuid.uuid4().hex
     if request.param == "folder":
-        return lambda: FolderArtifactStore(tmp_path, **names)
+        return lambda: FolderArtifactStore(tmp_path, **NAMES)
     if request.param == "fsspec-memory":
-        return lambda: S3ArtifactStore(f"memory://{where}", **names)
+        return lambda: S3ArtifactStore(f"memory://{where}", **NAMES)
     if request.param == "s3":
-        options = {
-            "key": "any",
-            "secret": "any",
-            "client_kwargs": {"region_name": "us-east-1"},
-            "endpoint_url": request.getfixturevalue("s3_address"),
-            "skip_instance_cache": True,
-        }
-        return lambda: S3ArtifactStore(f"s3://models/{where}", options=options, **names)
+        access = {"key": "any", "secret": "any", "endpoint_url": request.getfixturevalue("s3_address")}
+        options = access | {"client_kwargs": {"region_name": "us-east-1"}, "skip_instance_cache": True}
+        return lambda: S3ArtifactStore(f"s3://models/{where}", options=options, **NAMES)
     only = InMemoryArtifactStore()
     return lambda: only
+
+
+def pointed(store: ArtifactStore) -> bytes:
+    held = store.pointer()
+    assert held is not None
+    return held.content
+
+
+def side_by_side(work: Callable[[Any], None], *given: Any) -> None:
+    """Do the work for each at the same time; what one of them raises comes out."""
+    with ThreadPoolExecutor(len(given)) as pool:
+        list(pool.map(work, given))
 
 
 def test_an_entry_comes_back_from_another_process_and_never_changes(open_store: OpenStore) -> None:
@@ -76,10 +84,9 @@ def test_an_entry_comes_back_from_another_process_and_never_changes(open_store: 
     assert other.names() == ["r1"] and other.read("r1", "a.bin") == b"\x00" * 1000
     other.put("r1", {"a.bin": b"other", "c": b"more"})
     assert store.read("r1", "a.bin") == b"\x00" * 1000
-    with pytest.raises(NotFound):
-        store.read("r1", "c")
-    with pytest.raises(NotFound):
-        store.read("r2", "a.bin")
+    for absent in (("r1", "c"), ("r2", "a.bin")):
+        with pytest.raises(NotFound):
+            store.read(*absent)
     store.put("r0", {"a.bin": b"1"})
     assert other.names() == ["r0", "r1"]
 
@@ -125,31 +132,19 @@ def test_the_pointer_is_replaced_only_from_its_present_state(open_store: OpenSto
     assert other.compare_and_swap(b"2", expected=seen)
     assert not store.compare_and_swap(b"3", expected=seen)  # seen is outdated: it slept since
     assert not store.compare_and_swap(b"3", expected=VersionedPointer(b"never", '"0"'))
-    now = store.pointer()
-    assert now is not None and now.content == b"2"
+    assert pointed(store) == b"2"
 
 
 def test_of_two_racing_writers_no_change_is_lost(open_store: OpenStore) -> None:
     rounds = 25
-    lost: list[BaseException] = []
 
     def count(name: str) -> None:
         store = open_store()
-        try:
-            for _ in range(rounds):
-                update_pointer(store, lambda raw: json.dumps([*json.loads(raw or b"[]"), name]).encode())
-        except BaseException as error:
-            lost.append(error)
+        for _ in range(rounds):
+            update_pointer(store, lambda raw: json.dumps([*json.loads(raw or b"[]"), name]).encode())
 
-    writers = [threading.Thread(target=count, args=(name,)) for name in ("a", "b")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not lost
-    held = open_store().pointer()
-    assert held is not None
-    assert sorted(json.loads(held.content)) == ["a"] * rounds + ["b"] * rounds
+    side_by_side(count, "a", "b")
+    assert sorted(json.loads(pointed(open_store()))) == ["a"] * rounds + ["b"] * rounds
 
 
 def test_a_refused_change_writes_nothing_and_a_change_is_repeated_after_a_conflict(open_store: OpenStore) -> None:
@@ -166,19 +161,14 @@ def test_a_refused_change_writes_nothing_and_a_change_is_repeated_after_a_confli
     assert update_pointer(store, change) == b"2!" and asked == [b"1", b"2"]
     store.compare_and_swap(b"9", expected=store.pointer())
     assert update_pointer(store, change) is None
-    held = other.pointer()
-    assert held is not None and held.content == b"9"
+    assert pointed(other) == b"9"
 
 
 def test_of_two_writers_of_one_name_the_first_wins_whole(open_store: OpenStore) -> None:
     def put(content: bytes) -> None:
         open_store().put("r1", {"a": content, "b": content})
 
-    writers = [threading.Thread(target=put, args=(content,)) for content in (b"1", b"2")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    side_by_side(put, b"1", b"2")
     store = open_store()
     assert store.read("r1", "a") == store.read("r1", "b")
 
@@ -202,35 +192,26 @@ def test_an_entry_whose_writer_was_killed_is_not_there_and_is_swept(tmp_path: Pa
     import fsspec
 
     where = uuid.uuid4().hex
-    store = S3ArtifactStore(f"memory://{where}", entries="things", pointer="current.json", named="here")
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file(f"/{where}/things/r1.0123456789ab/a", b"half")
+    store = S3ArtifactStore(f"memory://{where}", **NAMES)
+    memory, half = fsspec.filesystem("memory"), f"/{where}/things/r1.0123456789ab/a"
+    memory.pipe_file(half, b"half")
     store.put("r2", {"a": b"whole"})
     assert store.names() == ["r2"]
     store.sweep(3600)
-    assert memory.exists(f"/{where}/things/r1.0123456789ab/a")
+    assert memory.exists(half)
     store.sweep(-1)
-    assert not memory.exists(f"/{where}/things/r1.0123456789ab/a") and store.read("r2", "a") == b"whole"
+    assert not memory.exists(half) and store.read("r2", "a") == b"whole"
 
 
 def test_a_store_without_conditional_puts_is_refused() -> None:
     with pytest.raises(Misconfigured, match="compared and swapped"):
-        S3ArtifactStore("gs://bucket/x", entries="things", pointer="p", named="MIM_MODELS__URL=gs://bucket/x")
+        S3ArtifactStore("gs://bucket/x", **NAMES)
 
 
 def test_an_object_store_that_does_not_answer_is_unavailable() -> None:
     pytest.importorskip("s3fs")
-    store = S3ArtifactStore(
-        "s3://models/x",
-        entries="things",
-        pointer="p",
-        named="MIM_MODELS__URL",
-        options={
-            "key": "any",
-            "secret": "any",
-            "endpoint_url": "http://127.0.0.1:1",
-            "config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 1},
-        },
-    )
+    access = {"key": "any", "secret": "any", "endpoint_url": "http://127.0.0.1:1"}
+    options = access | {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 1}}
+    store = S3ArtifactStore("s3://models/x", options=options, **NAMES | {"named": "MIM_MODELS__URL"})
     with pytest.raises(StoreUnavailable, match="MIM_MODELS__URL"):
         store.pointer()

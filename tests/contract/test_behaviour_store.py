@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from schemas.forgotten import ForgottenUser
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
 from streams.stores.histories.client import RedisConfig, make_redis
+from streams.stores.histories.packed_history import RecordReport
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
@@ -33,65 +37,58 @@ async def contents(store: BehaviourStore) -> object:
     }
 
 
-async def feed(store: BehaviourStore, log: list[BehaviourRecord], cuts: list[int], partition: int = 0) -> None:
-    stored = (await store.positions()).get(partition, 0)
-    for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
-        batch = log[start:end]
-        if batch:
+async def items(store: BehaviourStore, user: str = "u1") -> list[str]:
+    return [take.item_id for take in await store.history(user)]
+
+
+async def record(store: BehaviourStore, *batch: BehaviourRecord) -> RecordReport:
+    """Record a batch of partition 0 that holds every offset from its first to its last."""
+    return await store.record(0, list(batch), first_offset=batch[0].offset, next_offset=batch[-1].offset + 1)
+
+
+async def feed(store: BehaviourStore, log: list[BehaviourRecord], cuts: list[int]) -> None:
+    stored = 0
+    for start, end in pairwise([0, *cuts, len(log)]):
+        if batch := log[start:end]:
             next_offset = batch[-1].offset + 1
-            report = await store.record(partition, batch, first_offset=stored, next_offset=next_offset)
+            report = await store.record(0, batch, first_offset=stored, next_offset=next_offset)
             assert report.resume_from is None
             stored = next_offset
 
 
 class BehaviourStoreContract:
     async def test_takes_come_back_in_event_time_order(self, store: BehaviourStore) -> None:
-        batch = [
-            event(0, item="late", at=20),
-            event(1, item="early", at=10, kind="purchase"),
-            event(2, at=15, item="m"),
-        ]
-        await store.record(0, batch, first_offset=0, next_offset=3)
-        history = await store.history("u1")
-        assert [(take.item_id, take.occurred_at, take.kind) for take in history] == [
-            ("early", 10.0, "purchase"),
-            ("m", 15.0, "click"),
-            ("late", 20.0, "click"),
-        ]
+        events = [event(0, item="c", at=20), event(1, item="a", at=10, kind="purchase"), event(2, item="b", at=15)]
+        await record(store, *events)
+        found = [(take.item_id, take.occurred_at, take.kind) for take in await store.history("u1")]
+        assert found == [("a", 10.0, "purchase"), ("b", 15.0, "click"), ("c", 20.0, "click")]
 
     async def test_exposures_are_counted_and_not_kept(self, store: BehaviourStore) -> None:
-        report = await store.record(0, [event(0, kind="exposure"), event(1)], first_offset=0, next_offset=2)
+        report = await record(store, event(0, kind="exposure"), event(1))
         assert (report.exposures, report.takes, report.stored) == (1, 1, 2)
         assert len(await store.history("u1")) == 1
-        assert await store.counts() == {
-            "stored": 2,
-            "exposures": 1,
-            "takes": 1,
-            "duplicates": 0,
-            "broken": 0,
-            "erased": 0,
-        }
+        nothing = {"duplicates": 0, "broken": 0, "erased": 0}
+        assert await store.counts() == {"stored": 2, "exposures": 1, "takes": 1} | nothing
 
     async def test_a_forgotten_user_is_gone_and_no_replay_or_late_recorder_brings_them_back(
         self, store: BehaviourStore
     ) -> None:
-        await store.record(0, [event(0), event(1, user="u2"), event(2)], first_offset=0, next_offset=3)
+        await record(store, event(0), event(1, user="u2"), event(2))
         assert await store.forget([forgotten("u1", {0: 5})], source="t:3", next_offset=8) == 1
         assert await store.history("u1") == [] and len(await store.history("u2")) == 1
 
-        late = await store.record(0, [event(3), event(4, user="u2")], first_offset=3, next_offset=5)
+        late = await record(store, event(3), event(4, user="u2"))
         assert (late.erased, late.takes) == (1, 1) and await store.history("u1") == []
-        again = await store.record(0, [event(5, item="new")], first_offset=5, next_offset=6)
+        again = await record(store, event(5, item="new"))
         assert again.takes == 1
-        assert [take.item_id for take in await store.history("u1")] == ["new"]  # a new user of the same id
+        assert await items(store) == ["new"]  # a new user of the same id
 
         await store.clear()
         await store.bind(LOG)
         assert await store.forgotten_positions() == {"t:3": 8}  # marks outlive a rebuild
-        everything = [event(0), event(1, user="u2"), event(2), event(3), event(5, item="new")]
-        replayed = await store.record(0, everything, first_offset=0, next_offset=6)
+        replayed = await record(store, event(0), event(1, user="u2"), event(2), event(3), event(5, item="new"))
         assert (replayed.erased, replayed.takes) == (3, 2)
-        assert [take.item_id for take in await store.history("u1")] == ["new"]
+        assert await items(store) == ["new"]
         assert (await store.counts())["erased"] == 3
 
     async def test_reading_an_erasure_again_does_not_erase_the_user_who_came_back(self, store: BehaviourStore) -> None:
@@ -104,30 +101,28 @@ class BehaviourStoreContract:
 
     async def test_ends_of_another_log_erase_nothing_that_comes_in_this_one(self, store: BehaviourStore) -> None:
         await store.forget([forgotten("u1", {0: 100}, topic_id="an older one")], source="t:0", next_offset=1)
-        report = await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        report = await record(store, event(0))
         assert report.erased == 0 and len(await store.history("u1")) == 1
 
     async def test_only_the_newest_takes_are_kept(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(i, item=f"i{i}", at=i) for i in range(9)], first_offset=0, next_offset=9)
-        await store.record(0, [event(9, item="ancient", at=-5)], first_offset=9, next_offset=10)
-        assert [take.item_id for take in await store.history("u1")] == ["i4", "i5", "i6", "i7", "i8"]
+        await record(store, *(event(i, item=f"i{i}", at=i) for i in range(9)))
+        await record(store, event(9, item="ancient", at=-5))
+        assert await items(store) == ["i4", "i5", "i6", "i7", "i8"]
         assert (await store.counts())["takes"] == 10
 
     async def test_a_second_event_with_the_same_id_changes_nothing(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(0, "a", item="x"), event(1, "b", kind="exposure")], first_offset=0, next_offset=2)
-        again = [event(2, "a", item="x"), event(3, "b", kind="exposure"), event(4, "a", item="y", at=99)]
-        report = await store.record(0, again, first_offset=2, next_offset=5)
+        await record(store, event(0, "a", item="x"), event(1, "b", kind="exposure"))
+        again = (event(2, "a", item="x"), event(3, "b", kind="exposure"), event(4, "a", item="y", at=99))
+        report = await record(store, *again)
         assert (report.duplicates, report.stored, report.users) == (3, 0, 0)
-        assert [take.item_id for take in await store.history("u1")] == ["x"]
+        assert await items(store) == ["x"]
 
     async def test_a_take_still_kept_is_never_doubled_however_many_exposures_came_since(
         self, store: BehaviourStore
     ) -> None:
-        await store.record(0, [event(0, "a")], first_offset=0, next_offset=1)
-        flood = [event(i, kind="exposure") for i in range(1, 50)]
-        await store.record(0, flood, first_offset=1, next_offset=50)
-        report = await store.record(0, [event(50, "a")], first_offset=50, next_offset=51)
-        assert report.duplicates == 1
+        await record(store, event(0, "a"))
+        await record(store, *(event(i, kind="exposure") for i in range(1, 50)))
+        assert (await record(store, event(50, "a"))).duplicates == 1
         assert len(await store.history("u1")) == 1
 
     async def test_a_replay_of_recorded_offsets_changes_nothing(self, store: BehaviourStore) -> None:
@@ -136,13 +131,12 @@ class BehaviourStoreContract:
         before = await contents(store)
         for start, end in [(0, 300), (50, 120), (299, 300)]:
             part = log[start:end]
-            report = await store.record(0, part, first_offset=part[0].offset, next_offset=part[-1].offset + 1)
-            assert report.replayed == len(part)
+            assert (await record(store, *part)).replayed == len(part)
         assert await contents(store) == before
 
     async def test_a_batch_that_overlaps_the_position_records_only_its_new_part(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(i, at=i) for i in range(3)], first_offset=0, next_offset=3)
-        report = await store.record(0, [event(i, at=i) for i in range(1, 5)], first_offset=1, next_offset=5)
+        await record(store, *(event(i, at=i) for i in range(3)))
+        report = await record(store, *(event(i, at=i) for i in range(1, 5)))
         assert (report.replayed, report.takes) == (2, 2)
         assert (await store.positions(), (await store.counts())["takes"]) == ({0: 5}, 5)
 
@@ -158,7 +152,7 @@ class BehaviourStoreContract:
     async def test_a_gap_between_position_and_batch_is_refused_and_says_where_to_read(
         self, store: BehaviourStore
     ) -> None:
-        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        await record(store, event(0))
         report = await store.record(0, [event(7)], first_offset=5, next_offset=8)
         assert report.resume_from == 1
         assert (await store.positions(), (await store.counts())["takes"]) == ({0: 1}, 1)
@@ -169,11 +163,11 @@ class BehaviourStoreContract:
 
     async def test_broken_records_are_counted_once(self, store: BehaviourStore) -> None:
         for _ in range(2):
-            await store.record(0, [BehaviourRecord(0, None), event(1)], first_offset=0, next_offset=2)
+            await record(store, BehaviourRecord(0, None), event(1))
         assert (await store.counts())["broken"] == 1
 
     async def test_partitions_have_positions_of_their_own(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(0, user="u1")], first_offset=0, next_offset=1)
+        await record(store, event(0, user="u1"))
         await store.record(3, [event(0, user="u2"), event(1, user="u2")], first_offset=0, next_offset=2)
         assert await store.positions() == {0: 1, 3: 2}
         assert (await store.counts())["takes"] == 3
@@ -194,15 +188,14 @@ class BehaviourStoreContract:
         await store.bind(TopicIncarnation("cluster-2", "mim.behaviours", "topic-9"))
 
     async def test_a_recorder_that_missed_a_clear_is_sent_back_to_the_start(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        await record(store, event(0))
         await store.clear()
-        report = await store.record(0, [event(1)], first_offset=1, next_offset=2)
-        assert report.resume_from == 0
+        assert (await record(store, event(1))).resume_from == 0
         assert await store.history("u1") == []
 
     async def test_ids_in_any_script_survive(self, store: BehaviourStore) -> None:
-        await store.record(0, [event(0, "é1", user="用户", item="商品:7")], first_offset=0, next_offset=1)
-        assert [take.item_id for take in await store.history("用户")] == ["商品:7"]
+        await record(store, event(0, "é1", user="用户", item="商品:7"))
+        assert await items(store, "用户") == ["商品:7"]
         assert await store.taken_items("用户") == ["商品:7"]
         assert await store.taken_items("nobody") == []
 
@@ -215,6 +208,14 @@ class TestInMemoryBehaviourStore(BehaviourStoreContract):
         return store
 
 
+@asynccontextmanager
+async def opened(config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
+    store = RedisBehaviourStore(make_redis(config), config, KEEP)
+    await store.bind(LOG)
+    yield store
+    await store.close()
+
+
 @pytest.mark.live
 class TestRedisBehaviourStore(BehaviourStoreContract):
     @pytest.fixture
@@ -222,11 +223,15 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
         return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
 
     @pytest.fixture
-    async def store(self, config: RedisConfig) -> AsyncIterator[BehaviourStore]:
-        store = RedisBehaviourStore(make_redis(config), config, KEEP)
-        await store.bind(LOG)
-        yield store
-        await store.close()
+    async def store(self, config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
+        async with opened(config) as store:
+            yield store
+
+    @pytest.fixture
+    async def other(self, config: RedisConfig) -> AsyncIterator[BehaviourStore]:
+        """The same store, opened by another process."""
+        async with opened(config) as store:
+            yield store
 
     async def test_it_agrees_with_the_store_in_memory(self, store: BehaviourStore) -> None:
         memory = InMemoryBehaviourStore(KEEP)
@@ -237,33 +242,22 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
         assert await contents(store) == await contents(memory)
 
     async def test_two_recorders_on_one_partition_record_each_event_once(
-        self, store: BehaviourStore, config: RedisConfig
+        self, store: BehaviourStore, other: BehaviourStore
     ) -> None:
-        import asyncio
-
-        other = RedisBehaviourStore(make_redis(config), config, KEEP)
-        await other.bind(LOG)
         log = [event(i, user=f"u{i % 3}", at=i) for i in range(400)]
 
         async def run(which: BehaviourStore) -> None:
             for start in range(0, 400, 10):
-                await which.record(0, log[start : start + 10], first_offset=start, next_offset=start + 10)
-
-        async def run_from_its_own_pace(which: BehaviourStore) -> None:
-            for start in range(0, 400, 10):
-                report = await which.record(0, log[start : start + 10], first_offset=0, next_offset=start + 10)
+                first = start if which is store else 0
+                report = await which.record(0, log[start : start + 10], first_offset=first, next_offset=start + 10)
                 assert report.resume_from is None
 
-        await asyncio.gather(run(store), run_from_its_own_pace(other))
+        await asyncio.gather(run(store), run(other))
         assert (await store.counts())["takes"] == 400
-        await other.close()
 
     async def test_an_erasure_between_a_recorders_read_and_its_write_wins(
-        self, store: BehaviourStore, config: RedisConfig
+        self, store: RedisBehaviourStore, other: BehaviourStore
     ) -> None:
-        other = RedisBehaviourStore(make_redis(config), config, KEEP)
-        await other.bind(LOG)
-        assert isinstance(store, RedisBehaviourStore)
         read, reads = store._marks.ends, 0
 
         async def read_before_the_erasure(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
@@ -274,10 +268,9 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
             return seen
 
         store._marks.ends = read_before_the_erasure  # type: ignore[method-assign]
-        report = await store.record(0, [event(0), event(1, user="u2")], first_offset=0, next_offset=2)
+        report = await record(store, event(0), event(1, user="u2"))
         assert (reads, report.erased, report.takes) == (2, 1, 1)
         assert await store.history("u1") == [] and len(await store.history("u2")) == 1
-        await other.close()
 
     async def test_clear_leaves_no_key_behind(self, store: BehaviourStore, config: RedisConfig) -> None:
         await feed(store, random_log(6, 100), [])
@@ -287,14 +280,14 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
         await client.aclose()
 
     async def test_a_reader_sees_a_clear_by_another_process(self, store: BehaviourStore, config: RedisConfig) -> None:
-        await store.record(0, [event(0)], first_offset=0, next_offset=1)
+        await record(store, event(0))
         reader = RedisBehaviourStore(make_redis(config), config, KEEP)
         assert len(await reader.history("u1")) == 1
         await store.clear()
         assert await reader.history("u1") == []
         await store.bind(LOG)
-        await store.record(0, [event(0, item="new")], first_offset=0, next_offset=1)
-        assert [take.item_id for take in await reader.history("u1")] == ["new"]
+        await record(store, event(0, item="new"))
+        assert await items(reader) == ["new"]
         await reader.close()
 
     async def test_a_server_that_is_away_is_unavailable_and_the_setting_is_named(self, unused_tcp_port: int) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from encoders.base import Encoder, ItemContent
@@ -28,15 +29,17 @@ def picture(seed: int, *, size: tuple[int, int] = (120, 180)) -> bytes:
 
 
 ITEMS = [
-    ItemContent(
-        item_id="1", title="Linen dress with a tie belt", category="Dress", text="Long sleeves.", image=picture(1)
-    ),
+    ItemContent(item_id="1", title="Linen dress and belt", category="Dress", text="Long sleeves.", image=picture(1)),
     ItemContent(item_id="2", title="Cordless drill", text="18 V, with two batteries. " * 40, image=picture(2)),
     ItemContent(item_id="3", title="The Last Garden", category="Drama"),
     ItemContent(item_id="4", image=picture(4)),
     ItemContent(item_id="5", title="Ünïcödé 漢字 🎉", price=3.5, image=picture(5, size=(1, 900))),
     ItemContent(item_id="6", title="x"),
 ]
+
+
+def encode(encoder: Encoder, *items: ItemContent) -> NDArray[np.float32]:
+    return encoder.encode([encoder.prepare(item) for item in items])
 
 
 class EncoderContract:
@@ -50,7 +53,7 @@ class EncoderContract:
         return cls.make()
 
     def test_rows_are_finite_float32_of_length_one(self, encoder: Encoder) -> None:
-        vectors = encoder.encode([encoder.prepare(item) for item in ITEMS])
+        vectors = encode(encoder, *ITEMS)
         assert vectors.shape == (len(ITEMS), encoder.dim)
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
@@ -64,7 +67,7 @@ class EncoderContract:
         np.testing.assert_array_equal(backwards, together)
 
     def test_different_items_differ(self, encoder: Encoder) -> None:
-        vectors = encoder.encode([encoder.prepare(item) for item in ITEMS])
+        vectors = encode(encoder, *ITEMS)
         cosines = vectors @ vectors.T
         assert (cosines[~np.eye(len(ITEMS), dtype=bool)] < 0.999).all()
 
@@ -86,13 +89,9 @@ class EncoderContract:
         assert found == [(True, True), (True, True), (True, False), (False, True), (True, True), (True, False)]
 
     def test_a_missing_picture_leaves_the_text_alone_and_never_a_zero_vector(self, encoder: Encoder) -> None:
-        both, text, image = encoder.encode(
-            [
-                encoder.prepare(ITEMS[0]),
-                encoder.prepare(ItemContent(title=ITEMS[0].title, category="Dress", text=ITEMS[0].text)),
-                encoder.prepare(ItemContent(image=ITEMS[0].image)),
-            ]
-        )
+        whole = ITEMS[0]
+        text_alone = ItemContent(title=whole.title, category="Dress", text=whole.text)
+        both, text, image = encode(encoder, whole, text_alone, ItemContent(image=whole.image))
         # the full vector lies between its two parts, nearer to each than they are to one another
         assert both @ text > text @ image
         assert both @ image > text @ image
@@ -111,9 +110,8 @@ class EncoderContract:
         assert refused.value.reason is Reason.BAD_IMAGE
 
     def test_item_id_and_price_do_not_change_the_vector(self, encoder: Encoder) -> None:
-        first, second = encoder.encode(
-            [encoder.prepare(ItemContent(item_id=i, title="Mug", price=p)) for i, p in (("a", 1.0), ("b", 9.0))]
-        )
+        mugs = [ItemContent(item_id=name, title="Mug", price=price) for name, price in (("a", 1.0), ("b", 9.0))]
+        first, second = encode(encoder, *mugs)
         np.testing.assert_allclose(first, second, atol=1e-6)
 
     def test_threads_prepare_the_same_as_one_after_another(self, encoder: Encoder) -> None:
@@ -128,9 +126,7 @@ class EncoderContract:
         again = self.make()
         assert again.version == encoder.version
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", encoder.version)
-        np.testing.assert_array_equal(
-            again.encode([again.prepare(item) for item in ITEMS]), encoder.encode([encoder.prepare(i) for i in ITEMS])
-        )
+        np.testing.assert_array_equal(encode(again, *ITEMS), encode(encoder, *ITEMS))
 
 
 class TestHashingEncoder(EncoderContract):
@@ -139,8 +135,7 @@ class TestHashingEncoder(EncoderContract):
         return HashingEncoder(dim=48)
 
     def test_shared_words_bring_items_closer(self) -> None:
-        encoder = self.make()
-        a, b, c = encoder.encode([encoder.prepare(ItemContent(title=t)) for t in ("red dress", "red shirt", "drill")])
+        a, b, c = encode(self.make(), *(ItemContent(title=title) for title in ("red dress", "red shirt", "drill")))
         assert a @ b > a @ c + 0.2
 
 
@@ -154,11 +149,11 @@ class TestDefaultEncoder(EncoderContract):
 
     def test_meaning_brings_items_closer_than_shared_words(self, encoder: Encoder) -> None:
         titles = ("Evening gown in silk", "Formal satin dress", "Silk worm feeding kit")
-        gown, dress, worm = encoder.encode([encoder.prepare(ItemContent(title=title)) for title in titles])
+        gown, dress, worm = encode(encoder, *(ItemContent(title=title) for title in titles))
         assert gown @ dress > gown @ worm
 
     def test_vectors_of_unlike_items_are_spread_around_zero(self, encoder: Encoder) -> None:
         titles = ("Wool coat", "Frying pan", "Wireless headphones", "Puzzle", "Tent", "Green tea", "Cat tree", "Novel")
-        vectors = encoder.encode([encoder.prepare(ItemContent(title=title)) for title in titles])
+        vectors = encode(encoder, *(ItemContent(title=title) for title in titles))
         cosines = (vectors @ vectors.T)[~np.eye(len(titles), dtype=bool)]
         assert abs(cosines.mean()) < 0.15

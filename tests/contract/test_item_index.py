@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +16,13 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
 from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
-from streams.runtime.launch import launch
 from streams.stack.milvus_part import MilvusPart
-from streams.stack.parts import NotReady
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow
 from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
+from tests.factories.part_server import PartServer, part_server
 
 DIM = 16
 VERSION = "enc-1.a"
@@ -63,6 +59,11 @@ def same(one: ItemRow, other: ItemRow) -> bool:
     return plain[0] == plain[1] and bool(np.allclose(one.vector, other.vector, atol=1e-6))
 
 
+async def nearest(index: ItemIndex, seed: int, k: int) -> list[str]:
+    (answer,) = await index.search(unit(seed)[None], k)
+    return [item_id for item_id, _ in answer]
+
+
 class ItemIndexContract:
     @pytest.fixture
     def index(self) -> ItemIndex:
@@ -90,22 +91,20 @@ class ItemIndexContract:
         await index.upsert([row("a", 1, offset=1), row("b", 2), row("a", 3, offset=7)])
         assert (await index.fetch(["a"]))["a"].source_offset == 7
         assert await index.count() == 2
-        assert [hit for hit, _ in (await index.search(unit(3)[None], 5))[0]] == ["a", "b"]
+        assert await nearest(index, 3, 5) == ["a", "b"]
 
     async def test_an_upsert_replaces_the_whole_row(self, index: ItemIndex) -> None:
         await index.upsert([row("a", 1, category="old", title="old")])
         await index.upsert([row("a", 2, category=None, title="")])
         found = (await index.fetch(["a"]))["a"]
-        assert found.category is None
-        assert found.title == ""
-        assert await index.count() == 1
+        assert (found.category, found.title, await index.count()) == (None, "", 1)
         assert np.allclose(found.vector, unit(2), atol=1e-6)
 
     async def test_a_deleted_row_is_neither_read_nor_found_nor_counted(self, index: ItemIndex) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         await index.delete(["a", "never-there"])
         assert set(await index.fetch(["a", "b"])) == {"b"}
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["b"]
+        assert await nearest(index, 1, 5) == ["b"]
         assert await index.count() == 1
 
     async def test_a_deleted_row_can_come_back(self, index: ItemIndex) -> None:
@@ -129,27 +128,25 @@ class ItemIndexContract:
         await index.upsert([row("waiting", offset=5, pending=True), row("a", 1)])
         assert await index.fetch(["waiting"]) == {}
         assert (await index.fetch(["waiting"], pending=True))["waiting"].source_offset == 5
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 5))[0]] == ["a"]
+        assert await nearest(index, 1, 5) == ["a"]
         assert await index.count() == 1
 
     @pytest.mark.parametrize(
         "bad",
         [
-            np.full(DIM, np.nan, np.float32),
-            np.zeros(DIM, np.float32),
-            2 * unit(1),
-            np.where(np.arange(DIM) == 3, np.inf, unit(1)).astype(np.float32),
-            unit(1)[:-1],
+            pytest.param(np.full(DIM, np.nan, np.float32), id="nan"),
+            pytest.param(np.zeros(DIM, np.float32), id="zero"),
+            pytest.param(2 * unit(1), id="too-long"),
+            pytest.param(np.where(np.arange(DIM) == 3, np.inf, unit(1)).astype(np.float32), id="infinite"),
+            pytest.param(unit(1)[:-1], id="too-narrow"),
         ],
-        ids=["nan", "zero", "too-long", "infinite", "too-narrow"],
     )
     async def test_a_vector_that_is_no_unit_vector_is_refused_with_its_call(
         self, index: ItemIndex, bad: NDArray[np.float32]
     ) -> None:
         with pytest.raises(WriteRejected) as caught:
             await index.upsert([row("good", 1), row("bad", vector=bad)])
-        assert caught.value.reason is Reason.BAD_VECTOR
-        assert "'bad'" in str(caught.value)
+        assert caught.value.reason is Reason.BAD_VECTOR and "'bad'" in str(caught.value)
         assert await index.count() == 0
 
     async def test_a_vector_of_another_encoder_is_refused(self, index: ItemIndex) -> None:
@@ -209,55 +206,20 @@ class TestInMemoryItemIndex(ItemIndexContract):
         await index.close()
 
 
-class MilvusServer:
-    """An embedded server that a test may kill."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.part = MilvusPart(folder, free.getsockname()[1])
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.part.port}"
-
-    def start(self) -> None:
-        self.part.prepare(self.folder / "log")
-        with (self.folder / "log").open("ab") as output:
-            self.process = launch(self.part.command(), log=output, cwd=self.folder)
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self.part.probe(2)
-                return
-            except NotReady:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
-    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
-    server.start()
-    server.wait_ready()
-    yield server
-    server.kill()
+def milvus(
+    tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: Callable[[], int]
+) -> Iterator[PartServer]:
+    with part_server(MilvusPart(tmp_path_factory.mktemp("milvus"), unused_tcp_port_factory())) as server:
+        yield server
 
 
 @pytest.mark.live
 class TestMilvusItemIndex(ItemIndexContract):
     @pytest.fixture
-    def config(self, milvus: MilvusServer, request: pytest.FixtureRequest) -> MilvusConfig:
-        return MilvusConfig(uri=milvus.uri, alias=f"t{abs(hash(request.node.nodeid)):x}"[:40], timeout_seconds=5)
+    def config(self, milvus: PartServer, request: pytest.FixtureRequest) -> MilvusConfig:
+        uri, alias = f"http://127.0.0.1:{milvus.part.port}", f"t{abs(hash(request.node.nodeid)):x}"[:40]
+        return MilvusConfig(uri=uri, alias=alias, timeout_seconds=5)
 
     @pytest.fixture
     def scan(self, config: MilvusConfig) -> RowScan:
@@ -288,7 +250,7 @@ class TestMilvusItemIndex(ItemIndexContract):
             assert left == ({"b"} if neighbour is config else {"a", "b"})
 
     async def test_a_client_recovers_by_itself_when_the_server_was_killed(
-        self, milvus: MilvusServer, index: ItemIndex
+        self, milvus: PartServer, index: ItemIndex
     ) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         await index.delete(["b"])
@@ -297,7 +259,7 @@ class TestMilvusItemIndex(ItemIndexContract):
             await index.fetch(["a"])
         with pytest.raises(StoreUnavailable):
             await index.upsert([row("c", 3)])
-        milvus.start()
+        milvus.start_only()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with suppress(StoreUnavailable):
@@ -305,10 +267,10 @@ class TestMilvusItemIndex(ItemIndexContract):
                 break
             await asyncio.sleep(0.1)
         assert set(await index.fetch(["a", "b", "c"])) == {"a", "c"}
-        assert [hit for hit, _ in (await index.search(unit(1)[None], 1))[0]] == ["a"]
+        assert await nearest(index, 1, 1) == ["a"]
 
     async def test_each_operation_loads_a_restarted_collection_again(
-        self, milvus: MilvusServer, index: ItemIndex
+        self, milvus: PartServer, index: ItemIndex
     ) -> None:
         await index.upsert([row("a", 1), row("b", 2)])
         for operation in (
@@ -319,7 +281,6 @@ class TestMilvusItemIndex(ItemIndexContract):
         ):
             milvus.kill()
             milvus.start()
-            milvus.wait_ready()
             await operation()
         assert set(await index.fetch(["a", "b"])) == {"a"}
 
@@ -337,10 +298,8 @@ class TestMilvusItemIndex(ItemIndexContract):
             await MilvusItemIndex(config, encoder_version="enc-2", dim=DIM).open()
 
     async def test_workers_that_start_together_agree(self, config: MilvusConfig) -> None:
-        indexes = [
-            MilvusItemIndex(config.model_copy(update={"alias": "together"}), encoder_version=VERSION, dim=DIM)
-            for _ in range(4)
-        ]
+        shared = config.model_copy(update={"alias": "together"})
+        indexes = [MilvusItemIndex(shared, encoder_version=VERSION, dim=DIM) for _ in range(4)]
         await asyncio.gather(*(index.open() for index in indexes))
         await indexes[0].upsert([row("a", 1)])
         assert set(await indexes[3].fetch(["a"])) == {"a"}
@@ -348,9 +307,8 @@ class TestMilvusItemIndex(ItemIndexContract):
             await index.close()
 
     async def test_an_address_where_nothing_listens_is_named_at_start(self) -> None:
-        index = MilvusItemIndex(
-            MilvusConfig(uri="http://127.0.0.1:9", timeout_seconds=1), encoder_version=VERSION, dim=DIM
-        )
+        nowhere = MilvusConfig(uri="http://127.0.0.1:9", timeout_seconds=1)
+        index = MilvusItemIndex(nowhere, encoder_version=VERSION, dim=DIM)
         with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:9.*MIM_MILVUS__URI"):
             await index.open()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -14,56 +13,28 @@ from redis.asyncio import Redis
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from streams.indexing.slots import LeaseConfig, Slot
-from streams.runtime.launch import launch
-from streams.stack.parts import NotReady
 from streams.stack.valkey_part import ValkeyPart
 from streams.stores.histories.client import RedisConfig, make_redis
+from tests.factories.part_server import PartServer, part_server
 
 LEASE = LeaseConfig(ttl_seconds=1.2, renewals_per_ttl=8)
 
 
-class Server:
-    """A Valkey that a test may kill and start again."""
-
-    def __init__(self, part: ValkeyPart) -> None:
-        self.part = part
-        self.url = f"redis://127.0.0.1:{part.port}/0"
-
-    def start(self) -> None:
-        self.part.prepare(self.part.folder / "log")
-        with (self.part.folder / "log").open("ab") as output:
-            self.process = launch(self.part.command(), log=output, cwd=self.part.folder)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                self.part.probe(1)
-                return
-            except NotReady:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = Server(ValkeyPart(tmp_path_factory.mktemp("valkey"), port))
-    server.start()
-    yield server
-    server.kill()
+def valkey(
+    tmp_path_factory: pytest.TempPathFactory, unused_tcp_port_factory: Callable[[], int]
+) -> Iterator[PartServer]:
+    with part_server(ValkeyPart(tmp_path_factory.mktemp("valkey"), unused_tcp_port_factory())) as server:
+        yield server
 
 
 Make = Callable[..., Slot]
 
 
 @pytest.fixture
-async def make(valkey: Server) -> AsyncIterator[Make]:
-    config = RedisConfig(url=valkey.url, key_prefix=f"t{os.urandom(4).hex()}:", timeout_seconds=1)
+async def make(valkey: PartServer) -> AsyncIterator[Make]:
+    url = f"redis://127.0.0.1:{valkey.part.port}/0"
+    config = RedisConfig(url=url, key_prefix=f"t{os.urandom(4).hex()}:", timeout_seconds=1)
     clients: list[Redis] = []
 
     def one(name: str = "0", *, token: str = "", **means: Any) -> Slot:
@@ -172,7 +143,7 @@ async def test_losing_the_lease_ends_keeping_it(make: Make) -> None:
     other.cancel()
 
 
-async def test_a_worker_outlives_a_killed_redis_and_still_holds_its_slot(make: Make, valkey: Server) -> None:
+async def test_a_worker_outlives_a_killed_redis_and_still_holds_its_slot(make: Make, valkey: PartServer) -> None:
     slot = make()
     keeping = await kept(slot)
     valkey.kill()

@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.factories.offline_folders import DAY, write
+
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 ITEMS, ROWS, USERS = 60, 900, 45
-DAY = 86_400
 
 
 def picture(seed: int) -> bytes:
@@ -29,7 +29,6 @@ def picture(seed: int) -> bytes:
 
 def write_set(folder: Path) -> Path:
     """Three days of a small shop; most items have a picture, a third are published after the first day."""
-    folder.mkdir()
     rng = np.random.default_rng(7)
     start = 1_700_000_000 // DAY * DAY
     publish = np.sort(rng.integers(0, 2 * DAY, ITEMS))
@@ -39,34 +38,19 @@ def write_set(folder: Path) -> Path:
     order = np.argsort(ts, kind="stable")
     names = [f"shop-{number}" for number in range(ITEMS)]
     words = ["red dress", "blue jeans", "green hat", "wool scarf", "rain boots", "silk shirt"]
-    pq.write_table(
-        pa.table(
-            {
-                "item_id": names,
-                "title": [f"{words[n % 6]} number {n}" for n in range(ITEMS)],
-                "category": [words[n % 6] for n in range(ITEMS)],
-                "price": [float(n) for n in range(ITEMS)],
-                "publish_ts": start + publish,
-            }
-        ),
-        folder / "items.parquet",
+    write(
+        folder,
+        "items",
+        item_id=names,
+        title=[f"{words[n % 6]} number {n}" for n in range(ITEMS)],
+        category=[words[n % 6] for n in range(ITEMS)],
+        price=[float(n) for n in range(ITEMS)],
+        publish_ts=start + publish,
     )
     pictured = [n for n in range(ITEMS) if n % 10]
-    pq.write_table(
-        pa.table({"item_id": [names[n] for n in pictured], "image": [picture(n) for n in pictured]}),
-        folder / "images.parquet",
-    )
-    pq.write_table(
-        pa.table(
-            {
-                "user_id": rng.integers(0, USERS, ROWS),
-                "item_id": [names[n] for n in item[order]],
-                "ts": ts[order],
-                "label": np.ones(ROWS, dtype=int),
-            }
-        ),
-        folder / "interactions.parquet",
-    )
+    write(folder, "images", item_id=[names[n] for n in pictured], image=[picture(n) for n in pictured])
+    users, taken = rng.integers(0, USERS, ROWS), [names[n] for n in item[order]]
+    write(folder, "interactions", user_id=users, item_id=taken, ts=ts[order], label=np.ones(ROWS, dtype=int))
     return folder
 
 
@@ -98,12 +82,8 @@ def test_a_small_demo_runs_the_whole_loop_and_everything_adds_up(tmp_path: Path)
     assert found["sample"]["min_cosine"] > 0.999
     assert found["broken_promises"] == []
     assert set(found["dead_letters_by_reason"]) >= {
-        "items bad_image",
-        "items image_too_large",
-        "items no_content",
-        "items not_json",
-        "behaviours not_json",
-        "behaviours unknown_version",
+        *(f"items {reason}" for reason in ("bad_image", "image_too_large", "no_content", "not_json")),
+        *(f"behaviours {reason}" for reason in ("not_json", "unknown_version")),
     }
     page = (tmp_path / "report.html").read_text()
     assert found["report"] == str(tmp_path / "report.html")

@@ -58,5 +58,5 @@ def run(
     os.environ.clear()
     os.environ.update(environment)
     if bug:
-        importlib.import_module("tests.faults.planted").plant(bug)
+        importlib.import_module("tests.faults.planted").BUGS[bug].plant()
     sys.exit(main(arguments))

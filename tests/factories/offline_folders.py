@@ -1,4 +1,4 @@
-"""Small data-set folders for tests of the offline evaluation."""
+"""Small data-set folders."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from streams.stack.run import running_stack
 from tests.faults.processes import Starter
 from tests.faults.report import read_rounds, write_report
 from tests.faults.rounds import Rounds
-from tests.faults.scenario import WEIGHTS
+from tests.faults.scenario import FAULTS
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, help="stack, logs and models; kept after a violation (default: a temporary folder)"
     )
-    parser.add_argument("--fault", action="append", choices=sorted(WEIGHTS), help="only these, in every round")
+    parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="only these, in every round")
     parser.add_argument("--minutes", type=float, help="begin no round after this time")
     parser.add_argument("--bug", help="plant this bug in the processes")
     options = parser.parse_args()
@@ -46,10 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     violated = 0
     try:
         if left:
-            with (
-                running_stack(work / "stack", load_settings().stack) as stack,
-                Starter(work / "processes") as starter,
-            ):
+            with running_stack(work / "stack", load_settings().stack) as stack, Starter(work / "processes") as starter:
                 rounds = Rounds(stack, starter, work, name=f"f{int(time.time()) % 100_000}", bug=options.bug)
                 with asyncio.Runner() as runner:
                     violated = runner.run(_rounds(rounds, left, lines, options))

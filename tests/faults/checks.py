@@ -23,7 +23,7 @@ from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.training.scores import SCORES_FOLDER, read_scores
-from tests.faults.oracle import Behaviours, Items, Row, expected_behaviours, expected_items, twice
+from tests.faults.oracle import Behaviours, Items, Row, twice
 from tests.faults.reference import Reference
 from tests.faults.scenario import PARTITIONS
 from tests.faults.world import World
@@ -42,11 +42,15 @@ class Findings:
     violations: list[str] = field(default_factory=list)
     figures: dict[str, int] = field(default_factory=dict)
 
-    def add(self, text: str, which: Iterable[object] = ()) -> None:
-        """Note a violation, with a few of those concerned."""
-        names = list(which)
-        shown = ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
-        self.violations.append(f"{text}: {shown} ({len(names)})" if names else text)
+    def add(self, text: str) -> None:
+        """Note a violation."""
+        self.violations.append(text)
+
+    def add_any(self, text: str, which: Iterable[object]) -> None:
+        """Note a violation if it concerns any, with a few of those."""
+        if names := list(which):
+            shown = ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
+            self.add(f"{text}: {shown} ({len(names)})")
 
 
 async def settled(look: Callable[[], Any], within_seconds: float | None = None) -> Findings:
@@ -71,8 +75,7 @@ def look_at_log(world: World) -> Findings:
     for name, sent in world.acknowledged.items():
         held = {(r.partition, r.offset): r for records in world.logs[name].records.values() for r in records}
         lost = [(r.partition, r.offset) for r in sent if held.get((r.partition, r.offset)) != r]
-        if lost:
-            found.add(f"the broker acknowledged records of {name} and does not hold them", lost)
+        found.add_any(f"the broker acknowledged records of {name} and does not hold them", lost)
     return found
 
 
@@ -102,16 +105,11 @@ async def look_at_center(world: World, truth: Items, encoder: Encoder) -> Findin
         rows = await index.fetch(sorted(counted.keys() | wanted.keys()), pending=True)
     finally:
         await index.close()
-    if several := [item_id for item_id, count in counted.items() if count > 1]:
-        found.add("items are in the center more than once", several)
-    if missing := sorted(wanted.keys() - rows.keys()):
-        found.add("published items are missing from the center", missing)
-    if deleted := sorted((rows.keys() - wanted.keys()) & truth.gone):
-        found.add("deleted items are in the center", deleted)
-    if unknown := sorted(rows.keys() - wanted.keys() - truth.gone):
-        found.add("items are in the center that nobody published", unknown)
-    outdated, wrong_vectors = [], []
-    contents, vectors = [], []
+    found.add_any("items are in the center more than once", (name for name, count in counted.items() if count > 1))
+    found.add_any("published items are missing from the center", sorted(wanted.keys() - rows.keys()))
+    found.add_any("deleted items are in the center", sorted((rows.keys() - wanted.keys()) & truth.gone))
+    found.add_any("items are in the center that nobody published", sorted(rows.keys() - wanted.keys() - truth.gone))
+    outdated, contents, vectors = [], [], []
     for item_id in sorted(rows.keys() & wanted.keys()):
         record, row = wanted[item_id], rows[item_id]
         item = ItemPublished.model_validate_json(record.value or b"")
@@ -121,18 +119,13 @@ async def look_at_center(world: World, truth: Items, encoder: Encoder) -> Findin
         elif (known := (item_id, *at, row.vector.tobytes())) not in world.right_vectors:
             contents.append((known, encoder.prepare(ItemContent(title=item.title, text=item.text))))
             vectors.append(row.vector)
-    if outdated:
-        found.add("items in the center are not the newest published", outdated)
+    found.add_any("items in the center are not the newest published", outdated)
     if contents:
         fresh = encoder.encode([prepared for _, prepared in contents])
-        cosines = (fresh * np.stack(vectors)).sum(axis=1)
-        for (known, _), cosine in zip(contents, cosines, strict=True):
-            if cosine < 0.9999:
-                wrong_vectors.append(known[0])
-            else:
-                world.right_vectors.add(known)
-    if wrong_vectors:
-        found.add("vectors in the center are not those of their items' content", wrong_vectors)
+        right = (fresh * np.stack(vectors)).sum(axis=1) >= 0.9999
+        world.right_vectors |= {known for (known, _), is_right in zip(contents, right, strict=True) if is_right}
+        wrong = [known[0] for (known, _), is_right in zip(contents, right, strict=True) if not is_right]
+        found.add_any("vectors in the center are not those of their items' content", wrong)
     found.figures = {"items": len(wanted), "deleted": len(truth.gone)}
     return found
 
@@ -151,10 +144,9 @@ def look_at_announcements(world: World, truth: Items) -> Findings:
         source = None if message is None else (message.source.partition, message.source.offset)
         if source != (record.partition, record.offset):
             wrong.append(f"{item_id} announced from {source}, newest {(record.partition, record.offset)}")
-    if wrong:
-        found.add("the last announcement of items is not of their newest content", wrong)
-    if alive := [item_id for item_id in truth.gone if last.get(item_id) is not None]:
-        found.add("the last announcement of deleted items is not a tombstone", alive)
+    found.add_any("the last announcement of items is not of their newest content", wrong)
+    alive = [item_id for item_id in truth.gone if last.get(item_id) is not None]
+    found.add_any("the last announcement of deleted items is not a tombstone", alive)
     return found
 
 
@@ -185,12 +177,10 @@ def look_at_letters(world: World, items: Items, behaviours: Behaviours) -> Findi
         values.setdefault(at, set()).add(letter.value)
     wanted = {("items", *at): value for at, value in items.broken.items()}
     wanted |= {("behaviours", *at): value for at, value in behaviours.broken.items()}
-    if missing := sorted(wanted.keys() - letters.keys()):
-        found.add("broken records have no dead letter", missing)
-    if unknown := sorted(letters.keys() - wanted.keys()):
-        found.add("dead letters are of records that are not broken", unknown)
-    if other := sorted(at for at in wanted.keys() & values.keys() if values[at] != {wanted[at]}):
-        found.add("dead letters do not hold the bytes of their record", other)
+    found.add_any("broken records have no dead letter", sorted(wanted.keys() - letters.keys()))
+    found.add_any("dead letters are of records that are not broken", sorted(letters.keys() - wanted.keys()))
+    other = sorted(at for at in wanted.keys() & values.keys() if values[at] != {wanted[at]})
+    found.add_any("dead letters do not hold the bytes of their record", other)
     found.figures = {"letters": len(letters), "letter_copies": sum(letters.values()) - len(letters)}
     return found
 
@@ -213,17 +203,13 @@ async def look_at_histories(world: World, truth: Behaviours) -> Findings:
     behind = {p: end - positions.get(p, 0) for p, end in ends.items() if end > positions.get(p, 0)}
     if behind:
         found.add(f"{sum(behind.values())} acknowledged behaviours are not recorded, by partition {behind}")
-    wanted = {
-        "exposures": truth.exposures,
-        "takes": truth.takes,
-        "duplicates": truth.repeated,
-        "broken": len(truth.broken),
-    }
+    wanted = {"exposures": truth.exposures, "takes": truth.takes}
+    wanted |= {"duplicates": truth.repeated, "broken": len(truth.broken)}
     told = {name: counts[name] for name in wanted}
     if told != wanted:
         found.add(f"the recorder counted {told}, the log holds {wanted}")
-    if wrong := sorted(user for user, history in truth.histories.items() if histories[user] != history):
-        found.add("histories in Redis are not those of the log", wrong)
+    wrong = sorted(user for user, history in truth.histories.items() if histories[user] != history)
+    found.add_any("histories in Redis are not those of the log", wrong)
     return found
 
 
@@ -243,20 +229,14 @@ def look_at_training(world: World, truth: Behaviours, reference: Reference, *, u
     # the last tick of a partition is handed out when every other partition has spoken after it, or been silent for long
     if not truth.records - PARTITIONS <= accounts["received"] <= truth.records:
         found.add(f"the trainer received {accounts['received']} of {truth.records} behaviours in the log")
-    wanted = {
-        "late": truth.late,
-        "duplicate": truth.repeated_in_training,
-        "dead_lettered": len(truth.broken),
-    }
+    wanted = {"late": truth.late, "duplicate": truth.repeated_in_training, "dead_lettered": len(truth.broken)}
     told = {name: accounts[name] for name in wanted}
     if told != wanted:
         found.add(f"the trainer counted {told}, by the log it is {wanted}")
     rows = rows_learned(world)
-    if repeated := twice(rows, truth.rows):
-        found.add("rows were learned from more than once, or are of no behaviour", repeated)
-    due = [row for row in truth.rows if row.second < until]
-    if lost := list((Counter(due) - Counter(rows)).elements()):
-        found.add("behaviours were not learned from, or with another label", sorted(lost))
+    found.add_any("rows were learned from more than once, or are of no behaviour", twice(rows, truth.rows))
+    lost = Counter(row for row in truth.rows if row.second < until) - Counter(rows)
+    found.add_any("behaviours were not learned from, or with another label", sorted(lost.elements()))
     if not (len(rows) == standing["rows_trained"] == accounts["trained"] - truth.accepted_takes):
         found.add(
             f"{len(rows)} rows have scores, {standing['rows_trained']} are said to be trained, the accounts say "
@@ -283,16 +263,10 @@ def rows_learned(world: World) -> list[Row]:
     begin: int | None = None
     for state in reversed(world.states):
         scored = read_scores(state / SCORES_FOLDER)
-        own = (
-            []
-            if scored is None
-            else [
-                Row(str(user), str(item), int(second), int(label))
-                for user, item, second, label in zip(
-                    scored.user, scored.item, scored.occurred_at, scored.label, strict=True
-                )
-            ]
-        )
+        own = []
+        if scored is not None:
+            columns = zip(scored.user, scored.item, scored.occurred_at, scored.label, strict=True)
+            own = [Row(str(user), str(item), int(second), int(label)) for user, item, second, label in columns]
         total = int(world.standing(state)["rows_trained"])
         ends = total if begin is None else begin
         first = total - len(own)
@@ -328,8 +302,8 @@ async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> F
             async with session.post("/v1/similar", json=body) as answer:
                 text = await answer.text()
                 near = {one["item_id"] for result in json.loads(text)["results"] for one in result["neighbours"] or []}
-                if answer.status != 200 or (ghosts := near & set(truth.gone)):
-                    found.add(f"the server finds deleted items, or nothing: {answer.status}", ghosts)
+                if answer.status != 200 or near & truth.gone:
+                    found.add(f"the server finds deleted items, or nothing: {answer.status} {near & truth.gone}")
         current = folder_registry(world.settings.models).current()
         if current is not None and ids:
             body = {"user_id": users[0], "item_ids": [*ids, *gone]}
@@ -338,11 +312,3 @@ async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> F
                 if answer.status != 200 or current.release_id not in text:
                     found.add(f"the server does not score with {current.release_id}: {answer.status} {text[:200]}")
     return found
-
-
-def fresh_truth(world: World) -> tuple[Items, Behaviours]:
-    """What the log as read so far demands."""
-    return (
-        expected_items(world.logs["items"].records),
-        expected_behaviours(world.logs["behaviours"].records),
-    )

@@ -12,8 +12,8 @@ import os
 import random
 import resource
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,6 @@ class Strike:
     """One fault at work."""
 
     world: World
-    fault: Fault
     rng: random.Random
     pause: float
     """Seconds that what was taken away stays away."""
@@ -96,37 +95,31 @@ async def _at_work(strike: Strike, name: str) -> Process:
 
 
 async def _zombie_index(strike: Strike) -> None:
-    world = strike.world
-    sleeper = await _at_work(strike, "index")
-    sleeper.send(signal.SIGSTOP)
-    try:
-        await strike.struck()
-        ends = dict(world.ends["items"])
-        await world.start("index")
-        await world.ready("index")
+    async with _asleep(strike, "index", "an index worker"):
+        ends = dict(strike.world.ends["items"])
+        await strike.world.run("index")
         await _caught_up(strike, "index", "items", ends)
         await asyncio.sleep(strike.pause)
-    finally:
-        sleeper.send(signal.SIGCONT)
-    await _ends_fenced(strike, sleeper, "an index worker")
 
 
 async def _zombie_train(strike: Strike) -> None:
     world = strike.world
-    sleeper = await _at_work(strike, "train")
+    async with _asleep(strike, "train", "a trainer"):
+        world.states.append(world.folder / f"train-{len(list(world.folder.glob('train-*')))}")
+        await world.run("train")
+        await asyncio.sleep(strike.pause + 1.0)
+
+
+@asynccontextmanager
+async def _asleep(strike: Strike, name: str, what: str) -> AsyncIterator[None]:
+    """A worker sleeps while it is replaced; when it has woken up, it must notice that and end."""
+    sleeper = await _at_work(strike, name)
     sleeper.send(signal.SIGSTOP)
     try:
         await strike.struck()
-        world.states.append(world.folder / f"train-{len(list(world.folder.glob('train-*')))}")
-        await world.start("train")
-        await world.ready("train")
-        await asyncio.sleep(strike.pause + 1.0)
+        yield
     finally:
         sleeper.send(signal.SIGCONT)
-    await _ends_fenced(strike, sleeper, "a trainer")
-
-
-async def _ends_fenced(strike: Strike, sleeper: Process, what: str) -> None:
     try:
         status = await sleeper.ended(NOTICES_SECONDS)
     except Broken:
@@ -180,9 +173,7 @@ def false_clock_of(fault: Fault) -> str | None:
 async def _joins_and_leaves(strike: Strike) -> None:
     world = strike.world
     async with strike.sending:
-        await world.start("index 1")
-        await world.ready("index 1")
-        newcomer = world.workers["index 1"]
+        newcomer = await world.run("index 1")
     await strike.something_under_way()
     if strike.rng.random() < 0.5:
         await newcomer.kill()
@@ -204,13 +195,10 @@ async def _deliver_again(strike: Strike) -> None:
     back = {p: max(0, offset - strike.rng.randrange(40)) for p, offset in committed.items()}
 
     def set_back() -> None:
-        admin = make_admin(world.settings.kafka)
-        try:
+        with closing(make_admin(world.settings.kafka)) as admin:
             admin.remove_group_members(group, [MemberToRemove(group_instance_id="index-0")])
             wanted = {TopicPartition(topic, p): OffsetAndMetadata(offset, "", None) for p, offset in back.items()}
             admin.alter_group_offsets(group, wanted)
-        finally:
-            admin.close()
 
     await asyncio.to_thread(set_back)
     await world.start("index")
@@ -237,8 +225,7 @@ async def _behaviours_again(strike: Strike) -> None:
         await world.start("train")
         await world.ready("record")
         await world.workers["serve"].stop()  # its models lie elsewhere now
-        await world.start("serve")
-        await world.ready("serve")
+        await world.run("serve")
 
 
 async def _items_again(strike: Strike) -> None:
@@ -250,8 +237,7 @@ async def _items_again(strike: Strike) -> None:
         await world.workers["index"].kill()
         await _create_again(world, "items")
         await world.forget_items()
-        await world.start("index")
-        await world.ready("index")
+        await world.run("index")
         await world.send(shelf())  # what a new log does not hold, a repair removes
 
 
@@ -259,11 +245,8 @@ async def _create_again(world: World, name: str) -> None:
     full = world.settings.topics.full_name(name)  # type: ignore[arg-type]
 
     def delete() -> None:
-        admin = make_admin(world.settings.kafka)
-        try:
+        with closing(make_admin(world.settings.kafka)) as admin:
             admin.delete_topics([full])
-        finally:
-            admin.close()
 
     await asyncio.to_thread(delete)
     for _ in range(100):
@@ -307,41 +290,3 @@ RECIPES: dict[Fault, Recipe] = {
     "behaviours created again": _behaviours_again,
     "items created again": _items_again,
 }
-
-CONCERNED: dict[Fault, tuple[str, ...]] = {
-    "kill index": ("index",),
-    "kill record": ("record",),
-    "kill train": ("train",),
-    "kill serve": ("index",),
-    "kill broker": ("index", "record"),
-    "freeze broker": ("index", "record"),
-    "zombie index": ("index",),
-    "zombie train": ("train",),
-    "kill valkey": ("record",),
-    "kill milvus": ("index",),
-    "full disk": ("train",),
-    "clock jump index": ("index",),
-    "clock jump record": ("record",),
-    "clock jump train": ("train",),
-    "a worker joins and leaves": ("index",),
-    "deliver again": ("index",),
-    "behaviours created again": ("record", "train"),
-    "items created again": ("index",),
-}
-"""Whose un-acknowledged work counts at the moment of the fault."""
-
-SUBJECTS: dict[str, str] = {
-    "kill index": "index",
-    "zombie index": "index",
-    "clock jump index": "index",
-    "a worker joins and leaves": "index",
-    "deliver again": "index",
-    "items created again": "index",
-    "kill train": "train",
-    "zombie train": "train",
-    "clock jump train": "train",
-    "full disk": "train",
-    "kill broker": "kafka",
-    "freeze broker": "kafka",
-}
-"""Faults of one subject wait for each other; others may overlap."""

@@ -58,13 +58,12 @@ def expected_items(log: Mapping[int, Sequence[Logged]]) -> Items:
 def is_good_item(item_id: str, value: bytes) -> bool:
     """Whether an item event is one of the good ones that rounds send."""
     event = _object(value)
-    return (
-        event is not None
-        and event.get("item_id") == item_id
-        and isinstance(event.get("title"), str)
-        and bool(event["title"].strip())
-        and _has_zone(event.get("published_at"))
-    )
+    if event is None or event.get("item_id") != item_id:
+        return False
+    title, published_at = event.get("title"), event.get("published_at")
+    if not isinstance(title, str) or not isinstance(published_at, str):
+        return False
+    return bool(title.strip()) and datetime.fromisoformat(published_at).tzinfo is not None
 
 
 class Row(NamedTuple):
@@ -164,7 +163,3 @@ def _object(value: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
-
-
-def _has_zone(value: object) -> bool:
-    return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None

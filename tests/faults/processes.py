@@ -11,16 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from streams.runtime.launch import launch
 from tests.factories.fork_server import Forked, ForkServer
-
-log = structlog.get_logger()
 
 START_SECONDS = 400.0
 END_SECONDS = 180.0
@@ -59,10 +56,8 @@ class Process:
         found = []
         for line in self.output().splitlines():
             if f'"{event}"' in line:
-                try:
+                with suppress(ValueError):  # half a line: it is being written
                     found.append(json.loads(line))
-                except ValueError:
-                    continue  # half a line: it is being written
         return found
 
     def send(self, number: signal.Signals) -> None:
@@ -133,11 +128,8 @@ class Starter:
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         handle: subprocess.Popen[bytes] | Forked
         if clock is not None:
-            handle = launch(
-                [sys.executable, "-m", "streams", *arguments],
-                log=file.open("wb"),
-                environment=whole | false_clock(clock),
-            )
+            command = [sys.executable, "-m", "streams", *arguments]
+            handle = launch(command, log=file.open("wb"), environment=whole | false_clock(clock))
         else:
             handle = self._server.start(arguments, whole, file, bug=bug)
         self._started.append(Process(name, arguments, file, handle, clock))

@@ -28,10 +28,10 @@ def look_at_releases(world: World, reference: Reference) -> Findings:
         return Findings(["no release is current"] if manifests else [])
     by_id = {manifest.release_id: manifest for manifest in manifests}
     chain = []
-    at: str | None = pointer.release_id
-    while at is not None and at in by_id:
-        chain.append(by_id[at])
-        at = by_id[at].parent
+    at = by_id.get(pointer.release_id)
+    while at is not None:
+        chain.append(at)
+        at = by_id.get(at.parent or "")
     for manifest in chain:
         known = reference.after.get(manifest.steps)
         if known is None or (manifest.rows_trained, manifest.rows_sha256) != tuple(known):
@@ -50,35 +50,29 @@ class PointerWatch:
     def __init__(self, world: World) -> None:
         self._store = folder_registry(world.settings.models)
         self._pointer = Path(world.settings.models.folder) / "current.json"
+        self._last: str | None = None
         self.findings = Findings()
-        self.looks = 0
 
     async def run(self) -> None:
         """Look until cancelled."""
-        last: str | None = None
         while True:
-            await asyncio.to_thread(self.look, last)
-            last = self._last
+            await asyncio.to_thread(self.look)
             await asyncio.sleep(0.002)
 
-    _last: str | None = None
-
-    def look(self, last: str | None) -> None:
+    def look(self) -> None:
         """One look; a release that was whole before is not loaded again."""
         try:
             text = self._pointer.read_text()
         except FileNotFoundError:
-            if last is not None:
+            if self._last is not None:
                 self.findings.add("the pointer to the current release is gone")
             self._last = None
             return
         try:
             release_id = str(json.loads(text)["release_id"])
-            if release_id != last:
+            if release_id != self._last:
                 self._store.load(release_id)
             self._last = release_id
         except (ValueError, KeyError, PipelineError) as error:
             if self._pointer.exists() and self._pointer.read_text() == text:
                 self.findings.add(f"the pointer named a release that was not there or not whole: {error}")
-                self._last = last
-        self.looks += 1

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -61,8 +62,8 @@ def as_markdown(rounds: Sequence[Line], command: str) -> str:
     for fault, lines in sorted(by_fault.items()):
         left = [sum(line["unacknowledged"].get(fault, {}).values()) for line in lines]
         text.append(
-            f"| {fault} | {len(lines)} | {sum(count > 0 for count in left)} | {_median(left):.0f} | "
-            f"{_median([line['settled_seconds'] for line in lines]):.1f} | "
+            f"| {fault} | {len(lines)} | {sum(count > 0 for count in left)} | {median(left):.0f} | "
+            f"{median([line['settled_seconds'] for line in lines]):.1f} | "
             f"{sum(bool(line['violations']) for line in lines)} |"
         )
     if mended := [line for line in rounds if line.get("mended")]:
@@ -103,9 +104,3 @@ def draw(rounds: Sequence[Line], file: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[~middle]) / 2 if ordered else 0.0

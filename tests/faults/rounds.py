@@ -14,28 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from encoders.base import Encoder
+from encoders.config import EncoderConfig
+from encoders.loading import load_encoder
 from streams.settings import environment_of
 from streams.stack.run import RunningStack
-from tests.faults.checks import (
-    FEW,
-    QUIET_SECONDS,
-    Findings,
-    fresh_truth,
-    look_at_acknowledgements,
-    look_at_announcements,
-    look_at_center,
-    look_at_histories,
-    look_at_letters,
-    look_at_log,
-    look_at_serving,
-    look_at_training,
-    settled,
-)
-from tests.faults.faults import CONCERNED, RECIPES, SUBJECTS, Strike, clock_file, false_clock_of
+from tests.faults import checks
+from tests.faults.checks import FEW, QUIET_SECONDS, Findings, settled
+from tests.faults.faults import RECIPES, Strike, clock_file, false_clock_of
+from tests.faults.oracle import expected_behaviours, expected_items
 from tests.faults.processes import Broken, Starter
 from tests.faults.reference import Reference
 from tests.faults.release_checks import PointerWatch, look_at_releases
-from tests.faults.scenario import ROUND_SECONDS, START, USERS, Fault, Plan, plan_round, shelf
+from tests.faults.scenario import FAULTS, ROUND_SECONDS, START, USERS, Fault, Plan, plan_round, shelf
 from tests.faults.small_encoder import small_encoder
 from tests.faults.world import World
 
@@ -81,9 +71,6 @@ class Rounds:
     def __init__(
         self, stack: RunningStack, starter: Starter, folder: Path, *, name: str, bug: str | None = None
     ) -> None:
-        from encoders.config import EncoderConfig
-        from encoders.loading import load_encoder
-
         self._stack = stack
         self._starter = starter
         self._folder = folder
@@ -134,7 +121,7 @@ class Rounds:
         self._reference = Reference(world.settings.trainer)
         await world.open(("index", "record", "train"))
         await world.send(shelf())
-        findings = await settled(lambda: look_at_acknowledgements(world), QUIET_SECONDS)
+        findings = await settled(lambda: checks.look_at_acknowledgements(world), QUIET_SECONDS)
         if findings.violations:
             raise Broken(f"the first items were not indexed: {findings.violations}")
         await world.start("serve")
@@ -167,8 +154,7 @@ class _Round:
         for name in false_clocks:
             clock_file(world).write_text("+0\n")
             await world.workers[name].stop()
-            await world.start(name, clock=clock_file(world))
-            await world.ready(name)
+            await world.run(name, clock=clock_file(world))
         watch = PointerWatch(world)
         watching = asyncio.gather(watch.run(), world.look_after())
         try:
@@ -189,8 +175,7 @@ class _Round:
             report.violations += watch.findings.violations[:3]
         for name in false_clocks:
             await world.workers[name].stop()
-            await world.start(name)
-            await world.ready(name)
+            await world.run(name)
 
     async def _send_all(self) -> None:
         for number, burst in enumerate(self._plan.bursts):
@@ -202,8 +187,8 @@ class _Round:
     async def _strike(self, number: int, fault: Fault) -> None:
         world, plan, report = self._world, self._plan, self._report
         await self._begun[plan.fault_bursts[number]].wait()
-        concerned = CONCERNED[fault]
-        async with self._locks.setdefault(SUBJECTS.get(fault, fault), asyncio.Lock()):
+        concerned, subject = FAULTS[fault].concerned, FAULTS[fault].subject
+        async with self._locks.setdefault(subject or fault, asyncio.Lock()):
 
             async def something_under_way() -> None:
                 hot_by = time.monotonic() + HOT_SECONDS
@@ -216,15 +201,8 @@ class _Round:
             async def struck() -> None:
                 report.unacknowledged[fault] = await world.unacknowledged(concerned)
 
-            strike = Strike(
-                world,
-                fault,
-                random.Random(f"{plan.seed}/{number}"),
-                plan.pauses[number],
-                struck,
-                something_under_way,
-                self._sending,
-            )
+            rng = random.Random(f"{plan.seed}/{number}")
+            strike = Strike(world, rng, plan.pauses[number], struck, something_under_way, self._sending)
             await RECIPES[fault](strike)
             report.violations += strike.violations
 
@@ -253,26 +231,27 @@ class _Round:
 
         async def look() -> Findings:
             await world.read_logs()
-            items, behaviours = fresh_truth(world)
+            items = expected_items(world.logs["items"].records)
+            behaviours = expected_behaviours(world.logs["behaviours"].records)
             reference: Reference = self._reference()
             reference.follow(world.logs["embeddings"], world.logs["behaviours"])
             together = Findings()
             for found in (
-                look_at_log(world),
-                await look_at_acknowledgements(world),
-                look_at_training(world, behaviours, reference, until=base + 400),
-                await look_at_histories(world, behaviours),
-                await look_at_center(world, items, self._encoder),
-                look_at_announcements(world, items),
-                look_at_letters(world, items, behaviours),
+                checks.look_at_log(world),
+                await checks.look_at_acknowledgements(world),
+                checks.look_at_training(world, behaviours, reference, until=base + 400),
+                await checks.look_at_histories(world, behaviours),
+                await checks.look_at_center(world, items, self._encoder),
+                checks.look_at_announcements(world, items),
+                checks.look_at_letters(world, items, behaviours),
                 look_at_releases(world, reference),
-                await look_at_serving(world, items, USERS),
+                await checks.look_at_serving(world, items, USERS),
             ):
                 together.violations += found.violations
                 together.figures |= found.figures
             return together
 
-        quiet = await settled(lambda: look_at_acknowledgements(world), QUIET_SECONDS)
+        quiet = await settled(lambda: checks.look_at_acknowledgements(world), QUIET_SECONDS)
         if "zombie index" in self._plan.faults and not quiet.violations:
             await self._mend()
         findings = quiet if quiet.violations else await settled(look)
@@ -280,6 +259,5 @@ class _Round:
         report.figures = findings.figures | {"started_again": world.started_again}
         for name, worker in list(world.workers.items()):
             if worker.status is not None:
-                report.violations.append(
-                    f"{name} ended by itself with status {worker.status}: {worker.output()[-600:]}"
-                )
+                said = worker.output()[-600:]
+                report.violations.append(f"{name} ended by itself with status {worker.status}: {said}")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiokafka.partitioner import murmur2
 
@@ -33,51 +33,45 @@ STABLE = [f"shelf-{n}" for n in range(24)]
 USERS = [f"user-{n}" for n in range(12)]
 
 Fault = Literal[
-    "kill index",
-    "kill record",
-    "kill train",
-    "kill serve",
-    "kill broker",
-    "freeze broker",
-    "zombie index",
-    "zombie train",
-    "kill valkey",
-    "kill milvus",
-    "full disk",
-    "clock jump index",
-    "clock jump record",
-    "clock jump train",
-    "a worker joins and leaves",
-    "deliver again",
-    "behaviours created again",
-    "items created again",
-]
+    "kill index", "kill record", "kill train", "kill serve", "kill broker", "freeze broker", "zombie index",
+    "zombie train", "kill valkey", "kill milvus", "full disk", "clock jump index", "clock jump record",
+    "clock jump train", "a worker joins and leaves", "deliver again", "behaviours created again", "items created again",
+]  # fmt: skip
 
-WEIGHTS: dict[Fault, int] = {
-    "kill index": 6,
-    "kill record": 5,
-    "kill train": 6,
-    "kill serve": 2,
-    "kill broker": 4,
-    "freeze broker": 3,
-    "zombie index": 4,
-    "zombie train": 3,
-    "kill valkey": 4,
-    "kill milvus": 4,
-    "full disk": 3,
-    "clock jump index": 1,
-    "clock jump record": 1,
-    "clock jump train": 1,
-    "a worker joins and leaves": 3,
-    "deliver again": 3,
-    "behaviours created again": 1,
-    "items created again": 1,
+
+class Kind(NamedTuple):
+    """What is to be known of a fault besides how it strikes."""
+
+    weight: int
+    """How often it is drawn, in relation to others."""
+    concerned: tuple[str, ...]
+    """Whose un-acknowledged work counts at the moment of the fault."""
+    subject: str | None = None
+    """Faults of one subject wait for each other; others may overlap."""
+    is_long: bool = False
+    """It takes a while; a round has one such fault at most."""
+
+
+FAULTS: dict[Fault, Kind] = {
+    "kill index": Kind(6, ("index",), "index"),
+    "kill record": Kind(5, ("record",)),
+    "kill train": Kind(6, ("train",), "train"),
+    "kill serve": Kind(2, ("index",)),
+    "kill broker": Kind(4, ("index", "record"), "kafka"),
+    "freeze broker": Kind(3, ("index", "record"), "kafka"),
+    "zombie index": Kind(4, ("index",), "index", is_long=True),
+    "zombie train": Kind(3, ("train",), "train", is_long=True),
+    "kill valkey": Kind(4, ("record",)),
+    "kill milvus": Kind(4, ("index",)),
+    "full disk": Kind(3, ("train",), "train"),
+    "clock jump index": Kind(1, ("index",), "index", is_long=True),
+    "clock jump record": Kind(1, ("record",), is_long=True),
+    "clock jump train": Kind(1, ("train",), "train", is_long=True),
+    "a worker joins and leaves": Kind(3, ("index",), "index", is_long=True),
+    "deliver again": Kind(3, ("index",), "index"),
+    "behaviours created again": Kind(1, ("record", "train"), is_long=True),
+    "items created again": Kind(1, ("index",), "index", is_long=True),
 }
-LONG: frozenset[Fault] = frozenset(
-    {"zombie index", "zombie train", "behaviours created again", "items created again", "a worker joins and leaves"}
-    | {"clock jump index", "clock jump record", "clock jump train"}
-)
-"""Faults that take a while; a round has one of them at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +120,13 @@ def plan_round(number: int, seed: int, faults: Sequence[Fault] | None = None) ->
 
 
 def _draw_faults(rng: random.Random) -> tuple[Fault, ...]:
-    names = list(WEIGHTS)
-    first = rng.choices(names, [WEIGHTS[name] for name in names])[0]
+    names, weights = list(FAULTS), [kind.weight for kind in FAULTS.values()]
+    (first,) = rng.choices(names, weights)
     if rng.random() < 0.5:
         return (first,)
-    second = rng.choices(names, [WEIGHTS[name] for name in names])[0]
-    if second == first or (first in LONG and second in LONG) or first.endswith("again") or second.endswith("again"):
+    (second,) = rng.choices(names, weights)
+    both_long = FAULTS[first].is_long and FAULTS[second].is_long
+    if second == first or both_long or first.endswith("again") or second.endswith("again"):
         return (first,)
     return (first, second)
 
@@ -148,14 +143,11 @@ def user_in(partition: int) -> str:
 def fillers(number: int) -> list[Sending]:
     """The end of a round: exposures that fill its last batch, then two ticks in each partition."""
     base = START + timedelta(seconds=number * ROUND_SECONDS)
-    sent = []
-    for n in range(BATCH_ROWS):
-        user = user_in(n % PARTITIONS)
-        sent.append(behaviour(f"f{number}-{n}", "exposure", user, STABLE[n % len(STABLE)], base, 500 + n // PARTITIONS))
-    for n in range(2 * PARTITIONS):
-        user = user_in(n % PARTITIONS)
-        sent.append(behaviour(f"t{number}-{n}", "exposure", user, STABLE[n], base, 1_000 + n // PARTITIONS))
-    return sent
+    return [
+        behaviour(f"{kind}{number}-{n}", "exposure", user_in(n % PARTITIONS), STABLE[n], base, second + n // PARTITIONS)
+        for kind, count, second in (("f", BATCH_ROWS, 500), ("t", 2 * PARTITIONS, 1_000))
+        for n in range(count)
+    ]
 
 
 def behaviour(event_id: str, kind: str, user: str, item: str, base: datetime, second: float, **more: str) -> Sending:
@@ -188,20 +180,14 @@ class _Round:
 
     def bursts(self, count: int) -> tuple[tuple[Sending, ...], ...]:
         """All bursts; event time moves on by twenty seconds from one to the next."""
-        found = []
-        for burst in range(count):
-            records = [*self._item_events(30), *self._behaviours(50, burst * 20)]
-            # what may be anywhere: items and behaviours are different topics, and keep their own order
-            found.append(tuple(self._shuffled_together(records)))
-        return tuple(found)
+        # what may be anywhere: items and behaviours are different topics, and keep their own order
+        return tuple(self._mixed(self._item_events(30), self._behaviours(50, burst * 20)) for burst in range(count))
 
-    def _shuffled_together(self, records: list[Sending]) -> list[Sending]:
-        items = [record for record in records if record.topic == "items"]
-        others = [record for record in records if record.topic == "behaviours"]
+    def _mixed(self, items: list[Sending], others: list[Sending]) -> tuple[Sending, ...]:
         mixed = []
         while items or others:
             mixed.append((items if self._rng.random() < len(items) / (len(items) + len(others)) else others).pop(0))
-        return mixed
+        return tuple(mixed)
 
     def _item_events(self, count: int) -> list[Sending]:
         """Publishes, updates and deletes of a few keys, hot enough that a batch holds several words on one item."""
@@ -221,15 +207,13 @@ class _Round:
         return found
 
     def _broken_item(self, item_id: str) -> Sending:
-        value = self._rng.choice(
-            (
-                b"{not json",
-                json.dumps({"item_id": item_id, "title": 5, "published_at": "2025-02-01T00:00:00Z"}).encode(),
-                json.dumps({"item_id": "another", "title": "x", "published_at": "2025-02-01T00:00:00Z"}).encode(),
-                json.dumps({"item_id": item_id, "published_at": "2025-02-01T00:00:00Z"}).encode(),
-                json.dumps({"item_id": item_id, "title": "x", "published_at": "2025-02-01T00:00:00"}).encode(),
-            )
+        wrong: tuple[dict[str, object], ...] = (
+            {"item_id": item_id, "title": 5, "published_at": "2025-02-01T00:00:00Z"},
+            {"item_id": "another", "title": "x", "published_at": "2025-02-01T00:00:00Z"},
+            {"item_id": item_id, "published_at": "2025-02-01T00:00:00Z"},
+            {"item_id": item_id, "title": "x", "published_at": "2025-02-01T00:00:00"},
         )
+        value = self._rng.choice((b"{not json", *(json.dumps(event).encode() for event in wrong)))
         return Sending("items", item_id.encode(), value)
 
     def _behaviours(self, count: int, second: float) -> list[Sending]:
@@ -243,13 +227,8 @@ class _Round:
             if what < 0.06 and self._sent:
                 found.append(rng.choice(self._sent))
             elif what < 0.10:
-                found.append(
-                    Sending(
-                        "behaviours",
-                        user.encode(),
-                        rng.choice((b"{", b'{"event_id": "x"}', b'{"kind": "glance"}')) + b" " * (self._events % 7),
-                    )
-                )
+                broken = rng.choice((b"{", b'{"event_id": "x"}', b'{"kind": "glance"}'))
+                found.append(Sending("behaviours", user.encode(), broken + b" " * (self._events % 7)))
             elif what < 0.14:
                 found.append(self._event("exposure", user, item, second - 200))
             elif what < 0.24:
@@ -268,13 +247,3 @@ class _Round:
         made = behaviour(f"e{self._number}-{self._events}", kind, user, item, self._base, round(second, 3), **more)
         self._sent = [*self._sent[-40:], made]
         return made
-
-
-def described(plan: Plan) -> dict[str, object]:
-    """A plan in a few words, for the report."""
-    sent = [record for burst in plan.bursts for record in burst]
-    return {
-        "faults": list(plan.faults),
-        "items_planned": sum(record.topic == "items" for record in sent),
-        "behaviours_planned": sum(record.topic == "behaviours" for record in sent),
-    }

@@ -24,26 +24,19 @@ def small_encoder(folder: Path) -> Path:
     text.mkdir(parents=True, exist_ok=True)
     words = write_tokenizer(text)
     torch.manual_seed(0)
-    DistilBertModel(DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)).save_pretrained(
-        text
+    language = DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)
+    vision = ViTConfig(
+        hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
-    ViTModel(
-        ViTConfig(
-            hidden_size=40,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            image_size=32,
-            patch_size=8,
-        )
-    ).save_pretrained(image)
+    DistilBertModel(language).save_pretrained(text)
+    ViTModel(vision).save_pretrained(image)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(image)
+    text_weights = WeightsPlace(path=str(text), sha256=text_model_sha256(text))
+    image_weights = WeightsPlace(path=str(image), sha256=vision_model_sha256(image))
     make_bundle(
         folder / "bundle",
-        text=TextSpec(weights=WeightsPlace(path=str(text), sha256=text_model_sha256(text)), max_tokens=32),
-        image=ImageSpec(
-            kind="transformers", weights=WeightsPlace(path=str(image), sha256=vision_model_sha256(image)), size=32
-        ),
+        text=TextSpec(weights=text_weights, max_tokens=32),
+        image=ImageSpec(kind="transformers", weights=image_weights, size=32),
         config=EncoderConfig(),
         text_dim=24,
         image_dim=8,

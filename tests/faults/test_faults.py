@@ -14,10 +14,10 @@ from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
 from tests.faults.oracle import Logged, expected_behaviours, expected_items
-from tests.faults.planted import SHOWN_BY, SIGNS
+from tests.faults.planted import BUGS
 from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
-from tests.faults.scenario import WEIGHTS, Fault, plan_round
+from tests.faults.scenario import FAULTS, Fault, plan_round
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -26,7 +26,7 @@ def test_a_round_is_its_seed() -> None:
     assert plan_round(7, 3) == plan_round(7, 3)
     assert plan_round(7, 3) != plan_round(8, 3) != plan_round(8, 4)
     drawn = {fault for number in range(150) for fault in plan_round(number, 1).faults}
-    assert drawn == set(WEIGHTS)
+    assert drawn == set(FAULTS)
 
 
 def test_the_truth_is_the_last_good_word_on_each_item() -> None:
@@ -89,15 +89,15 @@ def run(
 
 
 def test_nothing_is_lost_and_nothing_is_done_twice(parts: tuple[RunningStack, Starter, Path]) -> None:
-    assert (
-        run(parts, "ci", [("kill index", "kill broker"), ("kill train", "kill record"), ("kill milvus",)], None) == []
-    )
+    plans: list[tuple[Fault, ...]] = [("kill index", "kill broker"), ("kill train", "kill record"), ("kill milvus",)]
+    assert run(parts, "ci", plans, None) == []
 
 
 def test_a_planted_bug_is_found_and_named(
     parts: tuple[RunningStack, Starter, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bug = "event_id ignored"
+    name = "event_id ignored"
+    bug = BUGS[name]
     monkeypatch.setattr(checks, "SETTLE_SECONDS", 10.0)  # what is wrong stays wrong however long one waits
-    found = run(parts, "planted", [(SHOWN_BY[bug],)], bug)
-    assert any(sign in violation for violation in found for sign in SIGNS[bug]), found
+    found = run(parts, "planted", [(bug.shown_by,)], name)
+    assert any(sign in violation for violation in found for sign in bug.signs), found

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from schemas.errors import StoreUnavailable
-from streams.broker.clients import make_consumer, make_producer
-from streams.broker.cluster import ClusterTopics, describe_topics
+from streams.broker.clients import make_admin, make_consumer, make_producer
+from streams.broker.cluster import describe_topics
 from streams.broker.topics import TOPICS, TopicName, create_topics
 from streams.settings import Settings, environment_of
 from streams.stack.run import RunningStack
@@ -71,11 +73,7 @@ class World:
                 "session_timeout_seconds": SESSION_SECONDS,
                 "lease": {"ttl_seconds": LEASE_SECONDS},
             },
-            "record": {
-                "max_records": 10,
-                "session_timeout_ms": SESSION_SECONDS * 1_000,
-                "identity_check_seconds": 1,
-            },
+            "record": {"max_records": 10, "session_timeout_ms": SESSION_SECONDS * 1_000, "identity_check_seconds": 1},
             "train": {
                 "idle_seconds": IDLE_SECONDS,
                 "hold_seconds": 600,
@@ -126,18 +124,17 @@ class World:
         """Create topics, start the processes, connect."""
         self.models.mkdir(parents=True)
         self.disk_is_small = _mount(self.models)
-        await asyncio.to_thread(create_topics, self.settings.kafka, self.settings.topics)
+        kafka, topics = self.settings.kafka, self.settings.topics
+        await asyncio.to_thread(create_topics, kafka, topics)
         # the broker answers before it can be seen by all who ask
-        while len((await asyncio.to_thread(self._described)).partitions) < len(TOPICS):
+        described = partial(describe_topics, kafka, topics, TOPICS, missing_ok=True)
+        while len((await asyncio.to_thread(described)).partitions) < len(TOPICS):
             await asyncio.sleep(0.1)
         await self.connect()
         for role in roles:
             await self.start(role)
         for role in roles:
             await self.workers[role].says(f"{role}.ready")
-
-    def _described(self) -> ClusterTopics:
-        return describe_topics(self.settings.kafka, self.settings.topics, TOPICS, missing_ok=True)
 
     async def connect(self) -> None:
         """Open producer and admin client anew."""
@@ -158,36 +155,24 @@ class World:
     async def close(self) -> None:
         """End everything that is this world's own; what lies in the stack is dropped."""
         for worker in self.workers.values():
-            worker.send(_KILL)
-        with suppress(Exception):
-            await self._disconnect()
-        with suppress(Exception):
-            await self._redis.close()
-        with suppress(Exception):
-            await asyncio.to_thread(self._drop_data)
+            worker.send(signal.SIGKILL)
+        for end in (self._disconnect, self._redis.close, partial(asyncio.to_thread, self._drop_data)):
+            with suppress(Exception):
+                await end()
         if self.disk_is_small:
             subprocess.run(["umount", "-l", str(self.models)], check=False, capture_output=True)
 
     def _drop_data(self) -> None:
         from pymilvus import MilvusClient
 
-        from streams.broker.clients import make_admin
-
-        admin = make_admin(self.settings.kafka)
-        try:
+        with closing(make_admin(self.settings.kafka)) as admin:
             admin.delete_topics([self.settings.topics.full_name(name) for name in TOPICS])
-        finally:
-            admin.close()
-        client = MilvusClient(self.settings.milvus.uri, timeout=10)
-        try:
-            alias = self.settings.milvus.alias
+        with closing(MilvusClient(self.settings.milvus.uri, timeout=10)) as client:
             for collection in client.list_collections():
-                if collection.startswith(alias):
+                if collection.startswith(self.settings.milvus.alias):
                     for name in client.list_aliases(collection).get("aliases", []):
                         client.drop_alias(name)
                     client.drop_collection(collection)
-        finally:
-            client.close()
 
     # ---- processes -----------------------------------------------------------------------------------------------
 
@@ -202,6 +187,12 @@ class World:
         process = self.starter.start(command, arguments, environment_of(self.values), bug=self.bug, clock=clock)
         self.workers[name] = process
         return process
+
+    async def run(self, name: str, *, clock: Path | None = None) -> Process:
+        """Start a worker and wait until it does its work."""
+        await self.start(name, clock=clock)
+        await self.ready(name)
+        return self.workers[name]
 
     async def ready(self, name: str) -> None:
         """Wait until the worker of this name does its work, over restarts if it met a part that was down."""
@@ -242,20 +233,17 @@ class World:
             assert self._producer is not None
             futures = []
             for record in waiting:
+                topic = self.settings.topics.full_name(record.topic)
                 try:
-                    future = await self._producer.send(
-                        self.settings.topics.full_name(record.topic), record.value, key=record.key
-                    )
+                    future = await self._producer.send(topic, record.value, key=record.key)
                 except KafkaError:
                     break  # the broker is away for long: the rest goes later, in order
                 future.add_done_callback(lambda done, record=record: self._note(done, record))
                 futures.append(future)
             answers = await asyncio.gather(*futures, return_exceptions=True)
             # one that nobody answered for may be in the log all the same; the log tells what counts
-            waiting = [
-                *(r for r, answer in zip(waiting, answers, strict=False) if isinstance(answer, BaseException)),
-                *waiting[len(futures) :],
-            ]
+            lost = [r for r, answer in zip(waiting, answers, strict=False) if isinstance(answer, BaseException)]
+            waiting = lost + waiting[len(futures) :]
             if waiting:
                 await asyncio.sleep(0.3)
 
@@ -309,10 +297,8 @@ class World:
             topic = "items" if role == "index" else "behaviours"
             try:
                 async with asyncio.timeout(3.0):
-                    if role == "record":
-                        positions = await self._redis.positions()
-                    else:
-                        positions = await self.committed(role, topic)
+                    asked = self._redis.positions() if role == "record" else self.committed(role, topic)
+                    positions = await asked
             except (KafkaError, StoreUnavailable, TimeoutError):
                 continue
             result[role] = sum(max(0, end - positions.get(p, 0)) for p, end in ends[topic].items())
@@ -345,9 +331,6 @@ class World:
                 behind = {tp for tp in behind if await consumer.position(tp) < ends[tp]}
         finally:
             await consumer.stop()
-
-
-_KILL = 9
 
 
 def _mount(folder: Path) -> bool:

@@ -7,14 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.faults.scenario import Fault
-
-
-def plant(name: str) -> None:
-    """Change the modules of this process so that they have the bug."""
-    BUGS[name]()
 
 
 def acknowledged_before_write() -> None:
@@ -122,31 +117,32 @@ def event_id_ignored() -> None:
     EventWindow._remember = forget  # type: ignore[method-assign]
 
 
-BUGS: dict[str, Callable[[], None]] = {
-    "acknowledged before write": acknowledged_before_write,
-    "bank not in snapshot": bank_not_in_snapshot,
-    "pointer before rename": pointer_before_rename,
-    "zombie writes": zombie_writes,
-    "lost tombstone": lost_tombstone,
-    "event_id ignored": event_id_ignored,
-}
+class Bug(NamedTuple):
+    """A bug and how it shows."""
 
-SHOWN_BY: dict[str, Fault] = {
-    "acknowledged before write": "kill index",
-    "bank not in snapshot": "kill train",
-    "pointer before rename": "kill train",
-    "zombie writes": "zombie index",
-    "lost tombstone": "kill serve",
-    "event_id ignored": "kill serve",
-}
-"""A fault under which each shows; a round or two of it must find the bug."""
+    plant: Callable[[], None]
+    """Changes the modules of this process so that they have it."""
+    shown_by: Fault
+    """A fault under which it shows; a round or two of it must find the bug."""
+    signs: tuple[str, ...]
+    """Words of which one must be in the violations: the harness says what is wrong, not only that something is."""
 
-SIGNS: dict[str, tuple[str, ...]] = {
-    "acknowledged before write": ("missing from the center", "not the newest published", "deleted items are in"),
-    "bank not in snapshot": ("one that nothing happened to stands at", "other rows than an uninterrupted run"),
-    "pointer before rename": ("the pointer named a release that was not there",),
-    "zombie writes": ("center verify mended",),
-    "lost tombstone": ("deleted items are in the center",),
-    "event_id ignored": ("learned from more than once",),
+
+BUGS = {
+    "acknowledged before write": Bug(
+        acknowledged_before_write,
+        "kill index",
+        ("missing from the center", "not the newest published", "deleted items are in"),
+    ),
+    "bank not in snapshot": Bug(
+        bank_not_in_snapshot,
+        "kill train",
+        ("one that nothing happened to stands at", "other rows than an uninterrupted run"),
+    ),
+    "pointer before rename": Bug(
+        pointer_before_rename, "kill train", ("the pointer named a release that was not there",)
+    ),
+    "zombie writes": Bug(zombie_writes, "zombie index", ("center verify mended",)),
+    "lost tombstone": Bug(lost_tombstone, "kill serve", ("deleted items are in the center",)),
+    "event_id ignored": Bug(event_id_ignored, "kill serve", ("learned from more than once",)),
 }
-"""Words of which one must be in the violations: the harness says what is wrong, not only that something is."""

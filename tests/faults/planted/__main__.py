@@ -16,7 +16,7 @@ from pathlib import Path
 from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
 from tests.faults import checks
-from tests.faults.planted import BUGS, SHOWN_BY, SIGNS
+from tests.faults.planted import BUGS
 from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
 
@@ -42,9 +42,9 @@ async def hunt(stack: RunningStack, starter: Starter, folder: Path, bug: str, se
     said: list[str] = []
     try:
         for number in range(1, ROUNDS + 1):
-            report = await rounds.run(number, seed, (SHOWN_BY[bug],))
+            report = await rounds.run(number, seed, (BUGS[bug].shown_by,))
             said += [*report.violations, *filter(None, [report.mended])]
-            plain = [violation for violation in said if any(sign in violation for sign in SIGNS[bug])]
+            plain = [violation for violation in said if any(sign in violation for sign in BUGS[bug].signs)]
             if plain:
                 return Hunt(bug, number, True, [*plain, *(other for other in said if other not in plain)])
     finally:

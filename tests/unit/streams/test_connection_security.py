@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,24 @@ from streams.stores.vectors.collection import read_center
 from streams.stores.vectors.config import MilvusConfig
 
 TLS = Path(__file__).parents[2] / "factories" / "tls"
-CERTIFICATE, KEY, OTHER = (
-    str(TLS / name) for name in ("for-tests-only.crt", "for-tests-only.key", "another-authority.crt")
-)
+CERTIFICATE, KEY = str(TLS / "for-tests-only.crt"), str(TLS / "for-tests-only.key")
+OTHER = str(TLS / "another-authority.crt")
 SECRET = "correct-horse-battery-staple"
 
 
 def test_kafka_is_told_of_login_authority_and_certificate_in_all_its_clients() -> None:
-    config = BrokerConfig(
-        security_protocol="SASL_SSL",
-        sasl_username="mim",
-        sasl_password=SECRET,  # type: ignore[arg-type]
-        ssl_cafile=CERTIFICATE,
-        ssl_certfile=CERTIFICATE,
-        ssl_keyfile=KEY,
-    )
+    login = {"security_protocol": "SASL_SSL", "sasl_username": "mim", "sasl_password": SECRET}
+    files = {"ssl_cafile": CERTIFICATE, "ssl_certfile": CERTIFICATE, "ssl_keyfile": KEY}
+    config = BrokerConfig.model_validate(login | files)
     options = config.client_options()
     context = options["ssl_context"]
     assert (options["sasl_mechanism"], options["sasl_plain_username"]) == ("SCRAM-SHA-512", "mim")
     assert options["sasl_plain_password"] == SECRET
     assert [one["subject"] for one in context.get_ca_certs()] == [((("commonName", "for tests only"),),)]
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
-    login = faust_credentials(config)
-    assert isinstance(login, faust.SASLCredentials)
-    assert (login.username, login.password, login.mechanism.value) == ("mim", SECRET, "SCRAM-SHA-512")
-    assert login.ssl_context is not None
+    of_faust = faust_credentials(config)
+    assert isinstance(of_faust, faust.SASLCredentials) and of_faust.ssl_context is not None
+    assert (of_faust.username, of_faust.password, of_faust.mechanism.value) == ("mim", SECRET, "SCRAM-SHA-512")
     assert isinstance(faust_credentials(config.model_copy(update={"security_protocol": "SSL"})), faust.SSLCredentials)
     assert faust_credentials(BrokerConfig()) is None
     assert SECRET not in repr(config)
@@ -81,31 +74,22 @@ async def test_redis_is_asked_over_tls_with_the_login_and_only_if_its_authority_
     port = server.sockets[0].getsockname()[1]
 
     async def ask(authority: str) -> None:
-        config = RedisConfig(
-            url=f"rediss://127.0.0.1:{port}/0",
-            username="mim",
-            password=SECRET,  # type: ignore[arg-type]
-            ssl_cafile=authority,
-            timeout_seconds=5,
-        )
-        client: Any = make_redis(config)
-        try:
+        login = {"url": f"rediss://127.0.0.1:{port}/0", "username": "mim", "password": SECRET}
+        config = RedisConfig.model_validate(login | {"ssl_cafile": authority, "timeout_seconds": 5})
+        client: Any
+        async with aclosing(make_redis(config)) as client:
             with redis_errors(config):
                 await client.execute_command("SET", "a", "b")
-        finally:
-            await client.aclose()
 
     with pytest.raises(Misconfigured, match="MIM_REDIS__PASSWORD") as caught:
         await ask(CERTIFICATE)
     assert SECRET not in str(caught.value)
     heard = b"".join(said)
-    assert b"mim" in heard
-    assert SECRET.encode() in heard
+    assert b"mim" in heard and SECRET.encode() in heard
     said.clear()
     with pytest.raises(StoreUnavailable, match="MIM_REDIS__URL") as unknown:
         await ask(OTHER)
-    assert said == []
-    assert SECRET not in str(unknown.value)
+    assert said == [] and SECRET not in str(unknown.value)
     server.close()
 
 
@@ -141,8 +125,7 @@ async def test_milvus_is_asked_over_tls_with_the_token_and_only_if_its_authority
         config = MilvusConfig(uri=uri, token=f"root:{SECRET}", ssl_cafile=authority, timeout_seconds=2, **files)  # type: ignore[arg-type]
         with pytest.raises(StoreUnavailable) as caught:
             await read_center(config)
-        assert bool(heard.tokens) is reached
-        assert SECRET not in str(caught.value)
+        assert bool(heard.tokens) is reached and SECRET not in str(caught.value)
 
 
 async def test_a_login_in_an_address_is_not_repeated() -> None:
@@ -156,10 +139,9 @@ def test_what_is_wrong_with_a_setting_is_told_without_its_value(monkeypatch: pyt
     monkeypatch.setenv("MIM_REDIS__URL", f"http://:{SECRET}@127.0.0.1/0")
     with pytest.raises(Misconfigured) as caught:
         load_settings()
-    assert "MIM_SERVE__TOKENS" in str(caught.value)
-    assert "MIM_REDIS__URL" in str(caught.value)
-    assert "shortsecret" not in str(caught.value)
-    assert SECRET not in str(caught.value)
+    told = str(caught.value)
+    assert "MIM_SERVE__TOKENS" in told and "MIM_REDIS__URL" in told
+    assert "shortsecret" not in told and SECRET not in told
 
 
 def test_a_connection_to_redis_that_goes_while_keys_are_watched_is_waited_for() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from schemas.errors import StoreUnavailable, Unavailable
 from streams.demo.api import ServeApi
@@ -40,15 +41,9 @@ class FakeServer:
         if self.fail_every and self.scores % self.fail_every == 0:
             return web.Response(status=500, text="broken")
         asked = await request.json()
-        return web.json_response(
-            {
-                "scores": [{"item_id": one, "probability": 0.5, "has_vector": True} for one in asked["item_ids"]],
-                "release_id": "r000001-000000000000",
-                "weights_sha256": self.weights,
-                "encoder_version": "v1",
-                "history_length": 0,
-            }
-        )
+        scores = [{"item_id": one, "probability": 0.5, "has_vector": True} for one in asked["item_ids"]]
+        release = {"release_id": "r000001-000000000000", "weights_sha256": self.weights}
+        return web.json_response({"scores": scores, "encoder_version": "v1", "history_length": 0} | release)
 
     async def similar(self, request: web.Request) -> web.Response:
         asked = await request.json()
@@ -61,21 +56,12 @@ class FakeServer:
         return web.json_response({"results": results, "encoder_version": "v1"})
 
     async def item(self, request: web.Request) -> web.Response:
-        if request.match_info["item_id"] not in self.held:
+        item_id = request.match_info["item_id"]
+        if item_id not in self.held:
             return web.Response(status=404)
-        view = {
-            "item_id": request.match_info["item_id"],
-            "encoder_version": "v1",
-            "content_hash": "0",
-            "published_at": "2026-01-01T00:00:00Z",
-            "category": None,
-            "price": None,
-            "has_title": True,
-            "has_image": False,
-            "source_partition": 0,
-            "source_offset": 0,
-            "vector": [1.0, 0.0] if "vector" in request.query else None,
-        }
+        view: dict[str, Any] = {"item_id": item_id, "encoder_version": "v1", "content_hash": "0", "source_partition": 0}
+        view |= {"published_at": "2026-01-01T00:00:00Z", "category": None, "price": None, "source_offset": 0}
+        view |= {"has_title": True, "has_image": False, "vector": [1.0, 0.0] if "vector" in request.query else None}
         return web.json_response(view)
 
 
@@ -87,16 +73,21 @@ async def serving() -> AsyncIterator[tuple[FakeServer, ServeApi]]:
     app.router.add_post("/v1/score", server.score)
     app.router.add_post("/v1/similar", server.similar)
     app.router.add_get("/v1/items/{item_id}", server.item)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
-        async with ServeApi(f"http://127.0.0.1:{port}") as api:
-            yield server, api
-    finally:
-        await runner.cleanup()
+    async with TestServer(app) as listening, ServeApi(f"http://127.0.0.1:{listening.port}") as api:
+        yield server, api
+
+
+Report = TypeVar("Report")
+
+
+@asynccontextmanager
+async def running(run: Callable[[asyncio.Event], Coroutine[Any, Any, Report]]) -> AsyncIterator[asyncio.Task[Report]]:
+    """At the end of the block it is asked to stop, and awaited."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(run(stop))
+    yield task
+    stop.set()
+    await task
 
 
 def load_on(api: ServeApi, per_second: float = 100.0) -> SteadyLoad:
@@ -105,13 +96,11 @@ def load_on(api: ServeApi, per_second: float = 100.0) -> SteadyLoad:
 
 async def test_load_keeps_its_rate_and_sees_every_release() -> None:
     async with serving() as (server, api):
-        stop = asyncio.Event()
-        running = asyncio.create_task(load_on(api).run(stop))
-        await asyncio.sleep(0.5)
-        server.weights = "second"
-        await asyncio.sleep(0.5)
-        stop.set()
-        report = await running
+        async with running(load_on(api).run) as loading:
+            await asyncio.sleep(0.5)
+            server.weights = "second"
+            await asyncio.sleep(0.5)
+        report = loading.result()
         assert set(report.weights) == {"first", "second"}
         assert sum(report.weights.values()) == report.requests == len(report.latency_ms)
         assert not report.failures
@@ -121,23 +110,18 @@ async def test_load_keeps_its_rate_and_sees_every_release() -> None:
 async def test_load_waits_until_the_server_can_score() -> None:
     async with serving() as (server, api):
         server.ready = False
-        stop = asyncio.Event()
-        running = asyncio.create_task(load_on(api).run(stop))
-        await asyncio.sleep(0.3)
-        assert server.scores == 0
-        stop.set()
-        assert (await running).requests == 0
+        async with running(load_on(api).run) as loading:
+            await asyncio.sleep(0.3)
+            assert server.scores == 0
+        assert loading.result().requests == 0
 
 
 async def test_every_failed_request_is_counted_once() -> None:
     async with serving() as (server, api):
         server.fail_every = 10
-        stop = asyncio.Event()
-        load = load_on(api)
-        running = asyncio.create_task(load.run(stop))
-        await asyncio.sleep(0.5)
-        stop.set()
-        report = await running
+        async with running(load_on(api).run) as loading:
+            await asyncio.sleep(0.5)
+        report = loading.result()
         assert len(report.failures) == report.requests // 10 > 0
         assert "500" in report.failures[0]
         assert report.requests == sum(report.weights.values()) + len(report.failures)
@@ -147,17 +131,15 @@ async def test_freshness_runs_from_acknowledgement_to_the_first_answer_that_hold
     async with serving() as (server, api):
         clock = asyncio.get_running_loop().time
         probe = FreshnessProbe(api, at_once=2, every_seconds=0.01, monotonic=clock)
-        stop = asyncio.Event()
         for item_id in ("a/1", "b", "one too many"):
             probe.published(item_id, clock())
-        running = asyncio.create_task(probe.run(stop))
-        await asyncio.sleep(0.2)
-        assert server.asked_k == []  # no search before the item is there
-        server.held.add("a/1")
-        await asyncio.sleep(0.2)
-        server.held.add("b")
-        stop.set()
-        report = await running
+        async with running(probe.run) as probing:
+            await asyncio.sleep(0.2)
+            assert server.asked_k == []  # no search before the item is there
+            server.held.add("a/1")
+            await asyncio.sleep(0.2)
+            server.held.add("b")
+        report = probing.result()
         first, second = sorted(report.milliseconds)
         assert 190 < first < 350
         assert 390 < second < 600
@@ -171,9 +153,9 @@ async def test_probes_keep_their_distance() -> None:
         probe = FreshnessProbe(api, at_once=5, every_seconds=0.01, spacing_seconds=2.0)
         for number in range(10):
             probe.published(f"i{number}", 100.0 + number)
-        stop = asyncio.Event()
-        stop.set()
-        assert len((await probe.run(stop)).found_at) == 5
+        async with running(probe.run) as probing:
+            pass
+        assert len(probing.result().found_at) == 5
 
 
 async def test_a_probe_that_is_never_found_is_given_up_and_counted() -> None:
@@ -181,10 +163,9 @@ async def test_a_probe_that_is_never_found_is_given_up_and_counted() -> None:
         clock = asyncio.get_running_loop().time
         probe = FreshnessProbe(api, at_once=2, every_seconds=0.01, patience_seconds=0.1, monotonic=clock)
         probe.published("never", clock())
-        stop = asyncio.Event()
-        stop.set()
-        report = await probe.run(stop)
-        assert (report.lost, report.milliseconds) == (1, [])
+        async with running(probe.run) as probing:
+            pass
+        assert (probing.result().lost, probing.result().milliseconds) == (1, [])
 
 
 async def test_an_item_among_many_twins_is_searched_for_deeper() -> None:

@@ -34,20 +34,8 @@ def test_a_recorded_batch_moves_its_counters() -> None:
 def test_an_indexed_batch_and_a_late_picture_move_theirs() -> None:
     metrics = Metrics()
     letters = {("decode", "not_json"): 2}
-    metrics.record(
-        IndexReport(
-            events=9,
-            superseded=1,
-            encoded=4,
-            rewritten=1,
-            pending=0,
-            deleted=1,
-            stale=0,
-            image_retries=0,
-            dead_lettered=letters,
-            seconds=0.5,
-        )
-    )
+    counts = {"events": 9, "superseded": 1, "encoded": 4, "rewritten": 1, "pending": 0, "deleted": 1, "stale": 0}
+    metrics.record(IndexReport(**counts, image_retries=0, dead_lettered=letters, seconds=0.5))
     metrics.record(RetryReport("given_up", 8, {("image", "image_unavailable"): 1}))
     assert value(metrics, "mim_index_items_total", outcome="encoded") == 4
     assert value(metrics, "mim_index_dead_letters_total", stage="decode", reason="not_json") == 2

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.base import decode
+from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Reason
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicName, TopicsConfig
-from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, broken_behaviour, broken_item
+from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from streams.replay.config import ReplayConfig
 from streams.replay.sender import Replay
-from streams.replay.timeline import Outgoing, Timeline
+from streams.replay.timeline import Timeline
+from tests.factories.offline_folders import write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 
@@ -33,19 +33,15 @@ MAX_BYTES = 4_194_304
 
 
 def make_set(folder: Path, items: int = 30, rows: int = 120, **more_columns: Any) -> DataSet:
-    folder.mkdir()
     rng = np.random.default_rng(0)
     publish = np.sort(rng.integers(0, 60, items))
     item = rng.integers(0, items, rows)
     ts = np.maximum(np.sort(rng.integers(0, 90, rows)), publish[item])
     names = [f"i{number}" for number in range(items)]
-    pq.write_table(
-        pa.table({"item_id": names, "title": names, "publish_ts": publish, "price": [1.5] * items}),
-        folder / "items.parquet",
-    )
+    write(folder, "items", item_id=names, title=names, publish_ts=publish, price=[1.5] * items)
     columns = {"user_id": rng.integers(0, 9, rows), "item_id": [names[i] for i in item], "ts": ts, "label": [1] * rows}
-    pq.write_table(pa.table(columns | more_columns), folder / "interactions.parquet")
-    pq.write_table(pa.table({"item_id": names[:5], "image": [b"\xff\xd8picture"] * 5}), folder / "images.parquet")
+    write(folder, "interactions", **columns | more_columns)
+    write(folder, "images", item_id=names[:5], image=[b"\xff\xd8picture"] * 5)
     return open_data_set(folder)
 
 
@@ -68,8 +64,7 @@ class RecordingSender:
     _waiting: list[tuple[asyncio.Future[Any], Metadata]] = field(default_factory=list)
 
     async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
-        assert value is not None
-        assert key is not None
+        assert value is not None and key is not None
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((future, Metadata(0, sum(one[0] == topic for one in self.records))))
         self.records.append((topic, key, value))
@@ -92,13 +87,12 @@ class SlowReaders:
     """Reads a few records of each topic at every look."""
 
     sender: RecordingSender
-    items_per_look: int = 4
-    events_per_look: int = 10
     read: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
     most_unread: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
 
     async def consumed(self) -> Mapping[TopicName, Mapping[str, int]]:
-        for topic, step in (("items", self.items_per_look), ("behaviours", self.events_per_look)):
+        steps: dict[TopicName, int] = {"items": 4, "behaviours": 10}
+        for topic, step in steps.items():
             sent = sum(one[0].endswith(topic) for one in self.sender.records)
             self.most_unread[topic] = max(self.most_unread[topic], sent - self.read[topic])
             self.read[topic] = min(sent, self.read[topic] + step)
@@ -151,9 +145,8 @@ async def test_everything_that_is_not_broken_parses(tmp_path: Path) -> None:
 
 
 def test_the_platforms_own_event_ids_stay(tmp_path: Path) -> None:
-    labels = [place % 2 for place in range(120)]
     ids = [f"e{place}" for place in range(120)]
-    data = make_set(tmp_path / "set", event_id=ids, label=labels, qty=[1] * 120)
+    data = make_set(tmp_path / "set", event_id=ids, label=[0, 1] * 60, qty=[1] * 120)
     events = [json.loads(one.value) for one in timeline_of(data) if one.topic == "behaviours"]
     taken = {event["event_id"]: event["exposure_id"] for event in events if event["kind"] == "purchase"}
     shown = {event["event_id"] for event in events if event["kind"] == "exposure"}
@@ -171,22 +164,15 @@ def test_a_timeline_can_be_read_twice(tmp_path: Path) -> None:
 
 def test_broken_events_of_every_kind_are_mixed_in_at_the_asked_share(tmp_path: Path) -> None:
     timeline = timeline_of(make_set(tmp_path / "set"), broken=0.1)
-    good, broken = [], []
-    for outgoing in timeline:
-        (good if outgoing.reason is None else broken).append(outgoing)
-    assert len(good) == len(list(timeline_of(timeline.data)))
+    broken = [one for one in timeline if one.reason is not None]
+    assert len(list(timeline)) - len(broken) == len(list(timeline_of(timeline.data)))
     items = [one for one in broken if one.topic == "items"]
     events = [one for one in broken if one.topic == "behaviours"]
     assert len(items) == len(ITEM_KINDS) > 0.1 * 30
     assert len(events) == round(0.1 * (timeline.events - len(events)))
     assert len({one.key for one in broken}) == len(items) + len(events)
-    assert {one.reason for one in events} == {
-        Reason.NOT_JSON,
-        Reason.WRONG_TYPE,
-        Reason.UNKNOWN_VERSION,
-        Reason.TIMESTAMP_WITHOUT_ZONE,
-        Reason.TIMESTAMP_IN_FUTURE,
-    }
+    times = {Reason.TIMESTAMP_WITHOUT_ZONE, Reason.TIMESTAMP_IN_FUTURE}
+    assert {one.reason for one in events} == {Reason.NOT_JSON, Reason.WRONG_TYPE, Reason.UNKNOWN_VERSION} | times
 
 
 PICTURES = {"truncated-image", "bomb-image"}
@@ -194,17 +180,17 @@ PICTURES = {"truncated-image", "bomb-image"}
 
 @pytest.mark.parametrize("kind", sorted(set(ITEM_KINDS) - PICTURES))
 def test_each_broken_item_is_refused_with_its_reason(kind: str) -> None:
-    broken = broken_item(kind, 1, 1_000, NOW)
-    with pytest.raises(BadMessage) as caught:
-        decode(ItemPublished, broken.value, now=NOW + timedelta(minutes=10), max_bytes=MAX_BYTES)
-    assert caught.value.reason is broken.reason
+    assert_refused(ItemPublished, broken_item(kind, 1, 1_000, NOW))
 
 
 @pytest.mark.parametrize("kind", BEHAVIOUR_KINDS)
 def test_each_broken_behaviour_is_refused_with_its_reason(kind: str) -> None:
-    broken = broken_behaviour(kind, 1, 1_000, NOW)
+    assert_refused(Behaviour, broken_behaviour(kind, 1, 1_000, NOW))
+
+
+def assert_refused(schema: type[Message], broken: BrokenEvent) -> None:
     with pytest.raises(BadMessage) as caught:
-        decode(Behaviour, broken.value, now=NOW + timedelta(minutes=10), max_bytes=MAX_BYTES)
+        decode(schema, broken.value, now=NOW + timedelta(minutes=10), max_bytes=MAX_BYTES)
     assert caught.value.reason is broken.reason
 
 
@@ -232,8 +218,7 @@ async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_pa
     config = ReplayConfig(max_items_in_flight=6, max_behaviours_in_flight=25, poll_seconds=0.001)
     sent = await replay_to(sender, config, positions=readers).run(timeline_of(data))
     assert (sent.items, sent.behaviours) == (30, timeline_of(data).events)
-    assert readers.most_unread["items"] <= 6
-    assert readers.most_unread["behaviours"] <= 25
+    assert readers.most_unread["items"] <= 6 and readers.most_unread["behaviours"] <= 25
     assert sender.flushes > 5
     free = RecordingSender()
     await replay_to(free).run(timeline_of(data))
@@ -241,20 +226,14 @@ async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_pa
 
 
 async def test_speed_spaces_records_by_event_time(tmp_path: Path) -> None:
-    sender = RecordingSender()
+    sender = RecordingSender(lag=0)
     clock = [100.0]
-    sent_at: list[float] = []
 
     async def sleep(seconds: float) -> None:
         clock[0] += seconds
 
-    def note(outgoing: Outgoing, now: float) -> None:
-        sent_at.append((outgoing.second - now * 10) / 10)
-
-    sender.lag = 0
-    data = make_set(tmp_path / "set")
-    replay = replay_to(sender, speed=10, monotonic=lambda: clock[0], sleep=sleep, on_acknowledged=note)
-    await replay.run(timeline_of(data))
+    replay = replay_to(sender, speed=10, monotonic=lambda: clock[0], sleep=sleep)
+    await replay.run(timeline_of(make_set(tmp_path / "set")))
     seconds = [second_of(one) for one in sender.records]
     assert clock[0] - 100 == pytest.approx((seconds[-1] - seconds[0]) / 10)
 
@@ -283,8 +262,7 @@ def test_the_packaged_stream_is_whole_and_draws_its_cards() -> None:
     assert len(set(cards)) == 20
     assert all(card is not None and card[:2] == b"\xff\xd8" for card in cards)
     notice = (packaged_folder() / "NOTICE").read_text()
-    assert "The MIT License" in notice
-    assert "Simon Dooms" in notice
+    assert "The MIT License" in notice and "Simon Dooms" in notice
     assert set(pq.read_schema(packaged_folder() / "items.parquet").names) == {
         "item_id", "title", "text", "category", "genres", "release_year", "publish_ts",
     }  # fmt: skip

@@ -19,21 +19,21 @@ from streams.stack.config import StackConfig
 from streams.stack.folder import PartState, ProcessId, StackFolder, StackState, fixed_ports, tail
 from streams.stack.run import endpoints_in, stack_folder
 from streams.stack.supervisor import down, status
+from tests.factories.waiting import wait_for
 
 
-def this_process() -> ProcessId:
-    found = ProcessId.of(os.getpid())
+def process(pid: int) -> ProcessId:
+    found = ProcessId.of(pid)
     assert found is not None
     return found
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
-    while ProcessId.of(pid) is not None:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+def launch_until_up(log: Path) -> subprocess.Popen[bytes]:
+    """A child that sleeps, once it has said that it is up."""
+    with log.open("wb") as output:
+        child = launch([sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"], log=output)
+    wait_for(lambda: "up" in log.read_text())
+    return child
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
@@ -78,13 +78,14 @@ def test_only_the_default_stack_has_fixed_ports() -> None:
 def test_the_state_of_a_killed_owner_is_told_from_a_live_one(tmp_path: Path) -> None:
     folder = StackFolder(tmp_path)
     folder.ports(fixed=None)
-    live = StackState("ready", this_process(), {"kafka": PartState(this_process(), restarts=2)})
+    own = process(os.getpid())
+    live = StackState("ready", own, {"kafka": PartState(own, restarts=2)})
     folder.write_state(live)
     assert folder.read_state() == live
     assert live.alive()
     assert endpoints_in(folder)["kafka"]["bootstrap_servers"].startswith("127.0.0.1:")
     # the same number given to a later process
-    reused = ProcessId(os.getpid(), this_process().started_ticks - 1)
+    reused = ProcessId(os.getpid(), own.started_ticks - 1)
     folder.write_state(StackState("ready", reused))
     with pytest.raises(Misconfigured, match=r"not running: start it with `mimstream stack up"):
         endpoints_in(folder)
@@ -96,10 +97,8 @@ def test_down_ends_what_a_killed_owner_left(tmp_path: Path) -> None:
     folder.ports(fixed=None)
     stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        found = ProcessId.of(stray.pid)
-        assert found is not None
-        dead_owner = ProcessId(os.getpid(), 1)
-        folder.write_state(StackState("ready", dead_owner, {"kafka": PartState(found), "milvus": PartState(None)}))
+        left = {"kafka": PartState(process(stray.pid)), "milvus": PartState(None)}
+        folder.write_state(StackState("ready", ProcessId(os.getpid(), 1), left))  # a dead owner
         assert not any(report.answers for report in status(folder, StackConfig()))
         assert not down(folder, purge=False)
         assert stray.wait(timeout=5) == -signal.SIGKILL
@@ -107,8 +106,7 @@ def test_down_ends_what_a_killed_owner_left(tmp_path: Path) -> None:
         stray.kill()
         stray.wait()
     state = folder.read_state()
-    assert state is not None
-    assert state.phase == "stopped"
+    assert state is not None and state.phase == "stopped"
     assert not down(folder, purge=True)
     assert not folder.path.exists()
 
@@ -154,7 +152,7 @@ def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.3)  # past the shim
         assert ProcessId.of(child) is not None
         parent.kill()
-    assert gone(child)
+    wait_for(lambda: ProcessId.of(child) is None)
 
 
 def test_a_child_is_tied_to_the_thread_that_started_it(tmp_path: Path) -> None:
@@ -163,15 +161,12 @@ def test_a_child_is_tied_to_the_thread_that_started_it(tmp_path: Path) -> None:
     leave = threading.Event()
 
     def start() -> None:
-        command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
-        with (tmp_path / "log").open("wb") as log:
-            started.append(launch(command, log=log))
+        started.append(launch_until_up(tmp_path / "log"))
         leave.wait(timeout=10)
 
     thread = threading.Thread(target=start)
     thread.start()
-    while not (tmp_path / "log").exists() or "up" not in (tmp_path / "log").read_text():
-        time.sleep(0.01)
+    wait_for(lambda: started)
     assert started[0].poll() is None
     leave.set()
     thread.join()
@@ -179,15 +174,11 @@ def test_a_child_is_tied_to_the_thread_that_started_it(tmp_path: Path) -> None:
 
 
 def test_a_child_obeys_interrupts_although_its_parent_ignores_them(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with (tmp_path / "log").open("wb") as log:
-            child = launch(command, log=log)
+        child = launch_until_up(tmp_path / "log")
     finally:
         signal.signal(signal.SIGINT, previous)
-    while "up" not in (tmp_path / "log").read_text():
-        time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=5) not in (None, 0)
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import Unavailable
-from streams.stack.folder import PartState, Ports, ProcessId, StackFolder
+from streams.stack.folder import PartState, Ports, ProcessId, StackFolder, StackState
 from streams.stack.parts import NotReady, PartName
 from streams.stack.run import RunningStack
+from tests.factories.waiting import wait_for
 
 PROGRAM = """
 import pathlib, signal, sys, time
@@ -71,11 +72,10 @@ def make_stack(tmp_path: Path, part: SmallPart, clock: Callable[[], float] = tim
     return RunningStack(StackFolder(tmp_path), Ports(1, 2, 3, 4), [part], start_timeout_seconds=10, clock=clock)
 
 
-def wait_for(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def state_of(stack: RunningStack) -> StackState:
+    state = stack.folder.read_state()
+    assert state is not None
+    return state
 
 
 def test_a_part_that_keeps_dying_is_restarted_ever_more_slowly(tmp_path: Path, part: SmallPart) -> None:
@@ -93,7 +93,7 @@ def test_a_part_that_keeps_dying_is_restarted_ever_more_slowly(tmp_path: Path, p
                 assert stack.restarts("valkey") == restarts - 1
                 clock.now += 0.1
             dead = PartState(None, restarts)
-            wait_for(lambda dead=dead: stack.folder.read_state().parts["valkey"] == dead)  # type: ignore
+            wait_for(lambda dead=dead: state_of(stack).parts["valkey"] == dead)  # type: ignore[misc]
         (part.folder / "broken").unlink()
         clock.now += 30
         stack.wait_ready("valkey")
@@ -105,17 +105,12 @@ def test_close_stops_cleanly_and_writes_it_down(tmp_path: Path, part: SmallPart)
     stack = make_stack(tmp_path, part)
     stack.open()
     pid = stack.pid("valkey")
-    state = stack.folder.read_state()
-    assert state is not None
-    assert state.phase == "ready"
-    assert state.parts["valkey"].process == ProcessId.of(pid)
+    state = state_of(stack)
+    assert state.phase == "ready" and state.parts["valkey"].process == ProcessId.of(pid)
     stack.close()
-    assert part.ended_with == 0
-    assert (part.folder / "stopped").exists()
-    state = stack.folder.read_state()
-    assert state is not None
-    assert state.phase == "stopped"
-    assert state.parts["valkey"].process is None
+    assert part.ended_with == 0 and (part.folder / "stopped").exists()
+    state = state_of(stack)
+    assert state.phase == "stopped" and state.parts["valkey"].process is None
     with pytest.raises(Unavailable, match="was stopped"):
         stack.start("valkey")
     stack.close()  # twice does no harm
@@ -130,9 +125,7 @@ def test_a_part_that_dies_at_its_first_start_fails_the_start(tmp_path: Path, par
             stack.open()
     finally:
         stack.close(error="x")
-    state = stack.folder.read_state()
-    assert state is not None
-    assert (state.phase, state.error) == ("failed", "x")
+    assert (state_of(stack).phase, state_of(stack).error) == ("failed", "x")
 
 
 def test_a_part_that_ignores_its_stop_signal_is_killed(tmp_path: Path, part: SmallPart) -> None:
