@@ -117,6 +117,12 @@ class Bench:
     index: InMemoryItemIndex
     models: ModelRegistry
 
+    async def serve(self, number: int, bias: float) -> str:
+        """Promote a release and take it up."""
+        released = release(self.models, number, bias)
+        await self.service.models.refresh()
+        return released
+
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         response = await self.client.post(path, json=body)
         return response.status, await response.json()

@@ -7,7 +7,8 @@ from typing import Any
 
 from kafka import TopicPartition
 
-from streams.broker.clients import make_admin, make_consumer
+from streams.broker.clients import make_admin
+from streams.broker.log_reader import LogReader
 from streams.broker.topics import TopicName, create_topics
 from streams.settings import Settings
 from tests.factories.waiting import wait_until
@@ -15,17 +16,8 @@ from tests.factories.waiting import wait_until
 
 async def read_all(settings: Settings, topic: TopicName) -> list[Any]:
     """Every record of a topic up to its end now, one partition after another."""
-    name = settings.topics.full_name(topic)
-    async with make_consumer(settings.kafka, name, auto_offset_reset="earliest", group_id=None) as consumer:
-        partitions = consumer.assignment()
-        assert partitions
-        await consumer.seek_to_beginning()
-        records: list[Any] = []
-        for partition, end in (await consumer.end_offsets(partitions)).items():
-            while await consumer.position(partition) < end:
-                for batch in (await consumer.getmany(timeout_ms=200)).values():
-                    records += batch
-    return sorted(records, key=lambda record: (record.partition, record.offset))
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        return [record async for record in reader.read_topic(topic)]
 
 
 def create_anew(settings: Settings, topic: TopicName) -> None:

@@ -72,3 +72,11 @@ class Bench:
 
     async def ask(self, *item_ids: str) -> dict[str, NDArray[np.float32]]:
         return (await self.cache.look_up(item_ids)).items.by_item()
+
+    async def ask_slowly(self, item_id: str) -> asyncio.Task[dict[str, NDArray[np.float32]]]:
+        """Ask for an item that the index holds; it reads, and does not answer before its gate is opened."""
+        await self.index.upsert([row(item_id, 1)])
+        self.index.gate.clear()
+        asking = asyncio.create_task(self.ask(item_id))
+        await asyncio.sleep(0)
+        return asking

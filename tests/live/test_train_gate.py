@@ -13,6 +13,7 @@ import pytest
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, World, accounts, produce, read_notices
+from tests.factories.releases import current_id
 from tests.factories.waiting import until, wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -38,8 +39,7 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
     wild.wait_for("train.ready")
     await produce(settings, behaviours=world.behaviours(1400))
     wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal", 120)
-    current = store.current()
-    assert current is not None and current.release_id == before.release_id
+    assert current_id(store) == before.release_id
     refused = store.list()[1]
     verdict = store.decision(refused.release_id)
     assert verdict is not None and not verdict.passed and any("log-loss" in reason for reason in verdict.reasons)

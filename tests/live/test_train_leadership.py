@@ -22,6 +22,7 @@ from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
 from streams.training.release_publisher import ReleasePublisher
 from tests.factories.click_world import DIM, ENCODER, SMALL, World, accounts, group_offsets, produce, read_notices
+from tests.factories.releases import current_id
 from tests.factories.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -121,8 +122,7 @@ async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_
     assert "another process" in first.output()
     wait_until(lambda: accounts(states[1])["accounts"]["pending"] < 200, "the second to be through")
     assert second.stop() == 0
-    current = store.current()
-    assert current is not None and current.release_id == accounts(states[1])["release_id"]
+    assert current_id(store) == accounts(states[1])["release_id"]
     assert [notice.release_id for notice in await read_notices(settings)] == [m.release_id for m in store.list()]
 
 
