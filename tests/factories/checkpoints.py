@@ -36,11 +36,11 @@ def make_state(number: int) -> State:
     return state
 
 
-def make_meta(number: int) -> CheckpointMeta:
+def make_meta(number: int, dim: int = 3) -> CheckpointMeta:
     return CheckpointMeta(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         encoder_version="e",
-        dim=3,
+        dim=dim,
         offsets={"behaviours": {0: number}},
         cluster_id="c",
         topic_ids={},
@@ -60,13 +60,18 @@ def make_journal(folder: Path) -> JournalStore:
 
 
 def make_checkpointer(
-    folder: Path, log: ClusterTopics = LOG, encoder: str | None = None, **trainer: object
+    folder: Path,
+    log: ClusterTopics = LOG,
+    encoder: str | None = None,
+    *,
+    read_log: Callable[[], ClusterTopics] | None = None,
+    **trainer: object,
 ) -> Checkpointer:
     config = learning_config(TrainerConfig.model_validate(trainer).model_dump(mode="json"), "ciubm", {})
     return Checkpointer(
         make_store(folder),
         make_journal(folder),
-        read_log=lambda: log,
+        read_log=read_log or (lambda: log),
         config=config,
         encoder_version=encoder,
         fence=OLD,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime
 
-from schemas.behaviours import Behaviour, BehaviourKind
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
 from streams.stores.histories.config import BehaviourStoreConfig
+from tests.factories.samples import DAY0, behaviour
 
 LOG = TopicIncarnation("cluster-1", "mim.behaviours", "topic-1")
 
@@ -17,22 +16,10 @@ KEEP = BehaviourStoreConfig(history_length=5, remembered_event_ids=8)
 
 
 def event(
-    offset: int,
-    event_id: str | None = None,
-    *,
-    user: str = "u1",
-    item: str = "i1",
-    at: float = 0.0,
-    kind: str = "click",
+    offset: int, event_id: str | None = None, *, user: str = "u1", item: str = "i1", at: float = 0, kind: str = "click"
 ) -> BehaviourRecord:
-    behaviour = Behaviour(
-        event_id=event_id or f"e{offset}",
-        kind=BehaviourKind(kind),
-        user_id=user,
-        item_id=item,
-        occurred_at=datetime.fromtimestamp(at, UTC),
-    )
-    return BehaviourRecord(offset, behaviour)
+    made = behaviour(event_id or f"e{offset}", kind, user=user, item=item, second=at - DAY0)
+    return BehaviourRecord(offset, made)
 
 
 def random_log(seed: int, n: int) -> list[BehaviourRecord]:
@@ -45,14 +32,8 @@ def random_log(seed: int, n: int) -> list[BehaviourRecord]:
         if rng.random() < 0.05:
             log.append(BehaviourRecord(offset, None))
             continue
-        log.append(
-            event(
-                offset,
-                f"e{rng.randrange(max(0, i - 6), i + 1)}",
-                user=f"u{rng.randrange(6)}",
-                item=f"i{rng.randrange(50)}",
-                at=i + rng.randrange(-5, 5),
-                kind=rng.choice(["exposure", "exposure", "click", "cart", "purchase"]),
-            )
-        )
+        event_id = f"e{rng.randrange(max(0, i - 6), i + 1)}"
+        user, item = f"u{rng.randrange(6)}", f"i{rng.randrange(50)}"
+        at, kind = i + rng.randrange(-5, 5), rng.choice(["exposure", "exposure", "click", "cart", "purchase"])
+        log.append(event(offset, event_id, user=user, item=item, at=at, kind=kind))
     return log

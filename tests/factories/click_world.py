@@ -6,21 +6,21 @@ import asyncio
 import json
 import random
 import subprocess
-import time
-from base64 import b64encode
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aiokafka import TopicPartition
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from schemas.items import ItemEmbedding, SourceOffset, embedding_key
+from schemas.items import ItemEmbedding, embedding_key
 from schemas.manifests import ReleaseNotice
-from streams.broker.clients import make_admin, make_consumer, make_producer
+from streams.broker.clients import make_admin, make_producer
 from streams.settings import Settings
+from tests.factories.samples import DAY0, behaviour, embedding
+from tests.factories.topics import read_all
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -58,34 +58,18 @@ class World:
             user, item = self.rng.choice(list(self.users)), self.rng.choice(list(self.items))
             self.second += 1
             self.number += 1
-            exposure = Behaviour(
-                event_id=f"x{self.number}",
-                kind=BehaviourKind.EXPOSURE,
-                user_id=user,
-                item_id=item,
-                occurred_at=START + timedelta(seconds=self.second),
-            )
+            second = START.timestamp() - DAY0 + self.second
+            exposure = behaviour(f"x{self.number}", user=user, item=item, second=second)
             events.append(exposure)
             if self.rng.random() < 1 / (1 + np.exp(-8 * float(self.users[user] @ self.items[item]))):
-                took: dict[str, object] = {
-                    "event_id": f"c{self.number}",
-                    "kind": BehaviourKind.CLICK,
-                    "exposure_id": exposure.event_id,
-                }
-                took["occurred_at"] = exposure.occurred_at + timedelta(seconds=2)
-                events.append(exposure.model_copy(update=took))
+                click = {"kind": BehaviourKind.CLICK, "occurred_at": exposure.occurred_at + timedelta(seconds=2)}
+                ids = {"event_id": f"c{self.number}", "exposure_id": exposure.event_id}
+                events.append(exposure.model_copy(update=click | ids))
         return events
 
     def embedding(self, item_id: str, *, encoder: str = ENCODER) -> ItemEmbedding:
-        return ItemEmbedding(
-            item_id=item_id,
-            encoder_version=encoder,
-            vector=b64encode(self.items[item_id].astype("<f4").tobytes()),
-            dim=DIM,
-            content_hash=f"hash-{item_id}",
-            published_at=START,
-            source=SourceOffset(partition=0, offset=0),
-        )
+        published = START.timestamp() - DAY0
+        return embedding(item_id, self.items[item_id], version=encoder, published=published)
 
 
 async def produce(
@@ -102,10 +86,9 @@ async def produce(
         sends = []
         if world is not None:
             for item_id in world.items if vectors_of is None else vectors_of:
-                value = world.embedding(item_id, encoder=encoder).model_dump_json().encode()
-                sends.append(
-                    await producer.send(topics.full_name("embeddings"), value, key=embedding_key(encoder, item_id))
-                )
+                key, message = embedding_key(encoder, item_id), world.embedding(item_id, encoder=encoder)
+                value = message.model_dump_json().encode()
+                sends.append(await producer.send(topics.full_name("embeddings"), value, key=key))
         for event in behaviours or []:
             value = event.model_dump_json().encode()
             sends.append(await producer.send(topics.full_name("behaviours"), value, key=event.user_id.encode()))
@@ -121,41 +104,17 @@ def train_to_the_end(run_command: Run, *arguments: str, env: dict[str, str] | No
     return report
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_seconds: float = 100.0) -> Any:
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        if found := condition():
-            return found
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.1)
-
-
 def accounts(state: Path) -> dict[str, Any]:
     path = state / "accounts.json"
     return json.loads(path.read_text()) if path.exists() else {"accounts": {"received": 0, "trained": 0}, "steps": 0}
 
 
 async def read_notices(settings: Settings) -> list[ReleaseNotice]:
-    partition = TopicPartition(settings.topics.full_name("models"), 0)
-    consumer = make_consumer(settings.kafka)
-    await consumer.start()
-    try:
-        consumer.assign([partition])
-        consumer.seek(partition, 0)
-        found: list[ReleaseNotice] = []
-        end = (await consumer.end_offsets([partition]))[partition]
-        while await consumer.position(partition) < end:
-            for record in (await consumer.getmany(timeout_ms=200)).get(partition, []):
-                found.append(ReleaseNotice.model_validate_json(record.value))
-        return found
-    finally:
-        await consumer.stop()
+    return [ReleaseNotice.model_validate_json(record.value) for record in await read_all(settings, "models")]
 
 
 def group_offsets(settings: Settings) -> dict[tuple[str, int], int]:
-    admin = make_admin(settings.kafka)
-    try:
-        found = admin.list_group_offsets(settings.topics.group("train"))[settings.topics.group("train")]
-        return {(partition.topic, partition.partition): value.offset for partition, value in found.items()}
-    finally:
-        admin.close()
+    group = settings.topics.group("train")
+    with closing(make_admin(settings.kafka)) as admin:
+        found = admin.list_group_offsets(group)[group]
+    return {(partition.topic, partition.partition): value.offset for partition, value in found.items()}

@@ -70,5 +70,6 @@ class Worker:
     def _on_ready(self) -> None:
         self.ready += 1
 
-    async def titles(self) -> dict[str, str]:
+    @property
+    def titles(self) -> dict[str, str]:
         return {item_id: row.title for item_id, row in self.index.rows.items()}

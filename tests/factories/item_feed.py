@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,15 +13,15 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from schemas.errors import BrokerUnavailable, StoreUnavailable
+from schemas.errors import BrokerUnavailable
 from schemas.items import ItemEmbedding, parse_embedding_key
 from schemas.letters import DeadLetter
 from streams.broker.clients import broker_errors, make_producer
-from streams.broker.log_reader import LogReader
-from streams.broker.topics import TopicName
 from streams.settings import Settings
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import MilvusItemIndex
+from tests.factories.topics import read_all
+from tests.factories.waiting import until
 
 
 @dataclass
@@ -40,9 +39,8 @@ class Feed:
         while True:
             with suppress(BrokerUnavailable):
                 with broker_errors(self.settings.kafka):
-                    done = await self.producer.send_and_wait(
-                        self.settings.topics.full_name("items"), key=key, value=value
-                    )
+                    topic = self.settings.topics.full_name("items")
+                    done = await self.producer.send_and_wait(topic, key=key, value=value)
                 return done.partition, done.offset
             await asyncio.sleep(0.2)
 
@@ -60,12 +58,8 @@ class Feed:
 
 @asynccontextmanager
 async def feeding(settings: Settings) -> AsyncIterator[Feed]:
-    producer = make_producer(settings.kafka, linger_ms=0)
-    await producer.start()
-    try:
+    async with make_producer(settings.kafka, linger_ms=0) as producer:
         yield Feed(settings, producer)
-    finally:
-        await producer.stop()
 
 
 @asynccontextmanager
@@ -86,30 +80,16 @@ async def held(index: MilvusItemIndex, ids: set[str]) -> dict[str, ItemRow]:
     return rows
 
 
-async def until(condition: Callable[[], Any], within_seconds: float = 60.0, *, every: float = 0.1) -> float:
-    """Wait until an (asynchronous) condition holds; returns how long that took."""
-    started = time.monotonic()
-    last: Any = None
-    while time.monotonic() - started < within_seconds:
-        with suppress(StoreUnavailable, BrokerUnavailable):
-            if last := await condition():
-                return time.monotonic() - started
-        await asyncio.sleep(every)
-    raise AssertionError(f"not within {within_seconds} s (last: {last})")
-
-
 async def assert_ends_with_the_last_word(feed: Feed, index: MilvusItemIndex, within_seconds: float = 90.0) -> None:
     """Every published item once, with its newest content; deleted ones absent."""
 
-    async def agrees() -> bool:
-        rows = await held(index, feed.ever)
-        return {item_id: row.title for item_id, row in rows.items()} == feed.expected
+    async def titles_held() -> dict[str, str]:
+        return {item_id: row.title for item_id, row in (await held(index, feed.ever)).items()}
 
     try:
-        await until(agrees, within_seconds, every=0.3)
+        await until(titles_held, lambda titles: titles == feed.expected, seconds=within_seconds, every=0.3)
     except AssertionError:
-        rows = await held(index, feed.ever)
-        titles = {item_id: row.title for item_id, row in rows.items()}
+        titles = await titles_held()
         missing = sorted(set(feed.expected) - set(titles))
         alive = sorted(set(titles) - set(feed.expected))
         outdated = sorted(i for i in set(titles) & set(feed.expected) if titles[i] != feed.expected[i])
@@ -118,12 +98,6 @@ async def assert_ends_with_the_last_word(feed: Feed, index: MilvusItemIndex, wit
             f"outdated {outdated[:5]} ({len(outdated)})"
         ) from None
     assert await index.count() == len(feed.expected)
-
-
-async def read_all(settings: Settings, topic: TopicName) -> list[Any]:
-    """Every record of a topic, up to its end now."""
-    async with LogReader(settings.kafka, settings.topics) as reader:
-        return [record async for record in reader.read_topic(topic)]
 
 
 async def letters(settings: Settings) -> list[DeadLetter]:
@@ -158,14 +132,10 @@ async def streaming_items(
     feed: Feed, index: MilvusItemIndex, *, at_least: int, until_held: int = 40
 ) -> AsyncIterator[None]:
     """Stream items all the while; entered when the center holds some of them."""
-
-    async def under_way() -> bool:
-        return await index.count() > until_held
-
     stop = asyncio.Event()
     streaming = asyncio.create_task(stream_items(feed, stop, at_least=at_least))
     try:
-        await until(under_way)
+        await until(index.count, lambda count: count > until_held)
         yield
     finally:
         stop.set()

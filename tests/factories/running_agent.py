@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import faust
+import pytest
 
 from streams.broker.topics import TopicsConfig
 from streams.indexing.app import bind_agents
 from streams.indexing.flow import Flow
 from streams.indexing.take_over import RecentWrites
 from tests.factories.item_path import ItemPath, allowed
+from tests.factories.waiting import until
 
 
 class Running:
@@ -40,9 +42,12 @@ class Running:
         return int(self.agent._stream.channel.queue.qsize())
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
-            while not done():
-                await asyncio.sleep(0.01)
+        await until(done, every=0.01)
+
+    async def fails_with(self, error: type[Exception]) -> None:
+        """Wait until the worker stops for this error."""
+        with pytest.raises(error):
+            await asyncio.wait_for(asyncio.shield(self.flow.failed), 10)
 
 
 @asynccontextmanager
@@ -59,16 +64,9 @@ async def running(
     never = RecentWrites(window_seconds=0, max_records=0, clock=lambda: 0.0)
     run = Running(path, flow)
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
-    agents = bind_agents(
-        app,
-        path.context,
-        flow,
-        recent or never,
-        topics=TopicsConfig(),
-        is_current=is_current,
-        on_report=run.reports.append,
-    )
-    agent = agents[0 if which == "items" else 1]
+    bound = {"topics": TopicsConfig(), "is_current": is_current, "on_report": run.reports.append}
+    items, retries = bind_agents(app, path.context, flow, recent or never, **bound)
+    agent = items if which == "items" else retries
     async with agent.test_context() as context:
         run.agent = context
         stream = context._stream

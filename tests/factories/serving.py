@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.base import ItemContent, Prepared
-from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.manifests import ModelManifest
 from streams.broker.cluster import TopicIncarnation
@@ -28,9 +26,11 @@ from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
-from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.stores.histories.store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from tests.factories import releases, vector_cache
+from tests.factories.samples import behaviour
 from trainer.networks.item_rows import ItemRows
 
 VERSION = "words-1"
@@ -91,49 +91,23 @@ def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Plain
 
 def release(store: ModelRegistry, number: int, bias: float, *, version: str = VERSION, name: str = "bias") -> str:
     weights = {name: torch.tensor(bias)}
-    checksum = weights_checksum(pack_weights(weights))
-    manifest = ModelManifest(
-        release_id=f"r{number:06d}-{checksum[:12]}",
-        weights_sha256=checksum,
-        encoder_version=version,
-        dim=DIM,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        rows_trained=number * 100,
-        steps=number,
-        rows_sha256="0",
-        offsets={},
-    )
-    store.publish(weights, manifest)
-    store.promote(manifest.release_id, None)
-    return manifest.release_id
+    return releases.release(store, number, weights=weights, encoder_version=version, dim=DIM, rows_trained=number * 100)
 
 
 def row(item_id: str, title: str) -> ItemRow:
     encoder = WordEncoder()
-    return ItemRow(
-        item_id=item_id,
-        encoder_version=VERSION,
-        vector=encoder.encode([encoder.prepare(ItemContent(title=title))])[0],
-        content_hash="c" * 32,
-        published_at=datetime(2025, 6, 1, tzinfo=UTC),
-        category="shoes",
-        price=9.5,
-        first_price=10.0,
-        has_title=True,
-        has_image=False,
-        source_partition=2,
-        source_offset=7,
-        produced_at_ms=0,
-        title=title,
-    )
+    vector = encoder.encode([encoder.prepare(ItemContent(title=title))])[0]
+    content = {"vector": vector, "title": title, "category": "shoes", "price": 9.5, "first_price": 10.0}
+    return vector_cache.row(item_id, 7, version=VERSION, source_partition=2, **content)
 
 
 class Down(InMemoryBehaviourStore):
-    async def taken_items(self, user_id: str) -> list[str]:
-        raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
-
     async def ping(self) -> None:
         raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
+
+    async def taken_items(self, user_id: str) -> list[str]:
+        await self.ping()
+        return []
 
 
 @dataclass
@@ -142,6 +116,12 @@ class Bench:
     service: ScoringService
     index: InMemoryItemIndex
     models: ModelRegistry
+
+    async def serve(self, number: int, bias: float) -> str:
+        """Promote a release and take it up."""
+        released = release(self.models, number, bias)
+        await self.service.models.refresh()
+        return released
 
     async def post(self, path: str, body: object) -> tuple[int, Any]:
         response = await self.client.post(path, json=body)
@@ -168,14 +148,8 @@ async def open_bench() -> AsyncIterator[Open]:
         if behaviours is None:
             behaviours = InMemoryBehaviourStore()
             await behaviours.bind(TopicIncarnation("c", "t", "i"))
-            taken = Behaviour(
-                event_id="e",
-                kind=BehaviourKind.CLICK,
-                user_id="ann",
-                item_id="boot",
-                occurred_at=datetime(2025, 7, 1, tzinfo=UTC),
-            )
-            await behaviours.record(0, [BehaviourRecord(0, taken)], first_offset=0, next_offset=1)
+            taken = BehaviourRecord(0, behaviour("e", "click", user="ann", item="boot"))
+            await behaviours.record(0, [taken], first_offset=0, next_offset=1)
         metrics = Metrics()
         models = in_memory_registry()
         clock = asyncio.get_running_loop().time

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
-from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.behaviours import Behaviour
 from schemas.forgotten import ForgottenUser
-from schemas.items import ItemEmbedding, SourceOffset
 from streams.broker.forgotten import ForgetUsers
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
@@ -21,40 +17,19 @@ from streams.training.input import EmbeddingRecord
 from streams.training.loop import TrainingLoop
 from streams.training.reports import TrainReport, TrainReports
 from streams.training.trainer_thread import TrainerThread
+from tests.factories.samples import DAY0, behaviour, embedding, unit_vector
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
-DIM = 8
-
-
 CONFIG = TrainerConfig(batch_rows=16, space_negatives=4, time_negatives=4, max_pending=200)
-
-
-def make_embedding(item_id: str) -> ItemEmbedding:
-    vector = np.random.default_rng(sum(item_id.encode())).normal(size=DIM)
-    return ItemEmbedding(
-        item_id=item_id,
-        encoder_version="e",
-        vector=b64encode((vector / np.linalg.norm(vector)).astype("<f4").tobytes()),
-        dim=DIM,
-        content_hash=item_id,
-        published_at=datetime.fromtimestamp(0, UTC),
-        source=SourceOffset(partition=0, offset=0),
-    )
 
 
 def make_log(count: int, *, items: int = 5, first: int = 0) -> list[Behaviour | None]:
     return [
-        Behaviour(
-            event_id=f"e{number}",
-            kind=BehaviourKind.CLICK if number % 5 == 4 else BehaviourKind.EXPOSURE,
-            user_id=f"u{number % 7}",
-            item_id=f"i{number % items}",
-            occurred_at=datetime.fromtimestamp(1_000_000 + number, UTC),
-        )
-        for number in range(first, first + count)
+        behaviour(f"e{n}", "exposure" if n % 5 < 4 else "click", user=f"u{n % 7}", item=f"i{n % items}", second=n)
+        for n in range(first, first + count)
     ]
 
 
@@ -62,12 +37,7 @@ class ListedInput:
     """What `TrainingInput` gives, from lists; one partition, a few records a fetch."""
 
     def __init__(
-        self,
-        vectors: Sequence[EmbeddingRecord],
-        log: Sequence[Behaviour | None],
-        *,
-        size: int = 7,
-        bounded: bool = True,
+        self, vectors: list[EmbeddingRecord], log: list[Behaviour | None], *, size: int = 7, bounded: bool = True
     ) -> None:
         self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = PartitionMerge([0], room_per_partition=50)
@@ -118,12 +88,7 @@ class ToldAtOnce:
     """A follower of `forgotten` that knows its users from the start, and of others when it is asked again, `when`."""
 
     def __init__(
-        self,
-        tell: Any,
-        now: list[ForgottenUser],
-        later: list[ForgottenUser],
-        *,
-        when: Callable[[], bool] = lambda: True,
+        self, tell: Any, now: list[ForgottenUser], later: list[ForgottenUser], *, when: Callable[[], Any] = lambda: True
     ) -> None:
         self.tell, self.now, self.later, self.when = tell, now, later, when
 
@@ -177,7 +142,8 @@ def make_loop(
 
 
 def vectors(*item_ids: str) -> list[EmbeddingRecord]:
-    return [EmbeddingRecord(item_id, make_embedding(item_id)) for item_id in item_ids]
+    made = {name: embedding(name, unit_vector(sum(name.encode())), version="e", published=-DAY0) for name in item_ids}
+    return [EmbeddingRecord(name, vector) for name, vector in made.items()]
 
 
 ALL = ("i0", "i1", "i2", "i3", "i4")
@@ -186,9 +152,3 @@ ALL = ("i0", "i1", "i2", "i3", "i4")
 async def trained(loop: TrainingLoop, resume: Checkpoint | None = None) -> TrainReport:
     await asyncio.wait_for(loop.run(asyncio.Event(), resume), 60)
     return loop.report()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.items import ItemEmbedding, SourceOffset, embedding_key
+from schemas.items import embedding_key
+from streams.indexing.announcements import as_embedding
 from streams.serving.config import VectorCacheConfig
 from streams.serving.vector_cache import VectorCache
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
+from tests.factories.samples import unit_vector
+from tests.factories.waiting import Clock
 
 VERSION = "test-1"
 
@@ -20,41 +25,20 @@ VERSION = "test-1"
 DIM = 4
 
 
-def unit(seed: int) -> NDArray[np.float32]:
-    vector = np.random.default_rng(seed).normal(size=DIM)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+def unit(seed: int, dim: int = DIM) -> NDArray[np.float32]:
+    return unit_vector(seed, dim)
 
 
-def row(item_id: str, seed: int) -> ItemRow:
-    return ItemRow(
-        item_id=item_id,
-        encoder_version=VERSION,
-        vector=unit(seed),
-        content_hash="h",
-        published_at=datetime(2025, 1, 1, tzinfo=UTC),
-        category=None,
-        price=None,
-        first_price=None,
-        has_title=True,
-        has_image=False,
-        source_partition=0,
-        source_offset=seed,
-        produced_at_ms=0,
-    )
+def row(item_id: str, seed: int, *, version: str = VERSION, dim: int = DIM, **changes: Any) -> ItemRow:
+    """A row that was published as `seed`-th record."""
+    published, vector = datetime(2025, 1, 1, tzinfo=UTC), unit(seed, dim)
+    plain = ItemRow(item_id, version, vector, f"{seed}", published, None, 1.0, 1.0, True, False, 0, seed, 0)
+    return replace(plain, **changes)
 
 
 def announced(item_id: str, vector: NDArray[np.float32], version: str = VERSION) -> tuple[bytes, bytes]:
-    import base64
-
-    message = ItemEmbedding(
-        item_id=item_id,
-        encoder_version=version,
-        vector=base64.b64encode(vector.astype("<f4").tobytes()),
-        dim=len(vector),
-        content_hash="h",
-        published_at=datetime(2025, 1, 1, tzinfo=UTC),
-        source=SourceOffset(partition=0, offset=0),
-    )
+    """Key and value of an announcement."""
+    message = as_embedding(row(item_id, 0, version=version, vector=vector))
     return embedding_key(version, item_id), message.model_dump_json().encode()
 
 
@@ -74,18 +58,10 @@ class CountingIndex(InMemoryItemIndex):
         return answer
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Bench:
     def __init__(self, **config: object) -> None:
         self.index = CountingIndex()
-        self.clock = Clock()
+        self.clock = Clock(1_000.0)
         self.cache = VectorCache(
             self.index,
             VectorCacheConfig.model_validate({"max_staleness_seconds": 5, "absent_seconds": 1} | config),
@@ -96,3 +72,11 @@ class Bench:
 
     async def ask(self, *item_ids: str) -> dict[str, NDArray[np.float32]]:
         return (await self.cache.look_up(item_ids)).items.by_item()
+
+    async def ask_slowly(self, item_id: str) -> asyncio.Task[dict[str, NDArray[np.float32]]]:
+        """Ask for an item that the index holds; it reads, and does not answer before its gate is opened."""
+        await self.index.upsert([row(item_id, 1)])
+        self.index.gate.clear()
+        asking = asyncio.create_task(self.ask(item_id))
+        await asyncio.sleep(0)
+        return asking

@@ -37,8 +37,9 @@ from streams.training.reports import TrainReports
 from streams.training.trainer_thread import TrainerThread
 from tests.factories.click_world import World, produce
 from tests.factories.index_app import Worker
-from tests.factories.item_feed import feeding, held, until
+from tests.factories.item_feed import feeding, held
 from tests.factories.recorded_log import click_log, expected, send, view_of
+from tests.factories.waiting import until
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
@@ -67,12 +68,7 @@ async def frozen(stack: RunningStack, part: PartName) -> AsyncIterator[None]:
 
 
 async def outlast_a_session() -> None:
-    ends = time.monotonic() + SESSION_SECONDS + 1.5
-
-    async def over() -> bool:
-        return time.monotonic() > ends
-
-    await until(over)
+    await asyncio.sleep(SESSION_SECONDS + 1.5)
 
 
 def place_in(consumer: Any) -> tuple[str, int]:
@@ -242,7 +238,7 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
         assert isinstance(leader, Elections) and isinstance(rival, Elections)
         assert await leader.elected(stop)
         fence = leader.fence
-        await until(lambda: settled(leader))
+        await until(lambda: leader.settled)
         thread = TrainerThread(reads, make, waits=EmbeddingWait(timeout_seconds=120))
         commits = OffsetCommits(
             leader,
@@ -255,7 +251,7 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
         loop = TrainingLoop(reads, thread, reports, commits=commits, clock=time.time)
         running = asyncio.create_task(loop.run(stop))
         try:
-            await until(lambda: at_step(made))
+            await until(lambda: made and made[0].blocked.is_set())
             elections = list(leader.outcomes)
             await produce(settings, behaviours=world.behaviours(3_000))
             ends = await read_ends(settings.kafka, settings.topics, "behaviours")
@@ -266,30 +262,14 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
 
             async with stands().candidate() as newcomer:
                 assert isinstance(newcomer, Elections)
-                await until(lambda: voted(newcomer))  # the one that blocks takes part, or nothing would come of it
-                await until(lambda: settled(leader))
+                await until(lambda: newcomer.outcomes)  # the one that blocks takes part, or nothing would come of it
+                await until(lambda: leader.settled)
                 assert newcomer.outcomes == [False] and leader.fence == fence
                 made[0].go_on.set()
-                await until(lambda: everything_read(loop, sum(ends.values())))
+                await until(lambda: loop.report().accounts["received"] == sum(ends.values()))
             assert leader.settled and not any(rival.outcomes)
         finally:
             stop.set()
             for trainer in made:
                 trainer.go_on.set()
             await asyncio.wait_for(running, 60)
-
-
-async def settled(leader: Leadership) -> bool:
-    return leader.settled
-
-
-async def at_step(made: list[Blocking]) -> bool:
-    return bool(made) and made[0].blocked.is_set()
-
-
-async def voted(candidate: Elections) -> bool:
-    return bool(candidate.outcomes)
-
-
-async def everything_read(loop: TrainingLoop, records: int) -> bool:
-    return loop.report().accounts["received"] == records

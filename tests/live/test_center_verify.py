@@ -7,7 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +23,15 @@ from streams.settings import Settings
 from streams.stores.vectors.collection import read_center
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 from tests.factories.index_worker import Start, start_index
-from tests.factories.item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items, until
+from tests.factories.item_feed import Feed, assert_ends_with_the_last_word, center, feeding, held, stream_items
+from tests.factories.waiting import until
 
 
 @asynccontextmanager
 async def writing(settings: Settings) -> AsyncIterator[MilvusItemIndex]:
     """The center, to be damaged."""
     found = await read_center(settings.milvus)
-    assert found is not None
-    assert found.encoder_version is not None
+    assert found is not None and found.encoder_version is not None
     index = MilvusItemIndex(settings.milvus, encoder_version=found.encoder_version, dim=found.dim)
     try:
         yield index
@@ -116,11 +116,7 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         await streaming
         assert (status, report["mended"], report["left"]) == (0, sum(damaged.values()), 0)
         await assert_ends_with_the_last_word(feed, index)
-
-        async def all_acknowledged() -> bool:
-            return (await verify(settings, capsys))[1]["waiting"] == 0
-
-        await until(all_acknowledged)
+        await until(lambda: verify(settings, capsys), lambda found: found[1]["waiting"] == 0)
         status, report = await verify(settings, capsys)
         assert (status, report["faults"]) == (0, 0)
         assert report["items"] == len(feed.expected) + 1  # the one that is not JSON
@@ -158,14 +154,11 @@ async def test_after_an_outage_longer_than_deletes_are_kept_a_worker_verifies_be
 
 
 def lose_the_center(settings: Settings) -> None:
-    client = MilvusClient(settings.milvus.uri, timeout=10)
-    try:
+    with closing(MilvusClient(settings.milvus.uri, timeout=10)) as client:
         collection = client.describe_collection(settings.milvus.alias)["collection_name"]
         for alias in client.list_aliases(collection)["aliases"]:
             client.drop_alias(alias)
         client.drop_collection(collection)
-    finally:
-        client.close()
 
 
 async def test_a_center_that_lost_its_data_is_filled_again_also_after_a_worker_that_died_over_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from streams.broker.clients import BrokerConfig, make_admin
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.topics import TopicsConfig, create_topics
 from streams.settings import Settings
-from streams.stores.histories.client import RedisConfig, make_redis
-from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.client import RedisConfig
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks
+from tests.factories.recorded_log import behaviour_store
 
 CHECKS = ["broker", "topics", "redis", "behaviour view", "encoder", "milvus", "model"]
 
@@ -74,22 +75,12 @@ async def test_missing_and_differing_topics_are_found(settings: Settings) -> Non
     missing = settings.model_copy(update={"topics": TopicsConfig(prefix=settings.topics.prefix + "x.")})
     line = (await check(missing))["topics"]
     assert not line.ok and line.fix == "run 'mimstream topics create'"
-    other = settings.model_copy(
-        update={"topics": settings.topics.model_copy(update={"partitions": settings.topics.partitions + 1})}
-    )
-    line = (await check(other))["topics"]
+    more = settings.topics.model_copy(update={"partitions": settings.topics.partitions + 1})
+    line = (await check(settings.model_copy(update={"topics": more})))["topics"]
     assert not line.ok and f"MIM_TOPICS__PARTITIONS={settings.topics.partitions}" in (line.fix or "")
-    admin = make_admin(settings.kafka)
-    admin.alter_configs(
-        [
-            ConfigResource(
-                ConfigResourceType.TOPIC,
-                settings.topics.full_name("items"),
-                configs={"cleanup.policy": "delete", "max.message.bytes": "1000"},
-            )
-        ]
-    )
-    admin.close()
+    damage = {"cleanup.policy": "delete", "max.message.bytes": "1000"}
+    with closing(make_admin(settings.kafka)) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topics.full_name("items"), damage)])
     line = (await check(settings))["topics"]
     assert "cleanup.policy=delete" in line.detail and "takes records of 1000 bytes" in line.detail
 
@@ -110,9 +101,8 @@ async def test_vectors_of_another_width_are_found(settings: Settings) -> None:
 
 
 async def test_a_view_of_another_log_is_found(settings: Settings) -> None:
-    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis)
-    await store.bind(TopicIncarnation("elsewhere", "t", "i"))
-    await store.close()
+    async with behaviour_store(settings) as store:
+        await store.bind(TopicIncarnation("elsewhere", "t", "i"))
     line = (await check(settings))["behaviour view"]
     assert not line.ok and "record --rebuild" in (line.fix or "")
 

@@ -26,9 +26,11 @@ from streams.dead_letters.producer import KafkaDeadLetters
 from streams.dead_letters.requeue import Requeue
 from streams.settings import Settings
 from tests.factories.index_worker import start_index
-from tests.factories.item_feed import center, feeding, read_all, until
+from tests.factories.item_feed import center, feeding
 from tests.factories.item_path import picture
 from tests.factories.picture_site import PictureSite
+from tests.factories.topics import read_all
+from tests.factories.waiting import until
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -63,10 +65,8 @@ class Scene:
     requeue: WatchedRequeue
 
     async def send(self, topic: Any, key: bytes, value: bytes | None, partition: int = 1) -> int:
-        done = await self.producer.send_and_wait(
-            self.settings.topics.full_name(topic), key=key, value=value, partition=partition
-        )
-        return int(done.offset)
+        name = self.settings.topics.full_name(topic)
+        return int((await self.producer.send_and_wait(name, key=key, value=value, partition=partition)).offset)
 
     async def fail(self, topic: Any, key: bytes, value: bytes | None, **changes: Any) -> DeadLetter:
         """Send a record, and the dead letter of it."""
@@ -90,9 +90,7 @@ class Scene:
 async def scene(settings: Settings) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as opened:
         reader = await opened.enter_async_context(LogReader(settings.kafka, settings.topics))
-        producer = make_producer(settings.kafka, linger_ms=0)
-        await producer.start()
-        opened.push_async_callback(producer.stop)
+        producer = await opened.enter_async_context(make_producer(settings.kafka, linger_ms=0))
         dead_letters = DeadLetterTopic(reader, producer, settings.kafka, now=lambda: NOW)
         yield Scene(settings, producer, dead_letters, WatchedRequeue(reader, producer, settings.kafka, dead_letters))
 
@@ -135,9 +133,7 @@ async def test_a_publish_between_the_look_and_the_sending_keeps_the_last_word(sc
     assert (await scene.values("items", b"a"))[-1] == b"newest"
 
 
-async def test_a_delete_between_the_look_and_the_sending_keeps_the_last_word_also_after_a_kill(
-    scene: Scene,
-) -> None:
+async def test_a_delete_between_the_look_and_the_sending_keeps_the_last_word_also_after_a_kill(scene: Scene) -> None:
     await scene.fail("items", b"a", b"{broken")
     scene.requeue.before = lambda: scene.send("items", b"a", None)
     scene.requeue.dies_after_send = True
@@ -224,29 +220,17 @@ async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(
     )
     async with feeding(settings) as feed, center(settings) as index:
         await feed.publish("bare", "", image_url=pictures.url + "one")
-
-        async def buried() -> bool:
-            return len(await read_all(settings, "dead-letters")) == 1
-
-        await until(buried)
+        await until(lambda: read_all(settings, "dead-letters"), lambda found: len(found) == 1)
         assert await index.fetch(["bare"], pending=True) == {}
         requeue = process("dead-letters", "requeue", "--reason", "image_unavailable", cold=True)
         assert await asyncio.to_thread(requeue.wait, 60) == 0, requeue.output()
-
-        async def buried_again() -> bool:
-            return len(await read_all(settings, "dead-letters")) == 3  # two letters, one note of sending again
-
-        await until(buried_again)
+        # two letters, one note of sending again
+        await until(lambda: read_all(settings, "dead-letters"), lambda found: len(found) == 3)
         found = [r for r in await read_all(settings, "dead-letters") if r.value is not None]
         newest = max((DeadLetter.from_record(r.value, r.headers) for r in found), key=lambda letter: letter.failed_at)
         pictures.there["one"] = picture("blue")
         assert await asyncio.to_thread(command, settings, "requeue", "--all") == 0
-
-        async def there() -> bool:
-            return "bare" in await index.fetch(["bare"])
-
-        await until(there)
+        await until(lambda: index.fetch(["bare"]))
     assert (newest.topic, newest.attempts) == ("items-retry", 2)
     assert newest.requeued_from is not None
-    assert newest.first_failed_at is not None
-    assert newest.first_failed_at < newest.failed_at
+    assert newest.first_failed_at is not None and newest.first_failed_at < newest.failed_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,19 +22,9 @@ Read = Callable[[], Awaitable[list[DeadLetter]]]
 
 
 def letter(offset: int, **changes: Any) -> DeadLetter:
-    plain: dict[str, Any] = {
-        "topic": "items",
-        "partition": 3,
-        "offset": offset,
-        "key": b"k",
-        "value": b"{broken",
-        "stage": "decode",
-        "reason": Reason.NOT_JSON,
-        "detail": "expected value: line 1, column 2 — é",
-        "failed_at": datetime(2026, 5, 1, tzinfo=UTC),
-        "attempts": 2,
-    }
-    return DeadLetter(**(plain | changes))
+    detail, failed_at = "expected value: line 1, column 2 — é", datetime(2026, 5, 1, tzinfo=UTC)
+    plain = DeadLetter("items", 3, offset, b"k", b"{broken", "decode", Reason.NOT_JSON, detail, failed_at, attempts=2)
+    return replace(plain, **changes)
 
 
 class DeadLettersContract:
@@ -70,12 +61,9 @@ class TestInMemoryDeadLetters(DeadLettersContract):
 class TestKafkaDeadLetters(DeadLettersContract):
     @pytest.fixture
     async def dead_letters(self, settings: Settings) -> AsyncIterator[KafkaDeadLetters]:
-        producer = make_producer(
-            settings.kafka, max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
-        )
-        await producer.start()
-        yield KafkaDeadLetters(producer, settings.kafka, settings.topics)
-        await producer.stop()
+        room = settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES
+        async with make_producer(settings.kafka, max_request_size=room) as producer:
+            yield KafkaDeadLetters(producer, settings.kafka, settings.topics)
 
     @pytest.fixture
     def read(self, settings: Settings) -> Read:

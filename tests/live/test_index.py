@@ -26,9 +26,9 @@ from tests.factories.item_feed import (
     held,
     letters,
     streaming_items,
-    until,
 )
 from tests.factories.item_path import b64, picture
+from tests.factories.waiting import until
 
 
 async def test_200_keys_at_once_end_with_the_last_word_of_each(settings: Settings, process: Start) -> None:
@@ -58,20 +58,14 @@ async def test_200_keys_at_once_end_with_the_last_word_of_each(settings: Setting
             assert message is None
             continue
         assert message is not None
-        assert (message.source.partition, message.source.offset) == (
-            rows[key].source_partition,
-            rows[key].source_offset,
-        )
-        assert np.allclose(np.frombuffer(message.vector, "<f4"), rows[key].vector, atol=1e-6)
+        row = rows[key]
+        assert (message.source.partition, message.source.offset) == (row.source_partition, row.source_offset)
+        assert np.allclose(np.frombuffer(message.vector, "<f4"), row.vector, atol=1e-6)
 
 
 async def goes_on(feed: Feed, index: Any, killed: float, before: set[str]) -> float:
     """How long after the kill the center holds an item that it did not hold before the kill."""
-
-    async def more() -> bool:
-        return bool(set(await held(index, set(feed.expected) - before)))
-
-    await until(more, 60, every=0.05)
+    await until(lambda: held(index, set(feed.expected) - before))
     return time.monotonic() - killed
 
 
@@ -145,10 +139,7 @@ async def test_bad_input_is_buried_one_by_one_and_its_neighbours_go_through(sett
         await feed.publish("neighbour-last", "a good one at the end")
         await assert_ends_with_the_last_word(feed, index)
 
-        async def all_buried() -> bool:
-            return len(await letters(settings)) >= len(bad)
-
-        await until(all_buried)
+        await until(lambda: letters(settings), lambda found: len(found) >= len(bad))
         assert await index.fetch(["bad", "other"]) == {}
     found = {(le.partition, le.offset): (le.key, le.value, le.stage, le.reason) for le in await letters(settings)}
     assert found == sent
@@ -158,13 +149,8 @@ def _png_that_says_it_is(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-        + chunk(b"IEND", b"")
-    )
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 async def test_a_worker_killed_while_it_waited_for_milvus_loses_nothing(

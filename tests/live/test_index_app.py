@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,11 @@ import pytest
 
 from streams.settings import Settings
 from tests.factories.index_app import Worker
-from tests.factories.item_feed import feeding, until
+from tests.factories.item_feed import feeding
+from tests.factories.waiting import until
 
 # Faust leaves threads' sockets to the garbage collector when it is stopped after a crash
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-
-
-def equals(worker: Worker, expected: dict[str, str]) -> Callable[[], Any]:
-    async def check() -> bool:
-        return await worker.titles() == expected
-
-    return check
 
 
 async def test_a_member_whose_heartbeats_are_confirmed_writes_long_after_it_joined(
@@ -31,15 +23,10 @@ async def test_a_member_whose_heartbeats_are_confirmed_writes_long_after_it_join
     worker = Worker(settings, tmp_path, session_timeout_seconds=6)
     async with feeding(settings) as feed:
         await feed.publish("a", "at once")
-        await until(equals(worker, feed.expected))
-        joined = time.monotonic()
-
-        async def silence_would_be_over() -> bool:
-            return time.monotonic() - joined > worker.context.config.silence_seconds + 1
-
-        await until(silence_would_be_over)
+        await until(lambda: worker.titles == feed.expected)
+        await asyncio.sleep(worker.context.config.silence_seconds + 1)
         await feed.publish("a", "later")
-        await until(equals(worker, feed.expected))
+        await until(lambda: worker.titles == feed.expected)
     assert len(worker.apps) == 1
     worker.stop.set()
     await worker.running
@@ -50,7 +37,7 @@ async def test_an_application_that_crashed_is_replaced_and_nothing_is_lost(setti
     async with feeding(settings) as feed:
         for n in range(50):
             await feed.publish(f"i{n}", "before")
-        await until(equals(worker, feed.expected))
+        await until(lambda: worker.titles == feed.expected)
         held_back = asyncio.Event()
         upsert = worker.index.upsert
 
@@ -64,7 +51,7 @@ async def test_an_application_that_crashed_is_replaced_and_nothing_is_lost(setti
             await feed.publish(f"i{n}", "after")
         await held_back.wait()  # a batch is in hand
         await worker.apps[0].crash(RuntimeError("as a commit may"))
-        await until(equals(worker, feed.expected))
+        await until(lambda: worker.titles == feed.expected)
     assert len(worker.apps) == 2
     assert worker.ready == 2
     worker.stop.set()
@@ -83,6 +70,6 @@ async def test_what_an_agent_cannot_go_on_from_ends_the_process(settings: Settin
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(worker.running, 60)
     again = Worker(settings, tmp_path)  # under the same instance id: the record was not acknowledged
-    await until(equals(again, {"a": "x"}))
+    await until(lambda: again.titles == {"a": "x"})
     again.stop.set()
     await asyncio.wait_for(again.running, 30)

@@ -9,7 +9,8 @@ from typing import Any
 
 from streams.settings import Settings
 from tests.factories.index_worker import ONE_THREAD, Start, start_index
-from tests.factories.item_feed import assert_ends_with_the_last_word, center, feeding, streaming_items, until
+from tests.factories.item_feed import assert_ends_with_the_last_word, center, feeding, streaming_items
+from tests.factories.waiting import until
 
 
 async def test_a_second_worker_of_a_slot_is_turned_away_and_the_first_goes_on(
@@ -77,12 +78,7 @@ def assigned(worker: Any) -> dict[str, list[int]]:
 async def test_an_item_and_its_retries_are_always_read_by_one_worker(settings: Settings, process: Start) -> None:
     # four partitions over three workers: handed out one by one, items-1 and items-retry-1 would part
     workers = [start_index(process, "--slot", name, MIM_ENCODER__NUM_THREADS="1") for name in "abc"]
-
-    async def settled() -> bool:
-        given = [assigned(worker) for worker in workers]
-        return sorted(p for one in given for p in one["items"]) == [0, 1, 2, 3]
-
-    await until(settled)
+    await until(lambda: sorted(p for worker in workers for p in assigned(worker)["items"]) == [0, 1, 2, 3])
     for worker in workers:
         assert assigned(worker)["items"] == assigned(worker)["items_retry"]
 
@@ -93,29 +89,18 @@ async def test_a_slot_that_does_not_come_back_leaves_at_once_or_is_taken_out(
     env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "120"}  # twice as long as the test waits for what it expects
     stays = start_index(process, **env)
     leaves = start_index(process, "--slot", "1", "--leave", **env)
-
-    async def shared() -> bool:
-        return len(assigned(stays)["items"]) == len(assigned(leaves)["items"]) == 2
-
-    async def alone() -> bool:
-        return assigned(stays)["items"] == [0, 1, 2, 3]
-
-    await until(shared)
+    await until(lambda: len(assigned(stays)["items"]) == len(assigned(leaves)["items"]) == 2)
     taking_out = process("index", "--slot", "1", "--remove", env=ONE_THREAD)
     assert await asyncio.to_thread(taking_out.wait, 60) == 2  # somebody lives in it
     assert leaves.stop() == 0
     assert "index.left_group" in leaves.output()
-    await until(alone)
+    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3])
     killed = start_index(process, "--slot", "2", **env)
-
-    async def shared_again() -> bool:
-        return len(assigned(stays)["items"]) == len(assigned(killed)["items"]) == 2
-
-    await until(shared_again)
+    await until(lambda: len(assigned(stays)["items"]) == len(assigned(killed)["items"]) == 2)
     killed.kill()
     taking_out = process("index", "--slot", "2", "--remove", env=ONE_THREAD)
     assert await asyncio.to_thread(taking_out.wait, 60) == 0, taking_out.output()
-    await until(alone)
+    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3])
     async with feeding(settings) as feed, center(settings) as index:
         for n in range(20):
             await feed.publish(f"i{n}", f"title {n}")

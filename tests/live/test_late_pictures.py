@@ -6,17 +6,11 @@ import asyncio
 
 from streams.settings import Settings
 from tests.factories.index_worker import Start, start_index
-from tests.factories.item_feed import (
-    announced,
-    assert_ends_with_the_last_word,
-    center,
-    feeding,
-    held,
-    read_all,
-    until,
-)
+from tests.factories.item_feed import announced, assert_ends_with_the_last_word, center, feeding, held
 from tests.factories.item_path import picture
 from tests.factories.picture_site import PictureSite
+from tests.factories.topics import read_all
+from tests.factories.waiting import until
 
 
 async def test_a_late_picture_is_added_and_a_delete_wins_over_it_also_after_a_kill(
@@ -36,35 +30,23 @@ async def test_a_late_picture_is_added_and_a_delete_wins_over_it_also_after_a_ki
         await feed.publish("gone", "", image_url=pictures.url + "one")
         await feed.publish("titled-gone", "a title", image_url=pictures.url + "one")
         await feed.publish("newer", "", image_url=pictures.url + "one")
-
-        async def titles_there() -> bool:
-            return set(await held(index, feed.ever)) == {"titled", "titled-gone"}
-
-        await until(titles_there)
+        await until(lambda: held(index, feed.ever), lambda rows: set(rows) == {"titled", "titled-gone"})
         assert not (await index.fetch(["titled"]))["titled"].has_image
-
-        async def retried() -> bool:
-            return len(await read_all(settings, "items-retry")) > 5
-
-        await until(retried)
+        await until(lambda: read_all(settings, "items-retry"), lambda retries: len(retries) > 5)
         worker.kill()
         await feed.delete("gone")
         await feed.delete("titled-gone")
         await feed.publish("newer", "now with a title")
         pictures.there["one"] = picture("blue")
         start_index(process, **env)
-
-        async def pictures_there() -> bool:
-            rows = await held(index, feed.ever)
-            return all(item_id in rows and rows[item_id].has_image for item_id in ("titled", "bare"))
-
-        await until(pictures_there)
+        await until(
+            lambda: held(index, {"titled", "bare"}),
+            lambda rows: len(rows) == 2 and all(row.has_image for row in rows.values()),
+        )
         await asyncio.sleep(5)  # time for every retry that is still about
         await assert_ends_with_the_last_word(feed, index)
         rows = await held(index, feed.ever)
         assert (rows["titled"].has_title, rows["bare"].has_title, rows["newer"].has_image) == (True, False, False)
     last = await announced(settings)
     assert {item_id for item_id, message in last.items() if message is not None} == {"titled", "bare", "newer"}
-    titled = last["titled"]
-    assert titled is not None
-    assert titled.has_image
+    assert (titled := last["titled"]) is not None and titled.has_image

@@ -15,7 +15,8 @@ from streams.serving.model_watcher import ModelWatcher
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry
 from streams.wiring.serving import make_scorer
-from tests.factories.click_world import ENCODER, SMALL, World, accounts, produce, read_notices, wait_until
+from tests.factories.click_world import ENCODER, SMALL, World, accounts, produce, read_notices
+from tests.factories.waiting import until, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -37,9 +38,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
     watching = asyncio.create_task(watcher.run(stop))
 
     async def answers(release_id: str) -> None:
-        async with asyncio.timeout(30):
-            while watcher.current is None or watcher.current.manifest.release_id != release_id:
-                await asyncio.sleep(0.02)
+        await until(lambda: watcher.current and watcher.current.manifest.release_id == release_id, seconds=30)
 
     try:
         first, second = (manifest.release_id for manifest in store.list()[:2])
@@ -49,9 +48,7 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
         await answers(first)
 
         await produce(settings, behaviours=world.behaviours(700))
-        await asyncio.to_thread(
-            wait_until, lambda: accounts(state).get("held", 0) >= 1, "a candidate that is held", 120
-        )
+        await until(lambda: accounts(state).get("held", 0) >= 1, seconds=120)
         current = store.current()
         assert current is not None and current.release_id == first and trainer.returncode is None
         listed = await asyncio.to_thread(models, "list")
@@ -60,21 +57,14 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
 
         await asyncio.to_thread(models, "unpin")
         await produce(settings, behaviours=world.behaviours(700))
-        await asyncio.to_thread(
-            wait_until, lambda: (now := store.current()) and now.release_id not in (first, second), "a new release", 120
-        )
+        await until(store.current, lambda now: now and now.release_id not in (first, second), seconds=120)
         after_unpin = next(p for p in store.history() if p.release_id not in (first, second))
         assert store.manifest(after_unpin.release_id).parent == first
-
-        async def newest_answers() -> None:
-            async with asyncio.timeout(60):  # releases follow each other: whichever is current in the end
-                while True:
-                    now, answering = store.current(), watcher.current
-                    if now and answering and answering.manifest.release_id == now.release_id:
-                        return
-                    await asyncio.sleep(0.02)
-
-        await newest_answers()
+        # releases follow each other: whichever is current in the end
+        await until(
+            lambda: (store.current(), watcher.current),
+            lambda found: all(found) and found[0].release_id == found[1].manifest.release_id,
+        )
     finally:
         stop.set()
         watching.cancel()

@@ -5,58 +5,47 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import time
-from collections.abc import Callable
+from contextlib import aclosing, closing
 from typing import Any
 
 import kafka
 import pytest
-from aiokafka import TopicPartition
 
-from schemas.errors import StoreUnavailable
-from schemas.letters import DeadLetter
-from streams.broker.clients import make_admin, make_consumer
-from streams.broker.topics import create_topics
+from streams.broker.clients import make_admin
+from streams.broker.log_reader import read_ends
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import RedisBehaviourStore
-from tests.factories.index_worker import SOON
-from tests.factories.recorded_log import click_log, expected, read_all, send, view_of
-
-Start = Callable[..., Any]
+from tests.factories.index_worker import SOON, Start
+from tests.factories.item_feed import letters
+from tests.factories.recorded_log import behaviour_store, click_log, expected, send, view_of
+from tests.factories.topics import create_anew
+from tests.factories.waiting import until
 
 
 async def recorded(settings: Settings) -> dict[str, Any]:
-    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
-    try:
+    async with behaviour_store(settings) as store:
         return await view_of(store)
-    finally:
-        await store.close()
 
 
-async def wait_until_recorded(settings: Settings, timeout: float = 60) -> None:
+async def wait_until_recorded(settings: Settings, seconds: float = 60) -> None:
     """Until every position stands at its partition's end."""
-    consumer = make_consumer(settings.kafka)
-    await consumer.start()
-    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis)
-    try:
-        topic = settings.topics.full_name("behaviours")
-        deadline = time.monotonic() + timeout
-        while True:
-            ends = await consumer.end_offsets([TopicPartition(topic, p) for p in range(settings.topics.partitions)])
-            wanted = {partition.partition: end for partition, end in ends.items() if end}
-            try:
-                positions = await store.positions()
-            except StoreUnavailable:
-                positions = {}
-            if {p: n for p, n in positions.items() if n} == wanted:
-                return
-            assert time.monotonic() < deadline, f"recorded {positions}, sent {wanted}"
-            await asyncio.sleep(0.05)
-    finally:
-        await store.close()
-        await consumer.stop()
+    async with behaviour_store(settings) as store:
+
+        async def left() -> dict[int, int]:
+            ends, positions = await read_ends(settings.kafka, settings.topics, "behaviours"), await store.positions()
+            return {partition: end - positions.get(partition, 0) for partition, end in ends.items()}
+
+        await until(left, lambda left: not any(left.values()), seconds=seconds)
+
+
+async def record_all(settings: Settings, process: Start, *arguments: str, **env: str) -> Any:
+    """Run a recorder until everything is recorded; returns it when it has ended."""
+    child = process("record", *arguments, env=env)
+    child.wait_for("record.ready")
+    await wait_until_recorded(settings)
+    assert child.stop() == 0
+    return child
 
 
 async def test_killed_again_and_again_it_records_every_event_once(settings: Settings, process: Start) -> None:
@@ -89,18 +78,12 @@ async def test_each_broken_behaviour_is_buried_once_with_its_reason(settings: Se
     rows = good + [(b"u1", value) for value in broken]
     random.Random(0).shuffle(rows)
     await send(settings, rows)
-    child = process("record")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
-    rebuilding = process("record", "--rebuild")
-    rebuilding.wait_for("record.ready")
-    await wait_until_recorded(settings)
-    assert rebuilding.stop() == 0
-    found = await read_all(settings, settings.topics.full_name("dead-letters"))
-    letters = [DeadLetter.from_record(r.value, r.headers) for records in found.values() for r in records]
-    assert {letter.value: letter.reason.value for letter in letters} == broken
-    assert len(letters) == len(broken)
-    assert {(letter.topic, letter.stage, letter.key) for letter in letters} == {("behaviours", "record", b"u1")}
+    await record_all(settings, process)
+    await record_all(settings, process, "--rebuild")
+    found = await letters(settings)
+    assert {letter.value: letter.reason.value for letter in found} == broken
+    assert len(found) == len(broken)
+    assert {(letter.topic, letter.stage, letter.key) for letter in found} == {("behaviours", "record", b"u1")}
     assert (await recorded(settings))["counts"]["broken"] == len(broken)
 
 
@@ -133,14 +116,9 @@ async def test_a_kill_of_the_broker_loses_nothing(stack: RunningStack, settings:
 
 async def test_a_rebuild_gives_the_same_view(settings: Settings, process: Start) -> None:
     await send(settings, click_log(6, 2_000))
-    child = process("record")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
+    await record_all(settings, process)
     before = await recorded(settings)
-    child = process("record", "--rebuild", env={"MIM_RECORD__MAX_RECORDS": "70"})
-    child.wait_for("record.ready")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
+    await record_all(settings, process, "--rebuild", MIM_RECORD__MAX_RECORDS="70")
     assert await recorded(settings) == before == await expected(settings)
 
 
@@ -148,9 +126,8 @@ async def test_a_store_that_lost_everything_while_running_is_filled_again(settin
     child = process("record")
     await send(settings, click_log(7, 500))
     await wait_until_recorded(settings)
-    client = make_redis(settings.redis)
-    await client.delete(*await client.keys(f"{settings.redis.key_prefix}*"))
-    await client.aclose()
+    async with aclosing(make_redis(settings.redis)) as client:
+        await client.delete(*await client.keys(f"{settings.redis.key_prefix}*"))
     await send(settings, click_log(8, 400))
     await wait_until_recorded(settings)
     assert child.stop() == 0
@@ -160,35 +137,22 @@ async def test_a_store_that_lost_everything_while_running_is_filled_again(settin
 
 async def test_the_groups_lag_is_zero_after_a_kill_between_write_and_commit(settings: Settings, process: Start) -> None:
     await send(settings, click_log(11, 200))
-    child = process("record")
-    await wait_until_recorded(settings)
-    child.stop()
+    await record_all(settings, process)
     group = settings.topics.group("record")
-    admin = make_admin(settings.kafka)
-    try:
+    with closing(make_admin(settings.kafka)) as admin:
         admin.delete_groups([group])  # as if no commit had ever come through
         child = process("record")
         child.wait_for("record.ready")
         ends = (await recorded(settings))["positions"]
         found = {tp.partition: row.offset for tp, row in admin.list_group_offsets({group: None})[group].items()}
-    finally:
-        admin.close()
     assert found == {partition: end for partition, end in ends.items() if end}
     assert child.stop() == 0
 
 
 async def test_a_topic_created_anew_is_refused_with_the_way_out(settings: Settings, process: Start) -> None:
     await send(settings, click_log(9, 100))
-    child = process("record")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
-    admin = make_admin(settings.kafka)
-    admin.delete_topics([settings.topics.full_name("behaviours")])
-    admin.close()
-    deadline = time.monotonic() + 60
-    while settings.topics.full_name("behaviours") not in create_topics(settings.kafka, settings.topics):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    await record_all(settings, process)
+    create_anew(settings, "behaviours")
     child = process("record")
     assert child.wait() == 2
     assert "record --rebuild" in child.output()
@@ -201,30 +165,17 @@ async def test_a_topic_created_anew_is_refused_with_the_way_out(settings: Settin
 
 async def test_a_late_commit_of_the_topic_before_takes_no_letter_away(settings: Settings, process: Start) -> None:
     await send(settings, click_log(12, 100))
-    child = process("record")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
+    await record_all(settings, process)
+    create_anew(settings, "behaviours")
     topic, group = settings.topics.full_name("behaviours"), settings.topics.group("record")
-    admin = make_admin(settings.kafka)
-    try:
-        admin.delete_topics([topic])
-        deadline = time.monotonic() + 20
-        while topic not in create_topics(settings.kafka, settings.topics):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    with closing(make_admin(settings.kafka)) as admin:
         # a recorder that still had records of the old topic in hand commits by the topic's name
         partitions = [kafka.TopicPartition(topic, p) for p in range(settings.topics.partitions)]
         admin.alter_group_offsets(group, {p: kafka.structs.OffsetAndMetadata(30, "", None) for p in partitions})
-    finally:
-        admin.close()
     broken = [(b"u1", b"{" + bytes([32] * n)) for n in range(5)]
     await send(settings, [*broken, *(row for row in click_log(13, 200) if row[1].endswith(b"}"))])
-    child = process("record", "--rebuild")
-    await wait_until_recorded(settings)
-    assert child.stop() == 0
-    found = await read_all(settings, settings.topics.full_name("dead-letters"))
-    values = [record.value for records in found.values() for record in records]
-    assert {value for _, value in broken} <= set(values)
+    child = await record_all(settings, process, "--rebuild")
+    assert {value for _, value in broken} <= {letter.value for letter in await letters(settings)}
     assert "record.replaying" not in child.output()
 
 

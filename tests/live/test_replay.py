@@ -6,6 +6,8 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from aiokafka import TopicPartition
 from streams.broker.clients import make_consumer
 from streams.broker.lag import GroupPositions
 from streams.settings import Settings
+from tests.factories.topics import read_all
 
 
 def write_set(folder: Path, items: int = 40, rows: int = 300) -> Path:
@@ -36,34 +39,19 @@ def write_set(folder: Path, items: int = 40, rows: int = 300) -> Path:
     return folder
 
 
-async def read_everything(settings: Settings, name: str) -> dict[int, list[Any]]:
-    topic = settings.topics.full_name(name)  # type: ignore[arg-type]
-    async with make_consumer(settings.kafka) as consumer:
-        partitions = [TopicPartition(topic, p) for p in range(settings.topics.partitions)]
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        await consumer.seek_to_beginning(*partitions)
-        found: dict[int, list[Any]] = {one.partition: [] for one in partitions}
-        while any(len(found[one.partition]) < ends[one] for one in partitions):
-            for one, records in (await consumer.getmany(timeout_ms=1_000)).items():
-                found[one.partition] += records
-        return found
-
-
 async def test_a_replay_fills_both_topics_in_order_and_stamps_records_with_the_time_of_sending(
     settings: Settings, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = time.time()
     child = process("replay", str(write_set(tmp_path / "set")), "--seed", "3", "--broken", "0.01", "--json", cold=True)
     assert child.wait() == 0, child.output()
-    items = await read_everything(settings, "items")
-    events = await read_everything(settings, "behaviours")
+    items, events = await read_all(settings, "items"), await read_all(settings, "behaviours")
     summary = json.loads(child.output().splitlines()[-1])
-    assert summary["items_published"] == sum(map(len, items.values())) == 40 + 8
-    assert summary["behaviours_sent"] == sum(map(len, events.values())) > 300 * 5
+    assert summary["items_published"] == len(items) == 40 + 8
+    assert summary["behaviours_sent"] == len(events) > 300 * 5
     assert summary["broken"] > 8
-    for records in events.values():
-        assert all(before - 1 < record.timestamp / 1000 < time.time() + 1 for record in records)
+    assert all(before - 1 < record.timestamp / 1000 < time.time() + 1 for record in events)
+    for _, records in groupby(events, key=attrgetter("partition")):
         times = [json.loads(r.value)["occurred_at"] for r in records if not r.key.startswith(b"broken-")]
         assert times == sorted(times)
 
@@ -75,8 +63,7 @@ async def test_import_publishes_the_items_alone(
     (folder / "interactions.parquet").unlink()
     child = process("import", str(folder), cold=True)
     assert child.wait() == 0, child.output()
-    assert sum(map(len, (await read_everything(settings, "items")).values())) == 40
-    assert sum(map(len, (await read_everything(settings, "behaviours")).values())) == 0
+    assert (len(await read_all(settings, "items")), await read_all(settings, "behaviours")) == (40, [])
 
 
 async def test_a_replay_that_follows_a_group_waits_for_its_commits(

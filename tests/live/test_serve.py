@@ -6,62 +6,36 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import aiohttp
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from schemas.behaviours import Behaviour, BehaviourKind
-from schemas.manifests import ModelManifest, ReleaseNotice
+from schemas.manifests import ReleaseNotice
 from streams.broker.clients import make_producer
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
 from streams.indexing.announcements import KafkaOutbox
 from streams.settings import Settings
 from streams.stack.run import RunningStack
-from streams.stores.artifacts.registry import folder_registry, pack_weights, weights_checksum
-from streams.stores.histories.client import make_redis
-from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import MilvusItemIndex
-from tests.factories.index_worker import SOON
-from trainer.online.config import TrainerConfig
-from trainer.online.trainer import OnlineTrainer
+from tests.factories import vector_cache
+from tests.factories.index_worker import SOON, Start
+from tests.factories.recorded_log import behaviour_store
+from tests.factories.releases import release_untrained
+from tests.factories.samples import behaviour
+from tests.factories.waiting import until
 
 VERSION = "test-encoder-1"
 DIM = 16
 BOUND_SECONDS = 3.0
 SLACK_SECONDS = 7.0
 """For a machine that has other things to do; what is missed altogether stays wrong for ever."""
-Start = Callable[..., Any]
-
-
-def unit(seed: int) -> NDArray[np.float32]:
-    vector = np.random.default_rng(seed).normal(size=DIM)
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
-
-
-def row(item_id: str, seed: int) -> ItemRow:
-    return ItemRow(
-        item_id=item_id,
-        encoder_version=VERSION,
-        vector=unit(seed),
-        content_hash=f"{seed}",
-        published_at=datetime(2025, 1, 1, tzinfo=UTC),
-        category=None,
-        price=1.0,
-        first_price=1.0,
-        has_title=True,
-        has_image=False,
-        source_partition=0,
-        source_offset=seed,
-        produced_at_ms=0,
-    )
+row = partial(vector_cache.row, version=VERSION, dim=DIM)
+release = partial(release_untrained, encoder_version=VERSION, dim=DIM)
 
 
 class Shop:
@@ -77,13 +51,9 @@ class Shop:
         if gone:
             await self.index.delete(gone)
         if announce:
-            producer = make_producer(self.settings.kafka)
-            await producer.start()
-            try:
+            async with make_producer(self.settings.kafka) as producer:
                 outbox = KafkaOutbox(producer, self.settings.kafka, self.settings.topics, encoder_version=VERSION)
                 await outbox.announce(rows, gone)
-            finally:
-                await producer.stop()
 
 
 @pytest.fixture
@@ -91,56 +61,12 @@ async def shop(settings: Settings) -> AsyncIterator[Shop]:
     shop = Shop(settings)
     await shop.index.open()
     await shop.write(*(row(f"i{n}", n) for n in range(30)))
-    store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
-    await store.bind(TopicIncarnation("c", "t", "i"))
-    takes = [
-        BehaviourRecord(
-            n,
-            Behaviour(
-                event_id=f"e{n}",
-                kind=BehaviourKind.CLICK,
-                user_id="ann",
-                item_id=f"i{n}",
-                occurred_at=datetime(2025, 7, 1 + n, tzinfo=UTC),
-            ),
-        )
-        for n in range(5)
-    ]
-    await store.record(0, takes, first_offset=0, next_offset=5)
-    await store.close()
+    takes = [behaviour(f"e{n}", "click", user="ann", item=f"i{n}", second=n) for n in range(5)]
+    async with behaviour_store(settings) as store:
+        await store.bind(TopicIncarnation("c", "t", "i"))
+        await store.record(0, list(map(BehaviourRecord, range(5), takes)), first_offset=0, next_offset=5)
     yield shop
     await shop.index.close()
-
-
-def release(folder: Path, settings: Settings, number: int, *, damage: bool = False) -> str:
-    """A real CiUBM, untrained, told apart by one weight."""
-    import torch
-
-    trainer = OnlineTrainer(TrainerConfig(), encoder_version=VERSION, dim=DIM, partitions=[0])
-    candidate = trainer.candidate()
-    weights = dict(candidate.weights)
-    name = next(name for name, weight in weights.items() if weight.is_floating_point())
-    weights[name] = weights[name] + number * 1e-3
-    assert torch.isfinite(weights[name]).all()
-    checksum = weights_checksum(pack_weights(weights))
-    manifest = ModelManifest(
-        release_id=f"r{number:06d}-{checksum[:12]}",
-        weights_sha256=checksum,
-        encoder_version=VERSION,
-        dim=DIM,
-        created_at=datetime.now(UTC),
-        rows_trained=number,
-        steps=number,
-        rows_sha256="0",
-        offsets={},
-        config=candidate.config,
-    )
-    store = folder_registry(settings.models)
-    store.publish(weights, manifest)
-    if damage:
-        (folder / "releases" / manifest.release_id / "model.safetensors").write_bytes(b"nothing of the kind")
-    store.promote(manifest.release_id, None)
-    return manifest.release_id
 
 
 class Api:
@@ -161,9 +87,8 @@ async def serve(process: Start) -> AsyncIterator[Callable[..., Any]]:
     opened: list[Api] = []
 
     async def start(**env: str) -> tuple[Any, Api]:
-        child = process(
-            "serve", "--port", "0", env={"MIM_SERVE__CACHE__MAX_STALENESS_SECONDS": str(BOUND_SECONDS)} | env
-        )
+        bound = {"MIM_SERVE__CACHE__MAX_STALENESS_SECONDS": str(BOUND_SECONDS)}
+        child = process("serve", "--port", "0", env=bound | env)
         await asyncio.to_thread(child.wait_for, "serve.ready")
         found = re.search(r"http://127\.0\.0\.1:\d+", child.output())
         assert found
@@ -192,7 +117,7 @@ async def gone_after(api: Api, item_id: str, *, limit: float) -> float:
 async def test_a_deleted_item_disappears_everywhere_within_the_bound(
     settings: Settings, shop: Shop, serve: Any
 ) -> None:
-    release(settings.models.folder, settings, 1)
+    release(settings, 1)
     child, api = await serve()
     assert (await api.get("/readyz"))[0] == 200
     for n in range(10, 13):
@@ -206,7 +131,7 @@ async def test_a_deleted_item_disappears_everywhere_within_the_bound(
 async def test_a_delete_that_nobody_announced_is_seen_while_the_broker_is_away(
     stack: RunningStack, settings: Settings, shop: Shop, serve: Any
 ) -> None:
-    release(settings.models.folder, settings, 1)
+    release(settings, 1)
     _, api = await serve()
     for n in (14, 15):
         await api.post("/v1/score", user_id="ann", item_ids=[f"i{n}"])
@@ -224,21 +149,18 @@ async def test_a_delete_that_nobody_announced_is_seen_while_the_broker_is_away(
 
 
 async def test_a_new_and_an_updated_vector_reach_scores(settings: Settings, shop: Shop, serve: Any) -> None:
-    release(settings.models.folder, settings, 1)
+    release(settings, 1)
     _, api = await serve()
     score = {"user_id": "ann", "item_ids": ["i20", "fresh"]}
     _, before = await api.post("/v1/score", **score)
     assert [s["has_vector"] for s in before["scores"]] == [True, False]
     await shop.write(row("fresh", 500), row("i20", 501))
-    deadline = time.monotonic() + BOUND_SECONDS + SLACK_SECONDS
-    while True:
-        _, after = await api.post("/v1/score", **score)
-        if after["scores"][1]["has_vector"] and (
-            after["scores"][0]["probability"] != before["scores"][0]["probability"]
-        ):
-            break
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+
+    def are_new(answer: tuple[int, Any]) -> bool:
+        updated, fresh = answer[1]["scores"]
+        return bool(fresh["has_vector"] and updated["probability"] != before["scores"][0]["probability"])
+
+    await until(lambda: api.post("/v1/score", **score), are_new, seconds=BOUND_SECONDS + SLACK_SECONDS)
 
 
 async def test_three_releases_are_taken_up_under_load_and_a_damaged_one_is_not(
@@ -248,9 +170,8 @@ async def test_three_releases_are_taken_up_under_load_and_a_damaged_one_is_not(
     assert (await api.post("/v1/score", user_id="ann", item_ids=["i1"]))[1]["error"]["code"] == "no_model"
     assert (await api.post("/v1/similar", item_id="i1"))[0] == 200
     assert (await api.get("/readyz"))[1]["checks"]["model"] == "no model has been released yet"
-    first = release(settings.models.folder, settings, 1)
-    while (await api.get("/readyz"))[0] != 200:
-        await asyncio.sleep(0.05)
+    first = release(settings, 1)
+    await until(lambda: api.get("/readyz"), lambda answer: answer[0] == 200)
     stop = asyncio.Event()
     served: list[str] = []
     statuses: list[int] = []
@@ -264,34 +185,25 @@ async def test_three_releases_are_taken_up_under_load_and_a_damaged_one_is_not(
 
     asking = [asyncio.create_task(load()) for _ in range(2)]
     released = [first]
-    producer = make_producer(settings.kafka)
-    await producer.start()
     try:
-        for number in (2, 3):
-            released.append(release(settings.models.folder, settings, number))
-            notice = ReleaseNotice(
-                release_id=released[-1], weights_sha256="0", encoder_version=VERSION, released_at=datetime.now(UTC)
-            )
-            await producer.send_and_wait(
-                settings.topics.full_name("models"), notice.model_dump_json().encode(), key=b"r"
-            )
-            deadline = time.monotonic() + 30
-            while released[-1] not in served:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.02)
-        release(settings.models.folder, settings, 4, damage=True)
+        async with make_producer(settings.kafka) as producer:
+            for number in (2, 3):
+                released.append(release(settings, number))
+                notice = ReleaseNotice(
+                    release_id=released[-1], weights_sha256="0", encoder_version=VERSION, released_at=datetime.now(UTC)
+                )
+                value = notice.model_dump_json().encode()
+                await producer.send_and_wait(settings.topics.full_name("models"), value, key=b"r")
+                await until(lambda: released[-1] in served, seconds=30)
+        release(settings, 4, damage=True)
         await asyncio.to_thread(child.wait_for, "serve.model_refused")
         await asyncio.sleep(0.5)
         assert served[-1] == released[-1]
-        released.append(release(settings.models.folder, settings, 5))
-        deadline = time.monotonic() + 30
-        while released[-1] not in served:  # without a notice: found by polling
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+        released.append(release(settings, 5))
+        await until(lambda: released[-1] in served, seconds=30)  # without a notice: found by polling
     finally:
         stop.set()
         await asyncio.gather(*asking)
-        await producer.stop()
     assert set(statuses) == {200}
     assert list(dict.fromkeys(served)) == released
     assert len(statuses) > 20 * len(released)  # under load all the while
@@ -327,12 +239,8 @@ async def test_a_text_finds_its_item_on_a_system_that_started_empty(settings: Se
     await index.open()
     titles = {"boot": "red winter boot", "lamp": "desk lamp with a green shade", "novel": "a crime novel"}
     vectors = encoder.encode([encoder.prepare(ItemContent(title=title)) for title in titles.values()])
-    await index.upsert(
-        [
-            replace(row(item_id, 0), vector=vector, encoder_version=encoder.version)
-            for item_id, vector in zip(titles, vectors, strict=True)
-        ]
-    )
+    rows = [row(name, 0, version=encoder.version, vector=vector) for name, vector in zip(titles, vectors, strict=True)]
+    await index.upsert(rows)
     await index.close()
     status, answer = await api.post("/v1/similar", text="a red winter boot", k=1)
     assert answer["results"][0]["neighbours"][0]["item_id"] == "boot"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from streams.stack.config import StackConfig
 from streams.stack.folder import ProcessId
 from streams.stack.parts import PartName
 from streams.stack.run import RunningStack, running_stack
+from tests.factories.waiting import wait_until
 
 ROWS = 600
 PARTS: tuple[PartName, ...] = ("kafka", "valkey", "milvus")
@@ -82,8 +84,8 @@ class Traces:
         assert nearest[0][0]["id"] == str(ROWS - 1)
         client.close()
 
-    def forget(self) -> None:
-        self.redis.close()
+
+LeaveTraces = Callable[[dict[str, dict[str, str]], str], Traces]
 
 
 class Mimstream:
@@ -110,6 +112,9 @@ class Mimstream:
             check=False,
         )
 
+    def up(self, name: str) -> Any:
+        return json.loads(self("stack", "up", "--name", name, "--json"))
+
     def state(self, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((self.folder / name / "state.json").read_text())
         return values
@@ -124,31 +129,21 @@ def mimstream(tmp_path: Path) -> Iterator[Mimstream]:
 
 
 @pytest.fixture
-def traces() -> Iterator[Callable[[dict[str, dict[str, str]], str], Traces]]:
-    made: list[Traces] = []
+def leave_traces() -> Iterator[LeaveTraces]:
+    with ExitStack() as opened:
 
-    def make(endpoints: dict[str, dict[str, str]], name: str) -> Traces:
-        made.append(Traces(endpoints, name))
-        return made[-1]
+        def leave(endpoints: dict[str, dict[str, str]], name: str) -> Traces:
+            left = Traces(endpoints, name)
+            opened.enter_context(left.redis)
+            left.leave()
+            return left
 
-    yield make
-    for each in made:
-        each.forget()
-
-
-def wait_until(claim: Callable[[], bool], timeout_seconds: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not claim():
-        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
-        time.sleep(0.05)
+        yield leave
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_killed_part_is_back_with_its_data(
-    stack: RunningStack, part: PartName, traces: Callable[[dict[str, dict[str, str]], str], Traces]
-) -> None:
-    left = traces(stack.endpoints, f"kill_{part}")
-    left.leave()
+def test_a_killed_part_is_back_with_its_data(stack: RunningStack, part: PartName, leave_traces: LeaveTraces) -> None:
+    left = leave_traces(stack.endpoints, f"kill_{part}")
     before, restarts = stack.pid(part), stack.restarts(part)
     stack.kill(part)
     stack.wait_ready(part)
@@ -179,11 +174,8 @@ def test_a_folder_has_one_owner(stack: RunningStack) -> None:
     stack.wait_ready("kafka")
 
 
-def test_half_written_indexes_do_not_keep_milvus_from_its_rows(
-    stack: RunningStack, traces: Callable[[dict[str, dict[str, str]], str], Traces]
-) -> None:
-    left = traces(stack.endpoints, "half_index")
-    left.leave()
+def test_half_written_indexes_do_not_keep_milvus_from_its_rows(stack: RunningStack, leave_traces: LeaveTraces) -> None:
+    left = leave_traces(stack.endpoints, "half_index")
     client = MilvusClient(uri=stack.endpoints["milvus"]["uri"], timeout=30)
     client.load_collection("half_index")
     client.close()
@@ -200,27 +192,22 @@ def test_half_written_indexes_do_not_keep_milvus_from_its_rows(
     left.check()
 
 
-def test_stacks_run_side_by_side_and_come_back_after_any_kill(
-    mimstream: Mimstream, traces: Callable[[dict[str, dict[str, str]], str], Traces]
-) -> None:
-    one = json.loads(mimstream("stack", "up", "--name", "one", "--json"))
-    two = json.loads(mimstream("stack", "up", "--name", "two", "--json"))
+def test_stacks_run_side_by_side_and_come_back_after_any_kill(mimstream: Mimstream, leave_traces: LeaveTraces) -> None:
+    one, two = mimstream.up("one"), mimstream.up("two")
     addresses = [*one["environment"].values(), *two["environment"].values()]
     assert len(set(addresses)) == 6
-    assert json.loads(mimstream("stack", "up", "--name", "one", "--json")) == one  # asking again changes nothing
+    assert mimstream.up("one") == one  # asking again changes nothing
 
-    left = traces(one["endpoints"], "left")
-    left.leave()
-    report = json.loads(mimstream("stack", "status", "--name", "one", "--json"))
+    left = leave_traces(one["endpoints"], "left")
+    status = ("stack", "status", "--name", "one", "--json")
+    report = json.loads(mimstream(*status))
     assert report["ready"]
     assert {part["part"] for part in report["parts"] if part["answers"]} == set(PARTS)
 
     # a part is killed: its supervisor brings it back
     broker = mimstream.state("one")["parts"]["kafka"]["process"]["pid"]
     os.kill(broker, signal.SIGKILL)
-    wait_until(
-        lambda: json.loads(mimstream.result("stack", "status", "--name", "one", "--json").stdout)["ready"], 60, "ready"
-    )
+    wait_until(lambda: json.loads(mimstream.result(*status).stdout)["ready"], "the stack to be ready", 60)
     assert mimstream.state("one")["parts"]["kafka"]["restarts"] == 1
     left.check()
 
@@ -228,12 +215,10 @@ def test_stacks_run_side_by_side_and_come_back_after_any_kill(
     state = mimstream.state("one")
     os.kill(state["owner"]["pid"], signal.SIGKILL)
     parts = [part["process"]["pid"] for part in state["parts"].values()]
-    wait_until(lambda: not any(ProcessId.of(pid) for pid in parts), 30, "the parts died with their parent")
-    said = mimstream("stack", "status", "--name", "one", ok=False)
-    assert "does not run" in said
+    wait_until(lambda: not any(ProcessId.of(pid) for pid in parts), "the parts to die with their parent", 30)
+    assert "does not run" in mimstream("stack", "status", "--name", "one", ok=False)
     assert "stack up --name one" in mimstream("--stack", "one", "topics", "list", ok=False)
-    again = json.loads(mimstream("stack", "up", "--name", "one", "--json"))
-    assert again == one  # clients find it where it was
+    assert mimstream.up("one") == one  # clients find it where it was
     left.check()
     assert "exists" in mimstream("--stack", "one", "topics", "list", "--json")
 
@@ -250,16 +235,9 @@ def test_stacks_run_side_by_side_and_come_back_after_any_kill(
 
 
 def test_no_jars_and_no_network_names_the_two_ways_out(mimstream: Mimstream, tmp_path: Path) -> None:
-    said = mimstream(
-        "stack",
-        "up",
-        "--name",
-        "offline",
-        ok=False,
-        MIM_STACK__CACHE_FOLDER=str(tmp_path / "empty"),
-        HTTPS_PROXY="http://127.0.0.1:9",
-        https_proxy="http://127.0.0.1:9",
-    )
+    nowhere = dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    empty = str(tmp_path / "empty")
+    said = mimstream("stack", "up", "--name", "offline", ok=False, MIM_STACK__CACHE_FOLDER=empty, **nowhere)
     assert "MIM_STACK__KAFKA_JARS" in said
     assert "MIM_KAFKA__BOOTSTRAP_SERVERS" in said
     assert "Traceback" not in said

@@ -13,7 +13,8 @@ import pytest
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from streams.training.scores import read_scores
-from tests.factories.click_world import SMALL, Run, World, accounts, produce, train_to_the_end, wait_until
+from tests.factories.click_world import SMALL, Run, World, accounts, produce, train_to_the_end
+from tests.factories.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -49,15 +50,8 @@ async def test_two_runs_over_the_same_topics_give_the_same_figures_to_the_last_d
 
     report, rows, scores_made = runs[0]
     taken = sum(event.kind.is_take for event in events)
-    assert report["accounts"] == {
-        "received": len(events) + 4,
-        "trained": len(events),
-        "late": 1,
-        "duplicate": 1,
-        "dead_lettered": 2,
-        "erased": 0,
-        "pending": 0,
-    }
+    aside = {"late": 1, "duplicate": 1, "dead_lettered": 2, "erased": 0, "pending": 0}
+    assert report["accounts"] == {"received": len(events) + 4, "trained": len(events), **aside}
     assert report["rows_trained"] == 2500 == len(rows.splitlines()) == len(scores_made)
     assert sum(line.endswith("\t1") for line in rows.splitlines()) == taken
     assert report["other_encoders"] == 1 and report["given_up"] == 0 and report["releases"] == 0

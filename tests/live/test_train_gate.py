@@ -12,7 +12,9 @@ import pytest
 
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry
-from tests.factories.click_world import SMALL, World, accounts, produce, read_notices, wait_until
+from tests.factories.click_world import SMALL, World, accounts, produce, read_notices
+from tests.factories.releases import current_id
+from tests.factories.waiting import until, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -37,8 +39,7 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
     wild.wait_for("train.ready")
     await produce(settings, behaviours=world.behaviours(1400))
     wait_until(lambda: accounts(state).get("refused", 0) >= 1, "a refusal", 120)
-    current = store.current()
-    assert current is not None and current.release_id == before.release_id
+    assert current_id(store) == before.release_id
     refused = store.list()[1]
     verdict = store.decision(refused.release_id)
     assert verdict is not None and not verdict.passed and any("log-loss" in reason for reason in verdict.reasons)
@@ -59,9 +60,7 @@ async def test_a_trial_that_was_cut_short_by_a_kill_goes_on_and_is_decided_once(
     await produce(settings, world=world, behaviours=events)
     first = process("train", "--state", str(state), env=env)
     await asyncio.to_thread(first.wait_for, "train.on_trial", 120)
-    await asyncio.to_thread(
-        wait_until, lambda: accounts(state)["accounts"]["received"] == len(events), "everything to be read", 120
-    )
+    await until(lambda: accounts(state)["accounts"]["received"] == len(events), seconds=120)
     first.kill()
     before = [manifest.release_id for manifest in store.list()]
     assert len(before) == 2 and store.decision(before[1]) is None
@@ -69,8 +68,8 @@ async def test_a_trial_that_was_cut_short_by_a_kill_goes_on_and_is_decided_once(
     second = process("train", "--state", str(state), env=env)
     await asyncio.to_thread(second.wait_for, "train.ready", 120)
     await produce(settings, behaviours=world.behaviours(300))
-    await asyncio.to_thread(wait_until, lambda: store.decision(before[1]), "the verdict", 120)
-    await asyncio.to_thread(wait_until, lambda: accounts(state).get("releases", 0) == 1, "the promotion", 120)
+    await until(lambda: store.decision(before[1]), seconds=120)
+    await until(lambda: accounts(state).get("releases", 0) == 1, seconds=120)
     assert second.stop() == 0
     verdict, current = store.decision(before[1]), store.current()
     assert verdict is not None and 250 <= verdict.rows < 250 + 64 and verdict.against == before[0]

@@ -21,17 +21,9 @@ from streams.broker.leadership import Leadership
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
 from streams.training.release_publisher import ReleasePublisher
-from tests.factories.click_world import (
-    DIM,
-    ENCODER,
-    SMALL,
-    World,
-    accounts,
-    group_offsets,
-    produce,
-    read_notices,
-    wait_until,
-)
+from tests.factories.click_world import DIM, ENCODER, SMALL, World, accounts, group_offsets, produce, read_notices
+from tests.factories.releases import current_id
+from tests.factories.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -57,9 +49,8 @@ async def test_a_restart_does_not_release_what_is_behind_the_current_release(
     assert claimed is not None and claimed.fence is not None and before.fence is not None
     assert claimed.fence.as_pair() > before.fence.as_pair()
     behind = [manifest for manifest in store.list() if manifest.release_id not in released]
-    assert (
-        len(behind) <= 1
-    )  # of the three it went past on its way; one more may lie beyond where the first had released
+    # of the three it went past on its way; one more may lie beyond where the first had released
+    assert len(behind) <= 1
 
     await produce(settings, behaviours=world.behaviours(900))
     wait_until(lambda: accounts(state)["releases"] >= 1 + len(behind), "a release beyond")
@@ -131,8 +122,7 @@ async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_
     assert "another process" in first.output()
     wait_until(lambda: accounts(states[1])["accounts"]["pending"] < 200, "the second to be through")
     assert second.stop() == 0
-    current = store.current()
-    assert current is not None and current.release_id == accounts(states[1])["release_id"]
+    assert current_id(store) == accounts(states[1])["release_id"]
     assert [notice.release_id for notice in await read_notices(settings)] == [m.release_id for m in store.list()]
 
 
@@ -169,15 +159,11 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
         assert not publisher.beyond_current({0: 5}) and publisher.beyond_current({0: 6})
         current = store.current()
 
-        successor = make_producer(settings.kafka, transactional_id=topics.group("train"))
-        await successor.start()
-        try:
+        async with make_producer(settings.kafka, transactional_id=topics.group("train")):  # its successor
             newer = Candidate({"w": torch.ones(2)}, 2, 2, "1" * 64, 0, 2, {}, {})
             with pytest.raises(Fenced):
                 await release(newer, {"behaviours": {0: 6}})
             with pytest.raises(Fenced):  # and for good
                 await leadership.transact(offsets={TopicPartition(topics.full_name("behaviours"), 0): 6})
-        finally:
-            await successor.stop()
         assert store.current() == current
     assert len(await read_notices(settings)) == 1

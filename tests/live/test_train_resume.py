@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import TopicPartition
 
 from schemas.manifests import ModelManifest
-from streams.broker.clients import make_admin
 from streams.settings import Settings
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import folder_registry
 from streams.wiring.training import make_checkpoint_store
-from tests.factories.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end, wait_until
+from tests.factories.click_world import SMALL, START, Run, World, accounts, produce, train_to_the_end
+from tests.factories.topics import delete_records
+from tests.factories.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(290)
 
@@ -111,12 +111,7 @@ async def test_a_stopped_trainer_has_nothing_to_do_again_and_refuses_what_its_sn
     assert "MIM_TRAINER__LEARNER__LEARNING_RATE was 0.004, is 0.5" in told and "MIM_TRAIN__SNAPSHOT_FOLDER" in told
     assert "MIM_TRAIN__ENCODER_VERSION" in refused(MIM_TRAIN__ENCODER_VERSION="another")
     await produce(settings, behaviours=world.behaviours(300))
-    admin = make_admin(settings.kafka)
-    try:
-        topic = settings.topics.full_name("behaviours")
-        admin.delete_records({TopicPartition(topic, number): -1 for number in range(settings.topics.partitions)})
-    finally:
-        admin.close()
+    delete_records(settings, "behaviours", before=-1)
     assert "are gone" in refused()
 
 

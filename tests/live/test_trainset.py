@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from kafka import TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from streams.broker.clients import make_admin
@@ -18,7 +18,9 @@ from streams.commands.forget import forget_user
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, Run, World, produce
-from tests.factories.item_feed import announced, feeding, read_all, until
+from tests.factories.item_feed import announced, feeding
+from tests.factories.topics import delete_records, read_all
+from tests.factories.waiting import until
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -36,7 +38,7 @@ async def test_a_release_is_rebuilt_after_compaction_update_delete_and_erasure(
     async with feeding(settings) as feed:
         for item in world.items:
             await feed.publish(item, f"{item} as it was first")
-    await until(lambda: all_announced(settings, len(world.items)))
+    await until(lambda: announced(settings), lambda found: len(found) == len(world.items))
     await produce(settings, behaviours=world.behaviours(1500))
     mimstream("train", "--until-end", "--state", str(tmp_path / "state"))
     manifest = folder_registry(settings.models).list()[1]
@@ -66,32 +68,19 @@ async def test_a_release_is_rebuilt_after_compaction_update_delete_and_erasure(
     ]
     assert user not in printed and user not in {row["user_id"] for row in rows}
 
-    admin = make_admin(settings.kafka)
-    try:
-        topic = settings.topics.full_name("behaviours")
-        admin.delete_records({TopicPartition(topic, number): 40 for number in range(settings.topics.partitions)})
-    finally:
-        admin.close()
+    delete_records(settings, "behaviours", before=40)
     cold = process("trainset", "show", release, env=SMALL, cold=True)
     assert cold.wait() == 1 and "NOT verified" in cold.output()
-
-
-async def all_announced(settings: Settings, count: int) -> bool:
-    return len(await announced(settings)) == count
 
 
 async def change_and_compact(settings: Settings, world: World, *, updated: str, deleted: str) -> None:
     """Give an item other content, delete one, and make Kafka forget what items and vectors were before."""
     first = await announced(settings)
     names: tuple[TopicName, ...] = ("items", "embeddings")
-    admin = make_admin(settings.kafka)
-    try:
-        at_once = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100"}
-        admin.alter_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, settings.topics.full_name(name), at_once) for name in names]
-        )
-    finally:
-        admin.close()
+    at_once = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.01", "max.compaction.lag.ms": "100"}
+    with closing(make_admin(settings.kafka)) as admin:
+        topics = [ConfigResource(ConfigResourceType.TOPIC, settings.topics.full_name(name), at_once) for name in names]
+        admin.alter_configs(topics)
     async with feeding(settings) as feed:
         for number in range(3):  # what is compacted lies behind newer segments
             for item in world.items:
@@ -112,7 +101,7 @@ async def change_and_compact(settings: Settings, world: World, *, updated: str, 
                 return False
         return True
 
-    await until(forgotten, 90, every=0.5)
+    await until(forgotten, seconds=90, every=0.5)
     assert {item for item, message in (await announced(settings)).items() if message is not None} == (
         world.items.keys() - {deleted}
     )

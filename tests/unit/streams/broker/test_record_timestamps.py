@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +17,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.records import SourceRecord, behaviour_of, read_batch, read_forgotten
 from streams.encoder_training.topic_input import TopicContent, _add_item
 from streams.indexing.item_changes import read_change
+from tests.factories.fake_consumer import FakeRecord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IN_TIME = round(NOW.timestamp() * 1000)
@@ -26,25 +26,15 @@ UNUSABLE = pytest.mark.parametrize("timestamp", [NONE, BEFORE_THE_CALENDAR, IN_M
 BROKER = BrokerConfig()
 
 
-@dataclass
-class Raw:
-    key: bytes
-    value: bytes
-    timestamp: int
-    offset: int = 0
-    partition: int = 0
-    headers: tuple[tuple[str, bytes], ...] = ()
+def raw(key: str, timestamp: int, **fields: object) -> FakeRecord:
+    return FakeRecord(0, 0, key.encode(), json.dumps(fields).encode(), timestamp)
 
 
-def raw(key: str, timestamp: int, **fields: object) -> Raw:
-    return Raw(key.encode(), json.dumps(fields).encode(), timestamp)
-
-
-def click(timestamp: int) -> Raw:
+def click(timestamp: int) -> FakeRecord:
     return raw("u", timestamp, event_id="e", kind="click", user_id="u", item_id="i", occurred_at=NOW.isoformat())
 
 
-def item(timestamp: int) -> Raw:
+def item(timestamp: int) -> FakeRecord:
     return raw("i", timestamp, item_id="i", title="a lamp", published_at=NOW.isoformat())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pytest
 from aiokafka import TopicPartition
 
 from schemas.items import embedding_key
@@ -15,31 +16,24 @@ from streams.center.compare import CenterReport
 from streams.center.verify_announcements import AnnouncementCheck
 from streams.indexing.announcements import as_embedding
 from streams.stores.vectors.item_index import ItemRow
+from tests.factories.fake_consumer import FakeRecord
 
 VERSION = "e1"
 UNIT = np.eye(8, dtype=np.float32)[0]
 ROW = ItemRow("a", VERSION, UNIT, "0" * 32, datetime(2026, 5, 1, tzinfo=UTC), None, 3.0, 3.0, True, False, 2, 10, 0)
 
 
-@dataclass
-class Record:
-    offset: int
-    key: bytes
-    value: bytes | None
-    partition: int = 0
-
-
 class World:
     """One partition of `embeddings` in a list, and rows in a dictionary."""
 
     def __init__(self) -> None:
-        self.log: list[Record] = []
+        self.log: list[FakeRecord] = []
         self.rows: dict[str, ItemRow] = {}
         self.later: Callable[[], None] = lambda: None
 
     def say(self, row: ItemRow | None, item_id: str, version: str = VERSION) -> None:
         value = as_embedding(row).model_dump_json().encode() if row else None
-        self.log.append(Record(len(self.log), embedding_key(version, item_id), value))
+        self.log.append(FakeRecord(0, len(self.log), embedding_key(version, item_id), value))
 
     async def partitions(self, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, 0)]
@@ -50,7 +44,7 @@ class World:
     async def end(self, partition: TopicPartition) -> int:
         return len(self.log)
 
-    async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[Record]:
+    async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[FakeRecord]:
         for record in self.log[start:end]:
             yield record
 
@@ -67,36 +61,35 @@ class World:
 
         reader: Any = self
         report = CenterReport(repaired=repair)
+        mend = reannounce if repair else None
         check = AnnouncementCheck(
-            reader,
-            self.fetch,
-            lambda version: version == VERSION,
-            self.settle,
-            reannounce if repair else None,
-            lambda what, done, total: None,
+            reader, self.fetch, lambda version: version == VERSION, self.settle, mend, lambda what, done, total: None
         )
         await check.run(report, but=but)
         return report
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
 
 
 def named(item_id: str, offset: int = 10) -> ItemRow:
     return replace(ROW, item_id=item_id, source_offset=offset)
 
 
-async def test_announcements_that_agree_are_no_fault() -> None:
-    world = World()
+async def test_announcements_that_agree_are_no_fault(world: World) -> None:
     world.say(named("a", 3), "a")
     world.say(world.rows.setdefault("a", named("a")), "a")
     world.say(named("gone"), "gone")
     world.say(None, "gone")
     world.say(named("of-another-encoder"), "of-another-encoder", version="e0")
-    world.log.append(Record(len(world.log), b"no key of embeddings", b"?"))
+    world.log.append(FakeRecord(0, len(world.log), b"no key of embeddings", b"?"))
     report = await world.check()
     assert (report.faults, report.changed_meanwhile) == (0, 0)
 
 
-async def test_what_a_zombie_said_last_is_found_and_told_again() -> None:
-    world = World()
+async def test_what_a_zombie_said_last_is_found_and_told_again(world: World) -> None:
     world.rows["changed"] = named("changed", 20)
     world.say(world.rows["changed"], "changed")
     world.say(None, "deleted")
@@ -113,8 +106,7 @@ async def test_what_a_zombie_said_last_is_found_and_told_again() -> None:
     assert (await world.check()).faults == 0
 
 
-async def test_what_a_live_worker_is_about_to_announce_is_no_fault() -> None:
-    world = World()
+async def test_what_a_live_worker_is_about_to_announce_is_no_fault(world: World) -> None:
     world.say(named("a", 3), "a")
     world.rows["a"] = named("a", 4)
     world.later = lambda: world.say(world.rows["a"], "a")
@@ -122,7 +114,6 @@ async def test_what_a_live_worker_is_about_to_announce_is_no_fault() -> None:
     assert (report.faults, report.changed_meanwhile, report.mended) == (0, 1, 0)
 
 
-async def test_a_row_that_is_wrong_itself_is_told_once() -> None:
-    world = World()
+async def test_a_row_that_is_wrong_itself_is_told_once(world: World) -> None:
     world.say(named("a", 3), "a")
     assert (await world.check(but=frozenset({"a"}))).faults == 0

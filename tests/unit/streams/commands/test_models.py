@@ -15,7 +15,7 @@ from streams.cli import main
 from streams.commands.models import list_releases
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import ModelRegistry, folder_registry
-from tests.factories.releases import NOW, make_manifest, make_weights
+from tests.factories.releases import NOW, current_id, make_manifest, publish
 
 FENCE = Fence(producer_id=1, epoch=4)
 Call = Callable[..., Any]
@@ -27,15 +27,14 @@ def store(tmp_path: Path) -> ModelRegistry:
     store = folder_registry(ModelStoreConfig(folder=tmp_path))
     parent = None
     for number in (1, 2, 3, 4):
-        manifest = make_manifest(number).model_copy(update={"parent": parent})
+        made = publish(store, number, parent=parent)
         refused = PromotionDecision(
             passed=number != 3, reasons=["log-loss"] * (number == 3), figures={"ciubm_gauc": 0.6}
         )
-        store.publish(make_weights(number), manifest)
-        store.record_decision(manifest.release_id, refused)
+        store.record_decision(made, refused)
         if number <= 2:
-            store.promote(manifest.release_id, FENCE)
-            parent = manifest.release_id
+            store.promote(made, FENCE)
+            parent = made
     return store
 
 
@@ -89,12 +88,9 @@ def test_a_pin_is_set_once_and_removed_once(store: ModelRegistry, call: Call) ->
 
 def test_what_is_not_there_or_fits_other_vectors_is_refused(store: ModelRegistry, call: Call) -> None:
     assert "no release" in call("promote", "r000009")[1] and "more than one" in call("promote", "r0")[1]
-    other = make_manifest(5).model_copy(update={"encoder_version": "e2"})
-    store.publish(make_weights(5), other)
-    status, said = call("promote", other.release_id)
+    status, said = call("promote", publish(store, 5, encoder_version="e2"))
     assert status == 1 and "e2" in said
-    current = store.current()
-    assert current is not None and current.release_id == make_manifest(2).release_id
+    assert current_id(store) == make_manifest(2).release_id
 
 
 @pytest.mark.parametrize(

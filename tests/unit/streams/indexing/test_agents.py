@@ -31,8 +31,7 @@ def stuck_at_the_write(path: ItemPath) -> asyncio.Event:
     return entered
 
 
-async def test_publish_update_and_delete_of_one_key_are_handled_in_order(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_publish_update_and_delete_of_one_key_are_handled_in_order(path: ItemPath, tmp_path: Path) -> None:
     async with running("items", path, tmp_path) as run:
         for n in range(3):
             await run.put("a", item("a", title=f"t{n}"))
@@ -44,8 +43,7 @@ async def test_publish_update_and_delete_of_one_key_are_handled_in_order(tmp_pat
     assert run.acked == [(0, n) for n in range(7)]
 
 
-async def test_every_event_is_acknowledged_bad_and_superseded_ones_too(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_every_event_is_acknowledged_bad_and_superseded_ones_too(path: ItemPath, tmp_path: Path) -> None:
     async with running("items", path, tmp_path) as run:
         await run.put("a", b"{")
         await run.put(None, item("a", title="x"))
@@ -56,8 +54,7 @@ async def test_every_event_is_acknowledged_bad_and_superseded_ones_too(tmp_path:
     assert path.rows["a"].title == "y"
 
 
-async def test_nothing_is_acknowledged_before_it_is_written_and_announced(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_nothing_is_acknowledged_before_it_is_written_and_announced(path: ItemPath, tmp_path: Path) -> None:
     steps: list[str] = []
     async with running("items", path, tmp_path) as run:
         for owner, name in ((path.index, "upsert"), (path.outbox, "announce")):
@@ -74,8 +71,7 @@ async def test_nothing_is_acknowledged_before_it_is_written_and_announced(tmp_pa
     assert steps == ["upsert, 0 acknowledged", "announce, 0 acknowledged"]
 
 
-async def test_a_batch_that_is_interrupted_before_the_write_is_not_acknowledged(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_a_batch_that_is_interrupted_before_the_write_is_not_acknowledged(path: ItemPath, tmp_path: Path) -> None:
     entered = stuck_at_the_write(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
@@ -84,8 +80,7 @@ async def test_a_batch_that_is_interrupted_before_the_write_is_not_acknowledged(
     assert path.outbox.announced == []
 
 
-async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(path: ItemPath, tmp_path: Path) -> None:
 
     async def broken(rows: Any) -> None:
         raise ZeroDivisionError("a bug")
@@ -93,8 +88,7 @@ async def test_an_unforeseen_error_stops_the_worker_and_acknowledges_nothing(tmp
     path.index.upsert = broken
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+        await run.fails_with(ZeroDivisionError)
         await run.put("b", item("b", title="x"))
         await asyncio.sleep(0.5)
         assert run.acked == []
@@ -110,21 +104,18 @@ async def test_an_unforeseen_error_before_the_first_write_stops_the_worker_too(
     monkeypatch.setattr(item_streams, step, broken)
     async with running(which, ItemPath(), tmp_path) as run:
         await run.put("a", item("a", title="x"), wait=False)
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+        await run.fails_with(ZeroDivisionError)
     assert run.acked == []
 
 
-async def test_losing_the_slot_stops_the_worker_before_it_writes(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_losing_the_slot_stops_the_worker_before_it_writes(path: ItemPath, tmp_path: Path) -> None:
 
     async def lost() -> None:
         raise Fenced("slot taken")
 
     async with running("items", path, tmp_path, check_role=lost) as run:
         await run.put("a", item("a", title="x"))
-        with pytest.raises(Fenced):
-            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+        await run.fails_with(Fenced)
     assert path.rows == {}
     assert run.acked == []
 
@@ -154,8 +145,7 @@ async def test_partitions_that_move_meanwhile_drop_the_batch_and_the_worker_goes
         assert not run.flow.failed.done()
 
 
-async def test_events_from_before_a_hand_over_are_left_to_be_read_again(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_events_from_before_a_hand_over_are_left_to_be_read_again(path: ItemPath, tmp_path: Path) -> None:
     async with running("items", path, tmp_path, is_current=lambda event: event.message.offset >= 2) as run:
         for n in range(4):
             await run.put(f"i{n}", item(f"i{n}", title="x"))
@@ -163,8 +153,7 @@ async def test_events_from_before_a_hand_over_are_left_to_be_read_again(tmp_path
     assert set(path.rows) == {"i2", "i3"}
 
 
-async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(path: ItemPath, tmp_path: Path) -> None:
     entered, go_on = asyncio.Event(), asyncio.Event()
     original = path.index.upsert
 
@@ -188,8 +177,7 @@ async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(tm
     assert len(run.acked) == 1
 
 
-async def test_a_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_a_stop_does_not_wait_for_ever(path: ItemPath, tmp_path: Path) -> None:
     entered = stuck_at_the_write(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
@@ -219,8 +207,7 @@ async def test_a_late_picture_waits_until_it_is_due_and_holds_up_no_other(tmp_pa
     assert [type(report) for report in run.reports] == [RetryReport, RetryReport]
 
 
-async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(path: ItemPath, tmp_path: Path) -> None:
     async with running("items-retry", path, tmp_path) as run:
         await run.put("a", b"{")
         await run.put("a", None)
@@ -228,8 +215,7 @@ async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(tmp_path: 
     assert [letter.topic for letter in path.dead_letters.letters] == ["items-retry"] * 2
 
 
-async def test_batches_report_what_became_of_them(tmp_path: Path) -> None:
-    path = ItemPath()
+async def test_batches_report_what_became_of_them(path: ItemPath, tmp_path: Path) -> None:
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"))
         await run.until(lambda: len(run.reports) == 1)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
 
 import pytest
 from aiohttp import web
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.indexing.addresses import is_public
 from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
-from tests.factories.dns import answers
+from tests.factories.dns import FakeResolver, RebindingResolver
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 PICTURE = PNG_BEGINS + b"and so on" * 100
@@ -67,35 +65,16 @@ async def site() -> AsyncIterator[Site]:
     await runner.cleanup()
 
 
-class Names(AbstractResolver):
-    """A resolver that knows what a test tells it, and counts."""
-
-    def __init__(self, **addresses: list[str]) -> None:
-        self.addresses = addresses
-        self.asked: list[str] = []
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        self.asked.append(host)
-        if host not in self.addresses:
-            raise OSError(None, "unknown name")
-        return answers(host, port, self.addresses[host])
-
-    async def close(self) -> None:
-        pass
-
-
 INSIDE = ImageFetchConfig(private_networks=(LOOPBACK,), allowed_ports=(), timeout_seconds=2)
 PUBLIC = ImageFetchConfig(allowed_ports=(), timeout_seconds=2)
 
 
-async def fetch(url: str, config: ImageFetchConfig = INSIDE, names: Names | None = None) -> bytes:
+async def fetch(url: str, config: ImageFetchConfig = INSIDE, names: FakeResolver | None = None) -> bytes:
     async with ImageFetcher(config, resolver=(lambda: names) if names else None) as fetcher:
         return await fetcher.fetch(url)
 
 
-async def refused(url: str, config: ImageFetchConfig = INSIDE, names: Names | None = None) -> Reason:
+async def refused(url: str, config: ImageFetchConfig = INSIDE, names: FakeResolver | None = None) -> Reason:
     with pytest.raises(Unprocessable) as caught:
         await fetch(url, config, names)
     return caught.value.reason
@@ -164,9 +143,8 @@ async def test_an_answer_that_is_no_picture_does_not_make_a_host_quiet(site: Sit
 
 
 async def test_a_body_without_end_stops_at_the_cap(site: Site) -> None:
-    assert await refused(site.url("endless"), INSIDE.model_copy(update={"max_bytes": 500_000})) is (
-        Reason.IMAGE_TOO_LARGE
-    )
+    capped = INSIDE.model_copy(update={"max_bytes": 500_000})
+    assert await refused(site.url("endless"), capped) is Reason.IMAGE_TOO_LARGE
 
 
 async def test_a_declared_length_above_the_cap_is_refused(site: Site) -> None:
@@ -178,7 +156,7 @@ async def test_a_declared_length_above_the_cap_is_refused(site: Site) -> None:
 async def test_a_closed_port_an_unknown_name_and_an_empty_body_are_worth_another_try(site: Site) -> None:
     for url in ("http://127.0.0.1:1/x", "http://nobody.test/x", site.url("empty")):
         with pytest.raises(ContentUnavailable):
-            await fetch(url, names=Names())
+            await fetch(url, names=FakeResolver({}))
 
 
 @pytest.mark.parametrize(
@@ -214,12 +192,11 @@ async def test_only_plain_http_urls_are_fetched(url: str) -> None:
     ],
 )
 async def test_no_address_inside_is_asked_neither_literally_nor_by_name(site: Site, address: str) -> None:
-    strict = PUBLIC
     literal = f"[{address}]" if ":" in address else address
     if "%" not in address:
-        assert await refused(f"http://{literal}:{site.port}/ok", strict) is Reason.IMAGE_REFUSED
-    names = Names(**{"shop.test": [address]})
-    assert await refused(site.url("ok", "shop.test"), strict, names) is Reason.IMAGE_REFUSED
+        assert await refused(site.url("ok", literal), PUBLIC) is Reason.IMAGE_REFUSED
+    names = FakeResolver({"shop.test": [address]})
+    assert await refused(site.url("ok", "shop.test"), PUBLIC, names) is Reason.IMAGE_REFUSED
     assert names.asked == ["shop.test"]
     assert site.asked == []
 
@@ -232,7 +209,7 @@ async def test_other_spellings_of_loopback_do_not_slip_through(site: Site, host:
 
 
 async def test_one_inner_address_among_public_ones_refuses_the_name(site: Site) -> None:
-    names = Names(**{"shop.test": ["93.184.216.34", "127.0.0.1"]})
+    names = FakeResolver({"shop.test": ["93.184.216.34", "127.0.0.1"]})
     assert await refused(site.url("ok", "shop.test"), PUBLIC, names) is Reason.IMAGE_REFUSED
 
 
@@ -246,7 +223,7 @@ async def test_a_redirect_is_checked_like_a_first_request(site: Site) -> None:
 
 async def test_only_listed_hosts_are_asked_where_there_is_a_list(site: Site) -> None:
     config = INSIDE.model_copy(update={"allowed_hosts": ("cdn.test", ".img.test")})
-    names = Names(**{host: ["127.0.0.1"] for host in ("cdn.test", "a.img.test", "evilimg.test", "xcdn.test")})
+    names = FakeResolver({host: ["127.0.0.1"] for host in ("cdn.test", "a.img.test", "evilimg.test", "xcdn.test")})
     assert await fetch(site.url("ok", "cdn.test"), config, names) == PICTURE
     assert await fetch(site.url("ok", "A.IMG.test"), config, names) == PICTURE
     for host in ("evilimg.test", "xcdn.test"):
@@ -254,17 +231,7 @@ async def test_only_listed_hosts_are_asked_where_there_is_a_list(site: Site) -> 
 
 
 async def test_the_address_that_was_checked_is_the_one_connected_to(site: Site) -> None:
-    class Rebinding(Names):
-        """Public when looked at first, inside afterwards."""
-
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-        ) -> list[ResolveResult]:
-            found = await super().resolve(host, port, family)
-            self.addresses["shop.test"] = ["127.0.0.1"]
-            return found
-
-    names = Rebinding(**{"shop.test": ["192.0.2.1"]})
+    names = RebindingResolver("shop.test", first="192.0.2.1", afterwards="127.0.0.1")
     with pytest.raises((Unprocessable, ContentUnavailable)):
         await fetch(site.url("ok", "shop.test"), PUBLIC.model_copy(update={"timeout_seconds": 0.5}), names)
     assert names.asked == ["shop.test"]

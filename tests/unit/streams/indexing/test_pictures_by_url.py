@@ -10,9 +10,10 @@ import pytest
 
 from encoders.base import Prepared
 from schemas.errors import BrokerUnavailable, Fenced, Reason, Unprocessable
+from schemas.items import ImageRetry
 from streams.indexing.config import IndexConfig
 from streams.indexing.image_retries import retry_image
-from tests.factories.item_path import PICTURE_URL, ItemPath, b64, picture, retry_record
+from tests.factories.item_path import PICTURE_URL, ItemPath, allowed, b64, picture, retry_record
 
 
 class TestPicturesByUrl:
@@ -40,23 +41,23 @@ class TestPicturesByUrl:
         assert report.pending == 1
         assert len(path.outbox.retries) == 1
 
-    async def test_a_refused_picture_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
-        path.web[PICTURE_URL] = Unprocessable(Reason.IMAGE_REFUSED, "inside")
-        await path.index_all(
-            path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL)
-        )
-        assert set(path.rows) == {"a"}
-        assert path.reasons == [("image", Reason.IMAGE_REFUSED, 0), ("image", Reason.IMAGE_REFUSED, 1)]
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (Unprocessable(Reason.IMAGE_REFUSED, "inside"), Reason.IMAGE_REFUSED),
+            (picture()[:40], Reason.BAD_IMAGE),
+        ],
+        ids=["refused", "broken"],
+    )
+    async def test_a_refused_or_broken_picture_behind_a_url_leaves_the_title_and_a_letter(
+        self, path: ItemPath, answer: Any, reason: Reason
+    ) -> None:
+        path.web[PICTURE_URL] = answer
+        pictured = {"image_url": PICTURE_URL}
+        await path.index_all(path.publish("a", title="x", **pictured), path.publish("b", **pictured))
+        assert set(path.rows) == {"a"} and not path.rows["a"].has_image
+        assert path.reasons == [("image", reason, 0), ("image", reason, 1)]
         assert path.outbox.retries == []
-
-    async def test_a_broken_picture_behind_a_url_leaves_the_title_and_a_letter(self, path: ItemPath) -> None:
-        path.web[PICTURE_URL] = picture()[:40]
-        await path.index_all(
-            path.publish("a", title="x", image_url=PICTURE_URL), path.publish("b", image_url=PICTURE_URL)
-        )
-        assert set(path.rows) == {"a"}
-        assert not path.rows["a"].has_image
-        assert path.reasons == [("image", Reason.BAD_IMAGE, 0), ("image", Reason.BAD_IMAGE, 1)]
 
     async def test_a_change_of_price_while_the_picture_is_awaited_keeps_asking_for_it(self, path: ItemPath) -> None:
         await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
@@ -189,11 +190,16 @@ class Replaced:
 
 
 class TestAWorkerThatWasReplacedWhileItWasCutOff:
-    async def test_it_announces_no_late_picture_after_the_delete(self, path: ItemPath) -> None:
+    @pytest.fixture
+    async def retry(self, path: ItemPath) -> ImageRetry:
+        """A retry that is due."""
         await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
         (retry,) = path.outbox.retries
-        path.web[PICTURE_URL], path.now = picture(), retry.not_before
-        announce = path.outbox.announce
+        path.now = retry.not_before
+        return retry
+
+    async def test_it_announces_no_late_picture_after_the_delete(self, path: ItemPath, retry: ImageRetry) -> None:
+        path.web[PICTURE_URL], announce = picture(), path.outbox.announce
 
         async def successor_deletes() -> None:
             await path.index.delete(["a"])
@@ -206,26 +212,17 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         assert path.rows == {}
         assert path.outbox.announced[-1] == "a"
 
-    async def test_it_sends_no_retry_that_its_successor_sent(self, path: ItemPath) -> None:
-        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
-        (retry,) = path.outbox.retries
-        path.now = retry.not_before
-        worker = Replaced(path.outbox.retry_later, nothing)
+    async def test_it_sends_no_retry_that_its_successor_sent(self, path: ItemPath, retry: ImageRetry) -> None:
+        worker = Replaced(path.outbox.retry_later, allowed)
         path.outbox.retry_later = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
             await retry_image(path.context, retry_record(retry), worker.guard)
         assert path.outbox.retries == [retry]
 
-    async def test_it_buries_nothing_that_its_successor_buried(self, path: ItemPath) -> None:
-        await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
-        (retry,) = path.outbox.retries
-        path.web[PICTURE_URL], path.now = picture()[:40], retry.not_before
-        worker = Replaced(path.dead_letters.publish, nothing)
+    async def test_it_buries_nothing_that_its_successor_buried(self, path: ItemPath, retry: ImageRetry) -> None:
+        path.web[PICTURE_URL] = picture()[:40]
+        worker = Replaced(path.dead_letters.publish, allowed)
         path.dead_letters.publish = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
             await retry_image(path.context, retry_record(retry), worker.guard)
         assert path.dead_letters.letters == []
-
-
-async def nothing() -> None:
-    pass

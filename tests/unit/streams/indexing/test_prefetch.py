@@ -19,7 +19,7 @@ from schemas.errors import ContentUnavailable, EncodingFailed, Reason, StoreUnav
 from streams.indexing.config import IndexConfig
 from streams.stores.vectors.item_index import ItemRow
 from tests.factories.item_path import PICTURE_URL, CountingEncoder, ItemPath, item, picture
-from tests.factories.running_agent import running
+from tests.factories.running_agent import Running, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -37,6 +37,11 @@ class PriceEncoder(CountingEncoder):
         return rows
 
 
+def vector_of(title: str, price: float) -> NDArray[np.float32]:
+    encoder = PriceEncoder()
+    return encoder.encode([encoder.prepare(ItemContent(title=title, price=price))])[0]
+
+
 class HeldWrites:
     """Lets a center's upserts through one at a time, on demand."""
 
@@ -46,11 +51,21 @@ class HeldWrites:
         self._upsert = path.index.upsert
         path.index.upsert = self.upsert
 
+    def let_through(self, writes: int = 1) -> None:
+        for _ in range(writes):
+            self.go_on.release()
+
     async def upsert(self, rows: Sequence[ItemRow]) -> None:
         if rows:
             self.waiting.append([row.item_id for row in rows])
             await self.go_on.acquire()
         await self._upsert(rows)
+
+
+async def put_numbered(run: Running, count: int) -> None:
+    """Items i0, i1, ... with titles t0, t1, ..."""
+    for n in range(count):
+        await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
 
 
 def batches_of(size: int, *, ahead: int = 2) -> IndexConfig:
@@ -61,13 +76,12 @@ async def test_the_next_batches_are_encoded_while_one_is_written_and_none_is_ack
     path = ItemPath(batches_of(2))
     held = HeldWrites(path)
     async with running("items", path, tmp_path) as run:
-        for n in range(6):
-            await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
+        await put_numbered(run, 6)
         await run.until(lambda: path.encoder.encoded == 6)
         assert held.waiting == [["i0", "i1"]]
         assert run.acked == []
         for done in (2, 4, 6):
-            held.go_on.release()
+            held.let_through()
             await run.until(lambda done=done: len(run.acked) == done)
     assert held.waiting == [["i0", "i1"], ["i2", "i3"], ["i4", "i5"]]
     assert run.acked == [(0, n) for n in range(6)]
@@ -79,8 +93,7 @@ async def test_a_fast_topic_waits_outside_when_the_writer_is_slow(tmp_path: Path
     path = ItemPath(config)
     held = HeldWrites(path)
     async with running("items", path, tmp_path) as run:
-        for n in range(200):
-            await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
+        await put_numbered(run, 200)
         await run.until(lambda: path.encoder.encoded >= 12)
         await asyncio.sleep(0.5)
         assert path.encoder.encoded == (config.batches_ahead + 1) * 4
@@ -88,8 +101,7 @@ async def test_a_fast_topic_waits_outside_when_the_writer_is_slow(tmp_path: Path
         # one more batch has left the topic's buffer, for the moment when there is room
         left = run.unread
         assert 200 - left <= (config.batches_ahead + 2) * 4 + 1
-        for _ in range(50):
-            held.go_on.release()
+        held.let_through(50)
         await run.until(lambda: len(run.acked) == 200)
 
 
@@ -104,8 +116,7 @@ async def test_a_slow_encoder_holds_back_a_fast_topic(tmp_path: Path) -> None:
 
     path.encoder.encode = slow  # type: ignore[method-assign]
     async with running("items", path, tmp_path) as run:
-        for n in range(100):
-            await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
+        await put_numbered(run, 100)
         await asyncio.sleep(0.5)
         assert len(path.encoder.prices) == 8
         go_on.set()
@@ -121,7 +132,7 @@ async def test_an_item_deleted_while_its_publish_is_being_written_stays_deleted(
         await run.until(lambda: bool(held.waiting))
         await run.put("a", None, wait=False)
         await asyncio.sleep(0.2)
-        held.go_on.release()
+        held.let_through()
         await run.until(lambda: len(run.acked) == 2)
     assert path.rows == {}
     assert path.outbox.announced[-1] == "a"
@@ -135,13 +146,11 @@ async def test_the_first_price_is_that_of_the_batch_before_which_was_not_yet_wri
         await run.until(lambda: bool(held.waiting))
         await run.put("a", item("a", title="new words", price=5.0), wait=False)
         await asyncio.sleep(0.2)
-        held.go_on.release()
-        held.go_on.release()
+        held.let_through(2)
         await run.until(lambda: len(run.acked) == 2)
     row = path.rows["a"]
     assert (row.first_price, row.price) == (2.0, 5.0)
-    encoder = PriceEncoder()
-    assert np.allclose(row.vector, encoder.encode([encoder.prepare(ItemContent(title="new words", price=2.0))])[0])
+    assert np.allclose(row.vector, vector_of("new words", 2.0))
 
 
 async def test_a_wrong_guess_of_the_price_is_put_right(tmp_path: Path) -> None:
@@ -156,13 +165,10 @@ async def test_a_wrong_guess_of_the_price_is_put_right(tmp_path: Path) -> None:
         original = ItemPath(encoder=PriceEncoder())
         await original.index_all(original.publish("a", title="before", price=2.0))
         path.rows["a"] = replace(original.rows["a"], source_partition=7)
-        held.go_on.release()
-        held.go_on.release()
+        held.let_through(2)
         await run.until(lambda: len(run.acked) == 2)
-    encoder = PriceEncoder()
     assert path.rows["a"].first_price == 2.0
-    expected = encoder.encode([encoder.prepare(ItemContent(title="words", price=2.0))])[0]
-    assert np.allclose(path.rows["a"].vector, expected)
+    assert np.allclose(path.rows["a"].vector, vector_of("words", 2.0))
 
 
 async def test_unchanged_content_is_neither_decoded_nor_encoded_again(tmp_path: Path) -> None:
@@ -173,8 +179,7 @@ async def test_unchanged_content_is_neither_decoded_nor_encoded_again(tmp_path: 
         await run.until(lambda: bool(held.waiting))
         await run.put("a", item("a", title="x", price=2.0), wait=False)  # its row is not written yet
         await asyncio.sleep(0.2)
-        for _ in range(3):
-            held.go_on.release()
+        held.let_through(3)
         await run.until(lambda: len(run.acked) == 2)
         await run.put("a", item("a", title="x", price=3.0), wait=False)  # its row is there
         await run.until(lambda: len(run.acked) == 3)
@@ -216,8 +221,7 @@ async def test_one_item_that_cannot_be_encoded_does_not_take_its_neighbours_alon
     poison = path.encoder.prepare(ItemContent(title="t2"))
     path.encoder.encode = poisoned  # type: ignore[method-assign]
     async with running("items", path, tmp_path) as run:
-        for n in range(4):
-            await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
+        await put_numbered(run, 4)
         await run.until(lambda: len(run.acked) == 4)
     assert set(path.rows) == {"i0", "i1", "i3"}
     assert path.reasons == [("encode", Reason.BAD_VECTOR, 2)]
@@ -251,8 +255,7 @@ async def test_a_bug_in_preparing_stops_the_worker_and_acknowledges_nothing(tmp_
     async with running("items", path, tmp_path) as run:
         for n in range(3):
             await run.put(f"i{n}", item(f"i{n}", title="x"), wait=False)
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(asyncio.shield(run.flow.failed), 10)
+        await run.fails_with(ZeroDivisionError)
         await asyncio.sleep(0.2)
     assert run.acked == []
     assert path.rows == {}
@@ -267,10 +270,10 @@ async def test_batches_read_before_partitions_moved_are_dropped_whole(tmp_path: 
             await run.put(f"old{n}", item(f"old{n}", title="x"), wait=False)
         await run.until(lambda: path.encoder.encoded == 3)
         run.flow.partitions_moved()
-        held.go_on.release()  # the write that was under way
+        held.let_through()  # the write that was under way
         await run.put("new", item("new", title="x"), wait=False)
         await run.until(lambda: held.waiting[-1] == ["new"])
-        held.go_on.release()
+        held.let_through()
         await run.until(lambda: len(run.acked) == 1)
         assert not run.flow.failed.done()
     assert run.acked == [(0, 3)]

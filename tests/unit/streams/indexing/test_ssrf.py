@@ -10,18 +10,17 @@ import asyncio
 import gzip
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Network
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.indexing.addresses import is_public
 from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
-from tests.factories.dns import answers
+from tests.factories.dns import FakeResolver, RebindingResolver
 from tests.factories.hostile_urls import (
     BAD_REDIRECTS,
     ELSEWHERE,
@@ -124,33 +123,15 @@ BODIES = {
 }
 
 
-class StubResolver(AbstractResolver):
-    """A DNS of our own. Names that it does not know are asked of the system, as `localhost` is."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        addresses = NAMES.get(host.lower().removesuffix("."))
-        if addresses is None:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = [str(entry[4][0]) for entry in found]
-        return answers(host, port, addresses)
-
-    async def close(self) -> None:
-        pass
-
-
-async def start(server: Inner, address: str) -> asyncio.Server:
+@asynccontextmanager
+async def listening(server: Inner, address: str) -> AsyncIterator[None]:
     if address == "::" and HAS_V6:
-        listening = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        socket_ = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     else:
-        listening = socket.create_server(("" if address == "::" else address, 0))
-    running = await asyncio.start_server(server.serve, sock=listening)
-    server.port = listening.getsockname()[1]
-    return running
-
-
-async def stop(server: Inner, running: asyncio.Server) -> None:
+        socket_ = socket.create_server(("" if address == "::" else address, 0))
+    running = await asyncio.start_server(server.serve, sock=socket_)
+    server.port = socket_.getsockname()[1]
+    yield
     running.close()
     for writer in server.open:
         writer.transport.abort()
@@ -160,17 +141,15 @@ async def stop(server: Inner, running: asyncio.Server) -> None:
 @pytest.fixture
 async def inner() -> AsyncIterator[Inner]:
     server = Inner()
-    running = await start(server, "::")
-    yield server
-    await stop(server, running)
+    async with listening(server, "::"):
+        yield server
 
 
 @pytest.fixture
 async def outer() -> AsyncIterator[Outer]:
     server = Outer()
-    running = await start(server, OUTER)
-    yield server
-    await stop(server, running)
+    async with listening(server, OUTER):
+        yield server
 
 
 def at(template: str, inner: Inner, outer: Outer) -> str:
@@ -186,8 +165,12 @@ def lead(outer: Outer, inner: Inner, hops: list[tuple[int, str]]) -> str:
     return base + "0"
 
 
+def resolver() -> FakeResolver:
+    return FakeResolver(NAMES, ask_system=True)
+
+
 async def fetch(url: str, config: ImageFetchConfig = GUARDED) -> bytes:
-    async with ImageFetcher(config, resolver=StubResolver) as fetcher:
+    async with ImageFetcher(config, resolver=resolver) as fetcher:
         return await fetcher.fetch(url)
 
 
@@ -303,24 +286,14 @@ async def test_where_only_https_is_allowed_http_is_not_asked(outer: Outer) -> No
 async def test_a_name_that_changes_between_the_look_and_the_connection_leads_nowhere_else(
     inner: Inner, outer: Outer
 ) -> None:
-    class Rebinding(StubResolver):
-        """The allowed address when looked at first, the forbidden one ever after."""
-
-        looks = 0
-
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-        ) -> list[ResolveResult]:
-            self.looks += 1
-            return await super().resolve("outer.test" if self.looks == 1 else "inside.test", port, family)
-
-    resolver = Rebinding()
+    (inside,) = NAMES["inside.test"]
+    resolver = RebindingResolver("changing.test", first=OUTER, afterwards=inside)
     for port in (outer.port, inner.port):
         async with ImageFetcher(GUARDED, resolver=lambda: resolver) as fetcher:
             with suppress(Unprocessable):
                 await fetcher.fetch(f"http://changing.test:{port}/x")
     assert outer.asked == ["/x"]
-    assert resolver.looks == 2
+    assert resolver.asked == ["changing.test"] * 2
     assert inner.accepted == 0
 
 
@@ -329,7 +302,7 @@ async def test_the_socket_itself_is_the_last_guard(inner: Inner) -> None:
         def _check(self, where: URL) -> None:
             """What if a URL slips through the look at it."""
 
-    async with Blind(GUARDED, resolver=StubResolver) as fetcher:
+    async with Blind(GUARDED, resolver=resolver) as fetcher:
         for host in ("127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"):
             with pytest.raises(Unprocessable, match="not a public address"):
                 await fetcher.fetch(f"http://{host}:{inner.port}/x")

@@ -19,27 +19,27 @@ from streams.indexing.take_over import RecentWrites, recheck
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from tests.factories.item_path import DIM, VERSION, ItemPath, allowed, item
 from tests.factories.running_agent import running
+from tests.factories.waiting import Clock
+
+QUICK = IndexConfig(batch_within_seconds=0.05)
 
 
-@dataclass
-class Clock:
-    now: float = 0.0
-    asked: int = 0
-
-    def __call__(self) -> float:
-        self.asked += 1
-        return self.now
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
-def recent_writes(clock: Clock, *, max_records: int = 10) -> RecentWrites:
-    made = RecentWrites(window_seconds=42, max_records=max_records, clock=clock)
+@pytest.fixture
+def recent(clock: Clock) -> RecentWrites:
+    """Writes after a take-over at 0 s: they are due at 42 s, the newest of each of the first two items."""
+    made = RecentWrites(window_seconds=42, max_records=2, clock=clock)
     made.restart()
     return made
 
 
-def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once() -> None:
-    clock, path = Clock(), ItemPath()
-    recent = recent_writes(clock)
+def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once(
+    path: ItemPath, clock: Clock, recent: RecentWrites
+) -> None:
     record = path.publish("a", title="x")
     recent.add([record])
     clock.now = 41.9
@@ -52,9 +52,9 @@ def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_th
     assert recent.pop_due() == []
 
 
-def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more() -> None:
-    clock, path = Clock(), ItemPath()
-    recent = recent_writes(clock, max_records=2)
+def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more(
+    path: ItemPath, clock: Clock, recent: RecentWrites
+) -> None:
     records = [path.publish(name, title=str(n)) for n, name in enumerate(["a", "b", "c", "a"])]
     recent.add(records[:3])
     recent.add(records[3:])
@@ -62,9 +62,7 @@ def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more(
     assert {record.offset for record in recent.pop_due()} == {1, 3}
 
 
-def test_another_take_over_begins_anew() -> None:
-    clock, path = Clock(), ItemPath()
-    recent = recent_writes(clock)
+def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: RecentWrites) -> None:
     recent.add([path.publish("a", title="x")])
     clock.now = 30
     recent.restart()
@@ -75,8 +73,7 @@ def test_another_take_over_begins_anew() -> None:
     assert recent.pop_due() == [newer]
 
 
-async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right() -> None:
-    path = ItemPath()
+async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right(path: ItemPath) -> None:
     before = [path.publish(name, title="before") for name in ("overwritten", "brought-back", "kept")]
     await path.index_all(*before)
     old = dict(path.rows)
@@ -100,8 +97,7 @@ async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_righ
     assert path.encoder.encoded == encoded + 2
 
 
-async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -> None:
-    path = ItemPath()
+async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is(path: ItemPath) -> None:
     await path.index_all(path.publish("changed", title="before"), path.publish("deleted", title="before"))
     zombies = list(path.outbox.announced)
     after = [path.publish("changed", title="after"), path.delete("deleted")]
@@ -113,8 +109,7 @@ async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is() -
     assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
 
 
-async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> None:
-    path = ItemPath()
+async def test_a_row_that_changes_while_it_is_announced_is_announced_again(path: ItemPath) -> None:
     await path.index_all(path.publish("a", title="first"), path.publish("b", title="stays"))
     row = path.rows["a"]
 
@@ -127,8 +122,7 @@ async def test_a_row_that_changes_while_it_is_announced_is_announced_again() -> 
     assert told == [("a", "first"), ("b", "stays"), ("a", "second")]
 
 
-async def test_a_row_that_moved_on_since_is_left_alone() -> None:
-    path = ItemPath()
+async def test_a_row_that_moved_on_since_is_left_alone(path: ItemPath) -> None:
     record = path.publish("a", title="x")
     await path.index_all(record)
     await path.index_all(path.publish("a", title="newer"))
@@ -137,10 +131,9 @@ async def test_a_row_that_moved_on_since_is_left_alone() -> None:
 
 
 async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, recent: RecentWrites
 ) -> None:
-    clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    recent = recent_writes(clock)
+    path = ItemPath(config=QUICK)
     announce, announcing, go_on = path.outbox.announce, asyncio.Event(), asyncio.Event()
 
     async def announce_slowly(held: Sequence[ItemRow], gone: Sequence[str]) -> None:
@@ -166,7 +159,7 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
 async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = ItemPath(config=IndexConfig(batch_within_seconds=0.05))
+    path = ItemPath(config=QUICK)
 
     async def cancelled(*given: object) -> None:
         raise asyncio.CancelledError
@@ -179,9 +172,8 @@ async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
             await run.flow.failed
 
 
-async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path) -> None:
-    clock, path = Clock(), ItemPath(config=IndexConfig(batch_within_seconds=0.05))
-    recent = recent_writes(clock)
+async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path, clock: Clock, recent: RecentWrites) -> None:
+    path = ItemPath(config=QUICK)
     async with running("items", path, tmp_path, recent=recent) as run:
         await run.put("a", item("a", title="newest"))
         await run.until(lambda: len(run.acked) == 1)
@@ -205,10 +197,9 @@ class SlowIndex(InMemoryItemIndex):
 
 
 async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_again() -> None:
+    config = IndexConfig.model_construct(**IndexConfig().__dict__ | {"session_timeout_seconds": 0.05})
     index = SlowIndex()
-    path = ItemPath(
-        index=index, config=IndexConfig.model_construct(**(IndexConfig().__dict__ | {"session_timeout_seconds": 0.05}))
-    )
+    path = ItemPath(index=index, config=config)
     report = await path.index_all(path.publish("a", title="x"))
     assert (index.writes, set(path.rows)) == (2, {"a"})
     assert report.held_seconds > 0
@@ -226,8 +217,8 @@ class Coordinator:
         return self.answers.pop(0)
 
 
-async def test_a_write_begins_only_while_the_session_cannot_be_over() -> None:
-    clock, coordinator = Clock(), Coordinator([True, False])
+async def test_a_write_begins_only_while_the_session_cannot_be_over(clock: Clock) -> None:
+    coordinator = Coordinator([True, False])
     heartbeats = Heartbeats(clock)
     await heartbeats.assert_within(18)  # not a member yet: nothing to lose
     heartbeats.watch(coordinator)
@@ -246,8 +237,7 @@ async def test_a_write_begins_only_while_the_session_cannot_be_over() -> None:
     await heartbeats.assert_within(18)
 
 
-async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they_are_back() -> None:
-    path = ItemPath()
+async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they_are_back(path: ItemPath) -> None:
     silent = [BrokerUnavailable("Kafka", "no heartbeat")] * 3
 
     async def guard() -> None:
@@ -259,8 +249,7 @@ async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they
     assert (silent, set(path.rows)) == ([], {"a"})
 
 
-async def test_a_worker_that_was_replaced_while_it_held_writes_nothing() -> None:
-    path = ItemPath()
+async def test_a_worker_that_was_replaced_while_it_held_writes_nothing(path: ItemPath) -> None:
     answers: list[Any] = [BrokerUnavailable("Kafka", "no heartbeat"), Fenced("replaced")]
 
     async def guard() -> None:

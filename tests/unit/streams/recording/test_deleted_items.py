@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from streams.recording.deleted_items import read_deletions, sweep_due
 from streams.stores.histories.deleted_items import Sweeps
+from tests.factories.fake_consumer import FakeRecord
 
-
-@dataclass
-class Raw:
-    key: bytes | None
-    value: bytes | None
-    timestamp: int = 5_500
+Raw = partial(FakeRecord, 0, 0)
 
 
 def test_the_last_record_of_an_item_says_whether_it_is_deleted_and_nothing_is_decoded() -> None:
     records = [
         Raw(b"gone", b"{}"),
         Raw(b"gone", None, 7_250),
-        Raw(b"back", None),
+        Raw(b"back", None, 5_500),
         Raw(b"back", b"not even JSON"),
         Raw(None, None),
         Raw(b"\xff", None),

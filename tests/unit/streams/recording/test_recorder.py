@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured, Reason
 from streams.broker.records import read_batch
 from streams.recording.recorder import Placement, place
@@ -23,26 +23,19 @@ from streams.stores.histories.packed_history import (
     packed_items,
     unpack_takes,
 )
+from tests.factories.fake_consumer import IN_TIME_MS, FakeRecord
+from tests.factories.samples import DAY0, behaviour
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@dataclass
-class Raw:
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int = 1_767_225_600_000  # NOW
-    headers: tuple[tuple[str, bytes], ...] = ()
-    partition: int = 3
+NOW = datetime.fromtimestamp(IN_TIME_MS / 1000, UTC)
+Raw = partial(FakeRecord, 3)
 
 
-def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> Raw:
+def raw(offset: int, *, key: bytes | None = b"u1", **changes: object) -> FakeRecord:
     event = {"event_id": f"e{offset}", "kind": "click", "user_id": "u1", "item_id": "i", "occurred_at": 1_700_000_000}
     return Raw(offset, key, json.dumps(event | changes).encode())
 
 
-def read(*records: Raw) -> tuple[list[bool], list[tuple[int, Reason]]]:
+def read(*records: FakeRecord) -> tuple[list[bool], list[tuple[int, Reason]]]:
     events, letters = read_batch(records, now=NOW, max_bytes=1_000)
     return [event.behaviour is not None for event in events], [(letter.offset, letter.reason) for letter in letters]
 
@@ -63,7 +56,7 @@ def read(*records: Raw) -> tuple[list[bool], list[tuple[int, Reason]]]:
         (raw(1, padding="x" * 2_000), Reason.TOO_LARGE),
     ],
 )
-def test_a_broken_behaviour_gets_a_letter_and_its_neighbours_go_through(broken: Raw, reason: Reason) -> None:
+def test_a_broken_behaviour_gets_a_letter_and_its_neighbours_go_through(broken: FakeRecord, reason: Reason) -> None:
     assert read(raw(0), broken, raw(2)) == ([True, False, True], [(1, reason)])
 
 
@@ -115,10 +108,8 @@ takes = st.lists(st.tuples(ids, ids, st.integers(0, 2**31), st.sampled_from(list
 def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourKind]]) -> None:
     user = UserTakes()
     for event_id, item_id, at, kind in rows:
-        behaviour = Behaviour(
-            event_id=event_id, kind=kind, user_id="u", item_id=item_id, occurred_at=datetime.fromtimestamp(at, UTC)
-        )
-        user.observe(behaviour, length=20, remembered=30)
+        event = behaviour(event_id, kind, user="u", item=item_id, second=at - DAY0)
+        user.observe(event, length=20, remembered=30)
     again = UserTakes()
     unpack_takes(pack_takes(user), again)
     again.recent = user.recent

@@ -12,23 +12,16 @@ import structlog
 
 from schemas.items import embedding_key
 from schemas.scoring import ScoreResponse
-from tests.factories.serving import (
-    VERSION,
-    Down,
-    Open,
-    open_bench,
-    release,
-    row,
-)
+from tests.factories.serving import VERSION, Down, Open, open_bench, release, row
 from tests.factories.vector_cache import announced
+from tests.factories.waiting import until
 
 __all__ = ["open_bench"]
 
 
 async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench: Open) -> None:
     bench = await open_bench()
-    released = release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    released = await bench.serve(1, 0.0)
     status, answer = await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["lamp", "shoe", "gone", "nan"]})
     assert status == 200
     assert [s["item_id"] for s in answer["scores"]] == ["lamp", "shoe", "gone", "nan"]
@@ -36,15 +29,12 @@ async def test_scores_come_in_the_order_asked_with_the_versions_used(open_bench:
     lamp, shoe, gone, nan = (s["probability"] for s in answer["scores"])
     assert shoe > lamp and gone == 0.5 and nan is None
     assert (answer["release_id"], answer["encoder_version"], answer["history_length"]) == (released, VERSION, 1)
-    assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer, (
-        "built by hand, and as the schema says"
-    )
+    assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer  # built by hand, as the schema says
 
 
 async def test_a_user_without_history_and_a_trigger_item_are_scored(open_bench: Open) -> None:
     bench = await open_bench()
-    release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    await bench.serve(1, 0.0)
     body = {"user_id": "nobody", "item_ids": ["shoe", "lamp"], "trigger_item": "boot"}
     _, answer = await bench.post("/v1/score", body)
     assert answer["history_length"] == 0
@@ -60,8 +50,7 @@ async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_b
     status, answer = await bench.get("/readyz")
     assert (status, answer["ready"]) == (503, False)
     assert answer["checks"] == {"behaviours": "ok", "center": "ok", "model": "no model has been released yet"}
-    release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    await bench.serve(1, 0.0)
     assert (await bench.get("/readyz"))[0] == 200
 
 
@@ -77,12 +66,8 @@ async def test_an_item_is_its_own_neighbour_only_on_request(open_bench: Open) ->
 async def test_many_items_are_answered_in_order_and_absent_ones_marked(open_bench: Open) -> None:
     bench = await open_bench()
     _, answer = await bench.post("/v1/similar", {"item_ids": ["lamp", "gone", "boot", "lamp"], "k": 1})
-    assert [(r["query"], r["found"]) for r in answer["results"]] == [
-        ("lamp", True),
-        ("gone", False),
-        ("boot", True),
-        ("lamp", True),
-    ]
+    found = [(r["query"], r["found"]) for r in answer["results"]]
+    assert found == [("lamp", True), ("gone", False), ("boot", True), ("lamp", True)]
     assert answer["results"][2]["neighbours"][0]["item_id"] == "shoe"
     assert answer["results"][1]["neighbours"] == []
 
@@ -138,8 +123,7 @@ async def test_a_wrong_request_gets_a_clear_answer(
 
 async def test_a_store_that_is_away_is_a_503_without_inner_addresses(open_bench: Open) -> None:
     bench = await open_bench(behaviours=Down())
-    release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    await bench.serve(1, 0.0)
     with structlog.testing.capture_logs() as logged:
         response = await bench.client.post("/v1/score", json={"user_id": "u", "item_ids": ["boot"]})
     text = await response.text()
@@ -188,8 +172,7 @@ async def test_a_newer_model_is_taken_up_under_load_without_a_failed_request(ope
     first = release(bench.models, 1, -1.0)
     stop = asyncio.Event()
     watching = asyncio.create_task(bench.service.models.run(stop))
-    while bench.service.models.current is None:
-        await asyncio.sleep(0.01)
+    await until(lambda: bench.service.models.current, every=0.01)
     seen: dict[str, float] = {}
     statuses: set[int] = set()
 
@@ -204,8 +187,7 @@ async def test_a_newer_model_is_taken_up_under_load_without_a_failed_request(ope
     askers = [asyncio.create_task(ask()) for _ in range(8)]
     released = [first]
     for number in range(2, 8):
-        while released[-1] not in seen:
-            await asyncio.sleep(0.01)
+        await until(lambda: released[-1] in seen, every=0.01)
         if number < 7:
             released.append(release(bench.models, number, float(number)))
     stop.set()
@@ -221,8 +203,7 @@ async def test_a_release_that_cannot_be_used_is_reported_and_the_old_one_answers
     open_bench: Open, damage: dict[str, Any]
 ) -> None:
     bench = await open_bench()
-    good = release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    good = await bench.serve(1, 0.0)
     release(bench.models, 2, **({"bias": 1.0} | damage))
     with structlog.testing.capture_logs() as logged:
         for _ in range(3):
@@ -233,15 +214,13 @@ async def test_a_release_that_cannot_be_used_is_reported_and_the_old_one_answers
     page = await (await bench.client.get("/metrics")).text()
     outcome = "wrong_encoder" if "version" in damage else "damaged"
     assert f'mim_model_loads_total{{outcome="{outcome}"}} 1.0' in page
-    newer = release(bench.models, 3, 2.0)
-    await bench.service.models.refresh()
+    newer = await bench.serve(3, 2.0)
     assert (await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]}))[1]["release_id"] == newer
 
 
 async def test_a_deleted_item_leaves_scores_neighbours_and_items(open_bench: Open) -> None:
     bench = await open_bench()
-    release(bench.models, 1, 0.0)
-    await bench.service.models.refresh()
+    await bench.serve(1, 0.0)
     score = {"user_id": "ann", "item_ids": ["shoe"]}
     assert (await bench.post("/v1/score", score))[1]["scores"][0]["has_vector"] is True
     await bench.index.delete(["shoe"])

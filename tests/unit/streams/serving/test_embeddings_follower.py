@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,39 +15,23 @@ from streams.broker.cluster import ClusterTopics
 from streams.broker.topics import TopicsConfig
 from streams.serving import embeddings_follower
 from streams.serving.embeddings_follower import EmbeddingsFollower
+from tests.factories.fake_consumer import FakeConsumer, FakeRecord
+from tests.factories.waiting import until
 
 
-class EmptyTopic:
-    """A consumer of a topic that holds five old records and gets no new ones; asking where it ends can fail."""
+class QuietTopic(FakeConsumer):
+    """A topic that holds one old record and gets no new ones; asking where it ends can fail."""
 
     def __init__(self) -> None:
+        super().__init__({TopicPartition(TopicsConfig().full_name("embeddings"), 0): [FakeRecord(0, 4)]}, beginning=5)
         self.failure: Exception | None = None
         self.failed = 0
 
-    async def start(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
-
-    def assign(self, partitions: Sequence[TopicPartition]) -> None:
-        pass
-
-    def seek(self, partition: TopicPartition, offset: int) -> None:
-        pass
-
-    async def getmany(self, **_: Any) -> Mapping[TopicPartition, Sequence[Any]]:
-        await asyncio.sleep(0.001)
-        return {}
-
-    async def position(self, partition: TopicPartition) -> int:
-        return 5
-
-    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         if self.failure is not None:
             self.failed += 1
             raise self.failure
-        return dict.fromkeys(partitions, 5)
+        return await super().end_offsets(partitions)
 
 
 class Confirmations:
@@ -60,15 +44,9 @@ class Confirmations:
         self.count += 1
 
 
-async def until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not done():
-            await asyncio.sleep(0.001)
-
-
 @pytest.fixture
-def topic(monkeypatch: pytest.MonkeyPatch) -> EmptyTopic:
-    made = EmptyTopic()
+def topic(monkeypatch: pytest.MonkeyPatch) -> QuietTopic:
+    made = QuietTopic()
     monkeypatch.setattr(embeddings_follower, "make_consumer", lambda *_: made)
     found = ClusterTopics("c", {}, {"embeddings": [0]})
     monkeypatch.setattr(embeddings_follower, "describe_topics", lambda *_: found)
@@ -82,7 +60,7 @@ def follower(confirmations: Any) -> EmbeddingsFollower:
     )
 
 
-async def test_after_an_outage_longer_than_the_clients_patience_confirmations_come_again(topic: EmptyTopic) -> None:
+async def test_after_an_outage_longer_than_the_clients_patience_confirmations_come_again(topic: QuietTopic) -> None:
     confirmations, stop = Confirmations(), asyncio.Event()
     running = asyncio.create_task(follower(confirmations).run(stop))
     await until(lambda: confirmations.count > 2)
@@ -95,7 +73,7 @@ async def test_after_an_outage_longer_than_the_clients_patience_confirmations_co
     await running
 
 
-async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: EmptyTopic) -> None:
+async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: QuietTopic) -> None:
     confirmations = Confirmations()
     running = asyncio.create_task(follower(confirmations).run(asyncio.Event()))
     await until(lambda: confirmations.count > 0)

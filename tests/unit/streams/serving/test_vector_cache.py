@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,6 +12,15 @@ from schemas.items import embedding_key
 from streams.serving.vector_cache import VectorTable
 from tests.factories.vector_cache import DIM, VERSION, Bench, announced, row, unit
 from trainer.networks.item_rows import ItemRows
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    """Item a was asked for."""
+    bench = Bench()
+    await bench.index.upsert([row("a", 1)])
+    await bench.ask("a")
+    return bench
 
 
 async def test_misses_are_read_in_one_round_trip_and_hits_in_none() -> None:
@@ -24,39 +32,27 @@ async def test_misses_are_read_in_one_round_trip_and_hits_in_none() -> None:
     assert all(np.array_equal(found[name], unit(seed)) for name, seed in [("a", 1), ("b", 2), ("c", 3)])
 
 
-async def test_an_announced_vector_replaces_the_cached_one_at_once() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_an_announced_vector_replaces_the_cached_one_at_once(bench: Bench) -> None:
     bench.cache.confirm(bench.clock.now)
     bench.cache.apply(*announced("a", unit(9)))
     assert np.array_equal((await bench.ask("a"))["a"], unit(9))
     assert len(bench.index.reads) == 1
 
 
-async def test_a_tombstone_removes_the_item() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_a_tombstone_removes_the_item(bench: Bench) -> None:
     await bench.index.delete(["a"])
     bench.cache.apply(embedding_key(VERSION, "a"), None)
     assert await bench.ask("a") == {}
 
 
-async def test_while_the_topic_is_followed_entries_stay_without_asking_milvus() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_while_the_topic_is_followed_entries_stay_without_asking_milvus(bench: Bench) -> None:
     bench.clock.now += 100
     bench.cache.confirm(bench.clock.now - 1)
     await bench.ask("a")
     assert len(bench.index.reads) == 1
 
 
-async def test_without_proof_an_entry_lives_no_longer_than_the_bound() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_without_proof_an_entry_lives_no_longer_than_the_bound(bench: Bench) -> None:
     await bench.index.delete(["a"])  # and nobody tells
     bench.clock.now += 4.9
     assert "a" in await bench.ask("a")
@@ -85,10 +81,7 @@ async def test_an_announcement_ends_absence_at_once() -> None:
 
 async def test_a_read_overtaken_by_a_delete_is_not_kept_and_does_not_bring_the_item_back() -> None:
     bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    bench.index.gate.clear()
-    asking = asyncio.create_task(bench.ask("a"))
-    await asyncio.sleep(0)
+    asking = await bench.ask_slowly("a")
     await bench.index.delete(["a"])
     bench.cache.apply(embedding_key(VERSION, "a"), None)
     bench.index.gate.set()
@@ -100,10 +93,7 @@ async def test_a_read_overtaken_by_a_delete_is_not_kept_and_does_not_bring_the_i
 
 async def test_a_read_overtaken_by_an_update_does_not_undo_it() -> None:
     bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    bench.index.gate.clear()
-    asking = asyncio.create_task(bench.ask("a"))
-    await asyncio.sleep(0)
+    asking = await bench.ask_slowly("a")
     bench.cache.apply(*announced("a", unit(2)))
     bench.index.gate.set()
     await asking
@@ -118,10 +108,7 @@ async def test_vectors_of_another_encoder_never_come_in() -> None:
     assert await bench.ask("a", "b") == {}
 
 
-async def test_an_unreadable_announcement_sends_the_next_look_to_milvus() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_an_unreadable_announcement_sends_the_next_look_to_milvus(bench: Bench) -> None:
     await bench.index.upsert([row("a", 2)])
     bench.cache.apply(embedding_key(VERSION, "a"), b"{")
     bench.cache.apply(b"no key", b"{}")
@@ -129,10 +116,7 @@ async def test_an_unreadable_announcement_sends_the_next_look_to_milvus() -> Non
     assert np.array_equal((await bench.ask("a"))["a"], unit(2))
 
 
-async def test_after_a_gap_in_the_topic_nothing_cached_is_trusted() -> None:
-    bench = Bench()
-    await bench.index.upsert([row("a", 1)])
-    await bench.ask("a")
+async def test_after_a_gap_in_the_topic_nothing_cached_is_trusted(bench: Bench) -> None:
     bench.cache.invalidate()
     await bench.ask("a")
     assert len(bench.index.reads) == 2

@@ -19,7 +19,7 @@ from streams.stack.config import StackConfig
 from streams.stack.folder import PartState, ProcessId, StackFolder, StackState, fixed_ports, tail
 from streams.stack.run import endpoints_in, stack_folder
 from streams.stack.supervisor import down, status
-from tests.factories.waiting import wait_for
+from tests.factories.waiting import wait_until
 
 
 def process(pid: int) -> ProcessId:
@@ -32,7 +32,7 @@ def launch_until_up(log: Path) -> subprocess.Popen[bytes]:
     """A child that sleeps, once it has said that it is up."""
     with log.open("wb") as output:
         child = launch([sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"], log=output)
-    wait_for(lambda: "up" in log.read_text())
+    wait_until(lambda: "up" in log.read_text())
     return child
 
 
@@ -152,7 +152,7 @@ def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.3)  # past the shim
         assert ProcessId.of(child) is not None
         parent.kill()
-    wait_for(lambda: ProcessId.of(child) is None)
+    wait_until(lambda: ProcessId.of(child) is None)
 
 
 def test_a_child_is_tied_to_the_thread_that_started_it(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_child_is_tied_to_the_thread_that_started_it(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=start)
     thread.start()
-    wait_for(lambda: started)
+    wait_until(lambda: started)
     assert started[0].poll() is None
     leave.set()
     thread.join()

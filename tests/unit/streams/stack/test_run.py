@@ -13,7 +13,7 @@ from schemas.errors import Unavailable
 from streams.stack.folder import PartState, Ports, ProcessId, StackFolder, StackState
 from streams.stack.parts import NotReady, PartName
 from streams.stack.run import RunningStack
-from tests.factories.waiting import wait_for
+from tests.factories.waiting import wait_until
 
 PROGRAM = """
 import pathlib, signal, sys, time
@@ -93,7 +93,7 @@ def test_a_part_that_keeps_dying_is_restarted_ever_more_slowly(tmp_path: Path, p
                 assert stack.restarts("valkey") == restarts - 1
                 clock.now += 0.1
             dead = PartState(None, restarts)
-            wait_for(lambda dead=dead: state_of(stack).parts["valkey"] == dead)  # type: ignore[misc]
+            wait_until(lambda dead=dead: state_of(stack).parts["valkey"] == dead)  # type: ignore[misc]
         (part.folder / "broken").unlink()
         clock.now += 30
         stack.wait_ready("valkey")

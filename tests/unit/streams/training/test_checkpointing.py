@@ -10,8 +10,7 @@ import pytest
 from schemas.errors import BrokerUnavailable, StoreUnavailable, Unavailable
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import CheckpointStore
-from streams.training.checkpointing import Checkpointer
-from tests.factories.checkpoints import LOG, make_journal, make_store
+from tests.factories.checkpoints import LOG, make_checkpointer
 from tests.factories.training import ALL, ListedInput, make_loop, make_thread, trained, vectors
 
 
@@ -29,16 +28,7 @@ async def test_a_checkpoint_that_cannot_be_written_now_is_logged_and_ends_nothin
     def write(*_: Any) -> None:
         raise error
 
-    checkpointer = Checkpointer(
-        make_store(tmp_path),
-        make_journal(tmp_path),
-        read_log=read_log,
-        config={},
-        encoder_version=None,
-        fence=None,
-        every_events=1,
-        clock=lambda: 1e9,
-    )
+    checkpointer = make_checkpointer(tmp_path, read_log=read_log)
     assert checkpointer.load() is None
     given = ListedInput(vectors(*ALL), [])
     thread = make_thread(given)

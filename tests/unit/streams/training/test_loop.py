@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured
-from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta
+from streams.stores.artifacts.checkpoints import Checkpoint
 from streams.training.input import EmbeddingRecord
+from streams.training.reports import NO_COUNTS
+from tests.factories.checkpoints import make_meta
+from tests.factories.samples import DIM
 from tests.factories.training import (
     ALL,
     CONFIG,
-    DIM,
     ListedInput,
     ToldAtOnce,
     forgotten,
@@ -24,9 +25,9 @@ from tests.factories.training import (
     make_loop,
     make_thread,
     trained,
-    until,
     vectors,
 )
+from tests.factories.waiting import until
 from trainer.samples.forgotten import ForgottenUsers
 
 
@@ -35,11 +36,8 @@ async def test_users_who_asked_before_and_meanwhile_are_forgotten_and_may_come_b
     now = [forgotten("u1", until=350), forgotten("u2", until=700, topic_id="of another log")]
     later = [forgotten("u3", until=10_000)]
     given = ListedInput(vectors(*ALL), log)
-    loop = make_loop(
-        given,
-        make_thread(given, forgotten=ForgottenUsers("c", "t")),
-        follow=lambda tell: ToldAtOnce(tell, now, later),
-    )
+    thread = make_thread(given, forgotten=ForgottenUsers("c", "t"))
+    loop = make_loop(given, thread, follow=lambda tell: ToldAtOnce(tell, now, later))
     report = await trained(loop)
     of = {user: [n for n, event in enumerate(log) if event and event.user_id == user] for user in ("u1", "u3")}
     takes = [n for n in of["u3"] if n % 5 == 4]
@@ -61,12 +59,8 @@ async def test_a_user_who_asks_meanwhile_is_taken_out_of_what_the_trainer_holds(
         return ToldAtOnce(tell, [], later, when=lambda: loop.report().accounts["received"] > 0)
 
     given = ListedInput(vectors(*ALL), make_log(700))
-    loop = make_loop(
-        given,
-        make_thread(given, forgotten=ForgottenUsers("c", "t")),
-        follow=follow,
-        clock=lambda: float(next(seconds)),
-    )
+    thread = make_thread(given, forgotten=ForgottenUsers("c", "t"))
+    loop = make_loop(given, thread, follow=follow, clock=lambda: float(next(seconds)))
     with capture_logs() as lines:
         report = await trained(loop)
     (line,) = [line for line in lines if line["event"] == "train.user_forgotten"]
@@ -78,15 +72,7 @@ async def test_a_user_who_asks_meanwhile_is_taken_out_of_what_the_trainer_holds(
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 511, 512, 513, 700])
 async def test_a_bounded_run_leaves_nothing_pending_however_long_the_log_is(count: int) -> None:
     report = await trained(make_loop(ListedInput(vectors(*ALL), make_log(count))))
-    assert report.accounts == {
-        "received": count,
-        "trained": count,
-        "late": 0,
-        "duplicate": 0,
-        "dead_lettered": 0,
-        "erased": 0,
-        "pending": 0,
-    }
+    assert report.accounts == {**NO_COUNTS, "received": count, "trained": count}
     assert report.offsets["behaviours"] == {0: count}
 
 
@@ -141,20 +127,8 @@ async def test_deletes_whose_tombstones_are_gone_are_made_up_for_when_all_vector
     thread = make_thread(first)
     await trained(make_loop(first, thread))
     state = thread.snapshot()
-    meta = CheckpointMeta(
-        created_at=datetime.fromtimestamp(0, UTC),
-        encoder_version="e",
-        dim=DIM,
-        offsets={},
-        cluster_id="c",
-        topic_ids={},
-        config={},
-        code_sha256="",
-        rows_trained=1,
-        rows_sha256="",
-    )
     for anew, left in ((True, ["i0", "i2"]), (False, list(ALL))):
         given = ListedInput(vectors("i0", "i2"), make_log(0))
         loop = make_loop(given, make_thread(given, reread_embeddings=anew))
-        await trained(loop, Checkpoint(meta, state))
+        await trained(loop, Checkpoint(make_meta(1, dim=DIM), state))
         assert loop.trainer is not None and sorted(loop.trainer.catalogue.items_with_vector) == left

@@ -76,9 +76,7 @@ async def test_a_store_that_is_away_when_it_is_decided_is_asked_again(scene: Sce
     assert scene.current == 2
 
 
-async def test_a_rollback_meanwhile_keeps_the_candidate_back_though_it_is_better(
-    scene: Scene,
-) -> None:
+async def test_a_rollback_meanwhile_keeps_the_candidate_back_though_it_is_better(scene: Scene) -> None:
     await scene.candidate()
     await scene.decide()
     await scene.candidate()

@@ -11,23 +11,22 @@ import pytest
 from torch import Tensor
 
 from schemas.errors import StoreUnavailable
-from schemas.manifests import Fence, ModelManifest, PromotionDecision
+from schemas.manifests import ModelManifest, PromotionDecision
 from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.promotion import CurrentPointer
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.training import release_schedule
-from streams.training.checkpointing import Checkpointer
 from streams.training.promotion_gate import PromotionGate
 from streams.training.release_publisher import ReleasePublisher
 from streams.training.release_schedule import ReleaseScheduler
-from tests.factories.checkpoints import make_journal, make_store
+from tests.factories.checkpoints import make_checkpointer, make_journal
 from tests.factories.promotion import LOG, FakeLeadership
 from tests.factories.samples import small_config
-from tests.factories.training import ALL, ListedInput, make_log, make_loop, make_thread, until, vectors
+from tests.factories.training import ALL, ListedInput, make_log, make_loop, make_thread, vectors
+from tests.factories.waiting import until
 from trainer.online.gate import GateConfig
 
-FENCE = Fence(producer_id=1, epoch=1)
 EVERY = 64
 EVENTS = 420
 Release = tuple[int, int, int, str]
@@ -65,16 +64,7 @@ class Run:
     def __init__(self, folder: Path, store: ModelRegistry) -> None:
         leads: Any = FakeLeadership()
         self.store, self.journal = store, make_journal(folder)
-        checkpointer = Checkpointer(
-            make_store(folder),
-            self.journal,
-            read_log=lambda: LOG,
-            config={},
-            encoder_version=None,
-            fence=FENCE,
-            every_events=100_000,
-            clock=lambda: 1e9,
-        )
+        checkpointer = make_checkpointer(folder, LOG)
         self.found = checkpointer.load()
         given = ListedInput(vectors(*ALL), make_log(EVENTS), bounded=False)
         if self.found is not None:

@@ -7,14 +7,12 @@ import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
-from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import CheckpointStore, hash_sources
 from streams.training.checkpointing import Checkpointer
 from tests.factories.checkpoints import LOG, NEW, OLD, make_checkpointer, make_meta, make_state, make_store
@@ -173,16 +171,12 @@ def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
             checkpointer.load()
         return str(caught.value)
 
-    def other(**over: Any) -> ClusterTopics:
-        return replace(LOG, **over)
-
-    assert "cluster elsewhere" in refused(make_checkpointer(tmp_path, other(cluster_id="elsewhere")))
-    assert "other topics" in refused(
-        make_checkpointer(tmp_path, other(topic_ids={"behaviours": "b2", "embeddings": "e1"}))
-    )
-    assert "keys have moved" in refused(
-        make_checkpointer(tmp_path, other(partitions={"behaviours": [0, 1], "embeddings": [0]}))
-    )
+    for log, told in (
+        (replace(LOG, cluster_id="elsewhere"), "cluster elsewhere"),
+        (replace(LOG, topic_ids={"behaviours": "b2", "embeddings": "e1"}), "other topics"),
+        (replace(LOG, partitions={"behaviours": [0, 1], "embeddings": [0]}), "keys have moved"),
+    ):
+        assert told in refused(make_checkpointer(tmp_path, log))
     assert "MIM_TRAIN__ENCODER_VERSION" in refused(make_checkpointer(tmp_path, encoder="enc.2"))
     told = refused(make_checkpointer(tmp_path, model={"hidden": (5, 4)}, seed=3))
     assert "MIM_TRAINER__MODEL__HIDDEN was [96, 48], is [5, 4]" in told and "MIM_TRAINER__SEED" in told

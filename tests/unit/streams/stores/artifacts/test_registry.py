@@ -6,7 +6,7 @@ import fcntl
 import multiprocessing
 import os
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,14 +22,7 @@ from streams.stores.artifacts.registry import (
     in_memory_registry,
     open_registry,
 )
-from tests.factories.releases import NOW, make_manifest, make_weights
-
-
-def release(store: ModelRegistry, number: int, fence: Fence | None = None, created_at: datetime = NOW) -> str:
-    manifest = make_manifest(number, fence=fence, created_at=created_at)
-    store.publish(make_weights(number), manifest)
-    store.promote(manifest.release_id, fence)
-    return manifest.release_id
+from tests.factories.releases import NOW, current_id, make_manifest, make_weights, publish, release
 
 
 def make_store(kind: str, folder: Path) -> ModelRegistry:
@@ -58,10 +51,8 @@ def test_what_was_released_comes_back_equal(store: ModelRegistry) -> None:
 
 def test_a_published_release_is_not_current_before_its_promotion(store: ModelRegistry) -> None:
     first = release(store, 1)
-    store.publish(make_weights(2), make_manifest(2))
-    store.publish(make_weights(2), make_manifest(2))  # twice is harmless
-    pointer = store.current()
-    assert pointer is not None and pointer.release_id == first
+    published(store, 2, 2)  # twice is harmless
+    assert current_id(store) == first
     assert [manifest.rows_trained for manifest in store.list()] == [1, 2]
 
 
@@ -159,8 +150,7 @@ def test_a_death_at_any_step_leaves_the_old_release_or_the_new_one(tmp_path: Pat
             store.load(kept.release_id)
         # the successor goes on as if nothing had happened
         third = release(store, 3, Fence(producer_id=1, epoch=2))
-        after = store.current()
-        assert after is not None and after.release_id == third
+        assert current_id(store) == third
         if process.exitcode == 0:
             break
     assert process.exitcode == 0 and die_at >= 10  # each step had its death
@@ -179,8 +169,7 @@ def _promote_many(folder: Path, epochs: list[int], results: multiprocessing.Queu
 
 def test_of_two_processes_that_promote_at_once_the_larger_fence_stays(tmp_path: Path) -> None:
     store = make_store("folder", tmp_path)
-    for number in range(1, 6):
-        store.publish(make_weights(number), make_manifest(number))
+    published(store, *range(1, 6))
     fork = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[tuple[int, bool]] = fork.Queue()
     rounds = [list(range(0, 200, 2)), list(range(1, 200, 2))]
@@ -222,8 +211,7 @@ def test_only_old_releases_are_deleted_never_the_current_one(tmp_path: Path) -> 
     now[0] += 3600
     oldest = store.list()[0].release_id
     store.promote(oldest, None)  # a step back: what is current now is old, and stays
-    for number in (7, 8):
-        store.publish(make_weights(number), make_manifest(number))
+    published(store, 7, 8)
     store.promote(oldest, None)
     assert [manifest.rows_trained for manifest in store.list()] == [4, 7, 8]
     assert store.load(oldest)[1].rows_trained == 4
@@ -231,11 +219,7 @@ def test_only_old_releases_are_deleted_never_the_current_one(tmp_path: Path) -> 
 
 def published(store: ModelRegistry, *numbers: int) -> list[str]:
     """Releases that are not current."""
-    ids = []
-    for number in numbers:
-        store.publish(make_weights(number), make_manifest(number))
-        ids.append(make_manifest(number).release_id)
-    return ids
+    return [publish(store, number) for number in numbers]
 
 
 def test_a_release_is_decided_once_and_one_that_was_not_has_no_verdict(store: ModelRegistry) -> None:
@@ -334,17 +318,14 @@ def test_what_is_being_removed_cannot_come_back_and_a_pinned_release_is_never_re
 
     folder_registry(config, clock=lambda: now[0], at_step=drop).prune()
     assert dropped and [m.rows_trained for m in store.list()] == [1, 4, 5]
-    current = store.current()
-    assert current is not None and current.release_id == first
+    assert current_id(store) == first
 
 
 def test_the_parent_of_the_current_release_is_kept_to_go_back_to(tmp_path: Path) -> None:
     config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=0)
     store = folder_registry(config, clock=lambda: NOW.timestamp() + 10)
     (parent,) = published(store, 1)
-    child = make_manifest(2).model_copy(update={"parent": parent})
-    store.publish(make_weights(2), child)
-    store.promote(child.release_id, None)
+    release(store, 2, parent=parent)
     published(store, 3, 4, 5)  # refused ones, say
     store.prune()
     assert [m.rows_trained for m in store.list()] == [1, 2, 4, 5]
@@ -355,8 +336,8 @@ def test_the_settings_name_a_folder_or_an_object_store(tmp_path: Path) -> None:
     elsewhere = open_registry(ModelStoreConfig(folder=tmp_path, url=url))
     first = release(elsewhere, 1, Fence(producer_id=1, epoch=0))
     again = open_registry(ModelStoreConfig(folder=tmp_path, url=url))
-    pointer = again.current()
-    assert pointer is not None and pointer.release_id == first and again.load(first)[1].rows_trained == 1
+    assert current_id(again) == first
+    assert again.load(first)[1].rows_trained == 1
     assert not list(tmp_path.iterdir())
     release(open_registry(ModelStoreConfig(folder=tmp_path)), 1)
     assert (tmp_path / "current.json").exists()
