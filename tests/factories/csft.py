@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,13 @@ import torch
 from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
-from schemas.behaviours import Behaviour, BehaviourKind
+from tests.factories.samples import DAY0, behaviour
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import HardNegatives, Pair, PairMiner, join_all
 from trainer.csft.trainer import CsftTrainer, take_counts
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import Observed
 
-START = 1_700_000_000
 SMALL = FusionConfig(width=16, nested_widths=(8,), hidden=16, text_rank=12, image_rank=12, category_rows=64)
 
 
@@ -63,25 +61,8 @@ def make_csft_trainer(
     )
 
 
-def event(
-    name: str,
-    second: int,
-    user: str,
-    item: str,
-    kind: BehaviourKind = BehaviourKind.EXPOSURE,
-    answers: str | None = None,
-    query: str | None = None,
-) -> Observed:
-    behaviour = Behaviour(
-        event_id=name,
-        kind=kind,
-        user_id=user,
-        item_id=item,
-        occurred_at=datetime.fromtimestamp(START + second, UTC),
-        exposure_id=answers,
-        query_text=query,
-    )
-    return Observed(0, second, START + second, behaviour)
+def event(name: str, second: int, user: str, item: str, kind: str = "exposure", **more: str | None) -> Observed:
+    return Observed(0, second, DAY0 + second, behaviour(name, kind, user=user, item=item, second=second, **more))
 
 
 def make_pairs(numbers: FeatureNumbers, users: int = 40, takes: int = 6, groups: int = 6, seed: int = 0) -> list[Pair]:
@@ -96,12 +77,9 @@ def make_pairs(numbers: FeatureNumbers, users: int = 40, takes: int = 6, groups:
             other = int(rng.integers(numbers.known // groups)) * groups + (group + 1) % groups + 1
             at += 1
             shown = f"x{step}-{user}"
-            seconds.append(
-                [
-                    event(f"{shown}-other", at, f"u{user}", f"i{other}"),
-                    event(shown, at, f"u{user}", f"i{mine}"),
-                    event(f"t{shown}", at, f"u{user}", f"i{mine}", BehaviourKind.PURCHASE, answers=shown),
-                ]
-            )
+            passed_over = event(f"{shown}-other", at, f"u{user}", f"i{other}")
+            exposure = event(shown, at, f"u{user}", f"i{mine}")
+            take = event(f"t{shown}", at, f"u{user}", f"i{mine}", "purchase", exposure_id=shown)
+            seconds.append([passed_over, exposure, take])
     impressions = join_all(seconds, numbers, history_length=20, attribution_seconds=0.0)
     return list(PairMiner(numbers).pairs(impressions))

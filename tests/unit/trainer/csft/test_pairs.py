@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from schemas.behaviours import BehaviourKind
-from tests.factories.csft import START, event, make_numbers
+from tests.factories.csft import event, make_numbers
+from tests.factories.samples import DAY0
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
@@ -22,16 +23,21 @@ def mine(seconds, **kwargs):
 
 def shown_and_taken(name, second, user, item, kind=PURCHASE, query=None):
     return [
-        [event(name, second, user, item, query=query)],
-        [event(f"t{name}", second + 1, user, item, kind, answers=name)],
+        [event(name, second, user, item, query_text=query)],
+        [event(f"t{name}", second + 1, user, item, kind, exposure_id=name)],
     ]
+
+
+def one_after_the_other(user, *items):
+    """Takes of a user, ten seconds apart."""
+    shown = [shown_and_taken(f"{user}{n}", 10 * n, user, item) for n, item in enumerate(items)]
+    return [events for both in shown for events in both]
 
 
 def test_the_anchor_is_what_was_taken_before_and_never_what_came_later():
     #   i1 taken   i2 taken   i3 taken
     # ──────●──────────●──────────●────▶
-    pairs = mine([*shown_and_taken("a", 0, "u", "i1"), *shown_and_taken("b", 10, "u", "i2"),
-                  *shown_and_taken("c", 20, "u", "i3")])  # fmt: skip
+    pairs = mine(one_after_the_other("u", "i1", "i2", "i3"))
     assert [(pair.row.item, pair.anchor) for pair in pairs] == [(2, (1,)), (3, (1, 2))]
     assert all(pair.anchor_kind is AnchorKind.TRIGGER_ITEM for pair in pairs)
 
@@ -47,8 +53,8 @@ def test_a_first_take_without_a_search_makes_no_pair():
 
 def test_the_most_reliable_kind_of_take_decides_the_weight():
     seconds = [*shown_and_taken("a", 0, "u", "i1"), [event("b", 10, "u", "i2")],
-               [event("c1", 11, "u", "i2", PURCHASE, answers="b")],
-               [event("c2", 12, "u", "i2", CLICK, answers="b")]]  # fmt: skip
+               [event("c1", 11, "u", "i2", PURCHASE, exposure_id="b")],
+               [event("c2", 12, "u", "i2", CLICK, exposure_id="b")]]  # fmt: skip
     (pair,) = mine(seconds)
     assert pair.kind is PURCHASE
     config = CsftConfig()
@@ -58,15 +64,13 @@ def test_the_most_reliable_kind_of_take_decides_the_weight():
 def test_held_out_items_are_neither_positives_nor_anchors():
     left_out = np.zeros(21, bool)
     left_out[[1, 3]] = True
-    seconds = [*shown_and_taken("a", 0, "u", "i1"), *shown_and_taken("b", 10, "u", "i2"),
-               *shown_and_taken("c", 20, "u", "i3"), *shown_and_taken("d", 30, "u", "i4")]  # fmt: skip
+    seconds = one_after_the_other("u", "i1", "i2", "i3", "i4")
     assert [(pair.row.item, pair.anchor) for pair in mine(seconds, left_out=left_out)] == [(4, (2,))]
 
 
 def test_the_hard_negative_is_what_the_user_passed_over_else_the_same_category_never_what_he_took():
-    seconds = [*shown_and_taken("a", 0, "u", "i1"), [event("x", 5, "u", "i9"), event("y", 5, "u", "i1")],
-               *shown_and_taken("b", 10, "u", "i2"), *shown_and_taken("c", 0, "v", "i1"),
-               *shown_and_taken("d", 10, "v", "i2")]  # fmt: skip
+    passed_over = [event("x", 5, "u", "i9"), event("y", 5, "u", "i1")]
+    seconds = [passed_over, *one_after_the_other("u", "i1", "i2"), *one_after_the_other("v", "i1", "i2")]
     ours, theirs = mine(sorted(seconds, key=lambda events: events[0].second))
     category = np.array([-1, 0, 0, 0, *[1] * 17])
     hard = HardNegatives(category, usable=np.arange(21) > 0)
@@ -138,11 +142,11 @@ def test_a_ring_of_another_size_is_not_restored():
 
 def test_batches_hold_every_pair_once_and_stay_inside_their_block_of_time():
     numbers = make_numbers(20)
-    seconds = [events for n in range(30) for events in shown_and_taken(f"a{n}", 10 * n, "u", f"i{n % 9 + 1}")]
+    seconds = one_after_the_other("u", *(f"i{n % 9 + 1}" for n in range(30)))
     impressions = join_all(seconds, numbers, history_length=3, attribution_seconds=5.0)
     pairs = list(PairMiner(numbers).pairs(impressions))
     got = list(batches(pairs, size=4, rng=np.random.default_rng(0), shuffle_seconds=100))
     flat = [pair.row.second for batch in got for pair in batch]
     assert sorted(flat) == [pair.row.second for pair in pairs]
     assert [second // 100 for second in flat] == sorted(second // 100 for second in flat)
-    assert min(flat) >= START
+    assert min(flat) >= DAY0

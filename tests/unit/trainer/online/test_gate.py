@@ -35,6 +35,11 @@ def compared(rows: int = 6_000, *, seed: int = 0, users: int = 200) -> ComparedR
     )
 
 
+@pytest.fixture
+def rows() -> ComparedRows:
+    return compared()
+
+
 def blurred(scores: np.ndarray, strength: float) -> np.ndarray:
     """Noisier in order, the same in the mean."""
     noisy = np.clip(scores + np.random.default_rng(9).normal(scale=strength, size=len(scores)), 0.01, 0.99)
@@ -49,8 +54,7 @@ def test_an_equal_candidate_passes_with_its_figures() -> None:
     assert decision.figures["ciubm_calibration"] == pytest.approx(1, abs=0.1)
 
 
-def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not() -> None:
-    rows = compared()
+def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not(rows: ComparedRows) -> None:
     better = replace(rows, serving=blurred(rows.serving, 0.2))
     assert judge(better, CONFIG, against="r").passed
     worse = judge(replace(better, candidate=better.serving, serving=better.candidate), CONFIG, against="r")
@@ -58,23 +62,20 @@ def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not()
     assert any("GAUC" in reason for reason in worse.reasons) and any("log-loss" in reason for reason in worse.reasons)
 
 
-def test_a_little_worse_is_within_the_margin_and_without_margin_is_not() -> None:
-    rows = compared()
+def test_a_little_worse_is_within_the_margin_and_without_margin_is_not(rows: ComparedRows) -> None:
     rows = replace(rows, candidate=blurred(rows.candidate, 0.02))
     assert judge(rows, CONFIG, against="r").passed
     assert not judge(rows, CONFIG.model_copy(update={"gauc_margin": 0.0, "log_loss_margin": 0.0}), against="r").passed
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.6])
-def test_a_candidate_off_its_level_is_refused_though_it_orders_as_well(factor: float) -> None:
-    rows = compared()
+def test_a_candidate_off_its_level_is_refused_though_it_orders_as_well(rows: ComparedRows, factor: float) -> None:
     lax = CONFIG.model_copy(update={"log_loss_margin": 10.0})
     decision = judge(replace(rows, candidate=rows.candidate * factor), lax, against="r")
     assert [reason for reason in decision.reasons if "predicted per take" in reason] == decision.reasons != []
 
 
-def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer() -> None:
-    rows = compared()
+def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer(rows: ComparedRows) -> None:
     decision = judge(replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against="r")
     assert decision.passed and any("farther off" in remark for remark in decision.remarks)
 
@@ -87,8 +88,7 @@ def test_too_few_rows_or_no_predecessor_compare_nothing_and_say_so() -> None:
     assert judge(compared(1_000), CONFIG, against="r").figures  # the bound itself is enough
 
 
-def test_what_is_not_finite_is_refused_first_release_or_not() -> None:
-    rows = compared()
+def test_what_is_not_finite_is_refused_first_release_or_not(rows: ComparedRows) -> None:
     broken = rows.candidate.copy()
     broken[17] = np.nan
     assert "1 of 6000 scores" in judge(replace(rows, candidate=broken), CONFIG, against="r").reasons[0]
@@ -97,13 +97,11 @@ def test_what_is_not_finite_is_refused_first_release_or_not() -> None:
     assert not judge(NO_ROWS, CONFIG, against=None, not_finite=not_finite(weights)).passed
 
 
-def test_a_broken_serving_release_keeps_nothing_out() -> None:
-    rows = compared()
+def test_a_broken_serving_release_keeps_nothing_out(rows: ComparedRows) -> None:
     assert judge(replace(rows, serving=np.full(len(rows), np.nan)), CONFIG, against="r").passed
 
 
-def test_retakes_say_nothing_about_order() -> None:
-    rows = compared()
+def test_retakes_say_nothing_about_order(rows: ComparedRows) -> None:
     half = np.arange(len(rows)) % 2 == 0
     spoilt = np.where(half, rows.candidate.mean(), rows.candidate)
     assert not judge(replace(rows, candidate=spoilt), CONFIG, against="r").passed
@@ -207,8 +205,7 @@ def test_a_release_of_another_version_cannot_be_in_shadow_evaluation() -> None:
         ShadowEvaluation(({}, manifest), (weights, manifest), rows_needed=5)
 
 
-def test_the_figures_are_those_of_the_plain_definitions() -> None:
-    rows = compared()
+def test_the_figures_are_those_of_the_plain_definitions(rows: ComparedRows) -> None:
     figures = judge(rows, CONFIG, against="r").figures
     assert figures["serving_logloss"] == pytest.approx(log_loss(rows.label, rows.serving))
     assert figures["serving_calibration"] == pytest.approx(rows.serving.sum() / rows.label.sum())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from schemas.behaviours import Behaviour
 from streams.broker.clients import BrokerConfig
@@ -18,14 +17,13 @@ from trainer.online.config import TrainerConfig
 from trainer.provenance.rebuild import Rebuild
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.partition_merge import Entry, PartitionMerge
-from trainer.samples.window import EventWindow, ObserveResult
+from trainer.samples.window import ObserveResult
 
-AHEAD = 55 * 60.0
+AHEAD = timedelta(minutes=55)
 
 
 def fast(event: Behaviour) -> Behaviour:
-    at = event.occurred_at.timestamp() + AHEAD
-    return event.model_copy(update={"occurred_at": datetime.fromtimestamp(at, UTC)})
+    return event.model_copy(update={"occurred_at": event.occurred_at + AHEAD})
 
 
 def stamped(count: int, *, fast_at: int = 10) -> list[tuple[Behaviour, float]]:
@@ -44,17 +42,15 @@ class StampedInput(ListedInput):
         add = self.reading.add
 
         def stamping(partition: int, entries: Any) -> None:
-            add(partition, [Entry(p, o, 0.0, e, self.written[o]) for p, o, e in map(_parts, entries)])
+            add(
+                partition, [replace(entry, produced_at=0.0, written_at=self.written[entry.offset]) for entry in entries]
+            )
 
         self.reading.add = stamping  # type: ignore[method-assign]
 
 
-def _parts(entry: Entry) -> tuple[int, int, Behaviour | None]:
-    return entry.partition, entry.offset, entry.behaviour
-
-
 def results(rules: JoinRules, log: list[tuple[Behaviour, float]]) -> Counter[str]:
-    window: EventWindow = rules.window()
+    window = rules.window()
     return Counter(window.observe(0, n, event, written_at=at).name for n, (event, at) in enumerate(log))
 
 
@@ -79,7 +75,7 @@ def test_the_fast_event_comes_when_it_says_and_keeps_nothing_back() -> None:
     assert seconds == sorted(seconds) and len(seconds) > 3400 and window.buffered < 70
 
 
-async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_learns_what_follows_a_fast_clock_and_its_rows_are_rebuilt() -> None:
     log = stamped(600)
     loop = make_loop(StampedInput(log))
     standing = await trained(loop)
@@ -104,21 +100,13 @@ def test_a_partition_with_a_fast_clock_is_not_left_behind_by_the_others() -> Non
     assert abs(taken[0] - taken[1]) <= 2
 
 
-@dataclass
-class Record:
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes
-    value: bytes
-    headers: tuple[()] = ()
-
-
 def test_the_log_says_when_it_was_written_whatever_clock_the_reader_has() -> None:
     event, at = stamped(1, fast_at=0)[0]
     settings: dict[str, Any] = {"fetch_max_records": 1, "buffered_records": 1, "idle_seconds": 1.0, "bounded": False}
     reads = TrainingInput(
         BrokerConfig(), TopicsConfig(), field_map={}, encoder_version=None, clock=lambda: at - 1000, **settings
     )
-    entry = reads._entry(Record(0, 5, round(at * 1000), event.user_id.encode(), event.model_dump_json().encode()))
+    key, value = event.user_id.encode(), event.model_dump_json().encode()
+    record = SimpleNamespace(partition=0, offset=5, timestamp=round(at * 1000), key=key, value=value, headers=())
+    entry = reads._entry(record)
     assert entry.behaviour == event and (entry.written_at, entry.produced_at) == (at, at - 1000)
