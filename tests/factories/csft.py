@@ -30,13 +30,8 @@ def make_features(items: int = 60, groups: int = 6, seed: int = 0, noise: float 
     columns = attribute_columns(
         [f"c{g % 3}" for g in group], [2000.0 + g for g in group], [None if g == 0 else 5.0 + g for g in group]
     )
-    return ItemFeatures(
-        (text * has_text[:, None]).astype(np.float32),
-        (image * has_image[:, None]).astype(np.float32),
-        has_text,
-        has_image,
-        **columns,
-    )
+    text, image = (text * has_text[:, None]).astype(np.float32), (image * has_image[:, None]).astype(np.float32)
+    return ItemFeatures(text, image, has_text, has_image, **columns)
 
 
 def make_fusion(features: ItemFeatures, config: FusionConfig = SMALL) -> ItemFusion:

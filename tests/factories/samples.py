@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding, SourceOffset
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.online.config import TrainerConfig
@@ -26,14 +26,8 @@ def at(second: float) -> datetime:
 def behaviour(
     event_id: str, kind: str = "exposure", *, user: str = "u1", item: str = "i1", second: float = 0, **more: object
 ) -> Behaviour:
-    return Behaviour(
-        event_id=event_id,
-        kind=BehaviourKind(kind),
-        user_id=user,
-        item_id=item,
-        occurred_at=at(second),
-        **more,  # type: ignore[arg-type]
-    )
+    known = {"event_id": event_id, "kind": kind, "user_id": user, "item_id": item, "occurred_at": at(second)}
+    return Behaviour.model_validate(known | more)
 
 
 def unit_vector(seed: int, dim: int = DIM) -> np.ndarray:
@@ -42,12 +36,14 @@ def unit_vector(seed: int, dim: int = DIM) -> np.ndarray:
 
 
 def embedding(
-    item: str, vector: np.ndarray, *, version: str = "enc-1", published: float = -10, content: str | None = None
+    item: str, vector: np.ndarray | int, *, version: str = "enc-1", published: float = -10, content: str | None = None
 ) -> ItemEmbedding:
+    """With this vector, or the unit vector of this seed."""
+    vector = unit_vector(vector) if isinstance(vector, int) else np.asarray(vector, "<f4")
     return ItemEmbedding(
         item_id=item,
         encoder_version=version,
-        vector=base64.b64encode(np.asarray(vector, "<f4").tobytes()),
+        vector=base64.b64encode(vector.tobytes()),
         dim=len(vector),
         content_hash=content or f"content-{item}",
         published_at=at(published),
@@ -59,7 +55,7 @@ def make_catalogue(items: int, *, twins: Sequence[int] = ()) -> Catalogue:
     """Items i1, i2, ... with their numbers; `twins` have the same content."""
     catalogue = Catalogue(DIM)
     for n in range(1, items + 1):
-        catalogue.put_embedding(embedding(f"i{n}", unit_vector(n), content="twin" if n in twins else None))
+        catalogue.put_embedding(embedding(f"i{n}", n, content="twin" if n in twins else None))
         assert catalogue.number(f"i{n}") == n
     return catalogue
 
@@ -88,7 +84,7 @@ def make_trainer(
         config or small_config(), encoder_version="enc-1", dim=DIM, partitions=range(partitions), variants=variants
     )
     for i in range(items):
-        trainer.put_embedding(embedding(f"i{i}", unit_vector(i)))
+        trainer.put_embedding(embedding(f"i{i}", i))
     return trainer
 
 

@@ -13,13 +13,12 @@ from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.encoder_training.bundle_builder import BundleBuilder, towers_digest
 from streams.encoder_training.config import EncoderTrainingConfig
-from tests.factories.csft import make_csft_trainer, make_fusion, make_pairs
+from tests.factories.csft import make_csft_trainer, make_fusion, make_numbers, make_pairs
 from tests.factories.encoders import flip_byte
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pretrain import pretrain
 from trainer.csft.run import with_padding
 from trainer.csft.workers import Workers
-from trainer.samples.numbering import FeatureNumbers
 
 ITEMS = 16
 TRAINING = TrainingManifest(stage="csft", parent="p", data="d")
@@ -60,7 +59,7 @@ def start(towers, prepared, **tuning):
 
 
 def trainer_of(fusion, items, tuned):
-    numbers = FeatureNumbers([f"i{n}" for n in range(1, ITEMS + 1)], [f"c{n}" for n in range(1, ITEMS + 1)])
+    numbers = make_numbers(ITEMS)
     pairs = make_pairs(numbers, users=8, takes=4)
     more = {"total_steps": 6, "workers": Workers(), "towers": tuned, "tower_learning_rate": 1e-3}
     return make_csft_trainer(CsftConfig(batch_pairs=16, seed=1), fusion, items, numbers, pairs, **more), pairs

@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 
 from streams.stores.artifacts.checkpoints import pack_arrays
 from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
-from tests.factories.samples import (
-    SMALL_MODEL,
-    behaviour,
-    click_log,
-    embedding,
-    make_trainer,
-    small_config,
-    unit_vector,
-)
+from tests.factories.samples import SMALL_MODEL, behaviour, click_log, embedding, make_trainer, small_config
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.window import ObserveResult
 from trainer.state import State
@@ -60,7 +52,7 @@ def script(seed: int) -> list[Action]:
     """What a trainer lives through: vectors, deletes, events of two partitions, odd events, steps, releases."""
     rng = np.random.default_rng(seed)
     logs = click_log(90, partitions=2, seed=seed, late_takes=5)
-    actions: list[Action] = [("put_embedding", embedding(f"i{i}", unit_vector(i))) for i in range(35)]
+    actions: list[Action] = [("put_embedding", embedding(f"i{i}", i)) for i in range(35)]
     for p, events in fetches(logs, rng, most=7):
         actions += [("observe", (p, *event)) for event in events]
         odd = int(rng.integers(12))
@@ -68,7 +60,7 @@ def script(seed: int) -> list[Action]:
             actions.append(("delete_item", f"i{rng.integers(35)}"))
         elif odd == 1:
             item = int(rng.integers(40))
-            actions.append(("put_embedding", embedding(f"i{item}", unit_vector(item + 100), content=f"new {item}")))
+            actions.append(("put_embedding", embedding(f"i{item}", item + 100, content=f"new {item}")))
         elif odd == 2:
             actions.append(("forget", f"u{rng.integers(12)}"))
         actions.append(("run", None))

@@ -59,31 +59,19 @@ def catalogue() -> Catalogue:
     return make_catalogue(30, twins=(7, 8))
 
 
-@pytest.fixture
-def memory() -> SpaceTimeMemory:
-    filled = SpaceTimeMemory(window_seconds=20, window_takes=100, bank_takes=100, bank_seconds=1e6)
-    for n in range(1, 31):
-        filled.add(take(n, n))
-    return filled
-
-
-def plan_for(
-    batch: list[Impression], memory: SpaceTimeMemory, catalogue: Catalogue, *, seed: int = 0, draw: int = 12
-) -> ContrastivePlan:
+def plan_for(batch: list[Impression], catalogue: Catalogue, *, seed: int = 0, draw: int = 12) -> ContrastivePlan | None:
+    """Of thirty items, each taken once in its own second."""
+    memory = SpaceTimeMemory(window_seconds=20, window_takes=100, bank_takes=100, bank_seconds=1e6)
     counts = TakeCounts(1000.0)
     for n in range(1, 31):
+        memory.add(take(n, n))
         counts.add(n, DAY0 + n)
-    sampler = SpaceTimeSampler(space=draw, time=draw)
-    plan = sampler.plan(batch, memory, counts, catalogue, np.random.default_rng(seed))
-    assert plan is not None
-    return plan
+    return SpaceTimeSampler(space=draw, time=draw).plan(batch, memory, counts, catalogue, np.random.default_rng(seed))
 
 
-def test_no_row_stands_against_its_positive_its_twin_or_what_its_user_took(
-    memory: SpaceTimeMemory, catalogue: Catalogue
-) -> None:
+def test_no_row_stands_against_its_positive_its_twin_or_what_its_user_took(catalogue: Catalogue) -> None:
     batch = [impression(7, user="u1", history=(3, 4)), impression(5, user="u1"), impression(9, user="u2", history=(2,))]
-    plan = plan_for(batch, memory, catalogue, draw=100)
+    plan = plan_for(batch, catalogue, draw=100)
     forbidden = [{7, 8, 3, 4, 5, 1}, {5, 7, 3, 4, 1}, {9, 2}]
     for p, items in enumerate(forbidden):
         open_items = set(plan.candidates[plan.allowed[p]].tolist())
@@ -91,30 +79,26 @@ def test_no_row_stands_against_its_positive_its_twin_or_what_its_user_took(
         assert open_items == set(plan.candidates.tolist()) - items
 
 
-def test_same_generator_state_gives_the_same_plan_and_another_one_another(
-    memory: SpaceTimeMemory, catalogue: Catalogue
-) -> None:
+def test_same_generator_state_gives_the_same_plan_and_another_one_another(catalogue: Catalogue) -> None:
     batch = [impression(7), impression(9, user="u2")]
-    first, again, other = (plan_for(batch, memory, catalogue, seed=seed, draw=4) for seed in (1, 1, 2))
+    first, again, other = (plan_for(batch, catalogue, seed=seed, draw=4) for seed in (1, 1, 2))
     assert first.candidates.tolist() == again.candidates.tolist()
     assert first.candidates.tolist() != other.candidates.tolist()
 
 
-def test_short_supply_gives_distinct_candidates_only(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
-    plan = plan_for([impression(7)], memory, catalogue, draw=10_000)
+def test_short_supply_gives_distinct_candidates_only(catalogue: Catalogue) -> None:
+    plan = plan_for([impression(7)], catalogue, draw=10_000)
     assert len(plan.candidates) == len(set(plan.candidates.tolist())) == 30
 
 
-def test_candidates_without_a_vector_are_left_out(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
+def test_candidates_without_a_vector_are_left_out(catalogue: Catalogue) -> None:
     catalogue.delete_item("i12")
-    plan = plan_for([impression(7)], memory, catalogue, draw=10_000)
+    plan = plan_for([impression(7)], catalogue, draw=10_000)
     assert catalogue.number("i12") not in plan.candidates
 
 
-def test_batch_without_a_usable_positive_has_no_plan(memory: SpaceTimeMemory, catalogue: Catalogue) -> None:
-    batch = [impression(7, label=0), impression(9, history=())]
-    sampler = SpaceTimeSampler(space=4, time=4)
-    assert sampler.plan(batch, memory, TakeCounts(1.0), catalogue, np.random.default_rng(0)) is None
+def test_batch_without_a_usable_positive_has_no_plan(catalogue: Catalogue) -> None:
+    assert plan_for([impression(7, label=0), impression(9, history=())], catalogue, draw=4) is None
 
 
 def test_take_counts_forget_with_their_half_life() -> None:

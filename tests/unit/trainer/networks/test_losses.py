@@ -10,9 +10,8 @@ from trainer.networks.losses import chunked_info_nce, fake_negative_weights, inf
 
 
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(
-        torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1
-    )
+    drawn = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
 def looped(query, positive, candidates, allowed, tau, lq_p, lq_k, hard=None, hard_ok=None, lq_h=None):
@@ -48,9 +47,8 @@ def test_info_nce_matches_plain_loops():
     query, positive, candidates = unit(4, 6, 0), unit(4, 6, 1), unit(5, 6, 2)
     allowed = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) > 0.4
     lq_p, lq_k = torch.tensor([-1.0, -2, -3, -4]), torch.tensor([-1.0, -1, -2, -5, -3])
-    found = info_nce(
-        query, positive, candidates, allowed, temperature=0.3, positive_log_q_P=lq_p, candidate_log_q_K=lq_k
-    )
+    log_q = {"positive_log_q_P": lq_p, "candidate_log_q_K": lq_k}
+    found = info_nce(query, positive, candidates, allowed, temperature=0.3, **log_q)
     torch.testing.assert_close(found, looped(query, positive, candidates, allowed, 0.3, lq_p, lq_k).mean())
 
 
@@ -76,11 +74,9 @@ def test_the_live_trainers_loss_is_the_mean_of_the_chunked_one():
 
 
 def test_k_identical_candidates_cost_log_k_plus_one():
-    same = unit(1, 8, 0)
-    loss = chunked_info_nce(
-        same.expand(3, 8), same.expand(3, 8), same.expand(31, 8), torch.ones(3, 31, dtype=torch.bool),
-        temperature=torch.tensor(0.1), max_logits=30,
-    )  # fmt: skip
+    same, allowed = unit(1, 8, 0), torch.ones(3, 31, dtype=torch.bool)
+    vectors = (same.expand(3, 8), same.expand(3, 8), same.expand(31, 8))
+    loss = chunked_info_nce(*vectors, allowed, temperature=torch.tensor(0.1), max_logits=30)
     torch.testing.assert_close(loss, torch.full((3,), math.log(32), dtype=torch.float64))
 
 

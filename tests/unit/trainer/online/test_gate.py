@@ -129,26 +129,23 @@ def make_shadow(*, rows_needed: int = 10_000, until: float | None = None) -> Sha
     return ShadowEvaluation(candidate, release(3, until=until), rows_needed=rows_needed)
 
 
-def run(trainer: OnlineTrainer, impressions: int = 120) -> None:
-    for offset, event in enumerate(click_log(impressions)[0]):
+def run(shadow: ShadowEvaluation | None = None) -> OnlineTrainer:
+    trainer = make_trainer()
+    trainer.shadow = shadow
+    for offset, event in enumerate(click_log(120)[0]):
         trainer.intake.observe(0, offset, event)
         pump(trainer)
+    return trainer
 
 
 def test_a_shadow_evaluation_changes_nothing_of_what_is_learned() -> None:
-    alone, watched = make_trainer(), make_trainer()
-    watched.shadow = make_shadow(rows_needed=50)
-    run(alone)
-    run(watched)
-    ours, theirs = alone.candidate(), watched.candidate()
+    ours, theirs = run().candidate(), run(make_shadow(rows_needed=50)).candidate()
     assert ours.rows_sha256 == theirs.rows_sha256
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
 def test_both_sides_score_the_same_rows_and_neither_learns() -> None:
-    trainer = make_trainer()
-    trainer.shadow = make_shadow()
-    run(trainer)
+    trainer = run(make_shadow())
     rows = trainer.shadow.compared
     scored = trainer.progress.drain_scores()
     np.testing.assert_array_equal(rows.label, np.concatenate([part.label for part in scored]))
@@ -159,11 +156,9 @@ def test_both_sides_score_the_same_rows_and_neither_learns() -> None:
 
 
 def test_only_rows_that_neither_has_learned_from_are_compared() -> None:
-    trainer = make_trainer()
     seconds = sorted({int(event.occurred_at.timestamp()) for event in click_log(120)[0]})
     until = seconds[len(seconds) // 2]
-    trainer.shadow = make_shadow(until=until)
-    run(trainer)
+    trainer = run(make_shadow(until=until))
     scored = trainer.progress.drain_scores()
     later = sum(int((part.occurred_at > until).sum()) for part in scored)
     assert 0 < len(trainer.shadow.compared) == later < sum(map(len, scored))
@@ -190,9 +185,7 @@ def test_a_shadow_evaluation_ends_by_itself_and_goes_on_after_a_restart() -> Non
 
 
 def test_a_user_who_is_forgotten_is_in_no_shadow_evaluation_and_in_no_snapshot_of_it() -> None:
-    trainer = make_trainer()
-    trainer.shadow = make_shadow()
-    run(trainer)
+    trainer = run(make_shadow())
     assert "u3" in trainer.shadow.compared.user
     trainer.forget("u3")
     assert "u3" not in trainer.shadow.compared.user and len(trainer.shadow.compared)

@@ -93,7 +93,7 @@ def test_when_vectors_come_does_not_change_what_is_learned() -> None:
 
     def run(order: Iterable[int], every: int) -> str:
         trainer = make_trainer(items=0)
-        vectors = (embedding(f"i{item}", unit_vector(item)) for item in order)
+        vectors = (embedding(f"i{item}", item) for item in order)
         for offset, event in enumerate(log):
             trainer.intake.observe(0, offset, event)
             if offset % every == 0 and (vector := next(vectors, None)):
@@ -108,36 +108,38 @@ def test_when_vectors_come_does_not_change_what_is_learned() -> None:
     assert run(range(40), 1) == run(reversed(range(40)), 3) == run(range(40), 1000)
 
 
-def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound() -> None:
-    def blocked() -> OnlineTrainer:
-        trainer = make_trainer(items=10)
-        items = ["new" if n == 3 else f"i{n}" for n in range(8)]
-        observe_all(trainer, [behaviour(f"x{n}", item=items[n], user=f"u{n}", second=n) for n in range(8)])
-        trainer.intake.finish()
-        assert trainer.intake.advance() == {"new"}
-        assert trainer.step() is None
-        return trainer
-
-    with_vector, with_tombstone, timed_out = blocked(), blocked(), blocked()
-    with_vector.put_embedding(embedding("new", unit_vector(99)))
-    with_tombstone.delete_item("new")
-    assert not timed_out.intake.advance(timed_out=["new"])
-    for trainer in (with_vector, with_tombstone, timed_out):
-        report = trainer.step()
-        assert report is not None and report.rows == 8
-
-
-def test_a_batch_waits_for_the_vectors_of_takes_that_may_become_its_negatives() -> None:
+def waiting_for_new(events: list[Behaviour]) -> OnlineTrainer:
+    """A trainer with ten items that cannot go on before it has the vector of another."""
     trainer = make_trainer(items=10)
-    observe_all(trainer, [behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n) for n in range(8)])
-    trainer.intake.observe(0, 8, behaviour("taken", "purchase", item="new", user="u9", second=7))
+    observe_all(trainer, events)
     trainer.intake.finish()
     assert trainer.intake.advance() == {"new"}
     assert trainer.step() is None
-    trainer.put_embedding(embedding("new", unit_vector(99)))
-    assert not trainer.intake.advance()
+    return trainer
+
+
+def assert_batch_is_learned(trainer: OnlineTrainer) -> None:
     report = trainer.step()
     assert report is not None and report.rows == 8
+
+
+def test_head_waits_for_its_vector_and_goes_on_after_vector_tombstone_or_bound() -> None:
+    items = ["new" if n == 3 else f"i{n}" for n in range(8)]
+    events = [behaviour(f"x{n}", item=item, user=f"u{n}", second=n) for n, item in enumerate(items)]
+    with_vector, with_tombstone, timed_out = (waiting_for_new(events) for _ in range(3))
+    with_vector.put_embedding(embedding("new", 99))
+    with_tombstone.delete_item("new")
+    assert not timed_out.intake.advance(timed_out=["new"])
+    for trainer in (with_vector, with_tombstone, timed_out):
+        assert_batch_is_learned(trainer)
+
+
+def test_a_batch_waits_for_the_vectors_of_takes_that_may_become_its_negatives() -> None:
+    shown = [behaviour(f"x{n}", item=f"i{n}", user=f"u{n}", second=n) for n in range(8)]
+    trainer = waiting_for_new([*shown, behaviour("taken", "purchase", item="new", user="u9", second=7)])
+    trainer.put_embedding(embedding("new", 99))
+    assert not trainer.intake.advance()
+    assert_batch_is_learned(trainer)
 
 
 def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
@@ -157,7 +159,7 @@ def test_scores_of_a_batch_are_made_before_it_is_learned_from() -> None:
 
 def test_vector_of_another_encoder_is_refused() -> None:
     with pytest.raises(ValueError, match="enc-2"):
-        make_trainer().put_embedding(embedding("i1", unit_vector(1), version="enc-2"))
+        make_trainer().put_embedding(embedding("i1", 1, version="enc-2"))
 
 
 def test_deleted_item_leaves_window_and_bank() -> None:
@@ -215,11 +217,8 @@ def test_content_signal_is_found_and_the_shuffled_control_does_not_find_it() -> 
         user = int(rng.integers(150))
         liked = names[int(rng.choice(np.argsort(-matrix @ tastes[user])[:30]))]
         other = names[int(rng.integers(600))]
-        events += [
-            behaviour(f"x{second}-0", user=f"u{user}", item=liked, second=second),
-            behaviour(f"t{second}-0", "click", user=f"u{user}", item=liked, second=second),
-            behaviour(f"x{second}-1", user=f"u{user}", item=other, second=second),
-        ]
+        for name, kind, item in (("x", "exposure", liked), ("t", "click", liked), ("y", "exposure", other)):
+            events.append(behaviour(f"{name}{second}", kind, user=f"u{user}", item=item, second=second))
     observe_all(trainer, events)
     finish(trainer)
     rows = scores(trainer)

@@ -24,8 +24,10 @@ Logs = list[list[Behaviour]]
 Ends = dict[str, tuple[int, int]]
 
 
-def kept(segment: Segment) -> Segment:
+def last_segment(trainer: OnlineTrainer) -> Segment:
     """As it comes back from where it is kept, with its archive."""
+    segment = trainer.candidate().segment
+    assert segment is not None
     return replace(Segment.from_state(through_bytes(segment.to_state())), archive=segment.archive)
 
 
@@ -49,7 +51,7 @@ def trained(
             trainer.delete_item(f"i{rng.integers(30)}")
         elif odd == 2:
             item = int(rng.integers(40))
-            trainer.put_embedding(embedding(f"i{item}", unit_vector(item + 50), content=f"c{rng.integers(9)}"))
+            trainer.put_embedding(embedding(f"i{item}", item + 50, content=f"c{rng.integers(9)}"))
         elif odd == 3 and forget and len(ends) < 3:
             user = f"u{rng.integers(12)}"
             ends.setdefault(user, (positions[0], positions[1]))
@@ -58,9 +60,7 @@ def trained(
         learn(trainer, segments)
     trainer.intake.finish()
     learn(trainer, segments)
-    last = trainer.candidate().segment
-    assert last is not None
-    return trainer, [*segments, kept(last)], ends
+    return trainer, [*segments, last_segment(trainer)], ends
 
 
 def learn(trainer: OnlineTrainer, segments: list[Segment]) -> None:
@@ -69,10 +69,8 @@ def learn(trainer: OnlineTrainer, segments: list[Segment]) -> None:
         if trainer.step() is None:
             return
         if trainer.release_due():
-            segment = trainer.candidate().segment
+            segments.append(last_segment(trainer))
             trainer.begin_next()
-            assert segment is not None
-            segments.append(kept(segment))
 
 
 def rules(trainer: OnlineTrainer) -> JoinRules:
@@ -153,11 +151,9 @@ def test_a_late_event_that_only_silence_made_late_is_late_again() -> None:
     observe_all(trainer, logs[1], partition=1)
     finish(trainer)
     assert list(trainer.intake.window.dropped_by_idle) == [(1, 0)] and trainer.intake.counts.late == 1
-    segment = trainer.candidate().segment
-    assert segment is not None
-    by = rules(trainer)
-    assert rebuilt(kept(segment), by, logs, seed=0).verify(segment.root).verified
-    forgetful = rebuilt(kept(segment), replace(by, dropped_by_idle=()), logs, seed=0).verify(segment.root)
+    segment, by = last_segment(trainer), rules(trainer)
+    assert rebuilt(segment, by, logs, seed=0).verify(segment.root).verified
+    forgetful = rebuilt(segment, replace(by, dropped_by_idle=()), logs, seed=0).verify(segment.root)
     assert not forgetful.verified  # the planted bug: without the journal the click would be part of a history
 
 
