@@ -1,16 +1,16 @@
-"""How fast `record` writes, on an embedded stack of its own. `mimstream bench score` measures what `serve` answers.
+"""Throughput of `record` on an embedded stack of its own. `mimstream bench score` measures the latency of `serve`.
 
-    python tests/benchmarks/bench_record.py [EVENTS]
+    python -m tests.benchmarks.bench_record [EVENTS]
 
 Prints one JSON object: events recorded per second.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -100,8 +100,10 @@ async def main(settings: Settings, n: int) -> float:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("events", nargs="?", type=int, default=200_000)
+    events = parser.parse_args().events
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     with running_stack(Path(tempfile.mkdtemp(prefix="mim-bench-")), load_settings().stack) as stack:
         made = Settings(**stack.endpoints)
-        events = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
         print(json.dumps({"record_events_per_second": round(asyncio.run(main(made, events)), 2)}))

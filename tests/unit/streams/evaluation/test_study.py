@@ -11,23 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoders.features import ItemFeatures, attribute_columns
 from encoders.fusion_config import FusionConfig
 from schemas.errors import Misconfigured
 from streams import cli
 from streams.evaluation.figures import figures_of
 from streams.evaluation.study import Study, run_study
-from tests.factories.offline_folders import DAY, write, write_days, write_stream
+from tests.factories.csft import make_features
+from tests.factories.offline_folders import DAY, read_protocol, write, write_days, write_stream
 from trainer.csft.config import CsftConfig, PretrainConfig
-from trainer.datasets.folder import open_data_set
-from trainer.datasets.spans import BehaviourLog
 from trainer.metrics import user_auc
 from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
-from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
 from trainer.offline.encoder_versions import EncoderVersions, Vectors
-from trainer.offline.protocols import Protocol, protocol_of
+from trainer.offline.protocols import Protocol
 from trainer.samples.numbering import FeatureNumbers
 
 SEEN: list[tuple[str, CtrData]] = []
@@ -68,8 +65,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def study_of(folder: Path, out: Path, name: str = "prequential", kind: str = "csft") -> Study:
-    protocol = protocol_of(BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder), name)  # type: ignore[arg-type]
-    recorded = read_columns(protocol, folder)
+    protocol, recorded = read_protocol(folder, name)  # type: ignore[arg-type]
     return Study(recorded, protocol, lambda: Guesses(protocol), kind, out, encoder={})  # type: ignore[arg-type,return-value]
 
 
@@ -159,22 +155,16 @@ def test_an_unknown_model_is_named_with_the_known_ones() -> None:
 def test_a_set_of_three_days_is_too_short(tmp_path: Path) -> None:
     folder = write_days(tmp_path / "short", days=3)
     with pytest.raises(Misconfigured, match="too short"):
-        protocol_of(BehaviourLog.of(open_data_set(folder), folder), "time-split")
+        read_protocol(folder, "time-split")
 
 
 def test_no_encoder_version_learns_from_the_rows_that_it_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_days(tmp_path / "days")
-    data = open_data_set(folder, attributes=("cold_holdout",))
-    protocol = protocol_of(BehaviourLog.of(data, folder), "prequential")
-    rng, n = np.random.default_rng(0), len(data.item_ids)
-    columns = attribute_columns([None] * n, [None] * n, [None] * n)
-    features = ItemFeatures(
-        rng.normal(size=(n, 12)).astype(np.float32), rng.normal(size=(n, 12)).astype(np.float32),
-        np.ones(n, bool), np.ones(n, bool), **columns,  # type: ignore[arg-type]
-    )  # fmt: skip
-    numbers = FeatureNumbers(data.item_ids, [str(one) for one in range(n)])
+    protocol, _ = read_protocol(write_days(tmp_path / "days"))
+    item_ids = protocol.log.data.item_ids
+    n = len(item_ids)
+    features, numbers = make_features(n), FeatureNumbers(item_ids, [str(one) for one in range(n)])
     shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
     versions = EncoderVersions(protocol, features, numbers, CsftConfig(), shape, PretrainConfig())
     newest: list[float] = []
