@@ -145,6 +145,16 @@ async def test_a_stale_row_and_a_resurrected_one_are_put_right() -> None:
     assert (report.mended, report.left) == (2, 0)
 
 
+async def test_a_row_of_an_aborted_record_is_replaced_by_the_newest_committed_one() -> None:
+    beside = Beside()
+    kept = beside.say(beside.path.publish("a", title="kept"))
+    await beside.path.index_all(kept, beside.path.publish("a", title="aborted"))
+    beside.repairer.add(b"a", beside.decoding.expect(kept))
+    report = await beside.repair()
+    assert beside.titles == {"a": ("kept", kept.offset)}
+    assert (report.mended, report.left) == (1, 0)
+
+
 async def test_what_cannot_be_encoded_is_told_as_left() -> None:
     beside = Beside()
     record = beside.say(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
