@@ -181,6 +181,11 @@ class Expected:
     """Whether the record can be decoded."""
 
 
+def is_ahead(row: ItemRow, partition: int, offset: int) -> bool:
+    """Whether a row comes from a later record of the partition."""
+    return row.source_partition == partition and row.source_offset > offset
+
+
 def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[str], bool]) -> Finding | None:
     """Compare the newest record of an item with its row; None if they agree.
 
@@ -194,10 +199,10 @@ def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[st
     if row is None:
         return None if content is None else finding("missing", "published, yet not there")
     came_from = f"{row.source_partition}/{row.source_offset}"
-    is_ahead = row.source_partition == partition and row.source_offset > offset
+    ahead = is_ahead(row, partition, offset)
     if content is None:
-        return None if is_ahead else finding("resurrected", f"deleted, yet there from {came_from}")
-    if is_ahead:
+        return None if ahead else finding("resurrected", f"deleted, yet there from {came_from}")
+    if ahead:
         return finding("wrong", f"comes from {came_from}, which is no record of this item")
     if (row.source_partition, row.source_offset) != (partition, offset):
         return finding("stale", f"still from {came_from}")

@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 from schemas.errors import BadMessage
 from streams.broker.log_reader import LogReader
 from streams.broker.records import SourceRecord, read_item_id
-from streams.center.compare import CenterReport, Expected, ExpectedContent, compare
+from streams.center.compare import CenterReport, Expected, ExpectedContent, compare, is_ahead
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.guarded_writer import GuardedWriter
 from streams.indexing.index_batch import index_batch
@@ -113,6 +113,7 @@ class Repairer:
             if not todo:
                 break
             records = [await tail.record(fault.offset) for fault in todo.values() if isinstance(fault, Expected)]
+            await self._remove(await self._rows_ahead([one for one in todo.values() if isinstance(one, Expected)]))
             if present := [record for record in records if record is not None]:
                 await index_batch(self.context, present, self.guard)
             await self._remove([fault for fault in todo.values() if isinstance(fault, RowSource)])
@@ -134,6 +135,12 @@ class Repairer:
                 await retry_until_available(
                     partial(self._delete, same), what="center.delete", patience=self.context.patience
                 )
+
+    async def _rows_ahead(self, faults: Sequence[Expected]) -> list[RowSource]:
+        """Rows from beyond the newest record of their item, as of an aborted transaction: the index path keeps them."""
+        rows = await self._read_rows(faults)
+        expected = [(fault, rows[fault.item_id]) for fault in faults if fault.item_id in rows]
+        return [source_of(row) for fault, row in expected if is_ahead(row, fault.partition, fault.offset)]
 
     async def _delete(self, item_ids: Sequence[str]) -> None:
         await GuardedWriter(self.context, self.guard).delete_once(item_ids)

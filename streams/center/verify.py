@@ -189,5 +189,15 @@ async def find_overdue(
         committed = await reader.committed("index")
         bounds = await reader.bounds(partitions)
         recent = await reader.first_since(partitions, now - timedelta(hours=topics.tombstone_retention_hours))
+        for one in partitions:
+            (start, end), at = bounds[one], committed.get(one)
+            if at is not None and start <= at < end and not await _has_record(reader, one, at, end):
+                bounds[one] = (start, at)  # only markers of transactions follow, which no group acknowledges
     positions = [Position(one.partition, committed.get(one), *bounds[one], recent[one]) for one in partitions]
     return overdue(positions, center_is_empty=center_is_empty, center_is_filled=center_is_filled)
+
+
+async def _has_record(reader: LogReader, partition: TopicPartition, start: int, end: int) -> bool:
+    async for _ in reader.read(partition, start, end):
+        return True
+    return False

@@ -12,7 +12,9 @@ from typing import Any
 import faust
 import structlog
 from aiokafka import errors as aio_errors
-from faust.types import AppT, EventT, StreamT
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
+from faust.types import TP, AppT, EventT, StreamT
+from typing_extensions import override
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
@@ -51,7 +53,7 @@ def create_index_app(
 
     What is set here keeps records from being lost: raw bytes (what Faust cannot decode it commits silently), no
     tables, no topic of Faust's own, a stable instance id. Faust's own assignor assigns topics of equal partition counts
-    together; the driver's default does not.
+    together; the driver's default does not. Records of open and aborted transactions are not read.
     """
     config = context.config
     app = faust.App(
@@ -81,6 +83,7 @@ def create_index_app(
         loop=asyncio.get_running_loop(),
     )
 
+    app.transport.Consumer = _CommittedConsumer
     heartbeats = Heartbeats(time.monotonic)
     flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
     recent = RecentWrites(
@@ -93,6 +96,40 @@ def create_index_app(
     app.on_partitions_revoked.connect(assignment.on_revoked, weak=False)
     app.on_partitions_assigned.connect(assignment.on_assigned, weak=False)
     return app
+
+
+class _CommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    @override
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # Faust sets it only if it writes in transactions itself
+        return consumer
+
+
+class _CommittedConsumer(Consumer):  # type: ignore[misc]
+    """Faust's consumer, reading committed records only, and committing past offsets that have no record.
+
+    Faust stops committing after offset 0 if the next record is not 1 or 2. Both agents acknowledge in order, so the
+    newest acknowledged record is the one to commit.
+    """
+
+    @override
+    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
+        return _CommittedThread(self, loop=self.loop, beacon=self.beacon)
+
+    @override
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        pass
+
+    @override
+    def _new_offset(self, tp: TP) -> int | None:
+        acked: list[int] = self._acked[tp]
+        if not acked:
+            return None
+        newest = max(acked)
+        acked.clear()
+        self._acked_index[tp].clear()
+        return newest + 1
 
 
 @dataclass

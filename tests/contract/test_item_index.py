@@ -235,13 +235,17 @@ class TestMilvusItemIndex(ItemIndexContract):
     async def test_a_delete_reaches_the_collections_of_other_encoders_behind_the_alias(
         self, config: MilvusConfig, index: ItemIndex
     ) -> None:
-        old_alias = MilvusConfig(uri=config.uri, alias=f"{config.alias}x", timeout_seconds=5)
-        for neighbour in (config, old_alias):
+        others = [config.model_copy(update={"alias": f"{config.alias}{more}"}) for more in ("x", "__b")]
+        for neighbour in (config, *others):
             await index.upsert([row("a", 1), row("b", 2)])
             name = collection_name(neighbour.alias, "an-older-encoder")
             connection = MilvusConnection(config)
             try:
                 await connection.call_blocking("copying", partial(_copy, collection_name(config.alias, VERSION), name))
+                if neighbour is not config:
+                    await connection.call_blocking(
+                        "naming", lambda client, name=name, to=neighbour.alias: client.create_alias(name, to)
+                    )
                 await index.delete(["a"])
                 left = await connection.call_blocking("reading", partial(_ids, name))
             finally:

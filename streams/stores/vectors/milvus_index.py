@@ -112,8 +112,16 @@ class MilvusItemIndex(ItemIndex):
         alias, timeout = self._config.alias, self._config.timeout_seconds
         await client.delete(alias, filter=_among(item_ids), timeout=timeout)
         own = collection_name(alias, self._encoder_version)
-        for name in await client.list_collections(timeout=timeout):
-            if name != own and is_generation(name, alias):
+        names = [name for name in await client.list_collections(timeout=timeout) if is_generation(name, alias)]
+        if names in ([], [own]):
+            return
+        # of aliases `a` and `a__b`, names of the second look like those of the first
+        others: list[str] = []
+        for name in names:
+            found = await client.list_aliases(name, timeout=timeout)
+            others += [f"{one}__" for one in found if one.startswith(f"{alias}__")]
+        for name in names:
+            if name != own and not name.startswith(tuple(others)):
                 await client.delete(name, filter=_among(item_ids), timeout=timeout)
 
     @override

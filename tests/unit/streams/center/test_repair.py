@@ -143,6 +143,14 @@ async def test_a_stale_row_and_a_resurrected_one_are_put_right(beside: Beside) -
     assert beside.titles == {"stale": ("new", 2)}
 
 
+async def test_a_row_of_an_aborted_record_is_replaced_by_the_newest_committed_one(beside: Beside) -> None:
+    kept = beside.path.publish("a", title="kept")
+    await beside.path.index_all(kept, beside.path.publish("a", title="aborted"))
+    beside.to_repair(kept)
+    assert await beside.repair() == (1, 0)
+    assert beside.titles == {"a": ("kept", kept.offset)}
+
+
 async def test_what_cannot_be_encoded_is_told_as_left(beside: Beside) -> None:
     beside.to_repair(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
     assert await beside.repair() == (0, 1)
