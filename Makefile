@@ -37,8 +37,8 @@ audit: .venv/.ready .venv-checks/.ready ## dependencies as declared, no secrets 
 	$(BIN)/python .ci/dependencies.py
 	$(CHECKS)/python .ci/secrets_scan.py
 
-test-unit: .venv/.ready ## seconds; starts no server
-	$(BIN)/python -m pytest tests/unit
+test-unit: .venv/.ready ## minutes; starts no server
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/unit
 
 test-contract: .venv/.ready ## one suite per protocol over all its implementations
 	$(BIN)/python -m pytest tests/contract
