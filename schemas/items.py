@@ -139,9 +139,9 @@ def embedding_key(encoder_version: str, item_id: str) -> bytes:
     return f"{encoder_version}:{item_id}".encode()
 
 
-def parse_embedding_key(key: bytes) -> tuple[str, str]:
+def parse_embedding_key(key: bytes | None) -> tuple[str, str]:
     """The (encoder version, item id) of a key of `embeddings`; `ValueError` if it is not one."""
-    version, separator, item_id = key.decode().partition(":")
+    version, separator, item_id = (key or b"").decode().partition(":")
     if not (version and separator and item_id):
         raise ValueError(f"not a key of embeddings: {key!r}")
     return version, item_id

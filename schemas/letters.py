@@ -7,16 +7,40 @@ and so in the same partition. The headers of a record that is sent again (`Reque
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
+from pydantic import TypeAdapter
+
+from schemas.base import UtcTime
 from schemas.errors import Reason
 
 Headers = list[tuple[str, bytes]]
+ForeignHeaders = Iterable[tuple[str, bytes | None]]
+"""Headers of a record that any producer may have written: names can repeat, and values be missing or of any form."""
+
 Action = Literal["requeued", "dropped"]
 _ACTIONS: tuple[Action, ...] = ("requeued", "dropped")
+_TIME: TypeAdapter[datetime] = TypeAdapter(UtcTime)
+_LETTER_KEY = re.compile(rb"[A-Za-z0-9._-]{1,249}/[0-9]{1,18}/[0-9]{1,18}")
+
+
+def _by_name(headers: ForeignHeaders) -> dict[str, bytes]:
+    """The last header of each name; one without a value counts as absent."""
+    return {name: value for name, value in dict(headers).items() if value is not None}
+
+
+def _count(value: bytes) -> int:
+    if not re.fullmatch(rb"[0-9]{1,18}", value):
+        raise ValueError(f"not a count of at most 18 digits: {value[:40]!r}")
+    return int(value)
+
+
+def _moment(value: bytes) -> datetime:
+    return _TIME.validate_python(datetime.fromisoformat(value.decode())).astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +82,7 @@ class DeadLetter:
             digest.update(part or b"")
         return digest.hexdigest()[:16]
 
-    def after(self, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
+    def after(self, headers: ForeignHeaders) -> DeadLetter:
         """The letter with the earlier failures that the headers of the record name."""
         again = RequeueHeaders.from_headers(headers)
         if again is None:
@@ -82,7 +106,7 @@ class DeadLetter:
             "failed-at": self.failed_at.isoformat(),
             "attempts": str(self.attempts),
         }
-        headers = [(name, value.encode()) for name, value in plain.items()]
+        headers = [(name, value.encode(errors="backslashreplace")) for name, value in plain.items()]
         if self.key is not None:
             headers.append(("key", self.key))
         if self.first_failed_at is not None:
@@ -92,22 +116,22 @@ class DeadLetter:
         return headers
 
     @classmethod
-    def from_record(cls, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> DeadLetter:
+    def from_record(cls, value: bytes | None, headers: ForeignHeaders) -> DeadLetter:
         """Read a letter back; `ValueError` or `KeyError` if the headers are not those of a letter."""
-        found = dict(headers)
+        found = _by_name(headers)
         first, origin = found.get("first-failed-at"), found.get("requeued-from")
         return cls(
             topic=found["topic"].decode(),
-            partition=int(found["partition"]),
-            offset=int(found["offset"]),
+            partition=_count(found["partition"]),
+            offset=_count(found["offset"]),
             key=found.get("key"),
             value=value,
             stage=found["stage"].decode(),
             reason=Reason(found["reason"].decode()),
             detail=found["detail"].decode(),
-            failed_at=datetime.fromisoformat(found["failed-at"].decode()),
-            attempts=int(found["attempts"]),
-            first_failed_at=datetime.fromisoformat(first.decode()) if first else None,
+            failed_at=_moment(found["failed-at"]),
+            attempts=_count(found["attempts"]),
+            first_failed_at=_moment(first) if first else None,
             requeued_from=origin.decode() if origin else None,
         )
 
@@ -135,15 +159,13 @@ class RequeueHeaders:
         ]
 
     @classmethod
-    def from_headers(cls, headers: Iterable[tuple[str, bytes]]) -> RequeueHeaders | None:
+    def from_headers(cls, headers: ForeignHeaders) -> RequeueHeaders | None:
         """Read back; None if the record was not sent again, or has other headers of these names."""
-        found = dict(headers)
+        found = _by_name(headers)
+        if not _LETTER_KEY.fullmatch(found.get("requeued-from", b"")):
+            return None
         try:
-            return cls(
-                found["requeued-from"],
-                int(found["attempts"]),
-                datetime.fromisoformat(found["first-failed-at"].decode()),
-            )
+            return cls(found["requeued-from"], _count(found["attempts"]), _moment(found["first-failed-at"]))
         except (KeyError, ValueError):
             return None
 
@@ -166,13 +188,13 @@ class Handled:
         ]
 
     @classmethod
-    def from_record(cls, key: bytes | None, headers: Iterable[tuple[str, bytes]]) -> Handled | None:
+    def from_record(cls, key: bytes | None, headers: ForeignHeaders) -> Handled | None:
         """Read back; None if the record is a letter. `ValueError` or `KeyError` if it is neither."""
-        found = dict(headers)
+        found = _by_name(headers)
         if "handled" not in found or key is None:
             return None
         word = found["handled"].decode()
         action = next((known for known in _ACTIONS if known == word), None)
         if action is None:
             raise ValueError(f"a dead letter can be requeued or dropped, not {word!r}")
-        return cls(key, found["digest"].decode(), action, datetime.fromisoformat(found["handled-at"].decode()))
+        return cls(key, found["digest"].decode(), action, _moment(found["handled-at"]))

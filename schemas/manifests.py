@@ -10,8 +10,15 @@ from schemas.versions import SchemaVersion
 TopicOffsets = dict[str, dict[int, int]]
 """Topic (without prefix) -> partition -> next offset to read."""
 
-RELEASE_ID = r"^r[0-9]{6}-[0-9a-f]{12}$"
+NUMBERED = r"(?:[0-9]{6}|[1-9][0-9]{6,17})-[0-9a-f]{12}"
+"""Pattern of a running number, of six digits or as many as it needs, and the head of a checksum."""
+RELEASE_ID = rf"^r{NUMBERED}$"
 """Pattern of a release's name: its number, and the head of its weights' checksum."""
+
+
+def running_number(name: str) -> int:
+    """The number in the name of a release, a snapshot or a pack: 7 of `r000007-3f2a...`."""
+    return int(name[1:].partition("-")[0])
 
 
 class Fence(Message):

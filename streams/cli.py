@@ -11,6 +11,7 @@ from pathlib import Path
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
 from streams.runtime.logs import configure_logging
+from streams.runtime.terminal import say
 from streams.settings import load_settings
 
 COMMANDS: dict[str, str] = {
@@ -88,5 +89,5 @@ def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object]
 
 
 def _fail(error: PipelineError, status: int) -> int:
-    print(f"mimstream: {error}", file=sys.stderr)
+    say(f"mimstream: {error}", error=True)
     return status

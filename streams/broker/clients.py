@@ -15,6 +15,7 @@ from kafka import errors as kp_errors
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
+from streams.broker.header_names import accept_any_names
 
 
 class BrokerConfig(BaseModel):
@@ -104,6 +105,7 @@ def make_producer(config: BrokerConfig, **overrides: Any) -> AIOKafkaProducer:
 
 def make_consumer(config: BrokerConfig, *topics: str, **overrides: Any) -> AIOKafkaConsumer:
     """A consumer of raw bytes that never commits by itself. Start it inside the running loop."""
+    accept_any_names()
     options: dict[str, Any] = {
         "enable_auto_commit": False,
         "auto_offset_reset": "none",

@@ -9,11 +9,9 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from streams.center.compare import FAULTS, CenterReport
 from streams.runtime.progress import progress_bar
+from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.wiring.center import verify_center
 
@@ -54,10 +52,10 @@ def _print(report: CenterReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(whole, indent=2))
         return
-    table = Table("fault", "item", "record", "detail")
-    for one in report.examples:
-        record = "-" if one.offset is None else f"{one.partition}/{one.offset}"
-        table.add_row(one.fault, one.item_id, record, one.detail)
-    if report.examples:
-        Console().print(table)
+    rows = [
+        (one.fault, one.item_id, "-" if one.offset is None else f"{one.partition}/{one.offset}", one.detail)
+        for one in report.examples
+    ]
+    if rows:
+        print_table(("fault", "item", "record", "detail"), rows)
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in whole.items() if name != "examples"))

@@ -7,10 +7,8 @@ import asyncio
 import json
 from dataclasses import asdict
 
-from rich.console import Console
-from rich.table import Table
-
 from encoders.base import Encoder
+from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.wiring.preflight import CheckLine, run_checks
 
@@ -37,7 +35,5 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _show(lines: list[CheckLine]) -> None:
-    table = Table("check", "", "found", "what to do")
-    for line in lines:
-        table.add_row(line.name, "ok" if line.ok else "FAILED", line.detail, line.fix or "")
-    Console().print(table)
+    rows = [(line.name, "ok" if line.ok else "FAILED", line.detail, line.fix) for line in lines]
+    print_table(("check", "", "found", "what to do"), rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.commands.arguments import positive, share
+from streams.runtime.terminal import say
 from streams.settings import Settings
 from trainer.csft.config import CsftConfig
 
@@ -51,7 +52,7 @@ def configured(options: argparse.Namespace, config: CsftConfig) -> CsftConfig:
 def _print(report: dict[str, Any]) -> None:
     from trainer.offline.encoder_report import table
 
-    print(f"{report['data']}: {report['pairs']:,} pairs, {report['steps']:,} steps, {report['wall_seconds']:.0f} s")
+    say(f"{report['data']}: {report['pairs']:,} pairs, {report['steps']:,} steps, {report['wall_seconds']:.0f} s")
     for span in ("validation", "test"):
         if span in report:
             print(f"\n{span}\n{table(report[span])}")
@@ -61,6 +62,6 @@ def _print(report: dict[str, Any]) -> None:
                 f"effective rank {geometry['effective_rank']:.0f}, uniformity {geometry['uniformity']:.2f}"
             )
     if report["collapse"]:
-        print(f"\nNOT RELEASED: {report['collapse']}")
+        say(f"\nNOT RELEASED: {report['collapse']}")
     elif report["bundle"]:
-        print(f"\n{report['encoder_version']} in {report['bundle']}\nuse it: MIM_ENCODER__BUNDLE={report['bundle']}")
+        say(f"\n{report['encoder_version']} in {report['bundle']}\nuse it: MIM_ENCODER__BUNDLE={report['bundle']}")

@@ -7,15 +7,11 @@ import asyncio
 import base64
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from schemas.errors import Misconfigured, Reason
 from schemas.letters import DeadLetter
@@ -24,6 +20,7 @@ from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
 from streams.dead_letters.requeue import Requeue, RequeueResult
 from streams.runtime.progress import progress_bar
+from streams.runtime.terminal import escaped, print_table, say
 from streams.settings import Settings
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -73,7 +70,7 @@ async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) 
             _print_results(results, as_json=options.json)
             return 1 if any(result.status in ("refused", "superseded") for result in results) else 0
     for name in missing:
-        print(f"mimstream: there is no letter {name}", file=sys.stderr)
+        say(f"mimstream: there is no letter {name}", error=True)
     return 1 if missing else 0
 
 
@@ -151,9 +148,9 @@ def _list(entries: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("id", "key", "stage", "reason", "attempts", "first failure", "last failure", "handled", "detail")
-    for row in rows:
-        table.add_row(
+    heads = ("id", "key", "stage", "reason", "attempts", "first failure", "last failure", "handled", "detail")
+    cells = [
+        (
             row["id"],
             row["key"],
             row["stage"],
@@ -161,10 +158,12 @@ def _list(entries: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
             str(row["attempts"]),
             row["first_failed_at"][:19],
             row["last_failed_at"][:19],
-            row["handled"] or "",
+            row["handled"],
             row["detail"][:80],
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(heads, cells)
 
 
 def _show(letters: Sequence[tuple[DeadLetterEntry, DeadLetter]], *, as_json: bool) -> None:
@@ -178,9 +177,9 @@ def _show(letters: Sequence[tuple[DeadLetterEntry, DeadLetter]], *, as_json: boo
         return
     for entry, letter in letters:
         for name, value in _row(entry).items():
-            print(f"{name:<16} {value}")
+            print(f"{name:<16} {escaped(str(value))}")
         text = "" if letter.value is None else letter.value.decode(errors="backslashreplace")
-        print(text[:_SHOWN_CHARACTERS] + (" ..." if len(text) > _SHOWN_CHARACTERS else ""), end="\n\n")
+        say(text[:_SHOWN_CHARACTERS] + (" ..." if len(text) > _SHOWN_CHARACTERS else "") + "\n")
 
 
 def _print_results(results: Sequence[RequeueResult], *, as_json: bool) -> None:
@@ -189,8 +188,5 @@ def _print_results(results: Sequence[RequeueResult], *, as_json: bool) -> None:
         letters = [{"id": one.id, "became": one.status, "detail": one.detail} for one in results]
         print(json.dumps({"counts": counts, "letters": letters}, indent=2))
         return
-    table = Table("id", "became", "detail")
-    for one in results:
-        table.add_row(one.id, one.status.replace("_", " "), one.detail)
-    Console().print(table)
+    print_table(("id", "became", "detail"), [(one.id, one.status.replace("_", " "), one.detail) for one in results])
     print(", ".join(f"{number} {what.replace('_', ' ')}" for what, number in counts.items()) or "nothing to do")

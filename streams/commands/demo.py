@@ -15,6 +15,7 @@ from rich.console import Console
 from schemas.errors import Misconfigured
 from streams.commands.arguments import positive, share
 from streams.demo.packaged import DESCRIPTION, open_packaged
+from streams.runtime.terminal import say
 from streams.settings import Settings
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import NoPictures, open_data_set
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print_report(result, options.report.resolve(), Console())
     broken = result.broken_promises()
     for one in broken:
-        print(f"mimstream demo: does not add up: {one}", file=sys.stderr)
+        say(f"mimstream demo: does not add up: {one}", error=True)
     return 1 if broken else 0
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from streams.commands.arguments import positive
+from streams.runtime.terminal import say
 from streams.settings import Settings
 
 
@@ -60,6 +61,6 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print(json.dumps(document | {"out": str(study.out)}))
     else:
-        print(markdown(document))
-        print(f"report: {study.out / 'report.html'}")
+        say(markdown(document))
+        say(f"report: {study.out / 'report.html'}")
     return 0

@@ -14,12 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from rich.console import Console
-from rich.table import Table
 
 from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, ReleaseNotice
 from streams.broker.clients import broker_errors, make_producer
+from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.stores.artifacts.promotion import CurrentPointer
 from streams.stores.artifacts.registry import ModelRegistry, current_user, find_release, open_registry
@@ -180,9 +179,9 @@ def _show_list(store: ModelRegistry, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("release", "state", "age", "rows", "last event", *FIGURES, "refused because")
-    for row in rows:
-        table.add_row(
+    heads = ("release", "state", "age", "rows", "last event", *FIGURES, "refused because")
+    cells = [
+        (
             row["release_id"],
             row["state"] + (", pinned" if row["pinned"] else ""),
             _age(row["age_seconds"]),
@@ -191,7 +190,9 @@ def _show_list(store: ModelRegistry, *, as_json: bool) -> None:
             *_figures(row["metrics"]),
             "; ".join(row["reasons"]),
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(heads, cells)
 
 
 def _figures(metrics: dict[str, float | None]) -> Sequence[str]:

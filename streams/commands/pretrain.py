@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from streams.commands.arguments import positive
+from streams.runtime.terminal import say
 from streams.settings import Settings
 
 
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         print(json.dumps(report))
     else:
         before, after, why = report["title_finds_image_before"], report["title_finds_image"], report["collapse"]
-        print(f"{report['data']}: {report['items']:,} items, {report['steps']:,} steps, {report['wall_seconds']:.0f} s")
+        say(f"{report['data']}: {report['items']:,} items, {report['steps']:,} steps, {report['wall_seconds']:.0f} s")
         print(f"title finds its picture: {before} before, {after} after")
-        print(f"NOT RELEASED: {why}" if why else f"{report['encoder_version']} in {report['bundle']}")
+        say(f"NOT RELEASED: {why}" if why else f"{report['encoder_version']} in {report['bundle']}")
     return 1 if report["collapse"] else 0

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.console import Console
-from rich.table import Table
-
+from streams.runtime.terminal import print_table
 from streams.settings import Settings, describe_settings
 
 
@@ -26,10 +24,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     elif options.markdown:
         print(as_markdown(rows))
     else:
-        table = Table("variable", "default", "meaning")
-        for row in rows:
-            table.add_row(row["variable"], row["default"], row["meaning"])
-        Console().print(table)
+        heads = ("variable", "default", "meaning")
+        print_table(heads, [[row[head] for head in heads] for row in rows])
     return 0
 
 

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from schemas.errors import Misconfigured
+from streams.runtime.terminal import print_table, say
 from streams.settings import Settings, environment_of
 from streams.stack.config import DEFAULT_STACK
 from streams.stack.folder import StackFolder
@@ -55,9 +55,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if not reports:
         print(f"stack {folder.name!r} was never started: mimstream stack up --name {folder.name}")
         return 1
-    table = Table("part", "answers", "address", "probe ms", "process", "restarts", title=f"stack {folder.name}")
-    for report in reports:
-        table.add_row(
+    heads = ("part", "answers", "address", "probe ms", "process", "restarts")
+    cells = [
+        (
             report.part,
             "yes" if report.answers else "no",
             report.address,
@@ -65,10 +65,12 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             str(report.pid or "-"),
             str(report.restarts),
         )
-    Console().print(table)
+        for report in reports
+    ]
+    print_table(heads, cells, title=f"stack {folder.name}")
     for report in reports:
         if not report.answers:
-            print(f"{report.part}: {report.detail}; log: {report.log}")
+            say(f"{report.part}: {report.detail}; log: {report.log}")
     return 0 if ready else 1
 
 

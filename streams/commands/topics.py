@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from rich.console import Console
-from rich.table import Table
-
 from streams.broker.cluster import describe_topics
 from streams.broker.topics import TOPICS, create_topics
+from streams.runtime.terminal import print_table
 from streams.settings import Settings
 
 
@@ -41,9 +39,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
-    table = Table("topic", "exists", "partitions", "key", "schema", "compacted", "purpose")
-    for row in rows:
-        table.add_row(
+    heads = ("topic", "exists", "partitions", "key", "schema", "compacted", "purpose")
+    cells = [
+        (
             str(row["topic"]),
             "yes" if row["exists"] else "no",
             str(row["partitions"] or "-"),
@@ -52,5 +50,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             "yes" if row["compacted"] else "no",
             str(row["purpose"]),
         )
-    Console().print(table)
+        for row in rows
+    ]
+    print_table(heads, cells)
     return 0

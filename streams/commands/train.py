@@ -10,6 +10,7 @@ from typing import Any
 
 from schemas.errors import Misconfigured
 from streams.commands.arguments import parse_moment
+from streams.runtime.terminal import say
 from streams.settings import Settings
 from streams.wiring.training import TrainOptions, train
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     )
     report = asyncio.run(train(settings, run_options))
     if report is not None:
-        print(json.dumps(report, indent=2) if options.json else _for_people(report))
+        say(json.dumps(report, indent=2) if options.json else _for_people(report))
     return 0
 
 

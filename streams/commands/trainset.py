@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import StoreUnavailable
+from streams.runtime.terminal import say
 from streams.settings import Settings
 from streams.wiring.trainset import rebuild_release
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if options.json:
         print(json.dumps(summary if options.out else summary | {"training_rows": [asdict(row) for row in rows]}))
     else:
-        print(_as_text(summary, [] if options.out else rows))
+        say(_as_text(summary, [] if options.out else rows))
     return 0 if summary["verified"] else 1
 
 

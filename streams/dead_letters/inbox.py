@@ -15,7 +15,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from schemas.errors import Misconfigured, Reason
-from schemas.letters import Action, DeadLetter, Handled, Headers
+from schemas.letters import Action, DeadLetter, ForeignHeaders, Handled
 from streams.broker.clients import BrokerConfig, broker_errors
 from streams.broker.log_reader import LogReader
 
@@ -75,7 +75,7 @@ class DeadLetterIndex:
     unreadable: int = 0
     """Records that are neither letters nor say that one was handled."""
 
-    def add(self, *, key: bytes | None, value: bytes | None, headers: Headers, at: tuple[int, int]) -> None:
+    def add(self, *, key: bytes | None, value: bytes | None, headers: ForeignHeaders, at: tuple[int, int]) -> None:
         """Add one record; `at` is its partition and offset."""
         try:
             handled = Handled.from_record(key, headers)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from schemas.errors import Misconfigured
 from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult
 from streams.runtime.plots import as_image
+from streams.runtime.terminal import escaped, table_of
 from trainer.datasets.folder import DataSet
 
 _NAMES = {
@@ -90,29 +91,18 @@ def render_html(result: DemoResult, data: DataSet) -> str:
 
 def print_report(result: DemoResult, path: Path, console: Console) -> None:
     """Print the same on the terminal."""
-    console.print(f"[bold]{result.data}[/bold]: {summary(result)}")
-    counts = Table("", "count")
-    for name, count in accounts(result):
-        counts.add_row(name, f"{count:,}")
-    console.print(counts)
+    console.print(Text.assemble((escaped(result.data), "bold"), f": {summary(result)}"))
+    console.print(table_of(("", "count"), [(name, f"{count:,}") for name, count in accounts(result)]))
     console.print(freshness_words(result))
-    metrics = Table("", *METRIC_HEADS)
-    for row in metric_rows(result):
-        metrics.add_row(*row)
-    console.print(metrics)
-    gains = Table("GAUC gained", "over", "difference", "95 % interval")
-    for row in interval_rows(result):
-        gains.add_row(*row)
-    console.print(gains)
-    letters = Table("topic and reason", "dead letters")
-    for kind, number in result.letters.by_reason.items():
-        letters.add_row(kind, f"{number:,}")
-    console.print(letters)
+    console.print(table_of(("", *METRIC_HEADS), metric_rows(result)))
+    console.print(table_of(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(result)))
+    letters = [(kind, f"{number:,}") for kind, number in result.letters.by_reason.items()]
+    console.print(table_of(("topic and reason", "dead letters"), letters))
     for one in statements(result):
-        console.print(f"- {one}")
+        console.print(Text(escaped(f"- {one}")))
     for one in result.broken_promises():
-        console.print(f"[bold red]does not add up:[/bold red] {one}")
-    console.print(f"report: {path}")
+        console.print(Text.assemble(("does not add up:", "bold red"), f" {escaped(one)}"))
+    console.print(Text(escaped(f"report: {path}")))
 
 
 PREQUENTIAL_WORDS = (

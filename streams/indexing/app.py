@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
+from streams.broker.header_names import accept_any_names
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicsConfig
 from streams.indexing.agents import ImageRetryPool, IsCurrent, ItemPipeline, Report
@@ -56,6 +57,7 @@ def create_index_app(
     together; the driver's default does not. Records of open and aborted transactions are not read.
     """
     config = context.config
+    accept_any_names()
     app = faust.App(
         topics.group("index"),
         broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],

@@ -7,12 +7,14 @@ import sys
 
 import structlog
 
+from streams.runtime.terminal import escaped
+
 
 def configure_logging(level: str = "info") -> None:
     """Set up structlog and the standard library's root logger for this process. Call once, at the entry point."""
     threshold = getattr(logging, level.upper())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [_escape, structlog.dev.ConsoleRenderer()] if sys.stderr.isatty() else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
@@ -20,7 +22,7 @@ def configure_logging(level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # looked up late: it may be redirected
@@ -31,3 +33,8 @@ def configure_logging(level: str = "info") -> None:
         # they log every refused connection several times; our own errors name it once, with the setting
         for chatty in ("kafka", "aiokafka", "pymilvus"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
+
+
+def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Values of any origin are text to a terminal."""
+    return {name: escaped(value, lines=True) if isinstance(value, str) else value for name, value in event.items()}

@@ -42,7 +42,7 @@ def progress_bars(
     description and total. With `keep` the last state stays on the console, also where it is no terminal.
     """
     console = console or Console(stderr=True)
-    text = TextColumn("{task.description:<20}")
+    text = TextColumn("{task.description:<20}", markup=False)
     columns = (text, BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     shown = keep or console.is_terminal
     with Progress(*columns, console=console, transient=not keep, disable=not shown) as progress:

@@ -13,7 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from schemas.errors import PipelineError, StoreUnavailable
-from schemas.manifests import ModelManifest
+from schemas.manifests import ModelManifest, running_number
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.serving.reports import ModelReport
 from streams.stores.artifacts.registry import ModelRegistry
@@ -127,7 +127,7 @@ class ModelWatcher:
                 self._on_report(ModelReport("damaged", 0))
             self.problem = str(error)
             return
-        number = int(pointer.release_id[1:7])
+        number = running_number(pointer.release_id)
         if isinstance(loaded, Refusal):
             self._refused, self._refused_until = pointer.release_id, self._monotonic() + RETRY_REFUSED_SECONDS
             if self.problem != loaded.why:

@@ -219,7 +219,7 @@ class VectorCache:
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Apply one record of `embeddings`. Records of another encoder and unreadable ones are passed over."""
         try:
-            version, item_id = parse_embedding_key(key or b"")
+            version, item_id = parse_embedding_key(key)
         except ValueError:
             log.warning("representations.unreadable", key=repr(key)[:200])
             return

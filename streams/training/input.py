@@ -243,7 +243,7 @@ class TrainingInput:
     def _add_embeddings(self, records: Iterable[Any]) -> None:
         for record in records:
             try:
-                version, item_id = parse_embedding_key(record.key or b"")
+                version, item_id = parse_embedding_key(record.key)
                 if self.encoder_version is None and record.value is not None:
                     self.encoder_version = version
                 if version != self.encoder_version:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
-from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice, TopicOffsets
+from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice, TopicOffsets, running_number
 from streams.broker.cluster import ClusterTopics
 from streams.broker.leadership import Leadership
 from streams.stores.artifacts.artifact_store import NotFound
@@ -242,7 +242,7 @@ class ReleasePublisher:
 
     def _next_number(self, kept: Sequence[ModelManifest]) -> int:
         known = [manifest.release_id for manifest in kept] + ([self.current_id] if self.current_id else [])
-        return 1 + max((int(release_id[1:7]) for release_id in known), default=0)
+        return 1 + max(map(running_number, known), default=0)
 
     def _decided_floor(self, log_now: ClusterTopics) -> dict[int, int]:
         """Offsets of the newest release of this log that was current once, or refused."""

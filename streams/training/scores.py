@@ -46,7 +46,7 @@ class ScoreFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for old in self._folder.glob("scores-*.parquet"):
-                if old.name > self._path.name or (old.name == self._path.name and not rows) or at is None:
+                if _order(old) > _order(self._path) or (old.name == self._path.name and not rows) or at is None:
                     old.unlink()
             if rows and self._path.exists():
                 self._tables, self._written = [pq.read_table(self._path).slice(0, rows)], False
@@ -81,7 +81,7 @@ class ScoreFiles:
         import pyarrow.parquet as pq
 
         try:
-            for path in sorted(self._folder.glob("scores-*.parquet")):
+            for path in _files_in(self._folder):
                 table = pq.read_table(path)
                 without = _without_names(table, self._to_forget)
                 if not without.equals(table):
@@ -107,11 +107,19 @@ class ScoreFiles:
             pq.write_table(pa.concat_tables(self._tables), fresh)
             os.replace(fresh, path)
             if self._keep_files is not None:
-                for old in sorted(self._folder.glob("scores-*.parquet"))[: -self._keep_files]:
+                for old in _files_in(self._folder)[: -self._keep_files]:
                     old.unlink(missing_ok=True)
         except OSError as error:
             raise StoreUnavailable("state folder", f"{self._folder}: {error}") from error
         self._written = True
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return len(path.name), path.name  # by number: padded with zeros to six digits, it may outgrow them
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("scores-*.parquet"), key=_order)
 
 
 def _without_names(table: pa.Table, user_ids: Collection[str]) -> pa.Table:
@@ -143,7 +151,7 @@ def read_scores(folder: Path) -> ScoredRows | None:
 
     from trainer.metrics import ScoredRows
 
-    files = sorted(folder.glob("scores-*.parquet"))
+    files = _files_in(folder)
     if not files:
         return None
     table = pa.concat_tables([pq.read_table(path) for path in files])

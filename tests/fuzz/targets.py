@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,11 +21,14 @@ from encoders.bundle import DEFAULT_BUNDLE, BundleManifest, read_bundle
 from encoders.preprocess import ImageLimits, decode_image, join_text
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour
-from schemas.errors import BadMessage, EncodingFailed, Misconfigured, StoreUnavailable
+from schemas.errors import BadMessage, EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
+from streams.broker.records import SourceRecord, read_batch, read_forgotten, read_item_id
+from streams.dead_letters.inbox import DeadLetterIndex
+from streams.recording.deleted_items import read_deletions
 from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import from_milvus, to_milvus
@@ -93,15 +97,63 @@ def _requests(data: bytes) -> None:
             error.errors(include_url=False, include_input=False, include_context=False)
 
 
-def _headers(data: bytes) -> None:
-    """Lines of `name=value` as headers of a record."""
+def _pairs(data: bytes) -> list[tuple[str, bytes | None]]:
+    """Lines of `name=value` as headers of a record; a line without `=` is a header without a value."""
     pairs = (line.partition(b"=") for line in data.split(b"\n"))
-    headers = [(name.decode("latin-1"), value) for name, _, value in pairs]
-    RequeueHeaders.from_headers(headers)
+    return [(name.decode("latin-1"), value if equals else None) for name, equals, value in pairs]
+
+
+def _letter(data: bytes) -> None:
+    headers = _pairs(data)
     Handled.from_record(data[:20], headers)
     letter = DeadLetter.from_record(data, headers)
     assert DeadLetter.from_record(data, letter.headers()).letter_key == letter.letter_key
-    letter.after(headers)
+
+
+def _headers(data: bytes) -> None:
+    """Headers of any producer on every topic that is read: nothing is raised, and what is made of them is readable."""
+    headers = _pairs(data)
+    record = SourceRecord("items", 0, 1, 0, data[:20], data, tuple(headers))
+    letter = record.letter("decode", BadMessage(Reason.NOT_JSON, "detail"), failed_at=NOW)
+    assert DeadLetter.from_record(data, letter.headers()) == letter
+    again = RequeueHeaders.from_headers(headers)
+    if again is not None:
+        assert RequeueHeaders.from_headers(again.headers()) == again
+        retry = ImageRetry.model_validate(
+            {
+                "item": {"item_id": "i", "title": "t", "published_at": NOW},
+                "source": {"partition": 0, "offset": 1},
+                "attempt": 1,
+                "not_before": NOW,
+                "requeued_from": again.letter_key.decode(),
+                "failed_before": again.attempts,
+                "first_failed_at": again.first_failed_at,
+            }
+        )
+        assert ImageRetry.model_validate_json(retry.model_dump_json()) == retry
+    index = DeadLetterIndex()
+    index.add(key=data[:20], value=data, headers=headers, at=(0, 0))
+    index.add(key=None, value=None, headers=headers, at=(0, 1))
+    index.add(key=letter.letter_key, value=data, headers=letter.headers(), at=(0, 2))
+    assert len(index.entries()) >= 1
+
+
+def _item_key(data: bytes) -> None:
+    with suppress(BadMessage):
+        read_item_id(data)
+    record = SourceRecord("items", 0, 1, 0, data, b"{")
+    for value in (None, b"{"):
+        read_deletions([SimpleNamespace(key=data, value=value, timestamp=int.from_bytes(data[:8], "big"))], now=0.0)
+    events, letters = read_batch([record_of(data, b"{")], now=NOW, max_bytes=MAX_BYTES)
+    assert (events[0].behaviour, letters[0].key) == (None, data)
+    assert not read_forgotten([record_of(data, b'{"user_id":"u"}')], max_bytes=MAX_BYTES)
+    letter = record.letter("decode", BadMessage(Reason.NOT_JSON, "detail"), failed_at=NOW)
+    assert DeadLetter.from_record(b"{", letter.headers()) == letter
+
+
+def record_of(key: bytes, value: bytes) -> SimpleNamespace:
+    """A record of a Kafka client."""
+    return SimpleNamespace(partition=0, offset=1, timestamp=0, key=key, value=value, headers=[("attempts", None)])
 
 
 def _picture(data: bytes) -> None:
@@ -150,7 +202,9 @@ TARGETS = {
         Target("models", _message(ReleaseNotice), (BadMessage,)),
         Target("manifest", ModelManifest.model_validate_json, (ValidationError,)),
         Target("requests", _requests, ()),
-        Target("letters", _headers, (KeyError, ValueError), binary=True),
+        Target("letters", _letter, (KeyError, ValueError), binary=True),
+        Target("headers", _headers, (), binary=True),
+        Target("item-keys", _item_key, (), binary=True),
         Target("embedding-keys", parse_embedding_key, (ValueError,), binary=True),
         Target("pictures", _picture, (EncodingFailed,), binary=True),
         Target("bundle-manifest", _bundle(MANIFEST), (Misconfigured,)),

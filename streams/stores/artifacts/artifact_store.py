@@ -21,7 +21,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,17 @@ LOCK_FILE = "promote.lock"
 AUDIT_FOLDER = "history"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 _UNFINISHED = ".unfinished-"
+_NUMBERED = re.compile(r"^([A-Za-z]?)([0-9]+)-")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names sorted by the number at their head: padded with zeros to a width, it may outgrow that width."""
+
+    def key(name: str) -> tuple[str, int, str]:
+        head = _NUMBERED.match(name)
+        return (name, -1, name) if head is None else (head[1], int(head[2]), name)
+
+    return sorted(names, key=key)
 
 
 class NotFound(StoreUnavailable):
@@ -163,7 +174,7 @@ class FolderArtifactStore(ArtifactStore):
         with self._errors("read"):
             if not self._entries.is_dir():
                 return []
-            return sorted(entry.name for entry in os.scandir(self._entries) if _NAME.match(entry.name))
+            return in_order(entry.name for entry in os.scandir(self._entries) if _NAME.match(entry.name))
 
     @override
     def delete(self, name: str) -> None:
@@ -216,7 +227,7 @@ class FolderArtifactStore(ArtifactStore):
     @override
     def audit_names(self) -> list[str]:
         with self._errors("read"):
-            return sorted(path.name for path in self._audit.glob("[!.]*"))
+            return in_order(path.name for path in self._audit.glob("[!.]*"))
 
     @override
     def audit_trail(self) -> list[bytes]:
@@ -309,7 +320,7 @@ class InMemoryArtifactStore(ArtifactStore):
 
     @override
     def names(self) -> list[str]:
-        return sorted(self._entries)
+        return in_order(self._entries)
 
     @override
     def delete(self, name: str) -> None:
@@ -336,7 +347,7 @@ class InMemoryArtifactStore(ArtifactStore):
 
     @override
     def audit_names(self) -> list[str]:
-        return sorted(self._audit)
+        return in_order(self._audit)
 
     @override
     def audit_trail(self) -> list[bytes]:

@@ -29,7 +29,7 @@ from pydantic import Field, ValidationError
 
 from schemas.base import EncoderVersion, Message, UtcTime
 from schemas.errors import Fenced, Misconfigured
-from schemas.manifests import Fence, TopicOffsets
+from schemas.manifests import NUMBERED, Fence, TopicOffsets, running_number
 from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.pointer import refuse_smaller_fence, update_pointer
 
@@ -43,7 +43,7 @@ VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
 FORMAT = 2
 """Incremented when the contents of a checkpoint change incompatibly."""
-_NAME = re.compile(r"^n[0-9]{6}-[0-9a-f]{12}$")
+_NAME = re.compile(rf"^n{NUMBERED}$")
 _LEFTOVER_SECONDS = 600.0
 
 
@@ -52,7 +52,7 @@ class CheckpointMeta(Message):
 
     format: int = FORMAT
     """Version of the other files' contents."""
-    snapshot_id: str = Field(default="", pattern=r"^(n[0-9]{6}-[0-9a-f]{12})?$")
+    snapshot_id: str = Field(default="", pattern=rf"^(n{NUMBERED})?$")
     """Running number and the head of a hash of contents and `fence`."""
     state_sha256: str = ""
     """Checksum of `state.safetensors`."""
@@ -202,7 +202,7 @@ class CheckpointStore:
         return [name for name in self._artifacts.names() if _NAME.match(name)]
 
     def _next_number(self) -> int:
-        return 1 + max((int(name[1:7]) for name in self._names()), default=0)
+        return 1 + max(map(running_number, self._names()), default=0)
 
     def _succeeding(self, raw: bytes | None, snapshot_id: str | None, fence: Fence | None) -> bytes:
         before = None if raw is None else self._pointer(raw)

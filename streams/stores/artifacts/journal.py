@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError
 
 from schemas.base import EncoderVersion, Message
 from schemas.errors import Misconfigured
-from schemas.manifests import Fence
+from schemas.manifests import NUMBERED, Fence, running_number
 from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from streams.stores.artifacts.pointer import may_replace
@@ -49,7 +49,7 @@ META_FILE = "segment.json"
 VECTORS_FILE = "vectors.safetensors"
 WRITER_FILE = "writer.json"
 _SEGMENT = re.compile(r"^s[0-9]{9,12}-[0-9a-f]{12}$")
-_PACK = re.compile(r"^v[0-9]{6}-[0-9a-f]{12}$")
+_PACK = re.compile(rf"^v{NUMBERED}$")
 
 
 class SegmentMeta(Message):
@@ -175,7 +175,7 @@ class JournalStore:
             digests = np.frombuffer(b"".join(fresh), np.uint8).reshape(len(fresh), -1)
             content = pack_arrays({"digests": digests, "vectors": np.stack([archive[digest] for digest in fresh])})
             writer = b"null" if fence is None else fence.model_dump_json().encode()
-            number = 1 + max((int(name[1:7]) for name in self._packs()), default=0)
+            number = 1 + max(map(running_number, self._packs()), default=0)
             name = f"v{number:06d}-{hashlib.sha256(content + writer).hexdigest()[:12]}"
             self._vectors.put(name, {VECTORS_FILE: content, WRITER_FILE: writer})
             packed |= dict.fromkeys(fresh, name)

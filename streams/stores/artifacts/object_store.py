@@ -38,6 +38,7 @@ from streams.stores.artifacts.artifact_store import (
     NotFound,
     VersionedPointer,
     checked_name,
+    in_order,
 )
 
 _INDEX = ".json"
@@ -111,7 +112,7 @@ class S3ArtifactStore(ArtifactStore):
     @override
     def names(self) -> list[str]:
         with self._errors("list"):
-            return sorted(
+            return in_order(
                 name.removesuffix(_INDEX)
                 for row in self._listed(self._entries)
                 if row["type"] == "file" and (name := row["name"].rsplit("/", 1)[-1]).endswith(_INDEX)
@@ -161,7 +162,9 @@ class S3ArtifactStore(ArtifactStore):
     @override
     def audit_names(self) -> list[str]:
         with self._errors("list"):
-            return sorted(row["name"].rsplit("/", 1)[-1] for row in self._listed(self._audit) if row["type"] == "file")
+            return in_order(
+                row["name"].rsplit("/", 1)[-1] for row in self._listed(self._audit) if row["type"] == "file"
+            )
 
     @override
     def audit_trail(self) -> list[bytes]:

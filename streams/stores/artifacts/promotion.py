@@ -20,6 +20,7 @@ from pydantic import Field
 from schemas.base import Message, UtcTime
 from schemas.errors import PipelineError
 from schemas.manifests import RELEASE_ID, Fence, ModelManifest
+from streams.stores.artifacts.artifact_store import in_order
 from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.pointer import refuse_smaller_fence
 
@@ -145,7 +146,7 @@ def pruned(
         return None
     kept = {before.release_id, *(m.parent for m in releases if m.release_id == before.release_id)}
     there = {manifest.release_id for manifest in releases}
-    doomed = sorted((set(too_old) | set(before.doomed)) & there - kept)
+    doomed = in_order((set(too_old) | set(before.doomed)) & there - kept)
     if not doomed:
         return None
     return _changed(before, PointerAction.PRUNED, by=by, at=at, doomed=doomed)

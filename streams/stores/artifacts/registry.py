@@ -335,7 +335,9 @@ def find_release(store: ModelRegistry, named: str | None) -> ModelManifest:
         if current is None:
             raise PipelineError("nothing has been released yet")
         return store.manifest(current.release_id)
-    found = [manifest for manifest in store.list() if manifest.release_id.startswith(named)]
+    kept = store.list()
+    found = [manifest for manifest in kept if manifest.release_id.partition("-")[0] == named]  # r100000, not r1000000
+    found = found or [manifest for manifest in kept if manifest.release_id.startswith(named)]
     if len(found) != 1:
         what = "no release" if not found else "more than one release"
         raise PipelineError(f"{what} that is kept is called {named!r}: see 'mimstream models list'")
