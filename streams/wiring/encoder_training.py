@@ -51,9 +51,11 @@ def run_csft(
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
+        trainer = settings.trainer
         data = topic_pairs(
-            read, builder, config, name=settings.topics.prefix, lateness_seconds=settings.trainer.lateness_seconds,
-            attribution_seconds=settings.trainer.attribution_seconds,
+            read, builder.features, config, name=settings.topics.prefix, lateness_seconds=trainer.lateness_seconds,
+            # a live trainer corrects rows for that long; a closed log is read with the answer
+            take_seconds=trainer.attribution_seconds + trainer.correction_seconds,
         )  # fmt: skip
     return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
 

@@ -96,12 +96,16 @@ class SpaceTimeSampler:
 
     Candidates are drawn without replacement from the window and from the bank with the given generator: the same batch,
     memory and generator state give the same plan. Too few takes give a smaller plan, not repeated rows.
+
+    `needs_history` leaves out the takes of users without a past, where the history is the anchor. Rows with an anchor
+    of their own (a search) do without.
     """
 
-    def __init__(self, *, space: int, time: int, masks: bool = True) -> None:
+    def __init__(self, *, space: int, time: int, masks: bool = True, needs_history: bool = True) -> None:
         self._space = space
         self._time = time
         self._masks = masks
+        self._needs_history = needs_history
 
     def plan(
         self,
@@ -111,10 +115,9 @@ class SpaceTimeSampler:
         catalogue: ItemNumbers,
         rng: np.random.Generator,
     ) -> ContrastivePlan | None:
-        """The plan for a batch; None if no positive of it has both a vector and a history."""
-        rows = np.array(
-            [i for i, row in enumerate(batch) if row.label and row.history and catalogue.has_vector(row.item)], np.int64
-        )
+        """The plan for a batch; None if no positive of it has a vector and, where it needs one, a history."""
+        anchored = [i for i, row in enumerate(batch) if row.label and (row.history or not self._needs_history)]
+        rows = np.array([i for i in anchored if catalogue.has_vector(batch[i].item)], np.int64)
         if not len(rows):
             return None
         positives = np.array([batch[i].item for i in rows], np.int64)
