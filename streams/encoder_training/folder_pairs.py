@@ -28,9 +28,7 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
     features = builder.features(contents)
     numbers = FeatureNumbers(log.data.item_ids, [content_key(content) for content in contents])
     no_pair: Counter[NoPair] = Counter()
-    pairs = log.pairs(
-        log.learn, numbers, history_length=config.history_length, seed=config.seed, no_pair=no_pair
-    )
+    pairs = log.pairs(log.learn, numbers, history_length=config.history_length, seed=config.seed, no_pair=no_pair)
     known = log.published(log.learn)
     spans = {"validation": log.validation} | ({"test": log.test} if with_test else {})
 

@@ -63,4 +63,3 @@ def pair_report(
         popular = health.popularity_recall(taken, questions, cold, k=encoder_report.K)
         found.setdefault("popularity", {})[name] = popular.as_dict()
     return found
-

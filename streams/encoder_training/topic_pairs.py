@@ -35,8 +35,8 @@ def topic_pairs(
 ) -> PairData:
     """Compute the features and mine the pairs; queries stand behind the items, as items do.
 
-    `take_seconds` is how long after its exposure a take counts, in event time. Raises `Misconfigured` if the topics hold
-    too little to learn from.
+    `take_seconds` is how long after its exposure a take counts. Raises `Misconfigured` if the topics hold too little to
+    learn from.
     """
     contents = read.contents()
     items = len(contents)
