@@ -5,25 +5,29 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from encoders.base import ItemContent
 from encoders.features import ItemFeatures, attribute_columns
+from encoders.fusion import Views
 from encoders.similarity import unit_or_zero_rows
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
 from schemas.items import ItemPublished
 from streams.encoder_training.csft import PairData
+from streams.encoder_training.pair_report import pair_report
 from streams.encoder_training.topic_input import TopicContent
 from streams.encoder_training.topic_pairs import topic_pairs
 from tests.factories.csft import make_fusion
 from tests.factories.samples import behaviour
 from trainer.csft.config import CsftConfig
-from trainer.csft.pairs import AnchorKind
+from trainer.csft.pairs import AnchorKind, Pair
 from trainer.csft.run import learn, padded
+from trainer.samples.rows import Impression
 
 ITEMS = 40
 CONFIG = CsftConfig(batch_pairs=16, epochs=4, hard_negatives=False)
@@ -133,9 +137,10 @@ def test_a_click_that_became_a_purchase_within_the_hour_weighs_as_a_purchase() -
     words = {"query_text": "words"}
     late = look("late", 50_000, "z", 7, "click", "purchase", after=1_800.0, **words)
     never = look("never", 50_000, "y", 8, "click", "purchase", after=3_661.0, **words)
-    data = pairs_of([*searches(20), *late, *never])
+    second_look = [*look("x1", 50_000, "x", 9, "click", **words), *look("x2", 52_000, "x", 9, "purchase")]
+    data = pairs_of([*searches(20), *late, *never, *second_look])
     kinds = {pair.row.user_id: pair.kind for pair in data.pairs}
-    assert kinds["z"] is BehaviourKind.PURCHASE
+    assert kinds["z"] is kinds["x"] is BehaviourKind.PURCHASE
     assert "y" not in kinds  # its click came after the hour already
     assert data.provenance["last_event_at"] <= max(event.occurred_at for event in [*late, *never])
 
@@ -146,3 +151,21 @@ def test_takes_that_make_no_pair_are_counted_in_the_report_and_in_the_refusal() 
     assert data.counts["no_pair"] == {"taken_before": 1, "item_not_learned": 0, "no_anchor": 1}
     with pytest.raises(Misconfigured, match=r"make 0 pairs .*1 taken_before, 0 item_not_learned, 1 no_anchor"):
         pairs_of([*first, *again])
+
+
+@pytest.mark.parametrize("kind", [AnchorKind.QUERY_IMAGE, AnchorKind.QUERY_TEXT])
+def test_a_query_asks_with_the_view_that_it_was_trained_with(kind: AnchorKind) -> None:
+    # query n points at item n with its own view, and away from it with the others
+    items, at = 200, torch.eye(200)
+    points = {AnchorKind.QUERY_IMAGE: at, AnchorKind.QUERY_TEXT: at}
+    image, title = (points[kind] if own is kind else -at for own in points)
+    padding = torch.zeros(1, items)
+    views = Views(*(torch.cat([padding, at, asking]) for asking in (image, title, -at)))
+    rows = [Impression("e", 0, n, n, f"u{n}", n, (), (), False, False, label=1) for n in range(1, items + 1)]
+    pairs = [Pair(row, kind, (items + row.item,), ()) for row in rows]
+    features = features_of([ItemContent(title=f"{n}", image=b"%d-" % n) for n in range(2 * items)])
+
+    def recall(view: Literal["fused", "same"]) -> Any:
+        return pair_report([], pairs, items, features, views, anchor_view=view)["trained"][kind.value]["all"]
+
+    assert (recall("fused"), recall("same")) == (1.0, 0.0)
