@@ -48,6 +48,7 @@ class TakeCounts:
         self._rate = np.log(2.0) / half_life_seconds
         self._counts = np.zeros(1024)
         self._total = 0.0
+        self._taken = 0
         self._origin: int | None = None
 
     def snapshot(self) -> State:
@@ -58,6 +59,7 @@ class TakeCounts:
         """Return to the state of `snapshot`."""
         self._counts = state.arrays["counts"].copy()
         self._total, self._origin = state.values["total"], state.values["origin"]
+        self._taken = int(np.count_nonzero(self._counts))
 
     def add(self, item: int, second: int) -> None:
         """Count one take."""
@@ -68,11 +70,13 @@ class TakeCounts:
             self._counts *= np.exp(-exponent)
             self._total *= np.exp(-exponent)
             self._origin, exponent = second, 0.0
+            self._taken = int(np.count_nonzero(self._counts))  # after years some are too small for a number
         if item >= len(self._counts):
             self._counts = np.concatenate(
                 [self._counts, np.zeros(max(len(self._counts), item + 1 - len(self._counts)))]
             )
         weight = float(np.exp(exponent))
+        self._taken += bool(weight and not self._counts[item])
         self._counts[item] += weight
         self._total += weight
 
@@ -86,7 +90,7 @@ class TakeCounts:
             return np.zeros(len(items), np.float32)
         inside = np.minimum(items, len(self._counts) - 1)
         counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
-        one = 0.1 * self._total / max(int(np.count_nonzero(self._counts)), 1)
+        one = 0.1 * self._total / max(self._taken, 1)
         q = np.minimum((counts + one) / (self._total + one), 1 - 1e-9)
         return np.asarray(np.log(-np.expm1(draws * np.log1p(-q))), np.float32)
 
