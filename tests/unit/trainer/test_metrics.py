@@ -72,10 +72,10 @@ def test_the_bootstrap_in_blocks_has_the_digits_of_one_block_and_a_bounded_size(
     users = 777
     whole = np.random.default_rng(3).multinomial(users, np.full(users, 1 / users), size=1000)
     values = np.random.default_rng(4).normal(size=users)
-    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 60_000)
     rng = np.random.default_rng(3)
     blocks = list(metrics.resampled_users(users, rng=rng, rounds=1000))
-    assert len(blocks) > 50 and max(block.nbytes for block in blocks) <= 100_000
+    assert len(blocks) > 50 and max(block.nbytes for block in blocks) <= 60_000
     assert np.array_equal(np.concatenate(blocks), whole)
     assert np.array_equal(np.concatenate([block @ values for block in blocks]), whole @ values)
     followed = np.random.default_rng(3)

@@ -151,10 +151,10 @@ def test_the_smoothing_counts_items_that_were_taken_once_and_forgets_those_of_lo
         counts.add(item, second)
     restored.restore(counts.snapshot())
     for each in (counts, restored):
-        each.add(2, DAY0 + 400 * 86_400)
-        each.add(2, DAY0 + 400 * 86_400)
+        each.add(2, ages[-1][1])
+        each.add(2, ages[-1][1])
         found = np.exp(each.log_q(np.array([1, 2, 10]))).tolist()
-        expected = smoothed_shares([*ages, *[(2, DAY0 + 400 * 86_400)] * 2], 3600.0, [1, 2, 10])
+        expected = smoothed_shares([*ages, *[(2, ages[-1][1])] * 2], 3600.0, [1, 2, 10])
         assert found == pytest.approx(expected, rel=1e-5)
 
 
