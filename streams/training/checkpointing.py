@@ -85,16 +85,13 @@ class Checkpointer:
     # ---- blocking ------------------------------------------------------------------------------------------------
 
     def load(self, snapshot_id: str | None = None, *, anew: bool = False) -> Checkpoint | None:
-        """Take the store over, and load the checkpoint to go on from; None if there is none.
+        """Load the checkpoint to go on from; None if there is none.
 
         `snapshot_id` names one that is kept; by default it is the current one. `anew` goes on from none.
 
-        Raises `Misconfigured` if it belongs to another log, encoder or configuration, `Fenced` if a later trainer
-        writes here.
+        Raises `Misconfigured` if it belongs to another log, encoder or configuration.
         """
         self._log = self._read_log()
-        if self._fence is not None:
-            self._store.take_over(self._fence)
         chosen = snapshot_id or self._store.current_id()
         if anew or not chosen:
             return None
