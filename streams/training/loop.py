@@ -219,6 +219,8 @@ class TrainingLoop:
             accounts=NO_COUNTS if trainer is None else asdict(trainer.intake.counts),
             offsets=thread.report_offsets(),
             corrected=0 if trainer is None else trainer.progress.corrected,
+            upgraded=0 if trainer is None else trainer.progress.upgraded,
+            takes_too_late=0 if trainer is None else trainer.intake.takes_too_late,
             steps=0 if trainer is None else trainer.progress.steps,
             rows_trained=0 if trainer is None else trainer.progress.rows,
             rows_sha256="" if trainer is None else trainer.progress.rows_sha256,

@@ -34,6 +34,10 @@ class TrainReport:
     """Next offset to read per topic (without prefix) and partition, such that everything below is settled."""
     corrected: int = 0
     """Rows learned as not taken that a late take has corrected: rows, but no events of their own."""
+    upgraded: int = 0
+    """Rows learned as taken that a later take of a more reliable kind has corrected; likewise no events."""
+    takes_too_late: int = 0
+    """Takes that name an exposure which is too old for them, or not known (any more): they correct nothing."""
     steps: int = 0
     rows_trained: int = 0
     rows_sha256: str = ""

@@ -113,7 +113,12 @@ class SpaceTimeSampler:
     ) -> ContrastivePlan | None:
         """The plan for a batch; None if no positive of it has both a vector and a history."""
         rows = np.array(
-            [i for i, row in enumerate(batch) if row.label and row.history and catalogue.has_vector(row.item)], np.int64
+            [
+                i
+                for i, row in enumerate(batch)
+                if row.label and not row.upgrade and row.history and catalogue.has_vector(row.item)
+            ],
+            np.int64,
         )
         if not len(rows):
             return None
