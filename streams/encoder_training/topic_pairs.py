@@ -21,8 +21,6 @@ from trainer.csft import health
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import Pair, PairMiner, join_all
 from trainer.offline import encoder_report
-from trainer.samples.config import JoinConfig
-from trainer.samples.join_rules import JoinRules
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import EventWindow
 
@@ -38,11 +36,12 @@ def topic_pairs(
     config: CsftConfig,
     *,
     name: str,
-    log: JoinConfig,
+    lateness_seconds: float,
+    attribution_seconds: float,
 ) -> PairData:
     """Compute the features and mine the pairs; queries stand behind the items, as items do.
 
-    `log` says how the log is joined. Raises `Misconfigured` if the topics hold too little to learn from.
+    Raises `Misconfigured` if the topics hold too little to learn from.
     """
     contents = read.contents()
     items = len(contents)
@@ -57,13 +56,9 @@ def topic_pairs(
     usable = np.arange(len(features) + 1) <= items  # a query is no negative
     usable[0] = False
     miner = PairMiner(numbers, queries={query: items + 1 + place for place, query in enumerate(queries)})
-    seconds = in_event_time(read, log.lateness_seconds)
+    seconds = in_event_time(read, lateness_seconds)
     impressions = join_all(
-        seconds,
-        numbers,
-        history_length=config.history_length,
-        attribution_seconds=log.attribution_seconds,
-        corrections=JoinRules.of(log, ()).corrections(),
+        seconds, numbers, history_length=config.history_length, attribution_seconds=attribution_seconds
     )
     pairs = list(miner.pairs(impressions))
     if len(pairs) < 20:
@@ -86,8 +81,8 @@ def topic_pairs(
         learned=learned,
         reports=lambda fusion, views, last: {"validation": _report(learned, held_back, usable, features, views)},
         provenance={
-            "first_event_at": datetime.fromtimestamp(min(pair.row.second for pair in pairs), UTC),
-            "last_event_at": datetime.fromtimestamp(max(pair.row.second for pair in learned), UTC),
+            "first_event_at": datetime.fromtimestamp(pairs[0].row.second, UTC),
+            "last_event_at": datetime.fromtimestamp(learned[-1].row.second, UTC),
             "offsets": read.offsets,
             "cluster_id": read.cluster_id,
         },

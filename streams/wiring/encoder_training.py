@@ -51,7 +51,10 @@ def run_csft(
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
-        data = topic_pairs(read, builder, config, name=settings.topics.prefix, log=settings.trainer)
+        data = topic_pairs(
+            read, builder, config, name=settings.topics.prefix, lateness_seconds=settings.trainer.lateness_seconds,
+            attribution_seconds=settings.trainer.attribution_seconds,
+        )  # fmt: skip
     return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
 
 

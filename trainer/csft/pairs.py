@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.behaviours import BehaviourKind
-from trainer.samples.corrections import CorrectableRows
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import Impression, Take
@@ -143,30 +142,15 @@ class HardNegatives:
 
 
 def join_all(
-    seconds: Iterable[list[Observed]],
-    numbers: ItemNumbers,
-    *,
-    history_length: int,
-    attribution_seconds: float,
-    corrections: CorrectableRows | None = None,
+    seconds: Iterable[list[Observed]], numbers: ItemNumbers, *, history_length: int, attribution_seconds: float
 ) -> Iterator[Impression]:
-    """Labelled impressions of a closed range of the log, by the same join as the online trainer's.
-
-    With `corrections`, an impression that is taken late comes a second time, as taken; and an impression that is taken
-    once more in a more reliable way changes its `taken_as` after it was returned, so read that after the last one.
-    """
+    """Labelled impressions of a closed range of the log, by the same join as the online trainer's."""
     join = ImpressionJoin(
-        numbers,
-        history_length=history_length,
-        attribution_seconds=attribution_seconds,
-        max_users=1_000_000,
-        corrections=corrections,
-        upgrades_in_place=True,
+        numbers, history_length=history_length, attribution_seconds=attribution_seconds, max_users=1_000_000
     )
     for events in seconds:
         yield from join.resolved(before=events[0].second)
         join.add_second(events)
-        yield from join.corrections()
     yield from join.resolved(before=float("inf"))
 
 

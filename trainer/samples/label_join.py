@@ -28,8 +28,7 @@ class ImpressionJoin:
     is resolved, in the order of its second.
 
     A take after that corrects an impression that is among `corrections`: the impression is returned a second time, as
-    taken, or as taken in a more reliable way. `upgrades_in_place` sets `taken_as` of the impression that was returned
-    already instead of returning it a second time for its kind alone; that is for closed ranges of a log.
+    taken, or as taken in a more reliable way.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class ImpressionJoin:
         attribution_seconds: float,
         max_users: int,
         corrections: CorrectableRows | None = None,
-        upgrades_in_place: bool = False,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -51,7 +49,6 @@ class ImpressionJoin:
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
         self._correctable = corrections
-        self._in_place = upgrades_in_place
         self._corrections: list[Impression] = []
         self.too_late = 0
         """Takes that name an exposure which is too old for them, or not known (any more)."""
@@ -183,23 +180,19 @@ class ImpressionJoin:
             else:
                 self.too_late += correctable.is_late(known, behaviour.kind, event.second)
             return
-        if late.label and self._in_place:
-            corrected = late
-            corrected.taken_as = behaviour.kind
-        else:
-            corrected = replace(
-                late,
-                event_id=behaviour.event_id,
-                partition=event.partition,
-                offset=event.offset,
-                draw=0,
-                label=1,
-                taken_as=behaviour.kind,
-                correction=True,
-                upgrade=late.label == 1,
-                exposure_id=late.shown_as,
-            )
-            self._corrections.append(corrected)
+        corrected = replace(
+            late,
+            event_id=behaviour.event_id,
+            partition=event.partition,
+            offset=event.offset,
+            draw=0,
+            label=1,
+            taken_as=behaviour.kind,
+            correction=True,
+            upgrade=late.label == 1,
+            exposure_id=late.shown_as,
+        )
+        self._corrections.append(corrected)
         correctable.add(corrected)
 
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from tests.factories.feeding import finish, is_balanced, observe_all, through_bytes
 from tests.factories.samples import DAY0, DIM, SMALL_MODEL, behaviour, make_catalogue, make_trainer, small_config
 from tests.factories.timelines import Timeline
-from trainer.csft.pairs import join_all
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.collate import collate
@@ -18,9 +17,7 @@ from trainer.networks.learner import Learner
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.config import JoinConfig
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.rows import pack_impressions, unpack_impressions
-from trainer.samples.window import Observed
 
 HOUR = 3600
 WINDOWS = {"correction_seconds": 100, "cart_correction_seconds": 200, "purchase_correction_seconds": 400}
@@ -112,22 +109,6 @@ def test_what_can_be_corrected_goes_with_its_user() -> None:
     line.join.forget("u1")
     line.second(31, behaviour("t3", "cart", item="c"))
     assert line.corrected() == []
-
-
-def test_csft_sees_the_most_reliable_kind_however_late_it_came() -> None:
-    log = [
-        behaviour("x1", item="a", second=0),
-        behaviour("t1", "click", item="a", second=20, exposure_id="x1"),
-        behaviour("x2", item="b", second=30),
-        behaviour("t2", "purchase", item="a", second=300, exposure_id="x1"),
-        behaviour("t3", "cart", item="b", second=400, exposure_id="x2"),
-    ]
-    seconds = ([Observed(0, n, int(one.occurred_at.timestamp()), one)] for n, one in enumerate(log))
-    corrections = JoinRules.of(JoinConfig(), ()).corrections()
-    numbers = FeatureNumbers(["a", "b"], ["", ""])
-    rows = list(join_all(seconds, numbers, history_length=5, attribution_seconds=60, corrections=corrections))
-    kinds = [(row.shown_as, row.label, row.taken_as) for row in rows]
-    assert kinds == [("x1", 1, "purchase"), ("x2", 0, None), ("x2", 1, "cart")]
 
 
 def trained_with(purchases: bool) -> OnlineTrainer:
