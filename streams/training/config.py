@@ -26,6 +26,9 @@ class TrainConsumerConfig(BaseModel):
     """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
     idle_seconds: float = Field(default=5.0, gt=0)
     """A partition that is read to its end and silent for this long does not hold the watermark any more."""
+    open_transaction_seconds: float = Field(default=900.0, ge=0)
+    """How long a producer's open transaction holds the watermark; 900 seconds is the longest that Kafka allows one by
+    default. Producers without transactions are not affected."""
     fetch_max_records: int = Field(default=5_000, ge=1)
     """Records taken from the broker's answers at a time, over all partitions."""
     buffered_records: int = Field(default=50_000, ge=1)

@@ -55,6 +55,8 @@ class TrainReport:
     """Items at the head of the stream whose vector has not come."""
     given_up: int = 0
     """Items whose vector was not waited for any longer."""
+    open_transactions: int = 0
+    """Partitions whose newest records wait for a producer's transaction."""
     broken_vectors: int = 0
     """Records of `embeddings` that cannot be read."""
     other_encoders: int = 0
