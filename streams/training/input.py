@@ -60,6 +60,7 @@ class TrainingInput:
         fetch_max_records: int,
         buffered_records: int,
         idle_seconds: float,
+        all_idle_seconds: float,
         open_transaction_seconds: float,
         bounded: bool,
         start_at: Mapping[str, Mapping[int, int]] | None = None,
@@ -73,6 +74,7 @@ class TrainingInput:
         self._fetch_max_records = fetch_max_records
         self._buffered_records = buffered_records
         self._idle_seconds = idle_seconds
+        self._all_idle_seconds = max(idle_seconds, all_idle_seconds)
         self.transactions = OpenTransactions(patience_seconds=open_transaction_seconds, clock=clock)
         """Where partitions of `behaviours` end while producers' transactions are open."""
         self.bounded = bounded
@@ -288,13 +290,17 @@ class TrainingInput:
         return entries
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
-        """Partitions with nothing more to read for a while (a bounded run: ever), each once until it has new events."""
+        """Partitions with nothing more to read for a while (a bounded run: ever), each once until it has new events.
+
+        Without any other the allowed lateness ends, so the partition that was read last waits `all_idle_seconds`.
+        """
         candidates = set(self._reading.empty_and_exhausted()) - self._idle - set(except_for)
-        idle = sorted(
-            number
-            for number in candidates
-            if self._polled_at(self._behaviours[number]) - self._active_at[number] >= self._idle_seconds
-        )
+        silent = {number: self._polled_at(self._behaviours[number]) - self._active_at[number] for number in candidates}
+        idle = sorted(number for number in candidates if silent[number] >= self._idle_seconds)
+        if idle and len(self._idle) + len(idle) == len(self._behaviours):
+            last = min(idle, key=lambda number: silent[number])
+            if silent[last] < self._all_idle_seconds:
+                idle.remove(last)
         self._idle.update(idle)
         return idle
 

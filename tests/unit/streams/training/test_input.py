@@ -50,7 +50,8 @@ def test_transactions_after_each_other_are_each_waited_for() -> None:
 
 def test_the_input_counts_a_partition_as_read_only_at_the_high_watermark() -> None:
     clock = Clock()
-    settings: dict[str, Any] = {"fetch_max_records": 1, "buffered_records": 1, "idle_seconds": 1.0, "bounded": False}
+    settings: dict[str, Any] = {"fetch_max_records": 1, "buffered_records": 1, "idle_seconds": 5.0, "bounded": False}
+    settings |= {"all_idle_seconds": 60.0}
     reads = TrainingInput(
         BrokerConfig(), TopicsConfig(), field_map={}, encoder_version=None, open_transaction_seconds=60, clock=clock,
         **settings,
@@ -72,3 +73,23 @@ def test_the_input_counts_a_partition_as_read_only_at_the_high_watermark() -> No
     at["stable"], at["position"] = 9, 9
     asyncio.run(reads._mark_exhausted())
     assert reads.all_handed_out
+
+
+def test_the_last_partition_to_fall_silent_keeps_the_allowed_lateness_for_longer() -> None:
+    settings: dict[str, Any] = {"fetch_max_records": 1, "buffered_records": 1, "idle_seconds": 5.0, "bounded": False}
+    clock = Clock()
+    reads = TrainingInput(
+        BrokerConfig(), TopicsConfig(), field_map={}, encoder_version=None, open_transaction_seconds=60,
+        all_idle_seconds=60, clock=clock, **settings,
+    )  # fmt: skip
+    reads._behaviours = {number: TopicPartition("behaviours", number) for number in (0, 1)}
+    reads._reading = PartitionMerge([0, 1], room_per_partition=9)
+    reads._reading.set_exhausted({0: clock.now, 1: clock.now})
+    reads._consumer = SimpleNamespace(last_poll_timestamp=lambda _: clock.now * 1000)
+    reads._active_at = {0: clock.now, 1: clock.now + 1}
+    clock.now += 10
+    assert reads.newly_idle() == [0]
+    clock.now += 50
+    assert reads.newly_idle() == [] and reads.waits_for_silence
+    clock.now += 1
+    assert reads.newly_idle() == [1]
