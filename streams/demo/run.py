@@ -95,7 +95,11 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
     return {
         **{name: dict(values) for name, values in stack.endpoints.items()},
         "models": {"folder": str(folder / "models"), "keep_releases": 50},
-        "train": {"state_folder": str(folder / "train"), "variants": ",".join(VARIANTS)},
+        "train": {
+            "state_folder": str(folder / "train"),
+            "variants": ",".join(VARIANTS),
+            "all_idle_seconds": 5.0,  # nothing is under way once the replay has ended
+        },
         "trainer": {"release_every_rows": release_every_rows},
         "serve": {"host": "127.0.0.1", "port": port},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},

@@ -145,6 +145,9 @@ class Metrics:
         kept_back = self._gauge("mim_train_kept_back", "Candidates that did not become current, by why", "why")
         waiting = self._gauge("mim_train_waiting_items", "Items whose vector the head of the stream waits for")
         given_up = self._gauge("mim_train_given_up_items", "Items whose vector was not waited for any longer")
+        corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
+        too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
+        transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
         metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
 
@@ -158,6 +161,10 @@ class Metrics:
             kept_back.labels("held").set(report.held)
             waiting.set(report.waiting_for)
             given_up.set(report.given_up)
+            corrected.labels("label").set(report.corrected)
+            corrected.labels("kind").set(report.upgraded)
+            too_late.set(report.takes_too_late)
+            transactions.set(report.open_transactions)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():
                 if value is not None:

@@ -142,6 +142,8 @@ async def _train(
         fetch_max_records=config.fetch_max_records,
         buffered_records=config.buffered_records,
         idle_seconds=config.idle_seconds,
+        all_idle_seconds=config.all_idle_seconds,
+        open_transaction_seconds=config.open_transaction_seconds,
         bounded=options.until_end,
         clock=time.time,
     )

@@ -120,7 +120,11 @@ class SpaceTimeSampler:
         rng: np.random.Generator,
     ) -> ContrastivePlan | None:
         """The plan for a batch; None if no positive of it has a vector and, where it needs one, a history."""
-        anchored = [i for i, row in enumerate(batch) if row.label and (row.history or not self._needs_history)]
+        anchored = [
+            i
+            for i, row in enumerate(batch)
+            if row.label and not row.upgrade and (row.history or not self._needs_history)
+        ]
         rows = np.array([i for i in anchored if catalogue.has_vector(batch[i].item)], np.int64)
         if not len(rows):
             return None
