@@ -97,10 +97,14 @@ class _Retry:
         if isinstance(prepared, EncodingFailed):
             return await self._give_up(stage_of(prepared), prepared)
         try:
-            vectors = await self.context.encoding.encode([prepared])
+            vectors = await retry_until_available(
+                lambda: self.context.encoding.encode([prepared]),
+                what="items-retry.encode",
+                patience=self.context.patience,
+            )
             written = await self._write(prepared, vectors[0])
         except Unprocessable as error:
-            return await self._give_up("write", error)
+            return await self._give_up("encode" if isinstance(error, EncodingFailed) else "write", error)
         return _done("written" if written else "superseded", retry)
 
     async def _waiting_row(self) -> ItemRow | None:
