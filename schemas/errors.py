@@ -6,7 +6,7 @@ PipelineError
 │   ├── EncodingFailed   the content cannot be encoded
 │   └── WriteRejected    a store rejects the row
 ├── Unavailable      a service is down: pause the partition and retry
-│   └── StoreUnavailable, BrokerUnavailable, ContentUnavailable
+│   └── StoreUnavailable, BrokerUnavailable, ContentUnavailable, EncoderUnavailable
 ├── Misconfigured    found at start-up: names the setting and the fix
 └── Fenced           another process has this role: stop without writing
 """
@@ -33,6 +33,7 @@ class Reason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_REFUSED = "image_refused"
     IMAGE_UNAVAILABLE = "image_unavailable"
+    ENCODER_FAILED = "encoder_failed"
     BAD_VECTOR = "bad_vector"
     WRITE_REJECTED = "write_rejected"
 
@@ -82,6 +83,10 @@ class BrokerUnavailable(Unavailable):
 
 class ContentUnavailable(Unavailable):
     """An item's image cannot be fetched at this time."""
+
+
+class EncoderUnavailable(Unavailable):
+    """The encoder fails for every content: its device has no memory left, or is gone."""
 
 
 class Misconfigured(PipelineError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,10 @@ class CenterReport:
     """Items whose newest record no worker has acknowledged yet; they are not judged."""
     unusable: int = 0
     """Items whose newest record cannot be used: it has a dead letter, or cannot be decoded."""
+    split: int = 0
+    """Items with records in several partitions: their producers hash keys differently, or partitions were added."""
+    foreign: int = 0
+    """Items whose newest record does not lie where murmur2 of its key puts it."""
     changed_meanwhile: int = 0
     """Items with a newer record since they were read; they are not judged."""
     found: Counter[Fault] = field(default_factory=Counter)
@@ -95,7 +99,10 @@ class CenterReport:
 
 
 class KeyedOffsets:
-    """The newest record of every key of a partition, in 16 bytes a key.
+    """The newest record of every key of a topic, in 29 bytes a key. Partitions are added one after another.
+
+    Within a partition the last record of a key is the newest. Across partitions it is the one with the newest
+    timestamp so far, as `ItemRow.is_newer` has it.
 
     Keys are distinguished by 64 bits of a hash. Two that share them would hide a fault of the older; among a hundred
     million keys the chance that any two do is one in four thousand.
@@ -103,49 +110,76 @@ class KeyedOffsets:
 
     def __init__(self) -> None:
         self._hashes = array("Q")
+        self._times = array("q")
         self._words = array("q")  # offset twice, plus one if the record is a delete
         self._next_settling = _SETTLE_EVERY
+        self._settled = _no_keys()
 
-    def add(self, key: bytes, offset: int, *, deleted: bool) -> None:
-        """Add a record. Records of one key come in the order of their offsets."""
+    def add(self, key: bytes, offset: int, time_ms: int, *, deleted: bool) -> None:
+        """Add a record of the present partition. They come in the order of their offsets."""
         self._hashes.append(_hash(key))
+        self._times.append(time_ms)
         self._words.append(2 * offset + deleted)
         if len(self._hashes) >= self._next_settling:
-            self.settle()
+            self._settle()
             self._next_settling = len(self._hashes) + _SETTLE_EVERY
 
-    def settle(self) -> None:
-        """Drop all but the newest record of each key. Call it before any query."""
-        hashes, words = self._arrays()
-        order = np.lexsort((words, hashes))
-        hashes, words = hashes[order], words[order]
-        last = np.append(hashes[1:] != hashes[:-1], True) if len(hashes) else np.zeros(0, bool)
-        self._hashes, self._words = array("Q", hashes[last].tobytes()), array("q", words[last].tobytes())
+    def end_partition(self, partition: int) -> None:
+        """All records of a partition were added. Call it before any query."""
+        self._settle()
+        its = _no_keys(len(self._hashes))
+        its["hash"], its["time"], its["word"] = self._hashes, self._times, self._words
+        its["partition"] = partition
+        self._hashes, self._times, self._words = array("Q"), array("q"), array("q")
+        self._next_settling = _SETTLE_EVERY
+        both = np.concatenate((self._settled, its))
+        both = both[np.lexsort((both["partition"], both["time"], both["hash"]))]
+        same = both["hash"][1:] == both["hash"][:-1]
+        both["is_split"][1:] |= same
+        self._settled = both[np.append(~same, True)] if len(both) else both
 
-    def is_newest(self, key: bytes, offset: int) -> bool:
-        """Whether the record at `offset` is the newest of its key."""
-        word = self._word(key)
-        return word is not None and word >> 1 == offset
+    def _settle(self) -> None:
+        """Drop all but the newest record of each key of the present partition."""
+        if not self._hashes:
+            return
+        hashes, times, words = (np.array(one) for one in (self._hashes, self._times, self._words))
+        order = np.lexsort((words, hashes))
+        hashes, times, words = hashes[order], times[order], words[order]
+        first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
+        last = np.append(first[1:], len(hashes)) - 1
+        times = np.maximum.reduceat(times, first)
+        self._hashes, self._times = array("Q", hashes[last].tobytes()), array("q", times.tobytes())
+        self._words = array("q", words[last].tobytes())
+
+    def time_if_newest(self, key: bytes, partition: int, offset: int) -> int | None:
+        """The newest timestamp of the key's records in its partition, if this one is the key's newest; else None."""
+        row = self._row(key)
+        if row is None or row["partition"] != partition or row["word"] >> 1 != offset:
+            return None
+        return int(row["time"])
 
     def has_key(self, key: bytes) -> bool:
         """Whether there is a record of this key at all, deletes included."""
-        return self._word(key) is not None
+        return self._row(key) is not None
 
     def count_live(self) -> int:
         """How many keys have a newest record that is no delete."""
-        return int(np.count_nonzero(self._arrays()[1] % 2 == 0))
+        return int(np.count_nonzero(self._settled["word"] % 2 == 0))
 
-    def _word(self, key: bytes) -> int | None:
-        hashes, words = self._arrays()
+    def count_split(self) -> int:
+        """How many keys have records in several partitions."""
+        return int(np.count_nonzero(self._settled["is_split"]))
+
+    def _row(self, key: bytes) -> Any | None:
+        hashes = self._settled["hash"]
         wanted = np.uint64(_hash(key))
         place = int(np.searchsorted(hashes, wanted))
-        return int(words[place]) if place < len(hashes) and hashes[place] == wanted else None
+        return self._settled[place] if place < len(hashes) and hashes[place] == wanted else None
 
-    def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        return (
-            np.frombuffer(self._hashes, np.uint64) if self._hashes else np.zeros(0, np.uint64),
-            np.frombuffer(self._words, np.int64) if self._words else np.zeros(0, np.int64),
-        )
+
+def _no_keys(size: int = 0) -> NDArray[np.void]:
+    fields = [("hash", np.uint64), ("time", np.int64), ("word", np.int64), ("partition", np.int32), ("is_split", bool)]
+    return np.zeros(size, np.dtype(fields))
 
 
 def _hash(key: bytes) -> int:
@@ -160,11 +194,13 @@ class ExpectedContent:
     price: float | None
     published_at: datetime
     category: str | None
+    has_image: bool
 
     @classmethod
     def of(cls, item: ItemPublished) -> ExpectedContent:
         """The content of an item."""
-        return cls(item.content_hash(), item.price, item.published_at, item.category or None)
+        has_image = bool(item.image or item.image_url)
+        return cls(item.content_hash(), item.price, item.published_at, item.category or None, has_image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +211,16 @@ class Expected:
     item_id: str
     partition: int
     offset: int
+    time_ms: int
+    """Newest timestamp of the item's records of this partition up to this one."""
     content: ExpectedContent | None
     """None: deleted."""
     usable: bool = True
     """Whether the record can be decoded."""
 
-
-def is_ahead(row: ItemRow, partition: int, offset: int) -> bool:
-    """Whether a row comes from a later record of the partition."""
-    return row.source_partition == partition and row.source_offset > offset
+    def is_behind(self, row: ItemRow) -> bool:
+        """Whether a row comes from a newer record of the item."""
+        return row.is_newer(self.partition, self.offset, self.time_ms)
 
 
 def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[str], bool]) -> Finding | None:
@@ -196,14 +233,15 @@ def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[st
     def finding(fault: Fault, detail: str) -> Finding:
         return Finding(fault, expected.item_id, partition, offset, detail)
 
-    if row is None:
-        return None if content is None else finding("missing", "published, yet not there")
+    if row is None or row.is_deleted:
+        if content is None or (row is not None and row.source_partition != partition and expected.is_behind(row)):
+            return None  # the deletion lay in another partition, and has been compacted away
+        return finding("missing", "published, yet not there")
     came_from = f"{row.source_partition}/{row.source_offset}"
-    ahead = is_ahead(row, partition, offset)
     if content is None:
-        return None if ahead else finding("resurrected", f"deleted, yet there from {came_from}")
-    if ahead:
-        return finding("wrong", f"comes from {came_from}, which is no record of this item")
+        return finding("resurrected", f"deleted, yet there from {came_from}")
+    if expected.is_behind(row):
+        return finding("wrong", f"comes from {came_from}, which is not the newest record of this item")
     if (row.source_partition, row.source_offset) != (partition, offset):
         return finding("stale", f"still from {came_from}")
     same = {
@@ -216,6 +254,20 @@ def compare(expected: Expected, row: ItemRow | None, *, is_current: Callable[[st
     return finding("wrong", f"another {', '.join(wrong)} than its record says") if wrong else None
 
 
+def waits_in_vain(expected: Expected, row: ItemRow, awaited: Container[tuple[int, int]]) -> Finding | None:
+    """What is wrong with a row that lacks its picture, if no retry will fetch it; None if nothing is.
+
+    `awaited`: the records of `items` that retries in `items-retry` are still to be handled for.
+    """
+    if expected.content is None or not expected.content.has_image or row.has_image:
+        return None
+    if (expected.partition, expected.offset) in awaited:
+        return None
+    fault: Fault = "missing" if row.is_pending else "wrong"
+    detail = "its picture was not fetched, and neither a retry nor a dead letter of it is left"
+    return Finding(fault, expected.item_id, expected.partition, expected.offset, detail)
+
+
 def compare_announcement(
     item_id: str, partition: int, offset: int, source: SourceOffset | None, row: ItemRow | None
 ) -> Finding | None:
@@ -223,7 +275,7 @@ def compare_announcement(
 
     `source` is the record of `items` that it is of; None if it announces the item as gone. None if they agree.
     """
-    there = None if row is None or row.is_pending else (row.source_partition, row.source_offset)
+    there = None if row is None or not row.is_searchable else (row.source_partition, row.source_offset)
     announced = None if source is None else (source.partition, source.offset)
     if announced == there:
         return None

@@ -1,4 +1,4 @@
-"""Reading partitions twice: for the newest record of each key, then for those records themselves."""
+"""Reading a topic twice: for the newest record of each key, then for those records themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass
 class NewestRecords:
-    """The newest record of each key of some partitions, within the bounds of each. Records without key are left out."""
+    """The newest record of each key of a topic, within bounds. Records without key are left out."""
 
     reader: LogReader
     bounds: Mapping[TopicPartition, tuple[int, int]]
@@ -30,21 +30,26 @@ class NewestRecords:
     """Records of the first readings so far, those without key included."""
     _passed: int = 0
 
-    async def find(self, partition: TopicPartition) -> KeyedOffsets:
-        """First reading: the offset of the newest record of each key."""
+    async def find(self) -> KeyedOffsets:
+        """First reading: the place of the newest record of each key."""
         newest = KeyedOffsets()
-        async for record in self._read(partition, self.passes[0]):
-            self.records += 1
-            if record.key is not None:
-                newest.add(record.key, record.offset, deleted=record.value is None)
-        newest.settle()
+        for partition in self.bounds:
+            async for record in self._read(partition, self.passes[0]):
+                self.records += 1
+                if record.key is not None:
+                    newest.add(record.key, record.offset, record.timestamp, deleted=record.value is None)
+            newest.end_partition(partition.partition)
         return newest
 
-    async def read(self, partition: TopicPartition, newest: KeyedOffsets) -> AsyncIterator[Any]:
-        """Second reading: the newest records, in order."""
-        async for record in self._read(partition, self.passes[1]):
-            if record.key is not None and newest.is_newest(record.key, record.offset):
-                yield record
+    async def read(self, newest: KeyedOffsets) -> AsyncIterator[tuple[Any, int]]:
+        """Second reading: the newest records, partition by partition in order, each with its key's newest timestamp."""
+        for partition in self.bounds:
+            async for record in self._read(partition, self.passes[1]):
+                if record.key is None:
+                    continue
+                time_ms = newest.time_if_newest(record.key, record.partition, record.offset)
+                if time_ms is not None:
+                    yield record, time_ms
 
     async def _read(self, partition: TopicPartition, what: str) -> AsyncIterator[Any]:
         start, end = self.bounds[partition]

@@ -1,8 +1,8 @@
 """Comparing `items` with the center, and repairing it, beside index workers that go on working.
 
-The log is the truth and is never written to. It is read twice, partition by partition: first for the newest record of
-each key, then to compare those with their rows. Records that no worker has acknowledged yet are not judged, and neither
-are items with a newer record since the partition's end was noted.
+The log is the truth and is never written to. It is read twice: first for the newest record of each key, in whatever
+partition, then to compare those with their rows. Records that no worker has acknowledged yet are not judged, and
+neither are items with a newer record since the ends of the partitions were noted.
 
 Repair takes the index path: the newest record of an item goes through `index_batch`, which compares source offsets
 before it writes. Between that comparison and the write a live worker may write something newer, which is then
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from aiokafka import TopicPartition
@@ -26,14 +27,25 @@ from schemas.items import ImageRetry
 from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig
 from streams.broker.log_reader import LogReader
+from streams.broker.partitioning import home_partition
 from streams.broker.records import SourceRecord
 from streams.broker.topics import TopicsConfig
-from streams.center.compare import CenterReport, Expected, Finding, KeyedOffsets, Overdue, Position, compare, overdue
+from streams.center.compare import (
+    CenterReport,
+    Expected,
+    Finding,
+    KeyedOffsets,
+    Overdue,
+    Position,
+    compare,
+    overdue,
+    waits_in_vain,
+)
 from streams.center.newest_records import NewestRecords, OnProgress
-from streams.center.repair import LogTail, RecordDecoding, Repairer, source_of
+from streams.center.repair import LogTail, RecordDecoding, Repairer
 from streams.center.verify_announcements import COMPARED_AT_ONCE, AnnouncementCheck, FetchRows
 from streams.runtime.delivery import Patience, retry_until_available
-from streams.stores.vectors.row_scan import RowScan, RowSource
+from streams.stores.vectors.row_scan import RowScan, RowSource, source_of
 
 _ANNOUNCED_SECONDS = 2.0
 """In so much time a live worker has announced what it wrote."""
@@ -54,6 +66,7 @@ class CenterVerification:
         decoding: RecordDecoding,
         *,
         is_current: Callable[[str], bool],
+        retries_since: datetime,
         repairer: Repairer | None,
         on_progress: OnProgress,
     ) -> None:
@@ -63,6 +76,8 @@ class CenterVerification:
         self._scan = scan
         self._decoding = decoding
         self._is_current = is_current
+        self._retries_since_ms = retries_since.timestamp() * 1000
+        """A title whose picture is missing is judged only from here on: what became of older ones is forgotten."""
         self._repairer = repairer
         self._on_progress = on_progress
         self._report = CenterReport(repaired=repairer is not None)
@@ -78,17 +93,17 @@ class CenterVerification:
         committed = await retry_until_available(
             lambda: self._reader.committed("index"), what="center.positions", patience=Patience()
         )
+        awaited = await self._read_retries(committed)  # after the positions: what those acknowledge has sent its retry
         bounds = await self._reader.bounds(partitions)
         records = NewestRecords(self._reader, bounds, self._on_progress, ("reading", "comparing"))
-        for partition, (_, end) in bounds.items():
-            newest = await records.find(partition)
-            self._report.records = records.records
-            self._report.items += newest.count_live()
-            tail = LogTail(self._tail_reader, partition, end)
-            await self._compare_records(partition, records, newest, committed.get(partition, 0), tail)
-            await self._compare_unknown_rows(partition, newest, tail)
-        beyond = await self._scan.choose(len(partitions), None, lambda row: True)
-        await self._judge_rows(beyond, LogTail(self._tail_reader, partitions[0], bounds[partitions[0]][1]))
+        newest = await records.find()
+        self._report.records, self._report.items = records.records, newest.count_live()
+        self._report.split = newest.count_split()
+        tail = LogTail(self._tail_reader, {partition: end for partition, (_, end) in bounds.items()})
+        await self._compare_records(records, newest, committed, awaited, tail)
+        # also those from beyond the ends: of newer records, or of a log before this one
+        unknown = await self._scan.choose(lambda row: not newest.has_key(row.item_id.encode()))
+        await self._judge_rows(unknown, tail)
         await AnnouncementCheck(
             self._reader,
             fetch=self._fetch,
@@ -115,37 +130,52 @@ class CenterVerification:
                 except (KeyError, ValueError, ValidationError):
                     continue  # what became of a letter, or no letter of this pipeline
 
+    async def _read_retries(self, committed: Mapping[TopicPartition, int]) -> set[tuple[int, int]]:
+        """The records of `items` whose pictures are still to be fetched."""
+        awaited = set()
+        for partition, (start, end) in (
+            await self._reader.bounds(await self._reader.partitions("items-retry"))
+        ).items():
+            async for record in self._reader.read(partition, max(start, committed.get(partition, 0)), end):
+                with suppress(ValidationError):
+                    source = ImageRetry.model_validate_json(record.value or b"").source
+                    awaited.add((source.partition, source.offset))
+        return awaited
+
     async def _compare_records(
-        self, partition: TopicPartition, records: NewestRecords, newest: KeyedOffsets, committed: int, tail: LogTail
+        self,
+        records: NewestRecords,
+        newest: KeyedOffsets,
+        committed: Mapping[TopicPartition, int],
+        awaited: Container[tuple[int, int]],
+        tail: LogTail,
     ) -> None:
         batch: list[Expected] = []
-        async for record in records.read(partition, newest):
-            if record.offset >= committed:
+        async for record, time_ms in records.read(newest):
+            self._report.foreign += home_partition(record.key, len(records.bounds)) != record.partition
+            if record.offset >= committed.get(TopicPartition(record.topic, record.partition), 0):
                 self._report.waiting += 1
                 continue
-            batch.append(self._decoding.expect(SourceRecord.of(record, "items")))
+            batch.append(self._decoding.expect(SourceRecord.of(record, "items"), time_ms))
             if len(batch) >= COMPARED_AT_ONCE:
-                await self._judge(batch, tail)
+                await self._judge(batch, awaited, tail)
                 batch = []
-        await self._judge(batch, tail)
+        await self._judge(batch, awaited, tail)
 
-    async def _compare_unknown_rows(self, partition: TopicPartition, newest: KeyedOffsets, tail: LogTail) -> None:
-        """Rows without a record; also those from beyond the end: of newer records, or of a log before this one."""
-        number = partition.partition
-        unknown = await self._scan.choose(number, number, lambda row: not newest.has_key(row.item_id.encode()))
-        await self._judge_rows(unknown, tail)
-
-    async def _judge(self, batch: Sequence[Expected], tail: LogTail) -> None:
+    async def _judge(self, batch: Sequence[Expected], awaited: Container[tuple[int, int]], tail: LogTail) -> None:
         rows = await self._fetch([one.item_id for one in batch if one.usable])
         await tail.catch_up()  # after the rows: records beyond our end that a worker wrote into them are seen here
         for one in batch:
-            if tail.newest(one.key) is not None:
+            if tail.has_key(one.key):
                 self._report.changed_meanwhile += 1
                 continue
             if not one.usable:
                 self._report.unusable += 1
                 continue
-            finding = compare(one, rows.get(one.item_id), is_current=self._is_current)
+            row = rows.get(one.item_id)
+            finding = compare(one, row, is_current=self._is_current)
+            if finding is None and row is not None and (row.is_pending or one.time_ms >= self._retries_since_ms):
+                finding = waits_in_vain(one, row, awaited)
             if finding is None:
                 continue
             if one.offset in self._refused.get(one.partition, ()):
@@ -156,13 +186,18 @@ class CenterVerification:
 
     async def _judge_rows(self, unknown: Sequence[RowSource], tail: LogTail) -> None:
         """Rows of which the topic holds no record any more: their delete has been compacted away."""
+        marks = [row for row in unknown if row.is_deleted]
+        unknown = [row for row in unknown if not row.is_deleted]
+        if self._repairer is not None:
+            for start in range(0, len(marks), COMPARED_AT_ONCE):
+                await self._repairer.forget(marks[start : start + COMPARED_AT_ONCE], tail)
         for start in range(0, len(unknown), COMPARED_AT_ONCE):
             batch = unknown[start : start + COMPARED_AT_ONCE]
             rows = await self._fetch([row.item_id for row in batch])
             await tail.catch_up()
             for row in batch:
                 held, key = rows.get(row.item_id), row.item_id.encode()
-                if held is None or source_of(held) != row or tail.newest(key) is not None:
+                if held is None or source_of(held) != row or tail.has_key(key):
                     self._report.changed_meanwhile += 1
                     continue
                 detail = f"there from {row.partition}/{row.offset}, yet the topic holds no record of it"

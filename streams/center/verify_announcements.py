@@ -62,19 +62,18 @@ class AnnouncementCheck:
         bounds = await self.reader.bounds(await self.reader.partitions("embeddings"))
         passes = ("reading announcements", "comparing announcements")
         records = NewestRecords(self.reader, bounds, self.on_progress, passes)
-        for partition, (_, end) in bounds.items():
-            newest = await records.find(partition)
-            differing: list[_Announcement] = []
-            batch: list[_Announcement] = []
-            async for record in records.read(partition, newest):
-                announcement = self._decode(record)
-                if announcement is not None and announcement.item_id not in but:
-                    batch.append(announcement)
-                if len(batch) >= COMPARED_AT_ONCE:
-                    differing += await self._differing(batch)
-                    batch = []
-            differing += await self._differing(batch)
-            await self._judge(differing, partition, end, report)
+        newest = await records.find()
+        differing: list[_Announcement] = []
+        batch: list[_Announcement] = []
+        async for record, _ in records.read(newest):
+            announcement = self._decode(record)
+            if announcement is not None and announcement.item_id not in but:
+                batch.append(announcement)
+            if len(batch) >= COMPARED_AT_ONCE:
+                differing += await self._differing(batch)
+                batch = []
+        differing += await self._differing(batch)
+        await self._judge(differing, {partition: end for partition, (_, end) in bounds.items()}, report)
 
     def _decode(self, record: Any) -> _Announcement | None:
         """What a record announces; None if its key is of another encoder version, or none of ours."""
@@ -99,15 +98,16 @@ class AnnouncementCheck:
         return [one for one in batch if one.compare(rows) is not None]
 
     async def _judge(
-        self, differing: list[_Announcement], partition: TopicPartition, end: int, report: CenterReport
+        self, differing: list[_Announcement], ends: Mapping[TopicPartition, int], report: CenterReport
     ) -> None:
         """Compare once more, after live workers had time to announce."""
         if not differing:
             return
         await self.settle()
         announced_since: set[bytes] = set()
-        async for record in self.reader.read(partition, end, await self.reader.end(partition)):
-            announced_since.add(record.key or b"")
+        for partition, end in ends.items():
+            async for record in self.reader.read(partition, end, await self.reader.end(partition)):
+                announced_since.add(record.key or b"")
         stale: list[str] = []
         for start in range(0, len(differing), COMPARED_AT_ONCE):
             batch = differing[start : start + COMPARED_AT_ONCE]

@@ -9,20 +9,29 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from faust.types import EventT, StreamT
 
+from schemas.errors import Unavailable
+from streams.broker.partitioning import FIX, home_partition
 from streams.broker.records import SourceRecord
-from streams.indexing.context import IndexContext
+from streams.indexing.config import PartitioningReport
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.flow import Flow, OrderedAcks
 from streams.indexing.image_retries import due_in_seconds, retry_image
 from streams.indexing.index_batch import index_batch
 from streams.indexing.prefetch import Prefetched, decode_batch, prefetch
 from streams.indexing.take_over import RecentWrites, recheck
 
+log = structlog.get_logger()
+
 _DUE_EVERY_SECONDS = 1.0
+_FORGET_EVERY = timedelta(hours=1)
 
 IsCurrent = Callable[[Any], bool]
 """Whether an event was read under the present assignment of partitions; older ones are read again."""
@@ -64,7 +73,7 @@ class ItemPipeline:
 
     Batches are decided, written and acknowledged strictly one after another. Only what no order can change, decoding
     and encoding, is done ahead for the next ones. Three loops share the queue: `run` reads and prefetches,
-    `_write_in_order` writes, `_recheck_when_due` checks rows again after a take-over.
+    `_write_in_order` writes, `_recheck_when_due` checks what was written again.
     """
 
     context: IndexContext
@@ -73,11 +82,15 @@ class ItemPipeline:
     is_current: IsCurrent
     on_report: Report
     stream: StreamT[bytes]
+    count_partitions: Callable[[], int] = lambda: 0
+    """How many partitions `items` has; 0 if that is not known."""
 
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(1 + self.context.config.batches_ahead)
         self._queue: deque[_Batch] = deque()
         self._arrived = asyncio.Condition()
+        self._told_foreign = False
+        self._forgot_at: datetime | None = None
         self._in_turn = asyncio.Lock()  # a recheck between a write and its being remembered would undo that write
 
     async def run(self) -> None:
@@ -103,6 +116,7 @@ class ItemPipeline:
     async def _enqueue(self, events: Sequence[EventT[Any]]) -> None:
         """Decode a batch, begin to prefetch it, and line it up."""
         records = [as_record(event, "items") for event in events]
+        self._report_partitioning(records)
         prefetched = decode_batch(self.context, records)
         unwritten = frozenset().union(*(batch.item_ids for batch in self._queue))
         prefetching = asyncio.create_task(prefetch(self.context, prefetched, unwritten))
@@ -110,6 +124,21 @@ class ItemPipeline:
         async with self._arrived:
             self._queue.append(_Batch(events, records, self.flow.epoch, prefetched, prefetching, item_ids))
             self._arrived.notify()
+
+    def _report_partitioning(self, records: Sequence[SourceRecord]) -> None:
+        if not (partitions := self.count_partitions()):
+            return
+        foreign = [one for one in records if one.key and home_partition(one.key, partitions) != one.partition]
+        self.on_report(PartitioningReport(home=len(records) - len(foreign), foreign=len(foreign)))
+        if foreign and not self._told_foreign:
+            self._told_foreign = True
+            log.warning(
+                "items.foreign_partition",
+                partition=foreign[0].partition,
+                offset=foreign[0].offset,
+                partitions=partitions,
+                fix=FIX,
+            )
 
     async def _write_in_order(self) -> None:
         while True:
@@ -130,8 +159,9 @@ class ItemPipeline:
         whole = len(current) == len(batch.events)
         records = batch.records if whole else [as_record(event, "items") for event in current]
         guard = self.flow.guard(batch.epoch)
-        self.on_report(await index_batch(self.context, records, guard, batch.prefetched if whole else None))
-        self.recent.add(records)
+        report = await index_batch(self.context, records, guard, batch.prefetched if whole else None)
+        self.on_report(report)
+        self.recent.add(report.written)
         for event in current:
             await self.stream.ack(event)
 
@@ -139,9 +169,21 @@ class ItemPipeline:
         while True:
             await asyncio.sleep(_DUE_EVERY_SECONDS)
             epoch = self.flow.epoch
-            if self.recent.is_due:
+            while self.recent.is_due:
                 async with self.flow.hand(epoch), self._in_turn:
                     await recheck(self.context, self.recent.pop_due(), self.flow.guard(epoch))
+            now = self.context.now()
+            if self._forgot_at is None or now - self._forgot_at >= _FORGET_EVERY:
+                self._forgot_at = now
+                async with self.flow.hand(epoch), self._in_turn:
+                    await self._forget_deleted(now, self.flow.guard(epoch))
+
+    async def _forget_deleted(self, now: datetime, guard: Guard) -> None:
+        """Remove marks of deleted items whose time is over. A center that is away is asked the next time."""
+        with suppress(Unavailable):
+            async with self.context.writing:
+                await guard()
+                await self.context.index.forget_deleted(now)
 
     def _fail(self, task: asyncio.Future[None]) -> None:
         """Stop the process if a loop ends by itself: a worker that reads and does not write looks alive."""

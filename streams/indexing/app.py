@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from streams.broker.topics import TopicsConfig
 from streams.indexing.agents import ImageRetryPool, IsCurrent, ItemPipeline, Report
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
-from streams.indexing.take_over import RecentWrites
+from streams.indexing.take_over import MAX_REMEMBERED_RECORDS, RecentWrites
 from streams.runtime.delivery import Patience
 
 log = structlog.get_logger()
@@ -34,6 +34,9 @@ OUTAGE_SECONDS = 86_400.0
 
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
+
+_METADATA_MAX_AGE_MS = 30_000
+"""How long partitions that are added to a topic may go unnoticed; the client's default is five minutes."""
 
 REVOKE_PATIENCE_SECONDS = 10.0
 """How long a rebalance waits for a write that is under way."""
@@ -70,6 +73,7 @@ def create_index_app(
         broker_max_poll_interval=OUTAGE_SECONDS,
         consumer_group_instance_id=instance_id,
         consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         consumer_max_fetch_size=broker.max_record_bytes + 65_536,
         key_serializer="raw",
         value_serializer="raw",
@@ -89,12 +93,22 @@ def create_index_app(
     heartbeats = Heartbeats(time.monotonic)
     flow.watch_session(lambda: heartbeats.assert_within(config.silence_seconds))
     recent = RecentWrites(
-        window_seconds=config.session_timeout_seconds + config.write_deadline_seconds,
-        max_records=config.held_records,
+        window_seconds=config.recheck_seconds,
+        max_records=MAX_REMEMBERED_RECORDS,
+        max_taken_over=config.held_records,
         clock=time.monotonic,
     )
     assignment = _Assignment(app, topics, flow, context.writing, heartbeats, recent, on_ready)
-    bind_agents(app, context, flow, recent, topics=topics, is_current=assignment.is_current, on_report=on_report)
+    bind_agents(
+        app,
+        context,
+        flow,
+        recent,
+        topics=topics,
+        is_current=assignment.is_current,
+        on_report=on_report,
+        count_partitions=lambda: assignment.partitions["items"],
+    )
     app.on_partitions_revoked.connect(assignment.on_revoked, weak=False)
     app.on_partitions_assigned.connect(assignment.on_assigned, weak=False)
     return app
@@ -147,6 +161,8 @@ class _Assignment:
     on_ready: Callable[[], None]
     _is_moving: bool = False
     """Partitions were revoked and not assigned again: until then Faust's generation is still that of the old ones."""
+    partitions: dict[str, int] = field(default_factory=lambda: {"items": 0, "items-retry": 0})
+    """How many partitions the topics had at the last assignment."""
 
     def is_current(self, event: EventT[Any]) -> bool:
         """Whether an event was read under the present assignment."""
@@ -165,22 +181,45 @@ class _Assignment:
     async def on_assigned(self, sender: AppT, assigned: Any, **_: Any) -> None:
         """Go on with these partitions; fail if those of `items` and `items-retry` differ."""
         self._is_moving = False
-        self.heartbeats.watch(self.app.consumer._thread._consumer._coordinator)
+        consumer = self.app.consumer._thread._consumer
+        self.heartbeats.watch(consumer._coordinator)
         self.recent.restart()
-        items, retries = (
-            sorted(tp.partition for tp in assigned if tp.topic == self.topics.full_name(name))
-            for name in ("items", "items-retry")
-        )
-        log.info("index.assigned", items=items, items_retry=retries)
-        if items == retries:
+        of_topic: dict[str, list[int]] = {}
+        for name in ("items", "items-retry"):
+            full = self.topics.full_name(name)
+            of_topic[name] = sorted(tp.partition for tp in assigned if tp.topic == full)
+            self.partitions[name] = len(consumer._client.cluster.partitions_for_topic(full) or ())
+        log.info("index.assigned", items=of_topic["items"], items_retry=of_topic["items-retry"], of=self.partitions)
+        if (error := assignment_error(self.topics, of_topic, self.partitions)) is None:
             self.on_ready()
-            return
-        self.flow.fail(
-            Misconfigured(
-                f"group {self.topics.group('index')!r} gives this worker partitions {items} of items but {retries} of "
-                "items-retry; they must go together: do all its workers run this version?"
-            )
+        else:
+            self.flow.fail(error)
+
+
+def assignment_error(
+    topics: TopicsConfig, assigned: Mapping[str, Sequence[int]], partitions: Mapping[str, int]
+) -> Misconfigured | None:
+    """Why a worker cannot go on with the partitions that it was assigned; None if it can."""
+    items, retries = topics.full_name("items"), topics.full_name("items-retry")
+    if partitions["items"] != partitions["items-retry"]:
+        return different_partitions(items, partitions["items"], retries, partitions["items-retry"])
+    if assigned["items"] != assigned["items-retry"]:
+        return Misconfigured(
+            f"group {topics.group('index')!r} gives this worker partitions {assigned['items']} of {items} but "
+            f"{assigned['items-retry']} of {retries}; they must go together: do all its workers run this version?"
         )
+    return None
+
+
+def different_partitions(items: str, its: int, retries: str, theirs: int) -> Misconfigured:
+    """The refusal of topics with different numbers of partitions."""
+    wide, most = (items, its) if its > theirs else (retries, theirs)
+    narrow = retries if wide == items else items
+    return Misconfigured(
+        f"{items} has {its} partitions and {retries} has {theirs}: they must have the same number, so that one worker "
+        f"reads an item and its retries. Give {narrow} as many as {wide} (kafka-topics --alter --topic {narrow} "
+        f"--partitions {most}), set MIM_TOPICS__PARTITIONS={most}, and start all workers again"
+    )
 
 
 def bind_agents(
@@ -192,11 +231,12 @@ def bind_agents(
     topics: TopicsConfig,
     is_current: IsCurrent,
     on_report: Report,
+    count_partitions: Callable[[], int] = lambda: 0,
 ) -> tuple[Any, Any]:
     """Bind both agents to their topics; returns them."""
 
     async def index_items(stream: StreamT[bytes]) -> None:
-        await ItemPipeline(context, flow, recent, is_current, on_report, stream).run()
+        await ItemPipeline(context, flow, recent, is_current, on_report, stream, count_partitions).run()
 
     async def retry_images(stream: StreamT[bytes]) -> None:
         await ImageRetryPool(context, flow, is_current, on_report, asyncio.sleep, stream).run()

@@ -15,10 +15,10 @@ from schemas.items import ImageRetry, ItemPublished, SourceOffset
 from schemas.letters import DeadLetter, RequeueHeaders
 from streams.indexing.contents import ItemInputs, load_content
 from streams.indexing.context import IndexContext
-from streams.indexing.item_changes import ItemChange, is_newer
+from streams.indexing.item_changes import ItemChange, newest_changes
 from streams.indexing.prefetch import Prefetched, Vector, is_complete
 from streams.runtime.delivery import deliver
-from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemRow
+from streams.stores.vectors.item_index import FOR_EVER, MAX_TITLE_CHARACTERS, ItemRow, deletion_mark
 
 
 @dataclass
@@ -31,15 +31,19 @@ class BatchPlan:
     """Rows whose content has not changed."""
     pending: list[ItemRow] = field(default_factory=list)
     """Rows without vector: their only content is a picture that is still to come."""
-    deleted: list[str] = field(default_factory=list)
+    deleted: list[ItemRow] = field(default_factory=list)
+    """Marks of deleted items, in place of their rows."""
     stale: list[ItemRow] = field(default_factory=list)
     """Rows as they are: the center already holds something newer."""
     retries: list[ImageRetry] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
 
+    changes: dict[str, ItemChange] = field(default_factory=dict)
+    """By item id: the change that its row or mark is made from."""
+
     @property
     def upserts(self) -> list[ItemRow]:
-        """All rows that are written."""
+        """All rows of items on sale that are written."""
         return [*self.encoded, *self.rewritten, *self.pending]
 
 
@@ -54,27 +58,33 @@ class BatchPlanner:
     context: IndexContext
     prefetched: Prefetched
     plan: BatchPlan
+    rows: Mapping[str, ItemRow]
+    """The rows as they are, pending ones and marks included."""
     _encodable: list[_Encodable] = field(default_factory=list)
 
-    async def decide(self, newest: Sequence[ItemChange], rows: Mapping[str, ItemRow]) -> None:
+    async def decide(self) -> None:
         """Sort the newest change of every item into the plan.
 
         A change that turns out to be unusable gives way to the one before it in the batch.
         """
-        waiting = list(newest)
+        waiting = newest_changes(self.prefetched.changes, self.rows)
         while waiting:
             changed: list[tuple[ItemChange, ItemPublished, float | None]] = []
             for change in waiting:
-                row = rows.get(change.item_id)
-                if row is not None and is_newer(row, change.record):
-                    self.plan.stale.append(row)
-                elif change.item is None:
-                    self.plan.deleted.append(change.item_id)
+                row = self.rows.get(change.item_id)
+                if row is not None and change.is_older_than(row):
+                    self._keep(change, row)
+                    continue
+                self.plan.changes[change.item_id] = change
+                if change.item is None:
+                    self.plan.deleted.append(self._mark(change, row))
                 elif row is not None and is_complete(self.context, row, change, change.item):
                     self.plan.rewritten.append(_rewritten(row, change, change.item))
                 else:
                     changed.append((change, change.item, change.first_price(row)))
             refused = await self._prepare(changed)
+            for change in refused:
+                del self.plan.changes[change.item_id]
             waiting = [change.before for change in refused if change.before is not None]
         await deliver(
             self._encodable,
@@ -82,6 +92,27 @@ class BatchPlanner:
             quarantine=self._refuse,
             what="items.encode",
             patience=self.context.patience,
+        )
+
+    def _keep(self, change: ItemChange, row: ItemRow) -> None:
+        """Leave a newer row as it is. A mark stays for good where an older publish lies in another partition."""
+        elsewhere = change.item is not None and change.record.partition != row.source_partition
+        if row.is_deleted and elsewhere and row.published_at != FOR_EVER:
+            self.plan.deleted.append(replace(row, published_at=FOR_EVER))
+        else:
+            self.plan.stale.append(row)
+
+    def _mark(self, change: ItemChange, row: ItemRow | None) -> ItemRow:
+        encoding = self.context.encoding
+        until = self.context.now() + self.context.deletions_kept
+        return deletion_mark(
+            change.item_id,
+            encoder_version=encoding.version,
+            dim=encoding.dim,
+            partition=change.record.partition,
+            offset=change.record.offset,
+            time_ms=change.time_ms,
+            until=FOR_EVER if change.opposes_publish(row) else until,
         )
 
     async def _prepare(self, changed: Sequence[tuple[ItemChange, ItemPublished, float | None]]) -> list[ItemChange]:
@@ -130,6 +161,7 @@ class BatchPlanner:
         self.plan.encoded += [self._row(*one, vector) for one, vector in zip(part, vectors, strict=True)]
 
     async def _refuse(self, one: _Encodable, error: Unprocessable) -> None:
+        del self.plan.changes[one[0].item_id]
         self._add_letter(one[0], "encode", error)
 
     def _add_letter(self, change: ItemChange, stage: str, error: Unprocessable) -> None:
@@ -153,7 +185,7 @@ class BatchPlanner:
             has_image=prepared is not None and prepared.has_image,
             source_partition=change.record.partition,
             source_offset=change.record.offset,
-            produced_at_ms=change.record.timestamp_ms,
+            produced_at_ms=change.time_ms,
             title=change.item.title[:MAX_TITLE_CHARACTERS],
         )
 
@@ -165,5 +197,5 @@ def _rewritten(row: ItemRow, change: ItemChange, item: ItemPublished) -> ItemRow
         price=item.price,
         source_partition=change.record.partition,
         source_offset=change.record.offset,
-        produced_at_ms=change.record.timestamp_ms,
+        produced_at_ms=change.time_ms,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from streams.broker.records import SourceRecord
 from streams.indexing.slots import LeaseConfig
 from streams.runtime.delivery import BackOffConfig
 
@@ -69,6 +70,18 @@ class IndexConfig(BaseModel):
         return 0.4 * self.session_timeout_seconds
 
     @property
+    def read_ahead_seconds(self) -> float:
+        """How long before a write its rows may have been read; they are read again after that."""
+        return self.silence_seconds
+
+    @property
+    def recheck_seconds(self) -> float:
+        """How long after a write another worker's write may arrive that was decided without it: that worker may have
+        read rows long before, and then deletes and writes.
+        """
+        return self.read_ahead_seconds + 2 * self.write_deadline_seconds
+
+    @property
     def silence_seconds(self) -> float:
         """How long after the last confirmed heartbeat a write may begin."""
         return self.session_timeout_seconds - self.write_deadline_seconds
@@ -106,6 +119,8 @@ class IndexReport:
     held_seconds: float = 0.0
     """Time spent waiting for stores that were away."""
     seconds: float = 0.0
+    written: Sequence[SourceRecord] = field(default=(), repr=False)
+    """The records whose rows or marks were written, each with the time that its row has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +131,11 @@ class RetryReport:
     """`written`, `again`, `superseded` or `given_up`."""
     attempt: int
     dead_lettered: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitioningReport:
+    """How many records of a batch lie where murmur2 of their key puts them, and how many in another partition."""
+
+    home: int
+    foreign: int

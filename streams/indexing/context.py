@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from streams.dead_letters.producer import DeadLetters
@@ -40,6 +40,8 @@ class IndexContext:
     max_record_bytes: int
     patience: Patience
     now: Callable[[], datetime]
+    deletions_kept: timedelta = timedelta(days=7)
+    """How long the mark of a deleted item stays: as long as the topic keeps the deletion."""
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Locked from reading a row until what replaced it was announced."""
 

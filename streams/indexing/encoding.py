@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from encoders.base import Encoder, ItemContent, Prepared
-from schemas.errors import EncodingFailed
+from schemas.errors import EncoderUnavailable, EncodingFailed, Misconfigured, PipelineError, Reason
 from schemas.items import ItemPublished
+
+log = structlog.get_logger()
 
 
 class ItemEncoding:
@@ -22,12 +26,26 @@ class ItemEncoding:
     Keeps the vectors of the last `cache_items` contents, by a digest of all that the towers see. With several
     `encode_threads` each batch is shared out among them: passes side by side, of one core each, waste less than one
     pass whose operations are split over all cores.
+
+    An encoder that raises what it should not (out of memory, an operation that its device refuses) is tried with a
+    content that has always worked. If that works, the batch is at fault, and smaller parts of it may be encoded; else
+    the encoder is unavailable, and after `patience_seconds` the process ends.
     """
 
     def __init__(
-        self, encoder: Encoder, *, prepare_threads: int, encode_threads: int = 1, cache_items: int = 0
+        self,
+        encoder: Encoder,
+        *,
+        prepare_threads: int,
+        encode_threads: int = 1,
+        cache_items: int = 0,
+        patience_seconds: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder = encoder
+        self._patience_seconds = patience_seconds
+        self._clock = clock
+        self._failing_since: float | None = None
         self._preparing = ThreadPoolExecutor(prepare_threads, thread_name_prefix="prepare")
         self._encode_threads = encode_threads
         self._towers = ThreadPoolExecutor(encode_threads, thread_name_prefix="encode")
@@ -53,9 +71,18 @@ class ItemEncoding:
             return await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, content)
         except EncodingFailed as error:
             return error
+        except PipelineError:
+            raise
+        except Exception as error:  # one item's content must not end the process, again and again
+            log.exception("encoder.prepare_failed")
+            return EncodingFailed(Reason.ENCODER_FAILED, f"cannot be prepared: {error!r}")
 
     async def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
-        """(n, dim) unit rows."""
+        """(n, dim) unit rows.
+
+        Raises `EncodingFailed` if the encoder fails for this batch (a part of it may work), `EncoderUnavailable` if it
+        fails for everything, and `Misconfigured` if it has done so for too long.
+        """
         found = {one.address: vector for one in batch if (vector := self._vectors.get(one.address)) is not None}
         new = {one.address: one for one in batch if one.address not in found}
         addresses, items = list(new), list(new.values())
@@ -66,7 +93,12 @@ class ItemEncoding:
             for share in shares
             if share
         ]
-        for share, vectors in zip(shares, await asyncio.gather(*work), strict=False):
+        shared = await asyncio.gather(*work, return_exceptions=True)
+        for failure in shared:
+            if isinstance(failure, BaseException):
+                raise await self._judged(failure, len(items))
+        for share, vectors in zip(shares, shared, strict=False):
+            assert not isinstance(vectors, BaseException)
             for place, vector in zip(share, vectors, strict=True):
                 found[addresses[place]] = vector.copy()  # a row of its own: a view would keep its whole batch alive
         for address, vector in found.items():
@@ -75,6 +107,28 @@ class ItemEncoding:
         while len(self._vectors) > self._cache_items:
             self._vectors.popitem(last=False)
         return np.stack([found[one.address] for one in batch]) if batch else np.zeros((0, self.dim), np.float32)
+
+    async def _judged(self, failure: BaseException, count: int) -> BaseException:
+        """What a failure to encode `count` contents means."""
+        if isinstance(failure, PipelineError) or not isinstance(failure, Exception):
+            return failure
+        loop = asyncio.get_running_loop()
+        try:
+            probe = await loop.run_in_executor(self._preparing, self._prepare, ItemContent(title="probe"))
+            await loop.run_in_executor(self._towers, self._encoder.encode, [probe])
+        except Exception as error:
+            now = self._clock()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - self._failing_since < self._patience_seconds:
+                return EncoderUnavailable("the encoder", f"it fails for every content: {error!r}")
+            return Misconfigured(
+                f"the encoder has failed for every content for {now - self._failing_since:.0f} s: {error!r}. Nothing is "
+                "lost: start again when its device works (nvidia-smi shows memory and errors), or set "
+                "MIM_ENCODER__DEVICE=cpu"
+            )
+        self._failing_since = None
+        log.warning("encoder.failed", count=count, error=repr(failure))
+        return EncodingFailed(Reason.ENCODER_FAILED, f"the encoder fails for it: {failure!r}")
 
     def close(self) -> None:
         """End the threads after what they have in hand."""

@@ -19,7 +19,7 @@ from streams.stores.vectors.item_index import ItemRow
 class GuardedWriter:
     """The writes of one worker. `guard` is called before each attempt, and what it raises for good passes through.
 
-    All repeat until what they need is available, except `upsert_once` and `delete_once`, which raise `Unavailable`.
+    All repeat until what they need is available, except those that end in `_once`, which raise `Unavailable`.
     """
 
     context: IndexContext
@@ -35,13 +35,10 @@ class GuardedWriter:
         await self.guard()
         await self._within_deadline(self.context.index.delete(item_ids))
 
-    async def upsert(self, rows: Sequence[ItemRow], *, what: str) -> None:
-        """Write rows; `what` names the write in the log."""
-        await self._repeat(what, partial(self.upsert_once, rows))
-
-    async def delete(self, item_ids: Sequence[str], *, what: str) -> None:
-        """Delete rows; `what` names the write in the log."""
-        await self._repeat(what, partial(self.delete_once, item_ids))
+    async def bury_once(self, marks: Sequence[ItemRow]) -> None:
+        """Put marks of deleted items in place of their rows, those of other encoders included."""
+        await self.delete_once([mark.item_id for mark in marks])
+        await self.upsert_once(marks)
 
     async def announce(self, rows: Sequence[ItemRow], gone: Sequence[str]) -> None:
         """Announce rows, and items that have none.

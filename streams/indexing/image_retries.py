@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -24,7 +25,8 @@ from streams.indexing.contents import stage_of
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.guarded_writer import GuardedWriter
 from streams.indexing.prefetch import Vector
-from streams.stores.vectors.item_index import ItemRow
+from streams.runtime.delivery import retry_until_available
+from streams.stores.vectors.item_index import ItemRow, deletion_mark
 
 log = structlog.get_logger()
 
@@ -95,29 +97,43 @@ class _Retry:
         if isinstance(prepared, EncodingFailed):
             return await self._give_up(stage_of(prepared), prepared)
         try:
-            vectors = await self.context.encoding.encode([prepared])
+            vectors = await retry_until_available(
+                lambda: self.context.encoding.encode([prepared]),
+                what="items-retry.encode",
+                patience=self.context.patience,
+            )
             written = await self._write(prepared, vectors[0])
         except Unprocessable as error:
-            return await self._give_up("write", error)
+            return await self._give_up("encode" if isinstance(error, EncodingFailed) else "write", error)
         return _done("written" if written else "superseded", retry)
 
     async def _waiting_row(self) -> ItemRow | None:
         """The row that still waits for this picture (or has it from an earlier attempt); None if it was replaced."""
         item_id = self.retry.item.item_id
         row = (await self.context.read_rows([item_id], what="items-retry.fetch")).get(item_id)
-        if row is None or SourceOffset(partition=row.source_partition, offset=row.source_offset) != self.retry.source:
+        if row is None or row.is_deleted:
+            return None
+        if SourceOffset(partition=row.source_partition, offset=row.source_offset) != self.retry.source:
             return None
         return row
 
     async def _write(self, prepared: Prepared, vector: Vector) -> bool:
         async with self.context.writing:
-            row = await self._waiting_row()
-            if row is None:
-                return False
-            full = replace(row, vector=vector, has_title=prepared.has_title, has_image=prepared.has_image)
-            await self.writer.upsert([full], what="items-retry.upsert")
-            await self.writer.announce([full], [])
-            return True
+            written = await retry_until_available(
+                partial(self._write_once, prepared, vector), what="items-retry.upsert", patience=self.context.patience
+            )
+            if written is not None:
+                await self.writer.announce([written], [])
+            return written is not None
+
+    async def _write_once(self, prepared: Prepared, vector: Vector) -> ItemRow | None:
+        """The row is read right before each attempt: an owner of another partition may write it meanwhile."""
+        row = await self._waiting_row()
+        if row is None:
+            return None
+        full = replace(row, vector=vector, has_title=prepared.has_title, has_image=prepared.has_image)
+        await self.writer.upsert_once([full])
+        return full
 
     async def _try_again(self, error: ContentUnavailable) -> RetryReport:
         failed, config = self.retry.attempt + 1, self.context.config
@@ -130,7 +146,7 @@ class _Retry:
         return _done("again", later)
 
     async def _give_up(self, stage: str, error: Unprocessable) -> RetryReport:
-        """Send a dead letter. A vector of the title stays; a row that only waited for the picture is deleted."""
+        """Send a dead letter. A vector of the title stays; a row that only waited gives way to a mark."""
         retry = self.retry
         letter = self.record.letter(stage, error, failed_at=self.context.now(), attempts=retry.attempt)
         if retry.requeued_from is not None and retry.first_failed_at is not None:
@@ -138,10 +154,24 @@ class _Retry:
             letter = letter.after(requeued.headers())
         await self.writer.publish_letters([letter])
         async with self.context.writing:
-            row = await self._waiting_row()
-            if row is not None and row.is_pending:
-                await self.writer.delete([row.item_id], what="items-retry.delete")
+            await retry_until_available(self._bury_once, what="items-retry.delete", patience=self.context.patience)
         return _given_up(retry.attempt, stage, error)
+
+    async def _bury_once(self) -> None:
+        """A mark keeps the place of the record: nothing older takes it, and nobody looks for a row that was lost."""
+        row = await self._waiting_row()
+        if row is not None and row.is_pending:
+            until = self.context.now() + self.context.deletions_kept
+            mark = deletion_mark(
+                row.item_id,
+                encoder_version=row.encoder_version,
+                dim=len(row.vector),
+                partition=row.source_partition,
+                offset=row.source_offset,
+                time_ms=row.produced_at_ms,
+                until=until,
+            )
+            await self.writer.bury_once([mark])
 
 
 def _given_up(attempts: int, stage: str, error: Unprocessable) -> RetryReport:

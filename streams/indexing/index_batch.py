@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -23,9 +24,8 @@ from streams.indexing.batch_plan import BatchPlan, BatchPlanner
 from streams.indexing.config import IndexReport
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.guarded_writer import GuardedWriter
-from streams.indexing.item_changes import newest_changes
 from streams.indexing.prefetch import Prefetched, decode_batch
-from streams.runtime.delivery import DeliveryReport, deliver
+from streams.runtime.delivery import DeliveryReport, deliver, retry_until_available
 from streams.stores.vectors.item_index import ItemRow
 
 log = structlog.get_logger()
@@ -67,14 +67,18 @@ class _BatchRun:
         self._context = context
         self._writer = writer
         self._prefetched = prefetched
-        self._newest = {change.item_id: change for change in newest_changes(prefetched.changes)}
+        self._item_ids = list(dict.fromkeys(change.item_id for change in prefetched.changes))
         self._plan = BatchPlan(letters=list(prefetched.letters))
+        self._read_at = context.now()
+        self._overtaken: dict[str, ItemRow] = {}
+        """Newer rows that another worker wrote since the rows were read."""
 
     async def run(self) -> DeliveryReport[ItemRow]:
         """Decide from a fresh read, write, announce, and pass on what failed."""
         async with self._context.writing:
-            rows = await self._context.read_rows(list(self._newest), what="items.fetch")
-            await BatchPlanner(self._context, self._prefetched, self._plan).decide(list(self._newest.values()), rows)
+            self._read_at = self._context.now()
+            rows = await self._context.read_rows(self._item_ids, what="items.fetch")
+            await BatchPlanner(self._context, self._prefetched, self._plan, rows).decide()
             delivery = await self._write()
             await self._announce(delivery.delivered)
             if self._plan.retries:
@@ -88,24 +92,49 @@ class _BatchRun:
     async def _write(self) -> DeliveryReport[ItemRow]:
         delivery = await deliver(
             self._plan.upserts,
-            write=self._writer.upsert_once,
+            write=self._upsert_once,
             quarantine=self._refuse,
             what="items.upsert",
             patience=self._context.patience,
         )
         if self._plan.deleted:
-            await self._writer.delete(self._plan.deleted, what="items.delete")
+            await retry_until_available(self._bury_once, what="items.delete", patience=self._context.patience)
         return delivery
 
+    async def _upsert_once(self, rows: Sequence[ItemRow]) -> None:
+        await self._writer.upsert_once(await self._newest_still(rows))
+
+    async def _bury_once(self) -> None:
+        await self._writer.bury_once(await self._newest_still(self._plan.deleted))
+
+    async def _newest_still(self, rows: Sequence[ItemRow]) -> list[ItemRow]:
+        """Those that no other worker has overtaken. The center is read again if that was long ago.
+
+        A worker that wrote something newer looks for it again later, but not later than a write may take that was
+        decided before.
+        """
+        now = self._context.now()
+        age = (now - self._read_at).total_seconds()
+        if not 0 <= age < self._context.config.read_ahead_seconds:
+            held = await self._context.index.fetch(self._item_ids, pending=True)
+            self._read_at = now
+            self._overtaken |= {
+                row.item_id: found
+                for row in [*self._plan.upserts, *self._plan.deleted]
+                if (found := held.get(row.item_id)) is not None
+                and found.is_newer(row.source_partition, row.source_offset, row.produced_at_ms)
+            }
+        return [row for row in rows if row.item_id not in self._overtaken]
+
     async def _refuse(self, row: ItemRow, error: Unprocessable) -> None:
-        record = self._newest[row.item_id].record
+        record = self._plan.changes.pop(row.item_id).record
         self._plan.letters.append(record.letter("write", error, failed_at=self._context.now()))
 
     async def _announce(self, delivered: Sequence[ItemRow]) -> None:
         """Announce what was written, and stale rows again: a replaced worker may have announced older content last."""
-        rows = [*self._plan.stale, *delivered]
-        gone = [*self._plan.deleted, *(row.item_id for row in rows if row.is_pending)]
-        await self._writer.announce([row for row in rows if not row.is_pending], gone)
+        rows = [self._overtaken.get(row.item_id, row) for row in [*self._plan.stale, *self._plan.deleted, *delivered]]
+        gone = [row.item_id for row in rows if not row.is_searchable]
+        await self._writer.announce([row for row in rows if row.is_searchable], gone)
 
     def report(self, events: int, delivery: DeliveryReport[ItemRow], seconds: float) -> IndexReport:
         """What became of the batch."""
@@ -113,7 +142,7 @@ class _BatchRun:
         encoded = {row.item_id for row in plan.encoded}
         return IndexReport(
             events=events,
-            superseded=len(self._prefetched.changes) - len(self._newest),
+            superseded=len(self._prefetched.changes) - len(self._item_ids),
             encoded=sum(row.item_id in encoded for row in delivery.delivered),
             rewritten=len(plan.rewritten),
             pending=len(plan.pending),
@@ -123,4 +152,9 @@ class _BatchRun:
             dead_lettered=Counter((letter.stage, letter.reason.value) for letter in plan.letters),
             held_seconds=delivery.waited_seconds,
             seconds=seconds,
+            written=[
+                replace(self._plan.changes[row.item_id].record, timestamp_ms=row.produced_at_ms)
+                for row in [*plan.deleted, *delivery.delivered]
+                if row.item_id in plan.changes and row.item_id not in self._overtaken
+            ],
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from schemas.errors import BadMessage, Reason
 from schemas.items import ItemPublished
 from streams.broker.records import SourceRecord, read_item, read_item_id
-from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.item_index import FOR_EVER, ItemRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,30 @@ class ItemChange:
     item_id: str
     item: ItemPublished | None
     """None: deleted."""
+    time_ms: int = 0
+    """Newest timestamp of the item's records of this partition up to this one, as `ItemRow.produced_at_ms`."""
     before: ItemChange | None = None
     """The change that counts if this one turns out to be unusable."""
+
+    def is_older_than(self, row: ItemRow | None) -> bool:
+        """Whether the row comes from a newer record of the item."""
+        return row is not None and row.is_newer(self.record.partition, self.record.offset, self.time_ms)
+
+    def opposes_publish(self, row: ItemRow | None) -> bool:
+        """Whether this deletion leaves an older publish in another partition, which compaction does not remove."""
+        partition = self.record.partition
+        if row is not None and row.source_partition != partition and not row.is_deleted:
+            return True
+        if row is not None and row.is_deleted and row.published_at == FOR_EVER:
+            return True
+        return any(one.item is not None and one.record.partition != partition for one in self.history())
 
     def first_price(self, row: ItemRow | None) -> float | None:
         """Price at first publish: that of the row if the item has lived since, else the first one of this life."""
         price = row.first_price if row is not None else None
         for change in self.history():
+            if change.is_older_than(row):
+                continue
             if change.item is None:
                 price = None
             elif price is None:
@@ -56,26 +73,33 @@ def read_change(
     return ItemChange(record, item_id, item)
 
 
-def newest_changes(changes: Sequence[ItemChange]) -> list[ItemChange]:
-    """The last change of each item; the ones before it hang on to it.
+def newest_changes(changes: Sequence[ItemChange], rows: Mapping[str, ItemRow]) -> list[ItemChange]:
+    """The newest change of each item; the ones before it hang on to it. Changes of a partition come in its order.
 
-    Changes come in partition order, and an item has one partition, so the last one is the newest.
+    `rows` by item id, as they are: what was written before is a part of the order.
+
+    An item has one partition as long as all producers choose it the same way. Where they do not, the order across
+    partitions is that of `ItemRow.is_newer`.
     """
-    newest: dict[str, ItemChange] = {}
+    by_item: dict[str, list[ItemChange]] = {}
     for change in changes:
-        before = newest.pop(change.item_id, None)
-        newest[change.item_id] = ItemChange(change.record, change.item_id, change.item, before)
-    return list(newest.values())
+        its = by_item.pop(change.item_id, [])
+        by_item[change.item_id] = its
+        its.append(change)
+    return [_in_a_row(its, rows.get(item_id)) for item_id, its in by_item.items()]
 
 
-def is_newer(row: ItemRow, record: SourceRecord) -> bool:
-    """Whether a row comes from a newer record than `record`.
-
-    Within a partition offsets decide. Where a topic was deleted and created again they start over; its records are
-    younger than the row then, so offset and time must agree.
-    """
-    return (
-        row.source_partition == record.partition
-        and row.source_offset > record.offset
-        and row.produced_at_ms >= record.timestamp_ms
-    )
+def _in_a_row(changes: Sequence[ItemChange], row: ItemRow | None) -> ItemChange:
+    times: dict[int, int] = {}
+    timed = []
+    for change in changes:
+        partition, time_ms = change.record.partition, change.record.timestamp_ms
+        if row is not None and row.source_partition == partition and row.source_offset < change.record.offset:
+            time_ms = max(time_ms, row.produced_at_ms)
+        times[partition] = max(times.get(partition, time_ms), time_ms)
+        timed.append(replace(change, time_ms=times[partition]))
+    newest: ItemChange | None = None
+    for change in sorted(timed, key=lambda one: (one.time_ms, one.record.partition, one.record.offset)):
+        newest = replace(change, before=newest)
+    assert newest is not None, "no item without a change"
+    return newest

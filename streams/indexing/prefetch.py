@@ -21,7 +21,7 @@ from schemas.letters import DeadLetter
 from streams.broker.records import SourceRecord
 from streams.indexing.contents import ItemInputs, load_content
 from streams.indexing.context import IndexContext
-from streams.indexing.item_changes import ItemChange, is_newer, newest_changes, read_change
+from streams.indexing.item_changes import ItemChange, newest_changes, read_change
 from streams.stores.vectors.item_index import ItemRow
 
 Vector = NDArray[np.float32]
@@ -72,17 +72,13 @@ async def prefetch(context: IndexContext, batch: Prefetched, unwritten: Collecti
     Items that are `unwritten` (earlier batches hold changes of them) are left out: their rows are about to change. What
     fails is left to `index_batch`, which retries or quarantines it.
     """
-    newest = {
-        change.item_id: (change, change.item)
-        for change in newest_changes(batch.changes)
-        if change.item is not None and change.item_id not in unwritten
-    }
+    changes = [change for change in batch.changes if change.item_id not in unwritten]
     try:
-        rows = await context.index.fetch(list(newest), pending=True)
+        rows = await context.index.fetch(list({change.item_id: None for change in changes}), pending=True)
         needed = [
-            (change, item, change.first_price(rows.get(item_id)))
-            for item_id, (change, item) in newest.items()
-            if not _is_settled(context, rows.get(item_id), change, item)
+            (change, change.item, change.first_price(rows.get(change.item_id)))
+            for change in newest_changes(changes, rows)
+            if change.item is not None and not _is_settled(context, rows.get(change.item_id), change, change.item)
         ]
         loaded = await asyncio.gather(*(load_content(context, item, price) for _, item, price in needed))
         keys = [(change.record.partition, change.record.offset) for change, _, _ in needed]
@@ -112,4 +108,4 @@ def is_complete(context: IndexContext, row: ItemRow, change: ItemChange, item: I
 
 
 def _is_settled(context: IndexContext, row: ItemRow | None, change: ItemChange, item: ItemPublished) -> bool:
-    return row is not None and (is_newer(row, change.record) or is_complete(context, row, change, item))
+    return row is not None and (change.is_older_than(row) or is_complete(context, row, change, item))

@@ -19,8 +19,8 @@ async def reannounce(context: IndexContext, item_ids: Sequence[str], guard: Guar
         rows = await context.read_rows(item_ids, what="center.fetch")
         waiting = list(item_ids)
         while waiting:
-            held = [rows[name] for name in waiting if name in rows and not rows[name].is_pending]
-            gone = [name for name in waiting if name not in rows or rows[name].is_pending]
+            held = [rows[name] for name in waiting if name in rows and rows[name].is_searchable]
+            gone = [name for name in waiting if name not in rows or not rows[name].is_searchable]
             await writer.announce(held, gone)
             found = await context.read_rows(waiting, what="center.fetch")
             waiting = [name for name in waiting if _source(found, name) != _source(rows, name)]

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
-from streams.indexing.config import IndexReport, RetryReport
+from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
 from streams.serving.reports import CacheReport, ModelReport, RequestReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
@@ -87,6 +87,14 @@ class Metrics:
         for outcome in outcomes:
             events.labels(outcome)
 
+        placed = self._counter(
+            "mim_index_placed_total",
+            "Records of items by whether they lie where murmur2 of their key puts them (home) or not (foreign)",
+            "partition",
+        )
+        for where in ("home", "foreign"):
+            placed.labels(where)
+
         def count_letters(report: IndexReport | RetryReport) -> None:
             for (stage, reason), number in report.dead_lettered.items():
                 letters.labels(stage, reason).inc(number)
@@ -102,7 +110,11 @@ class Metrics:
             retries.labels(report.outcome).inc()
             count_letters(report)
 
-        self._handlers |= {IndexReport: on_batch, RetryReport: on_retry}
+        def on_partitioning(report: PartitioningReport) -> None:
+            placed.labels("home").inc(report.home)
+            placed.labels("foreign").inc(report.foreign)
+
+        self._handlers |= {IndexReport: on_batch, RetryReport: on_retry, PartitioningReport: on_partitioning}
 
     def _declare_serve(self) -> None:
         requests = self._seconds("mim_http_request_seconds", "HTTP requests", "route", "status")

@@ -12,7 +12,7 @@ from encoders.base import Encoder
 from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.log_reader import LogReader
-from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
+from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS
 from streams.center.compare import CenterReport
 from streams.center.newest_records import OnProgress
 from streams.center.repair import RecordDecoding, Repairer
@@ -63,6 +63,7 @@ async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncItera
             max_record_bytes=settings.kafka.max_record_bytes,
             patience=Patience(config.back_off),
             now=lambda: datetime.now(UTC),
+            deletions_kept=timedelta(hours=settings.topics.tombstone_retention_hours),
         )
 
 
@@ -102,6 +103,7 @@ async def run_verification(
             MilvusRowScan(settings.milvus),
             _decoding(settings),
             is_current=partial(_is_version_of, settings, found.name),
+            retries_since=datetime.now(UTC) - timedelta(milliseconds=int(TOPICS["items-retry"].extra["retention.ms"])),
             repairer=repairer,
             on_progress=on_progress,
         )

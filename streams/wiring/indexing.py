@@ -18,12 +18,11 @@ import structlog
 
 from encoders.base import Encoder
 from encoders.loading import load_encoder
-from schemas.errors import Misconfigured
 from streams.broker.cluster import describe_topics, remove_member
 from streams.broker.topics import TopicName
 from streams.center.compare import Overdue
 from streams.center.verify import find_overdue
-from streams.indexing.app import create_index_app, run_app
+from streams.indexing.app import create_index_app, different_partitions, run_app
 from streams.indexing.context import Guard
 from streams.indexing.flow import Flow
 from streams.indexing.slots import Slot
@@ -171,7 +170,4 @@ def _check_topics(settings: Settings) -> None:
     items, retries = len(partitions["items"]), len(partitions["items-retry"])
     if items != retries:
         name = settings.topics.full_name
-        raise Misconfigured(
-            f"{name('items')} has {items} partitions and {name('items-retry')} has {retries}: they must have the same "
-            "number, so that one worker reads an item and its retries"
-        )
+        raise different_partitions(name("items"), items, name("items-retry"), retries)

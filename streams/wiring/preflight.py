@@ -13,7 +13,9 @@ from encoders.base import Encoder
 from schemas.errors import PipelineError
 from streams.broker.clients import broker_errors
 from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
-from streams.broker.topics import TOPICS, TopicSpec
+from streams.broker.log_reader import LogReader
+from streams.broker.partitioning import FIX, Partitioning
+from streams.broker.topics import TOPICS, TopicName, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_registry
@@ -21,6 +23,9 @@ from streams.stores.histories.client import make_redis, redis_errors
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
+
+_WRITTEN_BY_OTHERS: tuple[TopicName, ...] = ("items", "behaviours")
+_NEWEST_KEYS = 200
 
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
 
@@ -54,6 +59,8 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
     lines = [broker]
     if broker.ok:
         lines.append(await _line("topics", lambda: _topics(settings), "run 'mimstream topics create'"))
+        if lines[-1].ok:
+            lines.append(await _line("partitioner", lambda: _partitioner(settings), FIX))
     redis = await _line("redis", lambda: _redis(settings), f"start it, or set MIM_REDIS__URL; {EMBEDDED}")
     lines.append(redis)
     if redis.ok and broker.ok:
@@ -112,6 +119,25 @@ async def _topics(settings: Settings) -> str:
     if wrong:
         raise _CheckFailed("; ".join(wrong), "; ".join(dict.fromkeys(fixes)))
     return f"{len(TOPICS)} topics with prefix {settings.topics.prefix!r}"
+
+
+async def _partitioner(settings: Settings) -> str:
+    """Look at the newest keys of the topics that others write."""
+    found = []
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        for name in _WRITTEN_BY_OTHERS:
+            partitions = await reader.partitions(name)
+            keys = []
+            for partition, (start, end) in (await reader.bounds(partitions)).items():
+                async for record in reader.read(partition, max(start, end - _NEWEST_KEYS), end):
+                    if record.key is not None:
+                        keys.append((record.key, record.partition))
+            how = Partitioning.of(keys, len(partitions))
+            told = f"{how.by_murmur2} of the newest {how.keys} keys of {name} lie where murmur2 puts them"
+            if how.is_mixed:
+                raise _CheckFailed(f"{told}, the others do not: producers hash keys differently", FIX)
+            found.append(told if how.keys == how.by_murmur2 else f"all {how.keys} of {name} where CRC32 puts them")
+    return "; ".join(found)
 
 
 def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) -> list[tuple[str, str]]:

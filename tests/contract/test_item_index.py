@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import numpy as np
@@ -19,9 +19,9 @@ from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejecte
 from streams.stack.milvus_part import MilvusPart
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
-from streams.stores.vectors.item_index import InMemoryItemIndex, ItemIndex, ItemRow
+from streams.stores.vectors.item_index import FOR_EVER, InMemoryItemIndex, ItemIndex, ItemRow, deletion_mark
 from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
-from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource
+from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource, source_of
 from tests.factories.part_server import PartServer, part_server
 
 DIM = 16
@@ -62,6 +62,14 @@ def same(one: ItemRow, other: ItemRow) -> bool:
 async def nearest(index: ItemIndex, seed: int, k: int) -> list[str]:
     (answer,) = await index.search(unit(seed)[None], k)
     return [item_id for item_id, _ in answer]
+
+
+MOMENT = datetime(2026, 9, 17, 12, tzinfo=UTC)
+
+
+def mark(item_id: str, *, until: datetime = FOR_EVER) -> ItemRow:
+    place = {"partition": 1, "offset": 7, "time_ms": 1_790_000_000_123}
+    return deletion_mark(item_id, encoder_version=VERSION, dim=DIM, until=until, **place)
 
 
 class ItemIndexContract:
@@ -181,16 +189,25 @@ class ItemIndexContract:
             seen.append(source.item_id)
             return source.offset % 2 == 1
 
-        for first, last in ((0, 0), (1, None), (3, None)):
-            seen.clear()
-            there = {
-                (r.item_id, r.source_partition, r.source_offset)
-                for r in rows
-                if r.source_partition >= first and (last is None or r.source_partition <= last) and r.item_id != "i1"
-            }
-            chosen = await scan.choose(first, last, odd)
-            assert sorted(seen) == sorted(item_id for item_id, _, _ in there)
-            assert {(s.item_id, s.partition, s.offset) for s in chosen} == {one for one in there if one[2] % 2}
+        chosen = await scan.choose(odd)
+        assert sorted(seen) == sorted(r.item_id for r in rows if r.item_id != "i1")
+        assert set(chosen) == {source_of(r) for r in rows if r.source_offset % 2 and r.item_id != "i1"}
+
+    async def test_a_mark_of_a_deleted_item_is_never_found_and_goes_when_its_time_is_over(
+        self, index: ItemIndex, scan: RowScan
+    ) -> None:
+        marks = [mark("old", until=MOMENT), mark("new", until=MOMENT + timedelta(microseconds=2)), mark("kept")]
+        await index.upsert([row("a", 1), row("new", 1), row("waiting", pending=True, published_at=MOMENT), *marks])
+        assert (set(await index.fetch(["a", "new"])), await index.count()) == ({"a"}, 1)
+        assert await nearest(index, 1, 5) == ["a"]
+        there = (await index.fetch(["old", "new", "kept"], pending=True)).values()
+        assert {one.item_id: (one.is_deleted, one.published_at) for one in there} == {
+            one.item_id: (True, one.published_at) for one in marks
+        }
+        assert {one.item_id for one in await scan.choose(lambda source: source.is_deleted)} == {"old", "new", "kept"}
+        await index.forget_deleted(MOMENT + timedelta(microseconds=1))
+        left = await index.fetch(["a", "old", "new", "kept", "waiting"], pending=True)
+        assert set(left) == {"a", "new", "kept", "waiting"}
 
 
 class TestInMemoryItemIndex(ItemIndexContract):

@@ -110,8 +110,15 @@ class ItemPath:
         return answer
 
     def record(
-        self, key: str | bytes | None, value: dict[str, Any] | bytes | None, *, partition: int = 0, offset: int = -1
+        self,
+        key: str | bytes | None,
+        value: dict[str, Any] | bytes | None,
+        *,
+        partition: int = 0,
+        offset: int = -1,
+        ms: int | None = None,
     ) -> SourceRecord:
+        """A record, by default the next of its partition; `ms` is its timestamp, counted from `PRODUCED_MS`."""
         if offset < 0:
             offset = self.offsets.get(partition, 0)
         self.offsets[partition] = offset + 1
@@ -119,16 +126,18 @@ class ItemPath:
             topic="items",
             partition=partition,
             offset=offset,
-            timestamp_ms=PRODUCED_MS + offset,
+            timestamp_ms=PRODUCED_MS + (offset if ms is None else ms),
             key=key.encode() if isinstance(key, str) else key,
             value=json.dumps(value).encode() if isinstance(value, dict) else value,
         )
 
-    def publish(self, item_id: str, *, partition: int = 0, offset: int = -1, **fields: Any) -> SourceRecord:
-        return self.record(item_id, item(item_id, **fields), partition=partition, offset=offset)
+    def publish(
+        self, item_id: str, *, partition: int = 0, offset: int = -1, ms: int | None = None, **fields: Any
+    ) -> SourceRecord:
+        return self.record(item_id, item(item_id, **fields), partition=partition, offset=offset, ms=ms)
 
-    def delete(self, item_id: str, *, partition: int = 0, offset: int = -1) -> SourceRecord:
-        return self.record(item_id, None, partition=partition, offset=offset)
+    def delete(self, item_id: str, *, partition: int = 0, offset: int = -1, ms: int | None = None) -> SourceRecord:
+        return self.record(item_id, None, partition=partition, offset=offset, ms=ms)
 
     async def index_all(self, *records: SourceRecord) -> IndexReport:
         return await index_batch(self.context, records, allowed)
@@ -141,8 +150,14 @@ class ItemPath:
 
     @property
     def rows(self) -> dict[str, ItemRow]:
+        """All rows, pending ones and marks of deleted items included; to be changed too."""
         rows: dict[str, ItemRow] = self.index.rows
         return rows
+
+    @property
+    def on_sale(self) -> dict[str, ItemRow]:
+        """The rows that are no marks of deleted items."""
+        return {item_id: row for item_id, row in self.rows.items() if not row.is_deleted}
 
     @property
     def reasons(self) -> list[tuple[str, str, int]]:

@@ -61,7 +61,7 @@ async def running(
     recent: RecentWrites | None = None,
 ) -> AsyncIterator[Running]:
     flow = Flow(check_role=check_role)
-    never = RecentWrites(window_seconds=0, max_records=0, clock=lambda: 0.0)
+    never = RecentWrites(window_seconds=0, max_records=0, max_taken_over=0, clock=lambda: 0.0)
     run = Running(path, flow)
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
     bound = {"topics": TopicsConfig(), "is_current": is_current, "on_report": run.reports.append}

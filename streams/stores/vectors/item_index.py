@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 import numpy as np
@@ -20,13 +20,17 @@ MAX_TITLE_CHARACTERS = 500
 UNIT_TOLERANCE = 1e-3
 """Allowed deviation of a vector's length from 1."""
 
+FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+
 
 @dataclass(frozen=True, eq=False)
 class ItemRow:
     """The center's row of one item.
 
     A row without title and picture is *pending*: its only content is a picture that could not be fetched yet. It
-    distinguishes an item with a late picture from a deleted one, and is never found by a search.
+    distinguishes an item with a late picture from a deleted one. A *mark* stands for a deleted item: it has no content
+    either, and keeps the place of the deletion, so that an older publish from another partition does not bring the item
+    back. Neither is found by a search.
     """
 
     item_id: str
@@ -34,7 +38,9 @@ class ItemRow:
     vector: NDArray[np.float32]
     """(dim,) unit vector; zeros if pending."""
     content_hash: str
+    """Empty in a mark."""
     published_at: datetime
+    """Of a mark: the moment from which it may be forgotten (`FOR_EVER`: the topic holds an older publish)."""
     category: str | None
     price: float | None
     """Price now."""
@@ -45,13 +51,56 @@ class ItemRow:
     source_partition: int
     source_offset: int
     produced_at_ms: int
-    """Timestamp of the record in `items`, in milliseconds since 1970."""
+    """Newest timestamp of the item's records in this partition up to this one, in milliseconds since 1970."""
     title: str = ""
 
     @property
+    def is_searchable(self) -> bool:
+        """Whether it has a vector."""
+        return self.has_title or self.has_image
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it is the mark of a deleted item."""
+        return not self.content_hash
+
+    @property
     def is_pending(self) -> bool:
-        """Whether nothing of the item is encoded yet."""
-        return not (self.has_title or self.has_image)
+        """Whether the item is on sale and nothing of it is encoded yet."""
+        return not (self.is_searchable or self.is_deleted)
+
+    def is_newer(self, partition: int, offset: int, time_ms: int) -> bool:
+        """Whether the row comes from a newer record of its item than the one at this place.
+
+        Within a partition offsets decide. Where a topic was deleted and created again they start over; its records are
+        younger than the row then, so offset and time must agree. Across partitions time decides, and the partition if
+        times are equal. `time_ms` is the newest timestamp of the item's records of that partition so far, as in the
+        row: a producer whose clock steps back changes no order within a partition, and so none between three records.
+        """
+        if self.source_partition == partition:
+            return self.source_offset > offset and self.produced_at_ms >= time_ms
+        return (self.produced_at_ms, self.source_partition) > (time_ms, partition)
+
+
+def deletion_mark(
+    item_id: str, *, encoder_version: str, dim: int, partition: int, offset: int, time_ms: int, until: datetime
+) -> ItemRow:
+    """The mark of an item that was deleted by the record at this place; it may be forgotten from `until` on."""
+    return ItemRow(
+        item_id=item_id,
+        encoder_version=encoder_version,
+        vector=np.zeros(dim, np.float32),
+        content_hash="",
+        published_at=until,
+        category=None,
+        price=None,
+        first_price=None,
+        has_title=False,
+        has_image=False,
+        source_partition=partition,
+        source_offset=offset,
+        produced_at_ms=time_ms,
+    )
 
 
 class ItemIndex(Protocol):
@@ -74,7 +123,10 @@ class ItemIndex(Protocol):
         """Remove rows; ids that are not there are no error."""
 
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read existing rows, by id, as of the last acknowledged write; pending rows only if `pending`."""
+        """Read existing rows, by id, as of the last acknowledged write; pending rows and marks only if `pending`."""
+
+    async def forget_deleted(self, before: datetime) -> None:
+        """Remove marks that may be forgotten from a moment before `before` on."""
 
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
         """For each of the (n, dim) unit vectors, up to `k` (item id, cosine), nearest first."""
@@ -100,7 +152,7 @@ def check_rows(rows: Sequence[ItemRow], *, encoder_version: str, dim: int) -> No
             raise WriteRejected(
                 Reason.BAD_VECTOR, f"item {row.item_id!r} has a vector of shape {row.vector.shape}, not ({dim},)"
             )
-        if row.is_pending:
+        if not row.is_searchable:
             continue
         length = float(np.linalg.norm(row.vector.astype(np.float64)))
         if not abs(length - 1.0) <= UNIT_TOLERANCE:  # also true for NaN
@@ -138,11 +190,17 @@ class InMemoryItemIndex(ItemIndex):
     @override
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
         found = {item_id: self.rows[item_id] for item_id in item_ids if item_id in self.rows}
-        return {item_id: row for item_id, row in found.items() if pending or not row.is_pending}
+        return {item_id: row for item_id, row in found.items() if pending or row.is_searchable}
+
+    @override
+    async def forget_deleted(self, before: datetime) -> None:
+        self.rows = {
+            item_id: row for item_id, row in self.rows.items() if not (row.is_deleted and row.published_at < before)
+        }
 
     @override
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
-        rows = [row for row in self.rows.values() if not row.is_pending]
+        rows = [row for row in self.rows.values() if row.is_searchable]
         if not rows:
             return [[] for _ in vectors]
         nearest, cosines = top_k(vectors, np.stack([row.vector for row in rows]), k)
@@ -153,4 +211,4 @@ class InMemoryItemIndex(ItemIndex):
 
     @override
     async def count(self) -> int:
-        return sum(not row.is_pending for row in self.rows.values())
+        return sum(row.is_searchable for row in self.rows.values())

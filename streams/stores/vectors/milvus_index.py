@@ -139,7 +139,20 @@ class MilvusItemIndex(ItemIndex):
             ),
         )
         rows = [from_milvus(entity) for entity in found]
-        return {row.item_id: row for row in rows if pending or not row.is_pending}
+        return {row.item_id: row for row in rows if pending or row.is_searchable}
+
+    @override
+    async def forget_deleted(self, before: datetime) -> None:
+        moment = (before - _EPOCH) // timedelta(microseconds=1)
+        async with self._writing:
+            await self._milvus.call(
+                "a removal of marks of deleted items",
+                lambda client: client.delete(
+                    self._config.alias,
+                    filter=f'content_hash == "" and published_at_us < {moment}',
+                    timeout=self._config.timeout_seconds,
+                ),
+            )
 
     @override
     async def search(self, vectors: NDArray[np.float32], k: int) -> list[list[tuple[str, float]]]:
@@ -230,7 +243,7 @@ def to_milvus(row: ItemRow) -> dict[str, Any]:
     return {
         "item_id": row.item_id,
         "emb": np.ascontiguousarray(row.vector, dtype=np.float32),
-        "searchable": not row.is_pending,
+        "searchable": row.is_searchable,
         "encoder_version": row.encoder_version,
         "content_hash": row.content_hash,
         "published_at_us": (row.published_at - _EPOCH) // timedelta(microseconds=1),

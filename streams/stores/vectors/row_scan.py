@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
-from streams.stores.vectors.item_index import InMemoryItemIndex
+from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 
 _BATCH_ROWS = 1_000
 
@@ -23,16 +23,23 @@ class RowSource:
     item_id: str
     partition: int
     offset: int
+    is_deleted: bool = False
+    """Whether it is the mark of a deleted item."""
+
+
+def source_of(row: ItemRow) -> RowSource:
+    """The record of `items` that a row comes from."""
+    return RowSource(row.item_id, row.source_partition, row.source_offset, row.is_deleted)
 
 
 Choose = Callable[[RowSource], bool]
 
 
 class RowScan(Protocol):
-    """All rows of a span of source partitions, pending ones included."""
+    """All rows, pending ones and marks of deleted items included."""
 
-    async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        """Rows whose source partition is in `first` to `last` (None: no upper end) and for which `choose` is true.
+    async def choose(self, choose: Choose) -> list[RowSource]:
+        """Rows for which `choose` is true.
 
         `choose` may run in another thread, one row at a time. Raises `StoreUnavailable`.
         """
@@ -45,13 +52,9 @@ class InMemoryRowScan(RowScan):
         self._index = index
 
     @override
-    async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        rows = (
-            RowSource(row.item_id, row.source_partition, row.source_offset) for row in list(self._index.rows.values())
-        )
-        return [
-            row for row in rows if first <= row.partition and (last is None or row.partition <= last) and choose(row)
-        ]
+    async def choose(self, choose: Choose) -> list[RowSource]:
+        rows = (source_of(row) for row in list(self._index.rows.values()))
+        return [row for row in rows if choose(row)]
 
 
 class MilvusRowScan(RowScan):
@@ -62,24 +65,22 @@ class MilvusRowScan(RowScan):
         self._milvus = MilvusConnection(config)
 
     @override
-    async def choose(self, first: int, last: int | None, choose: Choose) -> list[RowSource]:
-        above = f"source_partition >= {first}"
-        wanted = above if last is None else f"{above} and source_partition <= {last}"
-
+    async def choose(self, choose: Choose) -> list[RowSource]:
         def go_through(client: MilvusClient) -> list[RowSource]:
             found: list[RowSource] = []
             iterator = client.query_iterator(
                 self._config.alias,
                 batch_size=_BATCH_ROWS,
-                filter=wanted,
-                output_fields=["item_id", "source_partition", "source_offset"],
+                filter='item_id != ""',
+                output_fields=["item_id", "source_partition", "source_offset", "content_hash"],
                 consistency_level="Strong",
                 timeout=self._config.timeout_seconds,
             )
             try:
                 while batch := iterator.next():
                     for row in batch:
-                        one = RowSource(str(row["item_id"]), int(row["source_partition"]), int(row["source_offset"]))
+                        place = int(row["source_partition"]), int(row["source_offset"])
+                        one = RowSource(str(row["item_id"]), *place, is_deleted=not row["content_hash"])
                         if choose(one):
                             found.append(one)
             finally:

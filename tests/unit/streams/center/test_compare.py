@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from schemas.items import ItemPublished, SourceOffset
+from streams.center import compare as compare_module
 from streams.center.compare import (
     CenterReport,
     Expected,
@@ -21,14 +22,18 @@ from streams.center.compare import (
     compare,
     compare_announcement,
     overdue,
+    waits_in_vain,
 )
-from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.item_index import ItemRow, deletion_mark
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ITEM = ItemPublished(item_id="a", title="a shoe", price=3.0, published_at=NOW)
-EXPECTED = Expected(b"a", "a", 2, 10, ExpectedContent.of(ITEM))
+EXPECTED = Expected(b"a", "a", 2, 10, 50, ExpectedContent.of(ITEM))
 DELETED = replace(EXPECTED, content=None)
-ROW = ItemRow("a", "e1", np.zeros(4, np.float32), ITEM.content_hash(), NOW, None, 3.0, 3.0, True, False, 2, 10, 0)
+ROW = ItemRow("a", "e1", np.zeros(4, np.float32), ITEM.content_hash(), NOW, None, 3.0, 3.0, True, False, 2, 10, 50)
+MARK = deletion_mark(
+    "a", encoder_version="e1", dim=4, partition=2, offset=10, time_ms=50, until=NOW + timedelta(days=7)
+)
 
 
 def fault(expected: Expected, row: ItemRow | None) -> str | None:
@@ -43,6 +48,9 @@ def fault(expected: Expected, row: ItemRow | None) -> str | None:
         (EXPECTED, None, "missing"),
         (EXPECTED, replace(ROW, source_offset=9), "stale"),
         (EXPECTED, replace(ROW, source_partition=1, source_offset=99), "stale"),
+        (EXPECTED, replace(ROW, source_partition=3, source_offset=1, produced_at_ms=49), "stale"),
+        (EXPECTED, replace(ROW, source_partition=3, source_offset=1), "wrong"),
+        (EXPECTED, replace(ROW, source_partition=1, source_offset=1, produced_at_ms=51), "wrong"),
         (EXPECTED, replace(ROW, source_offset=11), "wrong"),
         (EXPECTED, replace(ROW, content_hash="other"), "wrong"),
         (EXPECTED, replace(ROW, encoder_version="e2"), "wrong"),
@@ -51,7 +59,12 @@ def fault(expected: Expected, row: ItemRow | None) -> str | None:
         (DELETED, None, None),
         (DELETED, replace(ROW, source_offset=9), "resurrected"),
         (DELETED, replace(ROW, source_partition=3), "resurrected"),
-        (DELETED, replace(ROW, source_offset=11), None),
+        (DELETED, replace(ROW, source_offset=11), "resurrected"),
+        (DELETED, MARK, None),
+        (EXPECTED, MARK, "missing"),
+        (EXPECTED, replace(MARK, source_partition=1, produced_at_ms=49), "missing"),
+        (EXPECTED, replace(MARK, source_partition=1, produced_at_ms=51), None),  # its deletion was compacted away
+        (EXPECTED, replace(MARK, source_offset=11), "missing"),
     ],
 )
 def test_a_row_is_held_against_the_newest_record_of_its_item(
@@ -81,30 +94,61 @@ def test_a_row_is_held_against_its_last_announcement(
     )
 
 
-@pytest.mark.parametrize("settle_often", [False, True])
-def test_the_newest_record_of_each_key_is_found_as_a_dictionary_would(settle_often: bool) -> None:
+PARTITIONS = 3
+
+
+@pytest.mark.parametrize("settle_every", [1_000_000, 700])
+def test_the_newest_record_of_each_key_is_found_as_a_dictionary_would(
+    monkeypatch: pytest.MonkeyPatch, settle_every: int
+) -> None:
+    monkeypatch.setattr(compare_module, "_SETTLE_EVERY", settle_every)
     draw = random.Random(5)
-    newest: dict[bytes, tuple[int, bool]] = {}
+    by_key: dict[bytes, dict[int, tuple[int, int, bool]]] = {}
     offsets = KeyedOffsets()
-    for offset in range(5_000):
-        key, deleted = f"key {draw.randrange(900)}".encode(), draw.random() < 0.3
-        newest[key] = (offset, deleted)
-        offsets.add(key, offset, deleted=deleted)
-        if settle_often and offset % 700 == 0:
-            offsets.settle()
-    offsets.settle()
-    assert offsets.count_live() == sum(not deleted for _, deleted in newest.values())
-    for key, (offset, _) in newest.items():
-        assert offsets.is_newest(key, offset)
-        assert not offsets.is_newest(key, offset - 1)
+    for partition in range(PARTITIONS):
+        for offset in range(3_000):
+            key, deleted = f"key {draw.randrange(900)}".encode(), draw.random() < 0.3
+            time_ms = offset + draw.randrange(-500, 500)
+            its = by_key.setdefault(key, {})
+            newest_so_far = max(time_ms, its.get(partition, (time_ms,))[0])
+            its[partition] = (newest_so_far, offset, deleted)
+            offsets.add(key, offset, time_ms, deleted=deleted)
+        offsets.end_partition(partition)
+    live = split = 0
+    for key, its in by_key.items():
+        time_ms, partition, offset, deleted = max((at[0], where, at[1], at[2]) for where, at in its.items())
+        assert offsets.time_if_newest(key, partition, offset) == time_ms
+        assert offsets.time_if_newest(key, partition, offset - 1) is None
+        assert offsets.time_if_newest(key, partition + 1, offset) is None
         assert offsets.has_key(key)
+        live, split = live + (not deleted), split + (len(its) > 1)
+    assert (offsets.count_live(), offsets.count_split()) == (live, split)
     assert not offsets.has_key(b"never")
 
 
-def test_nothing_is_known_of_an_empty_partition() -> None:
+def test_nothing_is_known_of_an_empty_topic() -> None:
     offsets = KeyedOffsets()
-    offsets.settle()
-    assert (offsets.count_live(), offsets.has_key(b"a"), offsets.is_newest(b"a", 0)) == (0, False, False)
+    offsets.end_partition(0)
+    assert (offsets.count_live(), offsets.has_key(b"a"), offsets.time_if_newest(b"a", 0, 0)) == (0, False, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "awaited", "what"),
+    [
+        (ROW, {(2, 10)}, None),
+        (ROW, {(2, 9), (1, 10)}, "wrong"),
+        (replace(ROW, has_title=False), {(2, 10)}, None),
+        (replace(ROW, has_title=False), set(), "missing"),
+        (replace(ROW, has_image=True), set(), None),
+    ],
+)
+def test_a_row_without_its_picture_is_right_only_as_long_as_a_retry_is_left(
+    row: ItemRow, awaited: set[tuple[int, int]], what: str | None
+) -> None:
+    item = ITEM.model_copy(update={"image_url": "https://pictures.test/1.png"})
+    found = waits_in_vain(replace(EXPECTED, content=ExpectedContent.of(item)), row, awaited)
+    assert (found and found.fault) == what
+    assert waits_in_vain(EXPECTED, row, set()) is None  # an item that has no picture
 
 
 @pytest.mark.parametrize(

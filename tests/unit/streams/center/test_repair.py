@@ -8,33 +8,36 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from streams.broker.records import SourceRecord
-from streams.center.compare import CenterReport
+from streams.center.compare import CenterReport, Expected
 from streams.center.repair import LogTail, RecordDecoding, Repairer
 from streams.indexing.index_batch import index_batch
-from streams.stores.vectors.row_scan import RowSource
+from streams.stores.vectors.row_scan import RowSource, source_of
 from tests.factories.item_path import ItemPath, allowed
 
 
-@dataclass
 class FakeTail(LogTail):
-    """A partition of which records become visible when somebody looks."""
+    """A log of which records become visible when somebody looks."""
 
-    log: dict[int, SourceRecord] = field(default_factory=dict)
-    seen: dict[bytes, int] = field(default_factory=dict)
-    start: int = 0
+    def __init__(self) -> None:
+        reader: Any = None
+        super().__init__(reader, {})
+        self.log: dict[tuple[int, int], SourceRecord] = {}
+        self.start = 0
+        """What lies before it is no part of the tail."""
 
     async def catch_up(self) -> None:
-        self.seen = {r.key: r.offset for r in self.log.values() if r.offset >= self.start and r.key is not None}
+        self._newest = {}
+        for record in sorted(self.log.values(), key=lambda one: (one.partition, one.offset)):
+            if record.offset >= self.start:
+                self.note(record.key, record.partition, record.offset, record.timestamp_ms)
 
-    def newest(self, key: bytes) -> int | None:
-        return self.seen.get(key)
-
-    async def record(self, offset: int) -> SourceRecord | None:
-        return self.log.get(offset)
+    async def record(self, partition: int, offset: int) -> SourceRecord | None:
+        return self.log.get((partition, offset))
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Beside:
         self.repairer = Repairer(self.path.context, self.guard, self.decoding, lambda version: True)
 
     def say(self, record: SourceRecord) -> SourceRecord:
-        self.tail.log[record.offset] = record
+        self.tail.log[record.partition, record.offset] = record
         return record
 
     async def guard(self) -> None:
@@ -68,7 +71,7 @@ class Beside:
     def to_repair(self, record: SourceRecord) -> SourceRecord:
         """A record that is in the log, and whose row is to be repaired."""
         assert record.key is not None
-        self.repairer.add(record.key, self.decoding.expect(self.say(record)))
+        self.repairer.add(record.key, self.decoding.expect(self.say(record), record.timestamp_ms))
         return record
 
     async def repair(self) -> tuple[int, int]:
@@ -79,7 +82,7 @@ class Beside:
 
     @property
     def titles(self) -> dict[str, tuple[str, int]]:
-        return {item_id: (row.title, row.source_offset) for item_id, row in self.path.rows.items()}
+        return {item_id: (row.title, row.source_offset) for item_id, row in self.path.on_sale.items()}
 
 
 @pytest.fixture
@@ -155,3 +158,57 @@ async def test_what_cannot_be_encoded_is_told_as_left(beside: Beside) -> None:
     beside.to_repair(beside.path.publish("a", image="bm90IGEgcGljdHVyZQ=="))
     assert await beside.repair() == (0, 1)
     assert len(beside.path.dead_letters.letters) == 1
+
+
+async def test_an_older_publish_of_another_partition_does_not_bring_a_deleted_item_back(beside: Beside) -> None:
+    publish = beside.path.publish("a", title="x", partition=0, ms=1)
+    deletion = beside.path.delete("a", partition=1, ms=2)
+    await beside.path.index_all(publish, deletion)
+    beside.say(publish)
+    beside.to_repair(deletion)
+    for _ in range(2):
+        assert await beside.repair() in ((1, 0), (0, 0))
+        assert beside.titles == {}
+
+
+async def test_what_a_worker_writes_meanwhile_from_another_partition_holds_by_its_time(beside: Beside) -> None:
+    old = beside.to_repair(beside.path.publish("a", title="old", partition=1, offset=7, ms=5))
+    beside.tail.start = 8
+    beside.strikes = [
+        beside.worker_writes(beside.path.publish("a", title="older still", partition=0, offset=9, ms=3)),
+        allowed,
+        beside.worker_writes(beside.path.publish("a", title="newest", partition=0, offset=10, ms=6)),
+    ]
+    assert await beside.repair() == (1, 0)
+    assert beside.titles == {"a": ("newest", 10)}
+    assert old.offset == 7
+
+
+async def test_a_mark_whose_deletion_the_log_does_not_hold_gives_way_to_what_it_holds(beside: Beside) -> None:
+    kept = beside.path.publish("a", title="kept")
+    await beside.path.index_all(kept, beside.path.delete("a"))
+    beside.to_repair(kept)
+    assert await beside.repair() == (1, 0)
+    assert beside.titles == {"a": ("kept", 0)}
+
+
+async def test_a_mark_without_any_record_is_forgotten_and_one_that_got_a_record_stays(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.delete("gone"), beside.path.delete("back"))
+    marks = [source_of(row) for row in beside.path.rows.values()]
+    beside.say(beside.path.publish("back", title="again", offset=9))
+    await beside.repairer.forget(marks, beside.tail)
+    assert set(beside.path.rows) == {"back"}
+
+
+def test_the_tail_tells_the_newest_record_by_time_across_partitions_and_by_offset_within_one() -> None:
+    tail = FakeTail()
+    fault = Expected(b"a", "a", 1, 7, 50, None)
+    tail.note(b"a", 0, 9, 49)
+    assert tail.newest(b"a", fault) is None
+    assert tail.newest(b"a", RowSource("a", 1, 7)) == (49, 0, 9)
+    tail.note(b"a", 1, 8, 20)  # behind the fault, though the clock stepped back
+    assert tail.newest(b"a", fault) == (50, 1, 8)
+    tail.note(b"a", 0, 10, 51)
+    tail.note(b"a", 0, 11, 30)
+    assert tail.newest(b"a", fault) == (51, 0, 11)
+    assert tail.newest(b"b", fault) is None and not tail.has_key(b"b")

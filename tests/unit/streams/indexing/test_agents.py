@@ -38,7 +38,7 @@ async def test_publish_update_and_delete_of_one_key_are_handled_in_order(path: I
             await run.put("b", item("b", title=f"t{n}"))
         await run.put("b", None)
         await run.until(lambda: len(run.acked) == 7)
-    assert set(path.rows) == {"a"}
+    assert set(path.on_sale) == {"a"}
     assert path.rows["a"].title == "t2"
     assert run.acked == [(0, n) for n in range(7)]
 
@@ -116,7 +116,7 @@ async def test_losing_the_slot_stops_the_worker_before_it_writes(path: ItemPath,
     async with running("items", path, tmp_path, check_role=lost) as run:
         await run.put("a", item("a", title="x"))
         await run.fails_with(Fenced)
-    assert path.rows == {}
+    assert path.on_sale == {}
     assert run.acked == []
 
 
@@ -137,11 +137,11 @@ async def test_partitions_that_move_meanwhile_drop_the_batch_and_the_worker_goes
         await run.put("a", item("a", title="x"))
         await run.until(lambda: bool(moved))
         await asyncio.sleep(0.3)
-        assert path.rows == {}
+        assert path.on_sale == {}
         assert run.acked == []
         await run.put("b", item("b", title="x"))
         await run.until(lambda: len(run.acked) == 1)
-        assert set(path.rows) == {"b"}
+        assert set(path.on_sale) == {"b"}
         assert not run.flow.failed.done()
 
 
@@ -150,7 +150,7 @@ async def test_events_from_before_a_hand_over_are_left_to_be_read_again(path: It
         for n in range(4):
             await run.put(f"i{n}", item(f"i{n}", title="x"))
         await run.until(lambda: len(run.acked) == 2)
-    assert set(path.rows) == {"i2", "i3"}
+    assert set(path.on_sale) == {"i2", "i3"}
 
 
 async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(path: ItemPath, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ async def test_a_clean_stop_finishes_what_is_in_hand_and_takes_on_nothing_new(pa
         go_on.set()
         assert await draining
         await asyncio.sleep(0.5)
-    assert set(path.rows) == {"a"}
+    assert set(path.on_sale) == {"a"}
     assert len(run.acked) == 1
 
 

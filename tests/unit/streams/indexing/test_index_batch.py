@@ -55,7 +55,7 @@ async def test_the_last_word_on_each_key_wins_and_the_others_are_counted(path: I
         path.delete("c"),
         path.publish("c", title="z"),
     )
-    assert set(path.rows) == {"a", "c"}
+    assert set(path.on_sale) == {"a", "c"}
     assert path.rows["a"].title == "two"
     assert path.rows["c"].title == "z"
     assert report.superseded == 4
@@ -65,7 +65,7 @@ async def test_the_last_word_on_each_key_wins_and_the_others_are_counted(path: I
 async def test_a_delete_removes_the_row_and_announces_a_tombstone(path: ItemPath) -> None:
     await path.index_all(path.publish("a", title="one"))
     await path.index_all(path.delete("a"), path.delete("never-there"))
-    assert path.rows == {}
+    assert path.on_sale == {}
     assert path.outbox.announced[1:] == ["a", "never-there"]
 
 
@@ -128,9 +128,9 @@ async def test_taking_a_batch_twice_ends_in_the_same_state(path: ItemPath) -> No
         path.delete("d"),
     ]
     await path.index_all(*batch)
-    first = {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.rows.items()}
+    first = {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.on_sale.items()}
     await path.index_all(*batch)
-    assert {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.rows.items()} == first
+    assert {name: (row.title, row.vector.tolist(), row.source_offset) for name, row in path.on_sale.items()} == first
     assert len({letter.letter_key for letter in path.dead_letters.letters}) == 1
     assert path.encoder.encoded == 2
 
@@ -167,7 +167,7 @@ class TestBadInput:
         bad = path.record(key, value, offset=5)
         before, after = path.publish("before", title="x", offset=4), path.publish("after", title="y", offset=6)
         report = await path.index_all(before, bad, after)
-        assert set(path.rows) == {"before", "after"}
+        assert set(path.on_sale) == {"before", "after"}
         (letter,) = path.dead_letters.letters
         assert (letter.stage, letter.reason) == (stage, reason)
         assert (letter.topic, letter.partition, letter.offset) == ("items", 0, 5)
@@ -184,7 +184,7 @@ class TestBadInput:
             path.record("a", b"{"),
         )
         assert path.rows["a"].title == "good"
-        assert "b" not in path.rows
+        assert "b" not in path.on_sale
         assert path.outbox.announced[-1] == "b"
         assert len(path.dead_letters.letters) == 3
 
@@ -206,7 +206,7 @@ class TestBadInput:
 
         path = ItemPath(encoder=Broken())
         await path.index_all(*(path.publish(f"i{n}", title="poison" if n == 3 else f"t{n}") for n in range(8)))
-        assert set(path.rows) == {f"i{n}" for n in range(8)} - {"i3"}
+        assert set(path.on_sale) == {f"i{n}" for n in range(8)} - {"i3"}
         assert path.reasons == [("write", Reason.BAD_VECTOR, 3)]
         assert len(path.outbox.announced) == 7
 
@@ -244,7 +244,7 @@ class TestHolding:
 
         path = ItemPath(index=Flaky())
         await path.index_all(path.publish("a", title="x"), path.delete("b"))
-        assert set(path.rows) == {"a"}
+        assert set(path.on_sale) == {"a"}
         assert path.encoder.encoded == 1
 
     async def test_a_broker_that_is_away_is_waited_for(self, path: ItemPath) -> None:
@@ -277,7 +277,7 @@ class TestHolding:
         for record in (path.publish("a", title="x"), path.delete("a")):
             with pytest.raises(Fenced):
                 await index_batch(path.context, [record], fenced)
-        assert path.rows == {}
+        assert path.on_sale == {}
         assert path.outbox.announced == []
 
     async def test_a_slow_picture_never_holds_a_batch_beyond_the_budget(self) -> None:
@@ -357,5 +357,5 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     path.now = NOW + timedelta(days=400)  # set forward: what was refused once is refused again
     ahead = (NOW + timedelta(days=2)).isoformat()
     await path.index_all(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
-    assert set(path.rows) == {"good"}
+    assert set(path.on_sale) == {"good"}
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]

@@ -55,7 +55,7 @@ class TestPicturesByUrl:
         path.web[PICTURE_URL] = answer
         pictured = {"image_url": PICTURE_URL}
         await path.index_all(path.publish("a", title="x", **pictured), path.publish("b", **pictured))
-        assert set(path.rows) == {"a"} and not path.rows["a"].has_image
+        assert set(path.on_sale) == {"a"} and not path.rows["a"].has_image
         assert path.reasons == [("image", reason, 0), ("image", reason, 1)]
         assert path.outbox.retries == []
 
@@ -99,7 +99,7 @@ class TestLatePictures:
         await path.index_all(path.delete("a"))
         path.web[PICTURE_URL] = picture()
         assert (await path.retry()).outcome == "superseded"
-        assert path.rows == {}
+        assert path.on_sale == {}
         assert path.fetched == [PICTURE_URL]  # by the batch; the retry saw in time that it is too late
 
     @pytest.mark.parametrize("title", ["x", ""])
@@ -132,7 +132,7 @@ class TestLatePictures:
 
         path.context.encoding.encode = slow  # type: ignore[method-assign]
         assert (await path.retry()).outcome == "superseded"
-        assert path.rows == {}
+        assert path.on_sale == {}
 
     async def test_it_is_tried_again_later_and_later_then_buried(self) -> None:
         path = ItemPath(IndexConfig(retry_initial_seconds=10, retry_factor=3, retry_max_attempts=4))
@@ -146,14 +146,14 @@ class TestLatePictures:
         (letter,) = path.dead_letters.letters
         assert (letter.topic, letter.stage, letter.reason) == ("items-retry", "image", Reason.IMAGE_UNAVAILABLE)
         assert b"pictures.test" in (letter.value or b"")
-        assert set(path.rows) == {"a"}  # the title's vector stays
+        assert set(path.on_sale) == {"a"}  # the title's vector stays
         assert path.outbox.retries == []
 
     async def test_giving_up_an_item_of_a_picture_alone_gives_up_its_place(self) -> None:
         path = ItemPath(IndexConfig(retry_max_attempts=2))
         await path.index_all(path.publish("a", image_url=PICTURE_URL))
         assert (await path.retry()).outcome == "given_up"
-        assert path.rows == {}
+        assert path.on_sale == {}
 
     @pytest.mark.parametrize("answer", [picture()[:40], Unprocessable(Reason.IMAGE_TOO_LARGE, "huge")])
     async def test_a_late_picture_that_is_no_use_is_buried_at_once(self, path: ItemPath, answer: Any) -> None:
@@ -209,7 +209,7 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         path.outbox.announce = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
             await retry_image(path.context, retry_record(retry), worker.guard)
-        assert path.rows == {}
+        assert path.on_sale == {}
         assert path.outbox.announced[-1] == "a"
 
     async def test_it_sends_no_retry_that_its_successor_sent(self, path: ItemPath, retry: ImageRetry) -> None:

@@ -132,9 +132,9 @@ async def test_an_item_deleted_while_its_publish_is_being_written_stays_deleted(
         await run.until(lambda: bool(held.waiting))
         await run.put("a", None, wait=False)
         await asyncio.sleep(0.2)
-        held.let_through()
+        held.let_through(2)
         await run.until(lambda: len(run.acked) == 2)
-    assert path.rows == {}
+    assert path.on_sale == {}
     assert path.outbox.announced[-1] == "a"
 
 
@@ -223,7 +223,7 @@ async def test_one_item_that_cannot_be_encoded_does_not_take_its_neighbours_alon
     async with running("items", path, tmp_path) as run:
         await put_numbered(run, 4)
         await run.until(lambda: len(run.acked) == 4)
-    assert set(path.rows) == {"i0", "i1", "i3"}
+    assert set(path.on_sale) == {"i0", "i1", "i3"}
     assert path.reasons == [("encode", Reason.BAD_VECTOR, 2)]
 
 
@@ -242,7 +242,7 @@ async def test_a_center_that_is_away_is_waited_for(tmp_path: Path) -> None:
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"), wait=False)
         await run.until(lambda: len(run.acked) == 1)
-    assert set(path.rows) == {"a"}
+    assert set(path.on_sale) == {"a"}
 
 
 async def test_a_bug_in_preparing_stops_the_worker_and_acknowledges_nothing(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ async def test_a_bug_in_preparing_stops_the_worker_and_acknowledges_nothing(tmp_
         await run.fails_with(ZeroDivisionError)
         await asyncio.sleep(0.2)
     assert run.acked == []
-    assert path.rows == {}
+    assert path.on_sale == {}
 
 
 async def test_batches_read_before_partitions_moved_are_dropped_whole(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ async def test_any_interleaving_ends_as_one_batch_after_another_does(tmp_path: P
                 await asyncio.sleep(0.01)
         await run.until(lambda: len(run.acked) == 90)
     assert run.acked == [(0, n) for n in range(90)]
-    assert set(path.rows) == set(plain.rows)
-    for key, expected in plain.rows.items():
+    assert set(path.on_sale) == set(plain.on_sale)
+    for key, expected in plain.on_sale.items():
         row = path.rows[key]
         assert (row.title, row.price, row.first_price) == (expected.title, expected.price, expected.first_price)
         assert row.source_offset == expected.source_offset

@@ -12,10 +12,12 @@ import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
 from streams.broker.heartbeats import Heartbeats
+from streams.broker.records import SourceRecord
+from streams.indexing import take_over
 from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
 from streams.indexing.reannounce import reannounce
-from streams.indexing.take_over import RecentWrites, recheck
+from streams.indexing.take_over import RecentWrite, RecentWrites, recheck
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from tests.factories.item_path import DIM, VERSION, ItemPath, allowed, item
 from tests.factories.running_agent import running
@@ -32,12 +34,12 @@ def clock() -> Clock:
 @pytest.fixture
 def recent(clock: Clock) -> RecentWrites:
     """Writes after a take-over at 0 s: they are due at 42 s, the newest of each of the first two items."""
-    made = RecentWrites(window_seconds=42, max_records=2, clock=clock)
+    made = RecentWrites(window_seconds=42, max_records=2, max_taken_over=2, clock=clock)
     made.restart()
     return made
 
 
-def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_then_once(
+def test_nothing_is_due_before_other_workers_writes_must_have_arrived_and_then_once(
     path: ItemPath, clock: Clock, recent: RecentWrites
 ) -> None:
     record = path.publish("a", title="x")
@@ -45,11 +47,13 @@ def test_nothing_is_due_before_the_former_owners_writes_must_have_arrived_and_th
     clock.now = 41.9
     assert recent.pop_due() == []
     clock.now = 42.0
-    assert recent.pop_due() == [record]
+    assert recent.pop_due() == [RecentWrite(record, is_after_take_over=True)]
     assert recent.pop_due() == []
     recent.add([record])
-    clock.now = 1e6
+    clock.now = 83.9
     assert recent.pop_due() == []
+    clock.now = 84.0
+    assert recent.pop_due() == [RecentWrite(record)]
 
 
 def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more(
@@ -57,9 +61,26 @@ def test_of_each_of_the_first_items_the_newest_record_is_remembered_and_no_more(
 ) -> None:
     records = [path.publish(name, title=str(n)) for n, name in enumerate(["a", "b", "c", "a"])]
     recent.add(records[:3])
+    clock.now = 10
     recent.add(records[3:])
     clock.now = 50
-    assert {record.offset for record in recent.pop_due()} == {1, 3}
+    assert [write.record.offset for write in recent.pop_due()] == [1]
+    clock.now = 52
+    assert [write.record.offset for write in recent.pop_due()] == [3]
+
+
+def test_values_beyond_the_limit_are_not_remembered_and_make_room_when_they_are_due(
+    path: ItemPath, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 250)
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=0, clock=clock)
+    recent.restart()
+    recent.add([path.record(name, b"v" * 100) for name in "abc"])
+    clock.now = 42
+    assert [write.record.key for write in recent.pop_due()] == [b"a", b"b"]
+    recent.add([path.record("c", b"v" * 100)])
+    clock.now = 84
+    assert [write.record.key for write in recent.pop_due()] == [b"c"]
 
 
 def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: RecentWrites) -> None:
@@ -70,7 +91,11 @@ def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: Rec
     clock.now = 60
     assert recent.pop_due() == []
     clock.now = 72
-    assert recent.pop_due() == [newer]
+    assert recent.pop_due() == [RecentWrite(newer, is_after_take_over=True)]
+
+
+def taken_over(*records: SourceRecord) -> list[RecentWrite]:
+    return [RecentWrite(record, is_after_take_over=True) for record in records]
 
 
 async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_right(path: ItemPath) -> None:
@@ -88,8 +113,8 @@ async def test_what_a_former_owner_overwrote_deleted_or_brought_back_is_put_righ
     path.rows.update({name: old[name] for name in ("overwritten", "brought-back")})
     del path.rows["deleted"]
     encoded = path.encoder.encoded
-    assert await recheck(path.context, after, allowed) == 3
-    assert {name: row.title for name, row in path.rows.items()} == {
+    assert await recheck(path.context, taken_over(*after), allowed) == 3
+    assert {name: row.title for name, row in path.on_sale.items()} == {
         "overwritten": "after",
         "deleted": "published again",
         "kept": "after",
@@ -103,7 +128,7 @@ async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is(pat
     after = [path.publish("changed", title="after"), path.delete("deleted")]
     await path.index_all(*after)
     path.outbox.announced += zombies
-    assert await recheck(path.context, [*after, path.publish("", title="of nobody")], allowed) == 0
+    assert await recheck(path.context, taken_over(*after, path.publish("", title="of nobody")), allowed) == 0
     held, gone = path.outbox.announced[-2:]
     assert isinstance(held, ItemRow)
     assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
@@ -126,7 +151,7 @@ async def test_a_row_that_moved_on_since_is_left_alone(path: ItemPath) -> None:
     record = path.publish("a", title="x")
     await path.index_all(record)
     await path.index_all(path.publish("a", title="newer"))
-    assert await recheck(path.context, [record], allowed) == 0
+    assert await recheck(path.context, taken_over(record), allowed) == 0
     assert path.rows["a"].title == "newer"
 
 
@@ -151,9 +176,11 @@ async def test_what_is_being_deleted_when_it_is_time_to_look_again_stays_deleted
         clock.now, before = 100, clock.asked
         await run.until(lambda: clock.asked > before)
         go_on.set()
+        await run.until(lambda: len(run.acked) == 2)
+        clock.now = 200
         await run.until(lambda: len(path.outbox.announced) == 3)
         assert path.outbox.announced[1:] == ["a", "a"]
-        assert path.rows == {}
+        assert path.on_sale == {}
 
 
 async def test_a_worker_whose_writing_is_cancelled_from_below_ends(
@@ -201,7 +228,7 @@ async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_
     index = SlowIndex()
     path = ItemPath(index=index, config=config)
     report = await path.index_all(path.publish("a", title="x"))
-    assert (index.writes, set(path.rows)) == (2, {"a"})
+    assert (index.writes, set(path.on_sale)) == (2, {"a"})
     assert report.held_seconds > 0
 
 
@@ -246,7 +273,7 @@ async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they
 
     record = path.publish("a", title="x")
     await index_batch(path.context, [record], guard)
-    assert (silent, set(path.rows)) == ([], {"a"})
+    assert (silent, set(path.on_sale)) == ([], {"a"})
 
 
 async def test_a_worker_that_was_replaced_while_it_held_writes_nothing(path: ItemPath) -> None:
@@ -257,7 +284,7 @@ async def test_a_worker_that_was_replaced_while_it_held_writes_nothing(path: Ite
 
     with pytest.raises(Fenced):
         await index_batch(path.context, [path.publish("a", title="x")], guard)
-    assert path.rows == {}
+    assert path.on_sale == {}
     assert path.outbox.announced == []
 
 
