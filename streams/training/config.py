@@ -41,7 +41,8 @@ class TrainConsumerConfig(BaseModel):
     session_timeout_ms: int = Field(default=10_000, ge=1_000)
     """How long a killed trainer keeps its role."""
     state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")
-    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each."""
+    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each. With
+    the embedded stack (--stack, or MIM_KAFKA__BOOTSTRAP_SERVERS not set): `train` in the stack's folder."""
     report_interval_seconds: float = Field(default=1.0, gt=0)
     """How often `accounts.json` is written."""
     score_files: int = Field(default=200, ge=1)
