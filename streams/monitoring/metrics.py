@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
-from streams.serving.reports import CacheReport, ModelReport, RequestReport
+from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import TrainReport
@@ -128,6 +128,8 @@ class Metrics:
         size = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
 
+        dropped = self._counter("mim_http_dropped_connections_total", "Connections that the server closed", "reason")
+
         labelled = cache(requests.labels)  # as many as there are routes and statuses
 
         def on_request(report: RequestReport) -> None:
@@ -147,7 +149,15 @@ class Metrics:
             size.set(report.cached)
             behind.set(report.behind_seconds)
 
-        self._handlers |= {RequestReport: on_request, ModelReport: on_model, CacheReport: on_cache}
+        def on_dropped(report: DroppedConnection) -> None:
+            dropped.labels(report.reason).inc()
+
+        self._handlers |= {
+            RequestReport: on_request,
+            ModelReport: on_model,
+            CacheReport: on_cache,
+            DroppedConnection: on_dropped,
+        }
 
     def _declare_train(self) -> None:
         events = self._gauge("mim_train_events", "Behaviours read by what became of them", "outcome")
