@@ -52,7 +52,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             former = ModelStoreConfig().folder
             if name == DEFAULT_STACK and former.is_dir() and not (folder.path / "models").exists():
                 say(
-                    f"note: earlier versions kept models in {former}; to keep them, move it to {folder.path / 'models'}",
+                    f"note: earlier versions kept models in {former}; to keep them, move it to "
+                    f"{folder.path / 'models'}",
                     error=True,
                 )
         return 0

@@ -53,7 +53,7 @@ class OpenTransactions:
                 offset=stable,
                 records=high - stable,
                 seconds=round(now - since),
-                do="end the producer's transaction (kafka-transactions.sh abort); what it commits now may come too late",
+                do="end the producer's transaction (kafka-transactions.sh abort); what it commits may come too late",
             )
         return stable
 
