@@ -42,7 +42,9 @@ def _wrapped() -> Exception:
 
 
 @pytest.mark.parametrize(
-    "refusal", [kafka_errors.ProducerFenced, kafka_errors.InvalidProducerIdMapping, _wrapped], ids=str
+    "refusal",
+    [kafka_errors.ProducerFenced, kafka_errors.InvalidProducerIdMapping, _wrapped],
+    ids=lambda one: one.__name__,
 )
 def test_a_producer_whose_transactional_id_has_another_producer_id_is_fenced(refusal: Callable[[], Exception]) -> None:
     with pytest.raises(Fenced, match="took over"), broker_errors(BrokerConfig()):
