@@ -51,12 +51,7 @@ def run_csft(
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
-        trainer = settings.trainer
-        data = topic_pairs(
-            read, builder.features, config, name=settings.topics.prefix, lateness_seconds=trainer.lateness_seconds,
-            # a live trainer corrects rows for that long; a closed log is read with the answer
-            take_seconds=trainer.attribution_seconds + trainer.correction_seconds,
-        )  # fmt: skip
+        data = topic_pairs(read, builder.features, config, name=settings.topics.prefix, log=settings.trainer)
     return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
 
 

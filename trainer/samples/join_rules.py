@@ -83,16 +83,21 @@ class JoinRules:
             corrections=self.corrections(),
         )
 
+    @property
+    def take_seconds(self) -> dict[BehaviourKind, float]:
+        """How long after its exposure a take of each kind counts where late takes correct, in event time."""
+        return {
+            BehaviourKind.CLICK: self.attribution_seconds + self.correction_seconds,
+            BehaviourKind.CART: self.attribution_seconds + self.cart_correction_seconds,
+            BehaviourKind.PURCHASE: self.attribution_seconds + self.purchase_correction_seconds,
+        }
+
     def corrections(self) -> CorrectableRows | None:
         """What late takes can correct under these rules, empty; None where nothing is corrected."""
         if not self.correction_megabytes:
             return None
         return CorrectableRows(
-            {
-                BehaviourKind.CLICK: self.attribution_seconds + self.correction_seconds,
-                BehaviourKind.CART: self.attribution_seconds + self.cart_correction_seconds,
-                BehaviourKind.PURCHASE: self.attribution_seconds + self.purchase_correction_seconds,
-            },
+            self.take_seconds,
             most_bytes=1e6 * self.correction_megabytes,
             most_rows=self.correction_rows,
             upgrades=self.upgrades,
