@@ -97,6 +97,7 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
         "models": {"folder": str(folder / "models"), "keep_releases": 50},
         "train": {"state_folder": str(folder / "train"), "variants": ",".join(VARIANTS)},
         "trainer": {"release_every_rows": release_every_rows},
+        "gate": {"trial_rows": release_every_rows // 2},
         "serve": {"host": "127.0.0.1", "port": port},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
         "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},
