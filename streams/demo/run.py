@@ -102,6 +102,7 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
             "all_idle_seconds": 5.0,  # nothing is under way once the replay has ended
         },
         "trainer": {"release_every_rows": release_every_rows},
+        "gate": {"trial_rows": release_every_rows // 2},
         "serve": {"host": "127.0.0.1", "port": port, "tokens": []},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
         "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},

@@ -228,6 +228,7 @@ class TrainingLoop:
             refused=0 if publisher is None else publisher.refused,
             held=0 if publisher is None else publisher.held,
             release_id=None if publisher is None else publisher.current_id,
+            not_serving=None if publisher is None else publisher.not_serving,
             last_event_at=thread.last_event_at,
             waiting_for=len(self._missing),
             given_up=thread.waits.timeouts,

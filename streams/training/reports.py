@@ -49,6 +49,8 @@ class TrainReport:
     """Candidates that passed and did not become current, because a person had chosen otherwise."""
     release_id: str | None = None
     """The current release, as far as this process knows."""
+    not_serving: str | None = None
+    """Why the newest candidate of this process does not serve; None if it does, or if there was none."""
     last_event_at: int | None = None
     """Event time of the last trained row, in seconds since 1970."""
     waiting_for: int = 0

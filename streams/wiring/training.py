@@ -72,6 +72,8 @@ class TrainOptions:
     """Keep all prequential scores in this folder."""
     rows: Path | None = None
     """List the training rows in this file."""
+    replace: bool = False
+    """Release also what goes no further in the log than what was released from it before."""
     metrics_port: int | None = None
     """Serve Prometheus metrics on this port."""
 
@@ -172,7 +174,7 @@ async def _train(
         releases=(
             None
             if leadership is None or registry is None
-            else _make_releases(settings, registry, thread, checkpointer, leadership)
+            else _make_releases(settings, options, registry, thread, checkpointer, leadership)
         ),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
@@ -202,6 +204,7 @@ def _make_checkpointer(settings: Settings, leadership: Leadership | None) -> Che
 
 def _make_releases(
     settings: Settings,
+    options: TrainOptions,
     registry: ModelRegistry,
     thread: TrainerThread,
     checkpointer: Checkpointer,
@@ -213,6 +216,7 @@ def _make_releases(
         notices_topic=settings.topics.full_name("models"),
         read_log=lambda: describe_log(settings),
         clock=time.time,
+        replace=options.replace,
     )
     every = settings.train.release_every_seconds
     return ReleaseScheduler(
@@ -222,6 +226,7 @@ def _make_releases(
         leadership,
         checkpointer=checkpointer,
         every=None if every is None else IntervalTimer(every, time.time),
+        until_end=options.until_end,
     )
 
 

@@ -70,6 +70,7 @@ class EventIntake:
         self._deleted: set[str] = set()
         self._timed_out: set[str] = set()
         self._finished = False
+        self._held_back = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
 
     # ---- events --------------------------------------------------------------------------------------------------
@@ -119,6 +120,32 @@ class EventIntake:
         """Nothing more will come: `advance` releases everything, and the last batch may be a short one."""
         self._finished = True
 
+    def hold_back(self, rows: int) -> None:
+        """Keep the last `rows` rows of the log, or up to a batch more, from `next_batch` until called with 0.
+
+        Which rows form a batch stays the same.
+        """
+        self._held_back = rows
+
+    @property
+    def at_last_rows(self) -> bool:
+        """Whether nothing but rows that are held back is left to learn from."""
+        return bool(self._held_back and self._ready) and self._drained and len(self._ready) < self._enough
+
+    @property
+    def last_rows(self) -> int:
+        """Rows that are ready."""
+        return len(self._ready)
+
+    @property
+    def _drained(self) -> bool:
+        return self._finished and not self.window.buffered and not self._join.waiting
+
+    @property
+    def _enough(self) -> int:
+        """Ready rows from which on a batch may be taken before the end."""
+        return self._batch_rows + self._held_back
+
     # ---- embeddings that rows wait for ---------------------------------------------------------------------------
 
     def embedding_came(self, item_id: str) -> None:
@@ -154,7 +181,7 @@ class EventIntake:
         Rows of the items `timed_out` pass without an embedding.
         """
         self._timed_out.update(timed_out)
-        budget = 4 * self._batch_rows
+        budget = 4 * self._batch_rows + self._held_back
         if len(self._ready) < budget:
             for events in self.window.released(everything=self._finished):
                 # labels settle before the second is added, so that no take can answer an impression that is overdue
@@ -187,8 +214,8 @@ class EventIntake:
     def next_batch(self) -> list[Impression]:
         """The next full batch; empty while there is none, or while it waits for embeddings."""
         size = self._batch_rows
-        drained = self._finished and not self.window.buffered and not self._join.waiting
-        if not self._ready or (len(self._ready) < size and not drained) or self.missing():
+        may_be_short = self._drained and not self._held_back
+        if not self._ready or (len(self._ready) < self._enough and not may_be_short) or self.missing():
             return []
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
 
