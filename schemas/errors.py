@@ -6,7 +6,7 @@ PipelineError
 │   ├── EncodingFailed   the content cannot be encoded
 │   └── WriteRejected    a store rejects the row
 ├── Unavailable      a service is down: pause the partition and retry
-│   └── StoreUnavailable, BrokerUnavailable, ContentUnavailable, EncoderUnavailable
+│   └── StoreUnavailable (StoreBusy), BrokerUnavailable, ContentUnavailable, EncoderUnavailable
 ├── Misconfigured    found at start-up: names the setting and the fix
 └── Fenced           another process has this role: stop without writing
 """
@@ -75,6 +75,10 @@ class Unavailable(PipelineError):
 
 class StoreUnavailable(Unavailable):
     """Milvus, Redis or the artifact store does not respond."""
+
+
+class StoreBusy(StoreUnavailable):
+    """This process has more calls to a store at once than connections, and a call waited too long for one."""
 
 
 class BrokerUnavailable(Unavailable):

@@ -22,16 +22,22 @@ def running_number(name: str) -> int:
 
 
 class Fence(Message):
-    """Kafka's fence of a trainer: the id and epoch of its transactional producer. A larger pair wins."""
+    """Proof of leadership of a trainer: the term that it claimed, and its transactional producer. A larger term wins.
+
+    Producer ids are no order over time: brokers get them in blocks, so a newer producer can have a smaller id.
+    """
 
     producer_id: int
     """Producer id that the broker gave to the trainer's transactional id."""
     epoch: int
     """Epoch of that producer id; each new holder gets a higher one."""
+    term: int = Field(default=0, ge=0)
+    """Running number of the claim in the store of snapshots; 0 in what versions without terms wrote."""
 
-    def as_pair(self) -> tuple[int, int]:
-        """Comparable form."""
-        return (self.producer_id, self.epoch)
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Comparable form; producers are compared only where terms are equal, as versions without terms did."""
+        return (self.term, self.producer_id, self.epoch)
 
 
 class ModelManifest(Message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from schemas.base import MAX_ID_CHARACTERS, Base64, ItemId, Message, UserId, UtcTime
 
@@ -31,17 +31,23 @@ def _at_once(given: Any, check_each: ValidatorFunctionWrapHandler) -> list[str]:
     return checked
 
 
-class ScoreRequest(Message):
+class RequestBody(Message):
+    """Base of request bodies. Unknown fields are refused: an ignored wish would be answered as if it were granted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScoreRequest(RequestBody):
     """Body of `POST /v1/score`."""
 
     user_id: UserId
     """The user whose takes are predicted."""
     item_ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_CANDIDATES), WrapValidator(_at_once)]
     """Candidates."""
-    query_text: str | None = Field(default=None, max_length=1_000)
-    """The user's search, if any."""
     trigger_item: ItemId | None = None
     """The item that the user is viewing, if any."""
+    exclude_taken: bool = False
+    """Whether to leave out candidates that are among the user's stored takes."""
 
 
 class ItemScore(Message):
@@ -59,7 +65,9 @@ class ScoreResponse(Message):
     """Response of `POST /v1/score`, in the order of the request."""
 
     scores: list[ItemScore]
-    """One per candidate."""
+    """One per candidate that was not left out."""
+    left_out: list[str] = Field(default_factory=list)
+    """Candidates that the user took, with `exclude_taken`."""
     release_id: str
     """The model of these scores."""
     weights_sha256: str
@@ -70,7 +78,7 @@ class ScoreResponse(Message):
     """Number of the user's takes that were known."""
 
 
-class SimilarRequest(Message):
+class SimilarRequest(RequestBody):
     """Body of `POST /v1/similar`: exactly one of the four kinds of query."""
 
     item_id: ItemId | None = None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
 from streams.runtime.logs import configure_logging
 from streams.runtime.terminal import say
 from streams.settings import load_settings
+from streams.stack.config import StackConfig
 
 COMMANDS: dict[str, str] = {
     "demo": "run the whole loop on embedded parts and report what came out",
@@ -34,7 +36,8 @@ COMMANDS: dict[str, str] = {
     "bench": "measure what this machine reaches",
     "forget": "forget a user, in every process and on every replay",
     "check": "test every connection and setting before the start",
-    "settings": "list every setting with its default and meaning",
+    "settings": "list every setting: its value, what gave it that value, its default and meaning",
+    "completion": "print a script for the shell that completes commands and options",
 }
 
 EXIT_MISCONFIGURED = 2
@@ -45,20 +48,16 @@ EXIT_FENCED = 4
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, load the settings, run the command. Returns the process's exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="mimstream", description="MIM as a stream-processing embedding system")
-    parser.add_argument("--config", type=Path, help="TOML file with settings (else MIM_CONFIG)")
-    parser.add_argument("--stack", dest="stack_name", help="use the embedded stack of this name (see `stack up`)")
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in given if word in COMMANDS), None)
-    for name, summary in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=summary, description=summary)
-        if name == chosen:  # only the called command pays for its imports
-            import_module(f"streams.commands.{_module_of(name)}").add_arguments(sub)
-    options = parser.parse_args(given)
+    common, own = split_common(given)
+    options = make_parser(own[:1]).parse_args(own, namespace=common)
     configure_logging(options.log_level)
     try:
-        settings = load_settings(options.config, endpoints=_endpoints(options.stack_name, options.config))
+        if options.command == "completion":
+            print(_completion(options.shell))
+            return 0
+        # `stack` starts and stops what the others use
+        stack = None if options.command == "stack" else options.stack_name
+        settings = load_settings(options.config, given=options.set, stack=stack, find_stack=_stack_values)
         return int(import_module(f"streams.commands.{_module_of(options.command)}").run(options, settings))
     except Misconfigured as error:
         return _fail(error, EXIT_MISCONFIGURED)
@@ -75,17 +74,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def split_common(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of all commands, wherever they stand before a `--`, and the other words in their order."""
+    end = given.index("--") if "--" in given else len(given)
+    common, others = _common_options().parse_known_args(given[:end])
+    return common, [*others, *given[end:]]
+
+
+def make_parser(loaded: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of all words but the common options; only commands in `loaded` pay for their imports."""
+    parser = argparse.ArgumentParser(
+        prog="mimstream", description="MIM as a stream-processing embedding system", parents=[_common_options()]
+    )
+    parser.add_argument("--version", action="version", version=f"mimstream {version('mimstream')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary, epilog=_COMMON)
+        if name == "completion":
+            sub.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+        elif name in loaded:
+            import_module(f"streams.commands.{_module_of(name)}").add_arguments(sub)
+    return parser
+
+
+_COMMON = "--config, --set, --stack and --log-level belong to all commands: see `mimstream --help`."
+
+
+def _common_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mimstream", add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("options of all commands, before or after the command's name")
+    group.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings (else MIM_CONFIG)")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a single setting, as MIM_TOPICS__PREFIX=x. or topics.prefix=x.; wins over all else; can be repeated",
+    )
+    group.add_argument(
+        "--stack",
+        dest="stack_name",
+        metavar="NAME",
+        help="use the embedded stack of this name and nothing else (see `stack up`), whatever file and environment say",
+    )
+    group.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def _completion(shell: str) -> str:
+    import shtab
+
+    return str(shtab.complete(make_parser(COMMANDS), shell))
+
+
 def _module_of(command: str) -> str:
     return "import_" if command == "import" else command.replace("-", "_")  # `import` is a keyword
 
 
-def _endpoints(stack_name: str | None, config: Path | None) -> dict[str, object] | None:
-    """The addresses of the running stack of this name, as nested settings. Raises `Misconfigured` if it is not up."""
-    if stack_name is None:
-        return None
-    from streams.stack.run import endpoints_in, stack_folder  # not needed against real clusters
+def _stack_values(name: str, config: StackConfig) -> dict[str, object]:
+    from streams.stack.run import stack_folder, values_in  # not needed against real clusters
 
-    return endpoints_in(stack_folder(stack_name, load_settings(config).stack))
+    return values_in(stack_folder(name, config))
 
 
 def _fail(error: PipelineError, status: int) -> int:

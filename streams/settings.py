@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from encoders.config import EncoderConfig
 from encoders.fusion_config import FusionConfig
@@ -23,8 +28,10 @@ from streams.indexing.image_fetch import ImageFetchConfig
 from streams.monitoring.config import MetricsConfig
 from streams.recording.config import RecordConfig
 from streams.replay.config import ReplayConfig
+from streams.runtime.endpoints import shown_endpoint
+from streams.runtime.setting_names import ENV_DELIMITER, ENV_PREFIX, Leaf, as_text, leaves_of, variable_of
 from streams.serving.config import ServeConfig
-from streams.stack.config import StackConfig
+from streams.stack.config import DEFAULT_STACK, StackConfig, folders_in
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.histories.client import RedisConfig
 from streams.stores.histories.config import BehaviourStoreConfig
@@ -34,20 +41,24 @@ from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.online.config import TrainerConfig
 from trainer.online.gate import GateConfig
 
-ENV_PREFIX = "MIM_"
-ENV_DELIMITER = "__"
+log = structlog.get_logger()
+
+NO_SETTINGS = frozenset({"MIM_CONFIG", "MIM_TEST_DATA"})
+"""Variables that begin like settings and are none."""
+
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+"""What Kubernetes sets in every container for a service whose name begins with `mim-`."""
+
+_SURELY_MEANT = 0.8
+"""How alike (`difflib`) a variable and a setting are, so that the one is taken for a slip of the other."""
+
+Values = Mapping[str, Any]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set: `MIM_KAFKA__BOOTSTRAP_SERVERS=...` in the environment, `[kafka]` in a TOML file."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=ENV_DELIMITER,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     kafka: BrokerConfig = Field(default_factory=BrokerConfig)
     """The broker."""
@@ -94,88 +105,205 @@ class Settings(BaseSettings):
     stack: StackConfig = Field(default_factory=StackConfig)
     """The embedded Kafka, Valkey and Milvus Lite."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file, as people expect who set a variable."""
-        return env_settings, init_settings, InitSettingsSource(settings_cls, _user_folders())
+    _sources: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def source_of(self, path: tuple[str, ...]) -> str:
+        """What gave the setting at `path` its value: `default`, the file, `environment`, `--stack`, `command line`."""
+        return self._sources.get(path, "default")
 
 
-def load_settings(config_file: Path | None = None, *, endpoints: dict[str, Any] | None = None) -> Settings:
-    """Read the file (`config_file`, else the path in `MIM_CONFIG`), then the environment.
+def load_settings(
+    config_file: Path | None = None,
+    *,
+    given: Sequence[str] = (),
+    stack: str | None = None,
+    find_stack: Callable[[str, StackConfig], Values] | None = None,
+) -> Settings:
+    """Put the settings together. Each of these wins over those before it, setting by setting: the defaults, the file
+    (`config_file`, else the path in `MIM_CONFIG`), the environment, the embedded stack that the command line names
+    (`find_stack` tells its values), and single settings of the command line (`given`, each `NAME=VALUE`).
 
-    `endpoints` are the addresses of an embedded stack; file and environment win over them.
-
-    Raises `Misconfigured` naming each wrong setting.
+    Raises `Misconfigured` naming each wrong setting, with the nearest known name of a mistyped one.
     """
-    path = config_file or (Path(os.environ["MIM_CONFIG"]) if os.environ.get("MIM_CONFIG") else None)
-    values: dict[str, Any] = dict(endpoints or {})
-    if path is not None:
-        try:
-            values = _merge(values, tomllib.loads(path.read_text()))
-        except FileNotFoundError:
-            raise Misconfigured(f"configuration file {path} does not exist (--config or MIM_CONFIG)") from None
-        except tomllib.TOMLDecodeError as error:
-            raise Misconfigured(f"configuration file {path} is not TOML: {error}") from None
+    layers = {"file": _file_values(config_file), "environment": _environment_values()}
+    last = {"command line": _given_values(given)}
+    config = _settings_of(layers | last).stack
+    if stack is not None and find_stack is not None:
+        layers[f"--stack {stack}"] = find_stack(stack, config)
+    settings = _settings_of(layers | last)
+    settings._given.update(last["command line"])
+    return settings
+
+
+def _settings_of(layers: Mapping[str, Values]) -> Settings:
+    values = _merged(*layers.values())
+    sources = {path: name for name, values in layers.items() for path in _paths(values)}
     try:
-        return Settings(**values)
+        if ("kafka", "bootstrap_servers") not in sources:
+            # the default address is the default stack's: what is learned from its log belongs to it
+            stacks = Settings(stack=_merged(_user_folders(), values).get("stack", {})).stack.data_folder.expanduser()
+            values = _merged(folders_in(stacks / DEFAULT_STACK), values)
+        settings = Settings(**_merged(_user_folders(), values))
     except ValidationError as error:
-        lines = [
-            f"{ENV_PREFIX}{ENV_DELIMITER.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-        raise Misconfigured("settings are wrong:\n  " + "\n  ".join(lines)) from None
+        lines = [_told(item["loc"], item["type"], item["msg"], sources) for item in error.errors(include_url=False)]
+        raise Misconfigured("settings are wrong:\n  " + "\n  ".join(dict.fromkeys(lines))) from None
+    settings._sources.update(sources)
+    return settings
 
 
-def environment_of(values: dict[str, Any], prefix: str = ENV_PREFIX) -> dict[str, str]:
+def _told(loc: tuple[int | str, ...], kind: str, message: str, sources: Mapping[tuple[str, ...], str]) -> str:
+    """A line about one wrong value, which is not repeated: it may be a secret."""
+    path = max((leaf.path for leaf in leaves() if leaf.path == loc[: len(leaf.path)]), key=len, default=None)
+    if path is None:
+        name = variable_of(tuple(map(str, loc)))
+        hint = f"the nearest is {_nearest(name)[0]}" if kind == "extra_forbidden" else message
+        return f"{name} is no setting; {hint}" if kind == "extra_forbidden" else f"{name}: {message}"
+    inside = "".join(f"[{part}]" for part in loc[len(path) :])
+    return f"{variable_of(path)}{inside}: {message} (from: {sources.get(path, 'default')})"
+
+
+def _file_values(config_file: Path | None) -> Values:
+    path = config_file or (Path(os.environ["MIM_CONFIG"]) if os.environ.get("MIM_CONFIG") else None)
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Misconfigured(f"configuration file {path} does not exist (--config or MIM_CONFIG)") from None
+    except OSError as error:
+        raise Misconfigured(f"configuration file {path}: {error.strerror} (--config or MIM_CONFIG)") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"configuration file {path} is not TOML: {error}") from None
+
+
+def _environment_values() -> Values:
+    """The settings among the variables. A mistyped one is refused: what it was to set would be off in silence."""
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    for given, text in os.environ.items():
+        name = given.upper()
+        if not name.startswith(ENV_PREFIX) or name in NO_SETTINGS or _put(values, name, text):
+            continue
+        if _OF_KUBERNETES.search(name) or text.startswith(("tcp://", "udp://")):
+            continue
+        nearest, likeness = _nearest(name)
+        of_a_part = ENV_DELIMITER in name or name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+        if of_a_part or likeness >= _SURELY_MEANT:
+            wrong.append(f"{name} is no setting; the nearest is {nearest}")
+        else:
+            log.warning("settings.unknown_variable", variable=name, nearest=nearest)
+    if wrong:
+        raise Misconfigured("settings are wrong ('mimstream settings' lists all):\n  " + "\n  ".join(wrong))
+    return values
+
+
+def _given_values(given: Sequence[str]) -> Values:
+    values: dict[str, Any] = {}
+    for one in given:
+        name, separator, text = one.partition("=")
+        variable = name if name.startswith(ENV_PREFIX) else variable_of(tuple(name.split(".")))
+        if not separator:
+            raise Misconfigured(f"--set {name}: write it like --set {leaves()[0].variable}=VALUE")
+        if not _put(values, variable, text):
+            raise Misconfigured(f"--set {name}: {variable} is no setting; the nearest is {_nearest(variable)[0]}")
+    return values
+
+
+def _put(values: dict[str, Any], variable: str, text: str) -> bool:
+    """Put what a variable says into nested `values`; False if it is no setting. Raises `Misconfigured`."""
+    for leaf in leaves():
+        if variable == leaf.variable:
+            value = None if text == "null" and leaf.may_be_none else _json(leaf, text) if leaf.is_json else text
+            _merge_into(values, leaf.path, value)
+            return True
+    return False
+
+
+def _json(leaf: Leaf, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # the text may be a secret
+        raise Misconfigured(
+            f"settings are wrong:\n  {leaf.variable} is not JSON: write it like {leaf.variable}='{leaf.example()}'"
+        ) from None
+
+
+def _merge_into(values: dict[str, Any], path: tuple[str, ...], value: object) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    values[path[-1]] = value
+
+
+def _nearest(variable: str) -> tuple[str, float]:
+    """The setting whose variable is most alike, and how alike it is, from 0 to 1."""
+    name = max((leaf.variable for leaf in leaves()), key=lambda known: SequenceMatcher(None, variable, known).ratio())
+    return name, SequenceMatcher(None, variable, name).ratio()
+
+
+@cache
+def leaves() -> tuple[Leaf, ...]:
+    """Every setting, in the order of the models."""
+    return tuple(leaves_of(Settings))
+
+
+def environment_of(values: Values, prefix: str = ENV_PREFIX) -> dict[str, str]:
     """Nested values as the environment variables that would set them: what a parent hands to its children."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping) and value:
             flat |= environment_of(value, f"{prefix}{name.upper()}{ENV_DELIMITER}")
         else:
-            flat[f"{prefix}{name.upper()}"] = str(value)
+            flat[f"{prefix}{name.upper()}"] = "null" if value is None else as_text(value)
     return flat
 
 
-def describe_settings(model: type[BaseModel] = Settings, prefix: str = ENV_PREFIX) -> list[dict[str, str]]:
+def describe_settings() -> list[dict[str, str]]:
     """One row per setting: the variable that sets it, its default and its docstring."""
     rows: list[dict[str, str]] = []
-    for name, field in model.model_fields.items():
-        variable = f"{prefix}{name.upper()}"
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            rows += describe_settings(inner, f"{variable}{ENV_DELIMITER}")
-            continue
-        default = field.get_default(call_default_factory=True)
+    for leaf in leaves():
+        default = leaf.field.get_default(call_default_factory=True)
+        if isinstance(default, Path) and default.is_relative_to(Path.home()):
+            default = "~" / default.relative_to(Path.home())  # differs from machine to machine
+        required = default is PydanticUndefined
         rows.append(
-            {"variable": variable, "default": _shown(default), "meaning": " ".join((field.description or "").split())}
+            {
+                "variable": leaf.variable,
+                "default": "required" if required else as_text(default),
+                "meaning": " ".join((leaf.field.description or "").split()),
+            }
         )
     return rows
 
 
-def _shown(default: object) -> str:
-    if isinstance(default, Path):
-        # the user's own folders differ from machine to machine
-        return "~/" + str(default.relative_to(Path.home())) if default.is_relative_to(Path.home()) else str(default)
-    return "required" if default is PydanticUndefined else "" if default is None else str(default)
+def describe_values(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Of each setting by its variable: the value in force, in the form in which it can be set, and what gave it.
+
+    Secrets are not shown.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for leaf in leaves():
+        value: Any = settings
+        for name in leaf.path:
+            value = getattr(value, name)
+        text = as_text(value)
+        if leaf.is_secret and value:
+            text = "(set, not shown)"
+        elif "://" in text and "@" in text:
+            text = shown_endpoint(text)
+        found[leaf.variable] = (text, settings.source_of(leaf.path))
+    return found
 
 
-def child_environment(values: dict[str, Any]) -> dict[str, str]:
-    """This process's environment with `values` on top: what a child is started with."""
-    return {**os.environ, **environment_of(values)}
+def child_environment(settings: Settings, values: Values) -> dict[str, str]:
+    """This process's environment and what its command line sets, with `values` on top: what a child is started with."""
+    return {**os.environ, **environment_of(settings._given), **environment_of(values)}
 
 
-def child_settings(settings: Settings, values: dict[str, dict[str, Any]]) -> Settings:
-    """`settings` with `values` on top: what a child with `child_environment(values)` reads."""
+def child_settings(settings: Settings, values: Mapping[str, Values]) -> Settings:
+    """`settings` with `values` on top: what a child with `child_environment(settings, values)` reads."""
     parts = {name: getattr(settings, name) for name in values}
-    update = {name: type(part).model_validate(part.model_dump() | values[name]) for name, part in parts.items()}
+    update = {name: type(part).model_validate(part.model_dump() | dict(values[name])) for name, part in parts.items()}
     return settings.model_copy(update=update)
 
 
@@ -203,9 +331,32 @@ def _user_folders() -> dict[str, Any]:
     return found
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        inner = merged.get(name)
-        merged[name] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+def _merged(*layers: Values, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Later layers on top of earlier ones, setting by setting; a setting that is itself a mapping is replaced whole."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            inner, here = merged.get(name), (*path, name)
+            if isinstance(inner, Mapping) and isinstance(value, Mapping) and here not in _leaf_paths():
+                merged[name] = _merged(inner, value, path=here)
+            else:
+                merged[name] = value
     return merged
+
+
+@cache
+def _leaf_paths() -> frozenset[tuple[str, ...]]:
+    return frozenset(leaf.path for leaf in leaves())
+
+
+def _paths(values: Values) -> Iterator[tuple[str, ...]]:
+    """The settings that nested values set."""
+    for leaf in leaves():
+        inner: Any = values
+        for name in leaf.path:
+            inner = inner[name] if isinstance(inner, Mapping) and name in inner else _ABSENT
+        if inner is not _ABSENT:
+            yield leaf.path
+
+
+_ABSENT = object()

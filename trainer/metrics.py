@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 MIN_IMPRESSIONS = 500
 MIN_USERS = 100
 """A bucket with fewer impressions, or fewer users with both labels, is not reported."""
+
+_BLOCK_BYTES = 1 << 26
+"""Size of the draws of a bootstrap that are in memory at a time."""
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -118,6 +121,18 @@ class Interval:
     high: float
 
 
+def resampled_users(users: int, *, rng: np.random.Generator, rounds: int) -> Iterator[NDArray[np.int64]]:
+    """How often each user is drawn in each round of a bootstrap, a block of rounds at a time, (R, users) each.
+
+    All rounds at once would take 8 GB for a million users. The numbers are those of one block: the generator goes on
+    where it was, and a block has whole fours of rows, which a matrix product takes at a time, so that sums over users
+    have the same last digit.
+    """
+    block = max(1, _BLOCK_BYTES // (4 * 8 * users)) * 4
+    for start in range(0, rounds, block):
+        yield rng.multinomial(users, np.full(users, 1 / users), size=min(block, rounds - start))
+
+
 def paired_gauc_difference(
     users: NDArray[np.int64],
     labels: NDArray[np.int64],
@@ -132,8 +147,8 @@ def paired_gauc_difference(
     if len(ours.auc) < 2:
         return None
     gain = (ours.auc - theirs.auc) * ours.impressions
-    draws = rng.multinomial(len(gain), np.full(len(gain), 1 / len(gain)), size=rounds)
-    differences = draws @ gain / (draws @ ours.impressions)
+    blocks = resampled_users(len(gain), rng=rng, rounds=rounds)
+    differences = np.concatenate([draws_RU @ gain / (draws_RU @ ours.impressions) for draws_RU in blocks])
     low, high = np.percentile(differences, [2.5, 97.5])
     return Interval(ours.weighted - theirs.weighted, float(low), float(high))
 

@@ -87,7 +87,11 @@ class EncodeBench:
             for slot in range(workers):
                 arguments = [*child_arguments(self._config_file), "index", "--slot", str(slot)]
                 children.append(
-                    Child(arguments, self._folder / f"{name}-{slot}.log", child_environment(values) | threads)
+                    Child(
+                        arguments,
+                        self._folder / f"{name}-{slot}.log",
+                        child_environment(self._settings, values) | threads,
+                    )
                 )
             asyncio.run(self._stream(settings, children))
             peak = max(peak_memory_bytes(child.pid) for child in children)

@@ -19,7 +19,7 @@ from streams.broker.records import BehaviourRecord
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
 from streams.settings import Settings, child_arguments, child_environment, child_settings
-from streams.stack.run import running_stack
+from streams.stack.run import folders_of, running_stack
 from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
@@ -43,13 +43,12 @@ class ScoreSystem:
     def __enter__(self) -> Self:
         with ExitStack() as opening:
             stack = opening.enter_context(running_stack(self._folder / "stack", self._settings.stack))
-            values: dict[str, dict[str, Any]] = {part: dict(given) for part, given in stack.endpoints.items()}
-            values["models"] = {"folder": str(self._folder / "models")}
-            values["serve"] = {"port": 0, "host": "127.0.0.1"}
+            values: dict[str, dict[str, Any]] = stack.endpoints | folders_of(self._folder)
+            values["serve"] = {"port": 0, "host": "127.0.0.1", "tokens": []}
             settings = child_settings(self._settings, values)
             create_topics(settings.kafka, settings.topics)
             asyncio.run(self._fill(settings))
-            environment = child_environment(values)
+            environment = child_environment(self._settings, values)
             serving = self._start(opening, [*child_arguments(self._config_file), "serve"], environment, "streams")
             self.routes["system"] = f"{serving}/v1/score"
             plan = self._folder / "plan.json"

@@ -121,7 +121,11 @@ def make_admin(config: BrokerConfig) -> KafkaAdminClient:
         return KafkaAdminClient(**config.client_options(), bootstrap_timeout_ms=config.connect_timeout_ms)
 
 
-_FENCED = (aio_errors.ProducerFenced, aio_errors.TransactionCoordinatorFenced)
+_FENCED = (
+    aio_errors.ProducerFenced,
+    aio_errors.TransactionCoordinatorFenced,
+    aio_errors.InvalidProducerIdMapping,  # the transactional id expired, and has another producer id since
+)
 
 _NO_ANSWER = (
     aio_errors.KafkaConnectionError,
@@ -182,6 +186,8 @@ def broker_errors(config: BrokerConfig) -> Iterator[None]:
             "own rules; 'mimstream topics list' shows what is needed)"
         ) from error
     except (aio_errors.KafkaError, kp_errors.KafkaError) as error:
+        if isinstance(error.__cause__, _FENCED):  # aiokafka wraps what it does not expect
+            raise Fenced("another process took over this role in Kafka") from error
         if getattr(error, "retriable", False):
             raise BrokerUnavailable("Kafka", f"{config.bootstrap_servers}: {error!r}") from error
         raise

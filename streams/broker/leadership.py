@@ -1,8 +1,12 @@
 """Leader election for a role: membership of a Kafka group elects one process, a transactional id fences it.
 
 All candidates subscribe to one single-partition topic in one group; the member that is assigned the partition leads.
-It then opens the role's transactional producer. Kafka gives each new one the next (producer id, epoch) and refuses
+It then opens the role's transactional producer. Kafka gives each new one another (producer id, epoch) and refuses
 every transaction of those before, so a former leader that was stopped or cut off can write nothing when it comes back.
+
+The pairs have no order over time: the coordinator of a transactional id that expired takes the next one from a block of
+its own, which may lie below. What has to be ordered outside Kafka therefore carries a term (`Fence.term`), claimed in a
+store between a proof of leadership (`prove`) and a compare-and-swap.
 """
 
 from __future__ import annotations
@@ -110,6 +114,20 @@ class Leadership:
         """Whether this process leads and no election is in progress."""
         return self._settled and self.fence is not None and self._lost is None
 
+    def claimed(self, term: int) -> Fence:
+        """Carry this term from here on; returns the fence with it."""
+        assert self.fence is not None, "not elected"
+        self.fence = self.fence.model_copy(update={"term": term})
+        return self.fence
+
+    async def prove(self) -> None:
+        """Have Kafka confirm that no other process was elected before this call; leaves nothing behind.
+
+        Raises as `transact` does.
+        """
+        with contextlib.suppress(_Undone):
+            await self._transact((), {TopicPartition(self._topic, 0): 0}, undo=True)
+
     async def transact(
         self,
         records: Sequence[tuple[str, bytes, bytes]] = (),
@@ -122,6 +140,11 @@ class Leadership:
 
         Raises `Fenced` if another process has taken over, `BrokerUnavailable` if the broker does not answer.
         """
+        await self._transact(records, offsets or {}, undo=False)
+
+    async def _transact(
+        self, records: Sequence[tuple[str, bytes, bytes]], offsets: Mapping[TopicPartition, int], *, undo: bool
+    ) -> None:
         async with self._one_transaction:
             self.confirm()
             producer = self._producer
@@ -133,6 +156,8 @@ class Leadership:
                             await producer.send_and_wait(topic, value, key=key)
                         if offsets:
                             await producer.send_offsets_to_transaction(dict(offsets), self._group)
+                        if undo:
+                            raise _Undone
             except Fenced:
                 self._lose("Kafka refused this process's transaction")
                 self.confirm()
@@ -164,14 +189,17 @@ class Leadership:
 
     @property
     def _rank(self) -> tuple[int, int, int]:
-        """Preference in an election: the holder of the newest fence first, then the member chosen before."""
-        pair = (-1, -1) if self.fence is None else self.fence.as_pair()
-        return (*pair, int(self._chosen.is_set()))
+        """Preference in an election: the holder of the newest term first, then the member chosen before."""
+        return (-1 if self.fence is None else self.fence.term, 0, int(self._chosen.is_set()))
 
     async def _close_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
             await _bounded(producer.stop())
+
+
+class _Undone(Exception):
+    """Ends a transaction without its effects."""
 
 
 class _Watch(ConsumerRebalanceListener):  # type: ignore[misc]

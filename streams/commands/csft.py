@@ -53,6 +53,9 @@ def _print(report: dict[str, Any]) -> None:
     from trainer.offline.encoder_report import table
 
     say(f"{report['data']}: {report['pairs']:,} pairs, {report['steps']:,} steps, {report['wall_seconds']:.0f} s")
+    no_pair = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in report["no_pair"].items() if count]
+    if no_pair:
+        say(f"takes that made no pair: {', '.join(no_pair)}")
     for span in ("validation", "test"):
         if span in report:
             print(f"\n{span}\n{table(report[span])}")

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from streams.runtime.terminal import print_table
-from streams.settings import Settings, describe_settings
+from streams.settings import Settings, describe_settings, describe_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """List what can be set; the values in force are not shown, some are secrets."""
-    rows = describe_settings()
+    """List what can be set, with the values in force; secrets are not shown."""
+    if options.markdown:
+        print(as_markdown(describe_settings()))
+        return 0
+    values = describe_values(settings)
+    rows = [
+        {"variable": row["variable"], "value": values[row["variable"]][0], "from": values[row["variable"]][1]} | row
+        for row in describe_settings()
+    ]
     if options.json:
         print(json.dumps(rows, indent=2))
-    elif options.markdown:
-        print(as_markdown(rows))
     else:
-        heads = ("variable", "default", "meaning")
+        heads = ("variable", "value", "from", "default", "meaning")
         print_table(heads, [[row[head] for head in heads] for row in rows])
     return 0
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from schemas.errors import Misconfigured
 from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult
 from streams.runtime.plots import as_image
-from streams.runtime.terminal import escaped, table_of
+from streams.runtime.terminal import escaped, print_table
 from trainer.datasets.folder import DataSet
 
 _NAMES = {
@@ -92,12 +92,12 @@ def render_html(result: DemoResult, data: DataSet) -> str:
 def print_report(result: DemoResult, path: Path, console: Console) -> None:
     """Print the same on the terminal."""
     console.print(Text.assemble((escaped(result.data), "bold"), f": {summary(result)}"))
-    console.print(table_of(("", "count"), [(name, f"{count:,}") for name, count in accounts(result)]))
+    print_table(("", "count"), [(name, f"{count:,}") for name, count in accounts(result)], console=console)
     console.print(freshness_words(result))
-    console.print(table_of(("", *METRIC_HEADS), metric_rows(result)))
-    console.print(table_of(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(result)))
+    print_table(("", *METRIC_HEADS), metric_rows(result), console=console)
+    print_table(("GAUC gained", "over", "difference", "95 % interval"), interval_rows(result), console=console)
     letters = [(kind, f"{number:,}") for kind, number in result.letters.by_reason.items()]
-    console.print(table_of(("topic and reason", "dead letters"), letters))
+    print_table(("topic and reason", "dead letters"), letters, console=console)
     for one in statements(result):
         console.print(Text(escaped(f"- {one}")))
     for one in result.broken_promises():

@@ -32,7 +32,7 @@ from streams.replay.sender import Replay, Sent
 from streams.replay.timeline import Outgoing, Timeline
 from streams.runtime.child import Child, watch
 from streams.settings import Settings, child_arguments, child_environment, child_settings
-from streams.stack.run import RunningStack, running_stack
+from streams.stack.run import RunningStack, folders_of, running_stack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.training.reports import ACCOUNTS_FILE
@@ -92,12 +92,17 @@ def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Co
 
 def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: int) -> dict[str, dict[str, Any]]:
     """Settings of this run alone, handed to the children as their environment."""
+    folders = folders_of(folder)
     return {
-        **{name: dict(values) for name, values in stack.endpoints.items()},
-        "models": {"folder": str(folder / "models"), "keep_releases": 50},
-        "train": {"state_folder": str(folder / "train"), "variants": ",".join(VARIANTS)},
+        **stack.endpoints,
+        "models": folders["models"] | {"keep_releases": 50},
+        "train": folders["train"]
+        | {
+            "variants": ",".join(VARIANTS),
+            "all_idle_seconds": 5.0,  # nothing is under way once the replay has ended
+        },
         "trainer": {"release_every_rows": release_every_rows},
-        "serve": {"host": "127.0.0.1", "port": port},
+        "serve": {"host": "127.0.0.1", "port": port, "tokens": []},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
         "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},
     }
@@ -157,7 +162,7 @@ class _Run:
         self._children[role] = Child(
             [*child_arguments(self._options.config_file), role],
             self._folder / f"{role}.log",
-            child_environment(self._values) | threads,
+            child_environment(self._settings, self._values) | threads,
         )
 
     def _stop_children(self) -> None:

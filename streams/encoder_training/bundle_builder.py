@@ -75,8 +75,12 @@ class BundleBuilder:
             return self.cache.features(contents, on_progress=bar.advance)
 
     def fusion(self, shape: FusionConfig, features: ItemFeatures, *, seed: int) -> ItemFusion:
-        """The parent's heads and fusion, or new ones that start from the principal components of these features."""
+        """The parent's heads and fusion, or new ones that start from the principal components of these features.
+
+        Raises `Misconfigured` if a field of `shape` was set that the parent has otherwise.
+        """
         if self._parent_fusion is not None:
+            check_shape(shape, self._parent_fusion.config)
             return self._parent_fusion
         torch.manual_seed(seed)
         text_width, image_width = self.towers.tower_widths
@@ -114,6 +118,17 @@ class BundleBuilder:
             if not named.exists():
                 place = place.rename(named)
         return place, manifest.version
+
+
+def check_shape(wanted: FusionConfig, parent: FusionConfig) -> None:
+    """Raise `Misconfigured` if a field of `wanted` was set that the parent, whose shape is kept, has otherwise."""
+    others = {name for name in wanted.model_fields_set if getattr(wanted, name) != getattr(parent, name)}
+    if others:
+        given = ", ".join(f"MIM_FUSION__{name.upper()}={getattr(parent, name)}" for name in sorted(others))
+        raise Misconfigured(
+            f"training goes on from a bundle with {given}, and keeps its shape (--scl asks for KIND=mean); leave the "
+            "settings out, or start from a bundle that was not trained (MIM_ENCODER__BUNDLE=default)"
+        )
 
 
 def towers_digest(specs: BundleManifest | TrainedManifest, precision: str = "fp32") -> str:

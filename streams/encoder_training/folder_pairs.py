@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from encoders.similarity import unit_or_zero_rows
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.encoder_training.csft import PairData
 from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import NoPair
 from trainer.csft.trainer import CsftReport
 from trainer.datasets.spans import BehaviourLog, Span
 from trainer.offline import encoder_report
@@ -25,7 +27,8 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
     contents = list(contents_of(log.data))
     features = builder.features(contents)
     numbers = FeatureNumbers(log.data.item_ids, [content_key(content) for content in contents])
-    pairs = log.pairs(log.learn, numbers, history_length=config.history_length, seed=config.seed)
+    no_pair: Counter[NoPair] = Counter()
+    pairs = log.pairs(log.learn, numbers, history_length=config.history_length, seed=config.seed, no_pair=no_pair)
     known = log.published(log.learn)
     spans = {"validation": log.validation} | ({"test": log.test} if with_test else {})
 
@@ -63,4 +66,5 @@ def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, 
             "first_event_at": datetime.fromtimestamp(log.learn.start, UTC),
             "last_event_at": datetime.fromtimestamp(log.learn.stop - 1, UTC),
         },
+        counts={"no_pair": {reason.value: no_pair[reason] for reason in NoPair}},
     )

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
-from streams.serving.reports import CacheReport, ModelReport, RequestReport
+from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import TrainReport
@@ -128,6 +128,8 @@ class Metrics:
         size = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
 
+        dropped = self._counter("mim_http_dropped_connections_total", "Connections that the server closed", "reason")
+
         labelled = cache(requests.labels)  # as many as there are routes and statuses
 
         def on_request(report: RequestReport) -> None:
@@ -147,7 +149,15 @@ class Metrics:
             size.set(report.cached)
             behind.set(report.behind_seconds)
 
-        self._handlers |= {RequestReport: on_request, ModelReport: on_model, CacheReport: on_cache}
+        def on_dropped(report: DroppedConnection) -> None:
+            dropped.labels(report.reason).inc()
+
+        self._handlers |= {
+            RequestReport: on_request,
+            ModelReport: on_model,
+            CacheReport: on_cache,
+            DroppedConnection: on_dropped,
+        }
 
     def _declare_train(self) -> None:
         events = self._gauge("mim_train_events", "Behaviours read by what became of them", "outcome")
@@ -157,6 +167,9 @@ class Metrics:
         kept_back = self._gauge("mim_train_kept_back", "Candidates that did not become current, by why", "why")
         waiting = self._gauge("mim_train_waiting_items", "Items whose vector the head of the stream waits for")
         given_up = self._gauge("mim_train_given_up_items", "Items whose vector was not waited for any longer")
+        corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
+        too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
+        transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
         metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
 
@@ -170,6 +183,10 @@ class Metrics:
             kept_back.labels("held").set(report.held)
             waiting.set(report.waiting_for)
             given_up.set(report.given_up)
+            corrected.labels("label").set(report.corrected)
+            corrected.labels("kind").set(report.upgraded)
+            too_late.set(report.takes_too_late)
+            transactions.set(report.open_transactions)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():
                 if value is not None:

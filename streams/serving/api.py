@@ -16,13 +16,10 @@ be); neighbours and items are read from the center itself. Queries are encoded i
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import orjson
@@ -30,38 +27,21 @@ import structlog
 from aiohttp import web
 from numpy.typing import NDArray
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
 
 from encoders.base import Encoder, ItemContent
 from schemas.base import MAX_ID_CHARACTERS, Message
-from schemas.errors import Misconfigured, PipelineError, Unavailable, Unprocessable
+from schemas.errors import Misconfigured, PipelineError
 from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
-from streams.serving.auth import BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
-from streams.serving.model_watcher import ModelWatcher, ServedModel
-from streams.serving.reports import RequestReport
+from streams.serving.connections import Connections
+from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
+from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
 from streams.stores.histories.store import BehaviourStore
 from streams.stores.vectors.item_index import ItemIndex
 from trainer.networks.item_rows import ItemRows
 
 log = structlog.get_logger()
-
-M = TypeVar("M", bound=Message)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-RETRY_AFTER_SECONDS = "1"
-
-
-class ApiError(Exception):
-    """An error that the handlers of requests raise, with its HTTP status and code."""
-
-    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.headers = headers
 
 
 class QueryEncoder(Protocol):
@@ -88,18 +68,19 @@ class ScoringService:
     """Receives every `RequestReport` and `CacheReport`."""
     metrics_page: Callable[[], bytes]
     """Renders `GET /metrics`, in the text format of Prometheus."""
+    one_pass: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the request that is scored now."""
 
 
 SERVICE = web.AppKey("service", ScoringService)
 
 
-def make_app(service: ScoringService) -> web.Application:
+def make_app(service: ScoringService, connections: Connections) -> web.Application:
     """Assemble the routes. The caller opens and closes the collaborators."""
     config = service.config
-    middlewares = [_reporting(service.on_report), _handling_errors(config.max_concurrent_requests)]
-    if config.tokens or config.max_requests_per_second is not None:
-        middlewares.append(_admitting(config))
-    app = web.Application(client_max_size=config.max_body_bytes, middlewares=middlewares)
+    app = web.Application(
+        client_max_size=config.max_body_bytes, middlewares=edge(config, connections, service.on_report)
+    )
     app[SERVICE] = service
     app.router.add_post("/v1/score", score)
     app.router.add_post("/v1/similar", similar)
@@ -113,50 +94,54 @@ def make_app(service: ScoringService) -> web.Application:
 async def score(request: web.Request) -> web.Response:
     """`POST /v1/score`."""
     service = request.app[SERVICE]
-    asked = await _body(request, ScoreRequest)
+    asked = await read_body(request, ScoreRequest, service.config)
     model = service.models.current  # one model for the whole request, whatever is swapped meanwhile
     if model is None:
         reason = service.models.problem or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
         raise ApiError(503, "no_model", "no model has been released yet; /v1/similar works without one")
-    history = await service.behaviours.taken_items(asked.user_id)
+    taken = await service.behaviours.taken_items(asked.user_id)
+    left_out = set(taken) if asked.exclude_taken else frozenset()
+    candidates = [item_id for item_id in asked.item_ids if item_id not in left_out]
     deleted = service.vector_cache.deleted
-    if deleted:
-        history = [item_id for item_id in history if item_id not in deleted]
-    history = history[-model.scorer.history_length :]
-    related = [*asked.item_ids, *history, *([asked.trigger_item] if asked.trigger_item else [])]
-    lookup = await service.vector_cache.look_up(related)
+    history = [item_id for item_id in taken if item_id not in deleted][-model.scorer.history_length :]
+    seen_last = [asked.trigger_item] if asked.trigger_item and asked.trigger_item not in deleted else []
+    lookup = await service.vector_cache.look_up([*candidates, *history, *seen_last])
     service.on_report(lookup.report)
-    # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have to
-    # win the interpreter back from this loop; measured, that costs more than the concurrency gains
-    probabilities = model.scorer.score(lookup.items, len(asked.item_ids))
+    async with service.one_pass:
+        await asyncio.sleep(0)  # answers of the stores are read between two passes, else their time limits pass unheard
+        # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have
+        # to win the interpreter back from this loop; measured, that costs more than the concurrency gains
+        probabilities = model.scorer.score(lookup.items, len(candidates)) if candidates else np.empty(0)
     if deleted:
-        probabilities[[number for number, item_id in enumerate(asked.item_ids) if item_id in deleted]] = np.nan
-    return _answer(_scored(model, probabilities, lookup.items, len(history)))
+        probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
+    return _answer(
+        orjson.dumps(  # built by hand, since its validation would cost a fifth of a request; a NaN becomes null
+            {
+                "scores": _scores(probabilities, lookup.items),
+                "left_out": [item_id for item_id in asked.item_ids if item_id in left_out],
+                "release_id": model.manifest.release_id,
+                "weights_sha256": model.manifest.weights_sha256,
+                "encoder_version": model.manifest.encoder_version,
+                "history_length": len(history),
+            }
+        )
+    )
 
 
-def _scored(model: ServedModel, probabilities: NDArray[np.float64], items: ItemRows, history_length: int) -> bytes:
-    """A `ScoreResponse` as JSON: its validation would cost a fifth of a request."""
+def _scores(probabilities: NDArray[np.float64], items: ItemRows) -> list[dict[str, object]]:
     has_vector = items.has_vector_U[1 : len(probabilities) + 1].tolist()
     rows = zip(items.item_ids, probabilities.tolist(), has_vector, strict=False)  # the history follows
-    return orjson.dumps(  # a NaN becomes null
-        {
-            "scores": [
-                {"item_id": item_id, "probability": probability, "has_vector": has_vector}
-                for item_id, probability, has_vector in rows
-            ],
-            "release_id": model.manifest.release_id,
-            "weights_sha256": model.manifest.weights_sha256,
-            "encoder_version": model.manifest.encoder_version,
-            "history_length": history_length,
-        }
-    )
+    return [
+        {"item_id": item_id, "probability": probability, "has_vector": has_vector}
+        for item_id, probability, has_vector in rows
+    ]
 
 
 async def similar(request: web.Request) -> web.Response:
     """`POST /v1/similar`."""
     service = request.app[SERVICE]
-    asked = await _body(request, SimilarRequest)
+    asked = await read_body(request, SimilarRequest, service.config)
     item_ids = asked.item_ids or ([asked.item_id] if asked.item_id is not None else None)
     if item_ids is not None:
         results = await _near_items(service, item_ids, asked)
@@ -204,16 +189,22 @@ def _neighbours(pairs: list[tuple[str, float]]) -> list[Neighbour]:
     return [Neighbour(item_id=item_id, similarity=max(-1.0, min(1.0, cosine))) for item_id, cosine in pairs]
 
 
+_FLAGS = {"1": True, "true": True, "0": False, "false": False}
+
+
 async def show_item(request: web.Request) -> web.Response:
     """`GET /v1/items/{item_id}`."""
     service = request.app[SERVICE]
+    refuse_parameters(request, "vector")
     item_id = request.match_info["item_id"]
     if len(item_id) > MAX_ID_CHARACTERS:
         raise ApiError(400, "bad_request", f"an item id has at most {MAX_ID_CHARACTERS} characters")
+    with_vector = _FLAGS.get(request.query.get("vector", "0"))
+    if with_vector is None:
+        raise ApiError(400, "bad_request", "?vector is 1 or 0")
     row = (await service.index.fetch([item_id])).get(item_id)
     if row is None:
         raise ApiError(404, "item_not_found", f"the center does not hold item {item_id!r}")
-    with_vector = request.query.get("vector") in ("1", "true")
     return _json(
         ItemView(
             item_id=row.item_id,
@@ -271,119 +262,9 @@ async def readiness(service: ScoringService) -> dict[str, str]:
     return {"behaviours": behaviours, "center": center, "model": model}
 
 
-async def _body(request: web.Request, model: type[M]) -> M:
-    """Read and validate a request. Raises `ApiError` naming each wrong field."""
-    allowed_seconds = request.app[SERVICE].config.body_seconds
-    arrived = request.content.is_eof()  # as a rule with its head: no timer is needed
-    try:
-        async with nullcontext() if arrived else asyncio.timeout(allowed_seconds):
-            raw = await request.read()
-    except TimeoutError:
-        raise ApiError(408, "too_slow", f"the request did not arrive within {allowed_seconds:g} s") from None
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        wrong = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_input=False, include_context=False)[:5]
-        ]
-        raise ApiError(400, "bad_request", "; ".join(wrong)) from None
-
-
 def _json(answer: Message) -> web.Response:
     return _answer(answer.model_dump_json().encode())
 
 
 def _answer(body: bytes) -> web.Response:
     return web.Response(body=body, content_type="application/json")
-
-
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    if status == 503:
-        headers = {"Retry-After": RETRY_AFTER_SECONDS}
-    return web.json_response({"error": {"code": code, "message": message}}, status=status, headers=headers)
-
-
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_HEALTH = ("/healthz", "/readyz")
-_OPERATIONAL = (*_HEALTH, "/metrics")
-
-
-def _handling_errors(max_concurrent_requests: int) -> Any:
-    """Make the middleware that bounds concurrent requests and turns every error into one JSON shape."""
-    in_hand = 0
-
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        nonlocal in_hand
-        if in_hand >= max_concurrent_requests and request.path not in _OPERATIONAL:
-            return _error(503, "overloaded", f"{max_concurrent_requests} requests are in hand; try again")
-        in_hand += 1
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return _error(error.status, error.code, error.message, error.headers)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            response = _error(error.status, _CODES.get(error.status, "bad_request"), error.reason)
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
-        except Unprocessable as error:
-            return _error(422, error.reason.value, error.detail)
-        except Unavailable as error:
-            log.warning("serve.unavailable", error=str(error))  # addresses and settings stay out of the answer
-            return _error(503, "unavailable", f"{error.what} does not answer now; try again")
-        except (asyncio.CancelledError, ConnectionResetError):
-            raise
-        except Exception:
-            log.exception("serve.failed", route=_route(request))
-            return _error(500, "internal", "this request failed; the reason is in the server's log")
-        finally:
-            in_hand -= 1
-
-    return middleware
-
-
-def _admitting(config: ServeConfig) -> Any:
-    """Make the middleware that checks token and rate before the body is read."""
-    tokens = BearerTokens([token.get_secret_value() for token in config.tokens])
-    limiter = RateLimiter(config.max_requests_per_second, config.burst_requests, time.monotonic)
-
-    def count(client: str) -> None:
-        if wait := limiter.wait_seconds(client):
-            headers = {"Retry-After": str(math.ceil(wait))}
-            raise ApiError(429, "too_many_requests", "this client asks too often", headers)
-
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _HEALTH:
-            return await handler(request)
-        token = tokens.recognise(request.headers.get("Authorization"))
-        address = f"address {request.remote}"
-        if tokens.required and token is None:
-            count(address)  # guesses count too
-            raise ApiError(401, "unauthorized", "give a bearer token", {"WWW-Authenticate": "Bearer"})
-        count(address if token is None else f"token {token}")
-        return await handler(request)
-
-    return middleware
-
-
-def _reporting(on_report: Callable[[object], None]) -> Any:
-    """Make the middleware that reports each request."""
-
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        response = await handler(request)
-        on_report(RequestReport(_route(request), response.status, time.perf_counter() - started))
-        return response
-
-    return middleware
-
-
-def _route(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "other"

@@ -38,10 +38,14 @@ class ServeConfig(BaseModel):
     """How often one client may ask on average; a client is a token, or else an address. None: as often as it likes."""
     burst_requests: int = Field(default=100, ge=1)
     """Requests that a client may send at once after a pause."""
+    head_seconds: float = Field(default=10.0, gt=0)
+    """How long the head of a request may take to arrive, from its first byte."""
     body_seconds: float = Field(default=10.0, gt=0)
     """How long the body of a request may take to arrive."""
     max_body_bytes: int = Field(default=8_388_608, ge=1_024)
-    """Largest request body (a picture to search with arrives in base64)."""
+    """Largest request body, unpacked (a picture to search with arrives in base64)."""
+    max_connections: int = Field(default=1_000, ge=1)
+    """Connections open at once. For one more, the one that has waited longest for a request is closed."""
     max_concurrent_requests: int = Field(default=256, ge=1)
     """Requests in hand at once; more are answered 503 at once rather than late."""
     compute_threads: int = Field(default=2, ge=1)

@@ -16,6 +16,14 @@ class RequestReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DroppedConnection:
+    """One connection that the server closed by itself."""
+
+    reason: str
+    """`slow_head` (a request's head took too long) or `full` (it waited longest when there were too many)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
     """One attempt to load a release."""
 

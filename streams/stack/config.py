@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,3 +27,21 @@ class StackConfig(BaseModel):
     """Largest heap of Kafka's Java process, in MiB."""
     start_timeout_seconds: float = Field(default=90.0, gt=0)
     """How long one part may take until it answers; the first start on a slow disk takes longest."""
+
+
+def folders_in(stack: Path) -> dict[str, dict[str, Any]]:
+    """Nested settings that keep what is learned from a stack's log in the stack's folder, to go with it."""
+    return {"models": {"folder": stack / "models"}, "train": {"state_folder": stack / "train"}}
+
+
+NOWHERE_ELSE: dict[str, dict[str, Any]] = {
+    "kafka": {
+        "security_protocol": "PLAINTEXT",
+        **dict.fromkeys(("sasl_username", "sasl_password", "ssl_cafile", "ssl_certfile", "ssl_keyfile")),
+    },
+    "redis": dict.fromkeys(("username", "password", "ssl_cafile", "ssl_certfile", "ssl_keyfile")),
+    "milvus": dict.fromkeys(("token", "ssl_cafile", "ssl_certfile", "ssl_keyfile")),
+    "models": {"url": None, "storage_options": {}},
+    "train": {"snapshot_folder": None},
+}
+"""What beside addresses leads to another system, as nested settings: logins, certificates, other places for models."""

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from schemas.errors import Misconfigured, Unavailable
 from streams.runtime.launch import launch
-from streams.stack.config import StackConfig
+from streams.stack.config import NOWHERE_ELSE, StackConfig, folders_in
 from streams.stack.folder import PartState, Phase, Ports, ProcessId, StackFolder, StackState, fixed_ports, tail
 from streams.stack.jars import kafka_class_path
 from streams.stack.kafka_part import KafkaPart, require_java
@@ -84,8 +84,8 @@ class RunningStack:
         return self._phase != "starting"
 
     @property
-    def endpoints(self) -> dict[str, dict[str, str]]:
-        """Nested settings values with which clients find this stack."""
+    def endpoints(self) -> dict[str, dict[str, Any]]:
+        """Nested settings values with which clients find this stack, and nothing else."""
         return endpoints_of(self.ports)
 
     def open(self) -> None:
@@ -299,13 +299,19 @@ class RunningStack:
         )
 
 
-def endpoints_of(ports: Ports) -> dict[str, dict[str, str]]:
-    """The addresses of a stack as nested settings values."""
-    return {
+def endpoints_of(ports: Ports) -> dict[str, dict[str, Any]]:
+    """Nested settings values that lead to a stack's parts, and nowhere else."""
+    addresses: dict[str, dict[str, Any]] = {
         "kafka": {"bootstrap_servers": f"{HOST}:{ports.kafka}"},
         "milvus": {"uri": f"http://{HOST}:{ports.milvus}"},
         "redis": {"url": f"redis://{HOST}:{ports.valkey}/0"},
     }
+    return {part: NOWHERE_ELSE[part] | values for part, values in addresses.items()}
+
+
+def folders_of(path: Path) -> dict[str, dict[str, Any]]:
+    """Nested settings values that keep models, snapshots and state below `path`, and nowhere else."""
+    return {part: NOWHERE_ELSE[part] | values for part, values in folders_in(path).items()}
 
 
 def stack_folder(where: str | Path, config: StackConfig) -> StackFolder:
@@ -362,12 +368,26 @@ def make_parts(folder: StackFolder, ports: Ports, class_path: str, config: Stack
     ]
 
 
-def endpoints_in(folder: StackFolder) -> dict[str, Any]:
-    """The addresses of the stack that runs in `folder`. Raises `Misconfigured` if none does."""
-    state, ports = folder.read_state(), folder.read_ports()
-    if state is None or ports is None or not state.alive() or state.phase != "ready":
-        phase = state.phase if state is not None and state.alive() else "not running"
+def all_stacks(config: StackConfig) -> list[StackFolder]:
+    """Every stack that was started by name, in the order of the names."""
+    root = config.data_folder.expanduser()
+    return [StackFolder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+
+
+def phase_of(folder: StackFolder) -> str:
+    """What the stack in `folder` does now."""
+    state = folder.read_state()
+    return state.phase if state is not None and state.alive() else "not running"
+
+
+def values_in(folder: StackFolder) -> dict[str, Any]:
+    """Nested settings values of the stack that runs in `folder`: its addresses, and where its models and state lie.
+
+    Raises `Misconfigured` if none runs.
+    """
+    ports, phase = folder.read_ports(), phase_of(folder)
+    if ports is None or phase != "ready":
         raise Misconfigured(
             f"the embedded stack {folder.name!r} is {phase}: start it with `mimstream stack up --name {folder.name}`"
         )
-    return dict(endpoints_of(ports))
+    return endpoints_of(ports) | folders_of(folder.path)

@@ -66,7 +66,9 @@ def supervise(name: str, config: StackConfig, *, console: Console | None = None)
         signal.signal(wanted, stop)
     try:
         with running_stack(name, config, console=console) as stack:
-            log.info("stack.ready", stack=name, **stack.endpoints)
+            log.info(
+                "stack.ready", stack=name, kafka=stack.ports.kafka, valkey=stack.ports.valkey, milvus=stack.ports.milvus
+            )
             while True:
                 signal.pause()
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, Che
 from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from streams.training.config import ANEW
 from streams.training.trainer_thread import TrainerThread, in_thread
+from trainer.online.config import TrainerConfig
 from trainer.samples.join_rules import JoinRules
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 
 HARMLESS = ("release_every_rows", "release_every_event_seconds", "max_pending")
 """Settings of the trainer that decide when something happens, not what is learned."""
+_RETIRED = ("MIM_TRAINER__CORRECTION_ROWS",)
+"""Settings of earlier builds that this one has replaced."""
 
 
 def learning_config(trainer: Mapping[str, Any], variants: str, field_map: Mapping[str, str]) -> dict[str, Any]:
@@ -50,6 +53,12 @@ def learning_config(trainer: Mapping[str, Any], variants: str, field_map: Mappin
     flat["MIM_TRAIN__VARIANTS"] = variants
     flat["MIM_RECORD__FIELD_MAP"] = dict(field_map)
     return flat
+
+
+def of_earlier_build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a snapshot as this build has them: what an earlier one did not have counts as its default."""
+    defaults = learning_config(TrainerConfig().model_dump(mode="json"), "", {})
+    return defaults | {name: value for name, value in config.items() if name not in _RETIRED}
 
 
 class Checkpointer:
@@ -85,16 +94,13 @@ class Checkpointer:
     # ---- blocking ------------------------------------------------------------------------------------------------
 
     def load(self, snapshot_id: str | None = None, *, anew: bool = False) -> Checkpoint | None:
-        """Take the store over, and load the checkpoint to go on from; None if there is none.
+        """Load the checkpoint to go on from; None if there is none.
 
         `snapshot_id` names one that is kept; by default it is the current one. `anew` goes on from none.
 
-        Raises `Misconfigured` if it belongs to another log, encoder or configuration, `Fenced` if a later trainer
-        writes here.
+        Raises `Misconfigured` if it belongs to another log, encoder or configuration.
         """
         self._log = self._read_log()
-        if self._fence is not None:
-            self._store.take_over(self._fence)
         chosen = snapshot_id or self._store.current_id()
         if anew or not chosen:
             return None
@@ -242,12 +248,13 @@ class Checkpointer:
                 f"{which} goes with vectors of encoder {meta.encoder_version}, this trainer is to read "
                 f"{self._encoder_version}: set MIM_TRAIN__ENCODER_VERSION to the former, or train anew with {ANEW}"
             )
-        if meta.config != self._config:
-            names = sorted(meta.config.keys() | self._config.keys())
+        then = of_earlier_build(meta.config)
+        if then != self._config:
+            names = sorted(then.keys() | self._config.keys())
             changed = [
-                f"{name} was {meta.config.get(name)!r}, is {self._config.get(name)!r}"
+                f"{name} was {then.get(name)!r}, is {self._config.get(name)!r}"
                 for name in names
-                if meta.config.get(name) != self._config.get(name)
+                if then.get(name) != self._config.get(name)
             ]
             raise Misconfigured(f"{which} was learned otherwise ({'; '.join(changed)}): set it back, {anew}")
 

@@ -26,6 +26,12 @@ class TrainConsumerConfig(BaseModel):
     """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
     idle_seconds: float = Field(default=5.0, gt=0)
     """A partition that is read to its end and silent for this long does not hold the watermark any more."""
+    all_idle_seconds: float = Field(default=60.0, gt=0)
+    """The last partition to fall silent does so only after this long: while nothing is read at all, an event that is
+    under way still has so long to arrive. No less than MIM_TRAIN__IDLE_SECONDS counts."""
+    open_transaction_seconds: float = Field(default=900.0, ge=0)
+    """How long a producer's open transaction holds the watermark; 900 seconds is the longest that Kafka allows one by
+    default. Producers without transactions are not affected."""
     fetch_max_records: int = Field(default=5_000, ge=1)
     """Records taken from the broker's answers at a time, over all partitions."""
     buffered_records: int = Field(default=50_000, ge=1)
@@ -35,7 +41,8 @@ class TrainConsumerConfig(BaseModel):
     session_timeout_ms: int = Field(default=10_000, ge=1_000)
     """How long a killed trainer keeps its role."""
     state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")
-    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each."""
+    """Where `accounts.json` and the newest prequential scores (`scores/*.parquet`) are written. One trainer each. With
+    the embedded stack (--stack, or MIM_KAFKA__BOOTSTRAP_SERVERS not set): `train` in the stack's folder."""
     report_interval_seconds: float = Field(default=1.0, gt=0)
     """How often `accounts.json` is written."""
     score_files: int = Field(default=200, ge=1)

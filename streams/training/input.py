@@ -23,6 +23,7 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
+from streams.training.open_transactions import OpenTransactions
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
 log = structlog.get_logger()
@@ -59,6 +60,8 @@ class TrainingInput:
         fetch_max_records: int,
         buffered_records: int,
         idle_seconds: float,
+        all_idle_seconds: float,
+        open_transaction_seconds: float,
         bounded: bool,
         start_at: Mapping[str, Mapping[int, int]] | None = None,
         end_at: Mapping[int, int] | None = None,
@@ -71,6 +74,9 @@ class TrainingInput:
         self._fetch_max_records = fetch_max_records
         self._buffered_records = buffered_records
         self._idle_seconds = idle_seconds
+        self._all_idle_seconds = max(idle_seconds, all_idle_seconds)
+        self.transactions = OpenTransactions(patience_seconds=open_transaction_seconds, clock=clock)
+        """Where partitions of `behaviours` end while producers' transactions are open."""
         self.bounded = bounded
         """Whether reading ends with what the topics hold at `open`."""
         self._start_at = start_at or {}
@@ -198,7 +204,7 @@ class TrainingInput:
     async def _mark_exhausted(self) -> None:
         exhausted = {}
         for number, partition in self._behaviours.items():
-            end = self._ends[partition] if self.bounded else self._end_as_polled(partition)
+            end = self._ends[partition] if self.bounded else self._end_with_open(number, partition)
             if end is not None and await self._position(partition) >= end:
                 exhausted[number] = self._polled_at(partition)
         self._reading.set_exhausted(exhausted)
@@ -210,8 +216,13 @@ class TrainingInput:
         polled_ms = self._consumer.last_poll_timestamp(partition)
         return float("-inf") if polled_ms is None else polled_ms / 1000
 
+    def _end_with_open(self, number: int, partition: TopicPartition) -> int | None:
+        return self.transactions.end(
+            number, stable=self._consumer.last_stable_offset(partition), high=self._consumer.highwater(partition)
+        )
+
     def _end_as_polled(self, partition: TopicPartition) -> int | None:
-        """Where the partition ended in the broker's last answer; records of an open transaction lie beyond."""
+        """Where readable records ended in the broker's last answer; those of an open transaction lie beyond."""
         stable = self._consumer.last_stable_offset(partition)
         end = stable if stable is not None and stable >= 0 else self._consumer.highwater(partition)
         return None if end is None else int(end)
@@ -279,13 +290,17 @@ class TrainingInput:
         return entries
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
-        """Partitions with nothing more to read for a while (a bounded run: ever), each once until it has new events."""
+        """Partitions with nothing more to read for a while (a bounded run: ever), each once until it has new events.
+
+        Without any other the allowed lateness ends, so the partition that was read last waits `all_idle_seconds`.
+        """
         candidates = set(self._reading.empty_and_exhausted()) - self._idle - set(except_for)
-        idle = sorted(
-            number
-            for number in candidates
-            if self._polled_at(self._behaviours[number]) - self._active_at[number] >= self._idle_seconds
-        )
+        silent = {number: self._polled_at(self._behaviours[number]) - self._active_at[number] for number in candidates}
+        idle = sorted(number for number in candidates if silent[number] >= self._idle_seconds)
+        if idle and len(self._idle) + len(idle) == len(self._behaviours):
+            last = min(idle, key=lambda number: silent[number])
+            if silent[last] < self._all_idle_seconds:
+                idle.remove(last)
         self._idle.update(idle)
         return idle
 

@@ -34,6 +34,10 @@ class TrainReport:
     """Next offset to read per topic (without prefix) and partition, such that everything below is settled."""
     corrected: int = 0
     """Rows learned as not taken that a late take has corrected: rows, but no events of their own."""
+    upgraded: int = 0
+    """Rows learned as taken that a later take of a more reliable kind has corrected; likewise no events."""
+    takes_too_late: int = 0
+    """Takes that name an exposure which is too old for them, or not known (any more): they correct nothing."""
     steps: int = 0
     rows_trained: int = 0
     rows_sha256: str = ""
@@ -51,6 +55,8 @@ class TrainReport:
     """Items at the head of the stream whose vector has not come."""
     given_up: int = 0
     """Items whose vector was not waited for any longer."""
+    open_transactions: int = 0
+    """Partitions whose newest records wait for a producer's transaction."""
     broken_vectors: int = 0
     """Records of `embeddings` that cannot be read."""
     other_encoders: int = 0

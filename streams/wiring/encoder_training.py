@@ -20,7 +20,7 @@ from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
-from trainer.offline.encoder_versions import FOR_CLICK_MODELS, REFRESH_EPOCHS, WIDE_HEADS, EncoderVersions, VectorKind
+from trainer.offline.encoder_versions import REFRESH_EPOCHS, EncoderVersions, VectorKind, for_click_models
 from trainer.offline.protocols import ProtocolName, protocol_of
 from trainer.samples.numbering import FeatureNumbers
 
@@ -51,9 +51,11 @@ def run_csft(
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
+        trainer = settings.trainer
         data = topic_pairs(
-            read, builder, config, name=settings.topics.prefix, lateness_seconds=settings.trainer.lateness_seconds,
-            attribution_seconds=settings.trainer.attribution_seconds,
+            read, builder.features, config, name=settings.topics.prefix, lateness_seconds=trainer.lateness_seconds,
+            # a live trainer corrects rows for that long; a closed log is read with the answer
+            take_seconds=trainer.attribution_seconds + trainer.correction_seconds,
         )  # fmt: skip
     return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
 
@@ -79,6 +81,7 @@ def open_study(
         numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
         return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
 
+    csft, fusion = for_click_models(settings.csft, settings.fusion)
     return Study(
         read_columns(protocol, folder),
         protocol,
@@ -87,8 +90,8 @@ def open_study(
         out or settings.encoders.cache_folder / "evaluate" / f"{data.name}-{protocol_name}-{vectors}",
         encoder={
             "bundle": settings.encoder.bundle,
-            "csft": settings.csft.model_dump(mode="json") | FOR_CLICK_MODELS | {"refresh_epochs": REFRESH_EPOCHS},
-            "fusion": settings.fusion.model_dump(mode="json") | WIDE_HEADS,
+            "csft": csft.model_dump(mode="json") | {"refresh_epochs": REFRESH_EPOCHS},
+            "fusion": fusion.model_dump(mode="json"),
             "pretrain": settings.pretrain.model_dump(mode="json"),
         },
     )

@@ -20,6 +20,7 @@ from streams.monitoring.metrics import Metrics
 from streams.runtime.process import run_until_stopped
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig
+from streams.serving.connections import Connections, affordable_connections, listening
 from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.model_watcher import ModelWatcher, follow_notices
 from streams.serving.vector_cache import VectorCache
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DRAIN_SECONDS = 5.0
+OTHER_FILES = 256
+"""Open files besides HTTP's and Redis's: Kafka, Milvus, the model folder, libraries."""
 
 
 class LazyEncoder:
@@ -107,6 +110,11 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         )
         compute = ThreadPoolExecutor(config.compute_threads, thread_name_prefix="compute")
         opened.callback(compute.shutdown, wait=False, cancel_futures=True)
+        connections = Connections(
+            affordable_connections(config.max_connections, settings.redis.max_connections + OTHER_FILES),
+            config.head_seconds,
+            metrics.record,
+        )
         app = make_app(
             ScoringService(
                 config=config,
@@ -119,7 +127,8 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 compute=compute,
                 on_report=metrics.record,
                 metrics_page=metrics.page,
-            )
+            ),
+            connections,
         )
         follower = EmbeddingsFollower(
             vector_cache,
@@ -142,7 +151,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 ]
                 running.push_async_callback(_end, tasks)
                 await _unless_ended(tasks, following.wait())  # before it has its position nothing may be cached
-                await _listen(running, app, config)
+                await _listen(running, app, connections, config)
                 await _unless_ended(tasks, stop.wait())
 
         await run_until_stopped(work, grace_seconds=DRAIN_SECONDS + 5.0)
@@ -157,18 +166,15 @@ async def _vectors_in_use(settings: Settings, encoder: LazyEncoder) -> tuple[str
     return loaded.version, loaded.dim
 
 
-async def _listen(running: AsyncExitStack, app: web.Application, config: ServeConfig) -> None:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=DRAIN_SECONDS)
-    await runner.setup()
-    running.push_async_callback(runner.cleanup)
+async def _listen(running: AsyncExitStack, app: web.Application, connections: Connections, config: ServeConfig) -> None:
     try:
-        site = web.TCPSite(runner, config.host, config.port)
-        await site.start()
+        host, port = await running.enter_async_context(
+            listening(app, connections, host=config.host, port=config.port, drain_seconds=DRAIN_SECONDS)
+        )
     except OSError as error:
         raise Misconfigured(
             f"cannot listen on {config.host}:{config.port} (MIM_SERVE__HOST, MIM_SERVE__PORT): {error.strerror}"
         ) from None
-    host, port = runner.addresses[0][:2]
     if not config.tokens and not is_loopback(host):
         log.warning("serve.open_to_all", address=f"{host}:{port}", advice="set MIM_SERVE__TOKENS")
     log.info("serve.ready", address=f"http://{host}:{port}")

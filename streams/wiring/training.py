@@ -25,8 +25,9 @@ from streams.settings import Settings
 from streams.stores.artifacts.artifact_store import FolderArtifactStore
 from streams.stores.artifacts.checkpoints import CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
-from streams.stores.artifacts.registry import open_registry, pack_weights, weights_checksum
+from streams.stores.artifacts.registry import ModelRegistry, open_registry, pack_weights, weights_checksum
 from streams.training.checkpointing import Checkpointer, learning_config
+from streams.training.claim import claim_term
 from streams.training.event_times import EventTimeFinder
 from streams.training.input import TrainingInput
 from streams.training.loop import TrainingLoop
@@ -99,7 +100,7 @@ async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | N
         async with leadership.candidate():
             log.info("train.standby", group=group)
             if await leadership.elected(stop):
-                log.info("train.elected", fence=leadership.fence and leadership.fence.as_pair())
+                log.info("train.elected")
                 report = await _train(settings, options, make_trainer, metrics, stop, leadership)
 
     async with metrics_server(metrics, settings.metrics.host, options.metrics_port):
@@ -117,6 +118,11 @@ async def _train(
 ) -> dict[str, Any] | None:
     config = settings.train
     log_now = await asyncio.to_thread(describe_log, settings)
+    registry = None
+    if leadership is not None:
+        registry = open_registry(settings.models)
+        fence = await claim_term(leadership, make_checkpoint_store(settings), registry)
+        log.info("train.claimed", **fence.model_dump())
     checkpointer = _make_checkpointer(settings, leadership)
     start_at, end_at = await _span(settings, options, log_now)
     found = None
@@ -136,6 +142,8 @@ async def _train(
         fetch_max_records=config.fetch_max_records,
         buffered_records=config.buffered_records,
         idle_seconds=config.idle_seconds,
+        all_idle_seconds=config.all_idle_seconds,
+        open_transaction_seconds=config.open_transaction_seconds,
         bounded=options.until_end,
         clock=time.time,
     )
@@ -161,7 +169,11 @@ async def _train(
         thread,
         reports,
         checkpointer=None if leadership is None else checkpointer,
-        releases=None if leadership is None else _make_releases(settings, thread, checkpointer, leadership),
+        releases=(
+            None
+            if leadership is None or registry is None
+            else _make_releases(settings, registry, thread, checkpointer, leadership)
+        ),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
         clock=time.time,
@@ -189,9 +201,12 @@ def _make_checkpointer(settings: Settings, leadership: Leadership | None) -> Che
 
 
 def _make_releases(
-    settings: Settings, thread: TrainerThread, checkpointer: Checkpointer, leadership: Leadership
+    settings: Settings,
+    registry: ModelRegistry,
+    thread: TrainerThread,
+    checkpointer: Checkpointer,
+    leadership: Leadership,
 ) -> ReleaseScheduler:
-    registry = open_registry(settings.models)
     publisher = ReleasePublisher(
         registry,
         leadership,

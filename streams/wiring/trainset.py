@@ -96,6 +96,8 @@ async def _read_log(
         fetch_max_records=fetch_max_records,
         buffered_records=max(1, min(settings.train.buffered_records, 10 * fetch_max_records)),
         idle_seconds=settings.train.idle_seconds,
+        all_idle_seconds=settings.train.all_idle_seconds,
+        open_transaction_seconds=settings.train.open_transaction_seconds,
         bounded=True,
         start_at={"behaviours": begins},
         lost_is_fatal=False,

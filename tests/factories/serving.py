@@ -24,6 +24,7 @@ from streams.broker.records import BehaviourRecord
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
+from streams.serving.connections import Connections
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
@@ -167,8 +168,10 @@ async def open_bench() -> AsyncIterator[Open]:
             on_report=metrics.record,
             metrics_page=metrics.page,
         )
-        client: TestClient[Any, Any] = TestClient(TestServer(make_app(service)))
-        await client.start_server()
+        connections = Connections(service.config.max_connections, service.config.head_seconds, metrics.record)
+        server = TestServer(make_app(service, connections))
+        await server.start_server(auto_decompress=False)
+        client: TestClient[Any, Any] = TestClient(server)
         clients.append(client)
         return Bench(client, service, index, models)
 

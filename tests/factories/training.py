@@ -15,6 +15,7 @@ from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
 from streams.training.input import EmbeddingRecord
 from streams.training.loop import TrainingLoop
+from streams.training.open_transactions import OpenTransactions
 from streams.training.reports import TrainReport, TrainReports
 from streams.training.trainer_thread import TrainerThread
 from tests.factories.samples import DAY0, behaviour, embedding, unit_vector
@@ -49,6 +50,7 @@ class ListedInput:
         self.vectors_told = False
         self.embeddings_are_current = True
         self.waits_for_silence = False
+        self.transactions = OpenTransactions(patience_seconds=900, clock=lambda: 0.0)
 
     async def open(self) -> None: ...
 

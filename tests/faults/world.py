@@ -76,6 +76,7 @@ class World:
             "record": {"max_records": 10, "session_timeout_ms": SESSION_SECONDS * 1_000, "identity_check_seconds": 1},
             "train": {
                 "idle_seconds": IDLE_SECONDS,
+                "all_idle_seconds": IDLE_SECONDS,
                 "hold_seconds": 600,
                 "commit_interval_seconds": 0.4,
                 "session_timeout_ms": SESSION_SECONDS * 1_000,

@@ -230,6 +230,8 @@ async def test_a_trainer_whose_step_blocks_reads_no_further_and_keeps_the_lead_t
         fetch_max_records=100,
         buffered_records=400,
         idle_seconds=0.5,
+        all_idle_seconds=0.5,
+        open_transaction_seconds=60,
         bounded=False,
         clock=time.time,
     )

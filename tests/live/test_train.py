@@ -94,7 +94,12 @@ async def test_training_goes_on_after_the_broker_was_killed(
 ) -> None:
     world, state = World(), tmp_path / "state"
     await produce(settings, world=world, behaviours=world.behaviours(700))
-    trainer = process("train", "--state", str(state), env={**SMALL, "MIM_TRAIN__IDLE_SECONDS": "5"})
+    trainer = process(
+        "train",
+        "--state",
+        str(state),
+        env={**SMALL, "MIM_TRAIN__IDLE_SECONDS": "5", "MIM_TRAIN__ALL_IDLE_SECONDS": "5"},
+    )
     wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a release")
     stack.kill("kafka")
     stack.wait_ready("kafka")

@@ -47,7 +47,7 @@ async def test_a_restart_does_not_release_what_is_behind_the_current_release(
     wait_until(lambda: accounts(state)["accounts"]["trained"] >= trained, "the same state")
     claimed = store.current()
     assert claimed is not None and claimed.fence is not None and before.fence is not None
-    assert claimed.fence.as_pair() > before.fence.as_pair()
+    assert claimed.fence.term > before.fence.term
     behind = [manifest for manifest in store.list() if manifest.release_id not in released]
     # of the three it went past on its way; one more may lie beyond where the first had released
     assert len(behind) <= 1
@@ -158,9 +158,15 @@ async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_coul
         await release(candidate, {"behaviours": {0: 5}})
         assert not publisher.beyond_current({0: 5}) and publisher.beyond_current({0: 6})
         current = store.current()
+        assert leadership.fence is not None
+        before = await asyncio.to_thread(group_offsets, settings)
+        await leadership.prove()
+        assert await asyncio.to_thread(group_offsets, settings) == before  # a proof leaves nothing behind
 
         async with make_producer(settings.kafka, transactional_id=topics.group("train")):  # its successor
             newer = Candidate({"w": torch.ones(2)}, 2, 2, "1" * 64, 0, 2, {}, {})
+            with pytest.raises(Fenced):
+                await leadership.prove()
             with pytest.raises(Fenced):
                 await release(newer, {"behaviours": {0: 6}})
             with pytest.raises(Fenced):  # and for good

@@ -121,6 +121,20 @@ class CsftConfig(BaseModel):
             raise ValueError("temperature must lie between min_temperature and max_temperature")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if not (self.fused_level or self.image_level or self.title_level):
+            raise ValueError("one of fused_level, image_level and title_level must be above 0, or nothing is learned")
+        if not (self.purchase_weight or self.cart_weight or self.click_weight):
+            raise ValueError("one of purchase_weight, cart_weight and click_weight must be above 0, or nothing counts")
+        if self.hard_loss == "triplet" and not self.hard_negatives:
+            raise ValueError("hard_loss=triplet compares with the hard negatives, and hard_negatives is off")
+        if self.bank_rows == "stored" and self.space_negatives:
+            raise ValueError("bank_rows=stored keeps no window of latest takes: leave out space_negatives")
+        if self.bank_rows == "stored" and not self.time_negatives:
+            raise ValueError("bank_rows=stored has no effect without time_negatives")
+        return self
+
     def weight_of(self, kind: BehaviourKind) -> float:
         """Weight of a positive of this kind."""
         return {
@@ -143,6 +157,7 @@ class CsftConfig(BaseModel):
                 "anchor_view": "same",
                 "anchor_items": 1,
                 "hard_loss": "triplet",
+                "space_negatives": 0,
                 "time_negatives": self.bank_takes,
                 "bank_rows": "stored",
                 "log_q_strength": 0.0,

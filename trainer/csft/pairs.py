@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from schemas.behaviours import BehaviourKind
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
-from trainer.samples.rows import Impression, Take
+from trainer.samples.rows import RELIABILITY, Impression, Take
 from trainer.samples.window import Observed
 
 _IMAGE, _TITLE, _FUSED = 0, 1, 2
@@ -25,6 +25,17 @@ class AnchorKind(StrEnum):
     QUERY_IMAGE = "query_image"
     QUERY_TEXT = "query_text"
     TRIGGER_ITEM = "trigger_item"
+
+
+class NoPair(StrEnum):
+    """Why a take makes no pair."""
+
+    TAKEN_BEFORE = "taken_before"
+    """The user had taken the item before."""
+    ITEM_NOT_LEARNED = "item_not_learned"
+    """The item has no content here, or is held out."""
+    NO_ANCHOR = "no_anchor"
+    """The user had neither searched nor taken anything before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,9 @@ class PairMiner:
     The anchor is the photo or the text of the user's search, where there was one, else the items taken before that
     second (the trigger item last). A positive without history and without a query makes no pair. Exposures that were
     not taken are kept per user as hard negatives, except items that the user took before.
+
+    A later take of the same item, within `final_kind_seconds` of event time, makes no second pair, but its kind counts
+    for the first one where it is more reliable: a click that became a purchase is a purchase.
     """
 
     def __init__(
@@ -71,13 +85,18 @@ class PairMiner:
         left_out: NDArray[np.bool_] | None = None,
         passed_over_length: int = 20,
         max_users: int = 1_000_000,
+        final_kind_seconds: float = 0.0,
     ) -> None:
+        self.no_pair: Counter[NoPair] = Counter()
+        """Takes that made no pair, by reason."""
         self._numbers = numbers
         self._queries = queries or {}
         self._left_out = left_out
         self._length = passed_over_length
         self._max_users = max_users
+        self._final_kind_seconds = final_kind_seconds
         self._passed: OrderedDict[str, list[int]] = OrderedDict()
+        self._rising: OrderedDict[tuple[str, int], Impression] = OrderedDict()
 
     def pairs(self, impressions: Iterable[Impression]) -> Iterator[Pair]:
         """Pairs of these impressions, in their order."""
@@ -85,19 +104,40 @@ class PairMiner:
             if not row.label:
                 self._remember(row)
                 continue
-            if not self._usable(row.item) or row.retaken:
+            if row.retaken:
+                self._raise_kind(row)
+                self.no_pair[NoPair.TAKEN_BEFORE] += 1
+                continue
+            if not self._usable(row.item):
+                self.no_pair[NoPair.ITEM_NOT_LEARNED] += 1
                 continue
             kind, anchor = self._anchor(row)
-            if anchor:
-                seen = self._passed.get(row.user_id, ())
-                owned = {row.item, *row.history}
-                yield Pair(row, kind, anchor, tuple(item for item in seen if item not in owned))
+            if not anchor:
+                self.no_pair[NoPair.NO_ANCHOR] += 1
+                continue
+            seen = self._passed.get(row.user_id, ())
+            owned = {row.item, *row.history}
+            self._watch_kind(row)
+            yield Pair(row, kind, anchor, tuple(item for item in seen if item not in owned))
 
     def _anchor(self, row: Impression) -> tuple[AnchorKind, tuple[int, ...]]:
         for kind, query in ((AnchorKind.QUERY_IMAGE, row.query_image), (AnchorKind.QUERY_TEXT, row.query_text)):
             if query and query in self._queries:
                 return kind, (self._queries[query],)
         return AnchorKind.TRIGGER_ITEM, tuple(item for item in row.history if self._usable(item) and item != row.item)
+
+    def _watch_kind(self, row: Impression) -> None:
+        oldest = row.second - self._final_kind_seconds
+        while self._rising and next(iter(self._rising.values())).second < oldest:
+            self._rising.popitem(last=False)
+        self._rising[row.user_id, row.item] = row
+
+    def _raise_kind(self, row: Impression) -> None:
+        first = self._rising.get((row.user_id, row.item))
+        if first is None or row.second - first.second > self._final_kind_seconds:
+            return
+        kinds = [one.taken_as for one in (first, row) if one.taken_as is not None]
+        first.taken_as = max(kinds, key=RELIABILITY.__getitem__, default=None)
 
     def _usable(self, item: int) -> bool:
         return self._numbers.has_vector(item) and not (self._left_out is not None and self._left_out[item])
@@ -144,7 +184,11 @@ class HardNegatives:
 def join_all(
     seconds: Iterable[list[Observed]], numbers: ItemNumbers, *, history_length: int, attribution_seconds: float
 ) -> Iterator[Impression]:
-    """Labelled impressions of a closed range of the log, by the same join as the online trainer's."""
+    """Labelled impressions of a closed range of the log, by the same join as the online trainer's.
+
+    The log is closed, so a take is waited for instead of corrected: `attribution_seconds` is the longest time in which
+    a take still counts for its exposure.
+    """
     join = ImpressionJoin(
         numbers, history_length=history_length, attribution_seconds=attribution_seconds, max_users=1_000_000
     )

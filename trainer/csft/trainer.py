@@ -154,6 +154,7 @@ class CsftTrainer:
             space=config.space_negatives if warm else 0,
             time=config.time_negatives if warm else 0,
             masks=config.masks,
+            needs_history=False,  # a pair has an anchor of its own
         )
         plan = sampler.plan(rows, self._memory, self._counts, self._numbers, self._rng)
         if plan is None:

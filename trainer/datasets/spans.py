@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.csft.health import Questions
-from trainer.csft.pairs import Pair, PairMiner, join_all
+from trainer.csft.pairs import NoPair, Pair, PairMiner, join_all
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DAY_SECONDS, DataSet
 from trainer.samples.numbering import FeatureNumbers
@@ -110,12 +110,26 @@ class BehaviourLog:
 
     # ---- pairs ---------------------------------------------------------------------------------------------------
 
-    def pairs(self, span: Span, numbers: FeatureNumbers, *, history_length: int, seed: int) -> list[Pair]:
-        """Pairs of a span, by the online trainer's join over the log that a replay sends."""
+    def pairs(
+        self,
+        span: Span,
+        numbers: FeatureNumbers,
+        *,
+        history_length: int,
+        seed: int,
+        no_pair: Counter[NoPair] | None = None,
+    ) -> list[Pair]:
+        """Pairs of a span, by the online trainer's join over the log that a replay sends.
+
+        `no_pair` receives the number of takes that make no pair, by reason.
+        """
         miner = PairMiner(numbers, left_out=self.held_out)
         seconds = self._observed(span, seed)
         impressions = join_all(seconds, numbers, history_length=history_length, attribution_seconds=0.0)
-        return list(miner.pairs(impressions))
+        pairs = list(miner.pairs(impressions))
+        if no_pair is not None:
+            no_pair.update(miner.no_pair)
+        return pairs
 
     def _observed(self, span: Span, seed: int) -> Iterator[list[Observed]]:
         log = behaviours_of(self.data, seed=seed)

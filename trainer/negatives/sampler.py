@@ -48,6 +48,7 @@ class TakeCounts:
         self._rate = np.log(2.0) / half_life_seconds
         self._counts = np.zeros(1024)
         self._total = 0.0
+        self._taken = 0
         self._origin: int | None = None
 
     def snapshot(self) -> State:
@@ -58,6 +59,7 @@ class TakeCounts:
         """Return to the state of `snapshot`."""
         self._counts = state.arrays["counts"].copy()
         self._total, self._origin = state.values["total"], state.values["origin"]
+        self._taken = int(np.count_nonzero(self._counts))
 
     def add(self, item: int, second: int) -> None:
         """Count one take."""
@@ -68,11 +70,13 @@ class TakeCounts:
             self._counts *= np.exp(-exponent)
             self._total *= np.exp(-exponent)
             self._origin, exponent = second, 0.0
+            self._taken = int(np.count_nonzero(self._counts))  # after years some are too small for a number
         if item >= len(self._counts):
             self._counts = np.concatenate(
                 [self._counts, np.zeros(max(len(self._counts), item + 1 - len(self._counts)))]
             )
         weight = float(np.exp(exponent))
+        self._taken += bool(weight and not self._counts[item])
         self._counts[item] += weight
         self._total += weight
 
@@ -86,7 +90,7 @@ class TakeCounts:
             return np.zeros(len(items), np.float32)
         inside = np.minimum(items, len(self._counts) - 1)
         counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
-        one = 0.1 * self._total / max(int(np.count_nonzero(self._counts)), 1)
+        one = 0.1 * self._total / max(self._taken, 1)
         q = np.minimum((counts + one) / (self._total + one), 1 - 1e-9)
         return np.asarray(np.log(-np.expm1(draws * np.log1p(-q))), np.float32)
 
@@ -96,12 +100,16 @@ class SpaceTimeSampler:
 
     Candidates are drawn without replacement from the window and from the bank with the given generator: the same batch,
     memory and generator state give the same plan. Too few takes give a smaller plan, not repeated rows.
+
+    `needs_history` leaves out the takes of users without a past, where the history is the anchor. Rows with an anchor
+    of their own (a search) do without.
     """
 
-    def __init__(self, *, space: int, time: int, masks: bool = True) -> None:
+    def __init__(self, *, space: int, time: int, masks: bool = True, needs_history: bool = True) -> None:
         self._space = space
         self._time = time
         self._masks = masks
+        self._needs_history = needs_history
 
     def plan(
         self,
@@ -111,10 +119,13 @@ class SpaceTimeSampler:
         catalogue: ItemNumbers,
         rng: np.random.Generator,
     ) -> ContrastivePlan | None:
-        """The plan for a batch; None if no positive of it has both a vector and a history."""
-        rows = np.array(
-            [i for i, row in enumerate(batch) if row.label and row.history and catalogue.has_vector(row.item)], np.int64
-        )
+        """The plan for a batch; None if no positive of it has a vector and, where it needs one, a history."""
+        anchored = [
+            i
+            for i, row in enumerate(batch)
+            if row.label and not row.upgrade and (row.history or not self._needs_history)
+        ]
+        rows = np.array([i for i in anchored if catalogue.has_vector(batch[i].item)], np.int64)
         if not len(rows):
             return None
         positives = np.array([batch[i].item for i in rows], np.int64)

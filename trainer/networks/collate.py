@@ -36,6 +36,9 @@ class Collated:
     labels_B: Tensor
     contrastive: ContrastiveBatch | None
     items_U: NDArray[np.int64]
+    weights_B: Tensor | None = None
+    """Weight of each row in the click loss; None where all weigh 1. A correction of the kind alone weighs 0, because
+    its impression was learned as taken before."""
 
 
 def dense_features(history_lengths: NDArray[np.int64], target_has_vector: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -78,8 +81,10 @@ def collate(
         dense_BF=torch.from_numpy(dense_features((history_BL > 0).sum(1), catalogue.vector_mask(targets_B))),
     )
     labels_B = torch.tensor([row.label for row in rows], dtype=torch.float32)
+    upgrades = [row.upgrade for row in rows]
+    weights_B = 1.0 - torch.tensor(upgrades, dtype=torch.float32) if any(upgrades) else None
     if plan is None:
-        return Collated(batch, labels_B, None, distinct_U)
+        return Collated(batch, labels_B, None, distinct_U, weights_B)
     p = h + len(plan.positives)
     contrastive = ContrastiveBatch(
         rows_P=torch.from_numpy(plan.rows),
@@ -89,4 +94,4 @@ def collate(
         positive_log_q_P=torch.from_numpy(plan.positive_log_q),
         candidate_log_q_K=torch.from_numpy(plan.log_q),
     )
-    return Collated(batch, labels_B, contrastive, distinct_U)
+    return Collated(batch, labels_B, contrastive, distinct_U, weights_B)

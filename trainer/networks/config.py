@@ -21,7 +21,8 @@ class CiUBMConfig(BaseModel):
     """Share of a batch's items that are treated as new ids in training (as in DropoutNet), so that the model works
     without ids and does not overfit to them."""
     categories: int = Field(default=0, ge=0)
-    """Rows of a table of categories that is added to the ids'; 0 leaves it out. Batches must contain categories."""
+    """Rows of a table of categories that is added to the ids'; 0 leaves it out. For `mimstream evaluate`: the trainer's
+    batches contain no categories, and it refuses others than 0."""
     content_width: int = Field(default=64, ge=1)
     """Width to which the stored vectors are projected."""
     refresh_projection: bool = True
@@ -51,7 +52,8 @@ class CiUBMConfig(BaseModel):
     content_in_attention: bool = True
     """Let the target attention see the content similarity."""
     numeric_bins: int = Field(default=0, ge=0)
-    """Bins per dense feature, at quantiles of the training rows; 0 uses the plain numbers."""
+    """Bins per dense feature, at quantiles of the training rows; 0 uses the plain numbers. For `mimstream evaluate`:
+    the trainer does not know its rows beforehand, and refuses others than 0."""
     numeric_width: int = Field(default=8, ge=1)
     """Width of a binned feature's embedding."""
     cross_layers: int = Field(default=0, ge=0)

@@ -53,16 +53,25 @@ class Learner:
         self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
 
     def step(
-        self, batch: CtrBatch, labels_B: Tensor, contrastive: ContrastiveBatch | None, *, in_time: float = 1.0
+        self,
+        batch: CtrBatch,
+        labels_B: Tensor,
+        contrastive: ContrastiveBatch | None,
+        *,
+        in_time: float = 1.0,
+        weights_B: Tensor | None = None,
     ) -> LearnReport:
         """Score the batch with the current weights, then train on it. Raises `NonFiniteLoss` before any weight changes.
 
-        `in_time` is the share of takes that arrive before their impression counts as not taken.
+        `in_time` is the share of takes that arrive before their impression counts as not taken; `weights_B` are weights
+        of the rows in the click loss, 1 by default.
         """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
         logits_B = model(batch, content_UC)
-        weights_B = None if in_time == 1 else fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
+        if in_time != 1:
+            late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
+            weights_B = late_B if weights_B is None else weights_B * late_B
         loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
         contrastive_loss = None
         if contrastive is not None and content_UC is not None and config.contrastive_weight:

@@ -29,9 +29,16 @@ REFRESH_EPOCHS = 2
 FOR_CLICK_MODELS = {"log_q_strength": 0.0, "temperature": 0.25, "learn_temperature": False}
 """Settings of C-SFT for vectors of a click model, which models popularity itself and uses the whole range of
 similarities rather than the nearest few. Chosen on validation spans, where a learned temperature, the memory bank and
-logQ .5 were no better."""
+logQ .5 were no better. What the user set wins."""
 WIDE_HEADS = {"text_rank": 384, "image_rank": 512}
 """Such encoders use more of the towers' principal components. Chosen in the same way."""
+
+
+def for_click_models(csft: CsftConfig, shape: FusionConfig) -> tuple[CsftConfig, FusionConfig]:
+    """These settings with the choices for click models wherever nothing was set."""
+    chosen = {name: value for name, value in FOR_CLICK_MODELS.items() if name not in csft.model_fields_set}
+    wide = {name: value for name, value in WIDE_HEADS.items() if name not in shape.model_fields_set}
+    return csft.model_copy(update=chosen), shape.model_copy(update=wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +88,7 @@ class EncoderVersions:
 
     def _fresh(self, features: ItemFeatures, seed: int) -> ItemFusion:
         torch.manual_seed(seed)
-        shape = self.shape.model_copy(update=WIDE_HEADS)
+        _, shape = for_click_models(self.csft, self.shape)
         fusion = ItemFusion(shape, text_width=features.text_NT.shape[1], image_width=features.image_NI.shape[1])
         fusion.fit(features.select(np.flatnonzero(self._known(self.protocol.encoder_stops[0])[1:])))
         return fusion
@@ -97,11 +104,12 @@ class EncoderVersions:
         fusion = self._fresh(features, seed)
         items = padded(fusion, features)
         start = self.protocol.encode.start
+        csft, _ = for_click_models(self.csft, self.shape)
         pairs = log.pairs(Span(start, stops[-1]), self.numbers, history_length=self.csft.history_length, seed=0)
         found = []
         for version, stop in enumerate(stops):
             epochs = REFRESH_EPOCHS if version else self.csft.epochs
-            config = self.csft.model_copy(update=FOR_CLICK_MODELS | {"seed": seed + 1_000 * version, "epochs": epochs})
+            config = csft.model_copy(update={"seed": seed + 1_000 * version, "epochs": epochs})
             seen = [pair for pair in pairs if pair.row.second < stop]
             learn(
                 config,

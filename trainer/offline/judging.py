@@ -17,6 +17,7 @@ from trainer.metrics import (
     calibration,
     log_loss,
     normalised_entropy,
+    resampled_users,
     user_auc,
 )
 
@@ -61,9 +62,11 @@ class Bootstrap:
     def __init__(self, per_user: UserAuc, *, rng: np.random.Generator, rounds: int = ROUNDS) -> None:
         self._users = per_user.users
         self._impressions = per_user.impressions.astype(np.float64)
-        n = len(self._users)
-        self._draws = rng.multinomial(n, np.full(n, 1 / n), size=rounds).astype(np.float32)
-        self._weights = self._draws @ self._impressions
+        # a user is drawn once a round on average, and never 256 times
+        self._draws = [
+            block_RU.astype(np.uint8) for block_RU in resampled_users(len(self._users), rng=rng, rounds=rounds)
+        ]
+        self._weights = self._summed(self._impressions)
 
     def interval(self, one: UserAuc) -> tuple[float, float]:
         """95 % interval of a GAUC."""
@@ -77,8 +80,12 @@ class Bootstrap:
 
     def _percentiles(self, values: NDArray[np.float64], of: UserAuc) -> tuple[float, float]:
         self._check(of)
-        low, high = np.percentile(self._draws @ (values * self._impressions) / self._weights, [2.5, 97.5])
+        low, high = np.percentile(self._summed(values * self._impressions) / self._weights, [2.5, 97.5])
         return float(low), float(high)
+
+    def _summed(self, values_U: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum over the users drawn, of each round."""
+        return np.concatenate([block_RU @ values_U for block_RU in self._draws])
 
     def _check(self, one: UserAuc) -> None:
         if not np.array_equal(one.users, self._users):

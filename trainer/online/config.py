@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.samples.config import JoinConfig
@@ -39,3 +39,23 @@ class TrainerConfig(JoinConfig):
     """The network."""
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     """Optimisers and losses."""
+
+    @field_validator("model")
+    @classmethod
+    def _every_part_can_learn(cls, model: CiUBMConfig) -> CiUBMConfig:
+        """Refuse parts that only `mimstream evaluate` feeds: here they would be served as they were initialised."""
+        defaults = CiUBMConfig()
+        for name, why in _OFFLINE_ONLY.items():
+            if getattr(model, name) != getattr(defaults, name):
+                raise ValueError(
+                    f"{name} has no effect in `mimstream train`: {why}. Remove MIM_TRAINER__MODEL__{name.upper()}"
+                )
+        return model
+
+
+_BINS = "bins are fitted to all training rows at once, which only `mimstream evaluate` has"
+_OFFLINE_ONLY = {
+    "categories": "the click log and `embeddings` carry no categories",
+    "numeric_bins": _BINS,
+    "numeric_width": _BINS,
+}

@@ -102,9 +102,9 @@ class EventIntake:
         """Remove a user: held events, history, waiting and ready impressions; returns how many events."""
         places = [(event.partition, event.offset) for event in self.window.forget(user_id)]
         rows = self._join.forget(user_id)
-        rows += [row for row in self._ready if row.user_id == user_id and not row.correction]
+        rows += [row for row in self._ready if row.user_id == user_id and row.own_event]
         self._ready = deque(row for row in self._ready if row.user_id != user_id)
-        self._counts["corrections_ready"] = sum(row.correction for row in self._ready)
+        self._counts["corrections_ready"] = sum(not row.own_event for row in self._ready)
         places += [(row.partition, row.offset) for row in rows]
         for partition, offset in places:
             self.offsets.discard(partition, offset)
@@ -179,6 +179,11 @@ class EventIntake:
     def _settle(self, *, before: float) -> None:
         self._ready.extend(self._join.resolved(before))
 
+    @property
+    def takes_too_late(self) -> int:
+        """Takes that name an exposure which is too old for them, or not known (any more): learned as history alone."""
+        return self._join.too_late
+
     def next_batch(self) -> list[Impression]:
         """The next full batch; empty while there is none, or while it waits for embeddings."""
         size = self._batch_rows
@@ -198,11 +203,11 @@ class EventIntake:
 
     def trained(self, rows: Sequence[Impression]) -> None:
         """The weights include these rows now."""
-        corrections = sum(row.correction for row in rows)
-        self._counts["trained"] += len(rows) - corrections
-        self._counts["corrections_ready"] -= corrections
+        others = sum(not row.own_event for row in rows)
+        self._counts["trained"] += len(rows) - others
+        self._counts["corrections_ready"] -= others
         for row in rows:
-            if not row.correction:  # the take's own place is settled where the take is
+            if row.own_event:  # the take's own place is settled where the take is
                 self.offsets.commit(row.partition, row.offset)
                 self.offsets.trained(row.partition, row.offset)
 

@@ -16,7 +16,7 @@ from trainer.samples.rows import Impression
 from trainer.state import State
 
 _NUMBERS = (
-    *("taken_in_time", "corrected", "steps", "rows"),
+    *("taken_in_time", "corrected", "upgraded", "steps", "rows"),
     *("rows_at_release", "event_at_release", "first_event_at", "last_event_at"),
 )
 
@@ -32,6 +32,8 @@ class TrainProgress:
         """Rows learned from."""
         self.corrected = 0
         """Rows learned as not taken that a late take has corrected; they are rows, but no events of their own."""
+        self.upgraded = 0
+        """Rows learned as taken that a late take of a more reliable kind has corrected; likewise no events."""
         self.first_event_at: int | None = None
         """Second of the first row; None before it."""
         self.last_event_at: int | None = None
@@ -48,9 +50,11 @@ class TrainProgress:
         """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each."""
         self.steps += 1
         self.rows += len(rows)
-        corrections = sum(row.correction for row in rows)
+        upgrades = sum(row.upgrade for row in rows)
+        corrections = sum(row.correction for row in rows) - upgrades
         self.corrected += corrections
-        self.taken_in_time += sum(row.label for row in rows) - corrections
+        self.upgraded += upgrades
+        self.taken_in_time += sum(row.label for row in rows) - corrections - upgrades
         self._rows_sha256 = self._chained(rows, plan)
         if self.first_event_at is None:
             self.first_event_at = self.event_at_release = rows[0].second
@@ -137,7 +141,7 @@ class TrainProgress:
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         for name in _NUMBERS:
-            setattr(self, name, state.values[name])
+            setattr(self, name, state.values.get(name, 0) if name == "upgraded" else state.values[name])
         self._rows_sha256 = state.values["rows_sha256"]
         self._recent.restore(state.part("recent"))
         self._scored = []

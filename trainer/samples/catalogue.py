@@ -195,8 +195,9 @@ class Catalogue:
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)
-        self._vectors = np.resize(self._vectors, (size, self.dim))
-        self._vectors[size // 2 :] = 0
+        vectors = np.zeros((size, self.dim), np.float32)  # np.resize writes the old rows twice, and zeros over them
+        vectors[: size // 2] = self._vectors
+        self._vectors = vectors
         self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
         self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
         self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])

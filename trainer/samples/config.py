@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class JoinConfig(BaseModel):
@@ -21,6 +23,21 @@ class JoinConfig(BaseModel):
     attribution_seconds: float = Field(default=60.0, ge=0)
     """How long an impression waits for its take, in event time, before it counts as not taken."""
     correction_seconds: float = Field(default=3600.0, ge=0)
-    """How long after that a late take still corrects it: the impression is trained on once more, as taken."""
-    correction_rows: int = Field(default=10_000, ge=0)
-    """The newest impressions trained on as not taken that a late take can correct; 0 switches corrections off."""
+    """How long after that a late click still corrects it: the impression is trained on once more, as taken."""
+    cart_correction_seconds: float = Field(default=6 * 3600.0, ge=0)
+    """Likewise for a cart, which also corrects an impression that was clicked."""
+    purchase_correction_seconds: float = Field(default=24 * 3600.0, ge=0)
+    """Likewise for a purchase, which also corrects an impression that was clicked or put into the cart."""
+    correction_megabytes: float = Field(default=512.0, ge=0)
+    """Memory for impressions that a late take can correct, by estimate: 600 bytes each and 16 per take of its history.
+    Beyond it the oldest that were not taken are dropped first; 0 switches corrections off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_retired(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "correction_rows" in values:
+            raise ValueError(
+                "CORRECTION_ROWS is gone: what late takes can correct is bounded by CORRECTION_SECONDS, "
+                "CART_CORRECTION_SECONDS, PURCHASE_CORRECTION_SECONDS and CORRECTION_MEGABYTES (0: no corrections)"
+            )
+        return values

@@ -6,10 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from schemas.behaviours import BehaviourKind
 from trainer.samples.config import JoinConfig
+from trainer.samples.corrections import CorrectableRows
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.window import EventWindow
+
+_NO_LIMIT = float(1 << 53)
 
 
 @dataclass(frozen=True)
@@ -23,23 +27,37 @@ class JoinRules:
     history_length: int
     max_users: int
     correction_seconds: float = 0.0
-    correction_rows: int = 0
+    cart_correction_seconds: float = 0.0
+    purchase_correction_seconds: float = 0.0
+    correction_megabytes: float = 0.0
+    correction_rows: float = _NO_LIMIT
+    """Rows that can be corrected at most, a rule of earlier builds."""
+    upgrades: bool = True
+    """Whether a take of a more reliable kind corrects an impression that was taken; earlier builds had no such rule."""
     dropped_by_idle: Collection[tuple[int, int]] = ()
     """Partition and offset of events that were late because their partition was idle."""
 
     @classmethod
     def of(cls, config: JoinConfig, partitions: Collection[int]) -> JoinRules:
         """The rules of a trainer with this configuration."""
-        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS})
+        return cls(partitions, **{name: getattr(config, name) for name in _SETTINGS if hasattr(config, name)})
 
     @classmethod
     def kept(
         cls, settings: Mapping[str, float], partitions: Collection[int], dropped_by_idle: Collection[tuple[int, int]]
     ) -> JoinRules:
-        """The rules whose `settings` were stored as numbers. Raises `KeyError` if one is missing."""
-        values: dict[str, Any] = {name: settings[name] for name in _SETTINGS}
-        values |= {name: int(values[name]) for name in ("history_length", "max_users", "correction_rows")}
-        return cls(partitions, **values, dropped_by_idle=dropped_by_idle)
+        """The rules whose `settings` were stored as numbers. Raises `KeyError` if one is missing.
+
+        Those of an earlier build have one window for all kinds, and a bound by rows.
+        """
+        values: dict[str, Any] = dict(settings)
+        if "upgrades" not in values:
+            one = values["correction_seconds"]
+            values |= {"cart_correction_seconds": one, "purchase_correction_seconds": one}
+            values |= {"correction_megabytes": _NO_LIMIT if values["correction_rows"] else 0.0, "upgrades": False}
+        values = {name: values[name] for name in _SETTINGS}
+        values |= {name: int(values[name]) for name in ("history_length", "max_users")}
+        return cls(partitions, **values | {"upgrades": bool(values["upgrades"])}, dropped_by_idle=dropped_by_idle)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -62,8 +80,22 @@ class JoinRules:
             history_length=self.history_length,
             attribution_seconds=self.attribution_seconds,
             max_users=self.max_users,
-            correction_seconds=self.correction_seconds,
-            correction_rows=self.correction_rows,
+            corrections=self.corrections(),
+        )
+
+    def corrections(self) -> CorrectableRows | None:
+        """What late takes can correct under these rules, empty; None where nothing is corrected."""
+        if not self.correction_megabytes:
+            return None
+        return CorrectableRows(
+            {
+                BehaviourKind.CLICK: self.attribution_seconds + self.correction_seconds,
+                BehaviourKind.CART: self.attribution_seconds + self.cart_correction_seconds,
+                BehaviourKind.PURCHASE: self.attribution_seconds + self.purchase_correction_seconds,
+            },
+            most_bytes=1e6 * self.correction_megabytes,
+            most_rows=self.correction_rows,
+            upgrades=self.upgrades,
         )
 
 

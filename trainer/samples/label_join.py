@@ -27,8 +27,8 @@ class ImpressionJoin:
     waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and item); then it
     is resolved, in the order of its second.
 
-    A take within `correction_seconds` after that corrects an impression that was resolved as not taken: the impression
-    is returned a second time, as taken. The newest `correction_rows` of those not taken are kept for that.
+    A take after that corrects an impression that is among `corrections`: the impression is returned a second time, as
+    taken, or as taken in a more reliable way.
     """
 
     def __init__(
@@ -38,8 +38,7 @@ class ImpressionJoin:
         history_length: int,
         attribution_seconds: float,
         max_users: int,
-        correction_seconds: float = 0.0,
-        correction_rows: int = 0,
+        corrections: CorrectableRows | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -49,8 +48,10 @@ class ImpressionJoin:
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
-        self._correctable = CorrectableRows(attribution_seconds + correction_seconds, correction_rows)
+        self._correctable = corrections
         self._corrections: list[Impression] = []
+        self.too_late = 0
+        """Takes that name an exposure which is too old for them, or not known (any more)."""
 
     @property
     def waiting(self) -> int:
@@ -60,7 +61,8 @@ class ImpressionJoin:
     def add_second(self, events: list[Observed]) -> list[Take]:
         """Add all events of one second (exposures first, as the window orders them); returns the takes."""
         takes: list[Take] = []
-        self._correctable.forget_before(events[0].second)
+        if self._correctable is not None:
+            self._correctable.forget_before(events[0].second)
         for event in events:
             if event.behaviour.kind is BehaviourKind.EXPOSURE:
                 self._expose(event)
@@ -76,7 +78,7 @@ class ImpressionJoin:
         while self._waiting and self._waiting[0].second + self._attribution < before:
             impression = self._waiting.popleft()
             self._unname(impression)
-            if not impression.label:
+            if self._correctable is not None:
                 self._correctable.add(impression)
             yield impression
 
@@ -88,7 +90,8 @@ class ImpressionJoin:
     def forget(self, user_id: str) -> list[Impression]:
         """Remove a user's history and unresolved impressions; returns the latter."""
         self._histories.pop(user_id, None)
-        self._correctable.forget(user_id)
+        if self._correctable is not None:
+            self._correctable.forget(user_id)
         own = [impression for impression in self._waiting if impression.user_id == user_id]
         if own:
             self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
@@ -103,7 +106,9 @@ class ImpressionJoin:
         state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
         state.arrays.update(ragged("seconds", (history.seconds for history in self._histories.values())).arrays)
         state.put("waiting", pack_impressions(self._waiting))
-        state.put("correctable", self._correctable.snapshot())
+        state.values["too_late"] = self.too_late
+        if self._correctable is not None:
+            state.put("correctable", self._correctable.snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -111,7 +116,9 @@ class ImpressionJoin:
         histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
         self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
         self._waiting = deque(unpack_impressions(state.part("waiting")))
-        self._correctable.restore(state.part("correctable"))
+        self.too_late = state.values.get("too_late", 0)
+        if self._correctable is not None and "correctable" in state.values:
+            self._correctable.restore(state.part("correctable"))
         self._by_event = {impression.event_id: impression for impression in self._waiting}
         self._by_pair = {(impression.user_id, impression.item): impression for impression in self._waiting}
 
@@ -159,19 +166,34 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-        elif (late := self._correctable.pop_answered(behaviour, item)) is not None:
-            self._corrections.append(
-                replace(
-                    late,
-                    event_id=behaviour.event_id,
-                    partition=event.partition,
-                    offset=event.offset,
-                    label=1,
-                    taken_as=behaviour.kind,
-                    correction=True,
-                )
-            )
+        elif self._correctable is not None:
+            self._correct(self._correctable, event, item)
         return Take(event.second, behaviour.user_id, item)
+
+    def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> None:
+        behaviour = event.behaviour
+        known = correctable.find(behaviour, item)
+        late = correctable.pop_corrected(behaviour, item, event.second)
+        if late is None:
+            if known is None:
+                self.too_late += behaviour.exposure_id is not None  # without a name it may have had no exposure
+            else:
+                self.too_late += correctable.is_late(known, behaviour.kind, event.second)
+            return
+        corrected = replace(
+            late,
+            event_id=behaviour.event_id,
+            partition=event.partition,
+            offset=event.offset,
+            draw=0,
+            label=1,
+            taken_as=behaviour.kind,
+            correction=True,
+            upgrade=late.label == 1,
+            exposure_id=late.shown_as,
+        )
+        self._corrections.append(corrected)
+        correctable.add(corrected)
 
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:
         if behaviour.exposure_id is not None:

@@ -40,8 +40,25 @@ class Impression:
     query_image: bytes | None = None
     """The search that led here, if any."""
     correction: bool = False
-    """Whether this repeats, as taken, an impression that was resolved as not taken; its id and offset are then those of
-    the late take."""
+    """Whether this repeats an impression that was resolved before, because of a late take: as taken, or as taken in a
+    more reliable way. Its id and offset are then those of the late take. It is no impression of its own: what counts
+    impressions passes it over."""
+    upgrade: bool = False
+    """For a correction: whether the impression was resolved as taken already, so that only `taken_as` is new."""
+    exposure_id: str = ""
+    """For a correction: the id of the exposure that it repeats."""
+    draw: int = 0
+    """Running number of an exposure that was drawn beside a take, from 1; 0 for one that the log holds."""
+
+    @property
+    def shown_as(self) -> str:
+        """Id of the exposure."""
+        return self.exposure_id or self.event_id
+
+    @property
+    def own_event(self) -> bool:
+        """Whether the row stands for an event of the log: no correction of another row, and not drawn."""
+        return not self.correction and not self.draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +77,14 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
     for name in ("partition", "offset", "second", "item", "label"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
-    for name in ("retaken", "defines_publish", "correction"):
+    state.arrays["draw"] = whole_numbers(row.draw for row in rows)
+    for name in ("retaken", "defines_publish", "correction", "upgrade"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
     state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
     state.put_texts("event_id", (row.event_id for row in rows))
     state.put_texts("user_id", (row.user_id for row in rows))
+    state.put_texts("exposure_id", (row.exposure_id for row in rows))
     state.put_optional_texts("query_text", (row.query_text for row in rows))
     state.arrays["has_image"] = np.array([row.query_image is not None for row in rows], bool)
     state.put_bytes("query_image", (row.query_image or b"" for row in rows))
@@ -73,8 +92,11 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
 
 
 def unpack_impressions(state: State) -> list[Impression]:
-    """Inverse of `pack_impressions`."""
+    """Inverse of `pack_impressions`; what an earlier build packed lacks the columns that it did not have."""
     arrays = state.arrays
+    none = np.zeros(len(arrays["item"]), np.int64)
+    upgrades, draws = arrays.get("upgrade", none), arrays.get("draw", none)
+    exposures = state.texts("exposure_id") if "exposure_id.ends" in arrays else [""] * len(none)
     histories, seconds = unragged("history", state), unragged("history_seconds", state)
     texts, images = state.optional_texts("query_text"), state.pieces("query_image")
     events, users = state.texts("event_id"), state.texts("user_id")
@@ -95,6 +117,9 @@ def unpack_impressions(state: State) -> list[Impression]:
             query_text=texts[i],
             query_image=images[i] if arrays["has_image"][i] else None,
             correction=bool(arrays["correction"][i]),
+            upgrade=bool(upgrades[i]),
+            exposure_id=exposures[i],
+            draw=int(draws[i]),
         )
         for i in range(len(events))
     ]

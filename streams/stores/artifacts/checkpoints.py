@@ -30,8 +30,8 @@ from pydantic import Field, ValidationError
 from schemas.base import EncoderVersion, Message, UtcTime
 from schemas.errors import Fenced, Misconfigured
 from schemas.manifests import NUMBERED, Fence, TopicOffsets, running_number
-from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
-from streams.stores.artifacts.pointer import refuse_smaller_fence, update_pointer
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound, VersionedPointer
+from streams.stores.artifacts.pointer import last_term, refuse_smaller_fence, update_pointer
 
 if TYPE_CHECKING:  # settings import this package; no command should pay for the trainer because of that
     from trainer.state import State
@@ -86,11 +86,19 @@ class _Pointer(Message):
     """Contents of `current.json`."""
 
     snapshot_id: str
-    """The checkpoint to resume from."""
+    """The checkpoint to resume from; empty before the first."""
     fence: Fence | None = None
     """Fence of the trainer that wrote this."""
     sequence: int = 0
     """Running number of the pointer's changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The pointer at one moment, and a number that no term claimed until then is above."""
+
+    pointer: VersionedPointer | None
+    term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +131,19 @@ class CheckpointStore:
         self._keep = keep
         self._named = named
 
-    def take_over(self, fence: Fence | None) -> None:
-        """Put a new trainer's fence on the pointer, so that earlier ones cannot move it. Raises `Fenced`."""
-        update_pointer(self._artifacts, lambda raw: None if raw is None else self._succeeding(raw, None, fence))
+    def last_claim(self) -> Claimed:
+        """The pointer as it is now, to be named in `claim`."""
+        found = self._artifacts.pointer()
+        pointer = None if found is None else self._pointer(found.content)
+        return Claimed(found, 0 if pointer is None else last_term(pointer.fence, pointer.sequence))
+
+    def claim(self, fence: Fence, *, seen: Claimed) -> bool:
+        """Put a new trainer's fence on the pointer, so that earlier ones cannot move it; False if it is not as `seen`.
+
+        Whoever proved its leadership after it had `seen` the pointer cannot replace a later trainer's claim.
+        """
+        raw = None if seen.pointer is None else seen.pointer.content
+        return self._artifacts.compare_and_swap(self._succeeding(raw, None, fence), expected=seen.pointer)
 
     def write(self, state: State, meta: CheckpointMeta, fence: Fence | None) -> CheckpointMeta:
         """Write a checkpoint, make it the one to resume from, and delete the oldest; returns the completed `meta`.
@@ -136,7 +154,7 @@ class CheckpointStore:
         packed = pack_arrays(state.arrays)
         values = json.dumps(state.values, allow_nan=False).encode()
         sums = hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest()
-        writer = "" if fence is None else f"{fence.producer_id} {fence.epoch}"
+        writer = "" if fence is None else f"{fence.producer_id} {fence.epoch} {fence.term}"
         own = hashlib.sha256(" ".join((*sums, writer)).encode()).hexdigest()
         meta = meta.model_copy(
             update={
@@ -160,7 +178,7 @@ class CheckpointStore:
     def current_id(self) -> str | None:
         """The checkpoint to resume from; None before the first."""
         found = self._artifacts.pointer()
-        return None if found is None else self._pointer(found.content).snapshot_id
+        return None if found is None else self._pointer(found.content).snapshot_id or None
 
     def kept(self) -> list[CheckpointMeta]:
         """All kept checkpoints, oldest first."""
@@ -207,8 +225,7 @@ class CheckpointStore:
     def _succeeding(self, raw: bytes | None, snapshot_id: str | None, fence: Fence | None) -> bytes:
         before = None if raw is None else self._pointer(raw)
         if before is not None:
-            subject = f"snapshot {before.snapshot_id} belongs to"
-            refuse_smaller_fence(before.fence, fence, subject=subject, way_out=f"an empty {self._named}")
+            refuse_smaller_fence(before.fence, fence, subject=f"{self._named} belongs to")
         chosen = snapshot_id or (before.snapshot_id if before else "")
         after = _Pointer(snapshot_id=chosen, fence=fence, sequence=0 if before is None else before.sequence + 1)
         return after.model_dump_json(indent=2).encode()

@@ -20,7 +20,8 @@ class ModelStoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "models")
-    """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames."""
+    """The folder of releases; trainer and servers see the same one. Its file system must honour locks and renames. With
+    the embedded stack (--stack, or MIM_KAFKA__BOOTSTRAP_SERVERS not set): `models` in the stack's folder."""
     url: str | None = Field(default=None, pattern=r"^(s3|memory)://.+")
     """An object store instead of the folder: `s3://bucket/prefix` (extra `s3`)."""
     storage_options: dict[str, Any] = Field(default_factory=dict)

@@ -31,14 +31,26 @@ def update_pointer(store: ArtifactStore, change: Callable[[bytes | None], bytes 
 
 def may_replace(written_under: Fence | None, fence: Fence | None) -> bool:
     """Whether the holder of `fence` may replace what was written under another one: the same trainer or a later one."""
-    return written_under is None or (fence is not None and fence.as_pair() >= written_under.as_pair())
+    return written_under is None or (fence is not None and fence.order >= written_under.order)
 
 
-def refuse_smaller_fence(written_under: Fence | None, fence: Fence | None, *, subject: str, way_out: str) -> None:
+def last_term(fence: Fence | None, sequence: int) -> int:
+    """A number that no term claimed so far is above, from a pointer's `fence` and its `sequence` of changes.
+
+    A version without terms writes fences that lack one; the sequence goes on all the same.
+    """
+    return max(sequence, 0 if fence is None else fence.term)
+
+
+def refuse_smaller_fence(written_under: Fence | None, fence: Fence | None, *, subject: str) -> None:
     """Raise `Fenced` unless `may_replace`; the message begins with `subject` ("release X was promoted by")."""
     if written_under is not None and not may_replace(written_under, fence):
-        ours = "none" if fence is None else f"producer {fence.producer_id}, epoch {fence.epoch}"
+        ours = "none" if fence is None else _named(fence)
         raise Fenced(
-            f"{subject} a later trainer (producer {written_under.producer_id}, epoch {written_under.epoch}; ours: "
-            f"{ours}); if its Kafka cluster is gone for good, use {way_out}"
+            f"{subject} a later trainer ({_named(written_under)}; ours: {ours}). If no other trainer runs, start "
+            "`mimstream train` again: it claims the next term"
         )
+
+
+def _named(fence: Fence) -> str:
+    return f"term {fence.term}, producer {fence.producer_id}, epoch {fence.epoch}"

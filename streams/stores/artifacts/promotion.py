@@ -1,6 +1,6 @@
 """Rules for the pointer to the current release: each function takes the present pointer and returns the next. No I/O.
 
-A trainer's change carries Kafka's fence: a larger (producer id, epoch) pair wins, a smaller one is refused. A user's
+A trainer's change carries its fence: a larger term wins, a smaller one is refused. A user's
 change carries the pointer that the user saw: if it was moved since, the change is refused. It keeps the fence, so that
 a choice by hand never lets a superseded trainer back in.
 
@@ -21,7 +21,6 @@ from schemas.base import Message, UtcTime
 from schemas.errors import PipelineError
 from schemas.manifests import RELEASE_ID, Fence, ModelManifest
 from streams.stores.artifacts.artifact_store import in_order
-from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.pointer import refuse_smaller_fence
 
 
@@ -154,8 +153,7 @@ def pruned(
 
 def _refuse_smaller_fence(before: CurrentPointer | None, fence: Fence | None) -> None:
     if before is not None:
-        subject = f"release {before.release_id} was promoted by"
-        refuse_smaller_fence(before.fence, fence, subject=subject, way_out=NEW_STORE)
+        refuse_smaller_fence(before.fence, fence, subject=f"release {before.release_id} was promoted by")
 
 
 def _refuse_unseen(before: CurrentPointer | None, seen: CurrentPointer | None) -> None:

@@ -40,7 +40,7 @@ from streams.stores.artifacts.artifact_store import (
     NotFound,
 )
 from streams.stores.artifacts.config import ModelStoreConfig
-from streams.stores.artifacts.pointer import update_pointer
+from streams.stores.artifacts.pointer import last_term, update_pointer
 from streams.stores.artifacts.promotion import CurrentPointer, PromotionResult
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -123,6 +123,11 @@ class ModelRegistry:
         self._update(change)
         self.prune(keep=replaced)
         return result
+
+    def last_term(self) -> int:
+        """A number that no trainer's term so far is above; 0 before the first promotion."""
+        current = self.current()
+        return 0 if current is None else last_term(current.fence, current.sequence)
 
     def take_over(self, fence: Fence | None) -> None:
         """Put a new trainer's fence on the pointer. Raises `Fenced` as `promote` does."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer import metrics
 from trainer.metrics import (
     DAY,
     ScoredRows,
@@ -63,6 +64,28 @@ def test_interval_of_a_real_difference_excludes_zero_and_of_none_holds_it() -> N
     none = paired_gauc_difference(users, labels, noise, other, rng=np.random.default_rng(1))
     assert gain is not None and gain.low > 0.1
     assert none is not None and none.low < 0 < none.high
+
+
+def test_the_bootstrap_in_blocks_has_the_digits_of_one_block_and_a_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = 777
+    whole = np.random.default_rng(3).multinomial(users, np.full(users, 1 / users), size=1000)
+    values = np.random.default_rng(4).normal(size=users)
+    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 60_000)
+    rng = np.random.default_rng(3)
+    blocks = list(metrics.resampled_users(users, rng=rng, rounds=1000))
+    assert len(blocks) > 50 and max(block.nbytes for block in blocks) <= 60_000
+    assert np.array_equal(np.concatenate(blocks), whole)
+    assert np.array_equal(np.concatenate([block @ values for block in blocks]), whole @ values)
+    followed = np.random.default_rng(3)
+    followed.multinomial(users, np.full(users, 1 / users), size=1000)
+    assert rng.random() == followed.random()  # what is drawn next is drawn as before
+
+
+def test_a_million_users_are_resampled_a_few_rounds_at_a_time() -> None:
+    block = next(metrics.resampled_users(1_000_000, rng=np.random.default_rng(0), rounds=1000))
+    assert block.nbytes <= 1 << 26
 
 
 def scored(n: int, **columns: object) -> ScoredRows:

@@ -12,7 +12,9 @@ import structlog
 
 from schemas.items import embedding_key
 from schemas.scoring import ScoreResponse
-from tests.factories.serving import VERSION, Down, Open, open_bench, release, row
+from streams.broker.records import BehaviourRecord
+from tests.factories.samples import behaviour
+from tests.factories.serving import VERSION, Bench, Down, Open, open_bench, release, row
 from tests.factories.vector_cache import announced
 from tests.factories.waiting import until
 
@@ -39,6 +41,56 @@ async def test_a_user_without_history_and_a_trigger_item_are_scored(open_bench: 
     _, answer = await bench.post("/v1/score", body)
     assert answer["history_length"] == 0
     assert answer["scores"][0]["probability"] > answer["scores"][1]["probability"]
+
+
+async def history_of(bench: Bench, *items: str) -> None:
+    """Let ann take these items, one a second."""
+    events = [
+        BehaviourRecord(n, behaviour(f"t{n}", "click", second=n, user="ann", item=item))
+        for n, item in enumerate(items, 1)
+    ]
+    await bench.service.behaviours.record(0, events, first_offset=1, next_offset=1 + len(items))
+
+
+async def test_a_score_rests_on_the_newest_takes_not_the_oldest(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    await history_of(bench, "shoe", "shoe-2", "shoe-3", "lamp")  # after the boot
+    _, answer = await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["shoe", "lamp"]})
+    assert answer["history_length"] == 3, "as many as the model looks at"
+    assert answer["scores"][1]["probability"] > answer["scores"][0]["probability"], "the last take was a lamp"
+
+
+async def test_what_the_user_took_is_left_out_on_request_and_named(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    await history_of(bench, "x1", "x2", "x3", "x4")  # longer ago than the model looks, the boot is a take all the same
+    body = {"user_id": "ann", "item_ids": ["shoe", "boot", "lamp", "x4", "boot"]}
+    _, plain = await bench.post("/v1/score", body)
+    _, answer = await bench.post("/v1/score", body | {"exclude_taken": True})
+    assert [s["item_id"] for s in plain["scores"]] == body["item_ids"] and plain["left_out"] == []
+    assert answer["left_out"] == ["boot", "x4", "boot"]
+    assert answer["scores"] == [s for s in plain["scores"] if s["item_id"] in ("shoe", "lamp")]
+    assert answer["history_length"] == plain["history_length"] == 3
+    assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer
+    _, none = await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["boot"], "exclude_taken": True})
+    assert (none["scores"], none["left_out"]) == ([], ["boot"])
+
+
+async def test_a_deleted_trigger_item_says_nothing_about_the_user(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    asked: list[list[str]] = []
+    look_up = bench.service.vector_cache.look_up
+
+    async def noting(item_ids: list[str]) -> Any:
+        asked.append(item_ids)
+        return await look_up(item_ids)
+
+    bench.service.vector_cache.look_up = noting  # type: ignore[method-assign]
+    bench.service.vector_cache.apply(embedding_key(VERSION, "lamp"), None)
+    await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["shoe"], "trigger_item": "lamp"})
+    assert asked == [["shoe", "boot"]]
 
 
 async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_bench: Open) -> None:
@@ -150,20 +202,25 @@ async def test_an_error_of_ours_shows_no_inside(open_bench: Open) -> None:
 
 async def test_too_many_requests_at_once_are_refused_at_once(open_bench: Open) -> None:
     bench = await open_bench(max_concurrent_requests=2)
-    gate = asyncio.Event()
+    gate, held = asyncio.Event(), 0
     fetch = bench.index.fetch
 
     async def slow(*args: Any, **more: Any) -> Any:
+        nonlocal held
+        held += 1
         await gate.wait()
         return await fetch(*args, **more)
 
     bench.index.fetch = slow
     waiting = [asyncio.create_task(bench.get("/v1/items/boot")) for _ in range(2)]
-    await asyncio.sleep(0.1)
-    status, answer = await bench.get("/v1/items/boot")
-    assert (status, answer["error"]["code"]) == (503, "overloaded")
-    assert (await bench.get("/healthz"))[0] == 200
-    gate.set()
+    await until(lambda: held == 2, every=0.01)
+    try:
+        async with asyncio.timeout(10):  # a third that is let in would wait for ever
+            status, answer = await bench.get("/v1/items/boot")
+            assert (status, answer["error"]["code"]) == (503, "overloaded")
+            assert (await bench.get("/healthz"))[0] == 200
+    finally:
+        gate.set()
     assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
 
 

@@ -17,7 +17,7 @@ from streams.runtime.launch import launch
 from streams.settings import load_settings
 from streams.stack.config import StackConfig
 from streams.stack.folder import PartState, ProcessId, StackFolder, StackState, fixed_ports, tail
-from streams.stack.run import endpoints_in, stack_folder
+from streams.stack.run import stack_folder, values_in
 from streams.stack.supervisor import down, status
 from tests.factories.waiting import wait_until
 
@@ -83,12 +83,12 @@ def test_the_state_of_a_killed_owner_is_told_from_a_live_one(tmp_path: Path) -> 
     folder.write_state(live)
     assert folder.read_state() == live
     assert live.alive()
-    assert endpoints_in(folder)["kafka"]["bootstrap_servers"].startswith("127.0.0.1:")
+    assert values_in(folder)["kafka"]["bootstrap_servers"].startswith("127.0.0.1:")
     # the same number given to a later process
     reused = ProcessId(os.getpid(), own.started_ticks - 1)
     folder.write_state(StackState("ready", reused))
     with pytest.raises(Misconfigured, match=r"not running: start it with `mimstream stack up"):
-        endpoints_in(folder)
+        values_in(folder)
 
 
 def test_down_ends_what_a_killed_owner_left(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from schemas.behaviours import BehaviourKind
 from tests.factories.csft import event, make_numbers
 from tests.factories.samples import DAY0
 from trainer.csft.config import CsftConfig
-from trainer.csft.pairs import AnchorKind, HardNegatives, PairMiner, batches, join_all
+from trainer.csft.pairs import AnchorKind, HardNegatives, NoPair, PairMiner, batches, join_all
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.samples.rows import Take
@@ -47,8 +47,30 @@ def test_a_search_is_the_anchor_where_there_was_one():
     assert [(pair.anchor_kind, pair.anchor, pair.view) for pair in pairs] == [(AnchorKind.QUERY_TEXT, (15,), 1)]
 
 
-def test_a_first_take_without_a_search_makes_no_pair():
-    assert mine(shown_and_taken("a", 0, "u", "i1")) == []
+def test_a_take_that_makes_no_pair_is_counted_with_its_reason():
+    numbers = make_numbers(20)
+    seconds = [*one_after_the_other("u", "i1", "i2", "i1"), *shown_and_taken("a", 40, "v", "i99", query="q")]
+    miner = PairMiner(numbers)
+    impressions = join_all(seconds, numbers, history_length=10, attribution_seconds=5.0)
+    assert [pair.row.item for pair in miner.pairs(impressions)] == [2]
+    assert miner.no_pair == {NoPair.NO_ANCHOR: 1, NoPair.TAKEN_BEFORE: 1, NoPair.ITEM_NOT_LEARNED: 1}
+
+
+def kinds(seconds, **kwargs):
+    """Item and kind of each pair, all of users who searched."""
+    return [(pair.row.item, pair.kind) for pair in mine(seconds, queries={"q": 15}, **kwargs)]
+
+
+def test_a_click_that_became_a_purchase_at_a_later_look_is_a_purchase():
+    clicked, bought = shown_and_taken("a", 0, "u", "i1", CLICK, query="q"), shown_and_taken("b", 600, "u", "i1")
+    assert kinds([*clicked, *bought], final_kind_seconds=600.0) == [(1, PURCHASE)]
+    assert kinds([*clicked, *bought], final_kind_seconds=599.0) == [(1, CLICK)]
+
+
+def test_a_purchase_stays_one_whatever_its_user_or_others_do_later():
+    bought, clicked = shown_and_taken("a", 0, "u", "i1", query="q"), shown_and_taken("b", 20, "u", "i1", CLICK)
+    other = shown_and_taken("c", 40, "v", "i1", CART, query="q")
+    assert kinds([*bought, *clicked, *other], final_kind_seconds=600.0) == [(1, PURCHASE), (1, CART)]
 
 
 def test_the_most_reliable_kind_of_take_decides_the_weight():
@@ -85,12 +107,9 @@ def test_what_was_taken_after_the_same_search_is_no_negative():
     seconds = [*shown_and_taken("a", 0, "u", "i1", query="q"), *shown_and_taken("b", 10, "v", "i2", query="q"),
                *shown_and_taken("c", 20, "w", "i3", query="other")]  # fmt: skip
     pairs = mine(seconds, queries={"q": 15, "other": 16})
-    rows = [pair.row for pair in pairs]
-    for row in rows:
-        row.history = row.history or (20,)  # the sampler asks for a past
     memory = SpaceTimeMemory(window_seconds=1e9, window_takes=10, bank_takes=10, bank_seconds=1e9)
-    plan = SpaceTimeSampler(space=0, time=0).plan(
-        rows, memory, TakeCounts(1e9), make_numbers(20), np.random.default_rng(0)
+    plan = SpaceTimeSampler(space=0, time=0, needs_history=False).plan(
+        [pair.row for pair in pairs], memory, TakeCounts(1e9), make_numbers(20), np.random.default_rng(0)
     )
     assert plan.candidates.tolist() == [1, 2, 3]
     assert plan.allowed.tolist() == [[False, False, True], [False, False, True], [True, True, False]]

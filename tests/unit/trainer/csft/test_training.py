@@ -7,8 +7,10 @@ import torch
 from tests.factories.csft import make_csft_trainer, make_features, make_fusion, make_numbers, make_pairs
 from trainer.csft import health
 from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import AnchorKind, Pair
 from trainer.csft.run import learn, padded
 from trainer.csft.workers import Workers
+from trainer.samples.rows import Impression
 
 BASE = CsftConfig(batch_pairs=32, epochs=3, learning_rate=3e-3, time_negatives=16, bank_takes=50, bank_warmup_share=0.0)
 
@@ -113,6 +115,20 @@ def test_scl_trains_each_modality_with_its_own_view():
     fusion, items, result = run(BASE.as_scl().model_copy(update={"bank_takes": 50, "time_negatives": 16}))
     assert set(result.last.levels) == {"image", "title"}
     assert torch.isfinite(fusion.embed(items).fused_ND).all()
+
+
+@pytest.mark.parametrize("query", [b"photo", "words"])
+def test_a_search_of_a_user_without_a_past_is_learned(query):
+    features = make_features()
+    fusion, numbers = make_fusion(features), make_numbers()
+    name = "query_image" if isinstance(query, bytes) else "query_text"
+    rows = [Impression("e", 0, n, n, f"u{n}", n, (), (), False, False, label=1, **{name: query}) for n in range(1, 9)]
+    pairs = [Pair(one, AnchorKind(name), (30 + one.item,), ()) for one in rows]
+    config = BASE.model_copy(update={"batch_pairs": 8, "epochs": 1})
+    before = fusion.embed(padded(fusion, features)).fused_ND
+    result = learn(config, fusion, padded(fusion, features), numbers, pairs, usable=np.arange(61) > 0)
+    assert result.last is not None and result.last.pairs == result.pairs == 8
+    assert not torch.equal(before, fusion.embed(padded(fusion, features)).fused_ND)
 
 
 def test_without_a_usable_pair_nothing_happens():

@@ -122,8 +122,44 @@ def test_an_item_that_is_always_drawn_needs_no_correction() -> None:
     assert abs(counts.log_q(np.array([1]), draws=50)[0]) < 1e-6
 
 
-def test_take_counts_stay_finite_over_years() -> None:
+def smoothed_shares(takes: list[tuple[int, int]], half_life: float, items: list[int]) -> list[float]:
+    """Share of each item by plain sums, smoothed by a tenth of an average item's takes."""
+    now = takes[-1][1]
+    counts = dict.fromkeys(items, 0.0) | {item: 0.0 for item, _ in takes}
+    for item, second in takes:
+        counts[item] += 2.0 ** ((second - now) / half_life)
+    one = 0.1 * sum(counts.values()) / len({item for item, count in counts.items() if count})
+    return [(counts[item] + one) / (sum(counts.values()) + one) for item in items]
+
+
+def test_take_counts_of_years_are_shares_of_the_newest_takes_still() -> None:
+    counts, takes = TakeCounts(3600.0), []
+    for hour in range(0, 24 * 365 * 4, 31):
+        takes.append((1 + hour % 5 % 3, DAY0 + hour * 3600))
+        takes.append((4, DAY0 + hour * 3600 + 1800))
+    for item, second in takes:
+        counts.add(item, second)
+    found = np.exp(counts.log_q(np.array([1, 2, 3, 4, 5000]))).tolist()
+    assert found == pytest.approx(smoothed_shares(takes, 3600.0, [1, 2, 3, 4, 5000]), rel=1e-5)
+
+
+def test_the_smoothing_counts_items_that_were_taken_once_and_forgets_those_of_long_ago() -> None:
+    long_ago = [(n, DAY0) for n in range(10, 2_000)]
+    ages = [(1, DAY0 + day * 86_400) for day in range(1, 400)]  # a day is 24 half-lives: 10 to 1999 vanish
+    counts, restored = TakeCounts(3600.0), TakeCounts(3600.0)
+    for item, second in [*long_ago, *ages]:
+        counts.add(item, second)
+    restored.restore(counts.snapshot())
+    for each in (counts, restored):
+        each.add(2, ages[-1][1])
+        each.add(2, ages[-1][1])
+        found = np.exp(each.log_q(np.array([1, 2, 10]))).tolist()
+        expected = smoothed_shares([*ages, *[(2, ages[-1][1])] * 2], 3600.0, [1, 2, 10])
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_correction_costs_as_much_for_a_million_items_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = TakeCounts(3600.0)
-    for day in range(0, 4000, 7):
-        counts.add(1 + day % 3, DAY0 + day * 86_400)
-    assert np.isfinite(counts.log_q(np.array([1, 2, 3, 5000]))).all()
+    counts.add(1_000_000, DAY0)
+    monkeypatch.setattr(np, "count_nonzero", lambda array: pytest.fail("all items are counted in a step"))
+    assert np.exp(counts.log_q(np.array([1_000_000])))[0] == pytest.approx(1.0)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from trainer.networks.row_adam import RowAdam
 
+ONCE = [[0, 3, 5, 0, 0], [1, 5], [0, 0], [7], [5, 3, 0]]
+MANY_TIMES = [[3, 5, 0, 3, 0], [5, 5], [1, 7, 7, 7], [3, 0], [8, 8, 5]]
 
-def test_it_does_what_torchs_sparse_adam_does_with_a_shared_row_named_many_times() -> None:
+
+@pytest.mark.parametrize("batches", [ONCE, MANY_TIMES], ids=["the shared row many times", "any row many times"])
+def test_it_does_what_torchs_sparse_adam_does(batches: list[list[int]]) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Embedding(9, 4, sparse=True), nn.Embedding(9, 4, sparse=True)
     theirs.load_state_dict(ours.state_dict())
     optimisers = RowAdam([ours.weight], lr=0.1), torch.optim.SparseAdam([theirs.weight], lr=0.1)
-    for rows in ([0, 3, 5, 0, 0], [1, 5], [0, 0], [7], [5, 3, 0]):
+    for rows in batches:
         places, wanted = torch.tensor(rows), torch.randn(len(rows), 4)
         for table, optimiser in zip((ours, theirs), optimisers, strict=True):
             optimiser.zero_grad()

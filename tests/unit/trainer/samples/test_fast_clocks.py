@@ -103,6 +103,7 @@ def test_a_partition_with_a_fast_clock_is_not_left_behind_by_the_others() -> Non
 def test_the_log_says_when_it_was_written_whatever_clock_the_reader_has() -> None:
     event, at = stamped(1, fast_at=0)[0]
     settings: dict[str, Any] = {"fetch_max_records": 1, "buffered_records": 1, "idle_seconds": 1.0, "bounded": False}
+    settings |= {"open_transaction_seconds": 60.0, "all_idle_seconds": 1.0}
     reads = TrainingInput(
         BrokerConfig(), TopicsConfig(), field_map={}, encoder_version=None, clock=lambda: at - 1000, **settings
     )

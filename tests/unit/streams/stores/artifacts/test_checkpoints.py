@@ -47,7 +47,7 @@ def test_the_newest_is_current_and_a_few_are_kept(tmp_path: Path) -> None:
 def test_an_earlier_trainer_can_neither_write_nor_move_the_pointer(tmp_path: Path, fence: Fence | None) -> None:
     store = make_store(tmp_path)
     kept = write(store, 1, OLD)
-    store.take_over(NEW)
+    assert store.claim(NEW, seen=store.last_claim())
     with pytest.raises(Fenced, match="later trainer"):
         write(store, 2, fence)
     assert store.current_id() == kept and [meta.snapshot_id for meta in store.kept()] == [kept]
@@ -60,7 +60,8 @@ def test_a_superseded_trainer_deletes_nothing_of_its_successor(tmp_path: Path) -
 
     def successor(step: str) -> None:
         if step == "rename entry" and not written:
-            make_store(tmp_path).take_over(NEW)
+            later = make_store(tmp_path)
+            assert later.claim(NEW, seen=later.last_claim())
             written.append(write(make_store(tmp_path), 2, NEW))  # it came to the same rows
 
     with pytest.raises(Fenced):

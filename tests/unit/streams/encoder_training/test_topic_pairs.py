@@ -1,0 +1,171 @@
+"""What the topics teach: searches of users without a past, the final kind of a take, and what is left out."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.base import ItemContent
+from encoders.features import ItemFeatures, attribute_columns
+from encoders.fusion import Views
+from encoders.similarity import unit_or_zero_rows
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.errors import Misconfigured
+from schemas.items import ItemPublished
+from streams.encoder_training.csft import PairData
+from streams.encoder_training.pair_report import pair_report
+from streams.encoder_training.topic_input import TopicContent
+from streams.encoder_training.topic_pairs import topic_pairs
+from tests.factories.csft import make_fusion
+from tests.factories.samples import behaviour
+from trainer.csft.config import CsftConfig
+from trainer.csft.pairs import AnchorKind, Pair
+from trainer.csft.run import learn, padded
+from trainer.samples.rows import Impression
+
+ITEMS = 40
+CONFIG = CsftConfig(batch_pairs=16, epochs=4, hard_negatives=False)
+
+
+def features_of(contents: Sequence[ItemContent]) -> ItemFeatures:
+    """Features that any same words and any same picture share; a picture of one byte is unreadable."""
+    has_text = np.array([bool(content.title) for content in contents])
+    has_image = np.array([content.image is not None and len(content.image) > 1 for content in contents])
+    text, image = np.zeros((len(contents), 20)), np.zeros((len(contents), 30))
+    for n, content in enumerate(contents):
+        if has_text[n]:
+            text[n] = np.random.default_rng(list(content.title.encode())).standard_normal(20)
+        if has_image[n]:
+            image[n] = np.random.default_rng(list(content.image or b"")).standard_normal(30)
+    columns = attribute_columns([None] * len(contents), [None] * len(contents), [None] * len(contents))
+    return ItemFeatures(text.astype(np.float32), image.astype(np.float32), has_text, has_image, **columns)
+
+
+def base64_of(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+def published(number: int) -> ItemPublished:
+    picture = base64_of(b"item %d" % number)
+    return ItemPublished(
+        item_id=f"i{number}", title=f"thing {number}", image=picture, published_at=datetime(2023, 1, 1, tzinfo=UTC)
+    )
+
+
+def log_of(events: Sequence[Behaviour]) -> TopicContent:
+    items = {item.item_id: item for item in map(published, range(ITEMS))}
+    ordered = sorted(events, key=lambda event: event.occurred_at)
+    return TopicContent(items=items, behaviours=[(0, offset, event) for offset, event in enumerate(ordered)])
+
+
+def look(name: str, second: float, user: str, item: int, *kinds: str, after: float = 1.0, **search: Any) -> list[Any]:
+    """An exposure, and takes of it `after` seconds each."""
+    takes = [
+        behaviour(f"{name}-{kind}", kind, user=user, item=f"i{item}", second=second + after * n, exposure_id=name)
+        for n, kind in enumerate(kinds, 1)
+    ]
+    return [behaviour(name, user=user, item=f"i{item}", second=second, **search), *takes]
+
+
+def pairs_of(events: Sequence[Behaviour], config: CsftConfig = CONFIG) -> PairData:
+    return topic_pairs(log_of(events), features_of, config, name="t", lateness_seconds=10.0, take_seconds=3660.0)
+
+
+def searches(count: int, **search: Any) -> list[Behaviour]:
+    """Each of a user who is never seen before or after; photo n finds item n."""
+    photos = [base64_of(b"photo of %d" % (n % ITEMS)) for n in range(count)]
+    given = [{"query_image": photo} | search for photo in photos]
+    return [e for n in range(count) for e in look(f"s{n}", 100 * n, f"u{n}", n % ITEMS, "purchase", **given[n])]
+
+
+def trained_report(data: PairData, config: CsftConfig = CONFIG) -> tuple[int, dict[str, Any]]:
+    """Pairs of the last step, and the report on those held back."""
+    fusion = make_fusion(data.features)
+    items = padded(fusion, data.features)
+    run = learn(config, fusion, items, data.numbers, data.learned, usable=data.usable)
+    assert run.last is not None
+    return run.last.pairs, data.reports(fusion, fusion.embed(items), run.last)["validation"]
+
+
+@pytest.mark.parametrize("search", [{}, {"query_image": None, "query_text": "words"}], ids=["photo", "words"])
+def test_searches_of_users_without_a_past_teach_and_count_in_recall(search: dict[str, Any]) -> None:
+    data = pairs_of(searches(32, **search), config := CONFIG.model_copy(update={"batch_pairs": 29}))
+    kind = "query_text" if search else "query_image"
+    assert data.counts["anchors"] == {"query_image": 0, "query_text": 0, "trigger_item": 0} | {kind: 32}
+    learned, report = trained_report(data, config)
+    assert learned == len(data.learned) == 29
+    for vectors in ("popularity", "frozen", "trained"):
+        assert {asked: recall["questions"] for asked, recall in report[vectors].items()} == {kind: 3}
+
+
+def test_a_photo_finds_what_was_taken_after_it_once_that_was_learned() -> None:
+    # photo n and item n have nothing in common but the takes; the last ones are asked again
+    data = pairs_of(searches(400))
+    config = CONFIG.model_copy(update={"epochs": 6, "learning_rate": 1e-2})
+    fusion = make_fusion(data.features)
+    items = padded(fusion, data.features)
+    learn(config, fusion, items, data.numbers, data.learned, usable=data.usable)
+    views = fusion.embed(items)
+    photos = unit_or_zero_rows(views.image_ND.numpy()[ITEMS + 1 :])
+    ranked = np.argsort(-(photos @ views.fused_ND.numpy()[1 : ITEMS + 1].T), axis=1)
+    wanted = [data.pairs[n].row.item - 1 for n in range(ITEMS)]
+    assert np.mean([wanted[n] in ranked[n, :5] for n in range(ITEMS)]) > 0.6
+
+
+def test_queries_are_no_answers_and_take_no_place_among_them() -> None:
+    data = pairs_of(searches(40))
+    _, report = trained_report(data)
+    # 40 items, and recall at 50: with the photos among the answers it would be less
+    assert report["trained"]["query_image"]["all"] == report["frozen"]["query_image"]["all"] == 1.0
+
+
+def test_a_search_whose_photo_cannot_be_read_falls_back_on_what_the_user_took_and_is_counted() -> None:
+    broken = [e for n in range(3) for e in look(f"b{n}", 9_000 + n, "u0", 20 + n, "click", query_image="eA==")]
+    data = pairs_of([*searches(20), *broken])
+    assert data.counts["unreadable_queries"] == 1
+    assert [pair.anchor_kind for pair in data.pairs[20:]] == [AnchorKind.TRIGGER_ITEM] * 3
+    assert data.pairs[20].anchor == (data.pairs[0].row.item,)
+
+
+def test_a_click_that_became_a_purchase_within_the_hour_weighs_as_a_purchase() -> None:
+    words = {"query_text": "words"}
+    late = look("late", 50_000, "z", 7, "click", "purchase", after=1_800.0, **words)
+    never = look("never", 50_000, "y", 8, "click", "purchase", after=3_661.0, **words)
+    second_look = [*look("x1", 50_000, "x", 9, "click", **words), *look("x2", 52_000, "x", 9, "purchase")]
+    data = pairs_of([*searches(20), *late, *never, *second_look])
+    kinds = {pair.row.user_id: pair.kind for pair in data.pairs}
+    assert kinds["z"] is kinds["x"] is BehaviourKind.PURCHASE
+    assert "y" not in kinds  # its click came after the hour already
+    assert data.provenance["last_event_at"] <= max(event.occurred_at for event in [*late, *never])
+
+
+def test_takes_that_make_no_pair_are_counted_in_the_report_and_in_the_refusal() -> None:
+    first, again = look("a", 10, "v", 1, "click"), look("b", 20, "v", 1, "click")
+    data = pairs_of([*searches(20), *first, *again])
+    assert data.counts["no_pair"] == {"taken_before": 1, "item_not_learned": 0, "no_anchor": 1}
+    with pytest.raises(Misconfigured, match=r"make 0 pairs .*1 taken_before, 0 item_not_learned, 1 no_anchor"):
+        pairs_of([*first, *again])
+
+
+@pytest.mark.parametrize("kind", [AnchorKind.QUERY_IMAGE, AnchorKind.QUERY_TEXT])
+def test_a_query_asks_with_the_view_that_it_was_trained_with(kind: AnchorKind) -> None:
+    # query n points at item n with its own view, and away from it with the others
+    items, at = 200, torch.eye(200)
+    points = {AnchorKind.QUERY_IMAGE: at, AnchorKind.QUERY_TEXT: at}
+    image, title = (points[kind] if own is kind else -at for own in points)
+    padding = torch.zeros(1, items)
+    views = Views(*(torch.cat([padding, at, asking]) for asking in (image, title, -at)))
+    rows = [Impression("e", 0, n, n, f"u{n}", n, (), (), False, False, label=1) for n in range(1, items + 1)]
+    pairs = [Pair(row, kind, (items + row.item,), ()) for row in rows]
+    features = features_of([ItemContent(title=f"{n}", image=b"%d-" % n) for n in range(2 * items)])
+
+    def recall(view: Literal["fused", "same"]) -> Any:
+        return pair_report([], pairs, items, features, views, anchor_view=view)["trained"][kind.value]["all"]
+
+    assert (recall("fused"), recall("same")) == (1.0, 0.0)
