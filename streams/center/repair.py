@@ -168,7 +168,7 @@ class Repairer:
                 )
 
     async def _rows_ahead(self, faults: Sequence[Expected]) -> list[RowSource]:
-        """Rows newer than the newest record (those of aborted transactions), which the index path would keep."""
+        """Rows that claim to be newer than the newest record, as of an aborted one: the index path keeps them."""
         rows = await self._read_rows(faults)
         expected = [(fault, rows[fault.item_id]) for fault in faults if fault.item_id in rows]
         return [source_of(row) for fault, row in expected if fault.is_behind(row)]

@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from streams.broker.clients import broker_errors, make_producer
 from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
 from streams.dead_letters.requeue import Requeue, RequeueResult
+from streams.dead_letters.survey import Kind, KindSummary, Survey
 from streams.runtime.progress import progress_bar
 from streams.runtime.terminal import escaped, print_table, say
 from streams.settings import Settings
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", help="only what failed since: ISO time with a zone, or 30m, 2h, 7d")
     parser.add_argument("--key", help="only records of this key")
     parser.add_argument("--all", action="store_true", help="list handled ones too; requeue or drop all that are open")
+    parser.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="list at most this many, the last to fail (default: 100)"
+    )
+    parser.add_argument(
+        "--summary", action="store_true", help="list numbers and times by topic, stage and reason, and no letters"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -47,17 +54,20 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise Misconfigured(f"name letters to {options.action}: by ID, by filters, or --all")
     if options.action == "show" and not options.ids:
         raise Misconfigured("name the letters to show: their IDs are in 'mimstream dead-letters list'")
+    if options.limit < 1:
+        raise Misconfigured(f"--limit {options.limit}: list at least one letter, or none with --summary")
     return asyncio.run(_run(options, settings, wanted))
 
 
 async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) -> int:
     async with _opened(settings) as (dead_letters, requeue):
-        with progress_bar("reading letters") as bar:
-            entries = [entry for entry in await dead_letters.read(bar.set) if wanted.admits(entry)]
-        missing = sorted(wanted.ids - {entry.id for entry in entries})
         if options.action == "list":
-            _list(entries if options.all or options.ids else only_open(entries), as_json=options.json)
-        elif options.action == "show":
+            missing = await _list(options, dead_letters, wanted)
+            return _tell_missing(missing)
+        with progress_bar("reading letters") as bar:
+            entries = [entry for entry in await dead_letters.read(bar.set) if wanted.admits(entry.newest)]
+        missing = sorted(wanted.ids - {entry.id for entry in entries})
+        if options.action == "show":
             letters = [(entry, await dead_letters.letter(entry)) for entry in entries]
             _show(letters, as_json=options.json)
         else:
@@ -69,9 +79,49 @@ async def _run(options: argparse.Namespace, settings: Settings, wanted: Filter) 
                 results += await _requeue(requeue, chosen)
             _print_results(results, as_json=options.json)
             return 1 if any(result.status in ("refused", "superseded") for result in results) else 0
+    return _tell_missing(missing)
+
+
+def _tell_missing(missing: Sequence[str]) -> int:
     for name in missing:
         say(f"mimstream: there is no letter {name}", error=True)
     return 1 if missing else 0
+
+
+async def _list(options: argparse.Namespace, dead_letters: DeadLetterTopic, wanted: Filter) -> list[str]:
+    """List letters, or a summary of them; returns the ids that were named and are not there."""
+    survey = Survey(wanted, with_handled=options.all or bool(options.ids))
+    with progress_bar("reading letters") as bar:
+        await dead_letters.survey(survey, bar.set)
+    kinds = survey.kinds()
+    if options.summary:
+        _print_summary(kinds, as_json=options.json)
+        return []
+    entries = await dead_letters.newest(survey, max(options.limit, len(options.ids)))
+    _print_list(entries, as_json=options.json)
+    if (count := survey.count()) > len(entries):
+        if not options.json:
+            _print_summary(kinds, as_json=False)
+        say(f"mimstream: these are the last {len(entries)} of {count}; --limit gives more", error=True)
+    return sorted(wanted.ids - {entry.id for entry in entries})
+
+
+def _print_summary(kinds: Mapping[Kind, KindSummary], *, as_json: bool) -> None:
+    rows = [
+        {"topic": topic, "stage": stage, "reason": reason}
+        | {"open": one.open, "handled": one.handled}
+        | {"first_failed_at": _iso(one.first_failed_at), "last_failed_at": _iso(one.last_failed_at)}
+        for (topic, stage, reason), one in kinds.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    heads = ("topic", "stage", "reason", "open", "handled", "first failure", "last failure")
+    print_table(heads, [tuple(str(value)[:19] for value in row.values()) for row in rows])
+
+
+def _iso(moment: datetime | None) -> str:
+    return "" if moment is None else moment.isoformat()
 
 
 @asynccontextmanager
@@ -143,7 +193,7 @@ def _row(entry: DeadLetterEntry) -> dict[str, Any]:
     }
 
 
-def _list(entries: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
+def _print_list(entries: Sequence[DeadLetterEntry], *, as_json: bool) -> None:
     rows = [_row(entry) for entry in entries]
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -19,7 +20,19 @@ from schemas.letters import Action, DeadLetter, ForeignHeaders, Handled
 from streams.broker.clients import BrokerConfig, broker_errors
 from streams.broker.log_reader import LogReader
 
+if TYPE_CHECKING:
+    from streams.dead_letters.survey import Survey
+
 log = structlog.get_logger()
+
+_PROGRESS_EVERY = 200
+
+OnProgress = Callable[[int, int], None]
+"""Called with the number of offsets read, and of all."""
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,30 @@ class DeadLetterEntry:
     """Partition and offset of the newest letter."""
     handled: Action | None = None
 
+    @classmethod
+    def of(
+        cls,
+        letter: DeadLetter,
+        *,
+        first_failed_at: datetime,
+        attempts: int,
+        letters: int,
+        at: tuple[int, int],
+        handled: Action | None = None,
+    ) -> DeadLetterEntry:
+        """The entry of a record by its newest letter."""
+        return cls(
+            id=letter.letter_key.decode(),
+            newest=replace(letter, value=None),
+            value_bytes=None if letter.value is None else len(letter.value),
+            digest=letter.digest,
+            first_failed_at=first_failed_at,
+            attempts=attempts,
+            letters=letters,
+            at=at,
+            handled=handled,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -53,11 +90,10 @@ class Filter:
     """Last failure at this moment or later."""
     key: bytes | None = None
 
-    def admits(self, entry: DeadLetterEntry) -> bool:
-        """Whether an entry is selected."""
-        letter = entry.newest
+    def admits(self, letter: DeadLetter) -> bool:
+        """Whether the record is selected whose newest letter this is."""
         return (
-            (not self.ids or entry.id in self.ids)
+            (not self.ids or letter.letter_key.decode() in self.ids)
             and self.topic in (None, letter.topic)
             and self.stage in (None, letter.stage)
             and self.reason in (None, letter.reason)
@@ -92,11 +128,8 @@ class DeadLetterIndex:
         name, digest = letter.letter_key.decode(), letter.digest
         before = self._entries.get((name, digest))
         first = letter.first_failed_at or letter.failed_at
-        self._entries[name, digest] = DeadLetterEntry(
-            id=name,
-            newest=replace(letter, value=None),
-            value_bytes=None if letter.value is None else len(letter.value),
-            digest=digest,
+        self._entries[name, digest] = DeadLetterEntry.of(
+            letter,
             first_failed_at=min(first, before.first_failed_at) if before else first,
             attempts=max(letter.attempts, before.attempts) if before else letter.attempts,
             letters=1 + (before.letters if before else 0),
@@ -128,9 +161,27 @@ class DeadLetterTopic:
         self._broker = broker
         self._now = now
 
-    async def read(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[DeadLetterEntry]:
+    async def read(self, on_progress: OnProgress = _silent) -> list[DeadLetterEntry]:
         """Read all entries. `on_progress` gets the number of offsets read, and of all."""
         index = DeadLetterIndex()
+        await self._read_into(index, on_progress)
+        return index.entries()
+
+    async def survey(self, survey: Survey, on_progress: OnProgress = _silent) -> None:
+        """Read all letters into a survey."""
+        await self._read_into(survey, on_progress)
+
+    async def newest(self, survey: Survey, most: int) -> list[DeadLetterEntry]:
+        """The newest entries of a survey, oldest failure first. One whose retention ended meanwhile is left out."""
+        partitions = {one.partition: one for one in await self._reader.partitions("dead-letters")}
+        found = []
+        for partition, offset in survey.newest(most):
+            record = await self._reader.one(partitions[partition], offset)
+            if record is not None:
+                found.append(survey.entry(DeadLetter.from_record(record.value, record.headers)))
+        return found
+
+    async def _read_into(self, index: DeadLetterIndex | Survey, on_progress: OnProgress) -> None:
         bounds = await self._reader.bounds(await self._reader.partitions("dead-letters"))
         total = sum(end - start for start, end in bounds.values())
         passed = 0
@@ -142,11 +193,12 @@ class DeadLetterTopic:
                     headers=record.headers,
                     at=(partition.partition, record.offset),
                 )
-                on_progress(passed + record.offset + 1 - start, total)
+                if record.offset % _PROGRESS_EVERY == 0:
+                    on_progress(passed + record.offset + 1 - start, total)
             passed += end - start
+            on_progress(passed, total)
         if index.unreadable:
             log.warning("dead_letters.unreadable", count=index.unreadable)
-        return index.entries()
 
     async def letter(self, entry: DeadLetterEntry) -> DeadLetter:
         """The newest letter of an entry, with the original bytes."""

@@ -4,6 +4,8 @@
 its key came after it. Kafka cannot compare and append in one step, hence three: read, send, read what came in between.
 A record that came in between is newer than the one sent, and is put back behind it. A process that dies between
 the last two steps leaves an older record behind a newer one; requeueing again finds both and puts the newer one back.
+Where producers hash keys differently, a record of the key in another partition with a later timestamp is newer too: the
+one sent again would get the time of now, and win over it.
 
 `behaviours` keeps every record, and an `event_id` counts once, so sending twice is harmless there.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
@@ -137,9 +140,14 @@ class Requeue:
                     await finish(one.entry, RequeueResult(one.entry.id, "refused", f"items has no partition {number}"))
                 continue
             keys = {one.entry.newest.key for one in failed}
+            elsewhere = await self._read_elsewhere(failed, list(partitions.values()))
             later = LaterRecords(self._reader, partitions[number], keys, min(one.offset for one in failed))
             await later.read_to(await self._reader.end(partitions[number]))
             for one in sorted(failed, key=lambda one: one.offset):
+                if (place := elsewhere.get((one.entry.newest.key, one.offset))) is not None:
+                    detail = f"record {place} of the same key is newer, in another partition"
+                    await finish(one.entry, RequeueResult(one.entry.id, "superseded", detail))
+                    continue
                 await finish(one.entry, await self._refusing_large(one.entry, self._item(one, later)))
         return results
 
@@ -160,6 +168,34 @@ class Requeue:
                 return RequeueResult(entry.id, "refused", "it does not say which item it belongs to")
             return _FailedItem(entry, source.partition, source.offset)
         return RequeueResult(entry.id, "refused", f"nothing is sent again to {letter.topic}")
+
+    async def _read_elsewhere(
+        self, failed: Sequence[_FailedItem], partitions: Sequence[TopicPartition]
+    ) -> dict[tuple[bytes | None, int], str]:
+        """Where the key of a failed record has a newer one in another partition than its own, by key and offset."""
+        times: dict[tuple[bytes | None, int], int] = {}
+        own = next(one for one in partitions if one.partition == failed[0].partition)
+        others = [one for one in partitions if one != own]
+        for one in failed:
+            record = await self._reader.one(own, one.offset)
+            if record is not None and record.key == one.entry.newest.key:  # else it was compacted away by a newer one
+                times[record.key, one.offset] = record.timestamp
+        if not times or not others:
+            return {}
+        newest: dict[bytes | None, tuple[int, int, int]] = {key: (-1, -1, -1) for key, _ in times}
+        since = datetime.fromtimestamp(max(0, min(times.values())) / 1000, UTC)
+        for partition, first in (await self._reader.first_since(others, since)).items():
+            if first is None:
+                continue
+            async for record in self._reader.read(partition, first, await self._reader.end(partition)):
+                if record.key in newest:
+                    place = (record.timestamp, record.partition, record.offset)
+                    newest[record.key] = max(newest[record.key], place)
+        return {
+            (key, offset): f"{newest[key][1]}/{newest[key][2]}"
+            for (key, offset), time_ms in times.items()
+            if newest[key][:2] > (time_ms, own.partition)
+        }
 
     async def _refusing_large(self, entry: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
         try:

@@ -35,9 +35,6 @@ OUTAGE_SECONDS = 86_400.0
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
 
-_METADATA_MAX_AGE_MS = 30_000
-"""How long partitions that are added to a topic may go unnoticed; the client's default is five minutes."""
-
 REVOKE_PATIENCE_SECONDS = 10.0
 """How long a rebalance waits for a write that is under way."""
 
@@ -73,7 +70,7 @@ def create_index_app(
         broker_max_poll_interval=OUTAGE_SECONDS,
         consumer_group_instance_id=instance_id,
         consumer_auto_offset_reset="earliest",
-        consumer_metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        consumer_metadata_max_age_ms=round(config.topic_check_seconds * 1000),
         consumer_max_fetch_size=broker.max_record_bytes + 65_536,
         key_serializer="raw",
         value_serializer="raw",
@@ -196,26 +193,31 @@ class _Assignment:
             self.flow.fail(error)
 
 
+class WrongAssignment(Misconfigured):
+    """Partitions that do not go together. The group remembers them for its member, so that has to leave."""
+
+
 def assignment_error(
     topics: TopicsConfig, assigned: Mapping[str, Sequence[int]], partitions: Mapping[str, int]
-) -> Misconfigured | None:
+) -> WrongAssignment | None:
     """Why a worker cannot go on with the partitions that it was assigned; None if it can."""
     items, retries = topics.full_name("items"), topics.full_name("items-retry")
     if partitions["items"] != partitions["items-retry"]:
         return different_partitions(items, partitions["items"], retries, partitions["items-retry"])
     if assigned["items"] != assigned["items-retry"]:
-        return Misconfigured(
+        return WrongAssignment(
             f"group {topics.group('index')!r} gives this worker partitions {assigned['items']} of {items} but "
-            f"{assigned['items-retry']} of {retries}; they must go together: do all its workers run this version?"
+            f"{assigned['items-retry']} of {retries}; they must go together. Start the worker again: it has left "
+            "the group, which assigns anew. If that does not help, some of its workers run another version"
         )
     return None
 
 
-def different_partitions(items: str, its: int, retries: str, theirs: int) -> Misconfigured:
+def different_partitions(items: str, its: int, retries: str, theirs: int) -> WrongAssignment:
     """The refusal of topics with different numbers of partitions."""
     wide, most = (items, its) if its > theirs else (retries, theirs)
     narrow = retries if wide == items else items
-    return Misconfigured(
+    return WrongAssignment(
         f"{items} has {its} partitions and {retries} has {theirs}: they must have the same number, so that one worker "
         f"reads an item and its retries. Give {narrow} as many as {wide} (kafka-topics --alter --topic {narrow} "
         f"--partitions {most}), set MIM_TOPICS__PARTITIONS={most}, and start all workers again"

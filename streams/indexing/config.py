@@ -57,6 +57,8 @@ class IndexConfig(BaseModel):
     """How a worker holds its slot."""
     session_timeout_seconds: float = Field(default=30.0, ge=6)
     """After this long without a sign of life a worker's partitions move to others. One that is back sooner goes on."""
+    topic_check_seconds: float = Field(default=30.0, ge=0.1)
+    """How long partitions that are added to a topic may go unnoticed."""
     commit_interval_seconds: float = Field(default=1.0, gt=0)
     """How often acknowledged positions are committed."""
     drain_seconds: float = Field(default=20.0, gt=0)

@@ -122,8 +122,8 @@ class ItemEncoding:
             if now - self._failing_since < self._patience_seconds:
                 return EncoderUnavailable("the encoder", f"it fails for every content: {error!r}")
             return Misconfigured(
-                f"the encoder has failed for every content for {now - self._failing_since:.0f} s: {error!r}. Nothing "
-                "is lost: start again when its device works (nvidia-smi shows memory and errors), or set "
+                f"the encoder has failed for every content for {now - self._failing_since:.0f} s: {error!r}. "
+                "Nothing is lost: start again when its device works (nvidia-smi shows memory and errors), or set "
                 "MIM_ENCODER__DEVICE=cpu"
             )
         self._failing_since = None

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
 from streams.recording.config import RecordConfig
 from streams.runtime.delivery import Patience, retry_until_available
-from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sweeps
+from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sweeps, Unfinished
 
 log = structlog.get_logger()
 
@@ -197,22 +198,27 @@ class DeletedItemFollower:
             log.info("items.marked_deleted", count=marked)
 
     async def _sweep(self, stop: asyncio.Event) -> None:
-        state, begun_at, cursor, removed = await self._items.sweeps(), self._clock(), 0, 0
+        """Go through all users, from where a process before this one ended."""
+        state, removed = await self._items.sweeps(), 0
+        sweep = state.unfinished or Unfinished(0, state.marks, self._clock())
         started = renewed = time.monotonic()
         while True:
             before = time.monotonic()
-            cursor, removed_now = await self._items.sweep(cursor)
+            cursor, removed_now = await self._items.sweep(sweep.cursor)
             removed += removed_now
             if cursor == 0:
                 break
+            sweep = replace(sweep, cursor=cursor)
             await _until(stop, REST_FACTOR * (time.monotonic() - before))
             if stop.is_set():
+                await self._items.reached(sweep)
                 return
             if time.monotonic() - renewed > LEASE_SECONDS / 3:
                 renewed = time.monotonic()
+                await self._items.reached(sweep)
                 if not await self._lead():
                     return
-        await self._items.swept(state, begun_at=begun_at, forget_before=self._horizon().timestamp())
+        await self._items.swept(sweep, forget_before=self._horizon().timestamp())
         report = SweepReport(removed, state.remembered, time.monotonic() - started)
         log.info("takes.swept", removed=removed, deleted_items=report.remembered, seconds=round(report.seconds, 3))
         self._on_report(report)

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -18,11 +18,13 @@ import structlog
 
 from encoders.base import Encoder
 from encoders.loading import load_encoder
+from schemas.errors import Unavailable
 from streams.broker.cluster import describe_topics, remove_member
+from streams.broker.log_reader import LogReader
 from streams.broker.topics import TopicName
 from streams.center.compare import Overdue
 from streams.center.verify import find_overdue
-from streams.indexing.app import create_index_app, different_partitions, run_app
+from streams.indexing.app import WrongAssignment, create_index_app, different_partitions, run_app
 from streams.indexing.context import Guard
 from streams.indexing.flow import Flow
 from streams.indexing.slots import Slot
@@ -86,7 +88,12 @@ async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, m
             on_ready=cache(partial(log.info, "index.ready", slot=slot.instance_id, encoder=encoder.version)),
         )
         work = partial(run_app, make_app, flow, drain_seconds=config.drain_seconds, patience=context.patience)
-        await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
+        try:
+            await run_until_stopped(work, grace_seconds=config.drain_seconds + _LEAVING_SECONDS)
+        except WrongAssignment:
+            with suppress(Unavailable):
+                await _leave(settings, slot)
+            raise
         if leave:
             await _leave(settings, slot)
 
@@ -120,10 +127,27 @@ async def _prepare_center(settings: Settings, encoder: Encoder, guard: Guard) ->
         what="index.positions",  # a broker that never had a group yet needs a moment
         patience=patience,
     )
+    await retry_until_available(lambda: _warn_of_lost_retries(settings), what="index.retries", patience=patience)
     if overdue and not await _repair(settings, encoder, guard, found, overdue):
         return  # the next start verifies again
     if not found.is_filled:
         await retry_until_available(lambda: mark_filled(settings.milvus, found), what="center.note", patience=patience)
+
+
+async def _warn_of_lost_retries(settings: Settings) -> None:
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        bounds = await reader.bounds(await reader.partitions("items-retry"))
+        committed = await reader.committed("index")
+    lost = {
+        one.partition: start - committed[one] for one, (start, _) in bounds.items() if committed.get(one, start) < start
+    }
+    if lost:
+        log.warning(
+            "index.retries_lost",
+            by_partition=lost,
+            reason="they were removed from items-retry before a worker read them, so their pictures are not fetched",
+            fix="mimstream center verify --repair",
+        )
 
 
 async def _repair(

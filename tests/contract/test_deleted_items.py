@@ -11,7 +11,12 @@ import pytest
 
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.config import BehaviourStoreConfig
-from streams.stores.histories.deleted_items import DeletedItems, InMemoryDeletedItems, RedisDeletedItems
+from streams.stores.histories.deleted_items import (
+    DeletedItems,
+    InMemoryDeletedItems,
+    RedisDeletedItems,
+    Unfinished,
+)
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
@@ -39,7 +44,7 @@ class Both:
             cursor, went = await self.deleted.sweep(cursor)
             removed += went
             if cursor == 0:
-                await self.deleted.swept(begun_with, begun_at=1_000.0, forget_before=forget_before)
+                await self.deleted.swept(Unfinished(0, begun_with.marks, 1_000.0), forget_before=forget_before)
                 return removed
 
 
@@ -109,8 +114,21 @@ class DeletedItemsContract:
         begun_with = await both.deleted.sweeps()
         await both.deleted.sweep(0)
         await both.deleted.mark({"b": 51.0}, source="t:0", next_offset=2)
-        await both.deleted.swept(begun_with, begun_at=1.0, forget_before=0.0)
+        await both.deleted.swept(Unfinished(0, begun_with.marks, 1.0), forget_before=0.0)
         after = await both.deleted.sweeps()
+        assert after.marks != after.swept_marks
+
+    async def test_a_sweep_that_was_left_is_known_until_one_is_over(self, both: Both) -> None:
+        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        state = await both.deleted.sweeps()
+        assert state.unfinished is None
+        left = Unfinished(12_345_678_901_234_567_890, state.marks, 17.25)
+        await both.deleted.reached(left)
+        await both.deleted.mark({"b": 51.0}, source="t:0", next_offset=2)
+        assert (await both.deleted.sweeps()).unfinished == left
+        await both.deleted.swept(left, forget_before=0.0)
+        after = await both.deleted.sweeps()
+        assert (after.unfinished, after.swept_marks, after.swept_at) == (None, state.marks, 17.25)
         assert after.marks != after.swept_marks
 
     async def test_marks_are_forgotten_when_nothing_can_come_any_more(self, both: Both) -> None:
@@ -232,6 +250,13 @@ class TestRedisDeletedItems(DeletedItemsContract):
         while not await both.deleted.lead("y", seconds=60):
             pass
         assert not await both.deleted.lead("x", seconds=60)
+
+    async def test_a_sweep_of_the_view_before_a_rebuild_is_not_gone_on_with(self, both: Both) -> None:
+        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.reached(Unfinished(7, (await both.deleted.sweeps()).marks, 1.0))
+        await both.store.clear()
+        await both.store.bind(LOG)
+        assert (await both.deleted.sweeps()).unfinished is None
 
     async def test_a_rebuild_asks_for_another_sweep(self, both: Both) -> None:
         await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)

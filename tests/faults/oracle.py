@@ -24,6 +24,7 @@ class Logged(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
+    time_ms: int = 0
 
 
 @dataclass
@@ -39,19 +40,30 @@ class Items:
 
 
 def expected_items(log: Mapping[int, Sequence[Logged]]) -> Items:
-    """The last good word on each item."""
+    """The newest good word on each item.
+
+    In a partition the last one is the newest. Of the newest ones of several partitions it is the one whose partition
+    has seen the newest timestamp of a good word on the item, then the one of the higher partition.
+    """
     found = Items()
-    for records in log.values():
+    newest: dict[str, tuple[int, int, Logged]] = {}
+    for partition, records in log.items():
+        last: dict[str, tuple[int, int, Logged]] = {}
         for record in records:
             item_id = (record.key or b"").decode()
-            if record.value is None:
-                found.held.pop(item_id, None)
-                found.gone.add(item_id)
-            elif is_good_item(item_id, record.value):
-                found.held[item_id] = record
-                found.gone.discard(item_id)
+            if record.value is None or is_good_item(item_id, record.value):
+                before = last[item_id][0] if item_id in last else record.time_ms
+                last[item_id] = (max(before, record.time_ms), partition, record)
             else:
                 found.broken[record.partition, record.offset] = record.value
+        for item_id, word in last.items():
+            if item_id not in newest or word[:2] > newest[item_id][:2]:
+                newest[item_id] = word
+    for item_id, (_, _, record) in newest.items():
+        if record.value is None:
+            found.gone.add(item_id)
+        else:
+            found.held[item_id] = record
     return found
 
 
@@ -63,7 +75,7 @@ def is_good_item(item_id: str, value: bytes) -> bool:
     title, published_at = event.get("title"), event.get("published_at")
     if not isinstance(title, str) or not isinstance(published_at, str):
         return False
-    return bool(title.strip()) and datetime.fromisoformat(published_at).tzinfo is not None
+    return bool(title.strip() or event.get("image_url")) and datetime.fromisoformat(published_at).tzinfo is not None
 
 
 class Row(NamedTuple):

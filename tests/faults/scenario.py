@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Literal, NamedTuple
 
 from aiokafka.partitioner import murmur2
+
+from tests.faults.pictures import COLOURS, address
 
 PARTITIONS = 4
 LATENESS_SECONDS = 30
@@ -37,6 +40,10 @@ Fault = Literal[
     "zombie train", "kill valkey", "kill milvus", "full disk", "clock jump index", "clock jump record",
     "clock jump train", "a worker joins and leaves", "deliver again", "behaviours created again", "items created again",
 ]  # fmt: skip
+
+
+Way = Literal["plain", "crc32", "committed", "aborted"]
+"""Sent by an idempotent producer, by one that hashes keys as librdkafka does, or in a transaction."""
 
 
 class Kind(NamedTuple):
@@ -81,6 +88,12 @@ class Sending:
     topic: Literal["items", "behaviours"]
     key: bytes
     value: bytes | None
+    way: Way = "plain"
+
+    @property
+    def partition(self) -> int | None:
+        """Where its producer puts it; None: where ours does."""
+        return zlib.crc32(self.key) % PARTITIONS if self.way == "crc32" else None
 
 
 @dataclass(frozen=True)
@@ -197,14 +210,24 @@ class _Round:
             item_id = f"item-{rng.randrange(60)}"
             what = rng.random()
             if what < 0.22:
-                found.append(Sending("items", item_id.encode(), None))
+                sending = Sending("items", item_id.encode(), None)
             elif what < 0.27:
-                found.append(self._broken_item(item_id))
+                sending = self._broken_item(item_id)
             elif what < 0.37:  # only the price changes: the vector stays
-                found.append(_item(item_id, f"{item_id} as ever", price=float(self._items)))
+                sending = _item(item_id, f"{item_id} as ever", price=float(self._items))
+            elif what < 0.43:
+                sending = self._late_picture(item_id)
             else:
-                found.append(_item(item_id, f"{item_id} word {self._number} {self._items}"))
+                sending = _item(item_id, f"{item_id} word {self._number} {self._items}")
+            (way,) = rng.choices(("plain", "crc32", "committed", "aborted"), (24, 4, 1, 1))
+            found.append(replace(sending, way=way))
         return found
+
+    def _late_picture(self, item_id: str) -> Sending:
+        """An item whose picture comes after a few requests; some have nothing else, and wait without a vector."""
+        number = self._number * 1_000 + self._items
+        url = address(self._rng.choice(COLOURS), self._rng.choice((0, 1, 2)), number)
+        return _item(item_id, self._rng.choice(("", f"{item_id} with picture {number}")), image_url=url)
 
     def _broken_item(self, item_id: str) -> Sending:
         wrong: tuple[dict[str, object], ...] = (

@@ -42,6 +42,22 @@ def test_the_truth_is_the_last_good_word_on_each_item() -> None:
     assert found.held == {"a": records[1]} and found.gone == {"c"} and set(found.broken) == {(0, 2), (0, 3)}
 
 
+def test_the_truth_across_partitions_is_told_by_time() -> None:
+    good = b'{"item_id": "a", "title": "%d", "published_at": "2025-01-01T00:00:00Z"}'
+    publish, deletion = Logged(0, 5, b"a", good % 1, 10), Logged(1, 0, b"a", None, 11)
+    assert expected_items({0: [publish], 1: [deletion]}).gone == {"a"}
+    assert expected_items({0: [publish], 1: [deletion._replace(time_ms=9)]}).held == {"a": publish}
+    assert expected_items({0: [publish], 1: [deletion._replace(time_ms=10)]}).gone == {"a"}
+    later = Logged(0, 6, b"a", good % 2, 3)  # its producer's clock stepped back
+    assert expected_items({0: [publish._replace(time_ms=12), later], 1: [deletion]}).held == {"a": later}
+
+
+def test_a_round_has_every_way_of_sending_and_late_pictures() -> None:
+    sent = [one for number in range(8) for burst in plan_round(number, 1).bursts for one in burst]
+    assert {one.way for one in sent if one.topic == "items"} == {"plain", "crc32", "committed", "aborted"}
+    assert any(b"image_url" in (one.value or b"") for one in sent)
+
+
 def test_the_truth_knows_late_and_repeated_behaviours() -> None:
     text = '{"event_id": "%s", "kind": "%s", "user_id": "u", "item_id": "i", "occurred_at": "%s", "exposure_id": "e1"}'
     events = [

@@ -10,7 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
 
 from schemas.errors import StoreUnavailable
 from streams.broker.clients import make_admin, make_consumer, make_producer
@@ -28,8 +29,10 @@ from streams.stack.run import RunningStack
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from tests.faults.oracle import Logged, expected_items
+from tests.faults.pictures import PICTURES, LatePictures
 from tests.faults.processes import Broken, Process, Starter
 from tests.faults.scenario import ATTRIBUTION_SECONDS, BATCH_ROWS, LATENESS_SECONDS, PARTITIONS, Sending
+from tests.faults.transactions import Transactions
 
 IDLE_SECONDS = 30.0
 """Longer than any outage of a round: what is late must follow from the log, not from when a partition was silent."""
@@ -72,7 +75,11 @@ class World:
                 "commit_interval_seconds": 0.4,
                 "session_timeout_seconds": SESSION_SECONDS,
                 "lease": {"ttl_seconds": LEASE_SECONDS},
+                "retry_initial_seconds": 0.3,
+                "retry_factor": 1.2,
+                "retry_max_attempts": 50,
             },
+            "images": {"private_networks": ["127.0.0.0/8"], "allowed_ports": [], "quiet_host_seconds": 0},
             "record": {"max_records": 10, "session_timeout_ms": SESSION_SECONDS * 1_000, "identity_check_seconds": 1},
             "train": {
                 "idle_seconds": IDLE_SECONDS,
@@ -119,6 +126,8 @@ class World:
         self.right_vectors: set[tuple[str, int, int, bytes]] = set()
         """Rows whose vectors were found to be those of their content."""
         self._producer: AIOKafkaProducer | None = None
+        self._transactions = Transactions(self.settings.kafka, f"{name}.of-rounds")
+        self._pictures = LatePictures()
         self._admin: AIOKafkaAdminClient | None = None
         self._redis = RedisBehaviourStore(make_redis(self.settings.redis), self.settings.redis)
 
@@ -132,6 +141,7 @@ class World:
         described = partial(describe_topics, kafka, topics, TOPICS, missing_ok=True)
         while len((await asyncio.to_thread(described)).partitions) < len(TOPICS):
             await asyncio.sleep(0.1)
+        await self._pictures.open()
         await self.connect()
         for role in roles:
             await self.start(role)
@@ -149,6 +159,7 @@ class World:
     async def _disconnect(self) -> None:
         producer, self._producer = self._producer, None
         admin, self._admin = self._admin, None
+        await self._transactions.close()
         if producer is not None:
             await producer.stop()
         if admin is not None:
@@ -158,7 +169,12 @@ class World:
         """End everything that is this world's own; what lies in the stack is dropped."""
         for worker in self.workers.values():
             worker.send(signal.SIGKILL)
-        for end in (self._disconnect, self._redis.close, partial(asyncio.to_thread, self._drop_data)):
+        for end in (
+            self._disconnect,
+            self._pictures.close,
+            self._redis.close,
+            partial(asyncio.to_thread, self._drop_data),
+        ):
             with suppress(Exception):
                 await end()
         if self.disk_is_small:
@@ -230,17 +246,32 @@ class World:
 
     async def send(self, records: Iterable[Sending]) -> None:
         """Send all, in order, and wait until the broker has all of them."""
-        waiting = list(records)
+        together: list[Sending] = []
+        for record in records:
+            if record.value is not None:
+                value = record.value.replace(PICTURES.encode(), self._pictures.url.encode())
+                record = replace(record, value=value)
+            if record.way in ("committed", "aborted"):
+                await self._send_together(together)
+                together = []
+                topic, commit = self.settings.topics.full_name(record.topic), record.way == "committed"
+                if sent := await self._transactions.send(topic, record.key, record.value, commit=commit):
+                    self._note(sent, record)
+            else:
+                together.append(record)
+        await self._send_together(together)
+
+    async def _send_together(self, waiting: list[Sending]) -> None:
         while waiting:
             assert self._producer is not None
             futures = []
             for record in waiting:
                 topic = self.settings.topics.full_name(record.topic)
                 try:
-                    future = await self._producer.send(topic, record.value, key=record.key)
+                    future = await self._producer.send(topic, record.value, key=record.key, partition=record.partition)
                 except KafkaError:
                     break  # the broker is away for long: the rest goes later, in order
-                future.add_done_callback(lambda done, record=record: self._note(done, record))
+                future.add_done_callback(lambda done, record=record: self._note_done(done, record))
                 futures.append(future)
             answers = await asyncio.gather(*futures, return_exceptions=True)
             # one that nobody answered for may be in the log all the same; the log tells what counts
@@ -249,10 +280,11 @@ class World:
             if waiting:
                 await asyncio.sleep(0.3)
 
-    def _note(self, done: asyncio.Future[Any], record: Sending) -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        metadata = done.result()
+    def _note_done(self, done: asyncio.Future[Any], record: Sending) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._note(done.result(), record)
+
+    def _note(self, metadata: RecordMetadata, record: Sending) -> None:
         ends = self.ends[record.topic]
         ends[metadata.partition] = max(ends.get(metadata.partition, 0), metadata.offset + 1)
         self.acknowledged[record.topic].append(Logged(metadata.partition, metadata.offset, record.key, record.value))
@@ -326,7 +358,7 @@ class World:
                 for tp, found in (await consumer.getmany(*behind, timeout_ms=200)).items():
                     log = names[tp.topic]
                     for record in found:
-                        logged = Logged(tp.partition, record.offset, record.key, record.value)
+                        logged = Logged(tp.partition, record.offset, record.key, record.value, record.timestamp)
                         log.records[tp.partition].append(logged)
                         if log.name == "dead-letters":
                             log.headers.append((logged, list(record.headers)))

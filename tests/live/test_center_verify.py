@@ -105,7 +105,7 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         await feed.publish("not-yet", "read by no worker")
         status, report = await verify(settings, capsys)
         assert status == 1
-        assert {fault: report[fault] for fault in damaged} == damaged
+        assert {fault: report[fault] for fault in damaged} == damaged, report
         assert (report["waiting"], report["unusable"], report["mended"], report["repaired"]) == (1, 1, 0, False)
 
         start_index(process)
@@ -120,6 +120,30 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         status, report = await verify(settings, capsys)
         assert (status, report["faults"]) == (0, 0)
         assert report["items"] == len(feed.expected) + 1  # the one that is not JSON
+
+
+async def test_an_item_that_was_deleted_in_another_partition_stays_deleted_through_repairs(
+    settings: Settings, process: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_index(process)
+    value = json.dumps({"item_id": "a", "title": "x", "published_at": "2026-01-01T00:00:00Z"}).encode()
+    topic = settings.topics.full_name("items")
+    async with feeding(settings) as feed, center(settings) as index:
+        now = int(time.time() * 1000)
+        await feed.producer.send_and_wait(topic, key=b"a", value=None, partition=1, timestamp_ms=now)
+        await until(lambda: index.fetch(["a"], pending=True), lambda rows: "a" in rows and rows["a"].is_deleted)
+        await feed.producer.send_and_wait(topic, key=b"a", value=value, partition=0, timestamp_ms=now - 1)
+        await until(lambda: verify(settings, capsys), lambda found: found[1]["waiting"] == 0)
+        for _ in range(2):
+            status, report = await verify(settings, capsys, "--repair")
+            assert (status, report["faults"], report["split"]) == (0, 0, 1)
+            assert await index.fetch(["a"]) == {}
+        async with writing(settings) as broken:
+            await broken.delete(["a"])
+            mark = (await index.fetch(["a"], pending=True)).get("a")
+            assert mark is None
+        status, report = await verify(settings, capsys, "--repair")
+        assert (status, report["faults"], await index.fetch(["a"])) == (0, 0, {})
 
 
 async def test_after_an_outage_longer_than_deletes_are_kept_a_worker_verifies_before_it_reads(

@@ -221,7 +221,7 @@ async def test_a_picture_that_came_too_late_is_indexed_after_a_requeue(
     async with feeding(settings) as feed, center(settings) as index:
         await feed.publish("bare", "", image_url=pictures.url + "one")
         await until(lambda: read_all(settings, "dead-letters"), lambda found: len(found) == 1)
-        assert await index.fetch(["bare"], pending=True) == {}
+        await until(lambda: index.fetch(["bare"], pending=True), lambda rows: rows["bare"].is_deleted)
         requeue = process("dead-letters", "requeue", "--reason", "image_unavailable", cold=True)
         assert await asyncio.to_thread(requeue.wait, 60) == 0, requeue.output()
         # two letters, one note of sending again

@@ -8,12 +8,15 @@ import random
 import struct
 import time
 import zlib
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
+from kafka.admin import NewPartitions
 
 from schemas.errors import Reason
+from streams.broker.clients import make_admin
 from streams.settings import Settings
 from streams.stack.run import RunningStack
 from tests.factories.index_worker import ONE_THREAD, SOON, Start, start_index
@@ -212,3 +215,25 @@ async def test_topics_that_are_missing_are_named_with_the_way_out(settings_value
     worker = process("index", env=ONE_THREAD)
     assert await asyncio.to_thread(worker.wait, 60) == 2
     assert "mimstream topics create" in worker.output()
+
+
+async def test_partitions_added_to_items_alone_end_the_worker_with_what_to_do_and_added_to_both_they_are_read(
+    settings: Settings, process: Start
+) -> None:
+    partitions = settings.topics.partitions
+    items, retries = (settings.topics.full_name(name) for name in ("items", "items-retry"))
+
+    def widen(topic: str) -> None:
+        with closing(make_admin(settings.kafka)) as admin:
+            admin.create_partitions({topic: NewPartitions(partitions + 1)})
+
+    worker = start_index(process, MIM_INDEX__TOPIC_CHECK_SECONDS="1")
+    await asyncio.to_thread(widen, items)
+    assert await asyncio.to_thread(worker.wait, 60) == 2
+    assert f"--topic {retries} --partitions {partitions + 1}" in worker.output()
+    await asyncio.to_thread(widen, retries)
+    start_index(process, MIM_INDEX__TOPIC_CHECK_SECONDS="1")
+    async with feeding(settings) as feed, center(settings) as index:
+        value = json.dumps({"item_id": "a", "title": "x", "published_at": "2026-01-01T00:00:00Z"}).encode()
+        await feed.producer.send_and_wait(items, key=b"a", value=value, partition=partitions)
+        await until(lambda: index.fetch(["a"]), lambda rows: "a" in rows)

@@ -8,7 +8,8 @@ marks: what is recorded late, or once more by a rebuild, is removed by the next 
 
     <prefix>record:deleted           sorted set: marked items, by when they were deleted (seconds since 1970)
     <prefix>record:deleted:at        hash: next offset of each partition of each incarnation of the topic `items`
-    <prefix>record:deleted:sweeps    hash: number of marks ever made, those that all users were swept for, and when
+    <prefix>record:deleted:sweeps    hash: number of marks ever made, those that all users were swept for, and when; the
+                                     same and the cursor of a sweep that is under way
     <prefix>record:deleted:leader    the process that follows `items` and sweeps
 
 None belongs to a generation of the view: they outlive a rebuild. Needs Redis 6.2, or any Valkey.
@@ -34,6 +35,16 @@ DeletionTimes = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A sweep that is under way, or that a process left when it ended."""
+
+    cursor: int
+    marks: str
+    """`Sweeps.marks` when it began."""
+    begun_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sweeps:
     """State of marks and sweeps."""
 
@@ -45,6 +56,8 @@ class Sweeps:
     """`marks` when the last sweep began; None before the first."""
     swept_at: float | None
     """When that was (wall clock)."""
+    unfinished: Unfinished | None = None
+    """The sweep to go on with, if it is of the present view of users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +103,15 @@ class DeletedItems(Protocol):
         A sweep begins at 0 and is over when the next cursor is 0. Users who are added meanwhile may be passed over.
         """
 
-    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
-        """Note the end of a sweep that began in state `begun_with`; removes marks of before `forget_before`."""
+    async def reached(self, sweep: Unfinished) -> None:
+        """Note how far a sweep is, so that another process can go on.
+
+        The cursor of a server that restarted may pass over users; the next sweep, which applies all marks again, finds
+        them.
+        """
+
+    async def swept(self, sweep: Unfinished, *, forget_before: float) -> None:
+        """Note the end of a sweep; removes marks of before `forget_before`."""
 
 
 class InMemoryDeletedItems(DeletedItems):
@@ -103,6 +123,7 @@ class InMemoryDeletedItems(DeletedItems):
         self._positions: dict[str, int] = {}
         self._marks = 0
         self._swept: tuple[str, float] | None = None
+        self._unfinished: Unfinished | None = None
         self._leader: str | None = None
 
     @override
@@ -136,15 +157,19 @@ class InMemoryDeletedItems(DeletedItems):
     @override
     async def sweeps(self) -> Sweeps:
         marks, at = self._swept or (None, None)
-        return Sweeps(len(self._deleted), str(self._marks), marks, at)
+        return Sweeps(len(self._deleted), str(self._marks), marks, at, self._unfinished)
 
     @override
     async def sweep(self, cursor: int) -> tuple[int, int]:
         return 0, sum(user.remove_items(self._deleted) for user in self._store.users.values())
 
     @override
-    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
-        self._swept = (begun_with.marks, begun_at)
+    async def reached(self, sweep: Unfinished) -> None:
+        self._unfinished = sweep
+
+    @override
+    async def swept(self, sweep: Unfinished, *, forget_before: float) -> None:
+        self._swept, self._unfinished = (sweep.marks, sweep.begun_at), None
         self._deleted = {item: at for item, at in self._deleted.items() if at >= forget_before}
 
 
@@ -260,13 +285,20 @@ class RedisDeletedItems(DeletedItems):
                 pipe.zcard(self._marks)
                 pipe.hgetall(self._sweeps)
                 view, remembered, fields = await pipe.execute()
-        at = fields.get(b"swept_at")
+        at, cursor = fields.get(b"swept_at"), fields.get(b"cursor")
         swept_marks = fields.get(b"swept_marks")
+        generation = View.parse(view).generation
+        unfinished = None
+        if cursor is not None:
+            marks = fields[b"cursor_marks"].decode()
+            if marks.split(":")[0] == str(generation):
+                unfinished = Unfinished(int(cursor), marks, float(fields[b"cursor_begun_at"]))
         return Sweeps(
             remembered=remembered,
-            marks=f"{View.parse(view).generation}:{int(fields.get(b'marks', 0))}",
+            marks=f"{generation}:{int(fields.get(b'marks', 0))}",
             swept_marks=None if swept_marks is None else swept_marks.decode(),
             swept_at=None if at is None else float(at),
+            unfinished=unfinished,
         )
 
     @override
@@ -292,9 +324,16 @@ class RedisDeletedItems(DeletedItems):
         raise StoreUnavailable("Redis", "recorders keep writing to the same users of the behaviour view")
 
     @override
-    async def swept(self, begun_with: Sweeps, *, begun_at: float, forget_before: float) -> None:
+    async def reached(self, sweep: Unfinished) -> None:
+        fields = {"cursor": sweep.cursor, "cursor_marks": sweep.marks, "cursor_begun_at": repr(sweep.begun_at)}
+        with redis_errors(self._config):
+            await self._client.hset(self._sweeps, mapping=fields)
+
+    @override
+    async def swept(self, sweep: Unfinished, *, forget_before: float) -> None:
         with redis_errors(self._config):
             async with self._client.pipeline(transaction=True) as pipe:
-                pipe.hset(self._sweeps, mapping={"swept_marks": begun_with.marks, "swept_at": repr(begun_at)})
+                pipe.hset(self._sweeps, mapping={"swept_marks": sweep.marks, "swept_at": repr(sweep.begun_at)})
+                pipe.hdel(self._sweeps, "cursor", "cursor_marks", "cursor_begun_at")
                 pipe.zremrangebyscore(self._marks, "-inf", f"({forget_before!r}")
                 await pipe.execute()

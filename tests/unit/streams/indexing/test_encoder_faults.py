@@ -75,7 +75,8 @@ async def test_a_device_that_stays_dead_ends_the_process_with_what_to_do() -> No
     encoder.dead = 1_000_000
     encoding = ItemEncoding(encoder, prepare_threads=1, patience_seconds=300, clock=lambda: now)
     batch = [encoder.prepare(ItemContent(title="x"))]
-    for now, error in ((0.0, EncoderUnavailable), (299.0, EncoderUnavailable), (300.0, Misconfigured)):  # noqa: B007 (the clock reads it)
+    for moment, error in ((0.0, EncoderUnavailable), (299.0, EncoderUnavailable), (300.0, Misconfigured)):
+        now = moment
         with pytest.raises(error, match="device is gone"):
             await encoding.encode(batch)
     encoder.dead = 1  # healed: the next failure is one of its own

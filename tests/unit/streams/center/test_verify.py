@@ -1,0 +1,199 @@
+"""The whole verification over a log in memory: across partitions, beside a worker, with and without retries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from schemas.items import ImageRetry
+from streams.broker.records import SourceRecord
+from streams.center.compare import CenterReport
+from streams.center.repair import RecordDecoding, Repairer
+from streams.center.verify import CenterVerification
+from streams.indexing.announcements import as_embedding
+from streams.stores.vectors.item_index import ItemRow
+from streams.stores.vectors.row_scan import InMemoryRowScan
+from tests.factories.fake_consumer import FakeRecord
+from tests.factories.item_path import NOW, PICTURE_URL, VERSION, ItemPath, allowed
+
+
+class World:
+    """Topics in lists, a center in memory, and what happens right before rows are read."""
+
+    def __init__(self) -> None:
+        self.path = ItemPath()
+        self.logs: dict[str, list[list[FakeRecord]]] = {
+            name: [[], []] for name in ("items", "items-retry", "embeddings", "dead-letters")
+        }
+        self.acknowledged: dict[TopicPartition, int] = {}
+        self.before_rows: Callable[[], None] = lambda: None
+        self.retries_since = NOW - timedelta(days=7)
+
+    def say(self, *records: SourceRecord) -> None:
+        for one in records:
+            self.logs["items"][one.partition].append(
+                FakeRecord(one.partition, one.offset, one.key, one.value, one.timestamp_ms)
+            )
+            self.acknowledged[TopicPartition("items", one.partition)] = one.offset + 1
+
+    async def index(self, *records: SourceRecord) -> None:
+        self.say(*records)
+        await self.path.index_all(*records)
+
+    def waiting(self, *retries: ImageRetry) -> None:
+        log = self.logs["items-retry"][0]
+        for retry in retries:
+            log.append(FakeRecord(0, len(log), b"k", retry.model_dump_json().encode()))
+
+    # ---- the part of a reader that verification uses
+
+    async def partitions(self, name: str) -> list[TopicPartition]:
+        return [TopicPartition(name, number) for number in range(len(self.logs[name]))]
+
+    async def bounds(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
+        return {one: (0, await self.end(one)) for one in partitions}
+
+    async def end(self, partition: TopicPartition) -> int:
+        log = self.logs[partition.topic][partition.partition]
+        return log[-1].offset + 1 if log else 0
+
+    async def committed(self, role: str) -> Mapping[TopicPartition, int]:
+        return self.acknowledged
+
+    async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
+        for record in list(self.logs[partition.topic][partition.partition]):
+            if start <= record.offset < end:
+                yield TopicRecord(partition.topic, record)
+
+    async def one(self, partition: TopicPartition, offset: int) -> Any:
+        async for record in self.read(partition, offset, offset + 1):
+            return record
+        return None
+
+    async def fetch(self, item_ids: Sequence[str]) -> Mapping[str, ItemRow]:
+        self.before_rows()
+        return await self.path.index.fetch(item_ids, pending=True)  # type: ignore[no-any-return]
+
+    async def verify(self, *, repair: bool = False) -> CenterReport:
+        for number, told in enumerate(self.path.outbox.announced):
+            item_id, value = (told, None) if isinstance(told, str) else (told.item_id, as_embedding(told))
+            key = f"{VERSION}:{item_id}".encode()
+            self.logs["embeddings"][0].append(
+                FakeRecord(0, number, key, None if value is None else value.model_dump_json().encode())
+            )
+        reader: Any = self
+        decoding = RecordDecoding(100_000, {}, timedelta(hours=1))
+        verification = CenterVerification(
+            reader,
+            reader,
+            self.fetch,
+            InMemoryRowScan(self.path.index),
+            decoding,
+            is_current=lambda version: version == VERSION,
+            retries_since=self.retries_since,
+            repairer=Repairer(self.path.context, allowed, decoding, lambda version: True) if repair else None,
+            on_progress=lambda what, done, total: None,
+        )
+        return await verification.run()
+
+
+class TopicRecord:
+    """A record that names its topic."""
+
+    def __init__(self, topic: str, record: FakeRecord) -> None:
+        self.topic = topic
+        self.partition, self.offset, self.timestamp = record.partition, record.offset, record.timestamp
+        self.key, self.value, self.headers = record.key, record.value, record.headers
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_deletion_in_another_partition_holds_through_repair_after_repair(world: World) -> None:
+    publish, deletion = world.path.publish("a", title="x", ms=1), world.path.delete("a", partition=1, ms=2)
+    world.say(publish, deletion)
+    await world.path.index_all(deletion)
+    await world.path.index_all(publish)
+    for _ in range(2):
+        report = await world.verify(repair=True)
+        assert (report.faults, report.left, report.split, world.path.on_sale) == (0, 0, 1, {})
+
+
+async def test_a_deletion_that_was_compacted_away_is_remembered_by_its_mark(world: World) -> None:
+    publish, deletion = world.path.publish("a", title="x", ms=1), world.path.delete("a", partition=1, ms=2)
+    await world.path.index_all(publish, deletion)
+    world.say(publish)
+    report = await world.verify(repair=True)
+    assert (report.faults, report.left, world.path.on_sale) == (0, 0, {})
+    assert world.path.rows["a"].is_deleted
+
+
+async def test_a_center_that_took_the_older_of_two_partitions_is_put_right_once_and_for_all(world: World) -> None:
+    old, new = world.path.publish("a", title="old", ms=1), world.path.publish("a", title="new", partition=1, ms=2)
+    await world.path.index_all(old)
+    world.say(old, new)
+    first = await world.verify(repair=True)
+    assert (first.found["stale"], first.mended, first.left) == (1, 1, 0)
+    assert world.path.rows["a"].title == "new"
+    world.logs["embeddings"][0].clear()
+    assert (await world.verify(repair=True)).faults == 0
+
+
+async def test_an_item_whose_retry_is_lost_is_missing_and_gets_another(world: World) -> None:
+    await world.index(world.path.publish("bare", image_url=PICTURE_URL))
+    (retry,) = world.path.outbox.retries
+    world.waiting(retry)
+    assert (await world.verify()).faults == 0
+    world.acknowledged[TopicPartition("items-retry", 0)] = 1  # committed past it, and never handled
+    world.path.outbox.retries.clear()
+    report = await world.verify(repair=True)
+    assert (report.found["missing"], report.left) == (1, 0)
+    assert [one.source for one in world.path.outbox.retries] == [retry.source]
+
+
+async def test_a_title_without_its_picture_is_judged_only_while_letters_and_retries_are_kept(world: World) -> None:
+    await world.index(world.path.publish("a", title="x", image_url=PICTURE_URL))
+    assert (await world.verify()).found["wrong"] == 1
+    world.logs["embeddings"][0].clear()
+    world.retries_since = NOW + timedelta(seconds=1)
+    assert (await world.verify()).faults == 0
+
+
+async def test_what_a_worker_wrote_from_beyond_the_end_is_not_judged(world: World) -> None:
+    await world.index(world.path.publish("a", title="x"))
+    newer = world.path.publish("a", title="newer", partition=1, ms=9)
+
+    def written_meanwhile() -> None:
+        if world.path.rows["a"].title == "x":
+            row = world.path.rows["a"]
+            world.path.rows["a"] = replace(
+                row, title="newer", source_partition=1, source_offset=newer.offset, produced_at_ms=newer.timestamp_ms
+            )
+            world.say(newer)
+
+    world.before_rows = written_meanwhile
+    report = await world.verify()
+    assert (report.changed_meanwhile >= 1, report.found["wrong"], report.found["stale"]) == (True, 0, 0)
+
+
+async def test_what_no_worker_acknowledged_waits_in_whatever_partition(world: World) -> None:
+    await world.index(world.path.publish("a", title="x", ms=1))
+    world.say(world.path.delete("a", partition=1, ms=2))
+    world.acknowledged[TopicPartition("items", 1)] = 0
+    report = await world.verify(repair=True)
+    assert (report.waiting, report.faults, world.path.rows["a"].title) == (1, 0, "x")
+
+
+async def test_marks_of_which_the_topic_holds_nothing_go_with_a_repair(world: World) -> None:
+    await world.path.index_all(world.path.delete("gone", ms=1))
+    await world.verify()
+    assert set(world.path.rows) == {"gone"}
+    await world.verify(repair=True)
+    assert world.path.rows == {}
