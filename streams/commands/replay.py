@@ -75,7 +75,7 @@ def publish(
         "items_published": sent.items,
         "behaviours_sent": sent.behaviours,
         "broken": len(sent.broken),
-        "pictures_left_out": sent.pictures_left_out,
+        "pictures_left_out": len(sent.without_picture),
         "records_left_out": sent.records_left_out,
         "exposures_drawn": behaviours.drawn_from if behaviours is not None else None,
         "wall_seconds": round(time.monotonic() - started, 3),
@@ -87,9 +87,9 @@ def publish(
             f"{data.name}: {sent.items:,} items and {sent.behaviours:,} behaviours sent in "
             f"{summary['wall_seconds']:.1f} s, {len(sent.broken):,} of them broken on purpose"
         )
-        if sent.pictures_left_out or sent.records_left_out:
+        if sent.without_picture or sent.records_left_out:
             print(
-                f"too large for MIM_KAFKA__MAX_RECORD_BYTES: {sent.pictures_left_out:,} pictures, whose items were "
+                f"too large for MIM_KAFKA__MAX_RECORD_BYTES: {len(sent.without_picture):,} pictures, whose items were "
                 f"sent without them, and {sent.records_left_out:,} records, which were not sent"
             )
         if summary["exposures_drawn"]:

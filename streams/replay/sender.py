@@ -55,7 +55,7 @@ class Sent:
     """Event time of the newest record."""
     broken: dict[tuple[str, int, int], Reason] = field(default_factory=dict)
     """(topic without prefix, partition, offset) of each event that is broken on purpose -> why it must be refused."""
-    pictures_left_out: int = 0
+    without_picture: set[str] = field(default_factory=set)
     """Items that were sent without their picture, because their record would have been too large."""
     records_left_out: int = 0
     """Records that are too large without a picture."""
@@ -140,12 +140,12 @@ class Replay:
             return outgoing
         smaller = outgoing.without_picture()
         if smaller is not None and smaller.size <= most:
-            self.sent.pictures_left_out += 1
+            self.sent.without_picture.add(outgoing.key.decode())
             what = "replay.picture_left_out"
         else:
             self.sent.records_left_out += 1
             smaller, what = None, "replay.record_left_out"
-        if self.sent.pictures_left_out + self.sent.records_left_out <= _LARGE_ONES_NAMED:
+        if len(self.sent.without_picture) + self.sent.records_left_out <= _LARGE_ONES_NAMED:
             key = outgoing.key.decode(errors="replace")
             limit = f"MIM_KAFKA__MAX_RECORD_BYTES={self._broker.max_record_bytes}"
             log.warning(what, topic=outgoing.topic, key=key, record_bytes=outgoing.size, limit=limit)

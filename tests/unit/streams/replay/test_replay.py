@@ -222,7 +222,7 @@ async def test_a_picture_that_is_too_large_for_a_record_costs_its_item_only_the_
     with capture_logs() as lines:
         replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
         sent = await replay.run(timeline_of(data))
-    assert (sent.pictures_left_out, sent.records_left_out) == (1, 0)
+    assert (sent.without_picture, sent.records_left_out) == ({"i1"}, 0)
     assert [one[:2] for one in sender.records] == [one[:2] for one in whole.records]
     items = {key: json.loads(value) for topic, key, value in sender.records if topic == "mim.items"}
     assert {key for key, one in items.items() if "image" in one} == {b"i0", b"i2"}
