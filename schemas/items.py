@@ -14,6 +14,19 @@ from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
 
+TEXT_BYTES = 300_000
+"""Room that the fields of an item take beside its picture: all at their longest, escaped in JSON."""
+
+
+def largest_picture(record_bytes: int) -> int:
+    """Bytes of the largest picture that a record of `record_bytes` has room for, as base64 beside the longest texts."""
+    return max(0, (record_bytes - TEXT_BYTES) // 4 * 3)
+
+
+def record_bytes_for(picture_bytes: int) -> int:
+    """Bytes of a record with room for a picture of `picture_bytes` beside the longest texts."""
+    return 4 * -(-picture_bytes // 3) + TEXT_BYTES
+
 
 class ItemPublished(Message):
     """The whole current item; a record of the compacted topic `items`, keyed by `item_id`.
@@ -39,7 +52,7 @@ class ItemPublished(Message):
     year: int | None = Field(default=None, ge=0, le=9999)
     """Year of release or of the model, where known; read by some encoders."""
     image: Base64 | None = None
-    """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
+    """The encoded picture itself (JPEG, PNG, WebP, GIF or BMP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
     """URL of the picture if `image` is absent. The same URL means the same picture."""
     published_at: UtcTime

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "topics": "create and list the topics",
     "index": "encode published items and keep the representation center true",
     "record": "keep users' recent takes ready for serving",
+    "bundle": "make an encoder bundle of your own text and image models",
     "pretrain": "adapt an encoder to the platform's own items, pictures to titles",
     "csft": "teach an encoder what users take next, against space-time negatives",
     "evaluate": "compare models on a data-set folder, judged by what came later",

@@ -43,8 +43,9 @@ class BrokerConfig(BaseModel):
     """How long one request to the broker may take."""
     connect_timeout_ms: int = Field(default=10_000, ge=500)
     """How long to wait for a first broker to answer."""
-    max_record_bytes: int = Field(default=4_194_304, ge=1_024)
-    """Largest record that is produced or accepted, in bytes."""
+    max_record_bytes: int = Field(default=12_582_912, ge=1_024)
+    """Largest record that is produced or accepted, in bytes. A picture inside a record takes a third more than itself.
+    The topics must take as much (`max.message.bytes`), and their memory follows from it; `mimstream check` compares."""
 
     @field_validator("bootstrap_servers")
     @classmethod
@@ -158,6 +159,10 @@ _TOPIC_REFUSED = (
 )
 
 
+class RecordTooLarge(Misconfigured):
+    """A topic does not take a record that the settings allow."""
+
+
 @contextmanager
 def broker_errors(config: BrokerConfig) -> Iterator[None]:
     """Translate the clients' errors.
@@ -179,6 +184,11 @@ def broker_errors(config: BrokerConfig) -> Iterator[None]:
         raise Misconfigured(
             f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_KAFKA__SASL_USERNAME, "
             "MIM_KAFKA__SASL_PASSWORD, MIM_KAFKA__SASL_MECHANISM, or the rights listed in deploy/README.md)"
+        ) from error
+    except aio_errors.MessageSizeTooLargeError as error:
+        raise RecordTooLarge(
+            f"Kafka at {config.bootstrap_servers} refuses a record for its size: a topic takes less than "
+            f"MIM_KAFKA__MAX_RECORD_BYTES={config.max_record_bytes}; 'mimstream check' names the topic ({error})"
         ) from error
     except _TOPIC_REFUSED as error:
         raise Misconfigured(

@@ -19,12 +19,11 @@ from typing import Literal
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka import errors as kafka_errors
 from pydantic import ValidationError
 
 from schemas.items import ImageRetry
 from schemas.letters import Headers, RequeueHeaders
-from streams.broker.clients import BrokerConfig, broker_errors
+from streams.broker.clients import BrokerConfig, RecordTooLarge, broker_errors
 from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic
 
@@ -200,7 +199,7 @@ class Requeue:
     async def _refusing_large(self, entry: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
         try:
             return await sending
-        except kafka_errors.MessageSizeTooLargeError:
+        except RecordTooLarge:
             return RequeueResult(
                 entry.id, "refused", "it does not fit its topic together with the headers of a repetition"
             )

@@ -140,6 +140,7 @@ class DemoResult:
             "items_encoded": self.items_encoded,
             "items_searchable": self.items_searchable,
             "items_dead_lettered": self.letters.items,
+            "pictures_refused": self.letters.pictures,
             "behaviours_sent": self.behaviours_sent,
             "behaviours_stored": self.behaviours_stored,
             "behaviours_trained": self.accounts["trained"],

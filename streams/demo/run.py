@@ -300,14 +300,15 @@ class _Run:
 
         settings, data = self._settings, self._options.data
         encoded = await announced_items(settings.kafka, settings.topics)
-        letters = await read_letters(settings.kafka, settings.topics, sent.broken)
+        letters = await read_letters(settings.kafka, settings.topics, sent.broken, encoded)
         found = await searchable(api, sorted(encoded))
         store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
         try:
             stored = (await store.counts())["stored"]
         finally:
             await store.close()
-        held = [position for position, item_id in enumerate(data.item_ids) if item_id in encoded]
+        sampled = encoded - sent.without_picture
+        held = [position for position, item_id in enumerate(data.item_ids) if item_id in sampled]
         sample = sorted(random.Random(self._options.seed).sample(held, min(self._options.sample_items, len(held))))
         encoder = await asyncio.to_thread(load_encoder, settings.encoder)
         cosine = await compare_with_fresh(api, encoder, data, sample)

@@ -22,11 +22,11 @@ class IndexConfig(BaseModel):
     batch_within_seconds: float = Field(default=0.2, gt=0)
     """Longest wait for a batch to fill up."""
     batches_ahead: int = Field(default=2, ge=0, le=16)
-    """Batches whose pictures and titles are decoded and encoded while an earlier one is written. 0: one after another.
+    """Batches whose pictures are fetched, decoded and encoded while an earlier one is written. 0: one after another.
 
     Memory is bounded whatever the speed of the topic: a worker holds at most `batches_ahead` + 2 batches and three
     more in Faust's buffers, so (`batches_ahead` + 5) times `batch_max_items` records and their decoded pictures, and
-    one fetch of each of its partitions.
+    one fetch of each of its partitions. Pictures behind URLs are held within `MIM_IMAGES__MAX_HELD_BYTES`.
     """
     cache_items: int = Field(default=10_000, ge=0)
     """Vectors kept by content, so that what was encoded a moment ago is not encoded again; 4 bytes a dimension each."""
@@ -40,7 +40,8 @@ class IndexConfig(BaseModel):
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)
     """How far in the future a time in an event may lie."""
     fetch_budget_seconds: float = Field(default=1.0, gt=0)
-    """How long a batch waits for pictures behind URLs; what has not come by then is retried beside the stream."""
+    """How long a request for a picture may take; what has not come by then is retried beside the stream. Waiting for a
+    turn (`MIM_IMAGES__CONCURRENCY`) is not counted: it holds the stream back."""
     retry_initial_seconds: float = Field(default=10.0, gt=0)
     """Wait before the first retry of a picture."""
     retry_factor: float = Field(default=3.0, ge=1)
@@ -48,7 +49,7 @@ class IndexConfig(BaseModel):
     retry_max_seconds: float = Field(default=3_600.0, gt=0)
     """Longest wait between two retries."""
     retry_max_attempts: int = Field(default=8, ge=1)
-    """Failed fetches after which a picture is given up."""
+    """Failed fetches after which a picture is given up. Eight take two hours."""
     retry_max_waiting: int = Field(default=1_000, ge=1)
     """Retries that one worker holds in memory; reading of `items-retry` pauses above it."""
     back_off: BackOffConfig = Field(default_factory=BackOffConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -31,6 +31,18 @@ class Outgoing:
     """Event time, in seconds since 1970. It travels in the payload; the record's own timestamp is its produce time."""
     reason: Reason | None = None
     """For an event that is broken on purpose: why it must be refused."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key) + len(self.value)
+
+    def without_picture(self) -> Outgoing | None:
+        """The same item without the picture in its record; None if there is none."""
+        document = json.loads(self.value) if self.topic == "items" else {}
+        if document.pop("image", None) is None:
+            return None
+        return replace(self, value=json.dumps(document, ensure_ascii=False).encode())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 
 from encoders.base import Encoder
 from schemas.errors import PipelineError
+from schemas.items import largest_picture, record_bytes_for
 from streams.broker.clients import broker_errors
 from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
 from streams.broker.log_reader import LogReader
@@ -65,6 +66,7 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
     lines.append(redis)
     if redis.ok and broker.ok:
         lines.append(await _line("behaviour view", lambda: _view(settings), "run 'mimstream record --rebuild'"))
+    lines.append(picture_sizes(settings))
     encoders: list[Encoder] = []
     lines.append(
         await _line(
@@ -172,6 +174,20 @@ def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) ->
             )
         )
     return problems
+
+
+def picture_sizes(settings: Settings) -> CheckLine:
+    """Compare the largest picture that is decoded with what a record and a fetch can bring."""
+    decoded, fetched = settings.encoder.max_image_bytes, settings.images.max_bytes
+    in_record = largest_picture(settings.kafka.max_record_bytes)
+    found = f"decoded up to {decoded:,} bytes; a record holds up to {in_record:,}, a URL leads to up to {fetched:,}"
+    if max(in_record, fetched) < decoded:
+        fix = (
+            f"raise MIM_IMAGES__MAX_BYTES to {decoded}, or MIM_KAFKA__MAX_RECORD_BYTES to {record_bytes_for(decoded)} "
+            "(and max.message.bytes of the topics with it), or lower MIM_ENCODER__MAX_IMAGE_BYTES"
+        )
+        return CheckLine("pictures", False, found, fix)
+    return CheckLine("pictures", True, found if in_record >= decoded else f"{found}; larger ones need an image_url")
 
 
 async def _redis(settings: Settings) -> str:

@@ -126,3 +126,35 @@ def test_nested_prefixes_are_unit_vectors_with_their_share_of_text_and_picture(f
 def test_nested_widths_must_be_shorter_than_the_vector():
     with pytest.raises(ValueError, match="nested_widths"):
         FusionConfig(width=64, nested_widths=(64,))
+
+
+@pytest.mark.parametrize("side", ["text", "image"])
+@pytest.mark.parametrize("kind", ["gated", "tensor", "mean"])
+def test_a_hidden_modality_is_the_same_as_a_missing_one(features, kind, side):
+    fusion = make_fusion(features, SMALL.model_copy(update={"kind": kind}))
+    items = fusion.prepare(features)
+    hide = torch.arange(len(items)) % 2 == 0
+    if side == "text":
+        hidden = fusion(items, drop_text_N=hide)
+        missing = fusion(replace(items, has_text_N=items.has_text_N & ~hide))
+    else:
+        hidden = fusion(items, drop_image_N=hide)
+        missing = fusion(replace(items, has_image_N=items.has_image_N & ~hide))
+    plain = fusion(items)
+    for name in ("title_ND", "image_ND", "fused_ND"):
+        torch.testing.assert_close(getattr(hidden, name), getattr(missing, name))
+    present = hide & (items.has_text_N if side == "text" else items.has_image_N)
+    assert present.any()
+    assert not torch.isclose(hidden.fused_ND[present], plain.fused_ND[present]).all(1).any()
+    torch.testing.assert_close(hidden.fused_ND[~hide], plain.fused_ND[~hide])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 1.0])
+def test_momentum_is_the_share_of_the_old_mean_that_is_kept(features, fusion, momentum):
+    items = fusion.prepare(features)
+    old = torch.randn(fusion.means_3D.shape, generator=torch.Generator().manual_seed(0))
+    fusion.centre_on(items)
+    new = fusion.means_3D.clone()
+    fusion.means_3D.copy_(old)
+    fusion.centre_on(items, momentum=momentum)
+    torch.testing.assert_close(fusion.means_3D, momentum * old + (1 - momentum) * new)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
@@ -23,7 +24,7 @@ from streams.broker.topics import TopicName, TopicsConfig
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from streams.replay.config import ReplayConfig
 from streams.replay.sender import Replay
-from streams.replay.timeline import Timeline
+from streams.replay.timeline import Outgoing, Timeline
 from tests.factories.offline_folders import write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
@@ -209,6 +210,37 @@ async def test_broken_records_are_remembered_by_where_they_ended_up(tmp_path: Pa
     for topic, _, offset in sent.broken:
         assert by_topic[topic][offset][1].startswith(b"broken-")
     assert sent.acknowledged == len(sender.records)
+
+
+async def test_a_picture_that_is_too_large_for_a_record_costs_its_item_only_the_picture(tmp_path: Path) -> None:
+    make_set(tmp_path / "set")
+    whole, sender = RecordingSender(), RecordingSender()
+    images = [b"\xff\xd8picture", b"\xff\xd8" + bytes(9_000), b"\xff\xd8picture"]
+    write(tmp_path / "set", "images", item_id=["i0", "i1", "i2"], image=images)
+    data = open_data_set(tmp_path / "set")
+    await replay_to(whole).run(timeline_of(data))
+    with capture_logs() as lines:
+        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
+        sent = await replay.run(timeline_of(data))
+    assert (sent.without_picture, sent.records_left_out) == ({"i1"}, 0)
+    assert [one[:2] for one in sender.records] == [one[:2] for one in whole.records]
+    items = {key: json.loads(value) for topic, key, value in sender.records if topic == "mim.items"}
+    assert {key for key, one in items.items() if "image" in one} == {b"i0", b"i2"}
+    assert items[b"i1"]["title"] == "i1"
+    (line,) = [line for line in lines if line["event"] == "replay.picture_left_out"]
+    assert line["key"] == "i1" and line["limit"] == "MIM_KAFKA__MAX_RECORD_BYTES=8000"
+
+
+async def test_a_record_that_is_too_large_without_a_picture_is_left_out_and_named(tmp_path: Path) -> None:
+    sender = RecordingSender()
+    large = Outgoing("items", b"large", json.dumps({"item_id": "large", "text": "x" * 9_000}).encode(), 1)
+    small = Outgoing("behaviours", b"u", b"{}", 2)
+    with capture_logs() as lines:
+        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
+        sent = await replay.run([large, small])
+    assert (sent.items, sent.behaviours, sent.records_left_out) == (0, 1, 1)
+    assert [one[1] for one in sender.records] == [b"u"]
+    assert [line["key"] for line in lines if line["event"] == "replay.record_left_out"] == ["large"]
 
 
 async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_path: Path) -> None:
