@@ -18,6 +18,7 @@ from aiokafka import errors as kafka_errors
 
 from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
+from schemas.field_maps import FieldMap
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
@@ -55,7 +56,7 @@ class TrainingInput:
         broker: BrokerConfig,
         topics: TopicsConfig,
         *,
-        field_map: dict[str, str],
+        field_map: FieldMap,
         encoder_version: str | None,
         fetch_max_records: int,
         buffered_records: int,
