@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime
+from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_identifier
 from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
@@ -155,6 +155,6 @@ def embedding_key(encoder_version: str, item_id: str) -> bytes:
 def parse_embedding_key(key: bytes | None) -> tuple[str, str]:
     """The (encoder version, item id) of a key of `embeddings`; `ValueError` if it is not one."""
     version, separator, item_id = (key or b"").decode().partition(":")
-    if not (version and separator and item_id):
+    if not (version and separator and is_identifier(item_id)):
         raise ValueError(f"not a key of embeddings: {key!r}")
     return version, item_id

@@ -251,10 +251,11 @@ def environment_of(values: Values, prefix: str = ENV_PREFIX) -> dict[str, str]:
     """Nested values as the environment variables that would set them: what a parent hands to its children."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= environment_of(value, f"{prefix}{name.upper()}{ENV_DELIMITER}")
+        variable = f"{prefix}{name.upper()}"
+        if isinstance(value, Mapping) and value and variable not in (leaf.variable for leaf in leaves()):
+            flat |= environment_of(value, f"{variable}{ENV_DELIMITER}")
         else:
-            flat[f"{prefix}{name.upper()}"] = "null" if value is None else as_text(value)
+            flat[variable] = "null" if value is None else as_text(value)
     return flat
 
 

@@ -68,6 +68,7 @@ def publish(
 ) -> int:
     """Send the set and print what was sent."""
     timeline = Timeline(data, behaviours, options.seed, datetime.now(UTC), options.broken)
+    timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     started = time.monotonic()
     sent = asyncio.run(send(timeline, settings, options.follow, speed))
     summary = {

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemas.field_maps import FieldMap, checked_field_map
+from schemas.items import ItemPublished
 from streams.broker.records import SourceRecord
 from streams.indexing.slots import LeaseConfig
 from streams.runtime.delivery import BackOffConfig
@@ -35,8 +39,11 @@ class IndexConfig(BaseModel):
     encode_threads: int | None = Field(default=None, ge=1, le=256)
     """Passes through the towers that run side by side. By default one per core that torch may use
     (`MIM_ENCODER__NUM_THREADS`) on a CPU, each then on one core, and one on any other device."""
-    field_map: dict[str, str] = Field(default_factory=dict)
-    """Our field names to a platform's own: `{"item_id": "sku", "image_url": "pics.0.href"}`."""
+    field_map: Annotated[FieldMap, AfterValidator(partial(checked_field_map, model=ItemPublished))] = Field(
+        default_factory=dict
+    )
+    """Where a platform's records of items hold our fields: `{"item_id": "sku", "image_url": "pics.0.href"}`. See
+    deploy/field-maps.md."""
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)
     """How far in the future a time in an event may lie."""
     fetch_budget_seconds: float = Field(default=1.0, gt=0)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from encoders.base import Encoder, ItemContent
-from schemas.base import MAX_ID_CHARACTERS, Message
+from schemas.base import MAX_ID_CHARACTERS, Message, is_identifier
 from schemas.errors import Misconfigured, PipelineError
 from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
 from streams.serving.config import ServeConfig
@@ -197,8 +197,8 @@ async def show_item(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     refuse_parameters(request, "vector")
     item_id = request.match_info["item_id"]
-    if len(item_id) > MAX_ID_CHARACTERS:
-        raise ApiError(400, "bad_request", f"an item id has at most {MAX_ID_CHARACTERS} characters")
+    if not is_identifier(item_id):
+        raise ApiError(400, "bad_request", f"an item id is a printable text of at most {MAX_ID_CHARACTERS} characters")
     with_vector = _FLAGS.get(request.query.get("vector", "0"))
     if with_vector is None:
         raise ApiError(400, "bad_request", "?vector is 1 or 0")

@@ -213,7 +213,7 @@ class VectorCache:
         return (
             encoder_version == self._encoder_version
             and vector.shape == (self._dim,)
-            and bool(abs(float(np.linalg.norm(vector)) - 1.0) <= UNIT_TOLERANCE)
+            and bool(abs(float(np.linalg.norm(vector.astype(np.float64))) - 1.0) <= UNIT_TOLERANCE)
         )
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:

@@ -15,7 +15,7 @@ from streams.bench.encode_content import read_content
 from streams.bench.encode_limit import Limit
 from streams.bench.encode_path import Batch, Measured, steady_rate, written
 from streams.bench.picture_site import PictureSite
-from tests.factories.offline_folders import write
+from tests.factories.offline_folders import START, write
 
 
 def test_the_rate_leaves_out_the_start_and_the_time_after_the_first_worker_ran_dry() -> None:
@@ -88,6 +88,6 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
 
 
 def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
-    write(tmp_path, "items", item_id=["i"], title=["one"], publish_ts=[1])
+    write(tmp_path, "items", item_id=["i"], title=["one"], publish_ts=[START])
     with pytest.raises(Misconfigured, match=r"--items 6: .* has 0 items with a picture"):
         read_content(tmp_path, 6)

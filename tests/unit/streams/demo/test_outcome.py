@@ -16,7 +16,7 @@ from streams.demo.freshness import FreshnessReport
 from streams.demo.load import LoadReport
 from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult, Neighbours, percentiles
 from streams.demo.report import print_report, render_html, write_html
-from tests.factories.offline_folders import write
+from tests.factories.offline_folders import START, write
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.metrics import ScoredRows
 
@@ -77,7 +77,7 @@ def make_result(**changes: object) -> DemoResult:
 @pytest.fixture
 def data(tmp_path: Path) -> DataSet:
     folder, titles = tmp_path / "set", ["one", "<script>alert(1)</script>", "three"]
-    write(folder, "items", item_id=["i1", "i2", "i3"], title=titles, publish_ts=[1, 2, 3])
+    write(folder, "items", item_id=["i1", "i2", "i3"], title=titles, publish_ts=[START + 1, START + 2, START + 3])
     write(folder, "images", item_id=["i3"], image=[b"\x89PNG picture"])
     return open_data_set(folder, behaviours=False)
 

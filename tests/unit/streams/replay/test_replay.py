@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
-from schemas.errors import BadMessage, Reason
+from schemas.errors import BadMessage, Misconfigured, Reason
+from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicName, TopicsConfig
@@ -25,7 +26,7 @@ from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEven
 from streams.replay.config import ReplayConfig
 from streams.replay.sender import Replay
 from streams.replay.timeline import Outgoing, Timeline
-from tests.factories.offline_folders import write
+from tests.factories.offline_folders import START, write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 
@@ -35,9 +36,9 @@ MAX_BYTES = 4_194_304
 
 def make_set(folder: Path, items: int = 30, rows: int = 120, **more_columns: Any) -> DataSet:
     rng = np.random.default_rng(0)
-    publish = np.sort(rng.integers(0, 60, items))
+    publish = np.sort(rng.integers(0, 60, items)) + START
     item = rng.integers(0, items, rows)
-    ts = np.maximum(np.sort(rng.integers(0, 90, rows)), publish[item])
+    ts = np.maximum(np.sort(rng.integers(0, 90, rows)) + START, publish[item])
     names = [f"i{number}" for number in range(items)]
     write(folder, "items", item_id=names, title=names, publish_ts=publish, price=[1.5] * items)
     columns = {"user_id": rng.integers(0, 9, rows), "item_id": [names[i] for i in item], "ts": ts, "label": [1] * rows}
@@ -268,6 +269,28 @@ async def test_speed_spaces_records_by_event_time(tmp_path: Path) -> None:
     await replay.run(timeline_of(make_set(tmp_path / "set")))
     seconds = [second_of(one) for one in sender.records]
     assert clock[0] - 100 == pytest.approx((seconds[-1] - seconds[0]) / 10)
+
+
+@pytest.mark.parametrize(
+    ("items", "behaviours", "refused"),
+    [
+        ({}, {}, None),
+        ({"item_id": "sku"}, {}, "MIM_INDEX__FIELD_MAP"),
+        ({"item_id": "published_at"}, {"user_id": "uid"}, "MIM_INDEX__FIELD_MAP"),
+        ({"*": "", "item_id": "item_id", "title": "title", "published_at": "published_at"}, {}, "MIM_INDEX__FIELD_MAP"),
+        ({"item_id": ["sku", "item_id"]}, {"user_id": "uid"}, "MIM_RECORD__FIELD_MAP"),
+        ({"item_id": ["sku", "item_id"], "updated_at": ""}, {"user_id": ["uid", "user_id"]}, None),
+    ],
+)
+def test_a_field_map_that_does_not_read_our_own_names_is_refused(
+    tmp_path: Path, items: FieldMap, behaviours: FieldMap, refused: str | None
+) -> None:
+    timeline = timeline_of(make_set(tmp_path / "set"))
+    if refused is None:
+        timeline.refuse_field_maps(items, behaviours)
+        return
+    with pytest.raises(Misconfigured, match=f"{refused} does not read"):
+        timeline.refuse_field_maps(items, behaviours)
 
 
 class FailingSender(RecordingSender):

@@ -93,6 +93,17 @@ async def test_a_deleted_trigger_item_says_nothing_about_the_user(open_bench: Op
     assert asked == [["shoe", "boot"]]
 
 
+@pytest.mark.parametrize("nothing", [None, "", " "])
+async def test_optional_fields_that_say_nothing_are_absent(open_bench: Open, nothing: str | None) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    plain = {"user_id": "nobody", "item_ids": ["shoe", "lamp"]}
+    blank = plain | {"trigger_item": nothing, "query_text": nothing}
+    assert await bench.post("/v1/score", blank) == await bench.post("/v1/score", plain)
+    status, _ = await bench.post("/v1/similar", {"item_id": "boot", "text": nothing, "image": nothing, "k": nothing})
+    assert status == 200
+
+
 async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_bench: Open) -> None:
     bench = await open_bench()
     status, answer = await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]})
