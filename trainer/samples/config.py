@@ -31,6 +31,12 @@ class JoinConfig(BaseModel):
     correction_megabytes: float = Field(default=512.0, ge=0)
     """Memory for impressions that a late take can correct, by estimate: 600 bytes each and 16 per take of its history.
     Beyond it the oldest that were not taken are dropped first; 0 switches corrections off."""
+    draw_exposures: int = Field(default=0, ge=0, le=50)
+    """For a click log without exposures: how many are drawn beside each take that answers none, as not taken, from what
+    others took around that moment; the take counts as exposed itself. 0 draws none, and only exposures of the log make
+    rows."""
+    draw_window_seconds: float = Field(default=3600.0, ge=1)
+    """How far before and after the take others' takes are drawn from; training runs that much event time behind."""
 
     @model_validator(mode="before")
     @classmethod

@@ -68,6 +68,8 @@ class EventWindow:
     `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late).
     Memory grows with the events inside these two spans only.
 
+    A second is released only when everything up to `hold_seconds` behind it is known too; `ahead` shows that part.
+
     One result alone depends on the order of reading: an event is late if the other partitions passed it while its own
     was idle. These events are listed in `dropped_by_idle`; a window that is given the list rejects them again, so that
     a second reading of the log gives the same rows.
@@ -79,11 +81,13 @@ class EventWindow:
         *,
         lateness_seconds: float,
         horizon_seconds: float,
+        hold_seconds: int = 0,
         dropped_by_idle: Collection[tuple[int, int]] = (),
     ) -> None:
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
+        self._hold = hold_seconds
         self._by_second: dict[int, list[Observed]] = {}
         self._seconds: list[int] = []
         self._released_before: int | None = None
@@ -121,6 +125,10 @@ class EventWindow:
         self.buffered += 1
         return ObserveResult.ACCEPTED
 
+    def newest(self, partition: int) -> int | None:
+        """Second of the newest event of a partition; None before the first."""
+        return self._partitions[partition].newest
+
     def idle(self, partitions: Collection[int]) -> None:
         """Mark partitions with nothing more to read; the watermark ignores them until their next event."""
         for partition in partitions:
@@ -141,22 +149,28 @@ class EventWindow:
 
     @property
     def complete_before(self) -> float:
-        """No event accepted from now on lies before this time, whichever idle partition resumes."""
+        """No event released from now on lies before this time, whichever idle partition resumes."""
         if not any(state.idle for state in self._partitions.values()):
-            return self.watermark
-        return -math.inf if self._released_before is None else min(self.watermark, self._released_before)
+            return self.watermark - self._hold
+        released_before = -math.inf if self._released_before is None else self._released_before
+        return min(self.watermark, released_before) - self._hold
 
     def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
         """Yield the complete seconds, oldest first, each with its events in a fixed order.
 
         Stops where the caller stops iterating; the rest stays for the next call.
         """
-        while self._seconds and (everything or self._seconds[0] < self.watermark):
+        while self._seconds and (everything or self._seconds[0] + self._hold < self.watermark):
             second = heapq.heappop(self._seconds)
             events = self._by_second.pop(second)
-            self._released_before = second + 1
+            self._released_before = second + 1 + self._hold  # what a second was released with does not change any more
             self.buffered -= len(events)
             yield sorted(events, key=lambda event: event.order)
+
+    def ahead(self, first: int, last: int) -> Iterator[list[Observed]]:
+        """The seconds from `first` to `last` that wait for their release, each with its events in their fixed order."""
+        for second in sorted(second for second in self._by_second if first <= second <= last):
+            yield sorted(self._by_second[second], key=lambda event: event.order)
 
     def buffered_events(self) -> Iterator[Observed]:
         """The events that were accepted and not yet released, in no particular order."""
