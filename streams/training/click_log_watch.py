@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import structlog
@@ -13,6 +14,7 @@ from streams.training.reports import TrainReport
 log = structlog.get_logger()
 
 _TAKES_WITHOUT_EXPOSURE = 1_000
+_EXPOSURES_WITHOUT_TAKE = 1_000
 _LATE_EVENTS = 100
 _LATE_SHARE = 0.01
 
@@ -22,8 +24,8 @@ NO_EXPOSURES = (
     "others take around then"
 )
 LATE = (
-    "an event counts only while it lies at most MIM_TRAINER__LATENESS_SECONDS behind the newest of its partition: raise "
-    "that if devices send late; history that is loaded behind live events belongs into new topics, oldest first "
+    "an event counts while it lies at most MIM_TRAINER__LATENESS_SECONDS behind the newest of its partition: raise that "
+    "if devices send late; history that is loaded behind live events belongs into new topics, oldest first "
     "(deploy/README.md, 'Loading history')"
 )
 
@@ -56,3 +58,14 @@ class ClickLogWatch:
                 newest=[asdict(event) for event in report.late_events][-3:],
                 do=LATE,
             )
+
+
+def click_log_problem(kinds: Mapping[str, int], *, draws: bool) -> str | None:
+    """What keeps a trainer from learning from a sample of the log, by kind;"""
+    exposures = kinds.get(BehaviourKind.EXPOSURE, 0)
+    takes = sum(kinds.values()) - exposures
+    if takes and not exposures and not draws:
+        return "takes and no exposure: no training row can be made of that"
+    if exposures >= _EXPOSURES_WITHOUT_TAKE and not takes:
+        return "exposures and no take: every training row would be one that was not taken"
+    return None

@@ -1,10 +1,10 @@
 """Exposures for a click log that holds none: drawn from what others took around the moment of a take.
 
-A take that answers no exposure gets one of its own, and a few beside it that were not taken. Items are drawn as often as
-they are taken within `window_seconds` before and after, since with draws from the past alone every new item would be a
-positive; so a second is joined only when the log is known up to `window_seconds` behind it. What is drawn depends on the
-log alone: each take seeds its own draws. The journal keeps what was drawn, because a user who is forgotten later was
-part of others' draws.
+A take that answers no exposure gets one of its own, and a few beside it that were not taken. Items are drawn as often
+as they are taken within `window_seconds` before and after, since with draws from the past alone every new item would be
+a positive; so a second is joined only when the log is known up to `window_seconds` behind it. What is drawn depends on
+the log alone: each take seeds its own draws. The journal keeps what was drawn, because a user who is forgotten later
+was part of others' draws.
 """
 
 from __future__ import annotations

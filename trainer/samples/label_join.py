@@ -226,9 +226,10 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-        elif self._correctable is None or not self._correct(self._correctable, event, item):
-            if self._draws is not None and behaviour.exposure_id is None:
-                drawn.extend(self._draw(self._draws, event, item))
+            return Take(event.second, behaviour.user_id, item)
+        known = self._correctable is not None and self._correct(self._correctable, event, item)
+        if not known and self._draws is not None and behaviour.exposure_id is None:
+            drawn.extend(self._draw(self._draws, event, item))
         return Take(event.second, behaviour.user_id, item)
 
     def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> bool:

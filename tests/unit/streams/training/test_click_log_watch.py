@@ -5,7 +5,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from streams.runtime.interval import IntervalTimer
-from streams.training.click_log_watch import ClickLogWatch
+from streams.training.click_log_watch import ClickLogWatch, click_log_problem
 from streams.training.reports import NO_COUNTS, TrainReport
 from tests.factories.feeding import observe_all, through_bytes
 from tests.factories.samples import behaviour, make_trainer, small_config
@@ -71,3 +71,11 @@ def test_late_events_are_counted_over_a_restart_and_the_sample_is_bounded() -> N
     again.restore(through_bytes(trainer.snapshot()))
     assert again.intake.late.by_partition == {0: 50} and again.intake.kinds == {"click": 1}
     assert [event.event_id for event in trainer.intake.late.newest] == [f"old{n}" for n in range(30, 50)]
+
+
+def test_check_tells_a_log_that_no_row_can_be_made_of() -> None:
+    assert click_log_problem({}, draws=False) is None
+    assert "no exposure" in (click_log_problem({"click": 1}, draws=False) or "")
+    assert click_log_problem({"click": 1}, draws=True) is None
+    assert click_log_problem({"click": 1, "exposure": 9}, draws=False) is None
+    assert "no take" in (click_log_problem({"exposure": 1_000}, draws=False) or "")
