@@ -102,6 +102,7 @@ def draw_around(
     seed: int,
     per_take: int = NEGATIVES_PER_TAKE,
     window: int = WINDOW_EVENTS,
+    retakes: bool = False,
 ) -> tuple[Ints, Ints, Ints]:
     """Draw `per_take` different items for each interaction from the items of the interactions around it.
 
@@ -115,7 +116,16 @@ def draw_around(
     order = np.lexsort((np.arange(n), ts))
     ts_o, user_o, item_o = ts[order], user[order], item[order]
     n_items = len(publish_ts)
-    taken = np.unique(user_o * n_items + item_o)
+    taken, first = np.unique((user_o * n_items + item_o)[::-1], return_index=True)
+    last_o = ts_o[::-1][first]  # of each pair of user and item, its last take
+
+    def free(row: Ints, candidate: Ints) -> NDArray[np.bool_]:
+        pair = user_o[row] * n_items + candidate
+        if not retakes:
+            return ~_contains(taken, pair)
+        place = np.minimum(np.searchsorted(taken, pair), len(taken) - 1)
+        return np.asarray((taken[place] != pair) | (last_o[place] < ts_o[row]))
+
     rng = np.random.default_rng([seed, 7])
     chosen = np.full((n, per_take), -1, dtype=np.int64)
     filled = np.zeros(n, dtype=np.int64)
@@ -126,14 +136,14 @@ def draw_around(
             break
         candidate = item_o[rng.integers(low[open_rows], high[open_rows] + 1)]
         fits = publish_ts[candidate] <= ts_o[open_rows]
-        fits &= ~_contains(taken, user_o[open_rows] * n_items + candidate)
+        fits &= free(open_rows, candidate)
         fits &= ~np.any(chosen[open_rows] == candidate[:, None], axis=1)
         rows = open_rows[fits]
         chosen[rows, filled[rows]] = candidate[fits]
         filled[rows] += 1
     for row in np.flatnonzero(filled < per_take):  # few items fit there: go through the window once
         around = item_o[low[row] : high[row] + 1]
-        fits = (publish_ts[around] <= ts_o[row]) & ~_contains(taken, user_o[row] * n_items + around)
+        fits = (publish_ts[around] <= ts_o[row]) & free(np.full(len(around), row), around)
         for candidate in rng.permutation(around[fits]):
             if filled[row] == per_take:
                 break
