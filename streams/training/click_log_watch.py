@@ -24,7 +24,7 @@ NO_EXPOSURES = (
     "others take around then"
 )
 LATE = (
-    "an event counts while it lies at most MIM_TRAINER__LATENESS_SECONDS behind the newest of its partition: raise that "
+    "an event counts while it lies at most MIM_TRAINER__LATENESS_SECONDS behind the newest of its partition: raise it "
     "if devices send late; history that is loaded behind live events belongs into new topics, oldest first "
     "(deploy/README.md, 'Loading history')"
 )

@@ -49,12 +49,17 @@ class Behaviours:
         return f"s{row}" if draw < 0 else f"n{row}-{draw}"
 
 
-def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Behaviours:
-    """All behaviours of a set; `events` limits the number of takes by sampling whole users."""
+def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retakes: bool = False) -> Behaviours:
+    """All behaviours of a set; `events` limits the number of takes by sampling whole users.
+
+    `retakes` is as in `draw_around`.
+    """
     rows = data.interactions
     ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
     definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
-    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(data, ts, seed)
+    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(
+        data, ts, seed, retakes=retakes
+    )
 
     take = np.flatnonzero(rows.taken)
     everything = np.arange(len(rows))
@@ -108,7 +113,10 @@ def draw_around(
 
     Positions are drawn uniformly from the `window` interactions before and after (in order of time), so an item is
     drawn as often as it is taken at that time; items not yet published then, or ever taken by the user, are drawn
-    again. With draws from the past alone every new item would be a positive, and age would leak the label.
+    again. With draws from the past alone every new item would be a positive, and age would leak the label. `retakes`
+    allows items that the user took before, and takes neither then nor later. Without them nothing that a user has taken
+    is ever a negative, and a model that meets such items when it serves ranks them first; with them whether something
+    was taken leaks nothing that serving does not have. Evaluation keeps re-takes apart instead.
 
     Returns (row, running number, item) per draw, sorted; fewer than `per_take` where the window has too few.
     """
@@ -204,7 +212,9 @@ def id_prefix(data_name: str, seed: int) -> str:
     return hashlib.sha256(f"{data_name}\0{seed}".encode()).hexdigest()[:10]
 
 
-def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
+def negatives_beside(
+    data: DataSet, ts: Ints, seed: int, *, retakes: bool = False
+) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
     """Exposures that were not taken: (user, item, second, interaction beside, running number, source as text).
 
     `ts` are the seconds of the interactions. An exposure without an interaction beside it has row -1 - its position.
@@ -221,10 +231,11 @@ def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, In
         return given.user, given.item, when, row, number, f"sampled ({given.source})" if given.simulated else None
     if not len(rows) or not rows.taken.all():
         return none, none, none, none, none, None
-    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed)
+    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed, retakes=retakes)
     words = (
         f"drawn by seed {seed}: {NEGATIVES_PER_TAKE} per take from what was taken within {WINDOW_EVENTS:,} events "
-        "before or after, already published then, never taken by that user"
+        f"before or after, already published then, {'not' if retakes else 'never'} taken by that user"
+        + (" then or later" if retakes else "")
     )
     return rows.user[row], item, ts[row], row, number, words
 

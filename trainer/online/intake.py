@@ -24,7 +24,7 @@ from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.late_events import LateEvent, LateEvents
 from trainer.samples.offsets import OffsetTracker
-from trainer.samples.rows import Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
@@ -236,6 +236,12 @@ class EventIntake:
     def pending(self) -> int:
         """Events held in memory: not yet released, waiting for their label, or for a full batch."""
         return self.window.buffered + self._join.waiting + len(self._ready) - self._counts["corrections_ready"]
+
+    @property
+    def pending_bytes(self) -> int:
+        """About how much memory `pending` takes; of the rows that are ready the first stands for all."""
+        ready = row_bytes(self._ready[0]) * len(self._ready) if self._ready else 0
+        return self.window.buffered_bytes + self._join.waiting_bytes + ready
 
     def snapshot(self) -> State:
         """Everything that was read and not trained on, and the counts."""

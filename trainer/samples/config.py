@@ -41,9 +41,14 @@ class JoinConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_retired(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "correction_rows" in values:
-            raise ValueError(
-                "CORRECTION_ROWS is gone: what late takes can correct is bounded by CORRECTION_SECONDS, "
-                "CART_CORRECTION_SECONDS, PURCHASE_CORRECTION_SECONDS and CORRECTION_MEGABYTES (0: no corrections)"
-            )
+        for name, instead in _RETIRED.items():
+            if isinstance(values, dict) and name in values:
+                raise ValueError(f"MIM_TRAINER__{name.upper()} is gone: {instead}")
         return values
+
+
+_RETIRED = {
+    "correction_rows": "what late takes can correct is bounded by CORRECTION_SECONDS, CART_CORRECTION_SECONDS, "
+    "PURCHASE_CORRECTION_SECONDS and CORRECTION_MEGABYTES (0: no corrections)",
+    "max_pending": "events that wait in memory are bounded by PENDING_MEGABYTES",
+}

@@ -9,7 +9,7 @@ was part of others' draws.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Protocol
@@ -42,7 +42,7 @@ class ExposureDraws:
         # of a busy second a fixed number of takes is kept, chosen by their ids: memory is bounded on both sides alike
         self._per_second = max(1, _MOST_TAKES // (2 * self._window + 1))
         self._takes: deque[tuple[int, str, str]] = deque()
-        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._last: dict[tuple[str, str], int] = {}
         self._until = -(1 << 62)
 
     def move_to(self, events: list[Observed], ahead: Callable[[int, int], Iterable[list[Observed]]]) -> None:
@@ -62,18 +62,18 @@ class ExposureDraws:
             takes = sorted(takes, key=lambda event: _digest(event.behaviour.event_id))[: self._per_second]
         for event in takes:
             self._takes.append((event.second, event.behaviour.item_id, event.behaviour.user_id))
-            self._pairs[event.behaviour.user_id, event.behaviour.item_id] += 1
+            self._last[event.behaviour.user_id, event.behaviour.item_id] = event.second
 
     def _remove(self, take: tuple[int, str, str]) -> None:
-        _, item, user = take
-        self._pairs[user, item] -= 1
-        if not self._pairs[user, item]:
-            del self._pairs[user, item]
+        second, item, user = take
+        if self._last.get((user, item)) == second:
+            del self._last[user, item]
 
     def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[str]:
-        """Different items for a take, fewer where the window has too few; none that the user takes around the moment.
+        """Different items for a take, fewer where the window has too few; none that the user takes then or later.
 
-        `fits` says which other items may be drawn.
+        An item that they took before may be drawn, as it may be shown: if it never were, having taken it would tell
+        that a row is taken. `fits` says which items may be drawn at all.
         """
         user, chosen = take.behaviour.user_id, [take.behaviour.item_id]
         places = self._places(take.behaviour.event_id)
@@ -81,7 +81,7 @@ class ExposureDraws:
             if len(chosen) > self.per_take:
                 break
             item = self._takes[next(places)][1]
-            if item not in chosen and (user, item) not in self._pairs and fits(item):
+            if item not in chosen and self._last.get((user, item), -1) < take.second and fits(item):
                 chosen.append(item)
         return chosen[1:]
 
@@ -111,7 +111,7 @@ class ExposureDraws:
         """Return to the state of `snapshot`."""
         columns = state.arrays["seconds"].tolist(), state.texts("items"), state.texts("users")
         self._takes, self._until = deque(zip(*columns, strict=True)), state.values["until"]
-        self._pairs = Counter((user, item) for _, item, user in self._takes)
+        self._last = {(user, item): second for second, item, user in self._takes}
 
 
 class DrawnBefore:

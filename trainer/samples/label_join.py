@@ -11,7 +11,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
 from trainer.samples.numbering import ItemNumbers
-from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
 from trainer.state import State, ragged, unragged
 
@@ -54,6 +54,8 @@ class ImpressionJoin:
         self._correctable = corrections
         self._draws = draws
         self._drawn_waiting = 0
+        self.waiting_bytes = 0
+        """About how much memory unresolved impressions take."""
         self._corrections: list[Impression] = []
         self.too_late = 0
         """Takes that name an exposure which is too old for them, or not known (any more)."""
@@ -84,6 +86,7 @@ class ImpressionJoin:
                 takes.append(self._add_take(event, drawn))
         self._waiting.extend(drawn)
         self._drawn_waiting += len(drawn)
+        self.waiting_bytes += sum(map(row_bytes, drawn))
         for take in takes:
             self._append(take)
         return takes
@@ -94,6 +97,7 @@ class ImpressionJoin:
             impression = self._waiting.popleft()
             self._unname(impression)
             self._drawn_waiting -= bool(impression.draw)
+            self.waiting_bytes -= row_bytes(impression)
             if self._correctable is not None and impression.draw <= 1:  # what was drawn beside a take stays not taken
                 self._correctable.add(impression)
             yield impression
@@ -112,6 +116,7 @@ class ImpressionJoin:
             self._draws.forget(user_id)
         own = [impression for impression in self._waiting if impression.user_id == user_id]
         self._drawn_waiting -= sum(bool(impression.draw) for impression in own)
+        self.waiting_bytes -= sum(map(row_bytes, own))
         if own:
             self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
         for impression in own:
@@ -144,6 +149,7 @@ class ImpressionJoin:
             self._draws.restore(state.part("draws"))
         answerable = [impression for impression in self._waiting if impression.draw <= 1]
         self._drawn_waiting = sum(bool(impression.draw) for impression in self._waiting)
+        self.waiting_bytes = sum(map(row_bytes, self._waiting))
         self._by_event = {impression.event_id: impression for impression in answerable}
         self._by_pair = {(impression.user_id, impression.item): impression for impression in answerable}
 
@@ -169,6 +175,7 @@ class ImpressionJoin:
             seconds = (*seconds, event.second)[-self._length :]
         impression = self._impression(event, item, items, seconds, retaken=retaken)
         self._waiting.append(impression)
+        self.waiting_bytes += row_bytes(impression)
         self._name(impression)
 
     def _impression(
@@ -197,12 +204,11 @@ class ImpressionJoin:
     def _draw(self, draws: Draws, event: Observed, item: int) -> list[Impression]:
         """The exposure of a take that answers none, and those drawn beside it."""
         items, seconds = self._history_of(event.behaviour.user_id)
-        fits = self._fits(items)
         own = self._impression(event, item, items, seconds, retaken=item in items)
         own.draw, own.label, own.taken_as = 1, 1, event.behaviour.kind
         self._name(own)
         beside = []
-        for number, item_id in enumerate(draws.draw(event, fits=fits), 2):
+        for number, item_id in enumerate(draws.draw(event, fits=self._is_named), 2):
             other = self._catalogue.number(item_id)
             drawn = self._impression(event, other, items, seconds, retaken=other in items)
             drawn.event_id, drawn.draw = f"{own.event_id}~{number}", number
@@ -211,12 +217,8 @@ class ImpressionJoin:
         place = int.from_bytes(blake2b(own.event_id.encode(), digest_size=8).digest(), "little") % (len(beside) + 1)
         return [*beside[:place], own, *beside[place:]]
 
-    def _fits(self, history: tuple[int, ...]) -> Callable[[str], bool]:
-        def fits(item_id: str) -> bool:
-            number = self._catalogue.find(item_id)
-            return number is not None and number not in history  # an item that the log has not named is not there yet
-
-        return fits
+    def _is_named(self, item_id: str) -> bool:
+        return self._catalogue.find(item_id) is not None  # an item that the log has not named is not there yet
 
     def _add_take(self, event: Observed, drawn: list[Impression]) -> Take:
         behaviour = event.behaviour

@@ -93,6 +93,8 @@ class EventWindow:
         self._released_before: int | None = None
         self.buffered = 0
         """Events that were accepted and not yet released."""
+        self.buffered_bytes = 0
+        """About how much memory they take."""
         self.dropped_by_idle = dict.fromkeys(dropped_by_idle)
         """(partition, offset) of events that were late because their partition was idle, in the order of reading."""
 
@@ -123,6 +125,7 @@ class EventWindow:
             heapq.heappush(self._seconds, second)
         self._by_second[second].append(Observed(partition, offset, second, behaviour))
         self.buffered += 1
+        self.buffered_bytes += _bytes(behaviour)
         return ObserveResult.ACCEPTED
 
     def newest(self, partition: int) -> int | None:
@@ -165,6 +168,7 @@ class EventWindow:
             events = self._by_second.pop(second)
             self._released_before = second + 1 + self._hold  # what a second was released with does not change any more
             self.buffered -= len(events)
+            self.buffered_bytes -= sum(_bytes(event.behaviour) for event in events)
             yield sorted(events, key=lambda event: event.order)
 
     def ahead(self, first: int, last: int) -> Iterator[list[Observed]]:
@@ -186,6 +190,7 @@ class EventWindow:
                 self._by_second[second] = others
         self._seconds = sorted(self._by_second)
         self.buffered -= len(found)
+        self.buffered_bytes -= sum(_bytes(event.behaviour) for event in found)
         return found
 
     def forget_dropped_by_idle(self, below: Mapping[int, int]) -> None:
@@ -217,12 +222,13 @@ class EventWindow:
             self._partitions[number] = partition
         self._released_before = state.values["released_before"]
         self.dropped_by_idle = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
-        self._by_second, self.buffered = {}, 0
+        self._by_second, self.buffered, self.buffered_bytes = {}, 0, 0
         places = state.arrays["held.places"].reshape(-1, 3).tolist()
         for (partition_, offset, second), text in zip(places, state.texts("held"), strict=True):
             event = Observed(partition_, offset, second, Behaviour.model_validate_json(text))
             self._by_second.setdefault(second, []).append(event)
             self.buffered += 1
+            self.buffered_bytes += _bytes(event.behaviour)
         self._seconds = sorted(self._by_second)
 
     def _remember(self, state: _Partition, second: int, event_id: str, *, at_most: int) -> None:
@@ -233,3 +239,7 @@ class EventWindow:
         while state.seen_order and state.seen_order[0][0] < forgotten_before:
             _, old = state.seen_order.popleft()
             del state.seen[old]
+
+
+def _bytes(behaviour: Behaviour) -> int:
+    return 1700 + len(behaviour.query_image or b"")

@@ -82,7 +82,7 @@ def test_a_take_that_answers_an_exposure_draws_nothing() -> None:
     assert {(row.event_id, row.label) for row in rows} == {("t0", 1), ("x1", 1), ("x2", 1)}
 
 
-def test_nothing_is_drawn_that_the_user_takes_around_then_or_that_the_log_has_not_named_yet() -> None:
+def test_nothing_is_drawn_that_the_user_takes_later_or_that_the_log_has_not_named_yet_but_earlier_takes_are() -> None:
     log = [
         behaviour("t0", "click", user="u1", item="i1", second=0),
         behaviour("t1", "click", user="u2", item="i2", second=10),
@@ -92,7 +92,8 @@ def test_nothing_is_drawn_that_the_user_takes_around_then_or_that_the_log_has_no
     ]
     trainer, rows = rows_of(log, draw_exposures=9)
     drawn = {trainer.catalogue.item_id(row.item) for row in rows if row.event_id.startswith("t2~")}
-    assert drawn == set()
+    assert drawn == {"i1"}
+    assert [row.retaken for row in rows if row.event_id.startswith("t2~")] == [True]
     assert {trainer.catalogue.item_id(row.item) for row in rows if row.event_id.startswith("t4~")} == {"i1", "i2", "i3"}
 
 
