@@ -55,7 +55,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise Misconfigured(f"--speed is {options.speed:g}, it must be above 0")
     data = open_data_set(options.folder, neg_type=options.neg_type)
     return publish(
-        options, settings, data, behaviours_of(data, seed=options.seed, events=options.events), options.speed
+        options,
+        settings,
+        data,
+        behaviours_of(data, seed=options.seed, events=options.events, retakes=True),
+        options.speed,
     )
 
 

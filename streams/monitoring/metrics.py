@@ -170,6 +170,8 @@ class Metrics:
         corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
         too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
         transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
+        kinds = self._gauge("mim_train_accepted_events", "Behaviours accepted, by kind", "kind")
+        late = self._gauge("mim_train_late_events", "Behaviours that came too late, by partition", "partition")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
         metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
 
@@ -186,6 +188,10 @@ class Metrics:
             corrected.labels("label").set(report.corrected)
             corrected.labels("kind").set(report.upgraded)
             too_late.set(report.takes_too_late)
+            for kind, count in report.kinds.items():
+                kinds.labels(kind).set(count)
+            for partition, count in report.late_by_partition.items():
+                late.labels(str(partition)).set(count)
             transactions.set(report.open_transactions)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():

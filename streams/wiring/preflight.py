@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from streams.broker.clients import broker_errors
 from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
 from streams.broker.log_reader import LogReader
 from streams.broker.partitioning import FIX, Partitioning
+from streams.broker.records import behaviour_of
 from streams.broker.topics import TOPICS, TopicName, TopicSpec
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
@@ -24,10 +26,13 @@ from streams.stores.histories.client import make_redis, redis_errors
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
+from streams.training.click_log_watch import NO_EXPOSURES, click_log_problem
 
 _WRITTEN_BY_OTHERS: tuple[TopicName, ...] = ("items", "behaviours")
 _NEWEST_KEYS = 200
 
+_SAMPLE = 2_000
+"""Newest events of the click log that are looked at."""
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
 
 
@@ -62,6 +67,7 @@ async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) ->
         lines.append(await _line("topics", lambda: _topics(settings), "run 'mimstream topics create'"))
         if lines[-1].ok:
             lines.append(await _line("partitioner", lambda: _partitioner(settings), FIX))
+            lines.append(await _line("click log", lambda: _click_log(settings), NO_EXPOSURES))
     redis = await _line("redis", lambda: _redis(settings), f"start it, or set MIM_REDIS__URL; {EMBEDDED}")
     lines.append(redis)
     if redis.ok and broker.ok:
@@ -188,6 +194,22 @@ def picture_sizes(settings: Settings) -> CheckLine:
         )
         return CheckLine("pictures", False, found, fix)
     return CheckLine("pictures", True, found if in_record >= decoded else f"{found}; larger ones need an image_url")
+
+
+async def _click_log(settings: Settings) -> str:
+    kinds: Counter[str] = Counter()
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        bounds = await reader.bounds(await reader.partitions("behaviours"))
+        for partition, (first, end) in bounds.items():
+            async for record in reader.read(partition, max(first, end - _SAMPLE // len(bounds)), end):
+                behaviour = behaviour_of(record, settings.kafka, settings.record.field_map)
+                kinds["unreadable" if behaviour is None else behaviour.kind] += 1
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing yet"
+    readable = {kind: count for kind, count in kinds.items() if kind != "unreadable"}
+    problem = click_log_problem(readable, draws=settings.trainer.draw_exposures > 0)
+    if problem is not None:
+        raise _CheckFailed(f"the newest events are {found}: {problem}", NO_EXPOSURES)
+    return f"the newest events: {found}"
 
 
 async def _redis(settings: Settings) -> str:

@@ -23,7 +23,8 @@ from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks
 from tests.factories.recorded_log import behaviour_store
 
-CHECKS = ["broker", "topics", "partitioner", "redis", "behaviour view", "pictures", "encoder", "milvus", "model"]
+CHECKS = ["broker", "topics", "partitioner", "click log", "redis"]
+CHECKS += ["behaviour view", "pictures", "encoder", "milvus", "model"]
 
 
 class NamedEncoder:

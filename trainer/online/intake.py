@@ -11,7 +11,7 @@ of training never depends on when embeddings came.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,8 +22,9 @@ from schemas.behaviours import Behaviour
 from trainer.online.config import TrainerConfig
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
+from trainer.samples.late_events import LateEvent, LateEvents
 from trainer.samples.offsets import OffsetTracker
-from trainer.samples.rows import Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
@@ -65,6 +66,10 @@ class EventIntake:
         self._catalogue = catalogue
         self.window, self._join = rules.window(), rules.join(catalogue)
         self.offsets = OffsetTracker(partitions)
+        self.kinds: Counter[str] = Counter()
+        """Accepted events by kind."""
+        self.late = LateEvents()
+        """Events that came too late."""
         self._ready: deque[Impression] = deque()
         self._takes: deque[_QueuedTake] = deque()
         self._deleted: set[str] = set()
@@ -83,6 +88,12 @@ class EventIntake:
         result = self.window.observe(partition, offset, behaviour, written_at=written_at)
         self.offsets.read(partition, offset, done=result is not ObserveResult.ACCEPTED)
         self._counts["late"] += result is ObserveResult.LATE
+        if result is ObserveResult.ACCEPTED:
+            self.kinds[behaviour.kind] += 1
+        elif result is ObserveResult.LATE:
+            at, newest = behaviour.occurred_at.timestamp(), self.window.newest(partition)
+            behind = 0.0 if newest is None else newest - at
+            self.late.add(LateEvent(partition, offset, behaviour.event_id, at, behind))
         self._counts["duplicate"] += result is ObserveResult.DUPLICATE
         return result
 
@@ -195,7 +206,7 @@ class EventIntake:
 
     def _add_second(self, events: list[Observed]) -> None:
         taken = (event for event in events if event.behaviour.kind.is_take)
-        for take, event in zip(self._join.add_second(events), taken, strict=True):
+        for take, event in zip(self._join.add_second(events, self.window.ahead), taken, strict=True):
             self._takes.append(_QueuedTake(take, event.partition, event.offset))
             self._counts["trained"] += 1
             self.offsets.commit(event.partition, event.offset)
@@ -204,7 +215,9 @@ class EventIntake:
         self._counts["corrections_ready"] += len(corrections)
 
     def _settle(self, *, before: float) -> None:
-        self._ready.extend(self._join.resolved(before))
+        for row in self._join.resolved(before):
+            self._ready.append(row)
+            self._counts["corrections_ready"] += not row.own_event
 
     @property
     def takes_too_late(self) -> int:
@@ -251,6 +264,12 @@ class EventIntake:
         """Events held in memory: not yet released, waiting for their label, or for a full batch."""
         return self.window.buffered + self._join.waiting + len(self._ready) - self._counts["corrections_ready"]
 
+    @property
+    def pending_bytes(self) -> int:
+        """About how much memory `pending` takes; of the rows that are ready the first stands for all."""
+        ready = row_bytes(self._ready[0]) * len(self._ready) if self._ready else 0
+        return self.window.buffered_bytes + self._join.waiting_bytes + ready
+
     def snapshot(self) -> State:
         """Everything that was read and not trained on, and the counts."""
         state = State(
@@ -258,6 +277,8 @@ class EventIntake:
                 **self._counts,
                 "given_up": sorted(self._timed_out),
                 "dropped": sorted(self._deleted),
+                "kinds": dict(self.kinds),
+                "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
         )
         state.put("window", self.window.snapshot())
@@ -273,6 +294,8 @@ class EventIntake:
         """Return to the state of `snapshot`; a `finish` before it does not count."""
         self._counts = {name: state.values[name] for name in _COUNTS}
         self._timed_out, self._deleted = set(state.values["given_up"]), set(state.values["dropped"])
+        self.kinds = Counter(state.values.get("kinds", {}))
+        self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))
         self._join.restore(state.part("join"))
         self.offsets.restore(state.part("offsets"))

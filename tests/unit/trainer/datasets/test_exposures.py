@@ -43,6 +43,20 @@ def test_drawn_exposures_keep_every_rule() -> None:
     assert all(len(set(chosen)) == len(chosen) <= 4 for chosen in per_row.values())
 
 
+def test_with_retakes_what_a_user_took_before_may_be_drawn_and_what_they_take_then_or_later_never() -> None:
+    ts, user, item, publish = a_stream()
+    row, _, drawn = draw_around(ts, user, item, publish, seed=4, per_take=4, window=50, retakes=True)
+    takes: dict[tuple[int, int], list[int]] = {}
+    for second, who, what in zip(ts.tolist(), user.tolist(), item.tolist(), strict=True):
+        takes.setdefault((who, what), []).append(second)
+    earlier = 0
+    for at, one in zip(row.tolist(), drawn.tolist(), strict=True):
+        own = takes.get((int(user[at]), one), [])
+        assert all(second < ts[at] for second in own)
+        earlier += bool(own)
+    assert earlier > 20
+
+
 def test_a_draw_is_short_only_where_the_window_holds_no_more() -> None:
     ts, user, item, publish = a_stream()
     row, _, _ = draw_around(ts, user, item, publish, seed=4, per_take=4, window=50)
