@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         # `stack` starts and stops what the others use
         stack = None if options.command == "stack" else options.stack_name
-        settings = load_settings(options.config, given=options.set, stack=stack, find_stack=_stack_values)
+        settings = load_settings(
+            options.config, given=options.set, stack=stack, find_stack=_stack_values, command=options.command
+        )
         return int(import_module(f"streams.commands.{_module_of(options.command)}").run(options, settings))
     except Misconfigured as error:
         return _fail(error, EXIT_MISCONFIGURED)

@@ -76,7 +76,7 @@ class EncodeBench:
             "kafka": parts["kafka"],
             "milvus": parts["milvus"] | {"alias": name},
             "redis": parts["redis"] | {"key_prefix": f"{name}:"},
-            "topics": {"prefix": f"{name}."},
+            "topics": parts["topics"] | {"prefix": f"{name}."},
             "index": {"batch_max_items": batch},
         }
         settings = child_settings(self._settings, values)

@@ -37,6 +37,7 @@ from streams.training.release_schedule import ReleaseScheduler
 from streams.training.reports import TrainReports
 from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
 from streams.training.trainer_thread import TrainerThread
+from streams.wiring.rights import RIGHTS
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
@@ -87,7 +88,8 @@ async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | N
         if not options.release:
             report = await _train(settings, options, make_trainer, metrics, stop, None)
             return
-        await asyncio.to_thread(describe_log, settings)  # a wrong address is an error at once
+        # a wrong address or a topic that is not there is an error at once
+        await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, RIGHTS["train"].topics)
         group = settings.topics.group("train")
         leadership = Leadership(
             settings.kafka,
