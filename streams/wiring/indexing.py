@@ -53,7 +53,7 @@ async def remove_slot(settings: Settings, slot_name: str) -> None:
 
 async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, metrics_port: int | None) -> None:
     """Index until stopped; then leave the group at once if asked to."""
-    metrics = Metrics()
+    metrics = Metrics("index")
     config = settings.index
     await asyncio.to_thread(_check_topics, settings)
     await read_center(settings.milvus)  # a Milvus that is down is reported now, not after the encoder was loaded

@@ -34,7 +34,7 @@ _DAY_MS = 86_400_000
 
 async def record(settings: Settings, *, rebuild: bool, metrics_port: int | None) -> None:
     """Record until stopped; `rebuild` clears the behaviour store first."""
-    metrics = Metrics()
+    metrics = Metrics("record")
     topic = settings.topics.full_name("behaviours")
 
     async def identify() -> TopicIncarnation:

@@ -85,7 +85,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
 
     Raises `Misconfigured` if the address cannot be used, the topic is missing or the encoder is not the center's.
     """
-    metrics = Metrics()
+    metrics = Metrics("serve")
     async with AsyncExitStack() as opened:
         redis = make_redis(settings.redis)
         behaviours = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
