@@ -140,7 +140,9 @@ class TransformersText:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoModel  # takes seconds to import, and only other architectures need it
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # a service's log holds lines
         # safetensors only: a pickle can run code on loading
         whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         self.network: Any = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)

@@ -119,10 +119,12 @@ def load_settings(
     given: Sequence[str] = (),
     stack: str | None = None,
     find_stack: Callable[[str, StackConfig], Values] | None = None,
+    command: str | None = None,
 ) -> Settings:
     """Put the settings together. Each of these wins over those before it, setting by setting: the defaults, the file
     (`config_file`, else the path in `MIM_CONFIG`), the environment, the embedded stack that the command line names
-    (`find_stack` tells its values), and single settings of the command line (`given`, each `NAME=VALUE`).
+    (`find_stack` tells its values), and single settings of the command line (`given`, each `NAME=VALUE`). `command`
+    names this process to the broker.
 
     Raises `Misconfigured` naming each wrong setting, with the nearest known name of a mistyped one.
     """
@@ -132,6 +134,9 @@ def load_settings(
     if stack is not None and find_stack is not None:
         layers[f"--stack {stack}"] = find_stack(stack, config)
     settings = _settings_of(layers | last)
+    if command is not None and ("kafka", "client_id") not in settings._sources:
+        named = settings.kafka.model_copy(update={"client_id": f"{settings.kafka.client_id}-{command}"})
+        settings = settings.model_copy(update={"kafka": named})
     settings._given.update(last["command line"])
     return settings
 

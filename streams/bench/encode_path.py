@@ -84,7 +84,7 @@ class EncodeBench:
             "kafka": parts["kafka"],
             "milvus": parts["milvus"] | {"alias": name},
             "redis": parts["redis"] | {"key_prefix": f"{name}:"},
-            "topics": {"prefix": f"{name}."},
+            "topics": parts["topics"] | {"prefix": f"{name}."},
             "index": {"batch_max_items": batch},
             "images": {} if site is None else {"private_networks": ["127.0.0.0/8"], "allowed_ports": []},
         }

@@ -18,6 +18,7 @@ import structlog
 from schemas.errors import PipelineError
 from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.cluster import describe_topics
 from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.stores.artifacts.promotion import CurrentPointer
@@ -176,6 +177,7 @@ async def _announce(settings: Settings, manifest: ModelManifest) -> bool:
     try:
         with broker_errors(settings.kafka):
             await producer.start()
+            await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, ["models"])
             await producer.send_and_wait(
                 settings.topics.full_name("models"), notice.model_dump_json().encode(), key=manifest.release_id.encode()
             )

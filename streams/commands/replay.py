@@ -13,6 +13,7 @@ from pathlib import Path
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.cluster import describe_topics
 from streams.broker.lag import GroupPositions
 from streams.broker.topics import TopicName
 from streams.commands.arguments import ROLES, positive, roles, share
@@ -107,6 +108,9 @@ async def send(timeline: Timeline, settings: Settings, follow: Sequence[str], sp
     followed: dict[TopicName, list[str]] = {}
     for role in follow:
         followed.setdefault(ROLES[role], []).append(role)
+    needed: list[TopicName] = ["items", "behaviours"] if timeline.events else ["items"]
+    # a producer would wait for a topic that is not there
+    await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, needed)
     async with AsyncExitStack() as stack:
         positions = None
         if followed:

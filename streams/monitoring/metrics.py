@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
@@ -24,16 +24,23 @@ from streams.training.reports import TrainReport
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class Metrics:
-    """All series of a process in one registry."""
+MetricsRole = Literal["record", "serve", "index", "train"]
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+
+class Metrics:
+    """All series of a process in one registry: its role's, and those of any process (memory, CPU, open files)."""
+
+    def __init__(self, role: MetricsRole) -> None:
+        self.registry = CollectorRegistry()
         self._handlers: dict[type, Callable[[Any], None]] = {}
-        self._declare_record()
-        self._declare_serve()
-        self._declare_index()
-        self._declare_train()
+        declare: dict[MetricsRole, Callable[[], None]] = {
+            "record": self._declare_record,
+            "serve": self._declare_serve,
+            "index": self._declare_index,
+            "train": self._declare_train,
+        }
+        declare[role]()
+        ProcessCollector(registry=self.registry)
 
     def record(self, report: object) -> None:
         """Count what a component reports. Raises `KeyError` for a type without a handler."""

@@ -26,6 +26,7 @@ from streams.training.checkpointing import Checkpointer
 from streams.training.promotion_gate import PromotionGate
 from streams.training.release_publisher import ReleasePublisher
 from streams.training.trainer_thread import TrainerThread, in_thread
+from trainer.samples.rows import plain_row_bytes
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import Candidate, OnlineTrainer
@@ -139,8 +140,9 @@ class ReleaseScheduler:
     async def _reach_last_rows(self, trainer: OnlineTrainer) -> bool:
         """Hold the last rows back, and begin to compare on them once they are reached; False if that has to wait."""
         if not self._holds_back:
-            # not so many that reading, which pauses at `max_pending`, never comes to the end
-            trainer.intake.hold_back(min(self._gate.last_rows, trainer.config.max_pending // 2))
+            # not so many that reading, which pauses at that much memory, never comes to the end
+            most = 1e6 * trainer.config.pending_megabytes / 2 / plain_row_bytes(trainer.config.history_length)
+            trainer.intake.hold_back(min(self._gate.last_rows, max(1, int(most))))
             self._holds_back = True
         others = self._at_last_rows and self._compared_with != self.publisher.current_id  # a first release among them
         if not (trainer.intake.at_last_rows or others):

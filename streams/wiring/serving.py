@@ -28,6 +28,7 @@ from streams.settings import Settings
 from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.server import require_single_server
 from streams.stores.vectors.collection import read_center
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 
@@ -87,11 +88,13 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
 
     Raises `Misconfigured` if the address cannot be used, the topic is missing or the encoder is not the center's.
     """
-    metrics = Metrics()
+    metrics = Metrics("serve")
     async with AsyncExitStack() as opened:
-        behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        redis = make_redis(settings.redis)
+        behaviours = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(behaviours.close)
         await behaviours.ping()
+        await require_single_server(redis, settings.redis)
         encoder = LazyEncoder(lambda: _load_encoder(settings))
         version, dim = await _vectors_in_use(settings, encoder)
         encoder.expected_version = version

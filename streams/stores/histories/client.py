@@ -24,6 +24,10 @@ _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "C
 """Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
 
 
+_SHARDED = ("MOVED", "ASK", "CROSSSLOT")
+"""Replies of a Redis Cluster to a client that speaks to one of its servers."""
+
+
 class RedisConfig(BaseModel):
     """How to reach Redis or Valkey: one server, or a primary with replicas (not a sharded cluster)."""
 
@@ -81,6 +85,10 @@ def make_redis(config: RedisConfig) -> Redis:
     return client
 
 
+def _tls_setting(config: RedisConfig) -> str:
+    return ", MIM_REDIS__SSL_CAFILE" if config.url.startswith("rediss://") else ""
+
+
 @contextmanager
 def redis_errors(config: RedisConfig) -> Iterator[None]:
     """Translate redis-py's errors: what heals by waiting is `StoreUnavailable`, a wrong password `Misconfigured`."""
@@ -91,7 +99,9 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
             f"Redis at {config.shown_url} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        raise StoreUnavailable("Redis", f"nothing answers at {config.shown_url} (MIM_REDIS__URL): {error}") from error
+        raise StoreUnavailable(
+            "Redis", f"no connection to {config.shown_url} (MIM_REDIS__URL{_tls_setting(config)}): {error}"
+        ) from error
     except exceptions.WatchError as error:  # a connection lost while watching; `transact` catches the conflicts
         raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
@@ -100,6 +110,11 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
             error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError
         ):
             raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) answers: {text}") from error
+        if text.startswith(_SHARDED):
+            raise Misconfigured(
+                f"Redis at {config.shown_url} is a Redis Cluster ({text}): set MIM_REDIS__URL to a single server, or a "
+                "primary with replicas"
+            ) from error
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             raise Misconfigured(
                 f"Redis at {config.shown_url} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"

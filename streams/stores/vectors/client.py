@@ -12,7 +12,7 @@ import grpc
 from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
-from schemas.errors import Reason, StoreUnavailable, WriteRejected
+from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
 from streams.stores.vectors.config import MilvusConfig
 
 T = TypeVar("T")
@@ -22,6 +22,9 @@ _COLLECTION_NOT_FOUND = 100
 _INPUT_REFUSED = frozenset({6, 1100, 1101, 1804})
 """Status codes that say the request itself is wrong: Milvus Lite's illegal argument, the server's invalid parameter,
 missing parameter and data mismatch. Everything else may heal and is retried."""
+
+_OF_LOGINS = ("auth check failure", "unauthenticated", "permission deny", "permission denied", "privilege")
+"""How Milvus words that it refuses a login or a right; its codes for these differ between versions."""
 
 _NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time_ms": 300_000}
 """pymilvus pings an idle connection every 10 s; a plain gRPC server, as the embedded one is, hangs up on such clients
@@ -137,14 +140,21 @@ class MilvusConnection:
         if error.code not in _INPUT_REFUSED and error.code != _COLLECTION_NOT_FOUND:
             await self.close()
 
-    def _translated(self, what: str, error: MilvusException) -> StoreUnavailable | WriteRejected:
+    def _translated(self, what: str, error: MilvusException) -> StoreUnavailable | WriteRejected | Misconfigured:
         refused = isinstance(error, (ParamError, DataNotMatchException)) or error.is_input_error
         if refused or error.code in _INPUT_REFUSED:
             return WriteRejected(Reason.WRITE_REJECTED, f"Milvus refuses {what}: {error.message}")
+        if any(word in error.message.lower() for word in _OF_LOGINS):
+            return Misconfigured(
+                f"Milvus at {self._config.shown_uri} refuses {what}: {error.message} (MIM_MILVUS__TOKEN)"
+            )
         return self._unavailable(what, f"{error.message} (code {error.code})")
 
     def _unavailable(self, what: str, detail: str) -> StoreUnavailable:
-        return StoreUnavailable("Milvus", f"{what} at {self._config.shown_uri} (MIM_MILVUS__URI): {detail}")
+        # a server that refuses the handshake or the login at the start is silent to this client
+        names = ["URI"] + ["SSL_CAFILE"] * self._config.uri.startswith("https://") + ["TOKEN"] * bool(self._token)
+        settings = ", ".join(f"MIM_MILVUS__{name}" for name in names)
+        return StoreUnavailable("Milvus", f"{what} at {self._config.shown_uri} ({settings}): {detail}")
 
 
 def quiet_client_logs() -> None:

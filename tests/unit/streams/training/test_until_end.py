@@ -96,7 +96,7 @@ async def test_rows_that_are_held_back_change_nothing_of_what_is_learned(tmp_pat
 
 
 async def test_rows_that_are_held_back_never_stop_reading(tmp_path: Path) -> None:
-    report = await Run(tmp_path, in_memory_registry(), 3000, trial_rows=10_000, max_pending=700).finish()
+    report = await Run(tmp_path, in_memory_registry(), 3000, trial_rows=10_000, pending_megabytes=0.5).finish()
     assert report.accounts["trained"] == 3000
 
 
