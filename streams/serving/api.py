@@ -235,9 +235,18 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """`GET /readyz`: 200 if every check is `ok`, else 503 with the reasons."""
-    checks = await readiness(request.app[SERVICE])
+    service = request.app[SERVICE]
+    checks = await readiness(service)
     ready = all(state == "ok" for state in checks.values())
-    return web.json_response({"ready": ready, "checks": checks}, status=200 if ready else 503)
+    answer = {"ready": ready, "checks": checks, "unconfirmed": unconfirmed(service)}
+    return web.json_response(answer, status=200 if ready else 503)
+
+
+def unconfirmed(service: ScoringService) -> list[str]:
+    """What holds a score up but does not prevent it."""
+    if service.vector_cache.behind_seconds <= service.config.cache.max_staleness_seconds:
+        return []
+    return ["Kafka does not tell which vectors changed: each is read from the representation center again"]
 
 
 async def readiness(service: ScoringService) -> dict[str, str]:

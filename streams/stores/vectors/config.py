@@ -31,8 +31,9 @@ class MilvusConfig(BaseModel):
     consistency_level: Literal["Strong", "Bounded", "Session", "Eventually"] = "Bounded"
     """Consistency of searches, and of the items that the HTTP interface shows. `Strong` sees every acknowledged write,
     and waits for it: about 200 ms a call on a Milvus server, 400 ms at the median of `/v1/similar`. `Bounded` may
-    miss the last seconds (the server's graceful time). `Session` and `Eventually` may miss more. What is read before a write,
-    and what a score rests on, is always read as with `Strong`. Milvus Lite sees every write with each of them."""
+    miss the last seconds (the server's graceful time). `Session` and `Eventually` may miss more. What is read before a
+    write, and what a score rests on, is always read as with `Strong`. Milvus Lite sees every write with each of them.
+    """
 
     @field_validator("uri")
     @classmethod

@@ -107,6 +107,16 @@ async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_b
     assert (await bench.get("/readyz"))[0] == 200
 
 
+async def test_what_kafka_does_not_confirm_is_told_and_no_reason_to_be_unready(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    status, answer = await bench.get("/readyz")
+    assert status == 200 and "Kafka" in answer["unconfirmed"][0]
+    bench.service.vector_cache.confirm(asyncio.get_running_loop().time())
+    status, answer = await bench.get("/readyz")
+    assert (status, answer["unconfirmed"]) == (200, [])
+
+
 async def test_only_scores_wait_for_the_newest_write(open_bench: Open) -> None:
     class Noting(InMemoryItemIndex):
         async def fetch(self, item_ids: Any, *, pending: bool = False, fresh: bool = True) -> Any:
