@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.runtime.endpoints import checked_endpoint, shown_endpoint
+from streams.stores.histories.pool import ClusterRefused, Pool
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class RedisConfig(BaseModel):
     timeout_seconds: float = Field(default=5.0, gt=0)
     """How long to wait for a connection, and for each reply."""
     max_connections: int = Field(default=64, ge=1)
-    """Connections that one process opens at most."""
+    """Connections that one process opens at most; a call waits up to `timeout_seconds` for a free one."""
 
     @field_validator("url")
     @classmethod
@@ -70,7 +71,7 @@ def make_redis(config: RedisConfig) -> Redis:
     if tls and not config.url.startswith("rediss://"):
         raise Misconfigured("MIM_REDIS__SSL_CAFILE, _CERTFILE and _KEYFILE need a MIM_REDIS__URL with rediss://")
     try:
-        client: Redis = Redis.from_url(
+        pool = Pool.from_url(
             config.url,
             **tls,
             username=config.username,
@@ -78,10 +79,12 @@ def make_redis(config: RedisConfig) -> Redis:
             socket_timeout=config.timeout_seconds,
             socket_connect_timeout=config.timeout_seconds,
             max_connections=config.max_connections,
+            timeout=config.timeout_seconds,
             retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that the server has closed meanwhile
         )
     except ValueError as error:  # an option behind '?'; host and port were read before
         raise Misconfigured(f"MIM_REDIS__URL ({config.shown_url}) is not an address of Redis: {error}") from None
+    client: Redis = Redis.from_pool(pool)
     return client
 
 
@@ -89,11 +92,20 @@ def _tls_setting(config: RedisConfig) -> str:
     return ", MIM_REDIS__SSL_CAFILE" if config.url.startswith("rediss://") else ""
 
 
+_CLUSTER = (ClusterRefused, exceptions.AskError, exceptions.ClusterCrossSlotError)  # a MOVED is an AskError, too
+
+
 @contextmanager
 def redis_errors(config: RedisConfig) -> Iterator[None]:
     """Translate redis-py's errors: what heals by waiting is `StoreUnavailable`, a wrong password `Misconfigured`."""
     try:
         yield
+    except _CLUSTER as error:
+        raise Misconfigured(
+            f"Redis at {config.shown_url} (MIM_REDIS__URL) is a Redis Cluster, which spreads keys over servers; data "
+            "and position of a partition are written together, which a cluster refuses: set MIM_REDIS__URL to a Redis "
+            "or Valkey with cluster mode off (one server, or a primary with replicas)"
+        ) from error
     except exceptions.AuthenticationError as error:
         raise Misconfigured(
             f"Redis at {config.shown_url} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"

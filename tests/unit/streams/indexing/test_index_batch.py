@@ -264,7 +264,9 @@ class TestHolding:
                 if self.calls[what] <= 2:
                     raise StoreUnavailable("Milvus", what)
 
-            async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
+            async def fetch(
+                self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True
+            ) -> dict[str, ItemRow]:
                 self.hiccup("fetch")
                 return await super().fetch(item_ids, pending=pending)
 
