@@ -76,6 +76,21 @@ def test_a_bundle_whose_sums_were_made_anew_after_an_edit_is_refused(folder):
         read_trained(folder)
 
 
+def test_other_weights_are_refused_even_with_fitting_sums(folder):
+    flip_byte(folder / "trained.safetensors", (folder / "trained.safetensors").stat().st_size - 1)
+    seal(folder, *FILES)
+    with pytest.raises(Misconfigured, match="edited"):
+        read_trained(folder)
+
+
+def test_a_fusion_for_towers_of_another_width_is_refused():
+    class Wider:
+        tower_widths = (21, 30)
+
+    with pytest.raises(ValueError, match=r"towers make \(21, 30\)"):
+        TrainedEncoder(Wider(), make_fusion(make_features()), version="csft16-x")
+
+
 def test_a_folder_in_use_is_never_written_to(folder, towers):
     with pytest.raises(FileExistsError):
         write_trained(folder, towers=towers, fusion=make_fusion(make_features()), training=TRAINING)
