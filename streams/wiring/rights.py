@@ -77,10 +77,10 @@ RIGHTS: dict[str, Rights] = {
 }
 
 REDIS_COMMANDS = (
-    "DEL EVAL EXEC EXISTS GET HGET HGETALL HINCRBY HMGET HSET MGET MULTI PEXPIRE PING PTTL SADD SCAN SET "
+    "DEL EVAL EXEC EXISTS GET HDEL HGET HGETALL HINCRBY HMGET HSET MGET MULTI PEXPIRE PING PTTL SADD SCAN SET "
     "SMEMBERS UNLINK UNWATCH WATCH ZADD ZCARD ZMSCORE ZREM ZREMRANGEBYSCORE"
 )
-"""What the roles say to Redis, beside AUTH, HELLO, SELECT and CLIENT SETINFO of every connection."""
+"""What the roles say to Redis, beside AUTH, HELLO, SELECT, CLIENT SETINFO and CLUSTER INFO of every connection."""
 
 HEADS = ("who", "reads topics", "writes topics", "other rights in Kafka", "Redis", "Milvus")
 

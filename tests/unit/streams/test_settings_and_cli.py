@@ -108,7 +108,7 @@ FIELD_MAPS = {
     '{"sku": "item_id"}': "MIM_INDEX__FIELD_MAP: .*no field is called sku",
     '{"title": 7}': "MIM_INDEX__FIELD_MAP",
     '{"event": {"from": "op"}}': "MIM_INDEX__FIELD_MAP: .*event: a translation",
-    "sku": "index.*is JSON",
+    "sku": "MIM_INDEX__FIELD_MAP is not JSON",
 }
 
 

@@ -80,7 +80,7 @@ def print_demo() -> None:
 
 
 LISTINGS: dict[str, Callable[[], object]] = {
-    "dead-letters list": lambda: dead_letters._list([entry()], as_json=False),
+    "dead-letters list": lambda: dead_letters._print_list([entry()], as_json=False),
     "dead-letters show": lambda: dead_letters._show([(entry(), LETTER)], as_json=False),
     "dead-letters requeue": lambda: dead_letters._print_results(
         [RequeueResult(HOSTILE, "refused", HOSTILE)], as_json=False
