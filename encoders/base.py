@@ -29,7 +29,7 @@ class ItemContent:
     price: float | None = None
     """Price at first publish, not the current one."""
     image: bytes | None = None
-    """The encoded picture (JPEG, PNG or WebP); None where there is none."""
+    """The encoded picture (JPEG, PNG, WebP, GIF or BMP); None where there is none."""
     year: int | None = None
     """Year of release or of the model, where known."""
 

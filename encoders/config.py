@@ -19,9 +19,10 @@ class EncoderConfig(BaseModel):
     width: int | None = Field(default=None, ge=8)
     """Number of a trained bundle's dimensions to use; must be one of its nested widths."""
     text_model: str | None = None
-    """Transformers text model in place of the bundle's: a local folder, or a hub name that is in the local cache."""
+    """Transformers text model in place of the bundle's: a local folder, or a hub name that is in the local cache. To
+    train on it make a bundle (`mimstream bundle make`)."""
     image_model: str | None = None
-    """Transformers vision model in place of the bundle's: a local folder, or a hub name that is in the local cache."""
+    """Transformers vision model in place of the bundle's, in the same way."""
     allow_hub_download: bool = False
     """Whether a model that is not in the local cache may be downloaded at start."""
     max_image_bytes: int = Field(default=8_388_608, ge=1_024)

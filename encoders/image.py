@@ -156,7 +156,9 @@ class TransformersVision:
         compiled: bool = False,
     ) -> None:
         from transformers import AutoModel
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # a service's log holds lines
         self._device = torch.device(device)
         self._precision = precision
         try:

@@ -25,11 +25,12 @@ from encoders.fixed_fusion import FixedFusion, draw_projection, fit_projection
 from encoders.image import EfficientNetLite0, ImageTower, TransformersVision, vision_model_sha256
 from encoders.multimodal import MultiModalEncoder
 from encoders.preprocess import ImageLimits, join_text
-from encoders.text import TextTower, text_model_sha256
+from encoders.text import TextTower, longest_text, text_model_sha256
 from encoders.trained import TrainedEncoder, TrainedManifest, is_trained, read_tower_weights, read_trained
 from schemas.errors import Misconfigured
 
 TEXT_DIM, IMAGE_DIM, IMAGE_SHARE = 96, 32, 0.2
+DEFAULT_TOKENS = 128
 _DROP_TEXT, _DROP_IMAGE = 3, 2
 _FIT_TEXTS, _FIT_WORDS, _FIT_PICTURES = 5_000, 2_000, 2_000
 _CENTRE_TEXTS, _CENTRE_WORDS, _CENTRE_PICTURES = 400, 100, 100
@@ -121,10 +122,14 @@ def make_bundle(
 ) -> BundleManifest:
     """Fit a fusion for two backbones on synthetic content and write it as a bundle, as the default one was made.
 
-    Takes one or two minutes. Raises `Misconfigured` if a backbone cannot be loaded and `FileExistsError` if `folder`
-    is not empty.
+    Takes one or two minutes. Raises `Misconfigured` if a backbone cannot be loaded, or makes too few features, and
+    `FileExistsError` if `folder` is not empty.
     """
     text_tower, image_tower = _text_tower(text, folder, config), _image_tower(image, folder, config)
+    widths = (("text", text_tower.width, text_dim + _DROP_TEXT), ("image", image_tower.width, image_dim + _DROP_IMAGE))
+    for name, width, least in widths:
+        if width < least:
+            raise Misconfigured(f"the {name} model makes {width} features, a bundle needs {least} or more")
     texts = _text_features(text_tower, _FIT_TEXTS, _FIT_WORDS)
     fusion = FixedFusion(
         text=fit_projection(texts, text_dim, drop=_DROP_TEXT),
@@ -140,20 +145,34 @@ def make_bundle(
     return write_bundle(folder, text=text, image=image, fusion=fusion, recipe=recipe)
 
 
+def text_spec_of(model: str, tokens: int | None, config: EncoderConfig, *, named_by: str) -> TextSpec:
+    """A transformers text model as a tower that reads `tokens`, by default 128 or as many as the model does.
+
+    `model` is a folder or a name in the hub's cache, `named_by` the setting or option that it comes from. Raises
+    `Misconfigured` if it is neither.
+    """
+    place = _model_folder(model, named_by, config.allow_hub_download)
+    weights = WeightsPlace(path=str(place), sha256=text_model_sha256(place))
+    return TextSpec(weights=weights, max_tokens=tokens or min(DEFAULT_TOKENS, longest_text(place)))
+
+
+def image_spec_of(model: str, config: EncoderConfig, *, named_by: str) -> ImageSpec:
+    """A transformers vision model as a tower, with the size of pictures that it declares. As `text_spec_of`."""
+    place = _model_folder(model, named_by, config.allow_hub_download)
+    weights = WeightsPlace(path=str(place), sha256=vision_model_sha256(place))
+    size = TransformersVision(place, device=config.device).size
+    return ImageSpec(kind="transformers", weights=weights, size=size)
+
+
 def _with_other_towers(
     manifest: BundleManifest, folder: Path, config: EncoderConfig
 ) -> tuple[BundleManifest, FixedFusion, TextTower, ImageTower]:
     """A bundle in memory: other towers, centred on synthetic content, with directions drawn from a seed."""
     text_spec, image_spec = manifest.text, manifest.image
     if config.text_model is not None:
-        place = _model_folder(config.text_model, "MIM_ENCODER__TEXT_MODEL", config.allow_hub_download)
-        weights = WeightsPlace(path=str(place), sha256=text_model_sha256(place))
-        text_spec = TextSpec(weights=weights, max_tokens=manifest.text.max_tokens)
+        text_spec = text_spec_of(config.text_model, None, config, named_by="MIM_ENCODER__TEXT_MODEL")
     if config.image_model is not None:
-        place = _model_folder(config.image_model, "MIM_ENCODER__IMAGE_MODEL", config.allow_hub_download)
-        weights = WeightsPlace(path=str(place), sha256=vision_model_sha256(place))
-        size = TransformersVision(place, device=config.device).size
-        image_spec = ImageSpec(kind="transformers", weights=weights, size=size)
+        image_spec = image_spec_of(config.image_model, config, named_by="MIM_ENCODER__IMAGE_MODEL")
     text, image = _text_tower(text_spec, folder, config), _image_tower(image_spec, folder, config)
     texts = _text_features(text, _CENTRE_TEXTS, _CENTRE_WORDS)
     pictures = image.features(calibration_pictures(_CENTRE_PICTURES, size=image.size))
@@ -219,8 +238,9 @@ def _check(found: str, weights: WeightsPlace, place: Path) -> None:
 
 
 def _model_folder(name: str, setting: str, allow_download: bool) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()  # a relative place in a bundle is one inside the bundle
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

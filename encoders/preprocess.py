@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from encoders.base import ItemContent
-from encoders.image_formats import ImageFormat, sniff
+from encoders.image_formats import FORMATS, ImageFormat, other_format, sniff
 from schemas.errors import EncodingFailed, Reason
 
 PREPROCESSING = "1"
@@ -22,6 +22,8 @@ PREPROCESSING = "1"
 
 _MAX_JPEG_SCANS = 100
 """Progressive pictures have about ten scans; decoding thousands takes minutes."""
+_RUN_LENGTHS = (1, 2)
+"""Compressions of a BMP that Pillow unpacks in Python: seconds for a picture within the limits."""
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,8 +74,8 @@ def decode_image(data: bytes, *, size: int, limits: ImageLimits) -> NDArray[np.u
     Squeezed, not cropped: products fill their pictures, and a crop of a tall one loses its ends. Of an animation the
     first frame is used.
 
-    Raises `EncodingFailed` with `IMAGE_TOO_LARGE` (too many bytes or pixels, by the header) or `BAD_IMAGE` (not a
-    JPEG, PNG or WebP, truncated or damaged).
+    Raises `EncodingFailed` with `IMAGE_TOO_LARGE` (too many bytes or pixels, by the header) or `BAD_IMAGE` (of
+    another format, truncated or damaged).
     """
     if len(data) > limits.max_bytes:
         raise EncodingFailed(
@@ -81,7 +83,9 @@ def decode_image(data: bytes, *, size: int, limits: ImageLimits) -> NDArray[np.u
         )
     image_format = sniff(data)
     if image_format is None:
-        raise EncodingFailed(Reason.BAD_IMAGE, f"not a JPEG, PNG or WebP (starts with {data[:12].hex() or 'nothing'})")
+        raise EncodingFailed(
+            Reason.BAD_IMAGE, f"a picture has to be a {FORMATS}; this is {other_format(data)} ({data[:12].hex()})"
+        )
     # an FF inside JPEG data is always followed by 00 or a restart, so this counts real scan headers
     if image_format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise EncodingFailed(Reason.BAD_IMAGE, f"JPEG has more than {_MAX_JPEG_SCANS} scans")
@@ -103,11 +107,14 @@ def _decode(data: bytes, image_format: ImageFormat, size: int, limits: ImageLimi
                 Reason.IMAGE_TOO_LARGE,
                 f"picture is {width} x {height} pixels, the limit is {limits.max_pixels} (max_image_pixels)",
             )
+        if image_format == "BMP" and opened.info.get("compression", 0) in _RUN_LENGTHS:
+            raise EncodingFailed(Reason.BAD_IMAGE, "BMP with run lengths, which are unpacked a byte at a time")
         orientation = _orientation(opened)
         if image_format == "JPEG":
             opened.draft("RGB", (size, size))  # decodes a large photo at 1/2, 1/4 or 1/8 of its size
         opened.load()
-        small = _on_white(_to_eight_bits(opened).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
+        whole = opened if not _is_plain_cmyk(opened) else ImageChops.invert(opened)
+        small = _on_white(_to_eight_bits(whole).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0))
     if orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[orientation])
     return np.array(small, dtype=np.uint8)
@@ -118,6 +125,11 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the picture may be valid although its EXIF is damaged
         return 1
+
+
+def _is_plain_cmyk(image: Image.Image) -> bool:
+    """Whether this is a CMYK JPEG without Adobe's marker: Pillow reads all of them as Adobe writes them, inverted."""
+    return image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

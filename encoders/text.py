@@ -23,6 +23,9 @@ _States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _TOKENS_PER_BATCH = 4096
 """Bound on padded tokens in one forward pass, which bounds memory for any batch."""
 
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer"})
+"""Kinds of models that number positions from behind the padding token's: of 514 positions 512 are left."""
+
 _WIDTHS = 8
 """On a CPU texts are padded to multiples of this: enough texts share a pass, with little padding."""
 
@@ -137,12 +140,14 @@ class TransformersText:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoModel  # takes seconds to import, and only other architectures need it
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # a service's log holds lines
         # safetensors only: a pickle can run code on loading
         whole: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         self.network: Any = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
         self.width: int = self.network.config.hidden_size
-        self.longest: int = getattr(self.network.config, "max_position_embeddings", None) or 1 << 20
+        self.longest: int = _longest(self.network.config.to_dict())
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(n, L, width) states of token ids."""
@@ -184,6 +189,22 @@ def by_length(lengths: Sequence[int], *, alike: bool = False) -> Iterator[list[i
         group.append(row)
     if group:
         yield group
+
+
+def longest_text(folder: Path) -> int:
+    """Most tokens of a text, specials included, that the model in a folder reads. Raises `Misconfigured`."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return _longest(config.get("text_config") or config)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise Misconfigured(f"text model in {folder} has no config.json that can be read: {error}") from error
+
+
+def _longest(config: Mapping[str, Any]) -> int:
+    positions = int(config.get("max_position_embeddings") or 1 << 20)
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    return positions
 
 
 def text_model_sha256(folder: Path) -> str:

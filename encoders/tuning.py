@@ -221,7 +221,7 @@ def _add_adapters(network: Any, pattern: str, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise Misconfigured("MIM_TUNING__LAYERS=lora needs peft: install mimstream[lora]") from None
+        raise Misconfigured("MIM_TUNING__LAYERS=lora needs peft: pip install peft") from None
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.__class__ = (

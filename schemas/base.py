@@ -22,6 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from schemas.errors import BadMessage, Reason
+from schemas.field_maps import Envelope, FieldMap, is_blank, mapped
+from schemas.times import too_early, units_per_second
 
 MAX_ID_CHARACTERS = 200
 """Longest identifier accepted; Milvus keys and Redis keys are sized by it."""
@@ -45,6 +47,12 @@ Identifier = Annotated[
 ]
 """A non-empty printable string of at most 200 characters; whole numbers are accepted and read as text."""
 
+
+def is_identifier(text: str) -> bool:
+    """Whether a text is an `Identifier`: what the type decides, for many texts at once."""
+    return 0 < len(text) <= MAX_ID_CHARACTERS and text.isprintable() and text == text.strip()
+
+
 ItemId = Identifier
 UserId = Identifier
 EventId = Identifier
@@ -62,8 +70,19 @@ def _in_the_calendar(value: datetime) -> datetime:
 _FIRST_YEAR, _LAST_YEAR = 1, 9999
 _CALENDAR_ENDS_MS = round(datetime(_LAST_YEAR, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
-UtcTime = Annotated[AwareDatetime, AfterValidator(_in_the_calendar)]
-"""A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10)."""
+
+def _fine_units_to_seconds(value: object) -> object:
+    """A number in us or ns since 1970 in seconds; anything else as it is, since pydantic reads seconds and ms."""
+    number = int(value) if isinstance(value, str) and len(value) < 25 and value.isdecimal() else value
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        unit = units_per_second(number)
+        return number / unit if unit and unit > 1_000 else value
+    return value
+
+
+UtcTime = Annotated[AwareDatetime, BeforeValidator(_fine_units_to_seconds), AfterValidator(_in_the_calendar)]
+"""A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10, us beyond
+2e13, ns beyond 2e16)."""
 
 
 class _StrictBase64(Base64Encoder):
@@ -101,13 +120,16 @@ def decode(
     *,
     now: datetime,
     max_bytes: int,
-    field_map: Mapping[str, str] | None = None,
+    field_map: FieldMap | None = None,
+    envelope: Envelope | None = None,
     max_ahead: timedelta = timedelta(hours=1),
+    earliest: datetime | None = None,
 ) -> M:
     """Turn the bytes of a record into a validated message.
 
-    `field_map` maps field names to those of the platform (`{"item_id": "sku"}`); dots address nested objects and a
-    number an element of a list (`{"image_url": "pics.0.href"}`). Times more than `max_ahead` after `now` are rejected.
+    `field_map` says where a platform's records hold our fields (`schemas/field_maps.py`), `envelope` what the record
+    has beside its value. Optional fields that are null or blank count as absent. Times more than `max_ahead` after
+    `now` are rejected, and those before `earliest`.
 
     Raises `BadMessage` with a stable reason and a text that names the field.
     """
@@ -115,15 +137,42 @@ def decode(
         raise BadMessage(Reason.TOO_LARGE, f"record has {len(payload)} bytes, the limit is {max_bytes}")
     try:
         if field_map:
-            message = model.model_validate(rename_fields(_parse_object(payload), field_map))
+            document = mapped(_parse_object(payload), field_map, envelope or Envelope(now))
+            message = model.model_validate(_without_blanks(model, document))
         else:
-            message = model.model_validate_json(payload)
+            message = validate_json(model, payload)
     except ValidationError as error:
         raise _as_bad_message(error) from None
     for name, value in message.__dict__.items():
-        if isinstance(value, datetime) and value - now > max_ahead:
-            raise BadMessage(Reason.TIMESTAMP_IN_FUTURE, f"{name} is {value.isoformat()}, now is {now.isoformat()}")
+        if isinstance(value, datetime):
+            if value - now > max_ahead:
+                raise BadMessage(Reason.TIMESTAMP_IN_FUTURE, f"{name} is {value.isoformat()}, now is {now.isoformat()}")
+            if earliest is not None and value < earliest:
+                raise BadMessage(
+                    Reason.TIMESTAMP_TOO_EARLY,
+                    f"{name} is {too_early(value.timestamp())}, as ISO 8601 with an offset or as a number since 1970 "
+                    "(seconds, ms, us or ns)",
+                )
     return message
+
+
+def validate_json(model: type[M], payload: bytes) -> M:
+    """Validate JSON, where optional fields that are null or blank count as absent. Raises `ValidationError`."""
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        try:
+            document = json.loads(payload)
+        except (ValueError, RecursionError):
+            raise error from None
+        if not isinstance(document, dict) or len(said := _without_blanks(model, document)) == len(document):
+            raise
+        return model.model_validate(said)
+
+
+def _without_blanks(model: type[Message], document: Mapping[str, Any]) -> dict[str, Any]:
+    fields = model.model_fields
+    return {k: v for k, v in document.items() if not is_blank(v) or k not in fields or fields[k].is_required()}
 
 
 def produced_at(timestamp_ms: int) -> datetime:
@@ -139,23 +188,6 @@ def produced_at(timestamp_ms: int) -> datetime:
             "has to set it right, or not at all",
         )
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
-
-
-def rename_fields(document: Mapping[str, Any], field_map: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of `document` with the value at each mapped path, if there is one, under our field name."""
-    renamed = dict(document)
-    for ours, path in field_map.items():
-        value: Any = document
-        for step in path.split("."):
-            if isinstance(value, Mapping):
-                value = value.get(step)
-            elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
-                value = value[int(step)]
-            else:
-                value = None
-        if value is not None:
-            renamed[ours] = value
-    return renamed
 
 
 def _parse_object(payload: bytes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     TIMESTAMP_WITHOUT_ZONE = "timestamp_without_zone"
     TIMESTAMP_IN_FUTURE = "timestamp_in_future"
+    TIMESTAMP_TOO_EARLY = "timestamp_too_early"
     RECORD_TIMESTAMP = "record_timestamp"
     BAD_IMAGE = "bad_image"
     IMAGE_TOO_LARGE = "image_too_large"

@@ -9,10 +9,23 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime
+from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_identifier
 from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
+
+TEXT_BYTES = 300_000
+"""Room that the fields of an item take beside its picture: all at their longest, escaped in JSON."""
+
+
+def largest_picture(record_bytes: int) -> int:
+    """Bytes of the largest picture that a record of `record_bytes` has room for, as base64 beside the longest texts."""
+    return max(0, (record_bytes - TEXT_BYTES) // 4 * 3)
+
+
+def record_bytes_for(picture_bytes: int) -> int:
+    """Bytes of a record with room for a picture of `picture_bytes` beside the longest texts."""
+    return 4 * -(-picture_bytes // 3) + TEXT_BYTES
 
 
 class ItemPublished(Message):
@@ -39,7 +52,7 @@ class ItemPublished(Message):
     year: int | None = Field(default=None, ge=0, le=9999)
     """Year of release or of the model, where known; read by some encoders."""
     image: Base64 | None = None
-    """The encoded picture itself (JPEG, PNG or WebP), base64 in JSON."""
+    """The encoded picture itself (JPEG, PNG, WebP, GIF or BMP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
     """URL of the picture if `image` is absent. The same URL means the same picture."""
     published_at: UtcTime
@@ -142,6 +155,6 @@ def embedding_key(encoder_version: str, item_id: str) -> bytes:
 def parse_embedding_key(key: bytes | None) -> tuple[str, str]:
     """The (encoder version, item id) of a key of `embeddings`; `ValueError` if it is not one."""
     version, separator, item_id = (key or b"").decode().partition(":")
-    if not (version and separator and item_id):
+    if not (version and separator and is_identifier(item_id)):
         raise ValueError(f"not a key of embeddings: {key!r}")
     return version, item_id

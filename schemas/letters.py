@@ -28,6 +28,21 @@ _TIME: TypeAdapter[datetime] = TypeAdapter(UtcTime)
 _LETTER_KEY = re.compile(rb"[A-Za-z0-9._-]{1,249}/[0-9]{1,18}/[0-9]{1,18}")
 
 
+_REQUEUE_NAMES = ("requeued-from", "attempts", "first-failed-at")
+_KEPT = "header:"
+_KEPT_BYTES = 8_192
+
+
+def kept_headers(headers: ForeignHeaders) -> tuple[tuple[str, bytes | None], ...]:
+    """The headers that a record has by itself, which a letter keeps since a field map may read them.
+
+    None at all where they are larger than 8 KiB together: a letter must fit its topic.
+    """
+    own = tuple((name, value) for name, value in headers if name not in _REQUEUE_NAMES)
+    size = sum(len(name.encode(errors="backslashreplace")) + len(value or b"") + 32 for name, value in own)
+    return own if size <= _KEPT_BYTES else ()
+
+
 def _by_name(headers: ForeignHeaders) -> dict[str, bytes]:
     """The last header of each name; one without a value counts as absent."""
     return {name: value for name, value in dict(headers).items() if value is not None}
@@ -67,6 +82,8 @@ class DeadLetter:
     """When it failed first, if it was sent again after that."""
     requeued_from: str | None = None
     """The letter (`letter_key`) that it was sent again from."""
+    record_headers: tuple[tuple[str, bytes | None], ...] = ()
+    """The record's own headers (`kept_headers`)."""
 
     @property
     def letter_key(self) -> bytes:
@@ -83,18 +100,19 @@ class DeadLetter:
         return digest.hexdigest()[:16]
 
     def after(self, headers: ForeignHeaders) -> DeadLetter:
-        """The letter with the earlier failures that the headers of the record name."""
-        again = RequeueHeaders.from_headers(headers)
+        """The letter with the headers of the record, and the earlier failures that they name."""
+        headers = list(headers)
+        letter, again = replace(self, record_headers=kept_headers(headers)), RequeueHeaders.from_headers(headers)
         if again is None:
-            return self
+            return letter
         return replace(
-            self,
+            letter,
             attempts=self.attempts + again.attempts,
             first_failed_at=again.first_failed_at,
             requeued_from=again.letter_key.decode(),
         )
 
-    def headers(self) -> Headers:
+    def headers(self) -> list[tuple[str, bytes | None]]:
         """Everything but the value, as Kafka headers."""
         plain = {
             "topic": self.topic,
@@ -106,18 +124,21 @@ class DeadLetter:
             "failed-at": self.failed_at.isoformat(),
             "attempts": str(self.attempts),
         }
-        headers = [(name, value.encode(errors="backslashreplace")) for name, value in plain.items()]
+        headers: list[tuple[str, bytes | None]] = [
+            (name, value.encode(errors="backslashreplace")) for name, value in plain.items()
+        ]
         if self.key is not None:
             headers.append(("key", self.key))
         if self.first_failed_at is not None:
             headers.append(("first-failed-at", self.first_failed_at.isoformat().encode()))
         if self.requeued_from is not None:
             headers.append(("requeued-from", self.requeued_from.encode()))
-        return headers
+        return [*headers, *((_KEPT + name, value) for name, value in self.record_headers)]
 
     @classmethod
     def from_record(cls, value: bytes | None, headers: ForeignHeaders) -> DeadLetter:
         """Read a letter back; `ValueError` or `KeyError` if the headers are not those of a letter."""
+        headers = list(headers)
         found = _by_name(headers)
         first, origin = found.get("first-failed-at"), found.get("requeued-from")
         return cls(
@@ -133,6 +154,7 @@ class DeadLetter:
             attempts=_count(found["attempts"]),
             first_failed_at=_moment(first) if first else None,
             requeued_from=origin.decode() if origin else None,
+            record_headers=tuple((name[len(_KEPT) :], value) for name, value in headers if name.startswith(_KEPT)),
         )
 
 

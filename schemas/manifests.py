@@ -99,10 +99,13 @@ class PromotionDecision(Message):
     """What could not be compared, and why."""
     against: str | None = None
     """The release that it was compared with; None if there was no current one."""
+    best: str | None = None
+    """An earlier release that ordered these rows better: the next candidate is compared with it, too. None if this
+    release is the best so far."""
     rows: int = 0
-    """Rows that both scored before either was trained on them."""
+    """Rows that all of them scored before any was trained on them."""
     figures: dict[str, float | None] = Field(default_factory=dict)
-    """What was compared: `ciubm_*` of the candidate, `serving_*` of the current release."""
+    """What was compared: `ciubm_*` of the candidate, `serving_*` of the current release, `best_*` of `best`."""
 
 
 class ReleaseNotice(Message):

@@ -11,9 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from schemas.errors import Fenced, Misconfigured, PipelineError, Unavailable
+from streams.runtime.files import OF_FILES, file_refusal
 from streams.runtime.logs import configure_logging
 from streams.runtime.terminal import say
-from streams.settings import load_settings
+from streams.settings import Settings, load_settings
 from streams.stack.config import StackConfig
 
 COMMANDS: dict[str, str] = {
@@ -22,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "topics": "create and list the topics",
     "index": "encode published items and keep the representation center true",
     "record": "keep users' recent takes ready for serving",
+    "bundle": "make an encoder bundle of your own text and image models",
     "pretrain": "adapt an encoder to the platform's own items, pictures to titles",
     "csft": "teach an encoder what users take next, against space-time negatives",
     "evaluate": "compare models on a data-set folder, judged by what came later",
@@ -51,13 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common, own = split_common(given)
     options = make_parser(own[:1]).parse_args(own, namespace=common)
     configure_logging(options.log_level)
+    settings: Settings | None = None
     try:
         if options.command == "completion":
             print(_completion(options.shell))
             return 0
         # `stack` starts and stops what the others use
         stack = None if options.command == "stack" else options.stack_name
-        settings = load_settings(options.config, given=options.set, stack=stack, find_stack=_stack_values)
+        settings = load_settings(
+            options.config, given=options.set, stack=stack, find_stack=_stack_values, command=options.command
+        )
         return int(import_module(f"streams.commands.{_module_of(options.command)}").run(options, settings))
     except Misconfigured as error:
         return _fail(error, EXIT_MISCONFIGURED)
@@ -67,11 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_FENCED)
     except PipelineError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in OF_FILES or options.log_level == "debug":
+            raise
+        return _fail(file_refusal(error, settings), EXIT_MISCONFIGURED)
+    except KeyboardInterrupt:
+        return 130
 
 
 def split_common(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -119,10 +119,12 @@ def load_settings(
     given: Sequence[str] = (),
     stack: str | None = None,
     find_stack: Callable[[str, StackConfig], Values] | None = None,
+    command: str | None = None,
 ) -> Settings:
     """Put the settings together. Each of these wins over those before it, setting by setting: the defaults, the file
     (`config_file`, else the path in `MIM_CONFIG`), the environment, the embedded stack that the command line names
-    (`find_stack` tells its values), and single settings of the command line (`given`, each `NAME=VALUE`).
+    (`find_stack` tells its values), and single settings of the command line (`given`, each `NAME=VALUE`). `command`
+    names this process to the broker.
 
     Raises `Misconfigured` naming each wrong setting, with the nearest known name of a mistyped one.
     """
@@ -132,6 +134,9 @@ def load_settings(
     if stack is not None and find_stack is not None:
         layers[f"--stack {stack}"] = find_stack(stack, config)
     settings = _settings_of(layers | last)
+    if command is not None and ("kafka", "client_id") not in settings._sources:
+        named = settings.kafka.model_copy(update={"client_id": f"{settings.kafka.client_id}-{command}"})
+        settings = settings.model_copy(update={"kafka": named})
     settings._given.update(last["command line"])
     return settings
 
@@ -251,10 +256,11 @@ def environment_of(values: Values, prefix: str = ENV_PREFIX) -> dict[str, str]:
     """Nested values as the environment variables that would set them: what a parent hands to its children."""
     flat: dict[str, str] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= environment_of(value, f"{prefix}{name.upper()}{ENV_DELIMITER}")
+        variable = f"{prefix}{name.upper()}"
+        if isinstance(value, Mapping) and value and variable not in (leaf.variable for leaf in leaves()):
+            flat |= environment_of(value, f"{variable}{ENV_DELIMITER}")
         else:
-            flat[f"{prefix}{name.upper()}"] = "null" if value is None else as_text(value)
+            flat[variable] = "null" if value is None else as_text(value)
     return flat
 
 

@@ -40,6 +40,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     from streams.bench.encode_content import read_content
     from streams.bench.encode_limit import measure_limit, measure_precisions
     from streams.bench.encode_path import EncodeBench
+    from streams.bench.picture_site import PictureSite
 
     plan = sweep_plan(options.items, cores())
     if not plan:
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     content = read_content(options.data, options.items)
     with (
         tempfile.TemporaryDirectory(prefix="mimstream-bench-") as folder,
-        progress_bar("the towers alone", len(plan) + 3) as bar,
+        progress_bar("the towers alone", len(plan) + 4) as bar,
     ):
         batches = sorted({cell.batch for cell in plan})
         limits = measure_limit(settings.encoder, content, batches, cores())
@@ -61,9 +62,20 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             for cell in plan:
                 bar.advance(what=f"the whole path: {cell.workers} worker(s), batches of {cell.batch}")
                 cells.append(bench.measure(cell.workers, cell.batch))
+            site = PictureSite()
+            best = max(cells, key=lambda cell: cell.items_per_second)
+            bar.advance(what=f"pictures by URL, each {site.latency_seconds * 1000:.0f} ms away")
+            by_url = bench.measure(best.workers, best.batch, site)
         # the machine may have become faster or slower meanwhile: half of the limit's figure is from after the path
         limits += measure_limit(settings.encoder, content, batches, cores())
     result = summary(cells, limits, precisions, device=settings.encoder.device)
+    result["pictures_by_url"] = asdict(site) | {
+        "workers": by_url.workers,
+        "batch": by_url.batch,
+        "items_per_second": round(by_url.items_per_second, 2),
+        "ratio_to_pictures_in_records": round(by_url.items_per_second / best.items_per_second, 4),
+        "first_try_share": round(by_url.first_try_share, 4),
+    }
     result["items"], result["data"], result["cores"] = len(content.records), content.name, cores()
     result["load_average_before"] = round(load, 2)
     print(json.dumps(result)) if options.json else _print(result)
@@ -137,6 +149,11 @@ def _print(result: dict[str, Any]) -> None:
             f"{one['mean_cosine']:.5f}",
         )
     console.print(table)
+    url = result["pictures_by_url"]
+    console.print(
+        f"pictures by URL, {url['latency_seconds'] * 1000:.0f} ms away, {url['error_share']:.0%} errors: "
+        f"{url['items_per_second']:.1f} items/s, {url['first_try_share']:.1%} at the first try"
+    )
     console.print(
         f"{result['items_per_second']:.1f} items/s, {result['ratio_to_limit']:.0%} of the "
         f"{result['limit_items_per_second']:.1f} that the towers reach alone on {result['cores']} cores"

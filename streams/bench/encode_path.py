@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Self
 from schemas.errors import Unavailable
 from streams.bench.encode_content import BenchItems
 from streams.bench.machine import cores
+from streams.bench.picture_site import PictureSite
 from streams.broker.clients import broker_errors, make_producer
 from streams.broker.topics import create_topics
 from streams.runtime.child import Child
@@ -38,6 +39,8 @@ class Measured:
     """Largest resident set of a worker."""
     measured_items: int
     measured_seconds: float
+    first_try_share: float = 1.0
+    """Share of the items whose picture was in their first row."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Batch:
     second: float
     """When, in seconds since 1970."""
     items: int
+    late: int = 0
+    """Items whose picture was not there in time."""
 
 
 class EncodeBench:
@@ -67,8 +72,11 @@ class EncodeBench:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def measure(self, workers: int, batch: int) -> Measured:
-        """Publish all records to workers that are ready, and wait until every row is written and announced."""
+    def measure(self, workers: int, batch: int, site: PictureSite | None = None) -> Measured:
+        """Publish all records to workers that are ready, and wait until every row is written and announced.
+
+        With a `site` the records name their pictures there; else they contain them.
+        """
         assert self._stack is not None
         name = f"b{uuid.uuid4().hex[:8]}"
         parts = {part: dict(values) for part, values in self._stack.endpoints.items()}
@@ -76,8 +84,9 @@ class EncodeBench:
             "kafka": parts["kafka"],
             "milvus": parts["milvus"] | {"alias": name},
             "redis": parts["redis"] | {"key_prefix": f"{name}:"},
-            "topics": {"prefix": f"{name}."},
+            "topics": parts["topics"] | {"prefix": f"{name}."},
             "index": {"batch_max_items": batch},
+            "images": {} if site is None else {"private_networks": ["127.0.0.0/8"], "allowed_ports": []},
         }
         settings = child_settings(self._settings, values)
         create_topics(settings.kafka, settings.topics)
@@ -93,23 +102,33 @@ class EncodeBench:
                         child_environment(self._settings, values) | threads,
                     )
                 )
-            asyncio.run(self._stream(settings, children))
+            asyncio.run(self._stream(settings, children, site))
             peak = max(peak_memory_bytes(child.pid) for child in children)
         finally:
             for child in children:
                 child.stop()
         logs = [written(child.log_file.read_text()) for child in children]
         items, seconds, rate = steady_rate(logs, _START_BATCHES, settings.index.batches_ahead)
-        return Measured(workers, batch, rate, peak, items, seconds)
+        late = sum(one.late for log in logs for one in log)
+        return Measured(workers, batch, rate, peak, items, seconds, 1 - late / len(self._content.records))
 
-    async def _stream(self, settings: Settings, children: Sequence[Child]) -> None:
+    async def _stream(self, settings: Settings, children: Sequence[Child], site: PictureSite | None) -> None:
+        async with AsyncExitStack() as opened:
+            records = self._content.records
+            if site is not None:
+                records = await opened.enter_async_context(site.serving(self._content))
+            await self._publish(settings, children, records)
+
+    async def _publish(
+        self, settings: Settings, children: Sequence[Child], records: Sequence[tuple[bytes, bytes]]
+    ) -> None:
         await asyncio.gather(*(child.ready() for child in children))
         producer = make_producer(settings.kafka)
         with broker_errors(settings.kafka):
             await producer.start()
             try:
                 topic = settings.topics.full_name("items")
-                sent = [await producer.send(topic, key=key, value=value) for key, value in self._content.records]
+                sent = [await producer.send(topic, key=key, value=value) for key, value in records]
                 await asyncio.gather(*sent)
             finally:
                 await producer.stop()
@@ -132,7 +151,9 @@ def written(log: str) -> list[Batch]:
     for line in log.splitlines():
         if '"items.indexed"' in line:
             entry = json.loads(line)
-            found.append(Batch(datetime.fromisoformat(entry["timestamp"]).timestamp(), entry["encoded"]))
+            found.append(
+                Batch(datetime.fromisoformat(entry["timestamp"]).timestamp(), entry["encoded"], entry["image_retries"])
+            )
     return found
 
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.errors import Misconfigured
+from streams.runtime.extras import require_package
 from streams.settings import Settings
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Measure and print."""
     if min(options.rows, options.history, options.batch) < 1:
         raise Misconfigured("--rows, --history and --batch are at least 1")
+    require_package("fuxictr", "the comparison with FuxiCTR")
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="mimstream-bench-") as name:
         folder = Path(name)
@@ -182,7 +184,7 @@ def fuxictr_seconds(folder: Path, history: int, batch: int) -> float:
         from model_zoo.LongCTR.longctr_dataloader import LongCTRDataLoader
     except ImportError as error:
         raise Misconfigured(
-            f"the comparison needs FuxiCTR: pip install 'mimstream[bench]' ({error.name} is missing)"
+            f"the comparison needs FuxiCTR: pip install 'fuxictr>=2.3.10,<2.4' ({error.name} is missing)"
         ) from None
     features = FeatureMap("bench", str(folder))
     features.labels = ["label"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
+import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import errors as aio_errors
 from aiokafka.helpers import create_ssl_context
+from aiokafka.protocol.metadata import MetadataRequest
 from kafka import KafkaAdminClient
 from kafka import errors as kp_errors
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -25,6 +28,8 @@ class BrokerConfig(BaseModel):
 
     bootstrap_servers: str = "127.0.0.1:19092"
     """Comma-separated `host:port` list. The default is the embedded stack's broker."""
+    client_id: str = "mimstream"
+    """Name under which brokers log, measure and limit this client; by default `mimstream-` and the command."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Transport security."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
@@ -43,8 +48,9 @@ class BrokerConfig(BaseModel):
     """How long one request to the broker may take."""
     connect_timeout_ms: int = Field(default=10_000, ge=500)
     """How long to wait for a first broker to answer."""
-    max_record_bytes: int = Field(default=4_194_304, ge=1_024)
-    """Largest record that is produced or accepted, in bytes."""
+    max_record_bytes: int = Field(default=12_582_912, ge=1_024)
+    """Largest record that is produced or accepted, in bytes. A picture inside a record takes a third more than itself.
+    The topics must take as much (`max.message.bytes`), and their memory follows from it; `mimstream check` compares."""
 
     @field_validator("bootstrap_servers")
     @classmethod
@@ -58,8 +64,10 @@ class BrokerConfig(BaseModel):
 
     def client_options(self) -> dict[str, Any]:
         """Options that aiokafka and kafka-python share."""
+        never_create_topics()
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers.split(","),
+            "client_id": self.client_id,
             "security_protocol": self.security_protocol,
             "request_timeout_ms": self.request_timeout_ms,
         }
@@ -88,6 +96,14 @@ class BrokerConfig(BaseModel):
                 f"MIM_KAFKA__SSL_CAFILE, MIM_KAFKA__SSL_CERTFILE or MIM_KAFKA__SSL_KEYFILE cannot be used: {error}"
             ) from None
         return context
+
+
+def never_create_topics() -> None:
+    """Let no aiokafka client of this process create a topic by naming it, as brokers otherwise do by default.
+
+    A topic made so has the broker's partitions and is not compacted. Calling it again changes nothing.
+    """
+    aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 def make_producer(config: BrokerConfig, **overrides: Any) -> AIOKafkaProducer:
@@ -119,6 +135,14 @@ def make_admin(config: BrokerConfig) -> KafkaAdminClient:
     """An administration client (blocking: call it from a thread or a command)."""
     with broker_errors(config):
         return KafkaAdminClient(**config.client_options(), bootstrap_timeout_ms=config.connect_timeout_ms)
+
+
+def _of_connections(config: BrokerConfig) -> str:
+    """The settings that may be wrong where there is no connection: clients say the same of a refused handshake."""
+    names = ["BOOTSTRAP_SERVERS", "SECURITY_PROTOCOL"]
+    names += ["SSL_CAFILE", "SSL_CERTFILE"] if "SSL" in config.security_protocol.removeprefix("SASL_") else []
+    names += ["SASL_USERNAME", "SASL_PASSWORD"] if "SASL" in config.security_protocol else []
+    return ", ".join(f"MIM_KAFKA__{name}" for name in names)
 
 
 _FENCED = (
@@ -158,6 +182,10 @@ _TOPIC_REFUSED = (
 )
 
 
+class RecordTooLarge(Misconfigured):
+    """A topic does not take a record that the settings allow."""
+
+
 @contextmanager
 def broker_errors(config: BrokerConfig) -> Iterator[None]:
     """Translate the clients' errors.
@@ -170,15 +198,18 @@ def broker_errors(config: BrokerConfig) -> Iterator[None]:
     except _FENCED as error:
         raise Fenced(f"another process took over this role in Kafka ({type(error).__name__})") from error
     except _NO_ANSWER as error:
-        # aiokafka raises this for a refused login at the start, too
-        login = ", or MIM_KAFKA__SASL_USERNAME and _PASSWORD" if "SASL" in config.security_protocol else ""
         raise BrokerUnavailable(
-            "Kafka", f"nothing answers at {config.bootstrap_servers} (MIM_KAFKA__BOOTSTRAP_SERVERS{login}): {error}"
+            "Kafka", f"no connection to {config.bootstrap_servers} ({_of_connections(config)}): {error}"
         ) from error
     except _DENIED as error:
         raise Misconfigured(
             f"Kafka at {config.bootstrap_servers} refuses: {error} (MIM_KAFKA__SASL_USERNAME, "
             "MIM_KAFKA__SASL_PASSWORD, MIM_KAFKA__SASL_MECHANISM, or the rights listed in deploy/README.md)"
+        ) from error
+    except aio_errors.MessageSizeTooLargeError as error:
+        raise RecordTooLarge(
+            f"Kafka at {config.bootstrap_servers} refuses a record for its size: a topic takes less than "
+            f"MIM_KAFKA__MAX_RECORD_BYTES={config.max_record_bytes}; 'mimstream check' names the topic ({error})"
         ) from error
     except _TOPIC_REFUSED as error:
         raise Misconfigured(

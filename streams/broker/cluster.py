@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiokafka import TopicPartition
 from kafka import KafkaAdminClient
@@ -35,7 +36,15 @@ class ClusterTopics:
     topic_ids: dict[str, str]
     partitions: dict[str, list[int]]
     configs: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The settings of each topic; empty unless they were asked for."""
+    """The settings of each topic that may be read; empty unless they were asked for."""
+    hidden: frozenset[str] = field(default=frozenset(), compare=False)
+    """Topics that this login may not see, whether they exist or not."""
+    replicas: dict[str, int] = field(default_factory=dict, compare=False)
+    """The smallest number of replicas that a partition of the topic has."""
+    rights: dict[str, frozenset[str]] = field(default_factory=dict, compare=False)
+    """What this login may do with each topic (`READ`, `WRITE`, ...), where the broker tells."""
+    brokers: int = field(default=0, compare=False)
+    """How many brokers the cluster has."""
 
     def incarnation(self, topics: TopicsConfig, name: TopicName) -> TopicIncarnation:
         """Which incarnation of the topic this is. Raises `BrokerUnavailable` if the broker gives no ids."""
@@ -83,20 +92,29 @@ def describe_topics(
 ) -> ClusterTopics:
     """Ask the cluster for its id and for topics, all in one connection. Blocking.
 
-    Raises `BrokerUnavailable` if no broker answers. Raises `Misconfigured` if a topic does not exist and
-    `BrokerUnavailable` if the broker gives no ids, unless `missing_ok` leaves them out.
+    Raises `BrokerUnavailable` if no broker answers. Raises `Misconfigured` if a topic does not exist or may not be
+    seen, and `BrokerUnavailable` if the broker gives no ids, unless `missing_ok` leaves them out.
     """
     full_names = {name: topics.full_name(name) for name in names}
     admin = make_admin(broker)
     try:
         with broker_errors(broker):
-            cluster_id = admin.describe_cluster().get("cluster_id")
+            cluster = admin.describe_cluster()
+            cluster_id = cluster.get("cluster_id")
             described = admin.describe_topics(list(full_names.values()))
             by_full_name = {row["name"]: row for row in described if not row["error_code"] and row["partitions"]}
             found = {name: by_full_name[full] for name, full in full_names.items() if full in by_full_name}
             configs = _read_configs(admin, by_full_name) if with_configs and found else {}
     finally:
         admin.close()
+    denied = {row["name"] for row in described if row["error_code"] == _DENIED}
+    hidden = frozenset(name for name, full in full_names.items() if full in denied)
+    if hidden and not missing_ok:
+        names_of_hidden = ", ".join(repr(full_names[name]) for name in sorted(hidden))
+        raise Misconfigured(
+            f"topic {names_of_hidden} at {broker.bootstrap_servers} may not be seen by this login "
+            "(MIM_KAFKA__SASL_USERNAME), or does not exist: 'mimstream check --rights' lists the rights that it needs"
+        )
     missing = [repr(full) for name, full in full_names.items() if name not in found]
     if missing and not missing_ok:
         raise Misconfigured(
@@ -114,8 +132,22 @@ def describe_topics(
         partitions={
             name: sorted(int(one["partition_index"]) for one in row["partitions"]) for name, row in found.items()
         },
-        configs={name: configs[full_names[name]] for name in found if full_names[name] in configs},
+        # without the right to read them the broker gives none
+        configs={name: configs[full_names[name]] for name in found if configs.get(full_names[name])},
+        hidden=hidden,
+        replicas={name: min(len(one["replica_nodes"]) for one in row["partitions"]) for name, row in found.items()},
+        rights={name: rights for name, row in found.items() if (rights := _rights(row)) is not None},
+        brokers=len(cluster.get("brokers", ())),
     )
+
+
+_DENIED = kafka_errors.TopicAuthorizationFailedError.errno
+
+
+def _rights(row: Mapping[str, Any]) -> frozenset[str] | None:
+    """What the broker says that this login may do with a topic; None where it does not say."""
+    told = row.get("authorized_operations")
+    return frozenset(map(str, told)) if told else None
 
 
 def read_incarnation(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> TopicIncarnation:

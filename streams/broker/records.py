@@ -5,7 +5,7 @@ So a replay of the log comes to the same verdict on every record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -16,9 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from schemas.base import ItemId, decode, produced_at
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Reason, Unprocessable
+from schemas.field_maps import Envelope, FieldMap
 from schemas.forgotten import ForgottenUser
 from schemas.items import ItemPublished
 from schemas.letters import DeadLetter
+from schemas.times import EARLIEST_EVENT
 from streams.broker.clients import BrokerConfig
 
 log = structlog.get_logger()
@@ -94,14 +96,24 @@ def read_item_id(key: bytes | None) -> str:
 def read_item(
     value: bytes,
     timestamp_ms: int,
+    headers: Sequence[tuple[str, bytes | None]],
     *,
     max_bytes: int,
-    field_map: Mapping[str, str],
+    field_map: FieldMap,
     max_ahead: timedelta = timedelta(hours=1),
 ) -> ItemPublished:
     """Decode the value of a record; its key is not looked at. Raises `BadMessage`."""
     now = produced_at(timestamp_ms)
-    return decode(ItemPublished, value, now=now, max_bytes=max_bytes, field_map=field_map, max_ahead=max_ahead)
+    return decode(
+        ItemPublished,
+        value,
+        now=now,
+        max_bytes=max_bytes,
+        field_map=field_map,
+        envelope=Envelope(now, headers),
+        max_ahead=max_ahead,
+        earliest=EARLIEST_EVENT,
+    )
 
 
 # ---- behaviours ------------------------------------------------------------------------------------------------------
@@ -114,12 +126,20 @@ class BehaviourRecord(NamedTuple):
     behaviour: Behaviour | None
 
 
-def read_behaviour(record: Record, *, max_bytes: int, field_map: Mapping[str, str] | None) -> Behaviour:
+def read_behaviour(record: Record, *, max_bytes: int, field_map: FieldMap | None) -> Behaviour:
     """Decode one record. Raises `BadMessage`."""
     if record.value is None:
         raise BadMessage(Reason.NOT_JSON, "record has no value")
     now = produced_at(record.timestamp)
-    behaviour = decode(Behaviour, record.value, now=now, max_bytes=max_bytes, field_map=field_map)
+    behaviour = decode(
+        Behaviour,
+        record.value,
+        now=now,
+        max_bytes=max_bytes,
+        field_map=field_map,
+        envelope=Envelope(now, record.headers),
+        earliest=EARLIEST_EVENT,
+    )
     if record.key is None:
         raise BadMessage(Reason.NO_KEY, "record has no key; it must be the user_id")
     if record.key != behaviour.user_id.encode():
@@ -127,7 +147,7 @@ def read_behaviour(record: Record, *, max_bytes: int, field_map: Mapping[str, st
     return behaviour
 
 
-def behaviour_of(record: Record, broker: BrokerConfig, field_map: Mapping[str, str]) -> Behaviour | None:
+def behaviour_of(record: Record, broker: BrokerConfig, field_map: FieldMap) -> Behaviour | None:
     """Decode one record; None if it cannot be used."""
     try:
         return read_behaviour(record, max_bytes=broker.max_record_bytes, field_map=field_map)
@@ -136,7 +156,7 @@ def behaviour_of(record: Record, broker: BrokerConfig, field_map: Mapping[str, s
 
 
 def read_batch(
-    records: Sequence[Record], *, now: datetime, max_bytes: int, field_map: Mapping[str, str] | None = None
+    records: Sequence[Record], *, now: datetime, max_bytes: int, field_map: FieldMap | None = None
 ) -> tuple[list[BehaviourRecord], list[DeadLetter]]:
     """Decode records of one partition. Those that cannot be read are listed too, and get a letter as of `now`."""
     events: list[BehaviourRecord] = []

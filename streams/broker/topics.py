@@ -34,8 +34,11 @@ class TopicsConfig(BaseModel):
     """Put before every topic name and consumer group, so that several systems can share a cluster."""
     partitions: int = Field(default=4, ge=1, le=512)
     """Partitions of the keyed topics. Do not raise it later: a keyed topic would rehash its keys."""
-    replication_factor: int = Field(default=1, ge=1, le=9)
-    """Replicas of each partition; 3 in production."""
+    replication_factor: int | None = Field(default=None, ge=1, le=9)
+    """Replicas of each partition; by default the cluster's own default. 3 in production."""
+    min_insync_replicas: int | None = Field(default=None, ge=1, le=9)
+    """How many replicas must have a record before it counts as written; by default 2 where `replication_factor` is 3 or
+    more, else the cluster's own default."""
     behaviours_retention_days: int = Field(default=14, ge=1)
     """How long the click log is kept, by produce time."""
     tombstone_retention_hours: int = Field(default=7 * 24, ge=1)
@@ -77,13 +80,19 @@ class TopicSpec:
     def settings(self, config: TopicsConfig, broker: BrokerConfig) -> dict[str, str]:
         """Topic configuration as Kafka wants it."""
         settings = {"max.message.bytes": str(self.max_record_bytes(broker)), **self.extra}
+        insync = config.min_insync_replicas or (2 if (config.replication_factor or 0) >= 3 else None)
+        if insync is not None:
+            settings["min.insync.replicas"] = str(insync)
         if self.compacted:
             settings |= {
                 "cleanup.policy": "compact",
                 "delete.retention.ms": str(config.tombstone_retention_hours * 3_600_000),
             }
-        elif self.name == "behaviours":
-            settings["retention.ms"] = str(config.behaviours_retention_days * _DAY_MS)
+        else:
+            # the cluster's own defaults may cut a topic off earlier, or keep the last record of each key alone
+            settings |= {"cleanup.policy": "delete", "retention.bytes": "-1"}
+            if self.name == "behaviours":
+                settings["retention.ms"] = str(config.behaviours_retention_days * _DAY_MS)
         return settings
 
 
@@ -120,6 +129,9 @@ TOPICS: dict[TopicName, TopicSpec] = {
 }
 
 
+BROKER_DEFAULT = -1
+"""How a creation asks for the cluster's own number of replicas."""
+
 _VISIBLE_WITHIN_SECONDS = 30.0
 
 
@@ -141,7 +153,7 @@ def create_topics(broker: BrokerConfig, config: TopicsConfig) -> list[str]:
                 new = NewTopic(
                     name=name,
                     num_partitions=spec.partitions(config),
-                    replication_factor=config.replication_factor,
+                    replication_factor=config.replication_factor or BROKER_DEFAULT,
                     topic_configs=spec.settings(config, broker),
                 )
                 try:

@@ -10,6 +10,7 @@ from functools import partial
 from aiokafka import TopicPartition
 
 from schemas.errors import BadMessage
+from schemas.field_maps import FieldMap
 from streams.broker.log_reader import LogReader
 from streams.broker.records import SourceRecord, read_item_id
 from streams.center.compare import CenterReport, Expected, ExpectedContent, compare
@@ -28,7 +29,7 @@ class RecordDecoding:
     """How records of `items` are decoded: as the index worker does."""
 
     max_record_bytes: int
-    field_map: Mapping[str, str]
+    field_map: FieldMap
     max_ahead: timedelta
 
     def expect(self, record: SourceRecord, time_ms: int) -> Expected:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.commands.arguments import positive, share
+from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
 from trainer.csft.config import CsftConfig
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Train an encoder and write its bundle; exit status 1 if the space collapsed."""
     from streams.wiring.encoder_training import run_csft  # torch is not needed to print a help text
 
+    if settings.tuning.layers == "lora":
+        require_package("peft", "MIM_TUNING__LAYERS=lora")
     config = configured(options, settings.csft)
     started = time.monotonic()
     report = run_csft(settings, config, options.data, options.out, with_test=options.test, dry_run=options.dry_run)

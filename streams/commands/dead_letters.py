@@ -16,6 +16,7 @@ from typing import Any
 from schemas.errors import Misconfigured, Reason
 from schemas.letters import DeadLetter
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.cluster import describe_topics
 from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
 from streams.dead_letters.requeue import Requeue, RequeueResult
@@ -126,6 +127,7 @@ def _iso(moment: datetime | None) -> str:
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[tuple[DeadLetterTopic, Requeue]]:
+    await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, ["dead-letters"])
     async with LogReader(settings.kafka, settings.topics) as reader:
         producer = make_producer(settings.kafka, linger_ms=0)
         with broker_errors(settings.kafka):

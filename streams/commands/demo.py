@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         pictures = "the set has none." if isinstance(data.pictures, NoPictures) else "those of the data set."
     demo = DemoOptions(
         data=data,
-        behaviours=behaviours_of(data, seed=options.seed, events=events),
+        behaviours=behaviours_of(data, seed=options.seed, events=events, retakes=True),
         pictures=pictures,
         seed=options.seed,
         broken_share=options.broken,

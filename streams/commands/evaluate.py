@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 
 from streams.commands.arguments import positive
+from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
+
+NEEDED = {"trees": "lightgbm", "dense-only": "lightgbm", "logistic": "sklearn"}
+"""Models that need a package beside the installation."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +52,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
     models = options.models.split(",") if options.models else list(registry.MODELS)
     trials = sum(len(registry.create(name).trials) for name in models)  # an unknown name is refused before any work
+    for name in models:
+        if name in NEEDED:
+            require_package(NEEDED[name], f"model {name!r}")
     started = time.monotonic()
     study = open_study(
         settings, options.folder, protocol_name=options.protocol, vectors=options.vectors, neg_type=options.neg_type,

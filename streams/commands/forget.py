@@ -13,7 +13,7 @@ from schemas.base import UserId
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker.clients import broker_errors, make_producer
-from streams.broker.cluster import read_incarnation
+from streams.broker.cluster import describe_topics
 from streams.broker.log_reader import read_ends
 from streams.settings import Settings
 
@@ -44,7 +44,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
 
 async def forget_user(settings: Settings, user_id: str) -> ForgottenUser:
     """Write the request; it counts once this returns. Raises `BrokerUnavailable`, `Misconfigured`."""
-    identity = await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
+    found = await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, ["behaviours", "forgotten"])
+    identity = found.incarnation(settings.topics, "behaviours")
     request = ForgottenUser(
         user_id=user_id,
         forgotten_at=datetime.now(UTC),

@@ -16,8 +16,9 @@ from typing import Any
 import structlog
 
 from schemas.errors import PipelineError
-from schemas.manifests import ModelManifest, ReleaseNotice
+from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.cluster import describe_topics
 from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.stores.artifacts.promotion import CurrentPointer
@@ -83,9 +84,22 @@ def list_releases(store: ModelRegistry, *, now: datetime) -> list[dict[str, Any]
                 "encoder_version": manifest.encoder_version,
                 "metrics": figures,
                 "reasons": decision.reasons if decision else [],
+                "compared": None if decision is None else _compared(decision),
             }
         )
     return rows
+
+
+def _compared(decision: PromotionDecision) -> str:
+    """With which release, on how many rows, and what was not compared and why."""
+    told = [] if decision.against is None else [f"{_number(decision.against)}, {decision.rows} rows"]
+    if decision.best is not None:
+        told.append(f"best so far {_number(decision.best)}")
+    return "; ".join([*told, *decision.remarks])
+
+
+def _number(release_id: str) -> str:
+    return release_id.partition("-")[0]
 
 
 def _state(manifest: ModelManifest, current: CurrentPointer | None, been_current: set[str], *, refused: bool) -> str:
@@ -163,6 +177,7 @@ async def _announce(settings: Settings, manifest: ModelManifest) -> bool:
     try:
         with broker_errors(settings.kafka):
             await producer.start()
+            await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, ["models"])
             await producer.send_and_wait(
                 settings.topics.full_name("models"), notice.model_dump_json().encode(), key=manifest.release_id.encode()
             )
@@ -179,7 +194,7 @@ def _show_list(store: ModelRegistry, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    heads = ("release", "state", "age", "rows", "last event", *FIGURES, "refused because")
+    heads = ("release", "state", "age", "rows", "last event", *FIGURES, "compared with", "refused because")
     cells = [
         (
             row["release_id"],
@@ -188,6 +203,7 @@ def _show_list(store: ModelRegistry, *, as_json: bool) -> None:
             str(row["rows_trained"]),
             str(row["last_event_at"] or "-"),
             *_figures(row["metrics"]),
+            row["compared"] or "-",
             "; ".join(row["reasons"]),
         )
         for row in rows

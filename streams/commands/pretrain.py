@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from streams.commands.arguments import positive
+from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
 
@@ -24,6 +25,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     """Adapt an encoder to items and write its bundle; exit status 1 if the space collapsed."""
     from streams.wiring.encoder_training import run_pretrain  # torch is not needed to print a help text
 
+    if settings.tuning.layers == "lora":
+        require_package("peft", "MIM_TUNING__LAYERS=lora")
     started = time.monotonic()
     config = settings.pretrain
     if options.epochs is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import broker_errors, make_producer
+from streams.broker.cluster import describe_topics
 from streams.broker.lag import GroupPositions
 from streams.broker.topics import TopicName
 from streams.commands.arguments import ROLES, positive, roles, share
@@ -55,7 +56,11 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise Misconfigured(f"--speed is {options.speed:g}, it must be above 0")
     data = open_data_set(options.folder, neg_type=options.neg_type)
     return publish(
-        options, settings, data, behaviours_of(data, seed=options.seed, events=options.events), options.speed
+        options,
+        settings,
+        data,
+        behaviours_of(data, seed=options.seed, events=options.events, retakes=True),
+        options.speed,
     )
 
 
@@ -68,6 +73,7 @@ def publish(
 ) -> int:
     """Send the set and print what was sent."""
     timeline = Timeline(data, behaviours, options.seed, datetime.now(UTC), options.broken)
+    timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     started = time.monotonic()
     sent = asyncio.run(send(timeline, settings, options.follow, speed))
     summary = {
@@ -75,6 +81,8 @@ def publish(
         "items_published": sent.items,
         "behaviours_sent": sent.behaviours,
         "broken": len(sent.broken),
+        "pictures_left_out": len(sent.without_picture),
+        "records_left_out": sent.records_left_out,
         "exposures_drawn": behaviours.drawn_from if behaviours is not None else None,
         "wall_seconds": round(time.monotonic() - started, 3),
     }
@@ -85,6 +93,11 @@ def publish(
             f"{data.name}: {sent.items:,} items and {sent.behaviours:,} behaviours sent in "
             f"{summary['wall_seconds']:.1f} s, {len(sent.broken):,} of them broken on purpose"
         )
+        if sent.without_picture or sent.records_left_out:
+            print(
+                f"too large for MIM_KAFKA__MAX_RECORD_BYTES: {len(sent.without_picture):,} pictures, whose items were "
+                f"sent without them, and {sent.records_left_out:,} records, which were not sent"
+            )
         if summary["exposures_drawn"]:
             print(f"exposures that led to nothing were {summary['exposures_drawn']}")
     return 0
@@ -95,6 +108,9 @@ async def send(timeline: Timeline, settings: Settings, follow: Sequence[str], sp
     followed: dict[TopicName, list[str]] = {}
     for role in follow:
         followed.setdefault(ROLES[role], []).append(role)
+    needed: list[TopicName] = ["items", "behaviours"] if timeline.events else ["items"]
+    # a producer would wait for a topic that is not there
+    await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, needed)
     async with AsyncExitStack() as stack:
         positions = None
         if followed:

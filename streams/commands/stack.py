@@ -52,8 +52,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             former = ModelStoreConfig().folder
             if name == DEFAULT_STACK and former.is_dir() and not (folder.path / "models").exists():
                 say(
-                    f"note: earlier versions kept models in {former}; to keep them, move it to "
-                    f"{folder.path / 'models'}",
+                    f"note: models of earlier versions: {former}, to be kept by moving it to {folder.path / 'models'}",
                     error=True,
                 )
         return 0

@@ -14,6 +14,8 @@ from streams.runtime.terminal import say
 from streams.settings import Settings
 from streams.wiring.training import TrainOptions, train
 
+EXIT_NOT_SERVING = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -21,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--until-end", action="store_true", help="train to the ends of the topics as they are now, report"
     )
     parser.add_argument("--no-release", action="store_true", help="release nothing: runs beside an active trainer")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="release also what goes no further in the log than what was released from it before (other settings)",
+    )
     parser.add_argument("--json", action="store_true", help="with --until-end: print the report as JSON")
     parser.add_argument("--variants", help="what to train side by side: ciubm[,din][,ciubm_shuffled]")
     parser.add_argument("--state", type=Path, help="folder for accounts.json and prequential scores")
@@ -42,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
-    """Train until stopped, or to the end."""
+    """Train until stopped, or to the end; exit status 5 if what was learned to the end does not serve."""
     until_end = options.until_end or options.until is not None
     if (options.json or options.rows) and not until_end:
         raise Misconfigured("--json and --rows describe a finished run: add --until-end")
@@ -64,11 +71,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         until=options.until and parse_moment("--until", options.until),
         scores=options.scores,
         rows=options.rows,
+        replace=options.replace,
         metrics_port=options.metrics_port,
     )
     report = asyncio.run(train(settings, run_options))
     if report is not None:
         say(json.dumps(report, indent=2) if options.json else _for_people(report))
+        return EXIT_NOT_SERVING if report["not_serving"] else 0
     return 0
 
 
@@ -79,6 +88,8 @@ def _for_people(report: dict[str, Any]) -> str:
         f"{report['rows_trained']} rows in {report['steps']} steps, rows sha256 {report['rows_sha256']}",
         f"{report['releases']} releases, {report['refused']} refused, current {report['release_id'] or 'none'}",
     ]
+    if report["not_serving"]:
+        lines.append(report["not_serving"])
     for variant, buckets in report["prequential"].items():
         for bucket, figures in buckets.items():
             if figures is not None:

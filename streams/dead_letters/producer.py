@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer
@@ -11,7 +12,10 @@ from typing_extensions import override
 
 from schemas.letters import DeadLetter
 from streams.broker.clients import BrokerConfig, broker_errors
-from streams.broker.topics import TopicsConfig
+from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TopicsConfig
+
+_HEADER_BYTES = 16_384
+"""What the headers of a letter take at most, with the key and a detail."""
 
 
 class DeadLetters(Protocol):
@@ -39,6 +43,8 @@ class InMemoryDeadLetters(DeadLetters):
 class KafkaDeadLetters(DeadLetters):
     """Letters in the topic `dead-letters`: the original bytes as value, everything else in headers.
 
+    Bytes that do not fit, of a record that its topic took although the settings allow less, stay where they are.
+
     The producer needs a `max_request_size` that is `DEAD_LETTER_HEADROOM_BYTES` above the records that feed it.
     """
 
@@ -54,6 +60,14 @@ class KafkaDeadLetters(DeadLetters):
                 await self._producer.send(
                     self._topic, key=letter.letter_key, value=letter.value, headers=letter.headers()
                 )
-                for letter in letters
+                for letter in map(self._fitting, letters)
             ]
             await asyncio.gather(*pending)
+
+    def _fitting(self, letter: DeadLetter) -> DeadLetter:
+        size = len(letter.value or b"")
+        if size + _HEADER_BYTES <= self._broker.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES:
+            return letter
+        place = letter.letter_key.decode()
+        # no bytes, and not no value: that would be a delete if it is sent again
+        return replace(letter, value=b"", detail=f"{size} bytes, which are left in {place}: {letter.detail}")

@@ -19,12 +19,11 @@ from typing import Literal
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka import errors as kafka_errors
 from pydantic import ValidationError
 
 from schemas.items import ImageRetry
-from schemas.letters import Headers, RequeueHeaders
-from streams.broker.clients import BrokerConfig, broker_errors
+from schemas.letters import DeadLetter, ForeignHeaders, RequeueHeaders, kept_headers
+from streams.broker.clients import BrokerConfig, RecordTooLarge, broker_errors
 from streams.broker.log_reader import LogReader
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic
 
@@ -69,6 +68,11 @@ def decide(letter_key: bytes, later: Iterable[LaterRecord]) -> RequeueDecision:
     if others is not None and others < own:
         return RequeueDecision("put_back", others)
     return RequeueDecision("already", own)
+
+
+def _again(letter: DeadLetter, own: ForeignHeaders) -> ForeignHeaders:
+    """Headers of the record of a letter that is sent again, behind those that it has by itself."""
+    return [*own, *RequeueHeaders.of(letter).headers()]
 
 
 class LaterRecords:
@@ -200,7 +204,7 @@ class Requeue:
     async def _refusing_large(self, entry: DeadLetterEntry, sending: Awaitable[RequeueResult]) -> RequeueResult:
         try:
             return await sending
-        except kafka_errors.MessageSizeTooLargeError:
+        except RecordTooLarge:
             return RequeueResult(
                 entry.id, "refused", "it does not fit its topic together with the headers of a repetition"
             )
@@ -211,7 +215,7 @@ class Requeue:
         partition = next((one for one in partitions if one.partition == letter.partition), None)
         if partition is None:
             return RequeueResult(entry.id, "refused", f"behaviours has no partition {letter.partition}")
-        offset = await self._send(partition, letter.key, letter.value, RequeueHeaders.of(letter).headers())
+        offset = await self._send(partition, letter.key, letter.value, _again(letter, letter.record_headers))
         return RequeueResult(entry.id, "requeued", f"as {partition.partition}/{offset}")
 
     async def _item(self, failed: _FailedItem, later: LaterRecords) -> RequeueResult:
@@ -226,15 +230,15 @@ class Requeue:
             return RequeueResult(
                 name, "superseded", f"record {number}/{decision.offset} of the same key is newer: put back"
             )
-        value = letter.value
+        value, own = letter.value, letter.record_headers
         if letter.topic != "items":
             record = await self._reader.one(later.partition, failed.offset)
             if record is None or record.key != letter.key:
                 return RequeueResult(
                     name, "superseded", f"record {number}/{failed.offset}, which asked for it, is gone"
                 )
-            value = record.value
-        sent = await self._send(later.partition, letter.key, value, RequeueHeaders.of(letter).headers())
+            value, own = record.value, kept_headers(record.headers)
+        sent = await self._send(later.partition, letter.key, value, _again(letter, own))
         await later.read_to(sent + 1)
         between = decide(letter.letter_key, later.after(letter.key, failed.offset))
         if between.action == "put_back":
@@ -256,13 +260,15 @@ class Requeue:
             record = await self._reader.one(later.partition, newest)
             if record is None:  # compacted away, so a newer one exists
                 return
-            copies.add(await self._send(later.partition, key, record.value, list(record.headers)))
+            copies.add(await self._send(later.partition, key, record.value, record.headers))
             copied = newest
             log.warning("dead_letter.newer_put_back", partition=later.partition.partition, newer=newest)
 
-    async def _send(self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    async def _send(
+        self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: ForeignHeaders
+    ) -> int:
         with broker_errors(self._broker):
             done = await self._producer.send_and_wait(
-                partition.topic, key=key, value=value, partition=partition.partition, headers=headers
+                partition.topic, key=key, value=value, partition=partition.partition, headers=list(headers)
             )
         return int(done.offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from schemas.errors import PipelineError
@@ -87,3 +87,32 @@ class FreshnessProbe:
     async def _is_its_own_neighbour(self, item_id: str) -> bool:
         (result,) = await self._api.similar([item_id], k=10, include_self=True)
         return any(neighbour.item_id == item_id for neighbour in result.neighbours)
+
+
+async def probe_at_rate(
+    api: ServeApi,
+    send: Callable[[str, bytes], Awaitable[object]],
+    items: Sequence[tuple[str, bytes]],
+    *,
+    per_second: float,
+    every_seconds: float,
+    patience_seconds: float = 120.0,
+) -> FreshnessReport:
+    """Publish (id, payload) one by one at a steady rate and follow each until a search finds it.
+
+    `send` returns once the broker has acknowledged the record. Where the rate is below what the index worker reaches,
+    no item waits behind another, and the figures are those of a single publish.
+    """
+    probe = FreshnessProbe(api, at_once=len(items), every_seconds=every_seconds, patience_seconds=patience_seconds)
+    sent_everything = asyncio.Event()
+    probing = asyncio.create_task(probe.run(sent_everything))
+    try:
+        began = time.monotonic()
+        for number, (item_id, payload) in enumerate(items):
+            await asyncio.sleep(max(0.0, began + number / per_second - time.monotonic()))
+            await send(item_id, payload)
+            probe.published(item_id, time.monotonic())
+        sent_everything.set()
+        return await probing
+    finally:
+        probing.cancel()

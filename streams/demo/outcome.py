@@ -54,6 +54,10 @@ class DemoResult:
     """The trainer's: received = trained + late + duplicate + dead_lettered + pending."""
     letters: Letters
     freshness: FreshnessReport
+    """While the replay ran as fast as the index worker kept up: mostly the time in its queue."""
+    live: FreshnessReport
+    """Afterwards, items published one by one at `live_per_second`."""
+    live_per_second: float
     indexing_seconds: float
     """From the first item sent to the last one committed by the index worker."""
     releases: int
@@ -80,8 +84,12 @@ class DemoResult:
         return self.items_encoded / self.indexing_seconds if self.indexing_seconds > 0 else 0.0
 
     def freshness_ms(self) -> dict[str, float | None]:
-        """Percentiles from publish to searchable."""
+        """Percentiles from publish to searchable, in the flood of the replay."""
         return percentiles(self.freshness.milliseconds)
+
+    def live_ms(self) -> dict[str, float | None]:
+        """Percentiles from publish to searchable, of items published one by one."""
+        return percentiles(self.live.milliseconds)
 
     def prequential(self) -> Prequential:
         """variant -> bucket -> figures, None where a bucket is too small."""
@@ -123,8 +131,8 @@ class DemoResult:
         said += letters.missing[:5] + [f"an event that is good was refused: {one}" for one in letters.unexpected[:5]]
         if self.load.failures:
             said.append(f"{len(self.load.failures)} score requests failed, the first: {self.load.failures[0]}")
-        if self.freshness.lost:
-            said.append(f"{self.freshness.lost} probed items could not be found in time")
+        if lost := self.freshness.lost + self.live.lost:
+            said.append(f"{lost} probed items could not be found in time")
         if self.sample_cosine < MIN_SAMPLE_COSINE:
             said.append(
                 f"of {self.sample_items} sampled items one is held with a vector that has cosine "
@@ -140,6 +148,7 @@ class DemoResult:
             "items_encoded": self.items_encoded,
             "items_searchable": self.items_searchable,
             "items_dead_lettered": self.letters.items,
+            "pictures_refused": self.letters.pictures,
             "behaviours_sent": self.behaviours_sent,
             "behaviours_stored": self.behaviours_stored,
             "behaviours_trained": self.accounts["trained"],
@@ -172,6 +181,8 @@ class DemoResult:
             "encoder_version": self.encoder_version,
             "backend": self.backend,
             "freshness_probes": len(self.freshness.found_at),
+            "freshness_live_ms": self.live_ms(),
+            "freshness_live": {"per_second": self.live_per_second, "probes": len(self.live.found_at)},
             "score_requests": {
                 "sent": self.load.requests,
                 "failed": len(self.load.failures),

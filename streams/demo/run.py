@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,11 +25,11 @@ from streams.broker.topics import create_topics
 from streams.demo.api import ServeApi
 from streams.demo.audit import announced_items, compare_with_fresh, read_letters, searchable
 from streams.demo.display import DemoProgress, show
-from streams.demo.freshness import FreshnessProbe
+from streams.demo.freshness import FreshnessProbe, FreshnessReport, probe_at_rate
 from streams.demo.load import LoadReport, SteadyLoad
 from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
 from streams.replay.sender import Replay, Sent
-from streams.replay.timeline import Outgoing, Timeline
+from streams.replay.timeline import Outgoing, Timeline, item_json
 from streams.runtime.child import Child, watch
 from streams.settings import Settings, child_arguments, child_environment, child_settings
 from streams.stack.run import RunningStack, folders_of, running_stack
@@ -52,6 +52,8 @@ INDEX_COMMIT_SECONDS = 0.3
 FRESHNESS_PROBES_AT_ONCE = 2
 FRESHNESS_EVERY_SECONDS = 0.05
 FRESHNESS_SPACING_SECONDS = 0.5
+LIVE_ITEMS = 20
+LIVE_PER_SECOND = 2.0
 QUIET_SECONDS = 8.0
 """The trainer is done when it has received everything and its counts have not changed for this long."""
 STUCK_SECONDS = 180.0
@@ -102,6 +104,7 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
             "all_idle_seconds": 5.0,  # nothing is under way once the replay has ended
         },
         "trainer": {"release_every_rows": release_every_rows},
+        "gate": {"trial_rows": release_every_rows // 2},
         "serve": {"host": "127.0.0.1", "port": port, "tokens": []},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
         "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},
@@ -238,7 +241,13 @@ class _Run:
                 await loading
                 watching.cancel()
             self._progress.doing = "counting"
-            return await self._count(api, replay.sent, probe, load.report, accounts)
+            topic = settings.topics.full_name("items")
+
+            async def send(item_id: str, payload: bytes) -> None:
+                with broker_errors(settings.kafka):
+                    await producer.send_and_wait(topic, payload, key=item_id.encode())
+
+            return await self._count(api, replay.sent, probe, load.report, accounts, send)
 
     async def _follow(self, positions: GroupPositions, sent: Sent, load: LoadReport) -> None:
         """Keep the display and the indexing time up to date, until cancelled."""
@@ -293,20 +302,27 @@ class _Run:
         return report
 
     async def _count(
-        self, api: ServeApi, sent: Sent, probe: FreshnessProbe, load: LoadReport, report: dict[str, Any]
+        self,
+        api: ServeApi,
+        sent: Sent,
+        probe: FreshnessProbe,
+        load: LoadReport,
+        report: dict[str, Any],
+        send: Callable[[str, bytes], Awaitable[object]],
     ) -> DemoResult:
         from encoders.loading import load_encoder  # torch is not needed before
 
         settings, data = self._settings, self._options.data
         encoded = await announced_items(settings.kafka, settings.topics)
-        letters = await read_letters(settings.kafka, settings.topics, sent.broken)
+        letters = await read_letters(settings.kafka, settings.topics, sent.broken, encoded)
         found = await searchable(api, sorted(encoded))
         store = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
         try:
             stored = (await store.counts())["stored"]
         finally:
             await store.close()
-        held = [position for position, item_id in enumerate(data.item_ids) if item_id in encoded]
+        sampled = encoded - sent.without_picture
+        held = [position for position, item_id in enumerate(data.item_ids) if item_id in sampled]
         sample = sorted(random.Random(self._options.seed).sample(held, min(self._options.sample_items, len(held))))
         encoder = await asyncio.to_thread(load_encoder, settings.encoder)
         cosine = await compare_with_fresh(api, encoder, data, sample)
@@ -336,7 +352,15 @@ class _Run:
             wall_seconds=0.0,
             scored=read_scores(self._folder / "train" / SCORES_FOLDER),
             neighbours=await self._new_items(api, encoded),
+            live=await self._probe_live(api, send),  # last: these items are in no other figure
+            live_per_second=LIVE_PER_SECOND,
         )
+
+    async def _probe_live(self, api: ServeApi, send: Callable[[str, bytes], Awaitable[object]]) -> FreshnessReport:
+        """Publish new items one by one, as a shop does."""
+        self._progress.doing = "publishing single items"
+        items = await asyncio.to_thread(_live_items, self._options.data)
+        return await probe_at_rate(api, send, items, per_second=LIVE_PER_SECOND, every_seconds=FRESHNESS_EVERY_SECONDS)
 
     async def _new_items(self, api: ServeApi, encoded: set[str]) -> list[Neighbours]:
         """Some items that were published late in the stream, with their nearest neighbours."""
@@ -350,6 +374,17 @@ class _Run:
             Neighbours(record.item_id, [(one.item_id, one.similarity) for one in result.neighbours])
             for record, result in zip(records, results, strict=True)
         ]
+
+
+def _live_items(data: DataSet) -> list[tuple[str, bytes]]:
+    """New items whose content no worker has seen: the newest of the set under other ids and titles."""
+    total = len(data.item_ids)
+    records = data.records(max(0, total - LIVE_ITEMS), total)
+    return [
+        (item_id, item_json(replace(record, item_id=item_id, title=f"{record.title} ({number})"), picture))
+        for number, (record, picture) in enumerate(zip(records, data.pictures.of(records), strict=True))
+        if (item_id := f"mimstream-demo-{number}")
+    ]
 
 
 def _with_picture(data: DataSet, item_ids: Sequence[str], count: int, seed: int) -> list[ItemRecord]:

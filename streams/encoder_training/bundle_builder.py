@@ -59,7 +59,8 @@ class BundleBuilder:
         elif encoder.text_model is not None or encoder.image_model is not None:
             raise Misconfigured(
                 "MIM_ENCODER__TEXT_MODEL and MIM_ENCODER__IMAGE_MODEL last only while a process runs; make a bundle of "
-                "these towers first and name it in MIM_ENCODER__BUNDLE"
+                "these towers ('mimstream bundle make --text PATH --image PATH'), name it in MIM_ENCODER__BUNDLE and "
+                "unset the two"
             )
         else:
             self.specs, self.towers = read_bundle(bundle)[0], load_towers(encoder)

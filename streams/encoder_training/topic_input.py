@@ -11,6 +11,7 @@ import structlog
 from encoders.base import ItemContent
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage
+from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import describe_topics
@@ -64,8 +65,8 @@ class TopicContent:
 async def read_topics(
     broker: BrokerConfig,
     topics: TopicsConfig,
-    item_fields: dict[str, str],
-    behaviour_fields: dict[str, str],
+    item_fields: FieldMap,
+    behaviour_fields: FieldMap,
     *,
     only_items: bool = False,
 ) -> TopicContent:
@@ -95,13 +96,15 @@ async def read_topics(
     return found
 
 
-def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: dict[str, str]) -> None:
+def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap) -> None:
     item_id = (record.key or b"").decode(errors="replace")
     if record.value is None:
         found.items.pop(item_id, None)
         return
     try:
-        item = read_item(record.value, record.timestamp, max_bytes=broker.max_record_bytes, field_map=fields)
+        item = read_item(
+            record.value, record.timestamp, record.headers, max_bytes=broker.max_record_bytes, field_map=fields
+        )
     except BadMessage:
         found.broken += 1
     else:
@@ -109,7 +112,7 @@ def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: di
 
 
 def _add_behaviour(
-    found: TopicContent, record: Any, broker: BrokerConfig, fields: dict[str, str], gone: ForgottenUsers
+    found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap, gone: ForgottenUsers
 ) -> None:
     behaviour = behaviour_of(record, broker, fields)
     if behaviour is None:

@@ -17,6 +17,8 @@ from streams.encoder_training.pair_report import pair_report
 from streams.encoder_training.topic_input import TopicContent
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, NoPair, PairMiner, join_all
+from trainer.samples.config import JoinConfig
+from trainer.samples.join_rules import JoinRules
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import EventWindow
 
@@ -30,13 +32,12 @@ def topic_pairs(
     config: CsftConfig,
     *,
     name: str,
-    lateness_seconds: float,
-    take_seconds: float,
+    log: JoinConfig,
 ) -> PairData:
     """Compute the features and mine the pairs; queries stand behind the items, as items do.
 
-    `take_seconds` is how long after its exposure a take counts. Raises `Misconfigured` if the topics hold too little to
-    learn from.
+    `log` says how the log is joined; what a live trainer would correct is right from the start. Raises `Misconfigured`
+    if the topics hold too little to learn from.
     """
     contents = read.contents()
     items = len(contents)
@@ -52,12 +53,14 @@ def topic_pairs(
     usable[0] = False
     readable = (features.has_text_N | features.has_image_N)[items:]
     known = {query: items + 1 + place for place, query in enumerate(queries) if readable[place]}
-    miner = PairMiner(numbers, queries=known, final_kind_seconds=take_seconds)
+    rules = JoinRules.of(log, ())
+    miner = PairMiner(numbers, queries=known, take_seconds=rules.take_seconds)
     impressions = join_all(
-        in_event_time(read, lateness_seconds),
+        in_event_time(read, log.lateness_seconds),
         numbers,
         history_length=config.history_length,
-        attribution_seconds=take_seconds,
+        attribution_seconds=log.attribution_seconds,
+        corrections=rules.corrections(),
     )
     pairs = list(miner.pairs(impressions))
     no_pair = {reason.value: miner.no_pair[reason] for reason in NoPair}
@@ -69,7 +72,6 @@ def topic_pairs(
         )
     cut = len(pairs) - max(1, round(VALIDATION_SHARE * len(pairs)))
     learned, held_back = pairs[:cut], pairs[cut:]
-    newest = max(int(event.occurred_at.timestamp()) for _, _, event in read.behaviours)
 
     return PairData(
         name=name,
@@ -86,8 +88,7 @@ def topic_pairs(
         },
         provenance={
             "first_event_at": datetime.fromtimestamp(pairs[0].row.second, UTC),
-            # the last pair's take may have come that much later
-            "last_event_at": datetime.fromtimestamp(min(learned[-1].row.second + take_seconds, newest), UTC),
+            "last_event_at": datetime.fromtimestamp(learned[-1].row.second, UTC),
             "offsets": read.offsets,
             "cluster_id": read.cluster_id,
         },

@@ -1,4 +1,4 @@
-"""The two Faust agents of the item path: loops around `index_batch` and `retry_image`, with state of one stream each.
+"""The two Faust agents of the item path: loops around `index_batch` and `image_retries`, with state of one stream each.
 
 Both read events without acknowledging (`noack_take`): Faust's other ways acknowledge an event also when the body
 raised, or was stopped, before the event was written.
@@ -23,7 +23,7 @@ from streams.broker.records import SourceRecord
 from streams.indexing.config import PartitioningReport
 from streams.indexing.context import Guard, IndexContext
 from streams.indexing.flow import Flow, OrderedAcks
-from streams.indexing.image_retries import due_in_seconds, retry_image
+from streams.indexing.image_retries import Attempt, begin, due_in_seconds, load, settle
 from streams.indexing.index_batch import index_batch
 from streams.indexing.prefetch import Prefetched, decode_batch, prefetch
 from streams.indexing.take_over import RecentWrites, recheck
@@ -191,8 +191,22 @@ class ItemPipeline:
 
 
 @dataclass(eq=False)
+class _Late:
+    """An event of `items-retry` on its way."""
+
+    event: EventT[Any]
+    record: SourceRecord
+    acknowledge: Callable[[], Awaitable[None]]
+    attempt: Attempt | None = None
+
+
+@dataclass(eq=False)
 class ImageRetryPool:
-    """Handles `items-retry`: many wait at the same time, each until it is due. Acknowledged in their order."""
+    """Handles `items-retry`: many wait at the same time, each until it is due. Acknowledged in their order.
+
+    What is due begins in batches, is loaded side by side, and is written in batches: each of two loops takes what has
+    gathered since it last did.
+    """
 
     context: IndexContext
     flow: Flow
@@ -204,29 +218,65 @@ class ImageRetryPool:
     def __post_init__(self) -> None:
         self._room = asyncio.Semaphore(self.context.config.retry_max_waiting)
         self._acks: OrderedAcks[EventT[Any]] = OrderedAcks(self.stream.ack)
+        self._generation: int | None = None
+        self._due: asyncio.Queue[_Late] = asyncio.Queue()  # both bounded by the room
+        self._loaded: asyncio.Queue[_Late] = asyncio.Queue()
 
     async def run(self) -> None:
         """Read until cancelled."""
-        async with asyncio.TaskGroup() as waiting:
+        async with asyncio.TaskGroup() as tasks:
+            self._spawn = tasks.create_task
+            for queue, step in ((self._due, self._begin), (self._loaded, self._settle)):
+                tasks.create_task(self._in_batches(queue, step))
             async for events in self.stream.noack_take(self.context.config.batch_max_items, within=0.2):
                 for event in events:
                     if not self.is_current(event):
                         continue
                     await self._room.acquire()
-                    partition = (event.message.partition, event.message.generation_id)
-                    waiting.create_task(self._handle(event, self._acks.arrived(partition, event)))
+                    if event.message.generation_id != self._generation:  # what is left of another is never acknowledged
+                        self._acks, self._generation = OrderedAcks(self.stream.ack), event.message.generation_id
+                    acknowledge = self._acks.arrived(event.message.partition, event)
+                    late = _Late(event, as_record(event, "items-retry"), acknowledge)
+                    tasks.create_task(self._until_due(late))
 
-    async def _handle(self, event: EventT[Any], acknowledge: Callable[[], Awaitable[None]]) -> None:
+    async def _until_due(self, late: _Late) -> None:
         try:
-            record = as_record(event, "items-retry")
-            while (left := due_in_seconds(self.context, record)) > 0:
+            while (left := due_in_seconds(self.context, late.record)) > 0:
                 await self.sleep(min(left, 1.0))  # in pieces, so that a clock that is set forward is noticed
-            async with self.flow.hand():
-                if not self.is_current(event):
-                    return
-                self.on_report(await retry_image(self.context, record, self.flow.guard()))
-                await acknowledge()
-        except Exception as error:  # before it was in hand
+            self._due.put_nowait(late)
+        except Exception as error:
             self.flow.fail(error)
-        finally:
+
+    async def _in_batches(self, queue: asyncio.Queue[_Late], step: Callable[[list[_Late]], Awaitable[None]]) -> None:
+        try:
+            while True:
+                batch = [await queue.get()]
+                while not queue.empty() and len(batch) < self.context.config.batch_max_items:
+                    batch.append(queue.get_nowait())
+                await step(batch)
+        except Exception as error:
+            self.flow.fail(error)
+
+    async def _begin(self, batch: list[_Late]) -> None:
+        for late, attempt in zip(batch, await begin(self.context, [late.record for late in batch]), strict=True):
+            self._spawn(self._load(late, attempt))
+
+    async def _load(self, late: _Late, attempt: Attempt) -> None:
+        try:
+            late.attempt = await load(self.context, attempt)
+            self._loaded.put_nowait(late)
+        except Exception as error:
+            self.flow.fail(error)
+
+    async def _settle(self, batch: list[_Late]) -> None:
+        """Write and acknowledge what of a batch is current; partitions' new owners read the rest again."""
+        epoch = self.flow.epoch
+        async with self.flow.hand(epoch):
+            current = [late for late in batch if self.is_current(late.event)]
+            attempts = [late.attempt for late in current if late.attempt is not None]
+            reports = await settle(self.context, attempts, self.flow.guard(epoch))
+            for late, report in zip(current, reports, strict=True):
+                self.on_report(report)
+                await late.acknowledge()
+        for _ in batch:
             self._room.release()

@@ -17,7 +17,7 @@ from faust.types import TP, AppT, EventT, StreamT
 from typing_extensions import override
 
 from schemas.errors import Misconfigured
-from streams.broker.clients import BrokerConfig
+from streams.broker.clients import BrokerConfig, never_create_topics
 from streams.broker.header_names import accept_any_names
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicsConfig
@@ -58,10 +58,12 @@ def create_index_app(
     """
     config = context.config
     accept_any_names()
+    never_create_topics()
     app = faust.App(
         topics.group("index"),
         broker=[f"kafka://{server}" for server in broker.bootstrap_servers.split(",")],
         broker_credentials=faust_credentials(broker),
+        broker_client_id=broker.client_id,
         broker_commit_interval=config.commit_interval_seconds,
         broker_session_timeout=config.session_timeout_seconds,
         broker_heartbeat_interval=config.session_timeout_seconds / 10,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemas.field_maps import FieldMap, checked_field_map
+from schemas.items import ItemPublished
 from streams.broker.records import SourceRecord
 from streams.indexing.slots import LeaseConfig
 from streams.runtime.delivery import BackOffConfig
@@ -22,11 +26,11 @@ class IndexConfig(BaseModel):
     batch_within_seconds: float = Field(default=0.2, gt=0)
     """Longest wait for a batch to fill up."""
     batches_ahead: int = Field(default=2, ge=0, le=16)
-    """Batches whose pictures and titles are decoded and encoded while an earlier one is written. 0: one after another.
+    """Batches whose pictures are fetched, decoded and encoded while an earlier one is written. 0: one after another.
 
     Memory is bounded whatever the speed of the topic: a worker holds at most `batches_ahead` + 2 batches and three
     more in Faust's buffers, so (`batches_ahead` + 5) times `batch_max_items` records and their decoded pictures, and
-    one fetch of each of its partitions.
+    one fetch of each of its partitions. Pictures behind URLs are held within `MIM_IMAGES__MAX_HELD_BYTES`.
     """
     cache_items: int = Field(default=10_000, ge=0)
     """Vectors kept by content, so that what was encoded a moment ago is not encoded again; 4 bytes a dimension each."""
@@ -35,12 +39,16 @@ class IndexConfig(BaseModel):
     encode_threads: int | None = Field(default=None, ge=1, le=256)
     """Passes through the towers that run side by side. By default one per core that torch may use
     (`MIM_ENCODER__NUM_THREADS`) on a CPU, each then on one core, and one on any other device."""
-    field_map: dict[str, str] = Field(default_factory=dict)
-    """Our field names to a platform's own: `{"item_id": "sku", "image_url": "pics.0.href"}`."""
+    field_map: Annotated[FieldMap, AfterValidator(partial(checked_field_map, model=ItemPublished))] = Field(
+        default_factory=dict
+    )
+    """Where a platform's records of items hold our fields: `{"item_id": "sku", "image_url": "pics.0.href"}`. See
+    deploy/field-maps.md."""
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)
     """How far in the future a time in an event may lie."""
     fetch_budget_seconds: float = Field(default=1.0, gt=0)
-    """How long a batch waits for pictures behind URLs; what has not come by then is retried beside the stream."""
+    """How long a request for a picture may take; what has not come by then is retried beside the stream. Waiting for a
+    turn (`MIM_IMAGES__CONCURRENCY`) is not counted: it holds the stream back."""
     retry_initial_seconds: float = Field(default=10.0, gt=0)
     """Wait before the first retry of a picture."""
     retry_factor: float = Field(default=3.0, ge=1)
@@ -48,7 +56,7 @@ class IndexConfig(BaseModel):
     retry_max_seconds: float = Field(default=3_600.0, gt=0)
     """Longest wait between two retries."""
     retry_max_attempts: int = Field(default=8, ge=1)
-    """Failed fetches after which a picture is given up."""
+    """Failed fetches after which a picture is given up. Eight take two hours."""
     retry_max_waiting: int = Field(default=1_000, ge=1)
     """Retries that one worker holds in memory; reading of `items-retry` pauses above it."""
     back_off: BackOffConfig = Field(default_factory=BackOffConfig)

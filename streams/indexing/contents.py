@@ -25,27 +25,38 @@ class ItemInputs:
 async def load_content(context: IndexContext, item: ItemPublished, price: float | None) -> ItemInputs:
     """Fetch the picture and prepare what the towers need.
 
-    What an event carries itself must be whole, else there is nothing to encode. Where only what its URL leads to is
-    broken or missing, the title is encoded and stays.
+    Where the picture is broken, refused or missing, in the event itself or behind its URL, the title is encoded.
     """
-    picture, late = item.image, False
-    errors: list[tuple[str, Unprocessable]] = []
-    has_text = bool(item.title.strip() or item.text.strip())
-    if picture is None and item.image_url is not None:
-        try:
-            picture = await context.fetch(item.image_url, timeout_seconds=context.config.fetch_budget_seconds)
-        except ContentUnavailable:
-            late = True
-        except Unprocessable as error:
-            errors.append(("image", error))
-        if picture is None and not has_text:
-            return ItemInputs(None, late, tuple(errors))
-    prepared = await context.encoding.prepare(item, price, picture)
-    if isinstance(prepared, EncodingFailed) and not errors:
-        errors.append((stage_of(prepared), prepared))
-        if picture is not None and item.image is None and has_text:
-            prepared = await context.encoding.prepare(item, price, None)
-    return ItemInputs(None if isinstance(prepared, EncodingFailed) else prepared, late, tuple(errors))
+    picture = item.image or None  # a field that is there and empty is no picture
+    if picture is not None or item.image_url is None:
+        return await _with_title(context, item, price, await context.encoding.prepare(item, price, picture))
+    try:
+        async with context.fetch(item.image_url, timeout_seconds=context.config.fetch_budget_seconds) as picture:
+            prepared = await context.encoding.prepare(item, price, picture)
+    except ContentUnavailable:
+        return ItemInputs(await _title(context, item, price), late=True)
+    except Unprocessable as error:
+        return ItemInputs(await _title(context, item, price), errors=(("image", error),))
+    return await _with_title(context, item, price, prepared)
+
+
+async def _with_title(
+    context: IndexContext, item: ItemPublished, price: float | None, prepared: Prepared | EncodingFailed
+) -> ItemInputs:
+    """What was prepared; where it failed, the title alone."""
+    if not isinstance(prepared, EncodingFailed):
+        return ItemInputs(prepared)
+    stage = stage_of(prepared)
+    title = await _title(context, item, price) if stage == "image" else None
+    return ItemInputs(title, errors=((stage, prepared),))
+
+
+async def _title(context: IndexContext, item: ItemPublished, price: float | None) -> Prepared | None:
+    """What the towers need of the item's texts; None if it has none, or none that can be encoded."""
+    if not (item.title.strip() or item.text.strip()):
+        return None
+    prepared = await context.encoding.prepare(item, price, None)
+    return None if isinstance(prepared, EncodingFailed) else prepared
 
 
 def stage_of(error: EncodingFailed) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -20,10 +21,10 @@ Guard = Callable[[], Awaitable[None]]
 
 
 class Fetch(Protocol):
-    """Fetches a picture by its URL (`ImageFetcher.fetch`)."""
+    """Fetches a picture by its URL (`ImageFetcher.picture`)."""
 
-    async def __call__(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
-        """Raises `ContentUnavailable` or `Unprocessable`."""
+    def __call__(self, url: str, *, timeout_seconds: float | None = None) -> AbstractAsyncContextManager[bytes]:
+        """The picture, held in memory while the block runs. Entering raises `ContentUnavailable` or `Unprocessable`."""
         ...
 
 

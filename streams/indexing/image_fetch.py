@@ -3,14 +3,18 @@
 A product's picture URL is untrusted text. Scheme, port and host must be allowed, every address that its host resolves
 to is checked, the very address that was checked is the one connected to, and each redirect starts over. The last check
 is at the socket itself, however the address was found.
+
+Fetching is a stage of its own: requests wait for their turn (`fetch_limits.py`), and the time of one begins with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Literal, Self
@@ -21,15 +25,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 from yarl import URL
 
-from encoders.image_formats import SNIFFED_BYTES, sniff
-from schemas.errors import ContentUnavailable, Reason, Unprocessable
+from encoders.image_formats import ACCEPT, FORMATS, SNIFFED_BYTES, is_page, other_format, sniff
+from schemas.errors import Reason, Unprocessable
 from streams.indexing.addresses import is_address, is_allowed, is_name
+from streams.indexing.fetch_limits import ByteRoom, FetchFailed, Lane
 
 MAX_REDIRECTS = 3
-MAX_QUIET_HOSTS = 10_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_GONE_FOR_GOOD = frozenset({400, 401, 403, 405, 406, 410, 414, 451})
-"""Answers that waiting does not change. 404 is not among them: a picture is often uploaded after its item."""
+_GONE_FOR_GOOD = frozenset({400, 401, 405, 406, 410, 414, 451})
+"""Answers that waiting does not change. 404 and 403 are not among them: a picture is often uploaded after its item, and
+S3 answers 403 until then."""
+_OVERLOADED = frozenset({429, 503})
+_MOMENTARY = frozenset({500, 502, 503, 504})
+_NEEDS_NO_QUOTING = re.compile(r"(?:[!#-;=?-Z\[\]_a-z~]|%[0-9A-Fa-f]{2})*")
+_PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
 
 class ImageFetchConfig(BaseModel):
@@ -46,14 +55,18 @@ class ImageFetchConfig(BaseModel):
     private_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks inside that may be asked all the same, as `["10.2.0.0/16"]`. For shops that keep pictures inside; else
     no private, loopback, link-local, multicast or reserved address is."""
-    max_bytes: int = Field(default=16 * 1024 * 1024, ge=1_024)
-    """Largest picture that is fetched, in bytes."""
+    max_bytes: int = Field(default=8_388_608, ge=1_024)
+    """Largest picture that is fetched, in bytes. No more than `MIM_ENCODER__MAX_IMAGE_BYTES` is of use."""
+    max_held_bytes: int = Field(default=268_435_456, ge=1_024)
+    """Bytes of pictures in memory: being fetched, or waiting to be decoded. Above it fetching waits."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """How long one fetch may take, redirects included."""
-    concurrency: int = Field(default=16, ge=1, le=512)
-    """Fetches under way at the same time, and as many late ones beside them."""
+    """How long a request for a late picture may take, redirects included."""
+    concurrency: int = Field(default=256, ge=1, le=4_096)
+    """Requests under way at the same time, and as many for late pictures beside them. Each needs a file descriptor."""
+    host_concurrency: int = Field(default=128, ge=1, le=4_096)
+    """Most requests under way at one host. It begins with 32 and follows the host's answers, from 4 up to this."""
     quiet_host_seconds: float = Field(default=10.0, ge=0)
-    """How long a host that did not answer is left alone by those in a hurry."""
+    """How long a host is left alone that gave no answer to eight requests in a row."""
 
 
 class RefusedAddressError(OSError):
@@ -94,11 +107,19 @@ class ImageFetcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
-        self._clock = clock
-        self._quiet_until: dict[str, float] = {}
         self._make_resolver = resolver or aiohttp.ThreadedResolver
-        self._slots = asyncio.Semaphore(config.concurrency)
-        self._patient_slots = asyncio.Semaphore(config.concurrency)  # apart: slow retries must not keep batches out
+        # lanes of their own: slow retries must not keep batches out
+        self._hurried, self._patient = (
+            Lane(
+                most=config.concurrency,
+                most_per_host=min(config.concurrency, config.host_concurrency),
+                quiet_seconds=config.quiet_host_seconds,
+                tries=tries,
+                clock=clock,
+            )
+            for tries in (2, 1)
+        )
+        self._room = ByteRoom(config.max_held_bytes)
         self._allowed = partial(is_allowed, inside=config.private_networks)
         self._session: aiohttp.ClientSession | None = None
 
@@ -112,7 +133,7 @@ class ImageFetcher:
                 ttl_dns_cache=10,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "mimstream", "Accept": "image/*", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "mimstream", "Accept": ACCEPT, "Accept-Encoding": "identity"},
             auto_decompress=False,  # a few packed bytes could become gigabytes before they are counted
             trust_env=False,  # a proxy would resolve the host itself, unseen
         )
@@ -130,70 +151,75 @@ class ImageFetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+    @asynccontextmanager
+    async def picture(self, url: str, *, timeout_seconds: float | None = None) -> AsyncIterator[bytes]:
         """Get the picture behind `url`: bytes that begin like one of the formats that are decoded, whatever the server
-        gives as content type.
+        gives as content type. They count as held until the block ends.
 
-        With a `timeout_seconds`, a host that lately did not answer is not asked again, so that a dead host costs one
-        batch its budget and not each batch. Without, it always is.
+        Without a `timeout_seconds` the picture is a late one, in a lane of its own. However long a request has to wait
+        for its turn, its time begins with the turn.
 
-        Raises `ContentUnavailable` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED`, `IMAGE_TOO_LARGE`
-        or `BAD_IMAGE`) for what may not.
+        Raises `FetchFailed` for what may be had later, and `Unprocessable` (`IMAGE_REFUSED`, `IMAGE_TOO_LARGE` or
+        `BAD_IMAGE`) for what may not.
         """
-        budget = timeout_seconds or self._config.timeout_seconds
-        slots = self._patient_slots if timeout_seconds is None else self._slots
-        if timeout_seconds is not None and self._is_quiet(url):
-            raise ContentUnavailable(url, "its host did not answer a moment ago")
-        began = False
+        lane = self._patient if timeout_seconds is None else self._hurried
         try:
-            async with asyncio.timeout(budget), slots:
-                began = True
-                picture = await self._follow(url)
-            self._quiet_until.pop(_host_of(url), None)
+            where = _as_written(url)
+            self._check(where)
+        except ValueError as error:
+            raise _unusable(url, error) from error
+        async with AsyncExitStack() as held:
+            request = partial(self._request, url, where, timeout_seconds or self._config.timeout_seconds, held)
+            yield await lane.ask(url, (where.raw_host or "").lower(), request)
+
+    async def _request(self, url: str, where: URL, seconds: float, held: AsyncExitStack) -> bytes:
+        """Request once; what is fetched is held by `held`."""
+        try:
+            async with AsyncExitStack() as mine, asyncio.timeout(seconds) as deadline:
+                picture = await self._follow(url, where, mine, deadline)
+                held.push_async_exit(mine.pop_all())
             return picture
         except TimeoutError:
-            if began:
-                self._leave_alone(url)
-            raise ContentUnavailable(url, f"no picture within {budget:g} s") from None
+            raise FetchFailed(url, f"no picture within {seconds:g} s", overload=True, again=True) from None
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, RefusedAddressError):
                 raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error.os_error}") from error
-            self._leave_alone(url)
-            raise ContentUnavailable(url, str(error)) from error
+            raise FetchFailed(url, str(error), overload=True) from error
         except RefusedAddressError as error:
             raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: {error}") from error
         except (aiohttp.InvalidURL, ValueError) as error:
-            raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: not a usable URL ({error})") from error
+            raise _unusable(url, error) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ContentUnavailable(url, repr(error)) from error
+            raise FetchFailed(url, repr(error), again=True) from error
 
-    def _is_quiet(self, url: str) -> bool:
-        host = _host_of(url)
-        if self._quiet_until.get(host, 0.0) > self._clock():
-            return True
-        self._quiet_until.pop(host, None)
-        return False
-
-    def _leave_alone(self, url: str) -> None:
-        if len(self._quiet_until) >= MAX_QUIET_HOSTS:
-            self._quiet_until.clear()
-        self._quiet_until[_host_of(url)] = self._clock() + self._config.quiet_host_seconds
-
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, where: URL, held: AsyncExitStack, deadline: asyncio.Timeout) -> bytes:
         assert self._session is not None, "use the fetcher as a context manager"
-        where = URL(url)
         for _ in range(MAX_REDIRECTS + 1):
             self._check(where)
             async with self._session.get(where, allow_redirects=False, timeout=_NO_SECOND_TIMEOUT) as answer:
-                if answer.status in _REDIRECTS and "Location" in answer.headers:
-                    where = where.join(URL(answer.headers["Location"]))
+                status = answer.status
+                if status in _REDIRECTS and "Location" in answer.headers:
+                    where = where.join(_as_written(answer.headers["Location"]))
                     continue
-                if answer.status in _GONE_FOR_GOOD:
-                    raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: answered {answer.status}")
-                if answer.status != 200:
-                    raise ContentUnavailable(url, f"answered {answer.status}")
+                if status in _GONE_FOR_GOOD:
+                    raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: answered {status}")
+                if status != 200:
+                    again, overload = status in _MOMENTARY, status in _OVERLOADED
+                    raise FetchFailed(url, f"answered {status}", overload=overload, again=again)
+                if (answer.content_length or 0) > self._config.max_bytes:
+                    raise self._too_large(url)
+                await self._hold(answer.content_length or self._config.max_bytes, held, deadline)
                 return await self._read(url, answer)
         raise Unprocessable(Reason.IMAGE_REFUSED, f"{url}: more than {MAX_REDIRECTS} redirects")
+
+    async def _hold(self, size: int, held: AsyncExitStack, deadline: asyncio.Timeout) -> None:
+        """Wait until there is room for `size` bytes; the time that it takes is not the request's."""
+        loop, ends = asyncio.get_running_loop(), deadline.when()
+        assert ends is not None
+        left = ends - loop.time()
+        deadline.reschedule(None)
+        await held.enter_async_context(self._room.hold(size))
+        deadline.reschedule(loop.time() + left)
 
     def _check(self, where: URL) -> None:
         host = (where.raw_host or "").lower()  # raw: just what will be resolved and connected to
@@ -218,8 +244,6 @@ class ImageFetcher:
         return Unprocessable(Reason.IMAGE_REFUSED, f"{shown}: {why}")
 
     async def _read(self, url: str, answer: aiohttp.ClientResponse) -> bytes:
-        if (answer.content_length or 0) > self._config.max_bytes:
-            raise self._too_large(url)
         body = bytearray()
         async for chunk in answer.content.iter_chunked(65_536):
             body += chunk
@@ -228,9 +252,12 @@ class ImageFetcher:
             if len(body) >= SNIFFED_BYTES and sniff(body[:SNIFFED_BYTES]) is None:
                 break
         if not body:
-            raise ContentUnavailable(url, "answered without content")
+            raise FetchFailed(url, "answered without content", again=True)
         if sniff(body[:SNIFFED_BYTES]) is None:
-            raise Unprocessable(Reason.BAD_IMAGE, f"{url}: what it answers is not a JPEG, PNG or WebP")
+            if is_page(body) or answer.content_type in _PAGE_TYPES:  # an error page, or one that tells to wait
+                raise FetchFailed(url, "answered an HTML page in place of a picture")
+            found = other_format(body)
+            raise Unprocessable(Reason.BAD_IMAGE, f"{url}: a picture has to be a {FORMATS}; what it answers is {found}")
         return bytes(body)
 
     def _too_large(self, url: str) -> Unprocessable:
@@ -242,11 +269,16 @@ class ImageFetcher:
 _NO_SECOND_TIMEOUT: Any = aiohttp.ClientTimeout(total=None)
 
 
-def _host_of(url: str) -> str:
-    try:
-        return URL(url).host or ""
-    except ValueError:
-        return ""
+def _as_written(url: str) -> URL:
+    """A URL as it stands, because the signature of a signed one covers how each character is written.
+
+    One with characters that no URL may have, such as a space or a letter that is not ASCII, is quoted.
+    """
+    return URL(url, encoded=_NEEDS_NO_QUOTING.fullmatch(url) is not None)
+
+
+def _unusable(url: str, error: Exception) -> Unprocessable:
+    return Unprocessable(Reason.IMAGE_REFUSED, f"{url}: not a usable URL ({error})")
 
 
 def _matches(host: str, rule: str) -> bool:

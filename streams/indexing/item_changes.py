@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from schemas.errors import BadMessage, Reason
+from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.broker.records import SourceRecord, read_item, read_item_id
 from streams.stores.vectors.item_index import FOR_EVER, ItemRow
@@ -60,14 +61,19 @@ class ItemChange:
         return found[::-1]
 
 
-def read_change(
-    record: SourceRecord, *, max_bytes: int, max_ahead: timedelta, field_map: Mapping[str, str]
-) -> ItemChange:
+def read_change(record: SourceRecord, *, max_bytes: int, max_ahead: timedelta, field_map: FieldMap) -> ItemChange:
     """Decode one record. Raises `BadMessage`."""
     item_id = read_item_id(record.key)
     if record.value is None:
         return ItemChange(record, item_id, None)
-    item = read_item(record.value, record.timestamp_ms, max_bytes=max_bytes, field_map=field_map, max_ahead=max_ahead)
+    item = read_item(
+        record.value,
+        record.timestamp_ms,
+        record.headers,
+        max_bytes=max_bytes,
+        field_map=field_map,
+        max_ahead=max_ahead,
+    )
     if item.item_id != item_id:
         raise BadMessage(Reason.KEY_MISMATCH, f"key is {item_id!r}, item_id is {item.item_id!r}")
     return ItemChange(record, item_id, item)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
@@ -24,16 +24,23 @@ from streams.training.reports import TrainReport
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class Metrics:
-    """All series of a process in one registry."""
+MetricsRole = Literal["record", "serve", "index", "train"]
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+
+class Metrics:
+    """All series of a process in one registry: its role's, and those of any process (memory, CPU, open files)."""
+
+    def __init__(self, role: MetricsRole) -> None:
+        self.registry = CollectorRegistry()
         self._handlers: dict[type, Callable[[Any], None]] = {}
-        self._declare_record()
-        self._declare_serve()
-        self._declare_index()
-        self._declare_train()
+        declare: dict[MetricsRole, Callable[[], None]] = {
+            "record": self._declare_record,
+            "serve": self._declare_serve,
+            "index": self._declare_index,
+            "train": self._declare_train,
+        }
+        declare[role]()
+        ProcessCollector(registry=self.registry)
 
     def record(self, report: object) -> None:
         """Count what a component reports. Raises `KeyError` for a type without a handler."""
@@ -170,6 +177,8 @@ class Metrics:
         corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
         too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
         transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
+        kinds = self._gauge("mim_train_accepted_events", "Behaviours accepted, by kind", "kind")
+        late = self._gauge("mim_train_late_events", "Behaviours that came too late, by partition", "partition")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
         metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
 
@@ -186,6 +195,10 @@ class Metrics:
             corrected.labels("label").set(report.corrected)
             corrected.labels("kind").set(report.upgraded)
             too_late.set(report.takes_too_late)
+            for kind, count in report.kinds.items():
+                kinds.labels(kind).set(count)
+            for partition, count in report.late_by_partition.items():
+                late.labels(str(partition)).set(count)
             transactions.set(report.open_transactions)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from schemas.behaviours import Behaviour
+from schemas.field_maps import FieldMap, checked_field_map
 
 
 class RecordConfig(BaseModel):
@@ -21,5 +27,7 @@ class RecordConfig(BaseModel):
     taken of those items, and takes a fifth of the Redis server at most."""
     deleted_sweep_seconds: float = Field(default=900.0, gt=0)
     """How often to sweep again without a new deletion: what is recorded of an item after it was deleted goes then."""
-    field_map: dict[str, str] = Field(default_factory=dict)
-    """Our field names to the platform's own, for its behaviour events (`{"item_id": "sku"}`)."""
+    field_map: Annotated[FieldMap, AfterValidator(partial(checked_field_map, model=Behaviour))] = Field(
+        default_factory=dict
+    )
+    """Where a platform's records of behaviours hold our fields: `{"item_id": "sku"}`. See deploy/field-maps.md."""

@@ -95,12 +95,13 @@ def _bomb_picture() -> str:
     ).decode()
 
 
+# a picture alone: of an item with a title, the title is used
 _ITEMS: dict[str, tuple[Reason, Change]] = {
     "not-json": (Reason.NOT_JSON, lambda good, now: b'{"item_id": '),
     "wrong-type": (Reason.WRONG_TYPE, lambda good, now: good | {"title": ["a", "list"]}),
     "no-content": (Reason.NO_CONTENT, lambda good, now: good | {"title": " "}),
-    "truncated-image": (Reason.BAD_IMAGE, lambda good, now: good | {"image": _truncated_picture()}),
-    "bomb-image": (Reason.IMAGE_TOO_LARGE, lambda good, now: good | {"image": _bomb_picture()}),
+    "truncated-image": (Reason.BAD_IMAGE, lambda good, now: good | {"title": "", "image": _truncated_picture()}),
+    "bomb-image": (Reason.IMAGE_TOO_LARGE, lambda good, now: good | {"title": "", "image": _bomb_picture()}),
     "unknown-version": (Reason.UNKNOWN_VERSION, lambda good, now: good | {"schema_version": 99}),
     "no-zone": (
         Reason.TIMESTAMP_WITHOUT_ZONE,

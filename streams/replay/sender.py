@@ -19,6 +19,9 @@ from streams.replay.timeline import Outgoing
 log = structlog.get_logger()
 
 _RECORDS_PER_TURN = 32
+_RECORD_OVERHEAD_BYTES = 1_024
+_LARGE_ONES_NAMED = 20
+"""Further ones are only counted."""
 
 
 class Sender(Protocol):
@@ -52,6 +55,10 @@ class Sent:
     """Event time of the newest record."""
     broken: dict[tuple[str, int, int], Reason] = field(default_factory=dict)
     """(topic without prefix, partition, offset) of each event that is broken on purpose -> why it must be refused."""
+    without_picture: set[str] = field(default_factory=set)
+    """Items that were sent without their picture, because their record would have been too large."""
+    records_left_out: int = 0
+    """Records that are too large without a picture."""
     waiting_for: str | None = None
     """Role that the replay waits for at the moment."""
 
@@ -114,7 +121,9 @@ class Replay:
                     await self._wait_for(role)
                 if self._failure is not None:
                     raise self._failure
-                await self._send(outgoing)
+                fitting = self._fitting(outgoing)
+                if fitting is not None:
+                    await self._send(fitting)
                 if (self.sent.items + self.sent.behaviours) % _RECORDS_PER_TURN == 0:
                     await asyncio.sleep(0)  # sending rarely waits, and other tasks share this loop
             await self._sender.flush()
@@ -123,6 +132,24 @@ class Replay:
             if self._failure is not None:
                 raise self._failure
         return self.sent
+
+    def _fitting(self, outgoing: Outgoing) -> Outgoing | None:
+        """The record, without its picture if it would be too large; None if it is too large all the same."""
+        most = self._broker.max_record_bytes - _RECORD_OVERHEAD_BYTES
+        if outgoing.size <= most:
+            return outgoing
+        smaller = outgoing.without_picture()
+        if smaller is not None and smaller.size <= most:
+            self.sent.without_picture.add(outgoing.key.decode())
+            what = "replay.picture_left_out"
+        else:
+            self.sent.records_left_out += 1
+            smaller, what = None, "replay.record_left_out"
+        if len(self.sent.without_picture) + self.sent.records_left_out <= _LARGE_ONES_NAMED:
+            key = outgoing.key.decode(errors="replace")
+            limit = f"MIM_KAFKA__MAX_RECORD_BYTES={self._broker.max_record_bytes}"
+            log.warning(what, topic=outgoing.topic, key=key, record_bytes=outgoing.size, limit=limit)
+        return smaller
 
     async def _send(self, outgoing: Outgoing) -> None:
         future = await self._sender.send(self._topics.full_name(outgoing.topic), value=outgoing.value, key=outgoing.key)

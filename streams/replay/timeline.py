@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from schemas.behaviours import BehaviourKind
-from schemas.errors import Reason
+from schemas.base import Message, decode
+from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.errors import BadMessage, Misconfigured, Reason
+from schemas.field_maps import FieldMap
+from schemas.items import ItemPublished
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from trainer.datasets.exposures import Behaviours, id_prefix
 from trainer.datasets.folder import DataSet, ItemRecord
@@ -31,6 +35,18 @@ class Outgoing:
     """Event time, in seconds since 1970. It travels in the payload; the record's own timestamp is its produce time."""
     reason: Reason | None = None
     """For an event that is broken on purpose: why it must be refused."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key) + len(self.value)
+
+    def without_picture(self) -> Outgoing | None:
+        """The same item without the picture in its record; None if there is none."""
+        document = json.loads(self.value) if self.topic == "items" else {}
+        if document.pop("image", None) is None:
+            return None
+        return replace(self, value=json.dumps(document, ensure_ascii=False).encode())
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,31 @@ class Timeline:
         """Records of `behaviours`, broken ones included."""
         good = len(self.behaviours) if self.behaviours is not None else 0
         return good + self._broken_count(good, len(BEHAVIOUR_KINDS))
+
+    def refuse_field_maps(self, items: FieldMap, behaviours: FieldMap) -> None:
+        """Raise `Misconfigured` if a platform's field map reads these records, which have our own names, otherwise."""
+        settings: tuple[tuple[str, FieldMap, type[Message], Iterator[Outgoing]], ...] = (
+            ("MIM_INDEX__FIELD_MAP", items, ItemPublished, self._items()),
+            ("MIM_RECORD__FIELD_MAP", behaviours, Behaviour, self._behaviours()),
+        )
+        for setting, field_map, model, records in settings:
+            first = next(records, None) if field_map else None
+            if first is None:
+                continue
+            read = partial(decode, model, first.value, now=self.now, max_bytes=len(first.value))
+            try:
+                plain = read()
+            except BadMessage:
+                continue  # refused for what it says, whatever the map
+            try:
+                alike = read(field_map=field_map) == plain
+            except BadMessage:
+                alike = False
+            if not alike:
+                raise Misconfigured(
+                    f"{setting} does not read the records of a folder, which have the names of mimstream's own fields; "
+                    'unset it, or give each field its own name as a further place: "item_id": ["sku", "item_id"]'
+                )
 
     def __iter__(self) -> Iterator[Outgoing]:
         items = self._items()

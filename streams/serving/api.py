@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from encoders.base import Encoder, ItemContent
-from schemas.base import MAX_ID_CHARACTERS, Message
+from schemas.base import MAX_ID_CHARACTERS, Message, is_identifier
 from schemas.errors import Misconfigured, PipelineError
 from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
 from streams.serving.config import ServeConfig
@@ -154,7 +154,7 @@ async def similar(request: web.Request) -> web.Response:
 
 
 async def _near_items(service: ScoringService, item_ids: list[str], asked: SimilarRequest) -> list[SimilarResult]:
-    rows = await service.index.fetch(list(dict.fromkeys(item_ids)))
+    rows = await service.index.fetch(list(dict.fromkeys(item_ids)), fresh=False)
     held = {item_id: row.vector for item_id, row in rows.items() if row.encoder_version == service.encoder_version}
     near: dict[str, list[tuple[str, float]]] = {}
     if held:
@@ -197,12 +197,12 @@ async def show_item(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     refuse_parameters(request, "vector")
     item_id = request.match_info["item_id"]
-    if len(item_id) > MAX_ID_CHARACTERS:
-        raise ApiError(400, "bad_request", f"an item id has at most {MAX_ID_CHARACTERS} characters")
+    if not is_identifier(item_id):
+        raise ApiError(400, "bad_request", f"an item id is a printable text of at most {MAX_ID_CHARACTERS} characters")
     with_vector = _FLAGS.get(request.query.get("vector", "0"))
     if with_vector is None:
         raise ApiError(400, "bad_request", "?vector is 1 or 0")
-    row = (await service.index.fetch([item_id])).get(item_id)
+    row = (await service.index.fetch([item_id], fresh=False)).get(item_id)
     if row is None:
         raise ApiError(404, "item_not_found", f"the center does not hold item {item_id!r}")
     return _json(
@@ -235,9 +235,18 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """`GET /readyz`: 200 if every check is `ok`, else 503 with the reasons."""
-    checks = await readiness(request.app[SERVICE])
+    service = request.app[SERVICE]
+    checks = await readiness(service)
     ready = all(state == "ok" for state in checks.values())
-    return web.json_response({"ready": ready, "checks": checks}, status=200 if ready else 503)
+    answer = {"ready": ready, "checks": checks, "unconfirmed": unconfirmed(service)}
+    return web.json_response(answer, status=200 if ready else 503)
+
+
+def unconfirmed(service: ScoringService) -> list[str]:
+    """What holds a score up but does not prevent it."""
+    if service.vector_cache.behind_seconds <= service.config.cache.max_staleness_seconds:
+        return []
+    return ["Kafka does not tell which vectors changed: each is read from the representation center again"]
 
 
 async def readiness(service: ScoringService) -> dict[str, str]:
@@ -253,7 +262,7 @@ async def readiness(service: ScoringService) -> dict[str, str]:
 
     behaviours, center = await asyncio.gather(
         probe(service.behaviours.ping(), "the behaviour store"),
-        probe(service.index.fetch(["readiness probe"]), "the representation center"),
+        probe(service.index.fetch(["readiness probe"], fresh=False), "the representation center"),
     )
     if service.models.current is not None:
         model = "ok"

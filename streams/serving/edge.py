@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
-from schemas.base import Message
+from schemas.base import Message, validate_json
 from schemas.errors import StoreBusy, Unavailable, Unprocessable
 from streams.serving.auth import BearerTokens, RateLimiter
 from streams.serving.config import ServeConfig
@@ -61,7 +61,7 @@ async def read_body(request: web.Request, model: type[M], config: ServeConfig) -
         raise ApiError(408, "too_slow", f"the request did not arrive within {config.body_seconds:g} s") from None
     raw = await _unpacked(raw, request.headers.get("Content-Encoding", "identity").strip().lower(), config)
     try:
-        return model.model_validate_json(raw)
+        return validate_json(model, raw)
     except ValidationError as error:
         known = ", ".join(model.model_fields)
         wrong = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from schemas.errors import Unavailable
+from schemas.errors import Misconfigured, Unavailable
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import describe_topics
 from streams.broker.topics import TopicsConfig
@@ -25,7 +26,7 @@ class EmbeddingsFollower:
     """Keeps `VectorCache` current: reads all of `embeddings`, in no group, and confirms that it is not behind.
 
     Starts at the end, as the cache is empty then; with `warm_up` at the beginning, and nothing is confirmed until the
-    first pass is done. While the broker is away nothing is confirmed either, and the cache reads Milvus.
+    first pass is done. While the broker is away, at the start too, nothing is confirmed, and the cache reads Milvus.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class EmbeddingsFollower:
         warm_up: bool,
         clock: Callable[[], float],
         confirm_every_seconds: float = 1.0,
+        retry_seconds: float = 2.0,
     ) -> None:
         self._cache = vector_cache
         self._broker = broker
@@ -44,32 +46,56 @@ class EmbeddingsFollower:
         self._warm_up = warm_up
         self._clock = clock
         self._poll_seconds = confirm_every_seconds
+        self._retry_seconds = retry_seconds
         self._to_confirm: tuple[float, Mapping[TopicPartition, int]] | None = None
 
-    async def run(self, stop: asyncio.Event, on_start: Callable[[], None] = lambda: None) -> None:
-        """Follow until `stop` is set.
+    async def run(self, stop: asyncio.Event, on_tried: Callable[[], None] = lambda: None) -> None:
+        """Follow until `stop` is set. While the broker does not answer at the start, try again.
 
-        Raises `BrokerUnavailable`, at the start only, and `Misconfigured` if the topic does not exist, or is refused.
+        `on_tried` is called once it is known whether the broker answers. Raises `Misconfigured` if the topic does not
+        exist, or is refused, at the first try; later on that is logged, since others are served meanwhile.
         """
-        consumer: Any = make_consumer(self._broker)
-        try:
-            with broker_errors(self._broker):
-                await consumer.start()
-                partitions = await self._partitions()
-                await self._seek_to_start(consumer, partitions)
-            on_start()
-            polling = asyncio.create_task(self._poll_ends(consumer, partitions, stop))
+        is_first = True
+        while not stop.is_set():
+            consumer: Any = make_consumer(self._broker)
             try:
-                while not stop.is_set():
-                    if polling.done():
-                        polling.result()  # without new ends nothing is confirmed: better no server than a slow one
-                    await self._read(consumer, partitions)
-                    await self._confirm(consumer)
+                try:
+                    partitions = await self._begin(consumer)
+                except (Unavailable, Misconfigured) as error:
+                    if is_first and isinstance(error, Misconfigured):
+                        raise
+                    log.warning("representations.not_followed", error=str(error))
+                else:
+                    log.info("representations.followed", partitions=len(partitions))
+                    on_tried()
+                    await self._follow(consumer, partitions, stop)
+                    return
             finally:
-                polling.cancel()
-                await asyncio.gather(polling, return_exceptions=True)
+                await consumer.stop()
+            is_first = False
+            on_tried()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._retry_seconds)
+
+    async def _begin(self, consumer: Any) -> list[TopicPartition]:
+        with broker_errors(self._broker):
+            await consumer.start()
+            partitions = await self._partitions()
+            await self._seek_to_start(consumer, partitions)
+        self._cache.invalidate()  # what was read before there was a position may have changed before it, too
+        return partitions
+
+    async def _follow(self, consumer: Any, partitions: list[TopicPartition], stop: asyncio.Event) -> None:
+        polling = asyncio.create_task(self._poll_ends(consumer, partitions, stop))
+        try:
+            while not stop.is_set():
+                if polling.done():
+                    polling.result()  # without new ends nothing is confirmed: better no server than a slow one
+                await self._read(consumer, partitions)
+                await self._confirm(consumer)
         finally:
-            await consumer.stop()
+            polling.cancel()
+            await asyncio.gather(polling, return_exceptions=True)
 
     async def _partitions(self) -> list[TopicPartition]:
         found = await asyncio.to_thread(describe_topics, self._broker, self._topics, ["embeddings"])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 import numpy as np
 import structlog
@@ -31,24 +31,25 @@ from trainer.samples.id_hashes import hash_columns, id_hashes
 
 log = structlog.get_logger()
 
-FIRST_ROWS = 1_024
-
 
 class VectorTable:
-    """Vectors by id in one growing (capacity, dim) float32 matrix; the least recently used make room.
+    """Vectors by id in one (max_items, dim) float32 matrix; the least recently used make room.
 
-    The hashes that models look ids up by lie beside them, so that no request computes them again.
+    The matrix has its full size from the start, of which the system provides only the pages that are written to:
+    growing it would copy it, and stop the event loop for seconds. The hashes that models look ids up by lie beside it,
+    so that no request computes them again.
     """
 
     def __init__(self, dim: int, max_items: int) -> None:
-        self._dim = dim
+        rows = max_items + 1  # row 0 belongs to no item: an id without a vector reads zeros there
         self._max_items = max_items
-        # row 0 belongs to no item: an id without a vector reads zeros there
-        self._matrix = np.zeros((min(FIRST_ROWS, max_items) + 1, dim), np.float32)
+        self._matrix = np.zeros((rows, dim), np.float32)
+        self._hashes = np.zeros((rows, 2), np.int64)
+        self._known_at = np.zeros(rows)
+        self._used_at = np.zeros(rows, np.int64)
         self._row_of: dict[str, int] = {}
-        self._hashes = np.zeros((len(self._matrix), 2), np.int64)
-        self._known_at = np.zeros(len(self._matrix))
-        self._used_at = np.zeros(len(self._matrix), np.int64)
+        self._ids = [""]
+        """The item of each row that was ever used."""
         self._uses = 0
         self._free: list[int] = []
 
@@ -60,7 +61,7 @@ class VectorTable:
         row = self._row_of.get(item_id)
         if row is None:
             row = self._free_row()
-            self._row_of[item_id] = row
+            self._row_of[item_id], self._ids[row] = row, item_id
             self._hashes[row] = id_hashes(item_id)
         self._uses += 1
         self._used_at[row] = self._uses
@@ -89,25 +90,18 @@ class VectorTable:
         return items
 
     def _free_row(self) -> int:
+        if not self._free and len(self._row_of) >= self._max_items:
+            self._make_room()
         if self._free:
             return self._free.pop()
-        if len(self._row_of) >= self._max_items:
-            self._make_room()
-            return self._free.pop()
-        used = len(self._row_of) + 1
-        if used == len(self._matrix):
-            more = min(2 * used, self._max_items + 1) - used
-            self._matrix = np.concatenate([self._matrix, np.zeros((more, self._dim), np.float32)])
-            self._hashes = np.concatenate([self._hashes, np.zeros((more, 2), np.int64)])
-            self._known_at = np.concatenate([self._known_at, np.zeros(more)])
-            self._used_at = np.concatenate([self._used_at, np.zeros(more, np.int64)])
-        return used
+        self._ids.append("")
+        return len(self._ids) - 1
 
     def _make_room(self) -> None:
-        """Delete the least recently used hundredth, so that the sort is rare."""
-        item_ids, rows = list(self._row_of), np.fromiter(self._row_of.values(), np.int64, len(self._row_of))
-        for number in np.argsort(self._used_at[rows], kind="stable")[: 1 + len(rows) // 100].tolist():
-            self.delete(item_ids[number])
+        """Delete the least recently used hundredth, so that the search for them is rare. All rows are in use."""
+        oldest = self._max_items // 100
+        for row in np.argpartition(self._used_at[1:], oldest)[: oldest + 1].tolist():
+            self.delete(self._ids[row + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,16 +198,18 @@ class VectorCache:
         return vectors
 
     def _remember_absent(self, item_id: str, at: float) -> None:
-        if len(self._absent_until) >= self._config.max_items:
-            self._absent_until = {name: until for name, until in self._absent_until.items() if until > at}
-        if len(self._absent_until) < self._config.max_items:
-            self._absent_until[item_id] = at + self._config.absent_seconds
+        absent = self._absent_until  # in the order in which they end
+        absent.pop(item_id, None)
+        absent[item_id] = at + self._config.absent_seconds
+        for oldest, until in list(islice(absent.items(), 2)):
+            if until <= at or len(absent) > self._config.max_items:
+                del absent[oldest]
 
     def _is_usable(self, encoder_version: str, vector: NDArray[np.float32]) -> bool:
         return (
             encoder_version == self._encoder_version
             and vector.shape == (self._dim,)
-            and bool(abs(float(np.linalg.norm(vector)) - 1.0) <= UNIT_TOLERANCE)
+            and bool(abs(float(np.linalg.norm(vector.astype(np.float64))) - 1.0) <= UNIT_TOLERANCE)
         )
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:

@@ -35,6 +35,7 @@ def folders_in(stack: Path) -> dict[str, dict[str, Any]]:
 
 
 NOWHERE_ELSE: dict[str, dict[str, Any]] = {
+    "topics": dict.fromkeys(("replication_factor", "min_insync_replicas")),
     "kafka": {
         "security_protocol": "PLAINTEXT",
         **dict.fromkeys(("sasl_username", "sasl_password", "ssl_cafile", "ssl_certfile", "ssl_keyfile")),
@@ -44,4 +45,5 @@ NOWHERE_ELSE: dict[str, dict[str, Any]] = {
     "models": {"url": None, "storage_options": {}},
     "train": {"snapshot_folder": None},
 }
-"""What beside addresses leads to another system, as nested settings: logins, certificates, other places for models."""
+"""What beside addresses belongs to another system, as nested settings: logins, certificates, replicas, other places for
+models."""

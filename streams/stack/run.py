@@ -306,7 +306,7 @@ def endpoints_of(ports: Ports) -> dict[str, dict[str, Any]]:
         "milvus": {"uri": f"http://{HOST}:{ports.milvus}"},
         "redis": {"url": f"redis://{HOST}:{ports.valkey}/0"},
     }
-    return {part: NOWHERE_ELSE[part] | values for part, values in addresses.items()}
+    return {"topics": NOWHERE_ELSE["topics"]} | {part: NOWHERE_ELSE[part] | own for part, own in addresses.items()}
 
 
 def folders_of(path: Path) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ import structlog
 from rich.console import Console
 
 from schemas.errors import Misconfigured, PipelineError, Unavailable
+from streams.runtime.files import OF_FILES, file_refusal
 from streams.runtime.logs import configure_logging
 from streams.stack.config import StackConfig
 from streams.stack.folder import ProcessId, StackFolder, StackState, tail
@@ -212,6 +213,11 @@ def main() -> int:
     except PipelineError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr)
         return EXIT_MISCONFIGURED if isinstance(error, Misconfigured) else EXIT_UNAVAILABLE
+    except OSError as error:
+        if error.errno not in OF_FILES:
+            raise
+        print(f"{ERROR_MARK}{file_refusal(error, config)}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
+from schemas.field_maps import FieldMap
 from schemas.manifests import Fence, TopicOffsets
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash
@@ -32,13 +33,13 @@ if TYPE_CHECKING:  # no command should pay for torch because of its imports
 
 log = structlog.get_logger()
 
-HARMLESS = ("release_every_rows", "release_every_event_seconds", "max_pending")
+HARMLESS = ("release_every_rows", "release_every_event_seconds", "pending_megabytes")
 """Settings of the trainer that decide when something happens, not what is learned."""
 _RETIRED = ("MIM_TRAINER__CORRECTION_ROWS",)
 """Settings of earlier builds that this one has replaced."""
 
 
-def learning_config(trainer: Mapping[str, Any], variants: str, field_map: Mapping[str, str]) -> dict[str, Any]:
+def learning_config(trainer: Mapping[str, Any], variants: str, field_map: FieldMap) -> dict[str, Any]:
     """All settings that decide what is learned from a log, flat, under the names people set them by."""
     flat: dict[str, Any] = {}
 

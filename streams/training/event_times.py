@@ -24,6 +24,7 @@ import structlog
 from aiokafka import TopicPartition
 
 from schemas.errors import StoreUnavailable
+from schemas.field_maps import FieldMap
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics
 from streams.broker.log_reader import LogReader
@@ -103,7 +104,7 @@ class EventTimeFinder:
         broker: BrokerConfig,
         topics: TopicsConfig,
         *,
-        field_map: Mapping[str, str],
+        field_map: FieldMap,
         log_now: ClusterTopics,
         file: Path,
     ) -> None:

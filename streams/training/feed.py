@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from schemas.errors import Misconfigured
+from streams.runtime.interval import IntervalTimer
 from streams.training.input import TrainingInput
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.partition_merge import Entry
@@ -14,7 +17,10 @@ from trainer.samples.partition_merge import Entry
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import OnlineTrainer
 
+log = structlog.get_logger()
+
 _MOST_EVENTS = 512
+_FULL_LINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Feed:
         self._waits = waits
         self._clock = clock
         self._chunk: list[Entry] = []
+        self._full_line = IntervalTimer(_FULL_LINE_SECONDS, clock)
 
     def next(self, trainer: OnlineTrainer, missing: Collection[str]) -> FeedBatch:
         """The next batch; `missing` are the items whose embedding the trainer waits for.
@@ -60,18 +67,29 @@ class Feed:
         return FeedBatch(entries, idle, timed_out, finish)
 
     def _may_feed(self, trainer: OnlineTrainer, missing: Collection[str]) -> bool:
-        most, pending = trainer.config.max_pending, trainer.intake.pending
-        if pending < most:
+        config, held = trainer.config, trainer.intake.pending_bytes
+        most = 1e6 * config.pending_megabytes
+        if held < most:
             return True
         if missing or self._reads.waits_for_silence:
             return False
         # full, and nothing else to wait for: only later events can move the window on
-        if pending < 2 * most:
-            return True
-        raise Misconfigured(
-            f"{pending} events wait in memory and event time does not move on: raise "
-            "MIM_TRAINER__MAX_PENDING, or lower MIM_TRAINER__LATENESS_SECONDS and MIM_TRAINER__ATTRIBUTION_SECONDS"
+        spans = {"LATENESS_SECONDS": config.lateness_seconds, "ATTRIBUTION_SECONDS": config.attribution_seconds}
+        if config.draw_exposures:
+            spans["DRAW_WINDOW_SECONDS"] = config.draw_window_seconds
+        seconds = sum(spans.values())
+        said = (
+            f"{trainer.intake.pending} events take {held / 1e6:.0f} MB of memory: each waits {seconds:.0f} s of event "
+            f"time ({' + '.join(spans)}), and more come in that time than MIM_TRAINER__PENDING_MEGABYTES="
+            f"{config.pending_megabytes:g} holds"
         )
+        if held < 2 * most:
+            if self._full_line.passed:
+                self._full_line.begin()
+                log.warning("train.memory_short", reason=said, ends_at_megabytes=2 * config.pending_megabytes)
+            return True
+        names = ", ".join(f"MIM_TRAINER__{name}" for name in spans)
+        raise Misconfigured(f"{said}, even twice. Raise it, or lower {names}")
 
     def _fill(self) -> None:
         entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk))

@@ -18,11 +18,13 @@ from aiokafka import errors as kafka_errors
 
 from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
+from schemas.field_maps import FieldMap
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
+from streams.stores.vectors.item_index import UNIT_TOLERANCE
 from streams.training.open_transactions import OpenTransactions
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
@@ -55,7 +57,7 @@ class TrainingInput:
         broker: BrokerConfig,
         topics: TopicsConfig,
         *,
-        field_map: dict[str, str],
+        field_map: FieldMap,
         encoder_version: str | None,
         fetch_max_records: int,
         buffered_records: int,
@@ -256,6 +258,7 @@ class TrainingInput:
             try:
                 version, item_id = parse_embedding_key(record.key)
                 if self.encoder_version is None and record.value is not None:
+                    self._embedding(record, version, item_id)  # a broken record names no encoder
                     self.encoder_version = version
                 if version != self.encoder_version:
                     self.other_encoders += 1
@@ -274,8 +277,9 @@ class TrainingInput:
         embedding = decode(ItemEmbedding, record.value, now=now, max_bytes=self._broker.max_record_bytes)
         if (embedding.encoder_version, embedding.item_id) != (version, item_id):
             raise ValueError(f"key {record.key!r} does not belong to item {embedding.item_id!r}")
-        if not np.isfinite(np.frombuffer(embedding.vector, "<f4")).all():
-            raise ValueError(f"vector of item {item_id!r} is not finite")
+        length = np.linalg.norm(np.frombuffer(embedding.vector, "<f4").astype(np.float64))
+        if not abs(length - 1.0) <= UNIT_TOLERANCE:  # also true for NaN
+            raise ValueError(f"vector of item {item_id!r} has the length {length}, not 1")
         return embedding
 
     # ---- behaviours ----------------------------------------------------------------------------------------------

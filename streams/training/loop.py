@@ -33,6 +33,7 @@ from streams.broker.forgotten import ForgottenFollower
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
 from streams.training.checkpointing import Checkpointer, restore
+from streams.training.click_log_watch import ClickLogWatch
 from streams.training.feed import Feed
 from streams.training.input import TrainingInput
 from streams.training.offset_commits import OffsetCommits
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 
 _WAIT_SECONDS = 0.2
 _POLL_SECONDS = 1.0
+_WATCH_SECONDS = 60.0
 _STEP_LINE_SECONDS = 1.0
 
 
@@ -82,6 +84,7 @@ class TrainingLoop:
         self._steps_not_logged = 0
         self._step_line = IntervalTimer(_STEP_LINE_SECONDS, clock)
         self._poll = IntervalTimer(_POLL_SECONDS, clock)
+        self._watch = ClickLogWatch(IntervalTimer(_WATCH_SECONDS, clock))
 
     @property
     def trainer(self) -> OnlineTrainer | None:
@@ -198,7 +201,10 @@ class TrainingLoop:
         if self._commits is not None:
             await self._commits.commit_if_due()
         if self._reports.due:
-            await self._reports.write(self.report())
+            report = self.report()
+            draws = self.trainer is not None and self.trainer.config.draw_exposures > 0
+            self._watch.look(report, draws=draws)
+            await self._reports.write(report)
 
     async def _leave(self) -> None:
         """Release the rest of a bounded input, and write, commit and report for the last time."""
@@ -217,6 +223,9 @@ class TrainingLoop:
         publisher = None if self._releases is None else self._releases.publisher
         return TrainReport(
             accounts=NO_COUNTS if trainer is None else asdict(trainer.intake.counts),
+            kinds={} if trainer is None else dict(trainer.intake.kinds),
+            late_by_partition={} if trainer is None else dict(trainer.intake.late.by_partition),
+            late_events=() if trainer is None else tuple(trainer.intake.late.newest),
             offsets=thread.report_offsets(),
             corrected=0 if trainer is None else trainer.progress.corrected,
             upgraded=0 if trainer is None else trainer.progress.upgraded,
@@ -228,6 +237,7 @@ class TrainingLoop:
             refused=0 if publisher is None else publisher.refused,
             held=0 if publisher is None else publisher.held,
             release_id=None if publisher is None else publisher.current_id,
+            not_serving=None if publisher is None else publisher.not_serving,
             last_event_at=thread.last_event_at,
             waiting_for=len(self._missing),
             given_up=thread.waits.timeouts,

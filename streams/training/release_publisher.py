@@ -27,6 +27,7 @@ from schemas.manifests import ModelManifest, PromotionDecision, ReleaseNotice, T
 from streams.broker.cluster import ClusterTopics
 from streams.broker.leadership import Leadership
 from streams.stores.artifacts.artifact_store import NotFound
+from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.promotion import PromotionResult
 from streams.stores.artifacts.registry import ModelRegistry, pack_weights, weights_checksum
 from streams.training.config import ANEW
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from trainer.online.trainer import Candidate
 
 log = structlog.get_logger()
+
+_HELD = {
+    PromotionResult.PINNED: "the current release is pinned ('mimstream models unpin')",
+    PromotionResult.OVERTAKEN: "another release was chosen by hand while it was compared",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,10 @@ class Published:
 
 
 class ReleasePublisher:
-    """Releases candidates under this process's fence, each further along the log than the release before."""
+    """Releases candidates under this process's fence, each further along the log than the release before.
+
+    With `replace` also what goes no further than what was released from this log before.
+    """
 
     def __init__(
         self,
@@ -64,12 +73,14 @@ class ReleasePublisher:
         notices_topic: str,
         read_log: Callable[[], ClusterTopics],
         clock: Callable[[], float],
+        replace: bool = False,
     ) -> None:
         self._registry = registry
         self._leadership = leadership
         self._notices_topic = notices_topic
         self._read_log = read_log
         self._clock = clock
+        self._replace = replace
         self._log: ClusterTopics | None = None
         self._vectors: tuple[str, int] | None = None
         self._floor: dict[int, int] = {}
@@ -81,6 +92,8 @@ class ReleasePublisher:
         """Candidates that the promotion gate kept back."""
         self.held = 0
         """Candidates that passed and did not become current, because a person had chosen otherwise."""
+        self.not_serving: str | None = None
+        """Why the newest candidate does not serve; None if it does, or if there was none."""
 
     @property
     def current_id(self) -> str | None:
@@ -119,11 +132,21 @@ class ReleasePublisher:
         These are the current one, those that were current before, and those that the gate refused: what a person rolled
         back does not come back because a trainer restarts and learns the same rows again.
         """
-        if not self._floor:
+        if self._replace or not self._floor:
             return True
         ahead = any(offset > self._floor.get(partition, 0) for partition, offset in offsets.items())
         behind = any(offsets.get(partition, 0) < floor for partition, floor in self._floor.items())
         return ahead and not behind
+
+    async def say_not_beyond(self, candidate: Candidate) -> None:
+        """Say that this candidate is not released, unless it is one of the releases. Raises `StoreUnavailable`."""
+        if await asyncio.to_thread(self._find, candidate, None) is None:
+            self.not_serving = (
+                "nothing was released: this run goes no further in the log than what was released from it before. To "
+                "have its releases all the same, compared with the serving one: --replace, or "
+                f"{NEW_STORE}"
+            )
+            log.warning("train.not_beyond", floor=self._floor, current=self.current_id, help=self.not_serving)
 
     async def publish(self, candidate: Candidate, offsets: TopicOffsets) -> Published:
         """Make a candidate readable. One of the same weights and rows that is there already keeps its number.
@@ -180,6 +203,7 @@ class ReleasePublisher:
         self._floor = manifest.offsets.get("behaviours", {})
         figures = {name: value and round(value, 4) for name, value in (manifest.metrics | decision.figures).items()}
         about: dict[str, object] = {"release_id": manifest.release_id, "rows": manifest.rows_trained, **figures}
+        self.not_serving = None
         if result is PromotionResult.MOVED:
             self._current = manifest
             self.released += 1
@@ -192,9 +216,11 @@ class ReleasePublisher:
             )
         elif result is None:
             self.refused += 1
+            self.not_serving = f"{manifest.release_id} was refused: {'; '.join(decision.reasons)}"
             log.error("train.refused", against=decision.against, reasons=decision.reasons, **about)
         else:
             self.held += 1
+            self.not_serving = f"{manifest.release_id} passed and does not serve: {_HELD[result]}"
             log.warning("train.held", why=str(result), against=decision.against, **about)
         return result
 
@@ -208,9 +234,9 @@ class ReleasePublisher:
         self._log.refuse_replaced(self._read_log(), way_out=f"Start `mimstream train` again, with {ANEW}")
         checksum = weights_checksum(pack_weights(candidate.weights))
         kept = self._registry.list()
-        for manifest in reversed(kept):
-            if (manifest.weights_sha256, manifest.rows_sha256) == (checksum, candidate.rows_sha256):
-                return self._published(manifest)
+        found = self._find(candidate, kept)
+        if found is not None:
+            return self._published(found)
         pointer = self._registry.current()
         manifest = ModelManifest(
             release_id=f"r{self._next_number(kept):06d}-{checksum[:12]}",
@@ -235,6 +261,14 @@ class ReleasePublisher:
         )
         self._registry.publish(candidate.weights, manifest)
         return Published(manifest, None, was_current=False)
+
+    def _find(self, candidate: Candidate, kept: Sequence[ModelManifest] | None) -> ModelManifest | None:
+        """The kept release of the same weights and rows, if there is one."""
+        same = (weights_checksum(pack_weights(candidate.weights)), candidate.rows_sha256)
+        for manifest in reversed(self._registry.list() if kept is None else kept):
+            if (manifest.weights_sha256, manifest.rows_sha256) == same:
+                return manifest
+        return None
 
     def _published(self, manifest: ModelManifest) -> Published:
         was_current = manifest.release_id in self._registry.been_current()

@@ -7,6 +7,8 @@ begin only once it is in the store: no row falls between two releases. One candi
 ```text
 due ──> checkpoint, journal ──> candidate ──> PromotionGate.admit ──> the next candidate's rows begin
 ```
+
+A log that ends is learned to its last rows; those are held back until the gate compares on them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from streams.training.checkpointing import Checkpointer
 from streams.training.promotion_gate import PromotionGate
 from streams.training.release_publisher import ReleasePublisher
 from streams.training.trainer_thread import TrainerThread, in_thread
+from trainer.samples.rows import plain_row_bytes
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import Candidate, OnlineTrainer
@@ -39,7 +42,7 @@ class ReleaseScheduler:
     """Acts between two calls of the trainer, under `leadership`.
 
     `every` is the wall time between two releases, where that comes before enough rows. Without a `checkpointer`
-    releases are made of what no checkpoint holds.
+    releases are made of what no checkpoint holds. With `until_end` the log ends.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ReleaseScheduler:
         *,
         checkpointer: Checkpointer | None = None,
         every: IntervalTimer | None = None,
+        until_end: bool = False,
     ) -> None:
         self._thread = thread
         self.publisher = publisher
@@ -63,6 +67,9 @@ class ReleaseScheduler:
         self._waiting: tuple[Candidate, TopicOffsets] | None = None
         """A candidate that checkpoint and journal hold, and the store does not have yet."""
         self._shadow: State | None = None
+        self._until_end = until_end
+        self._holds_back = self._at_last_rows = False
+        self._compared_with: str | None = None
 
     def resume(self, shadow: State | None) -> None:
         """Continue this shadow evaluation of a checkpoint with the next `catch_up`."""
@@ -85,6 +92,10 @@ class ReleaseScheduler:
 
     async def release_if_due(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing may be learned meanwhile."""
+        if self._until_end and not await self._reach_last_rows(trainer):
+            return False
+        if trainer.stand_in is not None:
+            return True  # the last candidate of the log is the next one
         if trainer.shadow is not None:
             if trainer.shadow.complete and self._may_release():
                 await self._decide(trainer)
@@ -95,17 +106,56 @@ class ReleaseScheduler:
         if not self._may_release():
             await asyncio.sleep(_WAIT_SECONDS)
             return False
-        return await self._release(trainer)
+        if not await self._release(trainer):
+            return False
+        return not self._until_end or await self._reach_last_rows(trainer)  # it may be the first to compare with
 
     async def release_rest(self, stop: asyncio.Event) -> None:
-        """Release what was learned since the newest release, after a bounded run."""
-        while not self._leadership.settled and not stop.is_set():
-            self._leadership.confirm()  # an election is going on; it ends, one way or the other
-            await asyncio.sleep(_WAIT_SECONDS)
+        """Release what was learned since the newest release, at the end of a log.
+
+        A run that is stopped before its end releases nothing more: its checkpoint has what it learned.
+        """
         trainer = self._thread.trainer
-        if trainer is not None and trainer.progress.rows and self._may_release():
-            await self._decide(trainer)
-            await self._release(trainer, more_rows=False)
+        while trainer is not None and trainer.progress.rows and not stop.is_set():
+            await self.catch_up()
+            self._leadership.confirm()  # an election may be going on; it ends, one way or the other
+            if self._may_release() and await self._release_last(trainer):
+                break
+            await asyncio.sleep(_WAIT_SECONDS)
+        while self.publisher.unfinished and not stop.is_set():
+            await self.catch_up()
+
+    async def _release_last(self, trainer: OnlineTrainer) -> bool:
+        try:
+            await self._gate.give_up(trainer, "the log ended before it was compared")
+            if trainer.progress.rows_since_release and not self.publisher.beyond_current(
+                self._thread.trained_offsets()
+            ):
+                await self.publisher.say_not_beyond(await in_thread(trainer.candidate))
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+            return False
+        return await self._release(trainer, more_rows=False)
+
+    async def _reach_last_rows(self, trainer: OnlineTrainer) -> bool:
+        """Hold the last rows back, and begin to compare on them once they are reached; False if that has to wait."""
+        if not self._holds_back:
+            # not so many that reading, which pauses at that much memory, never comes to the end
+            most = 1e6 * trainer.config.pending_megabytes / 2 / plain_row_bytes(trainer.config.history_length)
+            trainer.intake.hold_back(min(self._gate.last_rows, max(1, int(most))))
+            self._holds_back = True
+        others = self._at_last_rows and self._compared_with != self.publisher.current_id  # a first release among them
+        if not (trainer.intake.at_last_rows or others):
+            return True
+        try:
+            if self._may_release():
+                await self._gate.begin_last_rows(trainer)
+                self._at_last_rows, self._compared_with = True, self.publisher.current_id
+                return True
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+        await asyncio.sleep(_WAIT_SECONDS)
+        return False
 
     def _overdue(self, trainer: OnlineTrainer) -> bool:
         return self._every is not None and bool(trainer.progress.rows_since_release) and self._every.passed

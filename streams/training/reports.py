@@ -15,6 +15,7 @@ import structlog
 from schemas.errors import StoreUnavailable
 from streams.runtime.interval import IntervalTimer
 from streams.training.scores import ScoreFiles
+from trainer.samples.late_events import LateEvent
 
 if TYPE_CHECKING:
     from trainer.metrics import ScoredRows
@@ -30,6 +31,12 @@ class TrainReport:
 
     accounts: Mapping[str, int]
     """received = trained + late + duplicate + dead_lettered + erased + pending."""
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Accepted events by kind; without exposures there are no training rows."""
+    late_by_partition: Mapping[int, int] = field(default_factory=dict)
+    """Events of each partition that came too late."""
+    late_events: Sequence[LateEvent] = ()
+    """The newest of them."""
     offsets: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     """Next offset to read per topic (without prefix) and partition, such that everything below is settled."""
     corrected: int = 0
@@ -49,6 +56,8 @@ class TrainReport:
     """Candidates that passed and did not become current, because a person had chosen otherwise."""
     release_id: str | None = None
     """The current release, as far as this process knows."""
+    not_serving: str | None = None
+    """Why the newest candidate of this process does not serve; None if it does, or if there was none."""
     last_event_at: int | None = None
     """Event time of the last trained row, in seconds since 1970."""
     waiting_for: int = 0

@@ -122,7 +122,7 @@ class TrainerThread:
         return StepResult(
             steps=len(reports),
             losses=reports[-1].losses if reports else {},
-            finishing=batch.finish,
+            finishing=batch.finish and not trainer.intake.at_last_rows,
             missing=missing,
             scored=scored,
         )

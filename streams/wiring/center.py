@@ -58,7 +58,7 @@ async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncItera
             outbox=KafkaOutbox(producer, settings.kafka, settings.topics, encoder_version=encoder.version),
             dead_letters=KafkaDeadLetters(producer, settings.kafka, settings.topics),
             encoding=encoding,
-            fetch=fetcher.fetch,
+            fetch=fetcher.picture,
             config=config,
             max_record_bytes=settings.kafka.max_record_bytes,
             patience=Patience(config.back_off),

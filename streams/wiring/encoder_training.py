@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.feature_cache import content_key
+from encoders.loading import image_spec_of, make_bundle, text_spec_of
 from schemas.errors import Misconfigured
 from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
 from streams.encoder_training.csft import train_bundle
@@ -51,13 +54,44 @@ def run_csft(
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
-        trainer = settings.trainer
-        data = topic_pairs(
-            read, builder.features, config, name=settings.topics.prefix, lateness_seconds=trainer.lateness_seconds,
-            # a live trainer corrects rows for that long; a closed log is read with the answer
-            take_seconds=trainer.attribution_seconds + trainer.correction_seconds,
-        )  # fmt: skip
+        data = topic_pairs(read, builder.features, config, name=settings.topics.prefix, log=settings.trainer)
     return train_bundle(builder, data, config, settings.fusion, settings.tuning, out=out, dry_run=dry_run)
+
+
+def run_bundle_make(
+    settings: Settings, text: str | None, image: str | None, tokens: int | None, out: Path | None
+) -> dict[str, Any]:
+    """Make a bundle of two backbones, the packaged one for each that is not named; the command's report.
+
+    Raises `Misconfigured` if a backbone cannot be used, or `out` is in use.
+    """
+    packaged, _ = read_bundle(DEFAULT_BUNDLE)
+    text_spec = packaged.text
+    if text is not None:
+        text_spec = text_spec_of(text, tokens, settings.encoder, named_by="--text")
+    elif tokens is not None:
+        text_spec = packaged.text.model_copy(update={"max_tokens": tokens})
+    image_spec = packaged.image if image is None else image_spec_of(image, settings.encoder, named_by="--image")
+    try:
+        if out is not None:
+            place, manifest = out, make_bundle(out, text=text_spec, image=image_spec, config=settings.encoder)
+        else:
+            settings.encoders.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="new-", dir=settings.encoders.folder) as folder:
+                made = Path(folder) / "bundle"
+                manifest = make_bundle(made, text=text_spec, image=image_spec, config=settings.encoder)
+                place = settings.encoders.folder / manifest.version
+                if not place.exists():
+                    made.rename(place)
+    except FileExistsError as error:
+        raise Misconfigured(f"--out: {error}") from None
+    return {
+        "encoder_version": manifest.version,
+        "bundle": str(place),
+        "dim": manifest.dim,
+        "tokens": text_spec.max_tokens,
+        "size": image_spec.size,
+    }
 
 
 def open_study(

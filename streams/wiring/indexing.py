@@ -21,7 +21,6 @@ from encoders.loading import load_encoder
 from schemas.errors import Unavailable
 from streams.broker.cluster import describe_topics, remove_member
 from streams.broker.log_reader import LogReader
-from streams.broker.topics import TopicName
 from streams.center.compare import Overdue
 from streams.center.verify import find_overdue
 from streams.indexing.app import WrongAssignment, create_index_app, different_partitions, run_app
@@ -33,12 +32,13 @@ from streams.runtime.delivery import Patience, retry_until_available
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
+from streams.stores.histories.server import require_single_server
 from streams.stores.vectors.collection import CollectionInfo, mark_filled, read_center
 from streams.wiring.center import open_index_context, run_verification
+from streams.wiring.rights import RIGHTS
 
 log = structlog.get_logger()
 
-_NEEDED_TOPICS: tuple[TopicName, ...] = ("items", "items-retry", "embeddings", "dead-letters")
 _LEAVING_SECONDS = 15.0
 _LOGGED_EVERY_SECONDS = 30.0
 
@@ -46,7 +46,7 @@ _LOGGED_EVERY_SECONDS = 30.0
 async def remove_slot(settings: Settings, slot_name: str) -> None:
     """Remove a slot from the group. Claims it first: then no worker is alive in it."""
     async with AsyncExitStack() as opened:
-        slot = _open_slot(settings, slot_name, opened)
+        slot = await _open_slot(settings, slot_name, opened)
         await slot.claim()
         opened.push_async_callback(slot.release)
         await _leave(settings, slot)
@@ -54,13 +54,13 @@ async def remove_slot(settings: Settings, slot_name: str) -> None:
 
 async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, metrics_port: int | None) -> None:
     """Index until stopped; then leave the group at once if asked to."""
-    metrics = Metrics()
+    metrics = Metrics("index")
     config = settings.index
     await asyncio.to_thread(_check_topics, settings)
     await read_center(settings.milvus)  # a Milvus that is down is reported now, not after the encoder was loaded
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
-        slot = _open_slot(settings, slot_name, opened)
+        slot = await _open_slot(settings, slot_name, opened)
         # loading the encoder takes seconds, and so does waiting for the lease of a worker that was killed
         loading = asyncio.ensure_future(asyncio.to_thread(load_encoder, settings.encoder))
         opened.callback(loading.cancel)
@@ -104,9 +104,10 @@ async def _leave(settings: Settings, slot: Slot) -> None:
     log.info("index.left_group", slot=slot.instance_id, group=group, was_member=was_member)
 
 
-def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
+async def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
     redis = make_redis(settings.redis)
     opened.push_async_callback(redis.aclose)
+    await require_single_server(redis, settings.redis)
     token = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     return Slot(redis, settings.redis, settings.index.lease, role="index", name=name, token=token)
 
@@ -190,7 +191,7 @@ def _fail_with(flow: Flow, keeping: asyncio.Future[None]) -> None:
 
 def _check_topics(settings: Settings) -> None:
     """Check early what Faust would wait for without a log line. Blocking. Raises `Misconfigured`."""
-    partitions = describe_topics(settings.kafka, settings.topics, _NEEDED_TOPICS).partitions
+    partitions = describe_topics(settings.kafka, settings.topics, RIGHTS["index"].topics).partitions
     items, retries = len(partitions["items"]), len(partitions["items-retry"])
     if items != retries:
         name = settings.topics.full_name

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from redis.exceptions import ResponseError
+from pathlib import Path
+from typing import Any, Literal
 
 from encoders.base import Encoder
 from schemas.errors import PipelineError
+from schemas.items import largest_picture, record_bytes_for
 from streams.broker.clients import broker_errors
-from streams.broker.cluster import ClusterTopics, describe_topics, read_incarnation
+from streams.broker.cluster import describe_topics, read_incarnation
 from streams.broker.log_reader import LogReader
 from streams.broker.partitioning import FIX, Partitioning
-from streams.broker.topics import TOPICS, TopicName, TopicSpec
+from streams.broker.records import behaviour_of
+from streams.broker.topics import TopicName
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_registry
-from streams.stores.histories.client import make_redis, redis_errors
+from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.server import RedisServer, describe_server, refuse_cluster
 from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
+from streams.training.click_log_watch import NO_EXPOSURES, click_log_problem
+from streams.wiring.rights import RIGHTS, ROLES, Role
+from streams.wiring.topic_checks import CREATE, Problem, right_problems, specs_of, topic_problems, unseen
 
 _WRITTEN_BY_OTHERS: tuple[TopicName, ...] = ("items", "behaviours")
 _NEWEST_KEYS = 200
 
+_SAMPLE = 2_000
+"""Newest events of the click log that are looked at."""
 EMBEDDED = "'mimstream stack up' starts an embedded one (then add --stack default)"
+
+
+State = Literal["ok", "failed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +47,23 @@ class CheckLine:
     """One line of the pre-flight."""
 
     name: str
-    ok: bool
+    state: State
+    """`unknown`: could not be looked at, so that nothing is said about it."""
     detail: str
     """What was found, or what is wrong."""
     fix: str | None = None
     """What to do about it."""
 
+    @property
+    def ok(self) -> bool:
+        """Whether it was looked at and is right."""
+        return self.state == "ok"
 
-class _CheckFailed(Exception):
-    """A check that failed, with its fix."""
+
+class _Judged(Exception):
+    """A check that did not find everything right, with what to do."""
+
+    state: State
 
     def __init__(self, detail: str, fix: str) -> None:
         super().__init__(detail)
@@ -51,44 +71,65 @@ class _CheckFailed(Exception):
         self.fix = fix
 
 
-async def run_checks(settings: Settings, load_encoder: Callable[[], Encoder]) -> list[CheckLine]:
-    """Run all checks. One that fails skips only those that depend on it."""
+class _CheckFailed(_Judged):
+    state = "failed"
+
+
+class _CheckUnknown(_Judged):
+    state = "unknown"
+
+
+async def run_checks(
+    settings: Settings, load_encoder: Callable[[], Encoder], roles: Sequence[Role] = ROLES
+) -> list[CheckLine]:
+    """Check what these roles need. A check that fails is followed by all but those that depend on it."""
     broker = await _line(
         "broker", lambda: _broker(settings), f"start it, or set MIM_KAFKA__BOOTSTRAP_SERVERS; {EMBEDDED}"
     )
     lines = [broker]
     if broker.ok:
-        lines.append(await _line("topics", lambda: _topics(settings), "run 'mimstream topics create'"))
-        if lines[-1].ok:
-            lines.append(await _line("partitioner", lambda: _partitioner(settings), FIX))
-    redis = await _line("redis", lambda: _redis(settings), f"start it, or set MIM_REDIS__URL; {EMBEDDED}")
-    lines.append(redis)
-    if redis.ok and broker.ok:
-        lines.append(await _line("behaviour view", lambda: _view(settings), "run 'mimstream record --rebuild'"))
+        lines.append(await _line("topics", lambda: _topics(settings, roles), CREATE))
+        topics = lines[-1]
+        if written := [name for name in _WRITTEN_BY_OTHERS if any(name in RIGHTS[role].reads for role in roles)]:
+            lines.append(await _after(topics, "partitioner", lambda: _partitioner(settings, written), FIX))
+        if "train" in roles:
+            lines.append(await _after(topics, "click log", lambda: _click_log(settings), NO_EXPOSURES))
+    if any(RIGHTS[role].redis for role in roles):
+        redis = await _line("redis", lambda: _redis(settings), f"start it, or set MIM_REDIS__URL; {EMBEDDED}")
+        lines.append(redis)
+        if redis.state != "failed" and broker.ok:
+            lines.append(await _line("behaviour view", lambda: _view(settings), "run 'mimstream record --rebuild'"))
+    lines.append(picture_sizes(settings))
     encoders: list[Encoder] = []
-    lines.append(
-        await _line(
-            "encoder", lambda: _encoder(load_encoder, encoders), "set MIM_ENCODER__BUNDLE to a bundle, or unset it"
-        )
-    )
     centers: list[CollectionInfo | None] = []
-    lines.append(
-        await _line(
-            "milvus", lambda: _center(settings, encoders, centers), f"start it, or set MIM_MILVUS__URI; {EMBEDDED}"
-        )
-    )
-    expected = centers[0].encoder_version if centers and centers[0] else (encoders[0].version if encoders else None)
-    lines.append(await _line("model", lambda: _model(settings, expected), "set MIM_MODELS__FOLDER or MIM_MODELS__URL"))
+    if any(RIGHTS[role].milvus for role in roles):
+        fix = "set MIM_ENCODER__BUNDLE to a bundle, or unset it"
+        lines.append(await _line("encoder", lambda: _encoder(load_encoder, encoders), fix))
+        fix = f"start it, or set MIM_MILVUS__URI; {EMBEDDED}"
+        lines.append(await _line("milvus", lambda: _center(settings, encoders, centers), fix))
+    if "train" in roles or "serve" in roles:
+        expected = centers[0].encoder_version if centers and centers[0] else (encoders[0].version if encoders else None)
+        fix = "set MIM_MODELS__FOLDER or MIM_MODELS__URL"
+        lines.append(await _line("model", lambda: _model(settings, expected), fix))
+    if "train" in roles:
+        lines.append(await _line("folders", lambda: _folders(settings), ""))
     return lines
+
+
+async def _after(topics: CheckLine, name: str, check: Callable[[], Awaitable[str]], fix: str) -> CheckLine:
+    """A line about records, which can be read if all topics are there and visible."""
+    if topics.ok:
+        return await _line(name, check, fix)
+    return CheckLine(name, "unknown", "not looked at, because of the line 'topics'", topics.fix)
 
 
 async def _line(name: str, check: Callable[[], Awaitable[str]], fix: str) -> CheckLine:
     try:
-        return CheckLine(name, True, await check())
-    except _CheckFailed as error:
-        return CheckLine(name, False, error.detail, error.fix)
+        return CheckLine(name, "ok", await check())
+    except _Judged as error:
+        return CheckLine(name, error.state, error.detail, error.fix)
     except PipelineError as error:
-        return CheckLine(name, False, str(error), fix)
+        return CheckLine(name, "failed", str(error), fix)
 
 
 async def _broker(settings: Settings) -> str:
@@ -106,26 +147,30 @@ async def _broker(settings: Settings) -> str:
     )
 
 
-async def _topics(settings: Settings) -> str:
+async def _topics(settings: Settings, roles: Sequence[Role]) -> str:
+    specs = specs_of(roles)
+    names = [spec.name for spec in specs]
     found = await asyncio.to_thread(
-        describe_topics, settings.kafka, settings.topics, TOPICS, with_configs=True, missing_ok=True
+        describe_topics, settings.kafka, settings.topics, names, with_configs=True, missing_ok=True
     )
-    wrong: list[str] = []
-    fixes: list[str] = []
-    for spec in TOPICS.values():
-        for problem, fix in topic_problems(spec, settings, found):
-            wrong.append(problem)
-            fixes.append(fix)
-    if wrong:
-        raise _CheckFailed("; ".join(wrong), "; ".join(dict.fromkeys(fixes)))
-    return f"{len(TOPICS)} topics with prefix {settings.topics.prefix!r}"
+    problems = [one for spec in specs for one in topic_problems(spec, settings, found)]
+    problems += right_problems(roles, settings, found)
+    if problems:
+        raise _CheckFailed(*_joined(problems))
+    if unknown := unseen(names, settings, found):
+        raise _CheckUnknown(*_joined(unknown))
+    return f"{len(specs)} topics with prefix {settings.topics.prefix!r}"
 
 
-async def _partitioner(settings: Settings) -> str:
+def _joined(problems: Sequence[Problem]) -> tuple[str, str]:
+    return "; ".join(what for what, _ in problems), "; ".join(dict.fromkeys(fix for _, fix in problems))
+
+
+async def _partitioner(settings: Settings, names: Sequence[TopicName]) -> str:
     """Look at the newest keys of the topics that others write."""
     found = []
     async with LogReader(settings.kafka, settings.topics) as reader:
-        for name in _WRITTEN_BY_OTHERS:
+        for name in names:
             partitions = await reader.partitions(name)
             keys = []
             for partition, (start, end) in (await reader.bounds(partitions)).items():
@@ -140,57 +185,66 @@ async def _partitioner(settings: Settings) -> str:
     return "; ".join(found)
 
 
-def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) -> list[tuple[str, str]]:
-    """Compare one topic with the table: (what is wrong, how to fix it) each."""
-    name = settings.topics.full_name(spec.name)
-    if spec.name not in found.partitions:
-        return [(f"{name} is missing", "run 'mimstream topics create'")]
-    problems: list[tuple[str, str]] = []
-    wanted, partitions = spec.partitions(settings.topics), len(found.partitions[spec.name])
-    config = found.configs.get(spec.name, {})
-    if partitions != wanted:
-        problems.append(
-            (
-                f"{name} has {partitions} partitions, the settings say {wanted}",
-                f"set MIM_TOPICS__PARTITIONS={partitions} (a keyed topic must not change its number)",
-            )
+def picture_sizes(settings: Settings) -> CheckLine:
+    """Compare the largest picture that is decoded with what a record and a fetch can bring."""
+    decoded, fetched = settings.encoder.max_image_bytes, settings.images.max_bytes
+    in_record = largest_picture(settings.kafka.max_record_bytes)
+    found = f"decoded up to {decoded:,} bytes; a record holds up to {in_record:,}, a URL leads to up to {fetched:,}"
+    if max(in_record, fetched) < decoded:
+        fix = (
+            f"raise MIM_IMAGES__MAX_BYTES to {decoded}, or MIM_KAFKA__MAX_RECORD_BYTES to {record_bytes_for(decoded)} "
+            "(and max.message.bytes of the topics with it), or lower MIM_ENCODER__MAX_IMAGE_BYTES"
         )
-    policy = "compact" if spec.compacted else "delete"
-    if policy not in config.get("cleanup.policy", policy).split(","):
-        problems.append(
-            (
-                f"{name} has cleanup.policy={config['cleanup.policy']}, not {policy}",
-                f"set its cleanup.policy to {policy} on the cluster",
-            )
-        )
-    room = spec.max_record_bytes(settings.kafka)
-    if int(config.get("max.message.bytes", room)) < room:
-        problems.append(
-            (
-                f"{name} takes records of {config['max.message.bytes']} bytes, {room} are needed",
-                f"set its max.message.bytes to {room} on the cluster, or lower MIM_KAFKA__MAX_RECORD_BYTES",
-            )
-        )
-    return problems
+        return CheckLine("pictures", "failed", found, fix)
+    return CheckLine("pictures", "ok", found if in_record >= decoded else f"{found}; larger ones need an image_url")
+
+
+async def _click_log(settings: Settings) -> str:
+    kinds: Counter[str] = Counter()
+    async with LogReader(settings.kafka, settings.topics) as reader:
+        bounds = await reader.bounds(await reader.partitions("behaviours"))
+        for partition, (first, end) in bounds.items():
+            async for record in reader.read(partition, max(first, end - _SAMPLE // len(bounds)), end):
+                behaviour = behaviour_of(record, settings.kafka, settings.record.field_map)
+                kinds["unreadable" if behaviour is None else behaviour.kind] += 1
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing yet"
+    readable = {kind: count for kind, count in kinds.items() if kind != "unreadable"}
+    problem = click_log_problem(readable, draws=settings.trainer.draw_exposures > 0)
+    if problem is not None:
+        raise _CheckFailed(f"the newest events are {found}: {problem}", NO_EXPOSURES)
+    return f"the newest events: {found}"
 
 
 async def _redis(settings: Settings) -> str:
     client: Any = make_redis(settings.redis)
     try:
-        with redis_errors(settings.redis):
-            await client.ping()
-            try:
-                policy = (await client.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-            except ResponseError:  # managed servers refuse it
-                return settings.redis.shown_url
+        server = await describe_server(client, settings.redis)
     finally:
         await client.aclose()
-    if policy.startswith("allkeys"):
+    return judge_redis(server, settings.redis)
+
+
+def judge_redis(server: RedisServer, config: RedisConfig) -> str:
+    """What is right with a server. Raises where it is not, or where the server does not tell."""
+    if server.is_cluster:
+        raise _CheckFailed(str(refuse_cluster(config)), "set MIM_REDIS__URL to a single server")
+    if server.is_too_old:
         raise _CheckFailed(
-            f"maxmemory-policy is {policy}: when memory is short it evicts positions and histories behind our back",
+            f"Redis {server.version} at {config.shown_url} lacks commands that are used",
+            "use Redis 6.2 or later, or any Valkey",
+        )
+    if server.evicts:
+        raise _CheckFailed(
+            f"maxmemory-policy is {server.policy}: when memory is short it evicts histories, and positions with them",
             "set maxmemory-policy to noeviction, or give the view a server of its own",
         )
-    return f"{settings.redis.shown_url}, maxmemory-policy {policy}"
+    if None in (server.policy, server.is_cluster, server.version):
+        raise _CheckUnknown(
+            f"{config.shown_url} answers, but does not say what it evicts, or what it is",
+            "let this login run INFO and CONFIG GET for the check, or make sure that maxmemory-policy is noeviction "
+            "and that it is no Redis Cluster",
+        )
+    return f"{config.shown_url}, version {server.version}, maxmemory-policy {server.policy}"
 
 
 async def _view(settings: Settings) -> str:
@@ -244,3 +298,34 @@ async def _model(settings: Settings, encoder_version: str | None) -> str:
             f"{NEW_STORE}",
         )
     return f"{manifest.release_id}, {manifest.rows_trained} rows trained"
+
+
+async def _folders(settings: Settings) -> str:
+    """What a trainer writes to; a server only reads the models."""
+    config, train = settings.models, settings.train
+    folders = {"MIM_TRAIN__STATE_FOLDER": train.state_folder}
+    if train.snapshot_folder is not None or not config.url:
+        folders["MIM_TRAIN__SNAPSHOT_FOLDER"] = train.snapshot_folder or config.folder
+    if not config.url:
+        folders["MIM_MODELS__FOLDER"] = config.folder
+    wrong = {name: why for name, folder in folders.items() if (why := why_not_writable(folder)) is not None}
+    if wrong:
+        raise _CheckFailed(
+            "; ".join(f"{name}: {why}" for name, why in wrong.items()),
+            "make them writable for the trainer, or set them to other folders; a host without a trainer: "
+            "--for index,record,serve",
+        )
+    tried = ", ".join(dict.fromkeys(str(folder) for folder in folders.values()))
+    return f"{tried} can be written" + (f"; writing to {config.url} was not tried" if config.url else "")
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why files cannot be written in a folder that exists, or that would be made; None if they can. Leaves nothing."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"mimstream")
+            file.flush()
+    except OSError as error:
+        return f"{existing} cannot be written ({error.strerror})"
+    return None

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from streams.broker.clients import broker_errors, make_consumer, make_producer
-from streams.broker.cluster import TopicIncarnation, read_incarnation
+from streams.broker.cluster import TopicIncarnation, describe_topics, read_incarnation
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.monitoring.metrics import Metrics, metrics_server
@@ -24,6 +24,8 @@ from streams.settings import Settings
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.deleted_items import RedisDeletedItems
 from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.server import require_single_server
+from streams.wiring.rights import RIGHTS
 
 log = structlog.get_logger()
 
@@ -32,18 +34,20 @@ _DAY_MS = 86_400_000
 
 async def record(settings: Settings, *, rebuild: bool, metrics_port: int | None) -> None:
     """Record until stopped; `rebuild` clears the behaviour store first."""
-    metrics = Metrics()
+    metrics = Metrics("record")
     topic = settings.topics.full_name("behaviours")
 
     async def identify() -> TopicIncarnation:
         return await asyncio.to_thread(read_incarnation, settings.kafka, settings.topics, "behaviours")
 
+    await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, RIGHTS["record"].topics)
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(metrics_server(metrics, settings.metrics.host, metrics_port))
         redis = make_redis(settings.redis)
         store = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(store.close)
         await store.ping()
+        await require_single_server(redis, settings.redis)
         producer = make_producer(
             settings.kafka,
             max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -28,6 +28,7 @@ from streams.settings import Settings
 from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
+from streams.stores.histories.server import require_single_server
 from streams.stores.vectors.collection import read_center
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DRAIN_SECONDS = 5.0
+KAFKA_PATIENCE_SECONDS = 5.0
+"""How long the start waits for Kafka, where nothing refuses the connection."""
 OTHER_FILES = 256
 """Open files besides HTTP's and Redis's: Kafka, Milvus, the model folder, libraries."""
 
@@ -85,13 +88,17 @@ def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Score
 async def serve(settings: Settings, config: ServeConfig) -> None:
     """Open the stores, follow `embeddings` and `models`, and answer requests until stopped.
 
+    Kafka may be away meanwhile: `/readyz` says what cannot be confirmed then.
+
     Raises `Misconfigured` if the address cannot be used, the topic is missing or the encoder is not the center's.
     """
-    metrics = Metrics()
+    metrics = Metrics("serve")
     async with AsyncExitStack() as opened:
-        behaviours = RedisBehaviourStore(make_redis(settings.redis), settings.redis, settings.behaviours)
+        redis = make_redis(settings.redis)
+        behaviours = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(behaviours.close)
         await behaviours.ping()
+        await require_single_server(redis, settings.redis)
         encoder = LazyEncoder(lambda: _load_encoder(settings))
         version, dim = await _vectors_in_use(settings, encoder)
         encoder.expected_version = version
@@ -139,18 +146,19 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         )
 
         async def work(stop: asyncio.Event) -> None:
-            following = asyncio.Event()
+            tried = asyncio.Event()
             await models.refresh()  # a present release serves from the first request on
             async with AsyncExitStack() as running:
                 tasks = [
-                    asyncio.ensure_future(follower.run(stop, following.set)),
+                    asyncio.ensure_future(follower.run(stop, tried.set)),
                     asyncio.ensure_future(models.run(stop)),
                     asyncio.ensure_future(
                         follow_notices(models, settings.kafka, settings.topics.full_name("models"), stop)
                     ),
                 ]
                 running.push_async_callback(_end, tasks)
-                await _unless_ended(tasks, following.wait())  # before it has its position nothing may be cached
+                with suppress(TimeoutError):  # Kafka, which scores do not need, may be away
+                    await _unless_ended(tasks, asyncio.wait_for(tried.wait(), KAFKA_PATIENCE_SECONDS))
                 await _listen(running, app, connections, config)
                 await _unless_ended(tasks, stop.wait())
 

@@ -19,6 +19,7 @@ from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topi
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.monitoring.metrics import Metrics, metrics_server
+from streams.runtime.extras import require_package
 from streams.runtime.interval import IntervalTimer
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
@@ -38,6 +39,7 @@ from streams.training.release_schedule import ReleaseScheduler
 from streams.training.reports import TrainReports
 from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
 from streams.training.trainer_thread import TrainerThread
+from streams.wiring.rights import RIGHTS
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
@@ -72,6 +74,8 @@ class TrainOptions:
     """Keep all prequential scores in this folder."""
     rows: Path | None = None
     """List the training rows in this file."""
+    replace: bool = False
+    """Release also what goes no further in the log than what was released from it before."""
     metrics_port: int | None = None
     """Serve Prometheus metrics on this port."""
 
@@ -80,7 +84,9 @@ async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | N
     """Train to the end or until stopped; the report of a run that came to its end."""
     # torch takes seconds to import: here, not while a loop that owes heartbeats waits for it
     make_trainer = _trainer_maker(settings)
-    metrics = Metrics()
+    if settings.models.url is not None and settings.models.url.startswith("s3://"):
+        require_package("s3fs", "MIM_MODELS__URL with s3://")
+    metrics = Metrics("train")
     report: dict[str, Any] | None = None
 
     async def work(stop: asyncio.Event) -> None:
@@ -88,7 +94,8 @@ async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | N
         if not options.release:
             report = await _train(settings, options, make_trainer, metrics, stop, None)
             return
-        await asyncio.to_thread(describe_log, settings)  # a wrong address is an error at once
+        # a wrong address or a topic that is not there is an error at once
+        await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, RIGHTS["train"].topics)
         group = settings.topics.group("train")
         leadership = Leadership(
             settings.kafka,
@@ -172,7 +179,7 @@ async def _train(
         releases=(
             None
             if leadership is None or registry is None
-            else _make_releases(settings, registry, thread, checkpointer, leadership)
+            else _make_releases(settings, options, registry, thread, checkpointer, leadership)
         ),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
@@ -202,6 +209,7 @@ def _make_checkpointer(settings: Settings, leadership: Leadership | None) -> Che
 
 def _make_releases(
     settings: Settings,
+    options: TrainOptions,
     registry: ModelRegistry,
     thread: TrainerThread,
     checkpointer: Checkpointer,
@@ -213,6 +221,7 @@ def _make_releases(
         notices_topic=settings.topics.full_name("models"),
         read_log=lambda: describe_log(settings),
         clock=time.time,
+        replace=options.replace,
     )
     every = settings.train.release_every_seconds
     return ReleaseScheduler(
@@ -222,6 +231,7 @@ def _make_releases(
         leadership,
         checkpointer=checkpointer,
         every=None if every is None else IntervalTimer(every, time.time),
+        until_end=options.until_end,
     )
 
 

@@ -233,6 +233,23 @@ class TestRedisDeletedItems(DeletedItemsContract):
         client.eval = overtaken
         assert await both.sweep() == 2 and await both.items("u1") == ["b", "c"]
 
+    async def test_a_sweep_between_a_recorders_read_and_its_write_is_not_undone(self, both: Both) -> None:
+        assert isinstance(both.store, RedisBehaviourStore)
+        n = await both.take(0, "u1", "a", "b")
+        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        read, reads = both.store._marks.ends, 0
+
+        async def read_before_the_sweep(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
+            nonlocal reads
+            seen, reads = await read(*given, **named), reads + 1
+            if reads == 1:
+                assert await both.sweep() == 1
+            return seen
+
+        both.store._marks.ends = read_before_the_sweep  # type: ignore[method-assign]
+        await both.take(n, "u1", "c")
+        assert reads == 2 and await both.items("u1") == ["b", "c"]
+
     async def test_a_sweep_neither_prolongs_a_users_days_nor_keeps_an_empty_one(
         self, both: Both, client: Any, config: RedisConfig
     ) -> None:

@@ -26,6 +26,10 @@ def test_a_small_run_measures_the_whole_path() -> None:
     assert result["ratio_to_limit"] > 0
     assert result["peak_memory_bytes"] > 2**20
     assert (result["batch"], result["device"], result["items"]) == (16, "cpu", 128)
+    by_url = result["pictures_by_url"]
+    assert (by_url["latency_seconds"], by_url["error_share"], by_url["batch"]) == (0.3, 0.02, 16)
+    assert by_url["first_try_share"] >= 0.97  # of 128 items
+    assert by_url["items_per_second"] > 0
     assert [cell["measured_items"] for cell in result["sweep"]]
     text = {one["precision"]: one["lowest_cosine"] for one in result["precisions"] if one["tower"] == "text"}
     assert text["bf16"] > 0.999

@@ -21,7 +21,7 @@ class FakeRecord:
     key: bytes | None = b"k"
     value: bytes | None = b"v"
     timestamp: int = IN_TIME_MS
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 class FakeConsumer:

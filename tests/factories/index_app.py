@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,10 @@ class Worker:
 
         self.running = asyncio.create_task(run_app(make, self.flow, self.stop, drain_seconds=5, patience=Patience()))
 
-    async def _fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+    @asynccontextmanager
+    async def _fetch(self, url: str, *, timeout_seconds: float | None = None) -> AsyncIterator[bytes]:
         raise ContentUnavailable(url, "no pictures here")
+        yield b""
 
     async def _held(self) -> None:
         pass

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,9 +24,9 @@ from streams.broker.records import SourceRecord
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.indexing.announcements import InMemoryOutbox
 from streams.indexing.config import IndexConfig, IndexReport, RetryReport
-from streams.indexing.context import IndexContext
+from streams.indexing.context import Guard, IndexContext
 from streams.indexing.encoding import ItemEncoding
-from streams.indexing.image_retries import retry_image
+from streams.indexing.image_retries import begin, load, settle
 from streams.indexing.index_batch import index_batch
 from streams.runtime.delivery import BackOffConfig, Patience
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
@@ -102,12 +103,13 @@ class ItemPath:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(0)
 
-    async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> bytes:
+    @asynccontextmanager
+    async def fetch(self, url: str, *, timeout_seconds: float | None = None) -> AsyncIterator[bytes]:
         self.fetched.append(url)
         answer = self.web.get(url, ContentUnavailable(url, "nothing there yet"))
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        yield answer
 
     def record(
         self,
@@ -146,7 +148,8 @@ class ItemPath:
         """The oldest retry, or the given one, when it is due."""
         due = retry or self.outbox.retries.pop(0)
         self.now = max(self.now, due.not_before)
-        return await retry_image(self.context, retry_record(due), allowed)
+        (report,) = await retry_images(self.context, [due])
+        return report
 
     @property
     def rows(self) -> dict[str, ItemRow]:
@@ -162,6 +165,14 @@ class ItemPath:
     @property
     def reasons(self) -> list[tuple[str, str, int]]:
         return [(letter.stage, letter.reason, letter.offset) for letter in self.dead_letters.letters]
+
+
+async def retry_images(
+    context: IndexContext, retries: Sequence[ImageRetry], guard: Guard = allowed
+) -> list[RetryReport]:
+    """One attempt at each, as the agent makes them."""
+    attempts = await begin(context, [retry_record(retry, offset) for offset, retry in enumerate(retries)])
+    return await settle(context, await asyncio.gather(*(load(context, one) for one in attempts)), guard)
 
 
 def item(item_id: str, **fields: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from trainer.offline.data import CtrData
 from trainer.offline.protocols import Protocol, ProtocolName, protocol_of
 
 DAY = 86_400
+START = 20_000 * DAY
+"""The first second of these folders: a midnight in October 2024."""
 WORDS = ["red dress", "blue jeans", "grey coat", "green hat"]
 
 
@@ -29,9 +31,10 @@ def write(folder: Path, name: str, row_group_size: int | None = None, **columns:
 
 def write_small_set(folder: Path) -> Path:
     """Three items and two users."""
-    publish_ts = [20, 10, DAY + 50]
+    publish_ts = [START + 20, START + 10, START + DAY + 50]
     write(folder, "items", item_id=[7, 5, 9], title=["seven", "five", None], publish_ts=publish_ts, colour=[*"rgb"])
-    write(folder, "interactions", user_id=["b", "a", "b"], item_id=[5, 7, 9], ts=[10, 20, DAY + 60], label=[1, 0, 1])
+    ts = [START + 10, START + 20, START + DAY + 60]
+    write(folder, "interactions", user_id=["b", "a", "b"], item_id=[5, 7, 9], ts=ts, label=[1, 0, 1])
     return folder
 
 
@@ -69,9 +72,9 @@ def _write_items(folder: Path, first: dict[int, int], category: NDArray[np.int64
 def write_stream(folder: Path, *, users: int = 2_000, items: int = 400, takes: int = 16_000, seed: int = 0) -> Path:
     """Ratings over thirty days to the second. New items appear all the time; users keep to one or two categories."""
     rng = np.random.default_rng(seed)
-    ts = np.sort(rng.choice(30 * DAY, takes, replace=False)) + 1_000_000
-    appears = np.sort(rng.integers(0, 30 * DAY, items)) + 1_000_000
-    appears[:20] = 1_000_000
+    ts = np.sort(rng.choice(30 * DAY, takes, replace=False)) + START
+    appears = np.sort(rng.integers(0, 30 * DAY, items)) + START
+    appears[:20] = START
     weight = rng.pareto(2.0, items) + 0.5
     category = rng.integers(0, len(WORDS), items)
     likes = rng.integers(0, len(WORDS), users)
@@ -114,13 +117,13 @@ def write_days(folder: Path, *, users: int = 200, items: int = 60, days: int = 7
     rows = sorted(bought)
     ever = {(user, item) for _, user, item in rows}
     shown = [(day, user, int(item)) for day, user, _ in rows for item in rng.permutation(items)[:8]]
-    first = {item: day * DAY for day, _, item in reversed(rows)}
+    first = {item: START + day * DAY for day, _, item in reversed(rows)}
     _write_items(folder, first, category, price=lambda item: 1.0 + item)
     days_, users_, items_ = (list(column) for column in zip(*rows, strict=True))
-    write(folder, "interactions", user_id=users_, item_id=items_, ts=[day * DAY for day in days_], qty=[1] * len(rows),
-          label=[1] * len(rows))  # fmt: skip
+    write(folder, "interactions", user_id=users_, item_id=items_, ts=[START + day * DAY for day in days_],
+          qty=[1] * len(rows), label=[1] * len(rows))  # fmt: skip
     kept = [row for row in shown if row[1:] not in ever and row[2] in first]
     days_, users_, items_ = (list(column) for column in zip(*kept, strict=True))
-    write(folder, "sampled_negatives", user_id=users_, item_id=items_, ts=[day * DAY for day in days_],
+    write(folder, "sampled_negatives", user_id=users_, item_id=items_, ts=[START + day * DAY for day in days_],
           neg_type=["pop"] * len(kept))  # fmt: skip
     return folder

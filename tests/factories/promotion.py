@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from schemas.manifests import Fence, ReleaseNotice
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.registry import ModelRegistry
@@ -74,6 +76,12 @@ class Scene:
             )
         await self.gate.admit(self.trainer, made, {"behaviours": dict(made.offsets)}, **more)
         return made
+
+    def spoil_weights(self, factor: float) -> None:
+        """Make the training model itself worse."""
+        with torch.no_grad():
+            for weight in self.trainer._variants.model.parameters():
+                weight.mul_(factor)
 
     async def decide(self) -> None:
         shadow = self.trainer.shadow

@@ -151,7 +151,7 @@ async def open_bench() -> AsyncIterator[Open]:
             await behaviours.bind(TopicIncarnation("c", "t", "i"))
             taken = BehaviourRecord(0, behaviour("e", "click", user="ann", item="boot"))
             await behaviours.record(0, [taken], first_offset=0, next_offset=1)
-        metrics = Metrics()
+        metrics = Metrics("serve")
         models = in_memory_registry()
         clock = asyncio.get_running_loop().time
         service = ScoringService(

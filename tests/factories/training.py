@@ -24,7 +24,7 @@ from trainer.online.embedding_wait import EmbeddingWait
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
-CONFIG = TrainerConfig(batch_rows=16, space_negatives=4, time_negatives=4, max_pending=200)
+CONFIG = TrainerConfig(batch_rows=16, space_negatives=4, time_negatives=4, pending_megabytes=0.34)
 
 
 def make_log(count: int, *, items: int = 5, first: int = 0) -> list[Behaviour | None]:

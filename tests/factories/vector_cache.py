@@ -51,7 +51,7 @@ class CountingIndex(InMemoryItemIndex):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
+    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True) -> dict[str, ItemRow]:
         self.reads.append(list(item_ids))
         answer = await super().fetch(item_ids, pending=pending)
         await self.gate.wait()

@@ -99,6 +99,7 @@ class World:
                 "release_every_rows": 64,
                 "model": {"id_rows": 256},
             },
+            "gate": {"trial_rows": 16, "gauc_margin": 1, "log_loss_margin": 99, "min_takes": 1_000_000},
             "serve": {
                 "port": self.port,
                 "poll_models_seconds": 0.5,

@@ -28,7 +28,7 @@ CORPUS = HERE / "corpus"
 MEMORY_MB = 4_096
 SECONDS_PER_INPUT = 20
 MAX_LENGTH = 65_536
-DECODING = ("streams.broker", "streams.indexing", "streams.stores")
+DECODING = ("streams.broker", "streams.indexing", "streams.stores", "streams.dead_letters", "streams.training")
 """Modules of streams that decode."""
 _INTERESTING = (b"\x00", b"\xff", b"{", b"}", b"[", b"]", b'"', b"\\u0000", b"1e999", b"-1", b"null", b"9" * 30, b"\n")
 

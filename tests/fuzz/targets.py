@@ -22,6 +22,8 @@ from encoders.preprocess import ImageLimits, decode_image, join_text
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, EncodingFailed, Misconfigured, Reason, StoreUnavailable
+from schemas.field_maps import FieldMap
+from schemas.forgotten import ForgottenUser
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from schemas.manifests import ModelManifest, ReleaseNotice
@@ -32,12 +34,12 @@ from streams.recording.deleted_items import read_deletions
 from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import from_milvus, to_milvus
+from tests.fuzz.records import BEHAVIOUR_MAP, ITEM_MAP, read_everywhere
 from tests.fuzz.snapshots import CORPUS_OF, with_file
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MAX_BYTES = 1_000_000
 LIMITS = ImageLimits(max_bytes=2_000_000, max_pixels=4_000_000)
-FIELD_MAP = {"item_id": "sku", "image_url": "pics.0.href", "title": "names.en"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Target:
             self.run(data)
 
 
-def _item(data: bytes, field_map: dict[str, str] | None = None) -> None:
+def _item(data: bytes, field_map: FieldMap | None = None) -> None:
     item = decode(ItemPublished, data, now=NOW, max_bytes=MAX_BYTES, field_map=field_map)
     join_text(ItemContent.of(item, None), max_characters=2_000)
     row = ItemRow(
@@ -71,8 +73,8 @@ def _item(data: bytes, field_map: dict[str, str] | None = None) -> None:
     ItemPublished.model_validate_json(item.model_dump_json())
 
 
-def _behaviour(data: bytes) -> None:
-    behaviour = decode(Behaviour, data, now=NOW, max_bytes=MAX_BYTES)
+def _behaviour(data: bytes, field_map: FieldMap | None = None) -> None:
+    behaviour = decode(Behaviour, data, now=NOW, max_bytes=MAX_BYTES, field_map=field_map)
     user, back = UserTakes(), UserTakes()
     user.observe(behaviour, length=10, remembered=10)
     unpack_takes(pack_takes(user), back)
@@ -195,8 +197,11 @@ TARGETS = {
     target.name: target
     for target in (
         Target("items", _item, (BadMessage,)),
-        Target("items-by-map", partial(_item, field_map=FIELD_MAP), (BadMessage,)),
+        Target("items-by-map", partial(_item, field_map=ITEM_MAP), (BadMessage,)),
         Target("behaviours", _behaviour, (BadMessage,)),
+        Target("behaviours-by-map", partial(_behaviour, field_map=BEHAVIOUR_MAP), (BadMessage,)),
+        Target("forgotten", _message(ForgottenUser), (BadMessage,)),
+        Target("records", read_everywhere, (), binary=True),
         Target("items-retry", _message(ImageRetry), (BadMessage,)),
         Target("embeddings", _embedding, (BadMessage,)),
         Target("models", _message(ReleaseNotice), (BadMessage,)),

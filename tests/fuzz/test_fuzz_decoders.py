@@ -26,7 +26,8 @@ FIELDS = [
     *("item_id", "title", "text", "category", "price", "year", "image", "image_url", "published_at", "updated_at"),
     *("event", "event_id", "user_id", "kind", "occurred_at", "schema_version", "query", "trigger_item", "session_id"),
     *("encoder_version", "vector", "dim", "content_hash", "source", "partition", "offset", "item", "attempt"),
-    *("not_before", "item_ids", "k", "include_self", "sku", "pics", "names", "en", "href"),
+    *("not_before", "item_ids", "k", "include_self", "sku", "pics", "names", "en", "href", "id", "user", "ts", "name"),
+    *("lines", "value", "body", "x", "payload", "ends", "forgotten_at", "cluster_id", "topic_id"),
 ]
 GOOD = ["a", "click", "2026-01-01T00:00:00Z", "iVBORw0KGgo=", "http://x.test/a.png", 1, 1.5, True, None, 1_760_000_000]
 leaf = (

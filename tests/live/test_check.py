@@ -23,7 +23,8 @@ from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks
 from tests.factories.recorded_log import behaviour_store
 
-CHECKS = ["broker", "topics", "partitioner", "redis", "behaviour view", "encoder", "milvus", "model"]
+CHECKS = ["broker", "topics", "partitioner", "click log", "redis"]
+CHECKS += ["behaviour view", "pictures", "encoder", "milvus", "model", "folders"]
 
 
 class NamedEncoder:
@@ -82,7 +83,7 @@ async def test_missing_and_differing_topics_are_found(settings: Settings) -> Non
     with closing(make_admin(settings.kafka)) as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topics.full_name("items"), damage)])
     line = (await check(settings))["topics"]
-    assert "cleanup.policy=delete" in line.detail and "takes records of 1000 bytes" in line.detail
+    assert "cleanup.policy=delete" in line.detail and "max.message.bytes=1000" in line.detail
 
 
 def test_more_replicas_than_brokers_are_refused_with_the_setting(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured, Reason
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
-from schemas.letters import DeadLetter, Headers
+from schemas.letters import DeadLetter, ForeignHeaders
 from streams.broker.clients import make_producer
 from streams.broker.log_reader import LogReader
 from streams.commands import dead_letters as dead_letters_command
@@ -45,7 +45,9 @@ class WatchedRequeue(Requeue):
     before: Callable[[], Any] | None = None
     dies_after_send = False
 
-    async def _send(self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: Headers) -> int:
+    async def _send(
+        self, partition: TopicPartition, key: bytes | None, value: bytes | None, headers: ForeignHeaders
+    ) -> int:
         if self.before is not None:
             happens, self.before = self.before, None
             await happens()
@@ -96,14 +98,16 @@ async def scene(settings: Settings) -> AsyncIterator[Scene]:
 
 
 async def test_a_record_is_sent_again_as_it_was_and_only_once(scene: Scene) -> None:
-    letter = await scene.fail("items", b"a", b"{broken", attempts=2, first_failed_at=NOW - timedelta(days=1))
+    own = (("ce_id", b"7"), ("empty", None))
+    known = {"attempts": 2, "first_failed_at": NOW - timedelta(days=1), "record_headers": own}
+    letter = await scene.fail("items", b"a", b"{broken", **known)
     await scene.send("items", b"b", b"a neighbour")
     assert await scene.requeue_all() == ["requeued"]
     assert await scene.requeue_all() == ["already_requeued"]
     assert await scene.open_ids() == []
     first, again = [record for record in await read_all(scene.settings, "items") if record.key == b"a"]
     assert (again.partition, again.value) == (first.partition, first.value)
-    assert dict(again.headers) == {
+    assert dict(again.headers) == dict(own) | {
         "requeued-from": letter.letter_key,
         "attempts": b"2",
         "first-failed-at": (NOW - timedelta(days=1)).isoformat().encode(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kafka.admin import NewPartitions
+from PIL import Image
 
 from schemas.errors import Reason
 from streams.broker.clients import make_admin
@@ -126,8 +128,8 @@ async def test_bad_input_is_buried_one_by_one_and_its_neighbours_go_through(sett
         (b"bad", b"{not json", "decode", Reason.NOT_JSON),
         (b"bad", event(title=5), "decode", Reason.WRONG_TYPE),
         (b"bad", event(), "decode", Reason.NO_CONTENT),
-        (b"bad", event(title="x", image=b64(picture("red", 200)[:60])), "image", Reason.BAD_IMAGE),
-        (b"bad", event(title="x", image=bomb), "image", Reason.IMAGE_TOO_LARGE),
+        (b"bad", event(image=b64(picture("red", 200)[:60])), "image", Reason.BAD_IMAGE),
+        (b"bad", event(image=bomb), "image", Reason.IMAGE_TOO_LARGE),
         (b"bad", event(title="x", schema_version=77), "decode", Reason.UNKNOWN_VERSION),
         (b"bad", event(title="x", published_at="2026-01-01T00:00:00"), "decode", Reason.TIMESTAMP_WITHOUT_ZONE),
         (b"bad", event(title="x", published_at="2999-01-01T00:00:00Z"), "decode", Reason.TIMESTAMP_IN_FUTURE),
@@ -146,6 +148,20 @@ async def test_bad_input_is_buried_one_by_one_and_its_neighbours_go_through(sett
         assert await index.fetch(["bad", "other"]) == {}
     found = {(le.partition, le.offset): (le.key, le.value, le.stage, le.reason) for le in await letters(settings)}
     assert found == sent
+
+
+async def test_a_picture_of_the_largest_size_goes_through_in_its_record(settings: Settings, process: Start) -> None:
+    start_index(process)
+    noise = np.random.default_rng(0).integers(0, 256, (1_670, 1_670, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(noise).save(encoded, "PNG")
+    most = settings.encoder.max_image_bytes
+    assert 0.99 * most < len(encoded.getvalue()) <= most
+    async with feeding(settings) as feed, center(settings) as index:
+        await feed.publish("large", "a large picture", image=b64(encoded.getvalue()))
+        await assert_ends_with_the_last_word(feed, index)
+        assert (await index.fetch(["large"]))["large"].has_image
+    assert await letters(settings) == []
 
 
 def _png_that_says_it_is(width: int, height: int) -> bytes:

@@ -148,6 +148,29 @@ async def test_a_delete_that_nobody_announced_is_seen_while_the_broker_is_away(
     await gone_after(api, "i15", limit=BOUND_SECONDS + SLACK_SECONDS)
 
 
+async def test_a_server_that_started_without_kafka_answers_says_so_and_catches_up(
+    stack: RunningStack, settings: Settings, shop: Shop, serve: Any
+) -> None:
+    release(settings, 1)
+    await asyncio.to_thread(stack.stop, "kafka")
+    try:
+        _, api = await serve()
+        score = {"user_id": "ann", "item_ids": ["i20"]}
+        _, before = await api.post("/v1/score", **score)
+        status, readiness = await api.get("/readyz")
+        assert (status, before["history_length"]) == (200, 5) and "Kafka" in readiness["unconfirmed"][0]
+    finally:
+        await asyncio.to_thread(stack.start, "kafka")
+        await asyncio.to_thread(stack.wait_ready, "kafka")
+    await until(lambda: api.get("/readyz"), lambda found: not found[1]["unconfirmed"])
+    await shop.write(row("i20", 502))
+
+    def is_new(answer: tuple[int, Any]) -> bool:
+        return bool(answer[1]["scores"][0]["probability"] != before["scores"][0]["probability"])
+
+    await until(lambda: api.post("/v1/score", **score), is_new, seconds=BOUND_SECONDS + SLACK_SECONDS)
+
+
 async def test_a_new_and_an_updated_vector_reach_scores(settings: Settings, shop: Shop, serve: Any) -> None:
     release(settings, 1)
     _, api = await serve()
@@ -215,7 +238,6 @@ async def test_three_releases_are_taken_up_under_load_and_a_damaged_one_is_not(
     [
         ("MIM_REDIS__URL", "redis://127.0.0.1:1/0"),
         ("MIM_MILVUS__URI", "http://127.0.0.1:1"),
-        ("MIM_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1"),
     ],
 )
 async def test_a_part_that_is_down_at_the_start_is_named_by_its_setting(

@@ -24,6 +24,7 @@ async def test_a_candidate_that_is_worse_than_what_answers_is_kept_back_and_serv
 ) -> None:
     world, store, state = World(), folder_registry(settings.models), tmp_path / "state"
     gate = {"MIM_GATE__TRIAL_ROWS": "250", "MIM_GATE__MIN_TAKES": "50"}
+    gate |= {"MIM_GATE__GAUC_MARGIN": "0.01", "MIM_GATE__LOG_LOSS_MARGIN": "0.03"}
     await produce(settings, world=world, behaviours=world.behaviours(700))
     good = process("train", "--state", str(state), env=SMALL | gate)
     wait_until(lambda: accounts(state).get("releases", 0) >= 1, "a first release", 120)

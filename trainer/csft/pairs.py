@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.behaviours import BehaviourKind
+from trainer.samples.corrections import CorrectableRows
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take
@@ -73,8 +74,8 @@ class PairMiner:
     second (the trigger item last). A positive without history and without a query makes no pair. Exposures that were
     not taken are kept per user as hard negatives, except items that the user took before.
 
-    A later take of the same item, within `final_kind_seconds` of event time, makes no second pair, but its kind counts
-    for the first one where it is more reliable: a click that became a purchase is a purchase.
+    A later take of the same item makes no second pair. Within `take_seconds` of its kind, in event time, it counts for
+    the first one where it is more reliable: a click that became a purchase is a purchase.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class PairMiner:
         left_out: NDArray[np.bool_] | None = None,
         passed_over_length: int = 20,
         max_users: int = 1_000_000,
-        final_kind_seconds: float = 0.0,
+        take_seconds: Mapping[BehaviourKind, float] | None = None,
     ) -> None:
         self.no_pair: Counter[NoPair] = Counter()
         """Takes that made no pair, by reason."""
@@ -94,7 +95,7 @@ class PairMiner:
         self._left_out = left_out
         self._length = passed_over_length
         self._max_users = max_users
-        self._final_kind_seconds = final_kind_seconds
+        self._take_seconds = take_seconds or {}
         self._passed: OrderedDict[str, list[int]] = OrderedDict()
         self._rising: OrderedDict[tuple[str, int], Impression] = OrderedDict()
 
@@ -127,17 +128,17 @@ class PairMiner:
         return AnchorKind.TRIGGER_ITEM, tuple(item for item in row.history if self._usable(item) and item != row.item)
 
     def _watch_kind(self, row: Impression) -> None:
-        oldest = row.second - self._final_kind_seconds
+        oldest = row.second - max(self._take_seconds.values(), default=0.0)
         while self._rising and next(iter(self._rising.values())).second < oldest:
             self._rising.popitem(last=False)
         self._rising[row.user_id, row.item] = row
 
     def _raise_kind(self, row: Impression) -> None:
-        first = self._rising.get((row.user_id, row.item))
-        if first is None or row.second - first.second > self._final_kind_seconds:
+        first, kind = self._rising.get((row.user_id, row.item)), row.taken_as
+        if first is None or kind is None or row.second - first.second > self._take_seconds.get(kind, 0.0):
             return
-        kinds = [one.taken_as for one in (first, row) if one.taken_as is not None]
-        first.taken_as = max(kinds, key=RELIABILITY.__getitem__, default=None)
+        if first.taken_as is None or RELIABILITY[kind] > RELIABILITY[first.taken_as]:
+            first.taken_as = kind
 
     def _usable(self, item: int) -> bool:
         return self._numbers.has_vector(item) and not (self._left_out is not None and self._left_out[item])
@@ -182,19 +183,42 @@ class HardNegatives:
 
 
 def join_all(
-    seconds: Iterable[list[Observed]], numbers: ItemNumbers, *, history_length: int, attribution_seconds: float
+    seconds: Iterable[list[Observed]],
+    numbers: ItemNumbers,
+    *,
+    history_length: int,
+    attribution_seconds: float,
+    corrections: CorrectableRows | None = None,
 ) -> Iterator[Impression]:
     """Labelled impressions of a closed range of the log, by the same join as the online trainer's.
 
-    The log is closed, so a take is waited for instead of corrected: `attribution_seconds` is the longest time in which
-    a take still counts for its exposure.
+    The log is closed: what a late take corrects (`corrections`) is corrected before the first impression is returned,
+    and stays where it was shown. With corrections all impressions are in memory.
     """
     join = ImpressionJoin(
-        numbers, history_length=history_length, attribution_seconds=attribution_seconds, max_users=1_000_000
+        numbers,
+        history_length=history_length,
+        attribution_seconds=attribution_seconds,
+        max_users=1_000_000,
+        corrections=corrections,
     )
+    if corrections is None:
+        for events in seconds:
+            yield from join.resolved(before=events[0].second)
+            join.add_second(events)
+        yield from join.resolved(before=float("inf"))
+        return
+    rows: list[Impression] = []
+    shown: dict[tuple[str, str], Impression] = {}
     for events in seconds:
-        yield from join.resolved(before=events[0].second)
+        for row in join.resolved(before=events[0].second):
+            rows.append(row)
+            shown[row.user_id, row.event_id] = row
         join.add_second(events)
+        for corrected in join.corrections():
+            row = shown[corrected.user_id, corrected.shown_as]
+            row.label, row.taken_as = corrected.label, corrected.taken_as
+    yield from rows
     yield from join.resolved(before=float("inf"))
 
 

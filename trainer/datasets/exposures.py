@@ -49,12 +49,17 @@ class Behaviours:
         return f"s{row}" if draw < 0 else f"n{row}-{draw}"
 
 
-def behaviours_of(data: DataSet, *, seed: int, events: int | None = None) -> Behaviours:
-    """All behaviours of a set; `events` limits the number of takes by sampling whole users."""
+def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retakes: bool = False) -> Behaviours:
+    """All behaviours of a set; `events` limits the number of takes by sampling whole users.
+
+    `retakes` is as in `draw_around`.
+    """
     rows = data.interactions
     ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
     definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
-    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(data, ts, seed)
+    negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(
+        data, ts, seed, retakes=retakes
+    )
 
     take = np.flatnonzero(rows.taken)
     everything = np.arange(len(rows))
@@ -102,12 +107,16 @@ def draw_around(
     seed: int,
     per_take: int = NEGATIVES_PER_TAKE,
     window: int = WINDOW_EVENTS,
+    retakes: bool = False,
 ) -> tuple[Ints, Ints, Ints]:
     """Draw `per_take` different items for each interaction from the items of the interactions around it.
 
     Positions are drawn uniformly from the `window` interactions before and after (in order of time), so an item is
     drawn as often as it is taken at that time; items not yet published then, or ever taken by the user, are drawn
-    again. With draws from the past alone every new item would be a positive, and age would leak the label.
+    again. With draws from the past alone every new item would be a positive, and age would leak the label. `retakes`
+    allows items that the user took before, and takes neither then nor later. Without them nothing that a user has taken
+    is ever a negative, and a model that meets such items when it serves ranks them first; with them whether something
+    was taken leaks nothing that serving does not have. Evaluation keeps re-takes apart instead.
 
     Returns (row, running number, item) per draw, sorted; fewer than `per_take` where the window has too few.
     """
@@ -115,7 +124,16 @@ def draw_around(
     order = np.lexsort((np.arange(n), ts))
     ts_o, user_o, item_o = ts[order], user[order], item[order]
     n_items = len(publish_ts)
-    taken = np.unique(user_o * n_items + item_o)
+    taken, first = np.unique((user_o * n_items + item_o)[::-1], return_index=True)
+    last_o = ts_o[::-1][first]  # of each pair of user and item, its last take
+
+    def free(row: Ints, candidate: Ints) -> NDArray[np.bool_]:
+        pair = user_o[row] * n_items + candidate
+        if not retakes:
+            return ~_contains(taken, pair)
+        place = np.minimum(np.searchsorted(taken, pair), len(taken) - 1)
+        return np.asarray((taken[place] != pair) | (last_o[place] < ts_o[row]))
+
     rng = np.random.default_rng([seed, 7])
     chosen = np.full((n, per_take), -1, dtype=np.int64)
     filled = np.zeros(n, dtype=np.int64)
@@ -126,14 +144,14 @@ def draw_around(
             break
         candidate = item_o[rng.integers(low[open_rows], high[open_rows] + 1)]
         fits = publish_ts[candidate] <= ts_o[open_rows]
-        fits &= ~_contains(taken, user_o[open_rows] * n_items + candidate)
+        fits &= free(open_rows, candidate)
         fits &= ~np.any(chosen[open_rows] == candidate[:, None], axis=1)
         rows = open_rows[fits]
         chosen[rows, filled[rows]] = candidate[fits]
         filled[rows] += 1
     for row in np.flatnonzero(filled < per_take):  # few items fit there: go through the window once
         around = item_o[low[row] : high[row] + 1]
-        fits = (publish_ts[around] <= ts_o[row]) & ~_contains(taken, user_o[row] * n_items + around)
+        fits = (publish_ts[around] <= ts_o[row]) & free(np.full(len(around), row), around)
         for candidate in rng.permutation(around[fits]):
             if filled[row] == per_take:
                 break
@@ -194,7 +212,9 @@ def id_prefix(data_name: str, seed: int) -> str:
     return hashlib.sha256(f"{data_name}\0{seed}".encode()).hexdigest()[:10]
 
 
-def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
+def negatives_beside(
+    data: DataSet, ts: Ints, seed: int, *, retakes: bool = False
+) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
     """Exposures that were not taken: (user, item, second, interaction beside, running number, source as text).
 
     `ts` are the seconds of the interactions. An exposure without an interaction beside it has row -1 - its position.
@@ -211,10 +231,11 @@ def negatives_beside(data: DataSet, ts: Ints, seed: int) -> tuple[Ints, Ints, In
         return given.user, given.item, when, row, number, f"sampled ({given.source})" if given.simulated else None
     if not len(rows) or not rows.taken.all():
         return none, none, none, none, none, None
-    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed)
+    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed, retakes=retakes)
     words = (
         f"drawn by seed {seed}: {NEGATIVES_PER_TAKE} per take from what was taken within {WINDOW_EVENTS:,} events "
-        "before or after, already published then, never taken by that user"
+        f"before or after, already published then, {'not' if retakes else 'never'} taken by that user"
+        + (" then or later" if retakes else "")
     )
     return rows.user[row], item, ts[row], row, number, words
 

@@ -1,7 +1,7 @@
 """Data-set folders: items, pictures and interactions as parquet files, read column by column.
 
-The format (unknown columns are ignored, identifiers may be numbers or text, times are seconds since 1970 in UTC or
-Arrow timestamps):
+The format (unknown columns are ignored, identifiers may be numbers or text, times are dates, Arrow timestamps or
+numbers since 1970 in UTC):
 
 | file | needed columns | optional columns |
 | --- | --- | --- |
@@ -31,12 +31,14 @@ from numpy.typing import NDArray
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
 from trainer.datasets.parquet import (
+    as_numbers,
     as_positions,
     as_seconds,
     as_texts,
     check_columns,
     parquet_errors,
     read_columns,
+    refuse_rows,
     with_texts,
 )
 
@@ -141,10 +143,10 @@ class DataSet:
                 title=(row["title"] or "")[:2_000],
                 text=(row.get("text") or "")[:20_000],
                 category=(row.get("category") or "")[:200] or None,
-                price=_price(row.get("price")),
+                price=row.get("price"),
                 publish_ts=int(row["publish_ts"]),
                 attributes={name: row.get(name) for name in self.attributes},
-                year=_year(row.get("year"), row.get("release_year")),
+                year=row.get("year") or row.get("release_year") or None,
             )
             for row in rows
         ]
@@ -173,6 +175,7 @@ def open_data_set(
         ["text", "category", "price", "year", "release_year", *attributes],
     )
     items = with_texts(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
+    items = _with_numbers(items, folder / "items.parquet")
     publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
     items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
     items = items.sort_by([("publish_ts", "ascending"), ("item_id", "ascending")]).combine_chunks()
@@ -182,7 +185,7 @@ def open_data_set(
     index = pa.array(item_ids, pa.string())
     if behaviours:
         interactions, users = _read_interactions(folder / "interactions.parquet", index)
-        negatives = _read_negatives(folder, index, users, neg_type)
+        negatives, users = _read_negatives(folder, index, users, neg_type)
     else:
         none = np.zeros(0, np.int64)
         users = pa.array([], pa.string())
@@ -273,11 +276,9 @@ class StoredPictures:
 def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, pa.Array]:
     table = read_columns(path, ["user_id", "item_id", "ts", "label"], ["event_id", "rating", "qty"])
     users = as_texts(table, path, "user_id").combine_chunks().dictionary_encode()
-    label = table["label"]
-    if not (pa.types.is_integer(label.type) or pa.types.is_boolean(label.type) or pa.types.is_floating(label.type)):
-        raise Misconfigured(f"{path}: column 'label' must be 0 or 1, it is {label.type}")
+    label = as_numbers(table, path, "label")
     rated = "rating" in table.column_names
-    taken = np.ones(len(table), bool) if rated else pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
+    taken = np.ones(len(table), bool) if rated else label > 0
     event_id = None
     if "event_id" in table.column_names:
         event_id = np.array(as_texts(table, path, "event_id").to_pylist(), dtype=object)
@@ -295,11 +296,14 @@ def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, 
     return interactions, users.dictionary
 
 
-def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str) -> Negatives | None:
+def _read_negatives(
+    folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str
+) -> tuple[Negatives | None, pa.Array]:
+    """The exposures, and `users` with those behind them who have no interaction."""
     shown, sampled = folder / "exposures.parquet", folder / "sampled_negatives.parquet"
     path = shown if shown.exists() else sampled
     if not path.exists():
-        return None
+        return None, users
     table = read_columns(path, ["user_id", "item_id", "ts"], ["neg_type", "label"], keep=("neg_type", neg_type))
     source = path.name
     if "neg_type" in table.column_names:
@@ -307,26 +311,35 @@ def _read_negatives(folder: Path, item_index: pa.Array, users: pa.Array, neg_typ
         if not len(table):
             raise Misconfigured(f"{path}: column 'neg_type' never holds {neg_type!r}; choose one with --neg-type")
     if "label" in table.column_names:  # takes are in interactions.parquet already
-        table = table.filter(pc.equal(pc.fill_null(table["label"].cast(pa.float64()), 0), 0))
-    return Negatives(
+        table = table.filter(pa.array(~(np.abs(as_numbers(table, path, "label")) > 0)))
+    shown_to = as_texts(table, path, "user_id").unique()
+    users = pa.concat_arrays([users, shown_to.filter(pc.is_null(pc.index_in(shown_to, value_set=users)))])
+    negatives = Negatives(
         ts=as_seconds(table, path, "ts"),
         user=as_positions(table, path, "user_id", users, "interactions.parquet"),
         item=as_positions(table, path, "item_id", item_index, "items.parquet"),
         source=source,
         simulated=path == sampled,
     )
+    return negatives, users
 
 
-def _price(value: object) -> float | None:
-    price = float(value) if isinstance(value, int | float) else None
-    return price if price is not None and np.isfinite(price) and price >= 0 else None
-
-
-def _year(*values: object) -> int | None:
-    for value in values:
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 9999:
-            return int(value)
-    return None
+def _with_numbers(items: pa.Table, path: Path) -> pa.Table:
+    """Prices as floats and years as whole numbers, null where they are unknown."""
+    for name in ("price", "year", "release_year"):
+        if name not in items.column_names:
+            continue
+        values = as_numbers(items, path, name)
+        known = ~np.isnan(values)
+        if name == "price":
+            refuse_rows(known & ~((values >= 0) & np.isfinite(values)), values, path, name, "a price is at least 0")
+        else:
+            whole = (values >= 0) & (values <= 9_999) & (values == np.floor(values))
+            refuse_rows(known & ~whole, values, path, name, "a year is a whole number from 0 (unknown) to 9999")
+        kind = pa.float64() if name == "price" else pa.int64()
+        filled = np.where(known, values, 0).astype(np.float64 if name == "price" else np.int64)
+        items = items.set_column(items.schema.get_field_index(name), name, pa.array(filled, kind, mask=~known))
+    return items
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from schemas.base import MAX_ID_CHARACTERS, is_identifier
 from schemas.errors import Misconfigured
+from schemas.times import EARLIEST_EVENT, too_early, units_per_second
 
 
 def read_columns(
@@ -51,14 +54,20 @@ def check_columns(path: Path, present: Sequence[str], needed: Sequence[str]) -> 
 
 
 def as_texts(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
-    """Cast a column of identifiers to text."""
-    column = table[name]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise Misconfigured(f"{path}: column {name!r} must hold whole numbers or text, it is {column.type}")
-    if column.null_count:
-        raise Misconfigured(f"{path}: column {name!r} has {column.null_count} empty values")
-    return column.cast(pa.string())
+    """Cast a column of identifiers to text. Refuses what no record may have as its id (`schemas.base.Identifier`)."""
+    column = _plain(table[name])
+    if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+        raise Misconfigured(f"{path}: column {name!r} must hold whole numbers or text, it is {table[name].type}")
+    _refuse_empty(column, path, name)
+    texts = column.cast(pa.string())
+    for text in pc.unique(texts).to_pylist():
+        if not is_identifier(text):
+            row = pc.index(texts, text).as_py()
+            raise Misconfigured(
+                f"{path}: column {name!r} holds {text[:80]!r} in row {row}; an id is a printable text of 1 to "
+                f"{MAX_ID_CHARACTERS} characters without white space around it"
+            )
+    return texts
 
 
 def with_texts(table: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
@@ -70,25 +79,94 @@ def with_texts(table: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
             column = as_texts(table, path, name)
         else:
             try:
-                column = table[name].cast(pa.string())
+                column = _plain(table[name]).cast(pa.string())
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 raise Misconfigured(f"{path}: column {name!r} must hold text, it is {table[name].type}") from None
         table = table.set_column(table.schema.get_field_index(name), name, column)
     return table
 
 
+def as_numbers(table: pa.Table, path: Path, name: str) -> NDArray[np.float64]:
+    """Turn a column of numbers, of flags, or of texts that are numbers, into floats; NaN where it is empty."""
+    column = _plain(table[name])
+    if _is_text(column.type):
+        column = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    elif not (is_numeric(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        raise Misconfigured(f"{path}: column {name!r} must hold numbers, it is {table[name].type}")
+    try:
+        numbers = column.cast(pa.float64(), safe=False)
+    except pa.ArrowInvalid:
+        row, value = next(each for each in enumerate(column.to_pylist()) if not _is_number(each[1]))
+        raise Misconfigured(f"{path}: column {name!r} holds {value[:80]!r} in row {row}, which is no number") from None
+    return np.asarray(numbers.to_numpy(), dtype=np.float64)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        pa.scalar(text, pa.string()).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def refuse_rows(wrong: NDArray[np.bool_], values: NDArray[Any], path: Path, name: str, rule: str) -> None:
+    """Raise `Misconfigured` for the first row that is wrong, if there is one."""
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise Misconfigured(f"{path}: column {name!r} holds {values[row]} in row {row}; {rule}")
+
+
 def as_seconds(table: pa.Table, path: Path, name: str) -> NDArray[np.int64]:
-    """Turn a column of times into whole seconds since 1970."""
-    column = table[name]
-    if column.null_count:
-        raise Misconfigured(f"{path}: column {name!r} has {column.null_count} empty values")
+    """Turn a column of times into whole seconds since 1970.
+
+    Numbers are seconds, ms, us or ns by the size of the largest one. Dates are their midnight in UTC.
+    """
+    column = _plain(table[name])
+    _refuse_empty(column, path, name)
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(column.type):
-        column = pc.divide(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()), 1_000_000)
-    elif pa.types.is_floating(column.type):
-        column = pc.floor(column)
-    elif not pa.types.is_integer(column.type):
-        raise Misconfigured(f"{path}: column {name!r} must hold seconds since 1970 or timestamps, it is {column.type}")
-    return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+        unit = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[column.type.unit]
+        values = column.cast(pa.int64()).to_numpy()
+    elif is_numeric(column.type):
+        values = column.to_numpy() if pa.types.is_integer(column.type) else as_numbers(table, path, name)
+        refuse_rows(~np.isfinite(values), values, path, name, _TIMES)
+        found = units_per_second(float(np.abs(values.astype(np.float64)).max(initial=0)))
+        if found is None:
+            raise Misconfigured(f"{path}: column {name!r} holds {values.max()}, which is no time; {_TIMES}")
+        unit = found
+    else:
+        raise Misconfigured(f"{path}: column {name!r} must hold times, it is {table[name].type}; {_TIMES}")
+    seconds = np.asarray(np.floor_divide(values, values.dtype.type(unit)), dtype=np.int64)
+    early = np.flatnonzero(seconds < EARLIEST_EVENT.timestamp())
+    if len(early):
+        row = int(early[0])
+        raise Misconfigured(f"{path}: column {name!r} holds {too_early(seconds[row])} (row {row}); {_TIMES}")
+    return seconds
+
+
+_TIMES = "times are numbers since 1970 (seconds, ms, us or ns), dates or Arrow timestamps"
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a type of Arrow holds numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary column as the values that it stands for."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _refuse_empty(column: pa.ChunkedArray, path: Path, name: str) -> None:
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise Misconfigured(f"{path}: column {name!r} has {column.null_count} empty values, first in row {row}")
 
 
 def as_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: str) -> NDArray[np.int64]:

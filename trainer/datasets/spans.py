@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour, BehaviourKind
@@ -19,6 +16,7 @@ from trainer.csft.health import Questions
 from trainer.csft.pairs import NoPair, Pair, PairMiner, join_all
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DAY_SECONDS, DataSet
+from trainer.datasets.parquet import as_numbers, read_columns
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import Observed
 
@@ -55,11 +53,11 @@ class BehaviourLog:
     @staticmethod
     def of(data: DataSet, folder: Path) -> BehaviourLog:
         """Add the columns that the replay does not need: labels of ratings, and held-out items if the set has any."""
-        label = pq.read_table(folder / "interactions.parquet", columns=["label"])["label"]
-        liked = pc.fill_null(label.cast(pa.float64()), 0).to_numpy() > 0
+        path = folder / "interactions.parquet"
+        liked = as_numbers(read_columns(path, ["label"], []), path, "label") > 0
         held_out = np.zeros(len(data.item_ids) + 1, bool)
         if "cold_holdout" in data.items.column_names:
-            held_out[1:] = np.array(data.items["cold_holdout"].to_pylist(), dtype=bool)
+            held_out[1:] = as_numbers(data.items, folder / "items.parquet", "cold_holdout") > 0
         rows = data.interactions
         return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked & rows.taken, held_out)
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trainer.datasets import parquet
 from trainer.datasets.exposures import defining_interactions, negatives_beside, sources_of_draws
 from trainer.datasets.folder import DAY_SECONDS, DataSet
 from trainer.datasets.spans import Span
@@ -164,9 +162,10 @@ def _invisible(protocol: Protocol) -> NDArray[np.bool_]:
 def _ratings(data: DataSet, folder: Path, chosen: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     if not data.interactions.rated:
         return None
-    column = pq.read_table(folder / "interactions.parquet", columns=["rating"])["rating"].cast(pa.float64())
-    values = np.asarray(pc.fill_null(column, pc.mean(column)).to_numpy(), np.float64)
-    return values[chosen]
+    path = folder / "interactions.parquet"
+    values = parquet.as_numbers(parquet.read_columns(path, ["rating"], []), path, "rating")
+    known = ~np.isnan(values)
+    return np.where(known, values, values[known].mean() if known.any() else np.nan)[chosen]
 
 
 def _item_facts(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.datasets.folder import DataSet
+from trainer.datasets.parquet import as_numbers
 
 _OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
 _MOST_WORDS = 128
@@ -60,7 +61,7 @@ def further_columns(data: DataSet, folder: Path) -> tuple[dict[str, Facet], dict
         for field in schema
         if field.name not in _OF_THE_FORMAT
         and not field.name.startswith("diag_")
-        and (_is_text(field.type) or pa.types.is_floating(field.type))
+        and (_is_text(field.type) or _is_fraction(field.type))
     ]
     table = pq.read_table(path, columns=["item_id", *chosen])
     place = {str(item): row for row, item in enumerate(table["item_id"].to_pylist())}
@@ -74,8 +75,7 @@ def further_columns(data: DataSet, folder: Path) -> tuple[dict[str, Facet], dict
             if facet is not None:
                 facets[name] = facet
         else:
-            values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-            numbers[name] = np.concatenate([[np.nan], values[rows]])
+            numbers[name] = np.concatenate([[np.nan], as_numbers(table, path, name)[rows]])
     return facets, numbers
 
 
@@ -97,4 +97,10 @@ def facet_of(texts: list[str]) -> Facet | None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_fraction(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0))

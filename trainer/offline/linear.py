@@ -31,7 +31,7 @@ class Logistic:
             from sklearn.pipeline import make_pipeline
             from sklearn.preprocessing import OneHotEncoder
         except ImportError:
-            raise Misconfigured(f"model {self.name!r} needs scikit-learn: pip install 'mimstream[evaluate]'") from None
+            raise Misconfigured(f"model {self.name!r} needs scikit-learn: pip install scikit-learn") from None
         columns, _ = tabular(train)
         self._mean, self._scale = columns.mean(0), columns.std(0)
         self._scale[self._scale < 1e-6] = 1.0

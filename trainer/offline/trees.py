@@ -32,7 +32,7 @@ class Trees:
         try:
             import lightgbm
         except ImportError:
-            raise Misconfigured(f"model {self.name!r} needs LightGBM: pip install 'mimstream[evaluate]'") from None
+            raise Misconfigured(f"model {self.name!r} needs LightGBM: pip install lightgbm") from None
         inputs, categorical = self._inputs(train)
         table = lightgbm.Dataset(inputs, train.rows.label_N, categorical_feature=categorical, free_raw_data=True)
         parameters = {

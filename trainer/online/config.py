@@ -33,8 +33,10 @@ class TrainerConfig(JoinConfig):
     """Rows learned between two releases."""
     release_every_event_seconds: float | None = Field(default=None, gt=0)
     """Event time between two releases, where that comes before `release_every_rows`."""
-    max_pending: int = Field(default=200_000, ge=1)
-    """Events held in memory above which the reader should pause."""
+    pending_megabytes: float = Field(default=4096.0, gt=0)
+    """Memory for events on their way to rows, by estimate (1,700 bytes an event, then 400 and 16 per take of its
+    history), above which reading pauses while anything else can make room. Each event waits for LATENESS_SECONDS and
+    ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second. At twice as much the trainer ends and says so."""
     model: CiUBMConfig = Field(default_factory=CiUBMConfig)
     """The network."""
     learner: LearnerConfig = Field(default_factory=LearnerConfig)

@@ -8,13 +8,16 @@ change meanwhile cannot be put in one order, and were seen to lose .01 GAUC to w
 The price is a delay of `trial_rows` rows before a candidate is served, and two more forward passes, without gradients,
 over these rows. Resampling users says what a difference of two models means on so few rows: a candidate is refused for
 what is worse by more than the margin and by more than chance.
+
+Releases that each lose less than the margin would add up. The best release so far therefore scores the same rows, where
+it is not the serving one and is kept, and a candidate that is worse than both is measured against the better of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +33,14 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     trial_rows: int = Field(default=4_000, ge=1)
-    """Rows that candidate and serving release both score before it is decided; the candidate waits for that long.
-    Where candidates come faster than after twice as many rows (MIM_TRAINER__RELEASE_EVERY_ROWS), none is compared."""
+    """Rows that candidate and serving release both score before it is decided; the candidate waits for that long, and
+    the next one is taken no sooner, also where MIM_TRAINER__RELEASE_EVERY_ROWS is less. `train --until-end` compares on
+    the last rows of the log, before it learns from them."""
     gauc_margin: float = Field(default=0.01, ge=0)
-    """How far the candidate's GAUC may lie below that of the serving release."""
+    """How far the candidate's GAUC may lie below that of the serving release, and of the best one that is kept
+    (MIM_MODELS__KEEP_RELEASES)."""
     log_loss_margin: float = Field(default=0.03, ge=0)
-    """How far its log-loss may lie above that of the serving release, as a share of the latter."""
+    """How far its log-loss may lie above that of these releases, as a share of it."""
     calibration_low: float = Field(default=0.7, gt=0, le=1)
     """Least ratio of predicted to observed takes; it may be missed if the serving release misses it by more."""
     calibration_high: float = Field(default=1.4, ge=1)
@@ -46,7 +51,7 @@ class GateConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ComparedRows:
-    """Rows that both models scored and neither learned from, in training order; all of one length."""
+    """Rows that all models scored and none learned from, in training order; all of one length."""
 
     user: NDArray[np.str_]
     label: NDArray[np.int64]
@@ -55,20 +60,38 @@ class ComparedRows:
     """Probabilities of the candidate."""
     serving: NDArray[np.float64]
     """Probabilities of the serving release."""
+    best: NDArray[np.float64]
+    """Probabilities of the best release so far; those of the serving one where that is the best."""
 
     def __len__(self) -> int:
         return len(self.label)
 
+    def where(self, chosen: NDArray[np.bool_]) -> ComparedRows:
+        """Some of the rows."""
+        return ComparedRows(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
 
 NO_ROWS = ComparedRows(
-    np.empty(0, np.str_), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.float64), np.empty(0, np.float64)
+    np.empty(0, np.str_), np.empty(0, np.int64), np.empty(0, np.bool_), *(np.empty(0, np.float64) for _ in range(3))
 )
 
 
+@dataclass(frozen=True)
+class Opponents:
+    """The releases that a candidate is compared with."""
+
+    serving: str
+    """The serving release."""
+    best: str
+    """The best release so far: the serving one, or an earlier one."""
+    rows_behind: int = 0
+    """How many rows fewer than the serving release the candidate learned from; 0 if not fewer."""
+
+
 def judge(
-    rows: ComparedRows, config: GateConfig, *, against: str | None, not_finite: Collection[str] = ()
+    rows: ComparedRows, config: GateConfig, *, against: Opponents | None, not_finite: Collection[str] = ()
 ) -> PromotionDecision:
-    """Decide about a candidate. `against` names the release that scored `rows` beside it, None if there was none.
+    """Decide about a candidate. `against` are the releases that scored `rows` beside it, None if there were none.
 
     `not_finite` names what of the candidate is no finite number; that refuses even a first release.
     Re-takes take part in the calibration alone: who buys soap again says little about a model.
@@ -76,60 +99,120 @@ def judge(
     reasons = [f"{name} holds values that are not finite" for name in sorted(not_finite)]
     remarks: list[str] = []
     figures: dict[str, float | None] = {}
+    best = None if against is None or against.best == against.serving else against.best
     if against is None:
         remarks.append("nothing was compared: no serving release could be scored beside it")
-    elif len(rows) < config.trial_rows:
-        remarks.append(f"{len(rows)} rows were scored beside {against}, {config.trial_rows} are needed to compare")
-    elif not np.isfinite(rows.candidate).all():
-        reasons.append(f"{int((~np.isfinite(rows.candidate)).sum())} of {len(rows)} scores are not finite")
-    elif not np.isfinite(rows.serving).all():
-        remarks.append(f"{against} gives scores that are not finite: anything that does not is better")
     else:
-        _compare_order(rows, config, figures, reasons, remarks)
-        _compare_level(rows, config, figures, reasons, remarks)
+        if len(rows) < config.trial_rows:
+            _too_few(rows, config, against, reasons, remarks)
+        if not np.isfinite(rows.candidate).all():
+            reasons.append(f"{int((~np.isfinite(rows.candidate)).sum())} of {len(rows)} scores are not finite")
+        elif not (np.isfinite(rows.serving).all() and np.isfinite(rows.best).all()):
+            remarks.append(f"{against.serving} gives scores that are not finite: anything that does not is better")
+            best = None
+        elif len(rows):
+            best = _compare_order(rows, config, against, figures, reasons, remarks)
+            _compare_level(rows, config, figures, reasons, remarks)
     return PromotionDecision(
-        passed=not reasons, reasons=reasons, remarks=remarks, against=against, rows=len(rows), figures=figures
+        passed=not reasons,
+        reasons=reasons,
+        remarks=remarks,
+        against=None if against is None else against.serving,
+        best=best,
+        rows=len(rows),
+        figures=figures,
     )
+
+
+def _too_few(
+    rows: ComparedRows, config: GateConfig, against: Opponents, reasons: list[str], remarks: list[str]
+) -> None:
+    """A comparison on few rows sees only large differences: the candidate has to know no less, besides."""
+    compared = f"compared on {len(rows)} rows only, MIM_GATE__TRIAL_ROWS asks for {config.trial_rows}"
+    if against.rows_behind:
+        reasons.append(
+            f"{compared}, and trained on {against.rows_behind} rows fewer than {against.serving}; if it is to serve "
+            "all the same: 'mimstream models promote'"
+        )
+    else:
+        remarks.append(compared)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How well one model orders rows, and how far it is from their labels."""
+
+    scores: NDArray[np.float64]
+    loss: float
+    losses: NDArray[np.float64]
+    gauc: float | None
+    """None if too few users have both labels."""
 
 
 def _compare_order(
     rows: ComparedRows,
     config: GateConfig,
+    against: Opponents,
     figures: dict[str, float | None],
     reasons: list[str],
     remarks: list[str],
-) -> None:
-    first = ~rows.retaken
-    label = rows.label[first]
+) -> str | None:
+    """Add what was found; returns the release that is better than the candidate and the best so far, if any."""
+    before = None if against.best == against.serving else against.best
+    rows = rows.where(~rows.retaken)
+    label = rows.label
     if not 0 < label.sum() < len(label):
         remarks.append("rows of one label only: nothing to tell apart")
-        return
-    _, users = np.unique(rows.user[first], return_inverse=True)
-    ours, theirs = rows.candidate[first], rows.serving[first]
-    our_users, their_users = user_auc(users.reshape(-1), label, ours), user_auc(users.reshape(-1), label, theirs)
-    our_loss, their_loss = log_loss(label, ours), log_loss(label, theirs)
-    figures |= {"ciubm_logloss": our_loss, "serving_logloss": their_loss}
-    per_row = _losses(label, ours) - _losses(label, theirs)
-    chance = 1.96 * float(per_row.std()) / math.sqrt(len(label))
-    if our_loss > their_loss * (1 + config.log_loss_margin) and our_loss - their_loss > chance:
-        reasons.append(
-            f"log-loss {our_loss:.4f} against {their_loss:.4f} of the serving release, more than "
-            f"{config.log_loss_margin:.1%} above"
-        )
-    if len(our_users.auc) < MIN_USERS:
-        remarks.append(f"{len(our_users.auc)} users with both labels, GAUC needs {MIN_USERS}")
-        return
-    our_gauc, their_gauc = our_users.weighted, their_users.weighted
-    figures |= {"ciubm_gauc": our_gauc, "serving_gauc": their_gauc}
-    interval = paired_gauc_difference(
-        users.reshape(-1), label, ours, theirs, rng=np.random.default_rng(len(label)), rounds=500
-    )
-    assert interval is not None
-    if our_gauc < their_gauc - config.gauc_margin and interval.high < 0:
-        reasons.append(
-            f"GAUC {our_gauc:.4f} against {their_gauc:.4f} of the serving release, more than "
-            f"{config.gauc_margin:g} below"
-        )
+        return before
+    _, users = np.unique(rows.user, return_inverse=True)
+    users = users.reshape(-1)
+
+    def order(scores: NDArray[np.float64]) -> _Order:
+        per_user = user_auc(users, label, scores)
+        enough = len(per_user.auc) >= MIN_USERS
+        losses = _losses(label, scores)
+        return _Order(scores, log_loss(label, scores), losses, per_user.weighted if enough else None)
+
+    ours, serving = order(rows.candidate), order(rows.serving)
+    best = serving if before is None else order(rows.best)
+    figures |= {"ciubm_logloss": ours.loss, "serving_logloss": serving.loss}
+    if ours.gauc is None or serving.gauc is None:
+        both = len(user_auc(users, label, rows.candidate).auc)
+        remarks.append(f"{both} users with both labels, GAUC needs {MIN_USERS}")
+    else:
+        figures |= {"ciubm_gauc": ours.gauc, "serving_gauc": serving.gauc}
+    if before is not None:
+        figures |= {"best_logloss": best.loss, "best_gauc": best.gauc}
+    names = [(serving, "the serving release")]
+    if before is not None:
+        names.append((best, f"the best release {before}"))
+    for theirs, name in names:
+        # better than what serves: keeping that one instead would be no gain
+        if theirs is serving or ours.loss > serving.loss:
+            chance = 1.96 * float((ours.losses - theirs.losses).std()) / math.sqrt(len(label))
+            if ours.loss > theirs.loss * (1 + config.log_loss_margin) and ours.loss - theirs.loss > chance:
+                reasons.append(
+                    f"log-loss {ours.loss:.4f} against {theirs.loss:.4f} of {name}, more than "
+                    f"{config.log_loss_margin:.1%} above"
+                )
+        if ours.gauc is None or theirs.gauc is None or serving.gauc is None:
+            continue
+        if (theirs is serving or ours.gauc < serving.gauc) and ours.gauc < theirs.gauc - config.gauc_margin:
+            interval = paired_gauc_difference(
+                users, label, ours.scores, theirs.scores, rng=np.random.default_rng(len(label)), rounds=500
+            )
+            assert interval is not None
+            if interval.high < 0:
+                reasons.append(
+                    f"GAUC {ours.gauc:.4f} against {theirs.gauc:.4f} of {name}, more than {config.gauc_margin:g} below"
+                )
+    return _better(against, ours, best)
+
+
+def _better(against: Opponents, ours: _Order, best: _Order) -> str | None:
+    """The best release so far, unless the candidate is as good in both figures: neither can decline unseen."""
+    ordered = ours.gauc is None or best.gauc is None or ours.gauc >= best.gauc
+    return None if ordered and ours.loss <= best.loss else against.best
 
 
 def _compare_level(

@@ -11,7 +11,7 @@ of training never depends on when embeddings came.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -22,8 +22,9 @@ from schemas.behaviours import Behaviour
 from trainer.online.config import TrainerConfig
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
+from trainer.samples.late_events import LateEvent, LateEvents
 from trainer.samples.offsets import OffsetTracker
-from trainer.samples.rows import Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
@@ -65,11 +66,16 @@ class EventIntake:
         self._catalogue = catalogue
         self.window, self._join = rules.window(), rules.join(catalogue)
         self.offsets = OffsetTracker(partitions)
+        self.kinds: Counter[str] = Counter()
+        """Accepted events by kind."""
+        self.late = LateEvents()
+        """Events that came too late."""
         self._ready: deque[Impression] = deque()
         self._takes: deque[_QueuedTake] = deque()
         self._deleted: set[str] = set()
         self._timed_out: set[str] = set()
         self._finished = False
+        self._held_back = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
 
     # ---- events --------------------------------------------------------------------------------------------------
@@ -82,6 +88,12 @@ class EventIntake:
         result = self.window.observe(partition, offset, behaviour, written_at=written_at)
         self.offsets.read(partition, offset, done=result is not ObserveResult.ACCEPTED)
         self._counts["late"] += result is ObserveResult.LATE
+        if result is ObserveResult.ACCEPTED:
+            self.kinds[behaviour.kind] += 1
+        elif result is ObserveResult.LATE:
+            at, newest = behaviour.occurred_at.timestamp(), self.window.newest(partition)
+            behind = 0.0 if newest is None else newest - at
+            self.late.add(LateEvent(partition, offset, behaviour.event_id, at, behind))
         self._counts["duplicate"] += result is ObserveResult.DUPLICATE
         return result
 
@@ -119,6 +131,32 @@ class EventIntake:
         """Nothing more will come: `advance` releases everything, and the last batch may be a short one."""
         self._finished = True
 
+    def hold_back(self, rows: int) -> None:
+        """Keep the last `rows` rows of the log, or up to a batch more, from `next_batch` until called with 0.
+
+        Which rows form a batch stays the same.
+        """
+        self._held_back = rows
+
+    @property
+    def at_last_rows(self) -> bool:
+        """Whether nothing but rows that are held back is left to learn from."""
+        return bool(self._held_back and self._ready) and self._drained and len(self._ready) < self._enough
+
+    @property
+    def last_rows(self) -> int:
+        """Rows that are ready."""
+        return len(self._ready)
+
+    @property
+    def _drained(self) -> bool:
+        return self._finished and not self.window.buffered and not self._join.waiting
+
+    @property
+    def _enough(self) -> int:
+        """Ready rows from which on a batch may be taken before the end."""
+        return self._batch_rows + self._held_back
+
     # ---- embeddings that rows wait for ---------------------------------------------------------------------------
 
     def embedding_came(self, item_id: str) -> None:
@@ -154,7 +192,7 @@ class EventIntake:
         Rows of the items `timed_out` pass without an embedding.
         """
         self._timed_out.update(timed_out)
-        budget = 4 * self._batch_rows
+        budget = 4 * self._batch_rows + self._held_back
         if len(self._ready) < budget:
             for events in self.window.released(everything=self._finished):
                 # labels settle before the second is added, so that no take can answer an impression that is overdue
@@ -168,7 +206,7 @@ class EventIntake:
 
     def _add_second(self, events: list[Observed]) -> None:
         taken = (event for event in events if event.behaviour.kind.is_take)
-        for take, event in zip(self._join.add_second(events), taken, strict=True):
+        for take, event in zip(self._join.add_second(events, self.window.ahead), taken, strict=True):
             self._takes.append(_QueuedTake(take, event.partition, event.offset))
             self._counts["trained"] += 1
             self.offsets.commit(event.partition, event.offset)
@@ -177,7 +215,9 @@ class EventIntake:
         self._counts["corrections_ready"] += len(corrections)
 
     def _settle(self, *, before: float) -> None:
-        self._ready.extend(self._join.resolved(before))
+        for row in self._join.resolved(before):
+            self._ready.append(row)
+            self._counts["corrections_ready"] += not row.own_event
 
     @property
     def takes_too_late(self) -> int:
@@ -187,8 +227,8 @@ class EventIntake:
     def next_batch(self) -> list[Impression]:
         """The next full batch; empty while there is none, or while it waits for embeddings."""
         size = self._batch_rows
-        drained = self._finished and not self.window.buffered and not self._join.waiting
-        if not self._ready or (len(self._ready) < size and not drained) or self.missing():
+        may_be_short = self._drained and not self._held_back
+        if not self._ready or (len(self._ready) < self._enough and not may_be_short) or self.missing():
             return []
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
 
@@ -224,6 +264,12 @@ class EventIntake:
         """Events held in memory: not yet released, waiting for their label, or for a full batch."""
         return self.window.buffered + self._join.waiting + len(self._ready) - self._counts["corrections_ready"]
 
+    @property
+    def pending_bytes(self) -> int:
+        """About how much memory `pending` takes; of the rows that are ready the first stands for all."""
+        ready = row_bytes(self._ready[0]) * len(self._ready) if self._ready else 0
+        return self.window.buffered_bytes + self._join.waiting_bytes + ready
+
     def snapshot(self) -> State:
         """Everything that was read and not trained on, and the counts."""
         state = State(
@@ -231,6 +277,8 @@ class EventIntake:
                 **self._counts,
                 "given_up": sorted(self._timed_out),
                 "dropped": sorted(self._deleted),
+                "kinds": dict(self.kinds),
+                "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
         )
         state.put("window", self.window.snapshot())
@@ -246,6 +294,8 @@ class EventIntake:
         """Return to the state of `snapshot`; a `finish` before it does not count."""
         self._counts = {name: state.values[name] for name in _COUNTS}
         self._timed_out, self._deleted = set(state.values["given_up"]), set(state.values["dropped"])
+        self.kinds = Counter(state.values.get("kinds", {}))
+        self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))
         self._join.restore(state.part("join"))
         self.offsets.restore(state.part("offsets"))

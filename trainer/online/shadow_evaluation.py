@@ -1,4 +1,4 @@
-"""Shadow evaluation: a candidate and the serving release score the same rows, and neither learns from them."""
+"""Shadow evaluation: a candidate, the serving release and the best one score the same rows; none learns from them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,41 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.config import CiUBMConfig
-from trainer.online.gate import NO_ROWS, ComparedRows
+from trainer.online.gate import NO_ROWS, ComparedRows, Opponents
 from trainer.samples.rows import Impression
 from trainer.state import State, whole_numbers
 
 Release: TypeAlias = "tuple[Mapping[str, Tensor], ModelManifest]"
 
-_COLUMNS = ("label", "retaken", "candidate", "serving")
+_COLUMNS = ("label", "retaken", "candidate", "serving", "best")
 
 
 class ShadowEvaluation:
-    """Scores batches with the weights of two releases until it has seen `rows_needed` rows.
+    """Scores batches with the weights of releases until it has seen `rows_needed` rows.
 
     Rows are trained in the order of their seconds, so what a release learned from ends at its `last_event_at`; only
-    rows later than those of both count. Nothing here draws random numbers or changes what training does.
+    rows later than those of candidate and serving release count. A late take that corrects a row is no second row.
+    Nothing here draws random numbers or changes what training does.
 
-    A snapshot holds the scores and the ids of the two releases, not their weights: to restore it, build the evaluation
-    from the same two releases.
+    A snapshot holds the scores and the ids of the releases, not their weights: to restore it, build the evaluation from
+    the same releases.
     """
 
-    def __init__(self, candidate: Release, serving: Release, *, rows_needed: int) -> None:
-        """Raises `Misconfigured` if this version cannot build one of the two."""
+    def __init__(
+        self, candidate: Release, serving: Release, best: Release | None = None, *, rows_needed: int | None = None
+    ) -> None:
+        """`best` is the best release so far, if that is not the serving one; without `rows_needed` it goes on for ever.
+
+        Raises `Misconfigured` if this version cannot build one of them.
+        """
         self.candidate = candidate[1]
-        self.against = serving[1].release_id
-        self._models = _built(candidate), _built(serving)
+        serves = serving[1].release_id
+        behind = serving[1].rows_trained - candidate[1].rows_trained
+        self.against = Opponents(serves, serves if best is None else best[1].release_id, max(behind, 0))
+        """The releases that the candidate is compared with."""
+        self._models = {"candidate": _built(candidate), "serving": _built(serving)}
+        if best is not None:
+            self._models["best"] = _built(best)
         ends = [manifest.last_event_at for _, manifest in (candidate, serving)]
         self._learned_until = max((int(end.timestamp()) for end in ends if end is not None), default=-1)
         self._rows_needed = rows_needed
@@ -45,29 +56,29 @@ class ShadowEvaluation:
 
     def observe(self, rows: Sequence[Impression], batch: CtrBatch) -> None:
         """Score a batch, unless enough was scored."""
-        unseen_B = np.array([row.second > self._learned_until for row in rows])
+        unseen_B = np.array([row.second > self._learned_until and not row.correction for row in rows])
         if self.complete or not unseen_B.any():
             return
         with torch.inference_mode():
-            candidate_B, serving_B = (torch.sigmoid(model(batch).double()).numpy() for model in self._models)
-        self._tables.append(
-            ComparedRows(
-                user=np.array([row.user_id for row in rows])[unseen_B],
-                label=np.array([row.label for row in rows], np.int64)[unseen_B],
-                retaken=np.array([row.retaken for row in rows])[unseen_B],
-                candidate=candidate_B[unseen_B],
-                serving=serving_B[unseen_B],
-            )
+            scores = {name: torch.sigmoid(model(batch).double()).numpy() for name, model in self._models.items()}
+        table = ComparedRows(
+            user=np.array([row.user_id for row in rows]),
+            label=np.array([row.label for row in rows], np.int64),
+            retaken=np.array([row.retaken for row in rows]),
+            candidate=scores["candidate"],
+            serving=scores["serving"],
+            best=scores.get("best", scores["serving"]),
         )
+        self._tables.append(table.where(unseen_B))
 
     @property
     def complete(self) -> bool:
         """Whether it can be decided."""
-        return sum(map(len, self._tables)) >= self._rows_needed
+        return self._rows_needed is not None and sum(map(len, self._tables)) >= self._rows_needed
 
     @property
     def compared(self) -> ComparedRows:
-        """All rows that both scored."""
+        """All rows that were scored."""
         if not self._tables:
             return NO_ROWS
         return ComparedRows(
@@ -76,17 +87,15 @@ class ShadowEvaluation:
 
     def forget(self, user_id: str) -> None:
         """Remove a user's rows; as many others are scored instead."""
-        kept = ((table, table.user != user_id) for table in self._tables)
-        columns = ("user", *_COLUMNS)
-        tables = (ComparedRows(**{name: getattr(table, name)[chosen] for name in columns}) for table, chosen in kept)
+        tables = (table.where(table.user != user_id) for table in self._tables)
         self._tables = deque(table for table in tables if len(table))
 
     def snapshot(self) -> State:
-        """The scores so far, and the ids of the two releases."""
+        """The scores so far, and the ids of the releases."""
         rows = self.compared
         state = State(
             {"lengths": whole_numbers(map(len, self._tables))},
-            {"release_id": self.candidate.release_id, "against": self.against},
+            {"release_id": self.candidate.release_id, "against": self.against.serving, "best": self.against.best},
         )
         state.put_texts("user", rows.user.tolist())
         for name in _COLUMNS:
@@ -95,15 +104,21 @@ class ShadowEvaluation:
 
     def restore(self, state: State) -> None:
         """Continue with the scores of `snapshot`. Raises `ValueError` if they are of other releases."""
-        of = (state.values["release_id"], state.values["against"])
-        if of != (ours := (self.candidate.release_id, self.against)):
-            raise ValueError(f"scores of {of[0]} beside {of[1]}, not of {ours[0]} beside {ours[1]}")
-        columns = {name: state.arrays[name] for name in _COLUMNS} | {"user": np.array(state.texts("user"), np.str_)}
+        of = (state.values["release_id"], *compared_with(state))
+        if of != (ours := (self.candidate.release_id, self.against.serving, self.against.best)):
+            raise ValueError(f"scores of {of}, not of {ours}")
+        arrays = {"best": state.arrays["serving"]} | state.arrays  # versions before had two releases
+        columns = {name: arrays[name] for name in _COLUMNS} | {"user": np.array(state.texts("user"), np.str_)}
         ends = np.cumsum(state.arrays["lengths"]).tolist()
         self._tables = deque(
             ComparedRows(**{name: column[start:end].copy() for name, column in columns.items()})
             for start, end in zip([0, *ends[:-1]], ends, strict=False)
         )
+
+
+def compared_with(state: State) -> tuple[str, str]:
+    """Ids of the serving and the best release of a snapshot."""
+    return state.values["against"], state.values.get("best", state.values["against"])
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:

@@ -88,6 +88,8 @@ class OnlineTrainer:
         """Which rows, negatives and vectors the next candidate adds."""
         self.shadow: ShadowEvaluation | None = None
         """A candidate and the serving release that score the same rows; changes nothing of what is learned."""
+        self.stand_in: ShadowEvaluation | None = None
+        """The same, of the weights before the last rows of the log: no rows come after them that could be compared."""
         self._variants = Variants(config, variants, vector_width=dim)
         self._memory = SpaceTimeMemory(
             window_seconds=config.window_seconds,
@@ -123,8 +125,8 @@ class OnlineTrainer:
         """
         self.progress.forget(user_id)
         self.journal.forget(user_id)
-        if self.shadow is not None:
-            self.shadow.forget(user_id)
+        for evaluation in self._evaluations:
+            evaluation.forget(user_id)
         return self.intake.forget(user_id)
 
     def step(self) -> StepReport | None:
@@ -139,12 +141,16 @@ class OnlineTrainer:
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
-        if self.shadow is not None:
-            self.shadow.observe(rows, collated.batch)
+        for evaluation in self._evaluations:
+            evaluation.observe(rows, collated.batch)
         self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue)
         self.intake.trained(rows)
         self.progress.add(rows, plan, report.probabilities)
         return StepReport(rows=len(rows), losses=report.losses, last_event_at=rows[-1].second)
+
+    @property
+    def _evaluations(self) -> list[ShadowEvaluation]:
+        return [evaluation for evaluation in (self.shadow, self.stand_in) if evaluation is not None]
 
     # ---- candidates ----------------------------------------------------------------------------------------------
 

@@ -42,11 +42,18 @@ class StepRows:
     """One step: its rows in order, as places in the log, and its negatives."""
 
     places: NDArray[np.int64]
-    """(B, 2) partition and offset."""
+    """(B, 3) partition, offset, and the running number of an exposure that was drawn there, 0 for one of the log."""
     labels: NDArray[np.int64]
     """(B,)"""
     negatives: list[str] | None
     """Distinct candidates of the contrastive term; None for a step without one."""
+    drawn: list[str] = field(default_factory=list)
+    """Items of the rows that were drawn beside a take, in their order."""
+
+    @property
+    def beside_takes(self) -> list[tuple[int, int, int]]:
+        """Places of the rows that were drawn beside a take; a take's own exposure has number 1."""
+        return [(p, o, draw) for p, o, draw in self.places.tolist() if draw > 1]
 
 
 @dataclass(slots=True)
@@ -82,6 +89,11 @@ class Segment:
         return sum(len(step.labels) for step in self.steps)
 
     @property
+    def drawn(self) -> dict[tuple[int, int, int], str]:
+        """Items of the rows that were drawn beside a take, by their places."""
+        return {place: item for step in self.steps for place, item in zip(step.beside_takes, step.drawn, strict=True)}
+
+    @property
     def name(self) -> str:
         """Its first row and the head of its hash."""
         return f"s{self.first_row:09d}-{self.root[:12]}"
@@ -108,11 +120,12 @@ class Segment:
         names = sorted({name for step in self.steps for name in step.negatives or ()})
         number = {name: i for i, name in enumerate(names)}
         state = State(values={"first_row": self.first_row, "first_step": self.first_step})
-        state.arrays["places"] = np.concatenate([np.zeros((0, 2), np.int64), *(step.places for step in self.steps)])
+        state.arrays["places"] = np.concatenate([np.zeros((0, 3), np.int64), *(step.places for step in self.steps)])
         state.arrays["labels"] = np.concatenate([np.zeros(0, np.int64), *(step.labels for step in self.steps)])
         state.arrays["sizes"] = whole_numbers(len(step.labels) for step in self.steps)
         state.arrays["contrastive"] = np.array([step.negatives is not None for step in self.steps], bool)
         state.put_texts("names", names)
+        state.put_texts("drawn", (item for step in self.steps for item in step.drawn))
         state.arrays.update(
             ragged("negatives", ([number[n] for n in step.negatives or ()] for step in self.steps)).arrays
         )
@@ -129,12 +142,18 @@ class Segment:
     def from_state(state: State) -> Segment:
         """What `to_state` was made of, without the archive."""
         names, arrays = state.texts("names"), state.arrays
+        places = arrays["places"]
+        if places.shape[1] == 2:  # an earlier build drew no exposures
+            places = np.pad(places, ((0, 0), (0, 1)))
+        drawn = iter(state.texts("drawn") if "drawn.ends" in arrays else [])
         steps, end = [], 0
-        drawn = zip(unragged("negatives", state), arrays["contrastive"].tolist(), strict=True)
-        for size, (numbers, contrastive) in zip(arrays["sizes"].tolist(), drawn, strict=True):
+        candidates = zip(unragged("negatives", state), arrays["contrastive"].tolist(), strict=True)
+        for size, (numbers, contrastive) in zip(arrays["sizes"].tolist(), candidates, strict=True):
             start, end = end, end + size
             negatives = [names[n] for n in numbers] if contrastive else None
-            steps.append(StepRows(arrays["places"][start:end], arrays["labels"][start:end], negatives))
+            step = StepRows(places[start:end], arrays["labels"][start:end], negatives)
+            step.drawn = [next(drawn) for _ in step.beside_takes]
+            steps.append(step)
         uses = zip(
             arrays["vectors.step"].tolist(),
             state.texts("vectors.item"),
@@ -190,8 +209,9 @@ class Journal:
         """Record a step: `items_U` are the numbers of all items whose vectors it saw."""
         segment = self._segment
         negatives = None if plan is None else [catalogue.item_id(int(item)) for item in plan.candidates]
-        places = np.array([(row.partition, row.offset) for row in rows], np.int64)
-        segment.steps.append(StepRows(places, np.array([row.label for row in rows], np.int64), negatives))
+        places = np.array([(row.partition, row.offset, row.draw) for row in rows], np.int64)
+        drawn = [catalogue.item_id(row.item) for row in rows if row.draw > 1]
+        segment.steps.append(StepRows(places, np.array([row.label for row in rows], np.int64), negatives, drawn))
         for row in rows:
             history = [catalogue.item_id(item) for item in row.history]
             text = row_text(row.event_id, catalogue.item_id(row.item), row.label, history, row.history_seconds)

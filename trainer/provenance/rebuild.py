@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from schemas.behaviours import Behaviour
 from trainer.provenance.journal import Leaf, Segment, StepRows, VectorUse, row_text
 from trainer.samples.catalogue import vector_digest
+from trainer.samples.exposure_draws import DrawnBefore
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.rows import Impression
 
-Place = tuple[int, int]
+Place = tuple[int, int, int]
+"""Partition, offset, and the running number of an exposure that was drawn there (0 for one of the log)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ class Rebuild:
     def __init__(self, segment: Segment, rules: JoinRules) -> None:
         self._segment = segment
         self._numbers = FeatureNumbers([], [])
-        self._window, self._join = rules.window(), rules.join(self._numbers)
-        self._wanted = {(int(p), int(o)) for step in segment.steps for p, o in step.places}
+        self._window, self._join = rules.window(), rules.join(self._numbers, drawn_before=DrawnBefore(segment.drawn))
+        self._wanted: set[Place] = {tuple(place) for step in segment.steps for place in step.places.tolist()}
+        self._drawn = max((draw for _, _, draw in self._wanted), default=0)
         self._found: dict[Place, Impression] = {}
         self._erased: dict[Place, str] = {}
 
@@ -82,14 +85,15 @@ class Rebuild:
 
     def erased(self, partition: int, offset: int, user_id: str) -> None:
         """Count the row of an event whose user was forgotten, and use nothing else of it."""
-        if (partition, offset) in self._wanted:
-            self._erased[partition, offset] = user_id
+        for draw in range(self._drawn + 1):
+            if (partition, offset, draw) in self._wanted:
+                self._erased[partition, offset, draw] = user_id
 
     def advance(self, *, everything: bool = False) -> None:
         """Join what event time allows."""
         for events in self._window.released(everything=everything):
             self._settle(events[0].second)
-            self._join.add_second(events)
+            self._join.add_second(events, self._window.ahead)
             for row in self._join.corrections():
                 self._find(row)
         self._settle(float("inf") if everything else self._window.complete_before)
@@ -105,7 +109,7 @@ class Rebuild:
             for row in self._impressions(step):
                 yield TrainingRow(
                     step=self._segment.first_step + number + 1,
-                    place=(row.partition, row.offset),
+                    place=(row.partition, row.offset, row.draw),
                     event_id=row.event_id,
                     user_id=row.user_id,
                     item=self._numbers.item_id(row.item),
@@ -153,8 +157,8 @@ class Rebuild:
         )
 
     def _impressions(self, step: StepRows) -> Iterator[Impression]:
-        for partition, offset in step.places.tolist():
-            row = self._found.get((partition, offset))
+        for place in step.places.tolist():
+            row = self._found.get(tuple(place))
             if row is not None:
                 yield row
 
@@ -163,8 +167,8 @@ class Rebuild:
             self._find(row)
 
     def _find(self, row: Impression) -> None:
-        if (row.partition, row.offset) in self._wanted:
-            self._found[row.partition, row.offset] = replace(row)  # as it was resolved, whatever a late take says
+        if (place := (row.partition, row.offset, row.draw)) in self._wanted:
+            self._found[place] = replace(row)  # as it was resolved, whatever a late take says
 
 
 def damaged_vectors(uses: Collection[VectorUse], vectors: Mapping[bytes, NDArray[np.float32]]) -> list[str]:

@@ -31,13 +31,24 @@ class JoinConfig(BaseModel):
     correction_megabytes: float = Field(default=512.0, ge=0)
     """Memory for impressions that a late take can correct, by estimate: 600 bytes each and 16 per take of its history.
     Beyond it the oldest that were not taken are dropped first; 0 switches corrections off."""
+    draw_exposures: int = Field(default=0, ge=0, le=50)
+    """For a click log without exposures: how many are drawn beside each take that answers none, as not taken, from what
+    others took around that moment; the take counts as exposed itself. 0 draws none, and only exposures of the log make
+    rows."""
+    draw_window_seconds: float = Field(default=3600.0, ge=1)
+    """How far before and after the take others' takes are drawn from; training runs that much event time behind."""
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_retired(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "correction_rows" in values:
-            raise ValueError(
-                "CORRECTION_ROWS is gone: what late takes can correct is bounded by CORRECTION_SECONDS, "
-                "CART_CORRECTION_SECONDS, PURCHASE_CORRECTION_SECONDS and CORRECTION_MEGABYTES (0: no corrections)"
-            )
+        for name, instead in _RETIRED.items():
+            if isinstance(values, dict) and name in values:
+                raise ValueError(f"MIM_TRAINER__{name.upper()} is gone: {instead}")
         return values
+
+
+_RETIRED = {
+    "correction_rows": "what late takes can correct is bounded by CORRECTION_SECONDS, CART_CORRECTION_SECONDS, "
+    "PURCHASE_CORRECTION_SECONDS and CORRECTION_MEGABYTES (0: no corrections)",
+    "max_pending": "events that wait in memory are bounded by PENDING_MEGABYTES",
+}

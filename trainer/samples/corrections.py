@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.samples.rows import RELIABILITY, Impression, pack_impressions, unpack_impressions
+from trainer.samples.rows import RELIABILITY, Impression, pack_impressions, row_bytes, unpack_impressions
 from trainer.state import State
 
-_ROW_BYTES, _BYTES_PER_TAKE = 600, 16
+_KEPT_BYTES = 200
+"""What a row takes here beside `row_bytes`."""
 
 
 class CorrectableRows:
@@ -127,4 +128,4 @@ def _key(impression: Impression) -> tuple[int, int, int]:
 
 
 def _size(impression: Impression) -> int:
-    return _ROW_BYTES + _BYTES_PER_TAKE * len(impression.history) + len(impression.query_image or b"")
+    return _KEPT_BYTES + row_bytes(impression)

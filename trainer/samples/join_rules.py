@@ -9,6 +9,7 @@ from typing import Any
 from schemas.behaviours import BehaviourKind
 from trainer.samples.config import JoinConfig
 from trainer.samples.corrections import CorrectableRows
+from trainer.samples.exposure_draws import DrawnBefore, ExposureDraws
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.window import EventWindow
@@ -32,6 +33,8 @@ class JoinRules:
     correction_megabytes: float = 0.0
     correction_rows: float = _NO_LIMIT
     """Rows that can be corrected at most, a rule of earlier builds."""
+    draw_exposures: float = 0
+    draw_window_seconds: float = 0.0
     upgrades: bool = True
     """Whether a take of a more reliable kind corrects an impression that was taken; earlier builds had no such rule."""
     dropped_by_idle: Collection[tuple[int, int]] = ()
@@ -55,6 +58,7 @@ class JoinRules:
             one = values["correction_seconds"]
             values |= {"cart_correction_seconds": one, "purchase_correction_seconds": one}
             values |= {"correction_megabytes": _NO_LIMIT if values["correction_rows"] else 0.0, "upgrades": False}
+        values = {"draw_exposures": 0, "draw_window_seconds": 0.0} | values  # an earlier build drew none
         values = {name: values[name] for name in _SETTINGS}
         values |= {name: int(values[name]) for name in ("history_length", "max_users")}
         return cls(partitions, **values | {"upgrades": bool(values["upgrades"])}, dropped_by_idle=dropped_by_idle)
@@ -71,28 +75,39 @@ class JoinRules:
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
             dropped_by_idle=self.dropped_by_idle,
+            hold_seconds=int(self.draw_window_seconds) if self.draw_exposures else 0,
         )
 
-    def join(self, numbers: ItemNumbers) -> ImpressionJoin:
-        """An empty join under these rules; `numbers` gives items their numbers in impressions."""
+    def join(self, numbers: ItemNumbers, *, drawn_before: DrawnBefore | None = None) -> ImpressionJoin:
+        """An empty join under these rules; `numbers` gives items their numbers in impressions.
+
+        Exposures are drawn, if any, or are those `drawn_before`.
+        """
+        draws = ExposureDraws(per_take=int(self.draw_exposures), window_seconds=self.draw_window_seconds)
         return ImpressionJoin(
             numbers,
             history_length=self.history_length,
             attribution_seconds=self.attribution_seconds,
             max_users=self.max_users,
             corrections=self.corrections(),
+            draws=(drawn_before or draws) if self.draw_exposures else None,
         )
+
+    @property
+    def take_seconds(self) -> dict[BehaviourKind, float]:
+        """How long after its exposure a take of each kind counts where late takes correct, in event time."""
+        return {
+            BehaviourKind.CLICK: self.attribution_seconds + self.correction_seconds,
+            BehaviourKind.CART: self.attribution_seconds + self.cart_correction_seconds,
+            BehaviourKind.PURCHASE: self.attribution_seconds + self.purchase_correction_seconds,
+        }
 
     def corrections(self) -> CorrectableRows | None:
         """What late takes can correct under these rules, empty; None where nothing is corrected."""
         if not self.correction_megabytes:
             return None
         return CorrectableRows(
-            {
-                BehaviourKind.CLICK: self.attribution_seconds + self.correction_seconds,
-                BehaviourKind.CART: self.attribution_seconds + self.cart_correction_seconds,
-                BehaviourKind.PURCHASE: self.attribution_seconds + self.purchase_correction_seconds,
-            },
+            self.take_seconds,
             most_bytes=1e6 * self.correction_megabytes,
             most_rows=self.correction_rows,
             upgrades=self.upgrades,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
+from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
 from trainer.samples.numbering import ItemNumbers
-from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, unpack_impressions
+from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
 from trainer.state import State, ragged, unragged
 
@@ -39,6 +41,7 @@ class ImpressionJoin:
         attribution_seconds: float,
         max_users: int,
         corrections: CorrectableRows | None = None,
+        draws: Draws | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -49,18 +52,30 @@ class ImpressionJoin:
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
         self._correctable = corrections
+        self._draws = draws
+        self._drawn_waiting = 0
+        self.waiting_bytes = 0
+        """About how much memory unresolved impressions take."""
         self._corrections: list[Impression] = []
         self.too_late = 0
         """Takes that name an exposure which is too old for them, or not known (any more)."""
 
     @property
     def waiting(self) -> int:
-        """Number of impressions that are not yet resolved."""
-        return len(self._waiting)
+        """Number of exposures of the log that are not yet resolved."""
+        return len(self._waiting) - self._drawn_waiting
 
-    def add_second(self, events: list[Observed]) -> list[Take]:
-        """Add all events of one second (exposures first, as the window orders them); returns the takes."""
+    def add_second(
+        self, events: list[Observed], ahead: Callable[[int, int], Iterable[list[Observed]]] = nothing_ahead
+    ) -> list[Take]:
+        """Add all events of one second (exposures first, as the window orders them); returns the takes.
+
+        `ahead` is as in `ExposureDraws.move_to`.
+        """
         takes: list[Take] = []
+        if self._draws is not None:
+            self._draws.move_to(events, ahead)
+        drawn: list[Impression] = []
         if self._correctable is not None:
             self._correctable.forget_before(events[0].second)
         for event in events:
@@ -68,7 +83,10 @@ class ImpressionJoin:
                 self._expose(event)
         for event in events:
             if event.behaviour.kind.is_take:
-                takes.append(self._add_take(event))
+                takes.append(self._add_take(event, drawn))
+        self._waiting.extend(drawn)
+        self._drawn_waiting += len(drawn)
+        self.waiting_bytes += sum(map(row_bytes, drawn))
         for take in takes:
             self._append(take)
         return takes
@@ -78,7 +96,9 @@ class ImpressionJoin:
         while self._waiting and self._waiting[0].second + self._attribution < before:
             impression = self._waiting.popleft()
             self._unname(impression)
-            if self._correctable is not None:
+            self._drawn_waiting -= bool(impression.draw)
+            self.waiting_bytes -= row_bytes(impression)
+            if self._correctable is not None and impression.draw <= 1:  # what was drawn beside a take stays not taken
                 self._correctable.add(impression)
             yield impression
 
@@ -92,7 +112,11 @@ class ImpressionJoin:
         self._histories.pop(user_id, None)
         if self._correctable is not None:
             self._correctable.forget(user_id)
+        if isinstance(self._draws, ExposureDraws):
+            self._draws.forget(user_id)
         own = [impression for impression in self._waiting if impression.user_id == user_id]
+        self._drawn_waiting -= sum(bool(impression.draw) for impression in own)
+        self.waiting_bytes -= sum(map(row_bytes, own))
         if own:
             self._waiting = deque(impression for impression in self._waiting if impression.user_id != user_id)
         for impression in own:
@@ -109,6 +133,8 @@ class ImpressionJoin:
         state.values["too_late"] = self.too_late
         if self._correctable is not None:
             state.put("correctable", self._correctable.snapshot())
+        if isinstance(self._draws, ExposureDraws):
+            state.put("draws", self._draws.snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -119,8 +145,13 @@ class ImpressionJoin:
         self.too_late = state.values.get("too_late", 0)
         if self._correctable is not None and "correctable" in state.values:
             self._correctable.restore(state.part("correctable"))
-        self._by_event = {impression.event_id: impression for impression in self._waiting}
-        self._by_pair = {(impression.user_id, impression.item): impression for impression in self._waiting}
+        if isinstance(self._draws, ExposureDraws) and "draws" in state.values:
+            self._draws.restore(state.part("draws"))
+        answerable = [impression for impression in self._waiting if impression.draw <= 1]
+        self._drawn_waiting = sum(bool(impression.draw) for impression in self._waiting)
+        self.waiting_bytes = sum(map(row_bytes, self._waiting))
+        self._by_event = {impression.event_id: impression for impression in answerable}
+        self._by_pair = {(impression.user_id, impression.item): impression for impression in answerable}
 
     def _unname(self, impression: Impression) -> None:
         # another user's event may carry the same id, in another partition
@@ -130,17 +161,28 @@ class ImpressionJoin:
         if self._by_pair.get(pair) is impression:
             del self._by_pair[pair]
 
+    def _history_of(self, user_id: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        history = self._histories.get(user_id)
+        return (tuple(history.items), tuple(history.seconds)) if history else ((), ())
+
     def _expose(self, event: Observed) -> None:
         behaviour = event.behaviour
         item = self._catalogue.number(behaviour.item_id)
-        history = self._histories.get(behaviour.user_id)
-        items: tuple[int, ...] = tuple(history.items) if history else ()
-        seconds: tuple[int, ...] = tuple(history.seconds) if history else ()
+        items, seconds = self._history_of(behaviour.user_id)
         retaken = item in items
         if behaviour.trigger_item is not None:
             items = (*items, self._catalogue.number(behaviour.trigger_item))[-self._length :]
             seconds = (*seconds, event.second)[-self._length :]
-        impression = Impression(
+        impression = self._impression(event, item, items, seconds, retaken=retaken)
+        self._waiting.append(impression)
+        self.waiting_bytes += row_bytes(impression)
+        self._name(impression)
+
+    def _impression(
+        self, event: Observed, item: int, items: tuple[int, ...], seconds: tuple[int, ...], *, retaken: bool
+    ) -> Impression:
+        behaviour = event.behaviour
+        return Impression(
             event_id=behaviour.event_id,
             partition=event.partition,
             offset=event.offset,
@@ -154,11 +196,31 @@ class ImpressionJoin:
             query_text=behaviour.query_text,
             query_image=behaviour.query_image,
         )
-        self._waiting.append(impression)
-        self._by_event[impression.event_id] = impression
-        self._by_pair[(impression.user_id, item)] = impression
 
-    def _add_take(self, event: Observed) -> Take:
+    def _name(self, impression: Impression) -> None:
+        self._by_event[impression.event_id] = impression
+        self._by_pair[impression.user_id, impression.item] = impression
+
+    def _draw(self, draws: Draws, event: Observed, item: int) -> list[Impression]:
+        """The exposure of a take that answers none, and those drawn beside it."""
+        items, seconds = self._history_of(event.behaviour.user_id)
+        own = self._impression(event, item, items, seconds, retaken=item in items)
+        own.draw, own.label, own.taken_as = 1, 1, event.behaviour.kind
+        self._name(own)
+        beside = []
+        for number, item_id in enumerate(draws.draw(event, fits=self._is_named), 2):
+            other = self._catalogue.number(item_id)
+            drawn = self._impression(event, other, items, seconds, retaken=other in items)
+            drawn.event_id, drawn.draw = f"{own.event_id}~{number}", number
+            beside.append(drawn)
+        # the order inside a second must not tell which was taken
+        place = int.from_bytes(blake2b(own.event_id.encode(), digest_size=8).digest(), "little") % (len(beside) + 1)
+        return [*beside[:place], own, *beside[place:]]
+
+    def _is_named(self, item_id: str) -> bool:
+        return self._catalogue.find(item_id) is not None  # an item that the log has not named is not there yet
+
+    def _add_take(self, event: Observed, drawn: list[Impression]) -> Take:
         behaviour = event.behaviour
         item = self._catalogue.number(behaviour.item_id)
         impression = self._answered(behaviour, item)
@@ -166,11 +228,14 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-        elif self._correctable is not None:
-            self._correct(self._correctable, event, item)
+            return Take(event.second, behaviour.user_id, item)
+        known = self._correctable is not None and self._correct(self._correctable, event, item)
+        if not known and self._draws is not None and behaviour.exposure_id is None:
+            drawn.extend(self._draw(self._draws, event, item))
         return Take(event.second, behaviour.user_id, item)
 
-    def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> None:
+    def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> bool:
+        """Whether the take has an impression that is not too old for it, whether it changes it or not."""
         behaviour = event.behaviour
         known = correctable.find(behaviour, item)
         late = correctable.pop_corrected(behaviour, item, event.second)
@@ -178,8 +243,10 @@ class ImpressionJoin:
             if known is None:
                 self.too_late += behaviour.exposure_id is not None  # without a name it may have had no exposure
             else:
-                self.too_late += correctable.is_late(known, behaviour.kind, event.second)
-            return
+                late_by_kind = correctable.is_late(known, behaviour.kind, event.second)
+                self.too_late += late_by_kind
+                return not late_by_kind
+            return False
         corrected = replace(
             late,
             event_id=behaviour.event_id,
@@ -194,6 +261,7 @@ class ImpressionJoin:
         )
         self._corrections.append(corrected)
         correctable.add(corrected)
+        return True
 
     def _answered(self, behaviour: Behaviour, item: int) -> Impression | None:
         if behaviour.exposure_id is not None:

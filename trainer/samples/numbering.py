@@ -15,6 +15,10 @@ class ItemNumbers(Protocol):
         """The item's number; a new one for a new item."""
         ...
 
+    def find(self, item_id: str) -> int | None:
+        """The item's number, None if it has none yet."""
+        ...
+
     def item_id(self, number: int) -> str:
         """The item with this number."""
         ...
@@ -58,6 +62,10 @@ class FeatureNumbers:
             number = self._numbers[item_id] = len(self._ids)
             self._ids.append(item_id)
         return number
+
+    def find(self, item_id: str) -> int | None:
+        """The item's number, None if it has none yet."""
+        return self._numbers.get(item_id)
 
     def item_id(self, number: int) -> str:
         """The item with this number."""

@@ -68,6 +68,8 @@ class EventWindow:
     `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late).
     Memory grows with the events inside these two spans only.
 
+    A second is released only when everything up to `hold_seconds` behind it is known too; `ahead` shows that part.
+
     One result alone depends on the order of reading: an event is late if the other partitions passed it while its own
     was idle. These events are listed in `dropped_by_idle`; a window that is given the list rejects them again, so that
     a second reading of the log gives the same rows.
@@ -79,16 +81,20 @@ class EventWindow:
         *,
         lateness_seconds: float,
         horizon_seconds: float,
+        hold_seconds: int = 0,
         dropped_by_idle: Collection[tuple[int, int]] = (),
     ) -> None:
         self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
+        self._hold = hold_seconds
         self._by_second: dict[int, list[Observed]] = {}
         self._seconds: list[int] = []
         self._released_before: int | None = None
         self.buffered = 0
         """Events that were accepted and not yet released."""
+        self.buffered_bytes = 0
+        """About how much memory they take."""
         self.dropped_by_idle = dict.fromkeys(dropped_by_idle)
         """(partition, offset) of events that were late because their partition was idle, in the order of reading."""
 
@@ -119,7 +125,12 @@ class EventWindow:
             heapq.heappush(self._seconds, second)
         self._by_second[second].append(Observed(partition, offset, second, behaviour))
         self.buffered += 1
+        self.buffered_bytes += _bytes(behaviour)
         return ObserveResult.ACCEPTED
+
+    def newest(self, partition: int) -> int | None:
+        """Second of the newest event of a partition; None before the first."""
+        return self._partitions[partition].newest
 
     def idle(self, partitions: Collection[int]) -> None:
         """Mark partitions with nothing more to read; the watermark ignores them until their next event."""
@@ -141,22 +152,29 @@ class EventWindow:
 
     @property
     def complete_before(self) -> float:
-        """No event accepted from now on lies before this time, whichever idle partition resumes."""
+        """No event released from now on lies before this time, whichever idle partition resumes."""
         if not any(state.idle for state in self._partitions.values()):
-            return self.watermark
-        return -math.inf if self._released_before is None else min(self.watermark, self._released_before)
+            return self.watermark - self._hold
+        released_before = -math.inf if self._released_before is None else self._released_before
+        return min(self.watermark, released_before) - self._hold
 
     def released(self, *, everything: bool = False) -> Iterator[list[Observed]]:
         """Yield the complete seconds, oldest first, each with its events in a fixed order.
 
         Stops where the caller stops iterating; the rest stays for the next call.
         """
-        while self._seconds and (everything or self._seconds[0] < self.watermark):
+        while self._seconds and (everything or self._seconds[0] + self._hold < self.watermark):
             second = heapq.heappop(self._seconds)
             events = self._by_second.pop(second)
-            self._released_before = second + 1
+            self._released_before = second + 1 + self._hold  # what a second was released with does not change any more
             self.buffered -= len(events)
+            self.buffered_bytes -= sum(_bytes(event.behaviour) for event in events)
             yield sorted(events, key=lambda event: event.order)
+
+    def ahead(self, first: int, last: int) -> Iterator[list[Observed]]:
+        """The seconds from `first` to `last` that wait for their release, each with its events in their fixed order."""
+        for second in sorted(second for second in self._by_second if first <= second <= last):
+            yield sorted(self._by_second[second], key=lambda event: event.order)
 
     def buffered_events(self) -> Iterator[Observed]:
         """The events that were accepted and not yet released, in no particular order."""
@@ -172,6 +190,7 @@ class EventWindow:
                 self._by_second[second] = others
         self._seconds = sorted(self._by_second)
         self.buffered -= len(found)
+        self.buffered_bytes -= sum(_bytes(event.behaviour) for event in found)
         return found
 
     def forget_dropped_by_idle(self, below: Mapping[int, int]) -> None:
@@ -203,12 +222,13 @@ class EventWindow:
             self._partitions[number] = partition
         self._released_before = state.values["released_before"]
         self.dropped_by_idle = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
-        self._by_second, self.buffered = {}, 0
+        self._by_second, self.buffered, self.buffered_bytes = {}, 0, 0
         places = state.arrays["held.places"].reshape(-1, 3).tolist()
         for (partition_, offset, second), text in zip(places, state.texts("held"), strict=True):
             event = Observed(partition_, offset, second, Behaviour.model_validate_json(text))
             self._by_second.setdefault(second, []).append(event)
             self.buffered += 1
+            self.buffered_bytes += _bytes(event.behaviour)
         self._seconds = sorted(self._by_second)
 
     def _remember(self, state: _Partition, second: int, event_id: str, *, at_most: int) -> None:
@@ -219,3 +239,7 @@ class EventWindow:
         while state.seen_order and state.seen_order[0][0] < forgotten_before:
             _, old = state.seen_order.popleft()
             del state.seen[old]
+
+
+def _bytes(behaviour: Behaviour) -> int:
+    return 1700 + len(behaviour.query_image or b"")

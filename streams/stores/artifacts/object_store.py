@@ -294,7 +294,7 @@ def _open(url: str, options: dict[str, Any], named: str) -> tuple[Any, str]:
 
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise Misconfigured(f"{named} needs the extra s3 ({error}): pip install 'mimstream[s3]'") from None
+        raise Misconfigured(f"{named} needs s3fs ({error}): pip install s3fs") from None
     except (TypeError, ValueError) as error:
         raise Misconfigured(f"{named}: {error}") from None
     return fs, root.rstrip("/")

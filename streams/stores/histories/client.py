@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.runtime.endpoints import checked_endpoint, shown_endpoint
+from streams.stores.histories.pool import ClusterRefused, Pool
 
 T = TypeVar("T")
 
@@ -22,6 +23,10 @@ MAX_CONFLICTS = 20
 
 _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 """Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
+
+
+_SHARDED = ("MOVED", "ASK", "CROSSSLOT")
+"""Replies of a Redis Cluster to a client that speaks to one of its servers."""
 
 
 class RedisConfig(BaseModel):
@@ -46,7 +51,7 @@ class RedisConfig(BaseModel):
     timeout_seconds: float = Field(default=5.0, gt=0)
     """How long to wait for a connection, and for each reply."""
     max_connections: int = Field(default=64, ge=1)
-    """Connections that one process opens at most."""
+    """Connections that one process opens at most; a call waits up to `timeout_seconds` for a free one."""
 
     @field_validator("url")
     @classmethod
@@ -66,7 +71,7 @@ def make_redis(config: RedisConfig) -> Redis:
     if tls and not config.url.startswith("rediss://"):
         raise Misconfigured("MIM_REDIS__SSL_CAFILE, _CERTFILE and _KEYFILE need a MIM_REDIS__URL with rediss://")
     try:
-        client: Redis = Redis.from_url(
+        pool = Pool.from_url(
             config.url,
             **tls,
             username=config.username,
@@ -74,11 +79,20 @@ def make_redis(config: RedisConfig) -> Redis:
             socket_timeout=config.timeout_seconds,
             socket_connect_timeout=config.timeout_seconds,
             max_connections=config.max_connections,
+            timeout=config.timeout_seconds,
             retry=Retry(NoBackoff(), 1),  # once, for a pooled connection that the server has closed meanwhile
         )
     except ValueError as error:  # an option behind '?'; host and port were read before
         raise Misconfigured(f"MIM_REDIS__URL ({config.shown_url}) is not an address of Redis: {error}") from None
+    client: Redis = Redis.from_pool(pool)
     return client
+
+
+def _tls_setting(config: RedisConfig) -> str:
+    return ", MIM_REDIS__SSL_CAFILE" if config.url.startswith("rediss://") else ""
+
+
+_CLUSTER = (ClusterRefused, exceptions.AskError, exceptions.ClusterCrossSlotError)  # a MOVED is an AskError, too
 
 
 @contextmanager
@@ -86,12 +100,20 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
     """Translate redis-py's errors: what heals by waiting is `StoreUnavailable`, a wrong password `Misconfigured`."""
     try:
         yield
+    except _CLUSTER as error:
+        raise Misconfigured(
+            f"Redis at {config.shown_url} (MIM_REDIS__URL) is a Redis Cluster, which spreads keys over servers; data "
+            "and position of a partition are written together, which a cluster refuses: set MIM_REDIS__URL to a Redis "
+            "or Valkey with cluster mode off (one server, or a primary with replicas)"
+        ) from error
     except exceptions.AuthenticationError as error:
         raise Misconfigured(
             f"Redis at {config.shown_url} refuses the login: {error} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"
         ) from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        raise StoreUnavailable("Redis", f"nothing answers at {config.shown_url} (MIM_REDIS__URL): {error}") from error
+        raise StoreUnavailable(
+            "Redis", f"no connection to {config.shown_url} (MIM_REDIS__URL{_tls_setting(config)}): {error}"
+        ) from error
     except exceptions.WatchError as error:  # a connection lost while watching; `transact` catches the conflicts
         raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) went away: {error}") from error
     except exceptions.ResponseError as error:
@@ -100,6 +122,11 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
             error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError
         ):
             raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) answers: {text}") from error
+        if text.startswith(_SHARDED):
+            raise Misconfigured(
+                f"Redis at {config.shown_url} is a Redis Cluster ({text}): set MIM_REDIS__URL to a single server, or a "
+                "primary with replicas"
+            ) from error
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             raise Misconfigured(
                 f"Redis at {config.shown_url} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 from pymilvus import AsyncMilvusClient, MilvusClient
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
-from schemas.errors import Reason, StoreUnavailable, WriteRejected
+from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
 from streams.stores.vectors.config import MilvusConfig
 
 T = TypeVar("T")
@@ -23,21 +24,42 @@ _INPUT_REFUSED = frozenset({6, 1100, 1101, 1804})
 """Status codes that say the request itself is wrong: Milvus Lite's illegal argument, the server's invalid parameter,
 missing parameter and data mismatch. Everything else may heal and is retried."""
 
+_OF_LOGINS = ("auth check failure", "unauthenticated", "permission deny", "permission denied", "privilege")
+"""How Milvus words that it refuses a login or a right; its codes for these differ between versions."""
+
 _NO_IDLE_PINGS = {"grpc.keepalive_permit_without_calls": 0, "grpc.keepalive_time_ms": 300_000}
 """pymilvus pings an idle connection every 10 s; a plain gRPC server, as the embedded one is, hangs up on such clients
 ("too_many_pings"), and a call that is under way then fails."""
 
 
 class _ClosedMeanwhile(Exception):
-    """Another call found the connection broken and closed it; gRPC cancels the calls in flight."""
+    """The connection was closed; gRPC cancels the calls in flight."""
+
+
+@dataclass(eq=False)
+class _Client:
+    """A client, and the number of calls that use it now."""
+
+    milvus: AsyncMilvusClient
+    in_flight: int = 0
+    is_closed: bool = False
+
+    async def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            with contextlib.suppress(MilvusException, grpc.RpcError, OSError, TimeoutError):
+                await self.milvus.close()
 
 
 class MilvusConnection:
-    """An `AsyncMilvusClient` that is made inside the running loop, and again after the server was away."""
+    """An `AsyncMilvusClient` that is made inside the running loop, and again after the server was away.
+
+    A call that fails takes the client away from later calls, not from those in flight: the last of them closes it.
+    """
 
     def __init__(self, config: MilvusConfig) -> None:
         self._config = config
-        self._client: AsyncMilvusClient | None = None
+        self._client: _Client | None = None
         self._connecting = asyncio.Lock()
 
     async def call(self, what: str, operation: Callable[[AsyncMilvusClient], Awaitable[T]]) -> T:
@@ -53,7 +75,6 @@ class MilvusConnection:
                 return await self._attempt(operation)
             except MilvusException as error:
                 if error.code != _NOT_LOADED:
-                    await self._close_if_broken(error)
                     raise
             await self._attempt(lambda client: client.load_collection(self._config.alias, timeout=self._timeout))
             return await self._attempt(operation)
@@ -62,7 +83,6 @@ class MilvusConnection:
         except MilvusException as error:
             raise self._translated(what, error) from error
         except (grpc.RpcError, OSError, TimeoutError) as error:
-            await self.close()
             raise self._unavailable(what, repr(error)) from error
 
     async def call_blocking(self, what: str, operation: Callable[[MilvusClient], T]) -> T:
@@ -93,11 +113,10 @@ class MilvusConnection:
             raise self._unavailable(what, repr(error)) from error
 
     async def close(self) -> None:
-        """Close the client; the next call makes a new one."""
+        """Close the client, whatever is in flight; the next call makes a new one."""
         client, self._client = self._client, None
         if client is not None:
-            with contextlib.suppress(MilvusException, grpc.RpcError, OSError, TimeoutError):
-                await client.close()
+            await client.close()
 
     @property
     def _timeout(self) -> float:
@@ -109,42 +128,62 @@ class MilvusConnection:
 
     async def _attempt(self, operation: Callable[[AsyncMilvusClient], Awaitable[T]]) -> T:
         client = await self._connected()
+        client.in_flight += 1
         try:
             # the client's own timeouts do not cover waiting for the connection
-            return await asyncio.wait_for(operation(client), self._timeout + 1.0)
+            return await asyncio.wait_for(operation(client.milvus), self._timeout + 1.0)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # this task was not cancelled itself: passed on, the error would end it silently
             raise _ClosedMeanwhile("the connection was closed while the call was under way") from None
+        except (MilvusException, grpc.RpcError, OSError, TimeoutError) as error:
+            if self._client is client and _may_be_broken(error):
+                self._client = None
+            raise
+        finally:
+            client.in_flight -= 1
+            if client is not self._client and not client.in_flight:
+                await client.close()
 
-    async def _connected(self) -> AsyncMilvusClient:
+    async def _connected(self) -> _Client:
         async with self._connecting:
             if self._client is None:
                 quiet_client_logs()
-                self._client = AsyncMilvusClient(
-                    self._config.uri,
-                    token=self._token,
-                    timeout=self._timeout,
-                    dedicated=True,
-                    grpc_options=_NO_IDLE_PINGS,
-                    **self._config.tls_options(),
+                self._client = _Client(
+                    AsyncMilvusClient(
+                        self._config.uri,
+                        token=self._token,
+                        timeout=self._timeout,
+                        dedicated=True,
+                        grpc_options=_NO_IDLE_PINGS,
+                        **self._config.tls_options(),
+                    )
                 )
             return self._client
 
-    async def _close_if_broken(self, error: MilvusException) -> None:
-        if error.code not in _INPUT_REFUSED and error.code != _COLLECTION_NOT_FOUND:
-            await self.close()
-
-    def _translated(self, what: str, error: MilvusException) -> StoreUnavailable | WriteRejected:
+    def _translated(self, what: str, error: MilvusException) -> StoreUnavailable | WriteRejected | Misconfigured:
         refused = isinstance(error, (ParamError, DataNotMatchException)) or error.is_input_error
         if refused or error.code in _INPUT_REFUSED:
             return WriteRejected(Reason.WRITE_REJECTED, f"Milvus refuses {what}: {error.message}")
+        if any(word in error.message.lower() for word in _OF_LOGINS):
+            return Misconfigured(
+                f"Milvus at {self._config.shown_uri} refuses {what}: {error.message} (MIM_MILVUS__TOKEN)"
+            )
         return self._unavailable(what, f"{error.message} (code {error.code})")
 
     def _unavailable(self, what: str, detail: str) -> StoreUnavailable:
-        return StoreUnavailable("Milvus", f"{what} at {self._config.shown_uri} (MIM_MILVUS__URI): {detail}")
+        # a server that refuses the handshake or the login at the start is silent to this client
+        names = ["URI"] + ["SSL_CAFILE"] * self._config.uri.startswith("https://") + ["TOKEN"] * bool(self._token)
+        settings = ", ".join(f"MIM_MILVUS__{name}" for name in names)
+        return StoreUnavailable("Milvus", f"{what} at {self._config.shown_uri} ({settings}): {detail}")
+
+
+def _may_be_broken(error: Exception) -> bool:
+    """Whether a later call should get a new connection."""
+    healthy = {*_INPUT_REFUSED, _COLLECTION_NOT_FOUND, _NOT_LOADED}
+    return not (isinstance(error, MilvusException) and error.code in healthy)
 
 
 def quiet_client_logs() -> None:

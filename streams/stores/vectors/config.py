@@ -28,8 +28,12 @@ class MilvusConfig(BaseModel):
     """Alias of the collection in use. The collection itself is named after the encoder version of its vectors."""
     timeout_seconds: float = Field(default=10.0, gt=0)
     """How long one call may take."""
-    consistency_level: Literal["Strong", "Bounded", "Session", "Eventually"] = "Strong"
-    """Consistency of searches. Point reads are always strong: ordering depends on them."""
+    consistency_level: Literal["Strong", "Bounded", "Session", "Eventually"] = "Bounded"
+    """Consistency of searches, and of the items that the HTTP interface shows. `Strong` sees every acknowledged write,
+    and waits for it: about 200 ms a call on a Milvus server, 400 ms at the median of `/v1/similar`. `Bounded` may
+    miss the last seconds (the server's graceful time). `Session` and `Eventually` may miss more. What is read before a
+    write, and what a score rests on, is always read as with `Strong`. Milvus Lite sees every write with each of them.
+    """
 
     @field_validator("uri")
     @classmethod

@@ -122,8 +122,11 @@ class ItemIndex(Protocol):
     async def delete(self, item_ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are no error."""
 
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
-        """Read existing rows, by id, as of the last acknowledged write; pending rows and marks only if `pending`."""
+    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True) -> dict[str, ItemRow]:
+        """Read existing rows, by id; pending rows and marks only if `pending`.
+
+        As of the last acknowledged write, which takes its time; without `fresh`, as a search would see them.
+        """
 
     async def forget_deleted(self, before: datetime) -> None:
         """Remove marks that may be forgotten from a moment before `before` on."""
@@ -188,7 +191,7 @@ class InMemoryItemIndex(ItemIndex):
             self.rows.pop(item_id, None)
 
     @override
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
+    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True) -> dict[str, ItemRow]:
         found = {item_id: self.rows[item_id] for item_id in item_ids if item_id in self.rows}
         return {item_id: row for item_id, row in found.items() if pending or row.is_searchable}
 

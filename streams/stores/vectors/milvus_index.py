@@ -125,7 +125,7 @@ class MilvusItemIndex(ItemIndex):
                 await client.delete(name, filter=_among(item_ids), timeout=timeout)
 
     @override
-    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
+    async def fetch(self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True) -> dict[str, ItemRow]:
         if not item_ids:
             return {}
         found = await self._milvus.call(
@@ -134,7 +134,7 @@ class MilvusItemIndex(ItemIndex):
                 self._config.alias,
                 filter=_among(item_ids),
                 output_fields=[field for field in _FIELDS if field != "searchable"],
-                consistency_level="Strong",
+                consistency_level="Strong" if fresh else self._config.consistency_level,
                 timeout=self._config.timeout_seconds,
             ),
         )

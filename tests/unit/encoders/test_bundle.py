@@ -19,7 +19,8 @@ from encoders.config import EncoderConfig
 from encoders.digests import file_sha256
 from encoders.fixed_fusion import FixedFusion, Projection, draw_projection, fit_projection
 from encoders.image import vision_model_sha256
-from encoders.loading import load_encoder, make_bundle
+from encoders.loading import load_encoder, make_bundle, text_spec_of
+from encoders.preprocess import PREPROCESSING
 from encoders.text import text_model_sha256
 from schemas.errors import EncodingFailed, Misconfigured, Reason
 from tests.factories.encoders import flip_byte, seal, write_tokenizer
@@ -70,12 +71,24 @@ def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def short_text_model(folder: Path, *, positions: int) -> Path:
+    """A text model of so many positions, wide enough for a bundle."""
+    words = write_tokenizer(folder)
+    torch.manual_seed(0)
+    shape = {"dim": 104, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    DistilBertModel(DistilBertConfig(vocab_size=words, max_position_embeddings=positions, **shape)).save_pretrained(
+        folder
+    )
+    return folder
+
+
 class TestDamage:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 0.99])
     def test_one_changed_byte_in_any_file_is_found(self, bundle: Path, name: str, place: float) -> None:
         flip_byte(bundle / name, int(place * (bundle / name).stat().st_size))
-        with pytest.raises(Misconfigured, match="bundle"):
+        told = "is damaged" if name != "SHA256SUMS" else "is damaged|does not list|no readable SHA256SUMS"
+        with pytest.raises(Misconfigured, match=told):
             read_bundle(bundle)
 
     def test_what_is_damaged_is_told_with_what_to_do(self, bundle: Path) -> None:
@@ -86,7 +99,8 @@ class TestDamage:
     @pytest.mark.parametrize("name", FILES)
     def test_a_truncated_file_is_found_and_named(self, bundle: Path, name: str) -> None:
         (bundle / name).write_bytes((bundle / name).read_bytes()[:50])
-        with pytest.raises(Misconfigured, match="bundle"):
+        told = f"{name} is damaged" if name != "SHA256SUMS" else "SHA256SUMS does not list bundle.json"
+        with pytest.raises(Misconfigured, match=told):
             read_bundle(bundle)
 
     @pytest.mark.parametrize("name", FILES)
@@ -102,19 +116,39 @@ class TestDamage:
 
 class TestForeign:
     @pytest.mark.parametrize(
-        "change",
+        ("change", "told"),
         [
-            {"format": 2},
-            {"preprocessing": "0"},
-            {"dim": 64},
-            {"version": "mm128-0000000000000000"},
-            {"fusion": {"image_share": 0.9, "recipe": "x"}},
-            {"surprise": True},
+            ({"format": 2}, "does not fit: format"),
+            ({"dim": 64}, "does not come to its version"),
+            ({"version": "mm128-0000000000000000"}, "does not come to its version 'mm128-0000000000000000'"),
+            ({"fusion": {"image_share": 0.9, "recipe": "x"}}, "does not come to its version"),
+            ({"surprise": True}, "does not fit: surprise"),
         ],
     )
-    def test_an_edited_manifest_is_refused_even_with_fitting_checksums(self, bundle: Path, change: dict) -> None:
+    def test_an_edited_manifest_is_refused_even_with_fitting_checksums(
+        self, bundle: Path, change: dict[str, Any], told: str
+    ) -> None:
         edit(bundle, change)
-        with pytest.raises(Misconfigured, match="bundle"):
+        with pytest.raises(Misconfigured, match=told):
+            read_bundle(bundle)
+
+    def test_other_matrices_than_the_manifest_names_are_refused(self, bundle: Path) -> None:
+        manifest, fusion = read_bundle(bundle)
+        moved = FixedFusion(Projection(fusion.text.mean + 1, fusion.text.matrix), fusion.image, fusion.image_share)
+        other = bundle.parent / "matrices"
+        write_bundle(other, text=manifest.text, image=manifest.image, fusion=moved, recipe="other")
+        shutil.copy(other / "fusion.safetensors", bundle / "fusion.safetensors")
+        seal(bundle, "bundle.json", "fusion.safetensors")
+        with pytest.raises(Misconfigured, match="does not come to its version"):
+            read_bundle(bundle)
+
+    def test_a_bundle_for_other_preprocessing_is_refused_although_its_content_comes_to_its_version(
+        self, bundle: Path
+    ) -> None:
+        manifest, _ = read_bundle(bundle)
+        other = manifest.model_copy(update={"preprocessing": "0"})
+        edit(bundle, {"preprocessing": "0", "version": other.address()})
+        with pytest.raises(Misconfigured, match=rf"made for preprocessing 0, this is {PREPROCESSING}"):
             read_bundle(bundle)
 
     def test_a_pickle_in_place_of_the_matrices_is_never_run(self, bundle: Path) -> None:
@@ -186,6 +220,32 @@ class TestOtherModels:
         encoder = load_encoder(EncoderConfig(bundle=str(tmp_path / "made")))
         assert (encoder.version, encoder.dim) == (manifest.version, 32)
         assert encoder.encode([encoder.prepare(ITEM)]).shape == (1, 32)
+
+    def test_a_relative_place_is_one_below_the_working_directory(
+        self, tiny_text: Path, tiny_vision: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tiny_text.parent)
+        relative = EncoderConfig(
+            text_model=tiny_text.name, image_model=f"../{tiny_vision.parent.name}/{tiny_vision.name}"
+        )
+        absolute = EncoderConfig(text_model=str(tiny_text), image_model=str(tiny_vision))
+        assert load_encoder(relative).version == load_encoder(absolute).version
+
+    def test_a_model_that_reads_less_than_the_bundles_own_reads_what_it_can(self, tmp_path: Path) -> None:
+        folder = short_text_model(tmp_path, positions=77)
+        encoder = load_encoder(EncoderConfig(text_model=str(folder)))
+        tokens = encoder.prepare(ItemContent(title="wool coat " * 100)).tokens
+        assert tokens is not None and len(tokens) == 77
+        assert text_spec_of(str(folder), 20, EncoderConfig(), named_by="--text").max_tokens == 20
+
+    def test_a_model_with_too_few_features_is_refused_before_anything_is_fitted(
+        self, tmp_path: Path, tiny_text: Path
+    ) -> None:
+        text = text_spec_of(str(tiny_text), None, EncoderConfig(), named_by="--text")
+        image = read_bundle(DEFAULT_BUNDLE)[0].image
+        with pytest.raises(Misconfigured, match="text model makes 48 features, a bundle needs 99"):
+            make_bundle(tmp_path / "made", text=text, image=image, config=EncoderConfig())
+        assert not (tmp_path / "made").exists()
 
     def test_an_unknown_model_names_the_setting_and_the_way_out(self) -> None:
         with pytest.raises(Misconfigured, match=r"MIM_ENCODER__TEXT_MODEL.*hf download"):

@@ -70,22 +70,44 @@ def test_what_lies_behind_a_lowered_flag_never_shows(features, fusion):
     torch.testing.assert_close(one, other)
 
 
-def test_hiding_a_picture_gives_what_an_item_without_one_gets(features, fusion):
+@pytest.mark.parametrize("side", ["text", "image"])
+def test_hiding_a_modality_gives_what_an_item_without_it_gets(features, fusion, side):
     items = fusion.prepare(features)
-    hidden = fusion(items, drop_image_N=items.has_image_N).fused_ND
-    nothing = {"image_NI": np.zeros_like(features.image_NI), "has_image_N": np.zeros_like(features.has_image_N)}
-    bare = replace(features, **nothing)
-    torch.testing.assert_close(hidden, fusion(fusion.prepare(bare)).fused_ND)
+    has, rows = f"has_{side}_N", "text_NT" if side == "text" else "image_NI"
+    hidden = fusion(items, **{f"drop_{side}_N": getattr(items, has)})
+    nothing = {rows: np.zeros_like(getattr(features, rows)), has: np.zeros_like(getattr(features, has))}
+    bare = fusion(fusion.prepare(replace(features, **nothing)))
+    for view in ("image_ND", "title_ND", "fused_ND"):
+        torch.testing.assert_close(getattr(hidden, view), getattr(bare, view))
+    shown = fusion(items)
+    assert not torch.allclose(hidden.fused_ND, shown.fused_ND)
 
 
 def test_year_is_interpolated_between_knots_clamped_outside_and_silent_when_unknown(features, fusion):
-    probe = features.select(np.zeros(5, np.int64))
-    probe.year_N[:] = [2001.4, 2001.6, 1900.0, 1800.0, np.nan]
-    splines = fusion.prepare(probe).spline_NS[:, : SMALL.knots + 1]
-    torch.testing.assert_close(splines[:4].sum(1), torch.full((4,), 2.0))
-    torch.testing.assert_close(splines[2], splines[3])
-    assert splines[4].abs().sum() == 0
-    assert not torch.allclose(splines[0], splines[1])
+    knots = torch.tensor([1990.0, 2000.0, 2004.0, *(2010.0 + k for k in range(SMALL.knots - 3))])
+    fusion.year_knots_K.copy_(knots)
+    probe = features.select(np.zeros(6, np.int64))
+    probe.year_N[:] = [2001.0, 2000.0, 1997.0, 1800.0, 2999.0, np.nan]
+    expected = torch.zeros(6, SMALL.knots + 1)
+    expected[0, 1], expected[0, 2] = 0.75, 0.25  # a quarter of the way
+    expected[1, 1] = 1.0
+    expected[2, 0], expected[2, 1] = 0.3, 0.7
+    expected[3, 0] = expected[4, SMALL.knots - 1] = 1.0  # outside: the outermost knot
+    expected[:5, -1] = 1.0  # known
+    torch.testing.assert_close(fusion.prepare(probe).spline_NS[:, : SMALL.knots + 1], expected)
+
+
+def test_running_means_move_by_what_the_momentum_leaves_and_only_where_something_is_known(features, fusion):
+    items = fusion.prepare(features)
+    fusion.means_3D.zero_()
+    fusion.centre_on(items)
+    whole = fusion.means_3D.clone()
+    fusion.means_3D.fill_(2.0)
+    fusion.centre_on(items, momentum=0.75)
+    torch.testing.assert_close(fusion.means_3D, 0.75 * 2.0 + 0.25 * whole)
+    without = features.has_image_N & False
+    fusion.centre_on(fusion.prepare(replace(features, has_image_N=without)))
+    torch.testing.assert_close(fusion.means_3D[0], 0.75 * 2.0 + 0.25 * whole[0])  # no picture says nothing of pictures
 
 
 def test_categories_are_known_by_name_whatever_its_case():
@@ -104,3 +126,35 @@ def test_nested_prefixes_are_unit_vectors_with_their_share_of_text_and_picture(f
 def test_nested_widths_must_be_shorter_than_the_vector():
     with pytest.raises(ValueError, match="nested_widths"):
         FusionConfig(width=64, nested_widths=(64,))
+
+
+@pytest.mark.parametrize("side", ["text", "image"])
+@pytest.mark.parametrize("kind", ["gated", "tensor", "mean"])
+def test_a_hidden_modality_is_the_same_as_a_missing_one(features, kind, side):
+    fusion = make_fusion(features, SMALL.model_copy(update={"kind": kind}))
+    items = fusion.prepare(features)
+    hide = torch.arange(len(items)) % 2 == 0
+    if side == "text":
+        hidden = fusion(items, drop_text_N=hide)
+        missing = fusion(replace(items, has_text_N=items.has_text_N & ~hide))
+    else:
+        hidden = fusion(items, drop_image_N=hide)
+        missing = fusion(replace(items, has_image_N=items.has_image_N & ~hide))
+    plain = fusion(items)
+    for name in ("title_ND", "image_ND", "fused_ND"):
+        torch.testing.assert_close(getattr(hidden, name), getattr(missing, name))
+    present = hide & (items.has_text_N if side == "text" else items.has_image_N)
+    assert present.any()
+    assert not torch.isclose(hidden.fused_ND[present], plain.fused_ND[present]).all(1).any()
+    torch.testing.assert_close(hidden.fused_ND[~hide], plain.fused_ND[~hide])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 1.0])
+def test_momentum_is_the_share_of_the_old_mean_that_is_kept(features, fusion, momentum):
+    items = fusion.prepare(features)
+    old = torch.randn(fusion.means_3D.shape, generator=torch.Generator().manual_seed(0))
+    fusion.centre_on(items)
+    new = fusion.means_3D.clone()
+    fusion.means_3D.copy_(old)
+    fusion.centre_on(items, momentum=momentum)
+    torch.testing.assert_close(fusion.means_3D, momentum * old + (1 - momentum) * new)

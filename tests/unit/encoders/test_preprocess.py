@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageChops
 
 from encoders.base import ItemContent
-from encoders.image_formats import sniff
+from encoders.image_formats import ACCEPT, ImageFormat, sniff
 from encoders.preprocess import ImageLimits, decode_image, join_text
 from schemas.errors import EncodingFailed, Reason
 
+FORMATS: tuple[str, ...] = get_args(ImageFormat)
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
 RED, WHITE = (220, 20, 30), (255, 255, 255)
 
@@ -63,11 +64,35 @@ def png_header_only(width: int, height: int) -> bytes:
 
 
 class TestFormats:
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-    def test_the_three_formats_decode_to_their_colour(self, image_format: str) -> None:
+    @pytest.mark.parametrize("image_format", FORMATS)
+    def test_each_format_decodes_to_its_colour(self, image_format: str) -> None:
         assert_red(encoded(solid(40, 60), image_format), atol=4)
 
-    @pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+    def test_what_is_asked_for_is_what_is_decoded(self) -> None:
+        asked = {part.split(";")[0].removeprefix("image/").upper() for part in ACCEPT.split(",")}
+        assert asked == set(FORMATS)
+
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [
+            (b"\0\0\0\x20ftypavif" + bytes(52), "an AVIF"),
+            (b"\0\0\0\x20ftypheic" + bytes(52), "a HEIC"),
+            (b"<?xml version='1.0'?><svg/>", "an SVG"),
+            (b"\xef\xbb\xbf\n<!DOCTYPE html><p>", "an HTML page"),
+            (b"", "empty"),
+        ],
+    )
+    def test_a_format_that_is_refused_is_named(self, data: bytes, name: str) -> None:
+        error = refused(data)
+        assert error.reason is Reason.BAD_IMAGE
+        assert name in error.detail and "WebP, GIF or BMP" in error.detail
+
+    def test_a_bmp_that_python_would_unpack_byte_by_byte_is_refused(self) -> None:
+        data = bytearray(encoded(Image.new("L", (64, 64)), "BMP"))
+        data[30:34] = (1).to_bytes(4, "little")
+        assert "run lengths" in refused(bytes(data)).detail
+
+    @pytest.mark.parametrize("image_format", ["TIFF", "PPM", "ICO"])
     def test_other_formats_are_refused_whatever_pillow_could_do(self, image_format: str) -> None:
         assert refused(encoded(solid(32, 32), image_format)).reason is Reason.BAD_IMAGE
 
@@ -79,11 +104,11 @@ class TestFormats:
 
     def test_the_first_bytes_decide_not_a_name(self) -> None:
         assert sniff(encoded(Image.new("RGB", (4, 4)), "WEBP")) == "WEBP"
-        assert sniff(b"GIF89a....") is None
+        assert sniff(b"BM is how this text begins, which is no picture") is None
 
     @settings(max_examples=150, deadline=None)
     @given(
-        image_format=st.sampled_from(["JPEG", "PNG", "WEBP"]),
+        image_format=st.sampled_from(FORMATS),
         at=st.floats(0, 1, exclude_max=True),
         value=st.binary(min_size=1, max_size=8),
     )
@@ -100,7 +125,7 @@ class TestFormats:
 
 
 class TestTruncation:
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("image_format", FORMATS)
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
     def test_a_truncated_picture_is_refused(self, image_format: str, part: float) -> None:
         data = encoded(noise(96), image_format)
@@ -117,7 +142,7 @@ class TestSize:
     def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
         assert refused(png_header_only(*size)).reason is Reason.IMAGE_TOO_LARGE
 
-    @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("image_format", FORMATS)
     def test_one_pixel_over_the_limit_is_refused_and_the_limit_itself_is_not(self, image_format: str) -> None:
         limits = ImageLimits(max_bytes=1_000_000, max_pixels=100 * 100)
         decode(encoded(solid(100, 100), image_format), limits=limits)
@@ -166,14 +191,23 @@ class TestModes:
     def test_cmyk_photos_decode_to_their_colour(self) -> None:
         assert_red(encoded(solid(40, 40).convert("CMYK"), "JPEG"), atol=6)
 
+    def test_cmyk_photos_without_adobes_marker_do_so_too(self) -> None:
+        """Pillow writes the marker and inverted inks; without the marker inks are not inverted."""
+        adobe = encoded(ImageChops.invert(solid(40, 40).convert("CMYK")), "JPEG")
+        start = adobe.index(b"\xff\xee")
+        plain = adobe[:start] + adobe[start + 2 + int.from_bytes(adobe[start + 2 : start + 4], "big") :]
+        assert b"Adobe" in adobe and b"Adobe" not in plain
+        assert_red(plain, atol=6)
+
     @pytest.mark.parametrize("value", [0, 12_000, 40_000, 65_535])
     def test_sixteen_bit_grey_is_scaled_not_clipped(self, value: int) -> None:
         deep = Image.fromarray(np.full((20, 20), value, dtype=np.uint16))
         np.testing.assert_allclose(decode(encoded(deep)), value / 257, atol=1)
 
-    def test_a_moving_picture_counts_as_its_first_frame(self) -> None:
+    @pytest.mark.parametrize(("image_format", "options"), [("WEBP", {"lossless": True}), ("GIF", {})])
+    def test_a_moving_picture_counts_as_its_first_frame(self, image_format: str, options: dict[str, Any]) -> None:
         frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, WHITE)]
-        data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+        data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
         assert_red(data, atol=3)
 
 

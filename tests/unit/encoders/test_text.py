@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.config import Precision
-from encoders.text import TextTower
+from encoders.text import TextTower, by_length, longest_text
 from schemas.errors import Misconfigured
 from tests.factories.encoders import write_tokenizer
 
@@ -115,3 +117,34 @@ def test_reduced_precision_stays_near_full_precision(tiny_bert: Path, precision:
     cosines = (full * reduced).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(reduced, axis=1)
     assert cosines.min() > 0.999
     assert not np.array_equal(full, reduced)
+
+
+def test_a_text_beyond_the_bound_of_a_pass_goes_alone_and_all_others_within_it() -> None:
+    """4,096 padded tokens bound a pass; one longer text still has to go through."""
+    lengths = [5_000, 10, 4_096, 2_048, 2_048, 2_049, 6_000]
+    for alike in (False, True):
+        groups = list(by_length(lengths, alike=alike))
+        assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+        for group in groups:
+            longest = max(lengths[row] for row in group)
+            assert len(group) == 1 or len(group) * longest <= 4_096
+    assert [3, 4] in list(by_length(lengths, alike=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "clip", "text_config": {"max_position_embeddings": 77}}, 77),
+        ({"model_type": "t5"}, 1 << 20),
+    ],
+)
+def test_what_a_model_reads_is_told_by_its_configuration(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert longest_text(tmp_path) == longest
+
+
+def test_a_folder_without_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=str(tmp_path)):
+        longest_text(tmp_path)

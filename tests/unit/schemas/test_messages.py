@@ -15,10 +15,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from schemas.base import ItemId, decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Reason
+from schemas.field_maps import FieldMap
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, embedding_key, parse_embedding_key
 from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
 from schemas.scoring import MAX_CANDIDATES, ScoreRequest
+from schemas.times import EARLIEST_EVENT
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SAMPLES = Path(__file__).parent / "samples"
@@ -109,6 +111,110 @@ def test_broken_behaviour_is_refused_with_its_reason(payload: object, reason: Re
 def test_a_clock_slightly_ahead_is_accepted() -> None:
     soon = (NOW + timedelta(minutes=30)).isoformat()
     assert read(item(published_at=soon)).item_id == "a"
+
+
+NOTHING = [None, "", "  "]
+OPTIONAL_OF_ITEMS = ["schema_version", "event", "text", "category", "price", "year", "image", "image_url", "updated_at"]
+OPTIONAL_OF_BEHAVIOURS = [
+    *("schema_version", "exposure_id", "query_text", "query_image", "trigger_item", "defines_publish"),
+]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("field_map", [None, {"updated_at": "updated_at"}])
+def test_optional_fields_that_say_nothing_are_absent(nothing: str | None, field_map: FieldMap | None) -> None:
+    for name in OPTIONAL_OF_ITEMS:
+        found = read(item(**{name: nothing}), field_map=field_map)
+        assert found.model_dump() | {name: None} == read(item()).model_dump() | {name: None}
+        assert found.content_hash() == read(item()).content_hash() or name in ("text", "category", "image_url")
+    untitled = read(item(title=nothing, image_url="https://a.example/1.jpg"), field_map=field_map)
+    assert not untitled.title.strip()
+    for name in OPTIONAL_OF_BEHAVIOURS:
+        found_too = read(behaviour(**{name: nothing}), Behaviour)
+        assert found_too.model_dump() | {name: None} == read(behaviour(), Behaviour).model_dump() | {name: None}
+    many = dict.fromkeys(OPTIONAL_OF_BEHAVIOURS, nothing)
+    assert read(behaviour(**many), Behaviour).event_id == "e"
+
+
+def test_every_optional_field_may_say_nothing() -> None:
+    for model, names in ((ItemPublished, [*OPTIONAL_OF_ITEMS, "title"]), (Behaviour, OPTIONAL_OF_BEHAVIOURS)):
+        assert sorted(names) == sorted(n for n, field in model.model_fields.items() if not field.is_required())
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("name", ["item_id", "user_id", "event_id", "kind", "occurred_at"])
+def test_a_required_field_that_says_nothing_is_named(name: str, nothing: str | None) -> None:
+    assert name in refusal(behaviour(**{name: nothing, "exposure_id": ""}), Behaviour).detail
+
+
+@pytest.mark.parametrize("form", [1, 1_000, 1_000_000, 1_000_000_000])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_unit_of_a_time_follows_from_its_size(form: int, as_text: bool) -> None:
+    number = 1_767_225_600 * form
+    message = read(behaviour(occurred_at=str(number) if as_text else number), Behaviour)
+    assert message.occurred_at == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "looks_like"),
+    [
+        (2026, "a year"),
+        ("2026", "a year"),
+        (20_454, "days since 1970"),
+        (20_260_916, "a date"),
+        (202_609, "a date"),
+        (0, "no time"),
+        ("1970-01-01T00:00:00Z", "no time"),
+        ("1970-01-01T00:33:46Z", "a year"),
+        (-5, "a time since something else"),
+        (99_999_999, "a time since something else"),
+    ],
+)
+def test_an_event_before_1973_is_refused_with_what_it_looks_like(value: object, looks_like: str) -> None:
+    error = refusal(item(published_at=value), earliest=EARLIEST_EVENT)
+    assert error.reason is Reason.TIMESTAMP_TOO_EARLY
+    assert "published_at" in error.detail and f"looks like {looks_like}" in error.detail
+    assert refusal(behaviour(occurred_at=value), Behaviour, earliest=EARLIEST_EVENT).reason is error.reason
+
+
+def test_a_date_without_time_is_refused() -> None:
+    assert refusal(item(published_at="2026-09-16")).reason is Reason.TIMESTAMP_WITHOUT_ZONE
+
+
+def test_limits_of_times_are_inside() -> None:
+    assert read(item(published_at=100_000_000), earliest=EARLIEST_EVENT).published_at == EARLIEST_EVENT
+    last = NOW + timedelta(hours=1)
+    assert read(item(published_at=last.isoformat())).published_at == last
+    beyond = last + timedelta(microseconds=1)
+    assert refusal(item(published_at=beyond.isoformat())).reason is Reason.TIMESTAMP_IN_FUTURE
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("item_id", 200), ("title", 2_000), ("text", 20_000), ("category", 200), ("image_url", 2_000)]
+)
+def test_the_longest_text_of_an_item_is_accepted_and_one_more_character_is_not(name: str, limit: int) -> None:
+    for character in ("x", "\U0001f6cb"):
+        fitting, beyond = (json.dumps(item(**{name: character * n})).encode() for n in (limit, limit + 1))
+        assert getattr(decode(ItemPublished, fitting, now=NOW, max_bytes=300_000), name) == character * limit
+        with pytest.raises(BadMessage, match=name):
+            decode(ItemPublished, beyond, now=NOW, max_bytes=300_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("event_id", 200), ("user_id", 200), ("item_id", 200), ("exposure_id", 200), ("trigger_item", 200),
+     ("query_text", 1_000)],
+)  # fmt: skip
+def test_the_longest_text_of_a_behaviour_is_accepted_and_one_more_character_is_not(name: str, longest: int) -> None:
+    assert getattr(read(behaviour(**{name: "x" * longest}), Behaviour), name) == "x" * longest
+    assert name in refusal(behaviour(**{name: "x" * (longest + 1)}), Behaviour).detail
+
+
+def test_a_record_of_exactly_the_limit_is_accepted() -> None:
+    payload = json.dumps(ITEM).encode()
+    assert decode(ItemPublished, payload, now=NOW, max_bytes=len(payload)).item_id == "a"
+    with pytest.raises(BadMessage, match=f"has {len(payload)} bytes, the limit is {len(payload) - 1}"):
+        decode(ItemPublished, payload, now=NOW, max_bytes=len(payload) - 1)
 
 
 def test_numbers_are_accepted_as_identifiers_and_times() -> None:

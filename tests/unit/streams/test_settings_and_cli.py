@@ -101,3 +101,31 @@ def test_reading_settings_does_not_load_the_heavy_libraries() -> None:
     code = f"import sys, streams.settings; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+FIELD_MAPS = {
+    '{"item_id": "sku", "image": "", "title": ["name", "label"]}': None,
+    '{"sku": "item_id"}': "MIM_INDEX__FIELD_MAP: .*no field is called sku",
+    '{"title": 7}': "MIM_INDEX__FIELD_MAP",
+    '{"event": {"from": "op"}}': "MIM_INDEX__FIELD_MAP: .*event: a translation",
+    "sku": "index.*is JSON",
+}
+
+
+@pytest.mark.parametrize("text", FIELD_MAPS)
+def test_a_field_map_is_checked_when_settings_are_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_INDEX__FIELD_MAP", text)
+    refused = FIELD_MAPS[text]
+    if refused is None:
+        assert load_settings().index.field_map == json.loads(text)
+        return
+    with pytest.raises(Misconfigured, match=refused):
+        load_settings()
+
+
+def test_a_field_map_of_behaviours_knows_their_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIM_RECORD__FIELD_MAP", '{"kind": {"from": "name", "values": {"seen": "exposure"}}}')
+    assert load_settings().record.field_map == {"kind": {"from": "name", "values": {"seen": "exposure"}}}
+    monkeypatch.setenv("MIM_RECORD__FIELD_MAP", '{"title": "name"}')
+    with pytest.raises(Misconfigured, match=r"MIM_RECORD__FIELD_MAP: .*no field is called title"):
+        load_settings()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from schemas.errors import Misconfigured
@@ -12,7 +14,8 @@ from streams.bench.encode import Cell, summary, sweep_plan
 from streams.bench.encode_content import read_content
 from streams.bench.encode_limit import Limit
 from streams.bench.encode_path import Batch, Measured, steady_rate, written
-from tests.factories.offline_folders import write
+from streams.bench.picture_site import PictureSite
+from tests.factories.offline_folders import START, write
 
 
 def test_the_rate_leaves_out_the_start_and_the_time_after_the_first_worker_ran_dry() -> None:
@@ -35,9 +38,15 @@ def test_what_was_encoded_ahead_counts_neither_at_the_start_nor_at_the_end() -> 
 
 
 def test_batches_are_read_from_the_log_of_a_worker() -> None:
-    line = {"event": "items.indexed", "encoded": 7, "count": 9, "timestamp": "2026-05-01T12:00:00.500000Z"}
+    line = {
+        "event": "items.indexed",
+        "encoded": 7,
+        "image_retries": 2,
+        "count": 9,
+        "timestamp": "2026-05-01T12:00:00.500000Z",
+    }
     log = "\n".join(['{"event": "index.ready"}', json.dumps(line), "a line of another library"])
-    assert written(log) == [Batch(1777636800.5, 7)]
+    assert written(log) == [Batch(1777636800.5, 7, 2)]
 
 
 def test_the_sweep_asks_for_enough_batches_and_for_no_more_workers_than_cores() -> None:
@@ -55,6 +64,21 @@ def test_the_ratio_is_the_best_cell_over_the_best_limit_before_and_after() -> No
     assert (found["batch"], found["peak_memory_bytes"], found["limit_side_by_side"]) == (64, 2, 1)
 
 
+async def test_the_site_is_as_slow_and_as_unreliable_as_it_says() -> None:
+    content = read_content(None, 12)
+    site = PictureSite(latency_seconds=0.05, error_share=0.5)
+    async with site.serving(content) as records, aiohttp.ClientSession() as session:
+        items = [json.loads(value) for _, value in records]
+        assert not any("image" in item for item in items)
+        started = time.monotonic()
+        answers = [await session.get(items[n % 12]["image_url"]) for n in range(24)]
+        assert time.monotonic() - started >= 24 * 0.05
+        assert 4 <= sum(answer.status == 503 for answer in answers) <= 20
+        for n, answer in enumerate(answers):
+            if answer.status == 200:
+                assert await answer.read() == content.items[n % 12].image
+
+
 def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> None:
     content = read_content(None, 12)
     assert len({key for key, _ in content.records}) == len(content.items) == 12
@@ -64,6 +88,6 @@ def test_content_is_distinct_items_with_pictures_and_the_same_every_time() -> No
 
 
 def test_a_set_that_is_too_small_is_named(tmp_path: Path) -> None:
-    write(tmp_path, "items", item_id=["i"], title=["one"], publish_ts=[1])
+    write(tmp_path, "items", item_id=["i"], title=["one"], publish_ts=[START])
     with pytest.raises(Misconfigured, match=r"--items 6: .* has 0 items with a picture"):
         read_content(tmp_path, 6)

@@ -12,7 +12,7 @@ from aiokafka.producer.message_accumulator import MessageAccumulator
 from kafka import errors as kp_errors
 
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.broker.clients import BrokerConfig, broker_errors
+from streams.broker.clients import BrokerConfig, RecordTooLarge, broker_errors
 
 CONFIG = BrokerConfig(bootstrap_servers="kafka-1:9093")
 PARTITION = TopicPartition("t", 0)
@@ -86,3 +86,9 @@ def test_what_is_told_apart_by_callers_stays_what_it_is() -> None:
     for error in (aio_errors.OffsetOutOfRangeError({}), kp_errors.TopicAlreadyExistsError()):
         with pytest.raises(type(error)), broker_errors(CONFIG):
             raise error
+
+
+def test_a_record_that_a_topic_refuses_for_its_size_names_the_setting_and_the_way_to_the_topic() -> None:
+    told = r"MIM_KAFKA__MAX_RECORD_BYTES=12582912.*mimstream check"
+    with pytest.raises(RecordTooLarge, match=told), broker_errors(CONFIG):
+        raise aio_errors.MessageSizeTooLargeError

@@ -17,6 +17,7 @@ from schemas.errors import PipelineError, Reason
 from schemas.letters import DeadLetter
 from schemas.manifests import PromotionDecision
 from streams import cli
+from streams.broker.topics import TopicsConfig
 from streams.center.compare import CenterReport, Finding
 from streams.commands import center, check, dead_letters, models, stack, topics
 from streams.dead_letters.inbox import DeadLetterIndex
@@ -58,8 +59,10 @@ def list_faults() -> None:
 
 def list_topics() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topics, "describe_topics", lambda *_, **__: SimpleNamespace(partitions={}))
-        settings = Settings().model_copy(update={"topics": SimpleNamespace(full_name=lambda _: HOSTILE)})
+        found = SimpleNamespace(partitions={}, hidden=set(), replicas={})
+        patch.setattr(topics, "describe_topics", lambda *_, **__: found)
+        named = SimpleNamespace(**TopicsConfig().model_dump(), full_name=lambda _: HOSTILE)
+        settings = Settings().model_copy(update={"topics": named})
         topics.run(argparse.Namespace(action="list", json=False), settings)
 
 
@@ -82,7 +85,7 @@ LISTINGS: dict[str, Callable[[], object]] = {
     "dead-letters requeue": lambda: dead_letters._print_results(
         [RequeueResult(HOSTILE, "refused", HOSTILE)], as_json=False
     ),
-    "check": lambda: check._show([CheckLine(HOSTILE, False, HOSTILE, HOSTILE)]),
+    "check": lambda: check._show([CheckLine(HOSTILE, "failed", HOSTILE, HOSTILE)]),
     "models list": list_releases,
     "center verify": list_faults,
     "topics list": list_topics,

@@ -61,6 +61,16 @@ def test_the_list_says_what_each_release_is(store: ModelRegistry) -> None:
     assert rows[0]["metrics"] == {"ciubm_gauc": 0.6} and not any(row["pinned"] for row in rows)
 
 
+def test_the_list_says_what_was_compared_and_what_was_not_and_why(store: ModelRegistry) -> None:
+    first, second = make_manifest(1).release_id, make_manifest(2).release_id
+    made = publish(store, 5)
+    remarks = ["compared on 7 rows only, MIM_GATE__TRIAL_ROWS asks for 4000"]
+    store.record_decision(made, PromotionDecision(passed=True, against=second, best=first, rows=7, remarks=remarks))
+    undecided = publish(store, 6)
+    rows = {row["release_id"]: row["compared"] for row in list_releases(store, now=NOW)}
+    assert rows[made] == f"r000002, 7 rows; best so far r000001; {remarks[0]}" and rows[undecided] is None
+
+
 def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: ModelRegistry, call: Call) -> None:
     after = call("rollback", "--why", "complaints")
     assert after["release_id"] == make_manifest(1).release_id and after["pinned"] and not after["announced"]

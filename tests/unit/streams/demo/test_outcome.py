@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from streams.demo.freshness import FreshnessReport
 from streams.demo.load import LoadReport
 from streams.demo.outcome import BUCKETS, VARIANTS, DemoResult, Neighbours, percentiles
 from streams.demo.report import print_report, render_html, write_html
-from tests.factories.offline_folders import write
+from tests.factories.offline_folders import START, write
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.metrics import ScoredRows
 
@@ -59,6 +62,8 @@ def make_result(**changes: object) -> DemoResult:
         accounts={"received": 600, "trained": 580, "late": 1, "duplicate": 2, "dead_lettered": 6, "pending": 11},
         letters=Letters(2, 6, {"items bad_image": 2, "behaviours not_json": 6}, 8, [], []),
         freshness=FreshnessReport([(float(s), 100.0 + s) for s in range(50)], resolution_ms=50),
+        live=FreshnessReport([(float(s), 200.0 + s) for s in range(20)], resolution_ms=50),
+        live_per_second=2.0,
         indexing_seconds=5.0,
         releases=4,
         load=LoadReport(100, [], [5.0, 6.0, 7.0], {"aa": 60, "bb": 40}, 4.0),
@@ -77,7 +82,7 @@ def make_result(**changes: object) -> DemoResult:
 @pytest.fixture
 def data(tmp_path: Path) -> DataSet:
     folder, titles = tmp_path / "set", ["one", "<script>alert(1)</script>", "three"]
-    write(folder, "items", item_id=["i1", "i2", "i3"], title=titles, publish_ts=[1, 2, 3])
+    write(folder, "items", item_id=["i1", "i2", "i3"], title=titles, publish_ts=[START + 1, START + 2, START + 3])
     write(folder, "images", item_id=["i3"], image=[b"\x89PNG picture"])
     return open_data_set(folder, behaviours=False)
 
@@ -88,6 +93,8 @@ def test_json_has_every_stable_key_and_can_be_written() -> None:
     assert document["items_per_second"] == 2.0
     assert document["releases_served"] == 2
     assert document["freshness_ms"] == {"p50": 124.5, "p95": 146.55, "p99": 148.51}
+    assert document["freshness_live_ms"] == {"p50": 209.5, "p95": 218.05, "p99": 218.81}
+    assert document["freshness_live"] == {"per_second": 2.0, "probes": 20}
     assert set(document["prequential"]) == set(VARIANTS)
     for buckets in document["prequential"].values():
         assert set(buckets) == set(BUCKETS)
@@ -129,6 +136,7 @@ BALANCED = dict(make_result().accounts)
         ({"letters": Letters(2, 6, {}, 8, [], ["items/0/4: no_key"])}, "an event that is good was refused"),
         ({"load": LoadReport(9, ["timeout"], [], {}, 1.0)}, "1 score requests failed, the first: timeout"),
         ({"freshness": FreshnessReport([], lost=2)}, "2 probed items could not be found"),
+        ({"live": FreshnessReport([], lost=1)}, "1 probed items could not be found"),
         ({"sample_cosine": 0.9}, "cosine 0.90000 to a fresh encode"),
     ],
 )
@@ -167,6 +175,28 @@ def test_the_terminal_shows_the_same_figures(data: DataSet, tmp_path: Path) -> N
     found = result.prequential()["ciubm"]["overall"]
     assert found is not None and f"{found['gauc']:.4f}" in text
     assert "p95 147 ms" in text and "behaviours not_json" in text
+    assert "p50 210 ms" in text and "2 per second" in text  # single items stand beside the flood
+    assert text.index("p50 210 ms") < text.index("p95 147 ms")
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_report_fits_a_terminal_and_cuts_no_word(width: int, data: DataSet, tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(width=width, file=out, force_terminal=True, color_system=None)
+    result = make_result(data="s", encoder_version="e")
+    print_report(result, tmp_path / "r.html", console)
+    lines = [line for line in out.getvalue().splitlines() if str(tmp_path)[:20] not in line]
+    assert max(map(len, lines)) <= width
+    figures = result.prequential()["ciubm"]["overall"]
+    assert figures is not None and f"{figures['gauc']:.4f}" in out.getvalue()
+
+
+def test_the_page_fits_a_phone_and_its_prose_has_no_dashes(data: DataSet) -> None:
+    page = render_html(make_result(), data)
+    assert "name='viewport'" in page and "overflow-x: auto" in page
+    prose = [html.unescape(one) for one in re.findall(r"<(?:p|li)>(.*?)</", page)]
+    assert len(prose) > 8
+    assert [one for one in prose if re.search(r"\s[-\u2013\u2014]\s|[\u2013\u2014]", one)] == []
 
 
 def test_a_report_that_cannot_be_written_names_the_option(data: DataSet, tmp_path: Path) -> None:

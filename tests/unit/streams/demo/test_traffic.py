@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from schemas.errors import StoreUnavailable, Unavailable
 from streams.demo.api import ServeApi
 from streams.demo.audit import searchable
-from streams.demo.freshness import FreshnessProbe
+from streams.demo.freshness import FreshnessProbe, probe_at_rate
 from streams.demo.load import SteadyLoad
 from streams.runtime.child import Child, ChildDied, watch
 
@@ -166,6 +166,31 @@ async def test_a_probe_that_is_never_found_is_given_up_and_counted() -> None:
         async with running(probe.run) as probing:
             pass
         assert (probing.result().lost, probing.result().milliseconds) == (1, [])
+
+
+async def test_single_items_are_published_at_the_rate_and_followed_one_by_one() -> None:
+    async with serving() as (server, api):
+        clock = asyncio.get_running_loop().time
+        sent: list[tuple[float, str, bytes]] = []
+
+        async def send(item_id: str, payload: bytes) -> None:
+            sent.append((clock(), item_id, payload))
+            asyncio.get_running_loop().call_later(0.15, server.held.add, item_id)
+
+        items = [(f"i{number}", b"%d" % number) for number in range(5)]
+        report = await probe_at_rate(api, send, items, per_second=10, every_seconds=0.01)
+        assert [one[1:] for one in sent] == items
+        assert 0.35 < sent[-1][0] - sent[0][0] < 0.8
+        assert len(report.milliseconds) == 5 and min(report.milliseconds) > 140 and report.lost == 0
+
+
+async def test_a_publish_that_fails_ends_the_probing() -> None:
+    async def send(item_id: str, payload: bytes) -> None:
+        raise StoreUnavailable("Kafka", "gone")
+
+    async with serving() as (_, api):
+        with pytest.raises(StoreUnavailable, match="gone"):
+            await probe_at_rate(api, send, [("a", b"")], per_second=10, every_seconds=0.01)
 
 
 async def test_an_item_among_many_twins_is_searched_for_deeper() -> None:

@@ -27,9 +27,11 @@ from tests.factories.samples import behaviour
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, Pair
 from trainer.csft.run import learn, padded
+from trainer.samples.config import JoinConfig
 from trainer.samples.rows import Impression
 
 ITEMS = 40
+LOG = JoinConfig(lateness_seconds=10.0, correction_seconds=600.0, purchase_correction_seconds=3600.0)
 CONFIG = CsftConfig(batch_pairs=16, epochs=4, hard_negatives=False)
 
 
@@ -64,17 +66,21 @@ def log_of(events: Sequence[Behaviour]) -> TopicContent:
     return TopicContent(items=items, behaviours=[(0, offset, event) for offset, event in enumerate(ordered)])
 
 
+def take(name: str, kind: str, user: str, item: int, second: float, **more: Any) -> Behaviour:
+    return behaviour(name, kind, user=user, item=f"i{item}", second=second, **more)
+
+
 def look(name: str, second: float, user: str, item: int, *kinds: str, after: float = 1.0, **search: Any) -> list[Any]:
     """An exposure, and takes of it `after` seconds each."""
     takes = [
-        behaviour(f"{name}-{kind}", kind, user=user, item=f"i{item}", second=second + after * n, exposure_id=name)
+        take(f"{name}-{kind}", kind, user, item, second + after * n, exposure_id=name)
         for n, kind in enumerate(kinds, 1)
     ]
     return [behaviour(name, user=user, item=f"i{item}", second=second, **search), *takes]
 
 
 def pairs_of(events: Sequence[Behaviour], config: CsftConfig = CONFIG) -> PairData:
-    return topic_pairs(log_of(events), features_of, config, name="t", lateness_seconds=10.0, take_seconds=3660.0)
+    return topic_pairs(log_of(events), features_of, config, name="t", log=LOG)
 
 
 def searches(count: int, **search: Any) -> list[Behaviour]:
@@ -133,16 +139,49 @@ def test_a_search_whose_photo_cannot_be_read_falls_back_on_what_the_user_took_an
     assert data.pairs[20].anchor == (data.pairs[0].row.item,)
 
 
-def test_a_click_that_became_a_purchase_within_the_hour_weighs_as_a_purchase() -> None:
-    words = {"query_text": "words"}
-    late = look("late", 50_000, "z", 7, "click", "purchase", after=1_800.0, **words)
-    never = look("never", 50_000, "y", 8, "click", "purchase", after=3_661.0, **words)
-    second_look = [*look("x1", 50_000, "x", 9, "click", **words), *look("x2", 52_000, "x", 9, "purchase")]
-    data = pairs_of([*searches(20), *late, *never, *second_look])
-    kinds = {pair.row.user_id: pair.kind for pair in data.pairs}
-    assert kinds["z"] is kinds["x"] is BehaviourKind.PURCHASE
-    assert "y" not in kinds  # its click came after the hour already
-    assert data.provenance["last_event_at"] <= max(event.occurred_at for event in [*late, *never])
+WORDS = {"query_text": "words"}
+LATE = {
+    "a click that became a purchase": look("a", 50_000, "z", 7, "click", "purchase", after=500.0, **WORDS),
+    "a purchase half an hour later": look("a", 50_000, "z", 7, "purchase", after=1_800.0, **WORDS),
+    "a purchase at a second look": [
+        *look("a", 50_000, "z", 7, "click", **WORDS),
+        *look("b", 52_000, "z", 7, "purchase"),
+    ],
+}
+
+
+@pytest.mark.parametrize("late", LATE.values(), ids=LATE.keys())
+def test_a_take_weighs_by_its_final_kind_within_the_window_of_that_kind(late: list[Behaviour]) -> None:
+    data = pairs_of([*searches(20), *late, *look("end", 90_000, "other", 3)])
+    assert [pair.kind for pair in data.pairs if pair.row.user_id == "z"] == [BehaviourKind.PURCHASE]
+
+
+TOO_LATE = {
+    "a click after its window": (look("a", 50_000, "z", 7, "click", after=661.0, **WORDS), []),
+    "a purchase after its window": (
+        [*look("a", 50_000, "z", 7, "click", **WORDS), take("p", "purchase", "z", 7, 53_661, exposure_id="a")],
+        [BehaviourKind.CLICK],
+    ),
+    "a second look after the window": (
+        [*look("a", 50_000, "z", 7, "click", **WORDS), *look("b", 53_661, "z", 7, "purchase")],
+        [BehaviourKind.CLICK],
+    ),
+}
+
+
+@pytest.mark.parametrize(("late", "kinds"), TOO_LATE.values(), ids=TOO_LATE.keys())
+def test_what_comes_after_the_window_of_its_kind_changes_nothing(
+    late: list[Behaviour], kinds: list[BehaviourKind]
+) -> None:
+    data = pairs_of([*searches(20), *late, *look("end", 90_000, "other", 3)])
+    assert [pair.kind for pair in data.pairs if pair.row.user_id == "z"] == kinds
+
+
+def test_corrected_pairs_stay_in_the_order_in_which_their_items_were_shown() -> None:
+    late = look("a", 950, "z", 7, "purchase", after=1_800.0, **WORDS)
+    data = pairs_of([*searches(40), *late])
+    seconds = [pair.row.second for pair in data.pairs]
+    assert seconds == sorted(seconds) and [pair.row.user_id for pair in data.pairs].index("z") == 10
 
 
 def test_takes_that_make_no_pair_are_counted_in_the_report_and_in_the_refusal() -> None:

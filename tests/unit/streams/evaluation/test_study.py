@@ -17,7 +17,7 @@ from streams import cli
 from streams.evaluation.figures import figures_of
 from streams.evaluation.study import Study, run_study
 from tests.factories.csft import make_features
-from tests.factories.offline_folders import DAY, read_protocol, write, write_days, write_stream
+from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.metrics import user_auc
 from trainer.offline import encoder_versions as vectors_module
@@ -211,6 +211,6 @@ def test_the_command_evaluates_a_folder_from_scratch(
 
 def test_a_folder_without_interactions_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
-    write(folder, "items", item_id=["a"], title=["a"], publish_ts=[1])
+    write(folder, "items", item_id=["a"], title=["a"], publish_ts=[START])
     write(folder, "interactions", user_id=["a"][:0], item_id=["a"][:0], ts=[1][:0], label=[1][:0])
     assert cli.main(["evaluate", str(folder)]) == cli.EXIT_MISCONFIGURED

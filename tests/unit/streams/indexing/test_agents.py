@@ -207,6 +207,65 @@ async def test_a_late_picture_waits_until_it_is_due_and_holds_up_no_other(tmp_pa
     assert [type(report) for report in run.reports] == [RetryReport, RetryReport]
 
 
+async def test_late_pictures_that_gather_meanwhile_are_written_together_and_acknowledged_in_order(
+    tmp_path: Path,
+) -> None:
+    path = ItemPath()
+    await path.index_all(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(20)))
+    path.web[PICTURE_URL] = picture()
+    path.now = path.outbox.retries[0].not_before
+    original, go_on, written = path.index.upsert, asyncio.Event(), list[int]()
+
+    async def slow(rows: Any) -> None:
+        await go_on.wait()
+        await original(rows)
+        written.append(len(rows))
+
+    path.index.upsert = slow
+    async with running("items-retry", path, tmp_path) as run:
+        for retry in path.outbox.retries:
+            await run.put(retry.item.item_id, retry_record(retry).value)
+        await run.until(lambda: len(path.fetched) == 40)
+        assert run.acked == []
+        go_on.set()
+        await run.until(lambda: len(run.acked) == 20)
+    assert run.acked == [(0, n) for n in range(20)]
+    assert sum(written) == 20 and len(written) < 10
+
+
+async def test_more_late_pictures_than_may_wait_come_to_their_turn(tmp_path: Path) -> None:
+    path = ItemPath(IndexConfig(retry_max_waiting=2))
+    await path.index_all(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(7)))
+    path.web[PICTURE_URL] = picture()
+    path.now = path.outbox.retries[0].not_before
+    async with running("items-retry", path, tmp_path) as run:
+        for retry in path.outbox.retries:
+            await run.put(retry.item.item_id, retry_record(retry).value, wait=False)
+        await asyncio.wait_for(run.until(lambda: len(run.acked) == 7), 20)
+
+
+async def test_late_pictures_from_before_a_hand_over_are_left_to_be_read_again(tmp_path: Path) -> None:
+    path = ItemPath()
+    await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
+    path.web[PICTURE_URL] = picture()
+    (retry,) = path.outbox.retries
+    path.now = retry.not_before
+    moved: list[bool] = []
+    fetch = path.context.fetch
+
+    def moving(*arguments: Any, **more: Any) -> Any:
+        moved.append(True)  # while the picture is fetched
+        return fetch(*arguments, **more)
+
+    path.context.__dict__["fetch"] = moving
+    async with running("items-retry", path, tmp_path, is_current=lambda event: not moved) as run:
+        await run.put("a", retry_record(retry).value)
+        await run.until(lambda: bool(moved))
+        await asyncio.sleep(0.2)
+        assert run.acked == [] and not run.flow.failed.done()
+    assert not path.rows["a"].has_image
+
+
 async def test_a_retry_that_cannot_be_read_is_buried_and_acknowledged(path: ItemPath, tmp_path: Path) -> None:
     async with running("items-retry", path, tmp_path) as run:
         await run.put("a", b"{")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.indexing.addresses import is_public
+from streams.indexing.fetch_limits import QUIET_AFTER
 from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
 from tests.factories.dns import FakeResolver, RebindingResolver
+from tests.factories.waiting import until
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 PICTURE = PNG_BEGINS + b"and so on" * 100
@@ -25,6 +28,9 @@ class Site:
     def __init__(self) -> None:
         self.port = 0
         self.asked: list[str] = []
+        self.written: list[str] = []
+        """Path and query as they came."""
+        self.accepts: list[str] = []
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}/{path}"
@@ -32,6 +38,8 @@ class Site:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path.lstrip("/")
         self.asked.append(path)
+        self.written.append(request.raw_path)
+        self.accepts.append(request.headers["Accept"])
         if path.startswith("status/"):
             return web.Response(status=int(path.removeprefix("status/")))
         if path.startswith("hops/"):
@@ -39,6 +47,14 @@ class Site:
             return web.Response(status=302, headers={"Location": f"/hops/{left - 1}" if left else "/ok"})
         if path == "to":
             return web.Response(status=307, headers={"Location": request.query["where"]})
+        if path == "flaky" and self.asked.count("flaky") == 1:
+            return web.Response(status=500)
+        if path.startswith("page"):
+            if path == "page":
+                return web.Response(body=b"\n<!DOCTYPE html><p>Soon", content_type="image/png")
+            return web.Response(body=b"Soon", content_type="text/html")
+        if path == "late":
+            await asyncio.sleep(0.1)
         if path == "slow":
             await asyncio.sleep(30)
         if path == "endless":
@@ -69,9 +85,14 @@ INSIDE = ImageFetchConfig(private_networks=(LOOPBACK,), allowed_ports=(), timeou
 PUBLIC = ImageFetchConfig(allowed_ports=(), timeout_seconds=2)
 
 
+async def got(fetcher: ImageFetcher, url: str, **options: float) -> bytes:
+    async with fetcher.picture(url, timeout_seconds=options.get("timeout_seconds")) as picture:
+        return picture
+
+
 async def fetch(url: str, config: ImageFetchConfig = INSIDE, names: FakeResolver | None = None) -> bytes:
     async with ImageFetcher(config, resolver=(lambda: names) if names else None) as fetcher:
-        return await fetcher.fetch(url)
+        return await got(fetcher, url)
 
 
 async def refused(url: str, config: ImageFetchConfig = INSIDE, names: FakeResolver | None = None) -> Reason:
@@ -89,48 +110,111 @@ async def test_three_redirects_are_followed_and_a_fourth_is_not(site: Site) -> N
     assert await refused(site.url("hops/3")) is Reason.IMAGE_REFUSED
 
 
-@pytest.mark.parametrize("status", [404, 408, 429, 500, 503])
+@pytest.mark.parametrize("status", [403, 404, 408, 429, 500, 503])
 async def test_an_answer_that_may_change_is_worth_another_try(site: Site, status: int) -> None:
     with pytest.raises(ContentUnavailable, match=str(status)):
         await fetch(site.url(f"status/{status}"))
 
 
-@pytest.mark.parametrize("status", [401, 403, 410])
+@pytest.mark.parametrize("status", [401, 410])
 async def test_an_answer_that_will_not_change_is_final(site: Site, status: int) -> None:
     assert await refused(site.url(f"status/{status}")) is Reason.IMAGE_REFUSED
+
+
+@pytest.mark.parametrize("path", ["page", "page-by-type"])
+async def test_a_page_in_place_of_a_picture_is_worth_another_try(site: Site, path: str) -> None:
+    with pytest.raises(ContentUnavailable, match="HTML page"):
+        await fetch(site.url(path))
+
+
+async def test_a_failure_of_the_moment_is_asked_again_at_once_and_only_once(site: Site) -> None:
+    async with ImageFetcher(INSIDE) as fetcher:
+        assert await got(fetcher, site.url("flaky"), timeout_seconds=1) == PICTURE
+        with pytest.raises(ContentUnavailable):
+            await got(fetcher, site.url("status/500"), timeout_seconds=1)
+    assert site.asked == ["flaky", "flaky", "status/500", "status/500"]
+
+
+SIGNED = "a%2Fb%3Ac%7Ed%2Ce.png?X-Amz-Credential=K%2F2026%2Fs3&X-Amz-Signature=a%2Bb%3D&tag=%7E"
+
+
+async def test_a_signed_url_is_asked_as_it_is_written_after_a_redirect_too(site: Site) -> None:
+    await fetch(site.url(SIGNED))
+    await fetch(site.url("to?where=" + quote(f"/{SIGNED}", safe="")))
+    assert (site.written[0], site.written[-1]) == (f"/{SIGNED}", f"/{SIGNED}")
+
+
+async def test_characters_that_no_url_may_have_are_quoted(site: Site) -> None:
+    await fetch(site.url("größe 1.png\r\nX-Evil: 1"))
+    (written,) = site.written
+    assert written.startswith("/gr%C3%B6%C3%9Fe%201.png") and "\n" not in written
+
+
+async def test_no_format_is_asked_for_that_is_not_decoded(site: Site) -> None:
+    await fetch(site.url("ok"))
+    assert "avif" not in site.accepts[0] and "*" not in site.accepts[0]
+
+
+async def test_waiting_for_a_turn_costs_nothing_of_a_pictures_time(site: Site) -> None:
+    narrow = INSIDE.model_copy(update={"concurrency": 2})
+    async with ImageFetcher(narrow) as fetcher:
+        pictures = await asyncio.gather(*(got(fetcher, site.url("late"), timeout_seconds=0.5) for _ in range(20)))
+    assert pictures == [PICTURE] * 20  # a second in all, of which the last waits 0.9
+
+
+async def test_pictures_in_memory_wait_for_room_and_their_time_stands_still(site: Site) -> None:
+    small = INSIDE.model_copy(update={"max_held_bytes": 2 * len(PICTURE)})
+    held = asyncio.Event()
+    async with ImageFetcher(small) as fetcher:
+
+        async def decoded_later() -> None:
+            async with fetcher.picture(site.url("ok"), timeout_seconds=1):
+                await held.wait()
+
+        slow = [asyncio.create_task(decoded_later()) for _ in range(2)]
+        await until(lambda: len(site.asked) == 2)
+        waiting = asyncio.create_task(got(fetcher, site.url("ok"), timeout_seconds=0.2))
+        await until(lambda: len(site.asked) == 3)
+        await asyncio.sleep(0.6)
+        assert not waiting.done()  # two tries would have ended by now
+        held.set()
+        assert await waiting == PICTURE
+        await asyncio.gather(*slow)
 
 
 async def test_a_slow_server_costs_no_more_than_the_budget(site: Site) -> None:
     started = asyncio.get_running_loop().time()
     async with ImageFetcher(INSIDE) as fetcher:
         with pytest.raises(ContentUnavailable, match=r"0\.2 s"):
-            await fetcher.fetch(site.url("slow"), timeout_seconds=0.2)
+            await got(fetcher, site.url("slow"), timeout_seconds=0.2)
     assert asyncio.get_running_loop().time() - started < 1.5
 
 
-async def test_a_host_that_does_not_answer_costs_those_in_a_hurry_only_once(site: Site) -> None:
+async def test_one_time_out_does_not_silence_a_host_and_eight_in_a_row_do(site: Site) -> None:
     now = [0.0]
     async with ImageFetcher(INSIDE, clock=lambda: now[0]) as fetcher:
 
         async def hurried() -> None:
             with pytest.raises(ContentUnavailable):
-                await fetcher.fetch(site.url("slow"), timeout_seconds=0.05)
+                await got(fetcher, site.url("slow"), timeout_seconds=0.05)
 
         await hurried()
+        assert await got(fetcher, site.url("ok"), timeout_seconds=1) == PICTURE
+        site.asked.clear()
+        while len(site.asked) < QUIET_AFTER:
+            await hurried()
         await hurried()
-        assert site.asked == ["slow"]
+        assert len(site.asked) == QUIET_AFTER
+        assert await got(fetcher, site.url("ok")) == PICTURE  # a late picture is asked for all the same
         now[0] += INSIDE.quiet_host_seconds
-        await hurried()
-        assert site.asked == ["slow", "slow"]
-        assert await fetcher.fetch(site.url("ok")) == PICTURE  # without a hurry it is asked all the same
-        assert await fetcher.fetch(site.url("ok"), timeout_seconds=1) == PICTURE  # and what answered is not quiet
+        assert await got(fetcher, site.url("ok"), timeout_seconds=1) == PICTURE
 
 
 async def test_late_pictures_do_not_keep_those_in_a_hurry_out(site: Site) -> None:
     async with ImageFetcher(INSIDE.model_copy(update={"concurrency": 2})) as fetcher:
-        late = [asyncio.create_task(fetcher.fetch(site.url("slow"))) for _ in range(5)]
+        late = [asyncio.create_task(got(fetcher, site.url("slow"))) for _ in range(5)]
         await asyncio.sleep(0.1)
-        assert await fetcher.fetch(site.url("ok"), timeout_seconds=0.5) == PICTURE
+        assert await got(fetcher, site.url("ok"), timeout_seconds=0.5) == PICTURE
         outcomes = await asyncio.gather(*late, return_exceptions=True)
     assert all(isinstance(outcome, ContentUnavailable) for outcome in outcomes)
 
@@ -138,8 +222,8 @@ async def test_late_pictures_do_not_keep_those_in_a_hurry_out(site: Site) -> Non
 async def test_an_answer_that_is_no_picture_does_not_make_a_host_quiet(site: Site) -> None:
     async with ImageFetcher(INSIDE) as fetcher:
         with pytest.raises(ContentUnavailable):
-            await fetcher.fetch(site.url("status/404"), timeout_seconds=1)
-        assert await fetcher.fetch(site.url("ok"), timeout_seconds=1) == PICTURE
+            await got(fetcher, site.url("status/404"), timeout_seconds=1)
+        assert await got(fetcher, site.url("ok"), timeout_seconds=1) == PICTURE
 
 
 async def test_a_body_without_end_stops_at_the_cap(site: Site) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -79,6 +80,24 @@ async def test_a_change_of_price_alone_is_not_encoded_again(path: ItemPath) -> N
     assert after.vector is before.vector
     assert report.rewritten == 1
     assert path.outbox.announced == [before, after]
+
+
+async def test_a_corrected_time_of_publication_is_kept_although_nothing_is_encoded(path: ItemPath) -> None:
+    corrected = NOW - timedelta(days=30)
+    await path.index_all(path.publish("a", title="one"))
+    report = await path.index_all(path.publish("a", title="one", published_at=corrected.isoformat()))
+    assert report.rewritten == 1
+    assert path.rows["a"].published_at == corrected
+
+
+async def test_a_worker_that_is_replaced_after_its_last_write_acknowledges_nothing(path: ItemPath) -> None:
+    async def guard() -> None:
+        if path.outbox.announced:
+            raise Fenced("gone")
+
+    with pytest.raises(Fenced):
+        await index_batch(path.context, [path.publish("a", title="one")], guard)
+    assert set(path.rows) == {"a"}
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
@@ -157,8 +176,8 @@ class TestBadInput:
             (b"\xff\xfe", item("bad", title="x"), "decode", Reason.KEY_MISMATCH),
             (b"", None, "decode", Reason.KEY_MISMATCH),
             ("bad", item("bad", title="x" * 150_000), "decode", Reason.TOO_LARGE),
-            ("bad", item("bad", title="x", image=b64(picture()[:40])), "image", Reason.BAD_IMAGE),
-            ("bad", item("bad", title="x", image=b64(BOMB)), "image", Reason.BAD_IMAGE),
+            ("bad", item("bad", image=b64(picture()[:40])), "image", Reason.BAD_IMAGE),
+            ("bad", item("bad", image=b64(BOMB)), "image", Reason.BAD_IMAGE),
         ],
     )
     async def test_a_bad_record_is_buried_with_its_bytes_and_its_neighbours_go_through(
@@ -177,10 +196,10 @@ class TestBadInput:
     async def test_a_bad_event_does_not_hide_the_good_one_before_it(self, path: ItemPath) -> None:
         await path.index_all(
             path.publish("a", title="good"),
-            path.publish("a", title="worse", image=b64(b"no picture")),
+            path.publish("a", image=b64(b"no picture")),
             path.publish("b", title="good"),
             path.delete("b"),
-            path.publish("b", title="worse", image=b64(b"no picture")),
+            path.publish("b", image=b64(b"no picture")),
             path.record("a", b"{"),
         )
         assert path.rows["a"].title == "good"
@@ -190,8 +209,23 @@ class TestBadInput:
 
     async def test_a_bad_update_leaves_the_row_of_the_last_good_event(self, path: ItemPath) -> None:
         await path.index_all(path.publish("a", title="good"))
-        await path.index_all(path.publish("a", title="worse", image=b64(b"no picture")))
+        await path.index_all(path.publish("a", image=b64(b"no picture")))
         assert path.rows["a"].title == "good"
+
+    async def test_a_damaged_picture_does_not_take_the_title_with_it(self, path: ItemPath) -> None:
+        await path.index_all(path.publish("a", title="good", image=b64(b"no picture"), offset=4))
+        row = path.rows["a"]
+        assert (row.has_title, row.has_image) == (True, False)
+        assert np.allclose(row.vector, path.encoder.of(title="good"))
+        assert path.outbox.announced == [row]
+        assert path.reasons == [("image", Reason.BAD_IMAGE, 4)]
+
+    async def test_an_empty_field_is_no_picture(self, path: ItemPath) -> None:
+        path.web[PICTURE_URL] = picture()
+        await path.index_all(path.publish("a", title="x", image=""))
+        await path.index_all(path.publish("b", title="x", image="", image_url=PICTURE_URL))
+        assert (path.rows["a"].has_image, path.rows["b"].has_image) == (False, True)
+        assert path.reasons == []
 
     async def test_a_vector_that_is_no_vector_is_buried_alone(self) -> None:
         poison = CountingEncoder().prepare(ItemContent(title="poison"))
@@ -230,7 +264,9 @@ class TestHolding:
                 if self.calls[what] <= 2:
                     raise StoreUnavailable("Milvus", what)
 
-            async def fetch(self, item_ids: Sequence[str], *, pending: bool = False) -> dict[str, ItemRow]:
+            async def fetch(
+                self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True
+            ) -> dict[str, ItemRow]:
                 self.hiccup("fetch")
                 return await super().fetch(item_ids, pending=pending)
 
@@ -284,10 +320,12 @@ class TestHolding:
         path = ItemPath(IndexConfig(fetch_budget_seconds=0.2))
         budgets: list[float | None] = []
 
-        async def slow(url: str, *, timeout_seconds: float | None = None) -> bytes:
+        @asynccontextmanager
+        async def slow(url: str, *, timeout_seconds: float | None = None) -> AsyncIterator[bytes]:
             budgets.append(timeout_seconds)
             await asyncio.sleep(timeout_seconds or 60)
             raise ContentUnavailable(url, "slow")
+            yield b""
 
         path.context.__dict__["fetch"] = slow
         started = asyncio.get_running_loop().time()
@@ -306,7 +344,9 @@ async def test_each_batch_leaves_one_line_in_the_log(path: ItemPath) -> None:
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from(["publish", "url", "only-url", "delete", "bad", "price"])),
+    st.tuples(
+        st.sampled_from("abc"), st.sampled_from(["publish", "url", "only-url", "delete", "bad", "only-bad", "price"])
+    ),
     max_size=14,
 )
 
@@ -324,6 +364,8 @@ def test_batching_and_replaying_do_not_change_where_it_ends(
                 records.append(path.delete(key))
             elif what == "bad":
                 records.append(path.publish(key, title="bad", image=b64(b"broken")))
+            elif what == "only-bad":
+                records.append(path.publish(key, image=b64(b"broken")))
             elif what == "only-url":
                 records.append(path.publish(key, image_url=f"{PICTURE_URL}?{n}"))
             elif what == "url":

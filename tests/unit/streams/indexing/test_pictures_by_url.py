@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from encoders.base import Prepared
-from schemas.errors import BrokerUnavailable, Fenced, Reason, Unprocessable
+from schemas.errors import BrokerUnavailable, Fenced, Reason, Unprocessable, WriteRejected
 from schemas.items import ImageRetry
 from streams.indexing.config import IndexConfig
-from streams.indexing.image_retries import retry_image
-from tests.factories.item_path import PICTURE_URL, ItemPath, allowed, b64, picture, retry_record
+from tests.factories.item_path import PICTURE_URL, ItemPath, allowed, b64, picture, retry_images
 
 
 class TestPicturesByUrl:
@@ -170,6 +169,105 @@ class TestLatePictures:
         assert [(await path.retry(retry)).outcome for _ in range(2)] == ["written", "written"]
 
 
+class TestTogether:
+    """What became of many late pictures is read, encoded and written in one go."""
+
+    @pytest.fixture
+    async def retries(self, path: ItemPath) -> list[ImageRetry]:
+        """Retries of ten items, which are due."""
+        urls = [f"{PICTURE_URL}?{n}" for n in range(10)]
+        await path.index_all(*(path.publish(f"i{n}", title=f"t{n}", image_url=url) for n, url in enumerate(urls)))
+        path.web |= {url: picture("blue") for url in urls}
+        path.now = path.outbox.retries[0].not_before
+        return path.outbox.retries[:]
+
+    async def test_one_round_trip_each(self, path: ItemPath, retries: list[ImageRetry]) -> None:
+        calls: list[tuple[str, int]] = []
+        for owner, name in ((path.index, "fetch"), (path.index, "upsert"), (path.encoder, "encode")):
+            original = getattr(owner, name)
+
+            def noted(part: Any, original: Any = original, name: str = name, **more: Any) -> Any:
+                calls.append((name, len(part)))
+                return original(part, **more)
+
+            setattr(owner, name, noted)
+        announced = len(path.outbox.announced)
+        reports = await retry_images(path.context, retries)
+        assert [report.outcome for report in reports] == ["written"] * 10
+        assert all(row.has_image for row in path.rows.values())
+        encoded = [("encode", 5)] * 2  # in two threads
+        assert calls == [("fetch", 10), *encoded, ("fetch", 10), ("upsert", 10)]
+        assert len(path.outbox.announced) == announced + 10
+
+    async def test_each_comes_to_its_own_end(self, path: ItemPath, retries: list[ImageRetry]) -> None:
+        await path.index_all(path.delete("i1"))
+        del path.web[f"{PICTURE_URL}?2"]
+        path.web[f"{PICTURE_URL}?3"] = Unprocessable(Reason.IMAGE_REFUSED, "gone")
+        path.web[f"{PICTURE_URL}?4"] = picture()[:40]
+        path.outbox.retries.clear()
+        outcomes = [report.outcome for report in await retry_images(path.context, retries)]
+        assert outcomes == ["written", "superseded", "again", "given_up", "given_up", *["written"] * 5]
+        assert [retry.item.item_id for retry in path.outbox.retries] == ["i2"]
+        assert [letter.key for letter in path.dead_letters.letters] == [b"i3", b"i4"]
+        assert [path.rows[f"i{n}"].has_image for n in (0, 2, 3, 4, 5)] == [True, False, False, False, True]
+
+    async def test_a_record_that_is_met_twice_is_written_once(self, path: ItemPath, retries: list[ImageRetry]) -> None:
+        written: list[Any] = []
+        original = path.index.upsert
+
+        async def noted(rows: Any) -> None:
+            written.extend(rows)
+            await original(rows)
+
+        path.index.upsert = noted
+        reports = await retry_images(path.context, [retries[0], retries[0]])
+        assert [report.outcome for report in reports] == ["written", "written"]
+        assert len(written) == 1
+
+    async def test_a_vector_that_is_refused_costs_its_neighbours_nothing(
+        self, path: ItemPath, retries: list[ImageRetry]
+    ) -> None:
+        original = path.index.upsert
+
+        async def refusing(rows: Any) -> None:
+            if any(row.item_id == "i3" for row in rows):
+                raise WriteRejected(Reason.BAD_VECTOR, "not a vector")
+            await original(rows)
+
+        path.index.upsert = refusing
+        outcomes = [report.outcome for report in await retry_images(path.context, retries)]
+        assert outcomes == ["given_up" if n == 3 else "written" for n in range(10)]
+        assert path.reasons == [("write", Reason.BAD_VECTOR, 3)]
+
+    async def test_nothing_is_written_by_a_worker_that_was_replaced(
+        self, path: ItemPath, retries: list[ImageRetry]
+    ) -> None:
+        async def fenced() -> None:
+            raise Fenced("gone")
+
+        with pytest.raises(Fenced):
+            await retry_images(path.context, retries, fenced)
+        assert not any(row.has_image for row in path.rows.values())
+
+
+@pytest.mark.parametrize("change", [{"partition": 1}, {"offset": 1}])
+async def test_a_row_of_another_record_does_not_wait_for_this_picture(path: ItemPath, change: dict[str, int]) -> None:
+    await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
+    path.web[PICTURE_URL] = picture()
+    (retry,) = path.outbox.retries
+    other = retry.model_copy(update={"source": retry.source.model_copy(update=change)})
+    assert (await path.retry(other)).outcome == "superseded"
+    assert not path.rows["a"].has_image
+
+
+@pytest.mark.parametrize("title", ["x", ""])
+async def test_a_row_says_whether_its_vector_has_a_title(path: ItemPath, title: str) -> None:
+    await path.index_all(path.publish("a", title=title, image_url=PICTURE_URL))
+    path.web[PICTURE_URL] = picture()
+    await path.retry()
+    assert (path.rows["a"].has_title, path.rows["a"].has_image) == (bool(title), True)
+
+
 class Replaced:
     """A worker whose link to Kafka is cut at its first message; `meanwhile` happens, and the link comes back."""
 
@@ -208,7 +306,7 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         worker = Replaced(announce, successor_deletes)
         path.outbox.announce = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.context, retry_record(retry), worker.guard)
+            await retry_images(path.context, [retry], worker.guard)
         assert path.on_sale == {}
         assert path.outbox.announced[-1] == "a"
 
@@ -216,7 +314,7 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         worker = Replaced(path.outbox.retry_later, allowed)
         path.outbox.retry_later = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.context, retry_record(retry), worker.guard)
+            await retry_images(path.context, [retry], worker.guard)
         assert path.outbox.retries == [retry]
 
     async def test_it_buries_nothing_that_its_successor_buried(self, path: ItemPath, retry: ImageRetry) -> None:
@@ -224,5 +322,5 @@ class TestAWorkerThatWasReplacedWhileItWasCutOff:
         worker = Replaced(path.dead_letters.publish, allowed)
         path.dead_letters.publish = worker.send  # type: ignore[assignment,method-assign]
         with pytest.raises(Fenced):
-            await retry_image(path.context, retry_record(retry), worker.guard)
+            await retry_images(path.context, [retry], worker.guard)
         assert path.dead_letters.letters == []

@@ -68,6 +68,19 @@ async def put_numbered(run: Running, count: int) -> None:
         await run.put(f"i{n}", item(f"i{n}", title=f"t{n}"), wait=False)
 
 
+class Reads:
+    """Counts the reads of rows: two of each batch, for the look ahead and in its turn."""
+
+    def __init__(self, path: ItemPath) -> None:
+        self._fetch = path.index.fetch
+        self.count = 0
+        path.index.fetch = self._noted
+
+    async def _noted(self, *arguments: Any, **more: Any) -> Any:
+        self.count += 1
+        return await self._fetch(*arguments, **more)
+
+
 def batches_of(size: int, *, ahead: int = 2) -> IndexConfig:
     return IndexConfig(batch_max_items=size, batch_within_seconds=0.05, batches_ahead=ahead)
 
@@ -117,7 +130,8 @@ async def test_a_slow_encoder_holds_back_a_fast_topic(tmp_path: Path) -> None:
     path.encoder.encode = slow  # type: ignore[method-assign]
     async with running("items", path, tmp_path) as run:
         await put_numbered(run, 100)
-        await asyncio.sleep(0.5)
+        await run.until(lambda: len(path.encoder.prices) >= 8)
+        await asyncio.sleep(0.2)
         assert len(path.encoder.prices) == 8
         go_on.set()
         await run.until(lambda: len(run.acked) == 100)
@@ -126,12 +140,12 @@ async def test_a_slow_encoder_holds_back_a_fast_topic(tmp_path: Path) -> None:
 
 async def test_an_item_deleted_while_its_publish_is_being_written_stays_deleted(tmp_path: Path) -> None:
     path = ItemPath(batches_of(1))
-    held = HeldWrites(path)
+    held, reads = HeldWrites(path), Reads(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x"), wait=False)
         await run.until(lambda: bool(held.waiting))
         await run.put("a", None, wait=False)
-        await asyncio.sleep(0.2)
+        await run.until(lambda: reads.count == 3)  # the second batch has looked ahead
         held.let_through(2)
         await run.until(lambda: len(run.acked) == 2)
     assert path.on_sale == {}
@@ -140,12 +154,12 @@ async def test_an_item_deleted_while_its_publish_is_being_written_stays_deleted(
 
 async def test_the_first_price_is_that_of_the_batch_before_which_was_not_yet_written(tmp_path: Path) -> None:
     path = ItemPath(batches_of(1), encoder=PriceEncoder())
-    held = HeldWrites(path)
+    held, reads = HeldWrites(path), Reads(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="old words", price=2.0), wait=False)
         await run.until(lambda: bool(held.waiting))
         await run.put("a", item("a", title="new words", price=5.0), wait=False)
-        await asyncio.sleep(0.2)
+        await run.until(lambda: reads.count == 3)
         held.let_through(2)
         await run.until(lambda: len(run.acked) == 2)
     row = path.rows["a"]
@@ -173,12 +187,12 @@ async def test_a_wrong_guess_of_the_price_is_put_right(tmp_path: Path) -> None:
 
 async def test_unchanged_content_is_neither_decoded_nor_encoded_again(tmp_path: Path) -> None:
     path = ItemPath(batches_of(1))
-    held = HeldWrites(path)
+    held, reads = HeldWrites(path), Reads(path)
     async with running("items", path, tmp_path) as run:
         await run.put("a", item("a", title="x", price=1.0), wait=False)
         await run.until(lambda: bool(held.waiting))
         await run.put("a", item("a", title="x", price=2.0), wait=False)  # its row is not written yet
-        await asyncio.sleep(0.2)
+        await run.until(lambda: reads.count == 3)
         held.let_through(3)
         await run.until(lambda: len(run.acked) == 2)
         await run.put("a", item("a", title="x", price=3.0), wait=False)  # its row is there

@@ -116,7 +116,7 @@ BODIES = {
     "page": b"<!DOCTYPE html><title>secret of the inside</title>",
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1/"/></svg>',
     "json": b'{"AccessKeyId": "secret"}',
-    "gif": b"GIF89a" + bytes(100),
+    "avif": b"\0\0\0\x20ftypavif" + bytes(100),
     "tiff": b"II*\0" + bytes(100),
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n" + bytes(100),
     "short": b"\x89P",
@@ -169,9 +169,14 @@ def resolver() -> FakeResolver:
     return FakeResolver(NAMES, ask_system=True)
 
 
+async def got(fetcher: ImageFetcher, url: str) -> bytes:
+    async with fetcher.picture(url) as picture:
+        return picture
+
+
 async def fetch(url: str, config: ImageFetchConfig = GUARDED) -> bytes:
     async with ImageFetcher(config, resolver=resolver) as fetcher:
-        return await fetcher.fetch(url)
+        return await got(fetcher, url)
 
 
 async def why_not(url: str, config: ImageFetchConfig = GUARDED) -> Reason | None:
@@ -291,7 +296,7 @@ async def test_a_name_that_changes_between_the_look_and_the_connection_leads_now
     for port in (outer.port, inner.port):
         async with ImageFetcher(GUARDED, resolver=lambda: resolver) as fetcher:
             with suppress(Unprocessable):
-                await fetcher.fetch(f"http://changing.test:{port}/x")
+                await got(fetcher, f"http://changing.test:{port}/x")
     assert outer.asked == ["/x"]
     assert resolver.asked == ["changing.test"] * 2
     assert inner.accepted == 0
@@ -305,7 +310,7 @@ async def test_the_socket_itself_is_the_last_guard(inner: Inner) -> None:
     async with Blind(GUARDED, resolver=resolver) as fetcher:
         for host in ("127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"):
             with pytest.raises(Unprocessable, match="not a public address"):
-                await fetcher.fetch(f"http://{host}:{inner.port}/x")
+                await got(fetcher, f"http://{host}:{inner.port}/x")
     assert inner.accepted == 0
 
 
@@ -339,7 +344,8 @@ async def test_packed_content_is_not_unpacked(outer: Outer) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 async def test_what_is_no_picture_is_refused_whatever_its_type_says_and_not_repeated(body: str, outer: Outer) -> None:
-    assert await why_not(f"http://{OUTER}:{outer.port}/body/{body}") is Reason.BAD_IMAGE
+    reason = None if body == "page" else Reason.BAD_IMAGE  # an error page may be gone the next time
+    assert await why_not(f"http://{OUTER}:{outer.port}/body/{body}") is reason
 
 
 async def test_a_picture_is_one_whatever_its_type_says(outer: Outer) -> None:

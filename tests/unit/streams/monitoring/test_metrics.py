@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 
 import aiohttp
@@ -11,7 +12,7 @@ import pytest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, RetryReport
-from streams.monitoring.metrics import Metrics, metrics_server
+from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
 from streams.serving.reports import CacheReport, ModelReport, RequestReport
 from streams.stores.histories.packed_history import RecordReport
@@ -22,7 +23,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def test_a_recorded_batch_moves_its_counters() -> None:
-    metrics = Metrics()
+    metrics = Metrics("record")
     for _ in range(2):
         metrics.record(RecordReport(3, 120, exposures=5, takes=2, duplicates=1, broken=1, seconds=0.2))
     assert value(metrics, "mim_record_events_total", outcome="exposures") == 10
@@ -32,7 +33,7 @@ def test_a_recorded_batch_moves_its_counters() -> None:
 
 
 def test_an_indexed_batch_and_a_late_picture_move_theirs() -> None:
-    metrics = Metrics()
+    metrics = Metrics("index")
     letters = {("decode", "not_json"): 2}
     counts = {"events": 9, "superseded": 1, "encoded": 4, "rewritten": 1, "pending": 0, "deleted": 1, "stale": 0}
     metrics.record(IndexReport(**counts, image_retries=0, dead_lettered=letters, seconds=0.5))
@@ -44,7 +45,7 @@ def test_an_indexed_batch_and_a_late_picture_move_theirs() -> None:
 
 
 def test_serving_reports_move_theirs() -> None:
-    metrics = Metrics()
+    metrics = Metrics("serve")
     metrics.record(RequestReport("/v1/score", 200, 0.01))
     metrics.record(ModelReport("loaded", 7, rows_trained=70, seconds=0.1))
     metrics.record(ModelReport("damaged", 8))
@@ -58,11 +59,11 @@ def test_serving_reports_move_theirs() -> None:
 
 def test_a_report_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(KeyError):
-        Metrics().record(object())
+        Metrics("record").record(object())
 
 
 async def test_a_process_without_http_shows_its_metrics(unused_tcp_port: int) -> None:
-    metrics = Metrics()
+    metrics = Metrics("record")
     async with metrics_server(metrics, "127.0.0.1", unused_tcp_port), aiohttp.ClientSession() as session:
         async with session.get(f"http://127.0.0.1:{unused_tcp_port}/metrics") as answer:
             assert "mim_record_events_total" in await answer.text()
@@ -103,3 +104,14 @@ async def test_what_work_raises_comes_out(when: str) -> None:
 
     with pytest.raises(Misconfigured, match="the reason"):
         await run_until_stopped(work)
+
+
+@pytest.mark.parametrize("role", ["index", "record", "train", "serve"])
+def test_a_page_has_the_series_of_its_role_and_of_the_process_alone(role: MetricsRole) -> None:
+    page = Metrics(role).page().decode()
+    own = {"index": ("mim_index_",), "record": ("mim_record_",), "train": ("mim_train_",)}
+    serves = ("mim_http_", "mim_model_", "mim_vector_")
+    names = set(re.findall(r"^# TYPE (\w+)", page, re.M))
+    foreign = {name for name in names if not name.startswith((*own.get(role, serves), "process_"))}
+    assert foreign == set() and len(names) > 5
+    assert {"process_resident_memory_bytes", "process_open_fds"} <= names

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 
+from schemas.errors import Misconfigured, StoreUnavailable
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import TopicIncarnation
 from streams.dead_letters.producer import InMemoryDeadLetters
 from streams.recording.config import RecordConfig
 from streams.recording.recorder import Recorder
+from streams.runtime.delivery import Patience
+from streams.stores.histories.packed_history import RecordReport
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.click_log import LOG
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
@@ -31,9 +37,10 @@ class Scene:
         self.consumer = FakeConsumer({PARTITION: records}, beginning=beginning)
         self.store = InMemoryBehaviourStore()
         self.dead_letters = InMemoryDeadLetters()
+        self.reports: list[RecordReport] = []
 
-    async def run(self, *, until: int) -> None:
-        """Run until offset `until` is committed."""
+    async def run(self, *, until: int, then: Callable[[], int] | None = None) -> None:
+        """Run until offset `until` is committed, do `then`, and run on until what it returns is."""
         stop = asyncio.Event()
 
         async def identify() -> TopicIncarnation:
@@ -48,14 +55,19 @@ class Scene:
             identify=identify,
             config=RecordConfig(),
             clock=asyncio.get_running_loop().time,
+            patience=Patience(sleep=lambda seconds: asyncio.sleep(0)),
+            on_report=self.reports.append,
         )
         running = asyncio.create_task(recorder.run(stop))
         async with asyncio.timeout(30):
             await asyncio.sleep(0)
             await self.consumer.give(PARTITION)
-            while self.consumer.commits.get(PARTITION) != until:
-                assert not running.done(), running
-                await asyncio.sleep(0)
+            for wanted in (until, then):
+                if callable(wanted):
+                    wanted = wanted()
+                while wanted is not None and self.consumer.commits.get(PARTITION) != wanted:
+                    assert not running.done(), running
+                    await asyncio.sleep(0)
         stop.set()
         await running
 
@@ -86,3 +98,95 @@ async def test_records_that_retention_deleted_are_passed_over() -> None:
     await scene.run(until=9)
     assert await scene.store.positions() == {0: 9}
     assert (await scene.store.counts())["takes"] == 2
+
+
+BROKEN = FakeRecord(0, 2, b"u1", b"{broken")
+
+
+@pytest.mark.parametrize(("committed", "letters"), [(None, [2]), (2, [2]), (3, [])])
+async def test_a_broken_record_has_a_letter_unless_its_own_offset_was_committed(
+    committed: int | None, letters: list[int]
+) -> None:
+    scene = Scene(click(0), click(1), BROKEN, click(3))
+    if committed is not None:
+        scene.consumer.commits[PARTITION] = committed
+    await scene.run(until=4)
+    assert [letter.offset for letter in scene.dead_letters.letters] == letters
+    assert (await scene.store.counts())["broken"] == 1
+
+
+async def test_what_the_store_lost_while_it_runs_is_read_again_from_where_the_store_stands() -> None:
+    scene = Scene(*map(click, range(3)))
+
+    def lose() -> int:
+        scene.store.users.clear()
+        scene.store._positions.clear()
+        scene.consumer.log = {PARTITION: [*map(click, range(6))]}
+        return 6
+
+    await scene.run(until=3, then=lose)
+    assert await scene.store.taken_items("u1") and (await scene.store.counts())["takes"] == 3 + 6
+    assert await scene.store.positions() == {0: 6}
+
+
+async def test_each_batch_begins_where_the_last_one_ended() -> None:
+    scene = Scene(*map(click, range(3)))
+    firsts: list[int] = []
+    record = scene.store.record
+
+    async def noting(partition: int, events: Sequence[Any], *, first_offset: int, next_offset: int) -> RecordReport:
+        firsts.append(first_offset)
+        return await record(partition, events, first_offset=first_offset, next_offset=next_offset)
+
+    scene.store.record = noting  # type: ignore[method-assign]
+
+    def more() -> int:
+        scene.consumer.log = {PARTITION: [*map(click, range(7))]}
+        return 7
+
+    await scene.run(until=3, then=more)
+    assert firsts == [0, 3]
+
+
+async def test_nothing_is_committed_before_letter_and_data_are_written_however_often_they_fail() -> None:
+    scene = Scene(click(0), click(1), BROKEN)
+    order: list[str] = []
+    left = {"letter": 3, "data": 3}
+
+    def unsteady(what: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*given: Any, **named: Any) -> Any:
+            if left.get(what):
+                left[what] -= 1
+                raise StoreUnavailable("Redis", "away")
+            order.append(what)
+            return await do(*given, **named)
+
+        return call
+
+    scene.dead_letters.publish = unsteady("letter", scene.dead_letters.publish)  # type: ignore[method-assign]
+    scene.store.record = unsteady("data", scene.store.record)  # type: ignore[method-assign]
+    scene.consumer.commit = unsteady("commit", scene.consumer.commit)  # type: ignore[method-assign]
+    await scene.run(until=3)
+    assert order == ["letter", "data", "commit"]
+    assert [report.takes for report in scene.reports] == [2]
+
+
+async def test_a_store_that_was_filled_from_another_log_ends_it() -> None:
+    scene = Scene(click(0))
+    await scene.store.bind(TopicIncarnation("another cluster", LOG.topic, "id"))
+    with pytest.raises((Misconfigured, AssertionError), match="record --rebuild"):
+        await scene.run(until=1)
+
+
+async def test_partitions_that_are_taken_away_are_not_written_from_their_old_position() -> None:
+    scene = Scene(*map(click, range(3)))
+
+    def away() -> None:
+        scene.consumer.positions.clear()
+
+    await scene.run(until=3)
+    away()
+    scene.consumer.log = {PARTITION: [*map(click, range(5))]}
+    await scene.store.record(0, [], first_offset=3, next_offset=4)  # another recorder went on meanwhile
+    await scene.run(until=5)
+    assert (await scene.store.counts())["takes"] == 4, "offset 3 was the other recorder's"

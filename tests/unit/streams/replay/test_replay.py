@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
-from schemas.errors import BadMessage, Reason
+from schemas.errors import BadMessage, Misconfigured, Reason
+from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicName, TopicsConfig
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from streams.replay.config import ReplayConfig
 from streams.replay.sender import Replay
-from streams.replay.timeline import Timeline
-from tests.factories.offline_folders import write
+from streams.replay.timeline import Outgoing, Timeline
+from tests.factories.offline_folders import START, write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 
@@ -34,9 +36,9 @@ MAX_BYTES = 4_194_304
 
 def make_set(folder: Path, items: int = 30, rows: int = 120, **more_columns: Any) -> DataSet:
     rng = np.random.default_rng(0)
-    publish = np.sort(rng.integers(0, 60, items))
+    publish = np.sort(rng.integers(0, 60, items)) + START
     item = rng.integers(0, items, rows)
-    ts = np.maximum(np.sort(rng.integers(0, 90, rows)), publish[item])
+    ts = np.maximum(np.sort(rng.integers(0, 90, rows)) + START, publish[item])
     names = [f"i{number}" for number in range(items)]
     write(folder, "items", item_id=names, title=names, publish_ts=publish, price=[1.5] * items)
     columns = {"user_id": rng.integers(0, 9, rows), "item_id": [names[i] for i in item], "ts": ts, "label": [1] * rows}
@@ -211,6 +213,37 @@ async def test_broken_records_are_remembered_by_where_they_ended_up(tmp_path: Pa
     assert sent.acknowledged == len(sender.records)
 
 
+async def test_a_picture_that_is_too_large_for_a_record_costs_its_item_only_the_picture(tmp_path: Path) -> None:
+    make_set(tmp_path / "set")
+    whole, sender = RecordingSender(), RecordingSender()
+    images = [b"\xff\xd8picture", b"\xff\xd8" + bytes(9_000), b"\xff\xd8picture"]
+    write(tmp_path / "set", "images", item_id=["i0", "i1", "i2"], image=images)
+    data = open_data_set(tmp_path / "set")
+    await replay_to(whole).run(timeline_of(data))
+    with capture_logs() as lines:
+        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
+        sent = await replay.run(timeline_of(data))
+    assert (sent.without_picture, sent.records_left_out) == ({"i1"}, 0)
+    assert [one[:2] for one in sender.records] == [one[:2] for one in whole.records]
+    items = {key: json.loads(value) for topic, key, value in sender.records if topic == "mim.items"}
+    assert {key for key, one in items.items() if "image" in one} == {b"i0", b"i2"}
+    assert items[b"i1"]["title"] == "i1"
+    (line,) = [line for line in lines if line["event"] == "replay.picture_left_out"]
+    assert line["key"] == "i1" and line["limit"] == "MIM_KAFKA__MAX_RECORD_BYTES=8000"
+
+
+async def test_a_record_that_is_too_large_without_a_picture_is_left_out_and_named(tmp_path: Path) -> None:
+    sender = RecordingSender()
+    large = Outgoing("items", b"large", json.dumps({"item_id": "large", "text": "x" * 9_000}).encode(), 1)
+    small = Outgoing("behaviours", b"u", b"{}", 2)
+    with capture_logs() as lines:
+        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
+        sent = await replay.run([large, small])
+    assert (sent.items, sent.behaviours, sent.records_left_out) == (0, 1, 1)
+    assert [one[1] for one in sender.records] == [b"u"]
+    assert [line["key"] for line in lines if line["event"] == "replay.record_left_out"] == ["large"]
+
+
 async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_path: Path) -> None:
     data = make_set(tmp_path / "set")
     sender = RecordingSender()
@@ -236,6 +269,28 @@ async def test_speed_spaces_records_by_event_time(tmp_path: Path) -> None:
     await replay.run(timeline_of(make_set(tmp_path / "set")))
     seconds = [second_of(one) for one in sender.records]
     assert clock[0] - 100 == pytest.approx((seconds[-1] - seconds[0]) / 10)
+
+
+@pytest.mark.parametrize(
+    ("items", "behaviours", "refused"),
+    [
+        ({}, {}, None),
+        ({"item_id": "sku"}, {}, "MIM_INDEX__FIELD_MAP"),
+        ({"item_id": "published_at"}, {"user_id": "uid"}, "MIM_INDEX__FIELD_MAP"),
+        ({"*": "", "item_id": "item_id", "title": "title", "published_at": "published_at"}, {}, "MIM_INDEX__FIELD_MAP"),
+        ({"item_id": ["sku", "item_id"]}, {"user_id": "uid"}, "MIM_RECORD__FIELD_MAP"),
+        ({"item_id": ["sku", "item_id"], "updated_at": ""}, {"user_id": ["uid", "user_id"]}, None),
+    ],
+)
+def test_a_field_map_that_does_not_read_our_own_names_is_refused(
+    tmp_path: Path, items: FieldMap, behaviours: FieldMap, refused: str | None
+) -> None:
+    timeline = timeline_of(make_set(tmp_path / "set"))
+    if refused is None:
+        timeline.refuse_field_maps(items, behaviours)
+        return
+    with pytest.raises(Misconfigured, match=f"{refused} does not read"):
+        timeline.refuse_field_maps(items, behaviours)
 
 
 class FailingSender(RecordingSender):

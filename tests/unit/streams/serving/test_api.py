@@ -13,8 +13,9 @@ import structlog
 from schemas.items import embedding_key
 from schemas.scoring import ScoreResponse
 from streams.broker.records import BehaviourRecord
+from streams.stores.vectors.item_index import InMemoryItemIndex
 from tests.factories.samples import behaviour
-from tests.factories.serving import VERSION, Bench, Down, Open, open_bench, release, row
+from tests.factories.serving import DIM, VERSION, Bench, Down, Open, open_bench, release, row
 from tests.factories.vector_cache import announced
 from tests.factories.waiting import until
 
@@ -93,6 +94,17 @@ async def test_a_deleted_trigger_item_says_nothing_about_the_user(open_bench: Op
     assert asked == [["shoe", "boot"]]
 
 
+@pytest.mark.parametrize("nothing", [None, "", " "])
+async def test_optional_fields_that_say_nothing_are_absent(open_bench: Open, nothing: str | None) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    plain = {"user_id": "nobody", "item_ids": ["shoe", "lamp"]}
+    blank = plain | {"trigger_item": nothing, "query_text": nothing}
+    assert await bench.post("/v1/score", blank) == await bench.post("/v1/score", plain)
+    status, _ = await bench.post("/v1/similar", {"item_id": "boot", "text": nothing, "image": nothing, "k": nothing})
+    assert status == 200
+
+
 async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_bench: Open) -> None:
     bench = await open_bench()
     status, answer = await bench.post("/v1/score", {"user_id": "u", "item_ids": ["boot"]})
@@ -104,6 +116,32 @@ async def test_before_the_first_release_scores_say_so_and_neighbours_work(open_b
     assert answer["checks"] == {"behaviours": "ok", "center": "ok", "model": "no model has been released yet"}
     await bench.serve(1, 0.0)
     assert (await bench.get("/readyz"))[0] == 200
+
+
+async def test_what_kafka_does_not_confirm_is_told_and_no_reason_to_be_unready(open_bench: Open) -> None:
+    bench = await open_bench()
+    await bench.serve(1, 0.0)
+    status, answer = await bench.get("/readyz")
+    assert status == 200 and "Kafka" in answer["unconfirmed"][0]
+    bench.service.vector_cache.confirm(asyncio.get_running_loop().time())
+    status, answer = await bench.get("/readyz")
+    assert (status, answer["unconfirmed"]) == (200, [])
+
+
+async def test_only_scores_wait_for_the_newest_write(open_bench: Open) -> None:
+    class Noting(InMemoryItemIndex):
+        async def fetch(self, item_ids: Any, *, pending: bool = False, fresh: bool = True) -> Any:
+            asked.append(fresh)
+            return await super().fetch(item_ids, pending=pending)
+
+    asked: list[bool] = []
+    bench = await open_bench(index=Noting(encoder_version=VERSION, dim=DIM))
+    await bench.serve(1, 0.0)
+    for read in (bench.get("/v1/items/boot"), bench.post("/v1/similar", {"item_id": "boot"}), bench.get("/readyz")):
+        await read
+    assert asked == [False] * 3
+    await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["boot"]})
+    assert asked[3:] == [True], "what is cached has to be the newest"
 
 
 async def test_an_item_is_its_own_neighbour_only_on_request(open_bench: Open) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
+from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics
 from streams.broker.topics import TopicsConfig
@@ -20,9 +22,16 @@ from tests.factories.waiting import until
 
 
 class QuietTopic(FakeConsumer):
-    """A topic that holds one old record and gets no new ones; asking where it ends can fail."""
+    """A topic that holds one old record and gets no new ones; connecting and asking where it ends can fail."""
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.refusal is not None:
+            raise self.refusal
 
     def __init__(self) -> None:
+        self.starts = 0
+        self.refusal: Exception | None = None
         super().__init__({TopicPartition(TopicsConfig().full_name("embeddings"), 0): [FakeRecord(0, 4)]}, beginning=5)
         self.failure: Exception | None = None
         self.failed = 0
@@ -39,6 +48,10 @@ class Confirmations:
 
     def __init__(self) -> None:
         self.count = 0
+        self.invalidations = 0
+
+    def invalidate(self) -> None:
+        self.invalidations += 1
 
     def confirm(self, at: float) -> None:
         self.count += 1
@@ -56,7 +69,13 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> QuietTopic:
 def follower(confirmations: Any) -> EmbeddingsFollower:
     clock = asyncio.get_running_loop().time
     return EmbeddingsFollower(
-        confirmations, BrokerConfig(), TopicsConfig(), warm_up=False, clock=clock, confirm_every_seconds=0.001
+        confirmations,
+        BrokerConfig(),
+        TopicsConfig(),
+        warm_up=False,
+        clock=clock,
+        confirm_every_seconds=0.001,
+        retry_seconds=0.001,
     )
 
 
@@ -80,3 +99,42 @@ async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: Quie
     topic.failure = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 10)
+
+
+async def test_without_kafka_it_says_so_at_once_and_catches_up_when_kafka_is_there(topic: QuietTopic) -> None:
+    topic.refusal = kafka_errors.KafkaConnectionError("nothing listens")
+    confirmations, stop, tried = Confirmations(), asyncio.Event(), asyncio.Event()
+    with structlog.testing.capture_logs() as logged:
+        running = asyncio.create_task(follower(confirmations).run(stop, tried.set))
+        await asyncio.wait_for(tried.wait(), 10)
+        await until(lambda: topic.starts > 3 or running.done(), every=0.001)
+        assert (confirmations.count, confirmations.invalidations) == (0, 0)
+        topic.refusal = None
+        await until(lambda: confirmations.count > 2 or running.done(), every=0.001)
+    assert not running.done()
+    assert confirmations.invalidations == 1, "what was cached before the position may have changed before it"
+    assert {line["event"] for line in logged} == {"representations.not_followed", "representations.followed"}
+    stop.set()
+    await running
+
+
+async def test_a_topic_that_is_missing_ends_the_start_but_not_a_server_that_answers_already(
+    topic: QuietTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> ClusterTopics:
+        raise Misconfigured("run 'mimstream topics create'")
+
+    found = embeddings_follower.describe_topics
+    monkeypatch.setattr(embeddings_follower, "describe_topics", missing)
+    with pytest.raises(Misconfigured, match="topics create"):
+        await follower(Confirmations()).run(asyncio.Event())
+    topic.refusal = kafka_errors.KafkaConnectionError("nothing listens")
+    confirmations, stop, tried = Confirmations(), asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(follower(confirmations).run(stop, tried.set))
+    await asyncio.wait_for(tried.wait(), 10)
+    before, topic.refusal = topic.starts, None
+    await until(lambda: topic.starts > before + 3 or running.done(), every=0.001)
+    monkeypatch.setattr(embeddings_follower, "describe_topics", found)
+    await until(lambda: confirmations.count > 0 or running.done(), every=0.001)
+    stop.set()
+    await running

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -151,6 +153,41 @@ def test_the_table_answers_like_a_dictionary(steps: list[tuple[str, int]]) -> No
         assert found.keys() == plain.keys()
         assert all(np.array_equal(found[k], plain[k]) for k in plain)
         assert len(table) == len(plain)
+
+
+def test_the_table_never_copies_itself_to_grow() -> None:
+    table = VectorTable(64, max_items=20_000)
+    vector = np.ones(64, np.float32)
+    tracemalloc.start()
+    try:
+        for i in range(10_000):
+            table.put(f"i{i}", vector, at=0.0)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000, "ids and hashes; the vectors alone have 2.6 MB"
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_full_table_drops_a_hundredth_of_its_items_those_unused_for_longest() -> None:
+    table = VectorTable(DIM, max_items=500)
+    for i in range(500):
+        table.put(f"i{i}", unit(1), at=0.0)
+    table.gather([f"i{i}" for i in range(3)], since=0.0)
+    table.put("new", unit(2), at=0.0)
+    left = table.gather([*(f"i{i}" for i in range(500)), "new"], since=0.0)
+    assert left.without_vector() == [f"i{i}" for i in range(3, 9)]
+
+
+async def test_ids_that_the_center_does_not_hold_are_remembered_within_the_bound() -> None:
+    bench = Bench(max_items=50)
+    for n in range(200):
+        await bench.ask(f"unknown {n}")
+    assert len(bench.cache._absent_until) == 50
+    await bench.ask("unknown 199")
+    assert bench.index.reads[-1] == ["unknown 199"] and len(bench.index.reads) == 200, "the newest are remembered"
+    bench.clock.now += 10
+    for n in range(60):
+        await bench.ask(f"later {n}")
+    assert all(name.startswith("later") for name in bench.cache._absent_until)
 
 
 def test_the_table_grows_and_gives_copies() -> None:

@@ -55,7 +55,7 @@ async def test_a_worse_candidate_is_kept_and_announced_and_the_next_is_compared_
     assert scene.current == 1 and scene.publisher.refused == 1
     assert [notice.passed for notice in scene.leads.notices] == [True, False]
     await scene.candidate()
-    assert scene.trainer.shadow is not None and scene.trainer.shadow.against == scene.store.list()[0].release_id
+    assert scene.trainer.shadow is not None and scene.trainer.shadow.against.serving == scene.store.list()[0].release_id
     assert scene.store.list()[2].parent == scene.store.list()[0].release_id
 
 
@@ -135,21 +135,88 @@ async def test_a_shadow_evaluation_goes_on_after_a_restart_and_a_decision_not_ca
     assert scene.trainer.shadow is not None and len(scene.trainer.shadow.compared) == len(shadow.compared)
 
     # killed between decision and promotion
-    scene.store.record_decision(shadow.candidate.release_id, PromotionDecision(passed=True, against=shadow.against))
+    scene.store.record_decision(
+        shadow.candidate.release_id, PromotionDecision(passed=True, against=shadow.against.serving)
+    )
     scene.trainer.shadow = None
     await PromotionGate(scene.store, scene.publisher, GATE).resume(scene.trainer, state)
     assert scene.current == 2 and scene.trainer.shadow is None
 
 
-async def test_candidates_in_quick_succession_or_at_the_end_of_a_log_are_not_compared_and_say_so() -> None:
-    quick = await Scene(in_memory_registry(), release_every_rows=48).start()
+async def test_candidates_in_quick_succession_are_compared_too() -> None:
+    quick = await Scene(in_memory_registry(), release_every_rows=16).start()
     await quick.candidate()
     await quick.candidate()
-    assert quick.current == 2
+    assert quick.trainer.shadow is not None and quick.current == 1
+    await quick.decide()
     decision = quick.store.decision(quick.store.list()[1].release_id)
-    assert decision is not None and "faster than trials" in decision.remarks[0]
+    assert decision is not None and decision.rows >= 32
 
-    ended = await Scene(in_memory_registry()).start()
-    await ended.candidate()
-    await ended.candidate(more_rows=False)
-    assert ended.current == 2 and ended.trainer.shadow is None
+
+async def test_the_last_candidate_of_a_log_is_compared_on_its_last_rows(scene: Scene) -> None:
+    scene.learn(lambda: scene.trainer.progress.rows >= 100)
+    await scene.gate.begin_last_rows(scene.trainer)
+    await scene.candidate(more_rows=False)
+    decision = scene.store.decision(scene.store.list()[1].release_id)
+    assert decision is not None and decision.against == scene.store.list()[0].release_id
+    assert 16 < decision.rows < 64 and decision.figures["serving_logloss"] is not None
+    assert scene.current == (2 if decision.passed else 1)
+
+
+async def test_a_last_candidate_whose_stand_in_is_worse_is_refused(scene: Scene) -> None:
+    scene.spoil_weights(-30.0)
+    await scene.gate.begin_last_rows(scene.trainer)
+    await scene.candidate(more_rows=False)
+    assert scene.current == 1 and scene.publisher.refused == 1
+    assert scene.publisher.not_serving is not None and "was refused: log-loss" in scene.publisher.not_serving
+
+
+async def test_a_candidate_that_is_compared_when_the_last_rows_begin_is_given_up_for_the_last_one(scene: Scene) -> None:
+    await scene.candidate()
+    await scene.gate.begin_last_rows(scene.trainer)
+    decision = scene.store.decision(scene.store.list()[1].release_id)
+    assert scene.trainer.shadow is None and decision is not None and not decision.passed
+    assert "the log ended" in decision.reasons[0]
+    assert scene.trainer.stand_in is not None and scene.trainer.stand_in.against.serving[1:7] == "000001"
+
+
+async def test_a_trainer_that_begins_anew_does_not_replace_what_learned_more_without_a_comparison(scene: Scene) -> None:
+    scene.learn(lambda: scene.trainer.progress.rows >= 128)
+    await scene.candidate(more_rows=False)  # as much again, of the same trainer
+    assert scene.current == 2
+    anew = await Scene(scene.store, release_every_rows=32).start()
+    await anew.candidate(more_rows=False)
+    decision = scene.store.decision(scene.store.list()[-1].release_id)
+    assert anew.current == 2 and decision is not None and "rows fewer than r000002" in decision.reasons[0]
+
+
+async def test_a_candidate_is_compared_with_the_best_release_where_the_serving_one_is_not_it(scene: Scene) -> None:
+    first = scene.store.list()[0].release_id
+    await scene.candidate()
+    shadow = scene.trainer.shadow
+    assert shadow is not None and shadow.against.best == first
+    passed = PromotionDecision(passed=True, against=first, best=first)
+    scene.store.record_decision(shadow.candidate.release_id, passed)
+    scene.trainer.shadow = None
+    await scene.publisher.carry_out(shadow.candidate, passed)
+    await scene.candidate()
+    assert scene.trainer.shadow is not None
+    assert (scene.trainer.shadow.against.serving[1:7], scene.trainer.shadow.against.best) == ("000002", first)
+    # kept in the checkpoint
+    state = scene.trainer.shadow.snapshot()
+    scene.trainer.shadow = None
+    await scene.gate.resume(scene.trainer, state)
+    assert scene.trainer.shadow is not None and scene.trainer.shadow.against.best == first
+
+
+async def test_a_release_that_a_person_chose_against_the_gate_is_measured_by_itself(scene: Scene) -> None:
+    first = scene.store.list()[0].release_id
+    await scene.candidate()
+    shadow = scene.trainer.shadow
+    assert shadow is not None
+    refused = PromotionDecision(passed=False, reasons=["worse"], against=first, best=first)
+    scene.store.record_decision(shadow.candidate.release_id, refused)
+    scene.trainer.shadow = None
+    scene.store.choose(shadow.candidate.release_id, seen=scene.store.current(), rollback=False, why=None)
+    await scene.candidate()
+    assert scene.trainer.shadow is not None and scene.trainer.shadow.against.best[1:7] == "000002"

@@ -63,14 +63,18 @@ def kinds(seconds, **kwargs):
 
 def test_a_click_that_became_a_purchase_at_a_later_look_is_a_purchase():
     clicked, bought = shown_and_taken("a", 0, "u", "i1", CLICK, query="q"), shown_and_taken("b", 600, "u", "i1")
-    assert kinds([*clicked, *bought], final_kind_seconds=600.0) == [(1, PURCHASE)]
-    assert kinds([*clicked, *bought], final_kind_seconds=599.0) == [(1, CLICK)]
+    assert kinds([*clicked, *bought], take_seconds={CLICK: 0.0, PURCHASE: 600.0}) == [(1, PURCHASE)]
+    assert kinds([*clicked, *bought], take_seconds={CLICK: 900.0, PURCHASE: 599.0}) == [(1, CLICK)]
 
 
 def test_a_purchase_stays_one_whatever_its_user_or_others_do_later():
     bought, clicked = shown_and_taken("a", 0, "u", "i1", query="q"), shown_and_taken("b", 20, "u", "i1", CLICK)
     other = shown_and_taken("c", 40, "v", "i1", CART, query="q")
-    assert kinds([*bought, *clicked, *other], final_kind_seconds=600.0) == [(1, PURCHASE), (1, CART)]
+    window = dict.fromkeys((CLICK, CART, PURCHASE), 600.0)
+    assert kinds([*bought, *clicked, *other], take_seconds=window) == [
+        (1, PURCHASE),
+        (1, CART),
+    ]
 
 
 def test_the_most_reliable_kind_of_take_decides_the_weight():

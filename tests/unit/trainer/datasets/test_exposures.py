@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.factories.offline_folders import DAY, real_set, write, write_small_set
+from tests.factories.offline_folders import DAY, START, real_set, write, write_small_set
 from trainer.datasets.exposures import (
     behaviours_of,
     defining_interactions,
@@ -41,6 +41,20 @@ def test_drawn_exposures_keep_every_rule() -> None:
         assert publish[one] <= ts[at]
         assert one in item[max(0, at - 50) : at + 51]
     assert all(len(set(chosen)) == len(chosen) <= 4 for chosen in per_row.values())
+
+
+def test_with_retakes_what_a_user_took_before_may_be_drawn_and_what_they_take_then_or_later_never() -> None:
+    ts, user, item, publish = a_stream()
+    row, _, drawn = draw_around(ts, user, item, publish, seed=4, per_take=4, window=50, retakes=True)
+    takes: dict[tuple[int, int], list[int]] = {}
+    for second, who, what in zip(ts.tolist(), user.tolist(), item.tolist(), strict=True):
+        takes.setdefault((who, what), []).append(second)
+    earlier = 0
+    for at, one in zip(row.tolist(), drawn.tolist(), strict=True):
+        own = takes.get((int(user[at]), one), [])
+        assert all(second < ts[at] for second in own)
+        earlier += bool(own)
+    assert earlier > 20
 
 
 def test_a_draw_is_short_only_where_the_window_holds_no_more() -> None:
@@ -116,8 +130,8 @@ def test_each_taken_row_is_an_exposure_and_a_take_at_the_same_second(tmp_path: P
 def test_a_cap_changes_nothing_for_the_users_who_stay(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     ts, user, item, publish = a_stream()
-    write(folder, "items", item_id=np.arange(80), title=["x"] * 80, publish_ts=publish)
-    write(folder, "interactions", user_id=user, item_id=item, ts=ts, label=np.ones(600, int))
+    write(folder, "items", item_id=np.arange(80), title=["x"] * 80, publish_ts=START + publish)
+    write(folder, "interactions", user_id=user, item_id=item, ts=START + ts, label=np.ones(600, int))
     data = open_data_set(folder)
 
     def events(cap: int | None) -> list[tuple[int, ...]]:
@@ -135,7 +149,7 @@ def test_a_cap_changes_nothing_for_the_users_who_stay(tmp_path: Path) -> None:
 
 def test_exposure_names_are_unique(tmp_path: Path) -> None:
     folder = write_small_set(tmp_path / "set")
-    write(folder, "exposures", ts=[10, 10, 999], user_id=["b", "b", "a"], item_id=[9, 7, 7])
+    write(folder, "exposures", ts=[START + 10, START + 10, START + 999], user_id=["b", "b", "a"], item_id=[9, 7, 7])
     log = behaviours_of(open_data_set(folder), seed=0)
     names = [log.exposure_name(p) for p in np.flatnonzero(~log.is_take)]
     assert sorted(names) == ["n0-0", "n0-1", "s0", "s1", "s2", "x2"]
@@ -144,8 +158,15 @@ def test_exposure_names_are_unique(tmp_path: Path) -> None:
 def test_the_order_within_a_second_does_not_tell_what_was_taken(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     n = 400
-    write(folder, "items", item_id=np.arange(n), title=["x"] * n, publish_ts=[0] * n)
-    write(folder, "interactions", user_id=np.arange(n), item_id=np.arange(n), ts=np.arange(n) * 10 + 1, label=[1] * n)
+    write(folder, "items", item_id=np.arange(n), title=["x"] * n, publish_ts=[START] * n)
+    write(
+        folder,
+        "interactions",
+        user_id=np.arange(n),
+        item_id=np.arange(n),
+        ts=START + np.arange(n) * 10 + 1,
+        label=[1] * n,
+    )
     log = behaviours_of(open_data_set(folder), seed=0)
     first = {}
     for p in np.flatnonzero(~log.is_take):

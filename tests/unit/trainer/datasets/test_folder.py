@@ -13,7 +13,7 @@ import pytest
 
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
-from tests.factories.offline_folders import DAY, real_set, write, write_small_set
+from tests.factories.offline_folders import DAY, START, real_set, write, write_small_set
 from trainer.datasets.folder import NoPictures, StoredPictures, open_data_set, sample_users
 
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 def test_items_come_in_publish_order_with_ids_as_text(folder: Path) -> None:
     data = open_data_set(folder)
     assert data.item_ids == ["5", "7", "9"]
-    assert data.publish_ts.tolist() == [10, 20, DAY + 50]
+    assert data.publish_ts.tolist() == [START + 10, START + 20, START + DAY + 50]
     assert [(r.item_id, r.title, r.text, r.category, r.price) for r in data.records(1, 3)] == [
         ("7", "seven", "", None, None),
         ("9", "", "", None, None),
@@ -41,7 +41,16 @@ def test_interactions_keep_file_order_and_point_at_sorted_items(folder: Path) ->
 
 
 def test_a_rating_is_a_take_whatever_its_value_and_a_quantity_is_a_purchase(folder: Path) -> None:
-    write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[10, 20], label=[0, 1], rating=[2, 9], qty=[1, 2])
+    write(
+        folder,
+        "interactions",
+        user_id=[1, 1],
+        item_id=[5, 7],
+        ts=[START + 10, START + 20],
+        label=[0, 1],
+        rating=[2, 9],
+        qty=[1, 2],
+    )
     rows = open_data_set(folder).interactions
     assert rows.taken.tolist() == [True, True]
     assert rows.kind is BehaviourKind.PURCHASE
@@ -75,12 +84,24 @@ def test_a_file_that_is_not_parquet_is_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "columns", "message"),
     [
-        ("items", {"item_id": [1.5], "title": ["x"], "publish_ts": [1]}, "'item_id' must hold whole numbers or text"),
-        ("items", {"item_id": [1], "title": ["x"], "publish_ts": ["now"]}, "'publish_ts' must hold seconds"),
-        ("items", {"item_id": [1, None], "title": ["x", "y"], "publish_ts": [1, 2]}, "'item_id' has 1 empty values"),
-        ("items", {"item_id": [1, 1], "title": ["x", "y"], "publish_ts": [1, 2]}, "same item more than once"),
-        ("interactions", {"user_id": [1], "item_id": [4], "ts": [1], "label": [1]}, "'item_id' names .* first '4'"),
-        ("interactions", {"user_id": [1], "item_id": [5], "ts": [1], "label": ["yes"]}, "'label' must be 0 or 1"),
+        (
+            "items",
+            {"item_id": [1.5], "title": ["x"], "publish_ts": [START]},
+            "'item_id' must hold whole numbers or text",
+        ),
+        ("items", {"item_id": [1], "title": ["x"], "publish_ts": ["now"]}, "'publish_ts' must hold times"),
+        (
+            "items",
+            {"item_id": [1, None], "title": ["x", "y"], "publish_ts": [START] * 2},
+            "'item_id' has 1 empty values",
+        ),
+        ("items", {"item_id": [1, 1], "title": ["x", "y"], "publish_ts": [START] * 2}, "same item more than once"),
+        ("interactions", {"user_id": [1], "item_id": [4], "ts": [START], "label": [1]}, "'item_id' names .* first '4'"),
+        (
+            "interactions",
+            {"user_id": [1], "item_id": [5], "ts": [START], "label": ["yes"]},
+            "'label' holds 'yes' in row 0",
+        ),
     ],
 )
 def test_wrong_values_are_named(folder: Path, file: str, columns: dict[str, Any], message: str) -> None:
@@ -97,24 +118,29 @@ def test_arrow_timestamps_are_read_as_seconds(folder: Path) -> None:
 
 def test_midnights_only_mean_day_resolution(folder: Path) -> None:
     assert not open_data_set(folder).day_resolution
-    write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[DAY, 2 * DAY], label=[1, 1])
+    write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[START + DAY, START + 2 * DAY], label=[1, 1])
     assert open_data_set(folder).day_resolution
 
 
 def test_one_type_of_negatives_is_used(folder: Path) -> None:
     kinds = pa.array(["pop", "uniform", "pop"]).dictionary_encode()
-    rows = {"ts": [10, 10, 20], "user_id": ["b", "b", "a"], "item_id": [7, 9, 5], "label": [0, 0, 0]}
+    rows = {
+        "ts": [START + 10, START + 10, START + 20],
+        "user_id": ["b", "b", "a"],
+        "item_id": [7, 9, 5],
+        "label": [0, 0, 0],
+    }
     write(folder, "sampled_negatives", neg_type=kinds, **rows)
     negatives, uniform = open_data_set(folder).negatives, open_data_set(folder, neg_type="uniform").negatives
-    assert negatives is not None and negatives.simulated and negatives.ts.tolist() == [10, 20]
-    assert uniform is not None and uniform.ts.tolist() == [10]
+    assert negatives is not None and negatives.simulated and negatives.ts.tolist() == [START + 10, START + 20]
+    assert uniform is not None and uniform.ts.tolist() == [START + 10]
     with pytest.raises(Misconfigured, match="never holds 'hard'"):
         open_data_set(folder, neg_type="hard")
 
 
 def test_observed_exposures_are_preferred_and_their_takes_left_out(folder: Path) -> None:
-    write(folder, "sampled_negatives", ts=[10], user_id=["b"], item_id=[7], neg_type=["pop"])
-    write(folder, "exposures", ts=[10, 20], user_id=["b", "a"], item_id=[9, 7], label=[0, 1])
+    write(folder, "sampled_negatives", ts=[START + 10], user_id=["b"], item_id=[7], neg_type=["pop"])
+    write(folder, "exposures", ts=[START + 10, START + 20], user_id=["b", "a"], item_id=[9, 7], label=[0, 1])
     negatives = open_data_set(folder).negatives
     assert negatives is not None and not negatives.simulated and negatives.item.tolist() == [2]
 
@@ -144,7 +170,14 @@ def test_a_picture_column_of_text_is_refused(folder: Path) -> None:
 def test_sampled_users_are_whole_and_below_the_cap(folder: Path) -> None:
     rng = np.random.default_rng(0)
     users = rng.integers(0, 60, 500)
-    write(folder, "interactions", user_id=users, item_id=[5] * 500, ts=np.arange(500), label=rng.integers(0, 2, 500))
+    write(
+        folder,
+        "interactions",
+        user_id=users,
+        item_id=[5] * 500,
+        ts=START + np.arange(500),
+        label=rng.integers(0, 2, 500),
+    )
     data = open_data_set(folder)
     takes = np.bincount(data.interactions.user[data.interactions.taken], minlength=60)
     for cap in (1, 40, 120, 10_000):

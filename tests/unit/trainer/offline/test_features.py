@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streams.evaluation.study import with_vectors
-from tests.factories.offline_folders import DAY, read_protocol, without_vectors, write_days, write_stream
+from tests.factories.offline_folders import DAY, START, read_protocol, without_vectors, write_days, write_stream
 from trainer.offline.data import history_matrix
 from trainer.offline.encoder_versions import Vectors
 from trainer.offline.event_index import EventIndex
@@ -130,12 +130,12 @@ def test_similarities_are_those_of_the_version_that_serves_the_row(small) -> Non
 
 def test_days_end_histories_at_the_previous_midnight(tmp_path: Path) -> None:
     protocol, recorded = read_protocol(write_days(tmp_path / "days"))
-    assert protocol.encoder_stops == (3 * DAY, 4 * DAY, 5 * DAY, 6 * DAY)
+    assert protocol.encoder_stops == tuple(START + day * DAY for day in range(3, 7))
     rows = recorded.rows
-    assert set(rows.second_N.tolist()) <= {day * DAY for day in range(3, 7)}
+    assert set(rows.second_N.tolist()) <= {START + day * DAY for day in range(3, 7)}
     newest = recorded.histories.second_T[rows.history_stop_N - 1]
     assert (newest < rows.second_N).all() and (newest == rows.second_N - DAY).any()
-    assert (rows.encoder_N == rows.second_N // DAY - 3).all()
+    assert (rows.encoder_N == (rows.second_N - START) // DAY - 3).all()
 
 
 def test_facets_share_values_or_words_and_padding_shares_nothing() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from trainer.offline.as_of import DrawnFrom
 from trainer.offline.buckets import buckets
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.event_index import EventIndex
+from trainer.offline.features import features
 from trainer.offline.leak_checks import leaks
 from trainer.offline.protocols import PROTOCOLS, Protocol
 
@@ -139,6 +141,50 @@ def test_cold_items_look_as_if_just_published(stream: Path) -> None:
         assert not feature(recorded, name)[held].any(), name
     assert recorded.facts.cold_N[recorded.judged_by(protocol.test)].all()
     assert not np.isin(recorded.histories.item_T, np.flatnonzero(protocol.log.held_out)).any()
+
+
+# ---- the take that an exposure was drawn from --------------------------------------------------------------------
+
+
+def features_that_know_their_source(stream: Path, monkeypatch: pytest.MonkeyPatch, *, left_out: bool) -> set[str]:
+    """Of all features there are, those of drawn exposures that change when the log never held their source.
+
+    Means over the whole log move in the fourth decimal.
+    """
+    asked: list[tuple[Any, ...]] = []
+
+    def watched(rows, histories, takes, items, sources, *, day_resolution):  # type: ignore[no-untyped-def]
+        asked.append((rows, histories, takes, items, sources))
+        return features(rows, histories, takes, items, sources, day_resolution=day_resolution)
+
+    monkeypatch.setattr(columns, "features", watched)
+    read_protocol(stream)
+    ((rows, histories, takes, items, sources),) = asked
+    drawn = np.flatnonzero(sources.second_N < rows.second_N)
+    known = set()
+    for row in np.random.default_rng(0).choice(drawn, 15, replace=False):
+        only, others = np.array([row]), np.arange(len(takes.user_T)) != sources.take_N[row]
+        own = DrawnFrom(sources.take_N[only], sources.user_N[only], sources.second_N[only])
+        without = type(takes)(**{field.name: getattr(takes, field.name)[others] for field in fields(takes)})
+        (found,), names = features(
+            rows.select(only), histories, takes, items, own if left_out else DrawnFrom.none(1), day_resolution=False
+        )
+        (expected,), _ = features(rows.select(only), histories, without, items, DrawnFrom.none(1), day_resolution=False)
+        known |= {name for name, away in zip(names, np.abs(found - expected), strict=True) if away > 2e-3}
+    return known
+
+
+def test_no_feature_at_all_knows_the_take_that_an_exposure_was_drawn_from(
+    stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert features_that_know_their_source(stream, monkeypatch, left_out=True) == set()
+
+
+def test_a_source_that_is_counted_is_seen_in_every_feature_that_counts_takes(
+    stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught = features_that_know_their_source(stream, monkeypatch, left_out=False)
+    assert caught >= {"takes", "takes 1h", "takes 30d", "item idle", "item's rating", "together", "together lift"}
 
 
 # ---- exposures that give the label away --------------------------------------------------------------------------

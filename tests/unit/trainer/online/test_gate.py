@@ -15,11 +15,12 @@ from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, click_log, make_trainer, small_config
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
-from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, judge
+from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, Opponents, judge
 from trainer.online.shadow_evaluation import Release, ShadowEvaluation, not_finite
 from trainer.online.trainer import OnlineTrainer
 
 CONFIG = GateConfig(trial_rows=1_000)
+BEST = "r000002-0123456789ab"
 
 
 def compared(rows: int = 6_000, *, seed: int = 0, users: int = 200) -> ComparedRows:
@@ -32,7 +33,13 @@ def compared(rows: int = 6_000, *, seed: int = 0, users: int = 200) -> ComparedR
         retaken=np.zeros(rows, bool),
         candidate=probability,
         serving=probability.copy(),
+        best=probability.copy(),
     )
+
+
+def only(release_id: str, rows_behind: int = 0) -> Opponents:
+    """The serving release is the best so far."""
+    return Opponents(release_id, release_id, rows_behind)
 
 
 @pytest.fixture
@@ -47,73 +54,115 @@ def blurred(scores: np.ndarray, strength: float) -> np.ndarray:
 
 
 def test_an_equal_candidate_passes_with_its_figures() -> None:
-    decision = judge(compared(), CONFIG, against="r000001-0")
+    decision = judge(compared(), CONFIG, against=only("r000001-0"))
     assert decision.passed and not decision.reasons and not decision.remarks
-    assert decision.rows == 6_000 and decision.against == "r000001-0"
+    assert decision.rows == 6_000 and decision.against == "r000001-0" and decision.best is None
     assert decision.figures["ciubm_gauc"] == decision.figures["serving_gauc"]
     assert decision.figures["ciubm_calibration"] == pytest.approx(1, abs=0.1)
 
 
 def test_a_better_candidate_passes_and_the_same_two_the_other_way_round_do_not(rows: ComparedRows) -> None:
     better = replace(rows, serving=blurred(rows.serving, 0.2))
-    assert judge(better, CONFIG, against="r").passed
-    worse = judge(replace(better, candidate=better.serving, serving=better.candidate), CONFIG, against="r")
+    assert judge(better, CONFIG, against=only("r")).passed
+    worse = judge(replace(better, candidate=better.serving, serving=better.candidate), CONFIG, against=only("r"))
     assert not worse.passed
     assert any("GAUC" in reason for reason in worse.reasons) and any("log-loss" in reason for reason in worse.reasons)
 
 
 def test_a_little_worse_is_within_the_margin_and_without_margin_is_not(rows: ComparedRows) -> None:
     rows = replace(rows, candidate=blurred(rows.candidate, 0.02))
-    assert judge(rows, CONFIG, against="r").passed
-    assert not judge(rows, CONFIG.model_copy(update={"gauc_margin": 0.0, "log_loss_margin": 0.0}), against="r").passed
+    assert judge(rows, CONFIG, against=only("r")).passed
+    assert not judge(
+        rows, CONFIG.model_copy(update={"gauc_margin": 0.0, "log_loss_margin": 0.0}), against=only("r")
+    ).passed
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.6])
 def test_a_candidate_off_its_level_is_refused_though_it_orders_as_well(rows: ComparedRows, factor: float) -> None:
     lax = CONFIG.model_copy(update={"log_loss_margin": 10.0})
-    decision = judge(replace(rows, candidate=rows.candidate * factor), lax, against="r")
+    decision = judge(replace(rows, candidate=rows.candidate * factor), lax, against=only("r"))
     assert [reason for reason in decision.reasons if "predicted per take" in reason] == decision.reasons != []
 
 
 def test_when_behaviour_jumps_the_less_wrong_of_the_two_may_answer(rows: ComparedRows) -> None:
-    decision = judge(replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against="r")
+    decision = judge(
+        replace(rows, candidate=rows.candidate * 0.6, serving=rows.serving * 0.3), CONFIG, against=only("r")
+    )
     assert decision.passed and any("farther off" in remark for remark in decision.remarks)
 
 
-def test_too_few_rows_or_no_predecessor_compare_nothing_and_say_so() -> None:
+def test_few_rows_are_compared_too_and_said_to_be_few() -> None:
+    few = judge(compared(999), CONFIG, against=only("r000001-0"))
+    assert few.passed and "compared on 999 rows only, MIM_GATE__TRIAL_ROWS asks for 1000" in few.remarks[0]
+    assert few.figures and not judge(compared(1_000), CONFIG, against=only("r")).remarks  # the bound itself is enough
     terrible = replace(compared(999), candidate=np.full(999, 1e-9))
-    few = judge(terrible, CONFIG, against="r000001-0")
-    assert few.passed and "999 rows were scored beside r000001-0" in few.remarks[0] and not few.figures
-    assert judge(NO_ROWS, CONFIG, against=None).passed
-    assert judge(compared(1_000), CONFIG, against="r").figures  # the bound itself is enough
+    assert not judge(terrible, CONFIG, against=only("r000001-0")).passed
+
+
+@pytest.mark.parametrize("count", [0, 999])
+def test_a_candidate_that_learned_less_needs_a_full_comparison(count: int) -> None:
+    rows = compared(count) if count else NO_ROWS
+    decision = judge(rows, CONFIG, against=only("r000001-0", 700))
+    assert not decision.passed
+    assert f"on {count} rows only" in decision.reasons[0] and "700 rows fewer than r000001-0" in decision.reasons[0]
+    assert "mimstream models promote" in decision.reasons[0]
+    assert judge(rows, CONFIG, against=only("r000001-0")).passed
+    assert judge(compared(1_000), CONFIG, against=only("r000001-0", 700)).passed
+
+
+def test_the_first_release_passes_and_says_that_nothing_was_compared() -> None:
+    decision = judge(NO_ROWS, CONFIG, against=None)
+    assert decision.passed and "nothing was compared" in decision.remarks[0]
+
+
+def test_releases_that_each_lose_less_than_the_margin_do_not_add_up(rows: ComparedRows) -> None:
+    both = Opponents("r000002-0", "r000001-0")
+    worse, worst = blurred(rows.candidate, 0.05), blurred(rows.candidate, 0.07)
+    assert judge(replace(rows, candidate=worse), CONFIG, against=only("r")).passed
+    assert judge(replace(rows, candidate=worst, serving=worse), CONFIG, against=only("r")).passed
+    decision = judge(replace(rows, candidate=worst, serving=worse), CONFIG, against=both)
+    assert not decision.passed and all("the best release r000001-0" in reason for reason in decision.reasons)
+    assert decision.figures["best_gauc"] == pytest.approx(decision.figures["serving_gauc"] + 0.0096, abs=1e-3)
+    # what is better than the serving release is no loss, however far the best one is ahead
+    assert judge(replace(rows, candidate=worse, serving=worst), CONFIG, against=both).passed
+
+
+def test_the_best_release_stays_the_best_until_a_candidate_is_as_good_in_order_and_level(rows: ComparedRows) -> None:
+    both, worse = Opponents("r000002-0", "r000001-0"), blurred(rows.candidate, 0.03)
+    assert judge(replace(rows, candidate=worse, serving=worse), CONFIG, against=both).best == "r000001-0"
+    assert judge(replace(rows, candidate=worse), CONFIG, against=only("r000002-0")).best == "r000002-0"
+    assert judge(replace(rows, serving=worse), CONFIG, against=both).best is None
+    off = replace(rows, candidate=rows.candidate * 0.97)  # ordered as well, a little off in level
+    assert judge(off, CONFIG, against=both).best == "r000001-0"
+    assert judge(NO_ROWS, CONFIG, against=both).best == "r000001-0"  # nothing was compared: it stays
 
 
 def test_what_is_not_finite_is_refused_first_release_or_not(rows: ComparedRows) -> None:
     broken = rows.candidate.copy()
     broken[17] = np.nan
-    assert "1 of 6000 scores" in judge(replace(rows, candidate=broken), CONFIG, against="r").reasons[0]
+    assert "1 of 6000 scores" in judge(replace(rows, candidate=broken), CONFIG, against=only("r")).reasons[0]
     weights = {"a": torch.tensor([1.0, float("inf")]), "b": torch.ones(2), "n": torch.tensor([3])}
     assert not_finite(weights) == ["a"]
     assert not judge(NO_ROWS, CONFIG, against=None, not_finite=not_finite(weights)).passed
 
 
 def test_a_broken_serving_release_keeps_nothing_out(rows: ComparedRows) -> None:
-    assert judge(replace(rows, serving=np.full(len(rows), np.nan)), CONFIG, against="r").passed
+    assert judge(replace(rows, serving=np.full(len(rows), np.nan)), CONFIG, against=only("r")).passed
 
 
 def test_retakes_say_nothing_about_order(rows: ComparedRows) -> None:
     half = np.arange(len(rows)) % 2 == 0
     spoilt = np.where(half, rows.candidate.mean(), rows.candidate)
-    assert not judge(replace(rows, candidate=spoilt), CONFIG, against="r").passed
-    assert judge(replace(rows, candidate=spoilt, retaken=half), CONFIG, against="r").passed
+    assert not judge(replace(rows, candidate=spoilt), CONFIG, against=only("r")).passed
+    assert judge(replace(rows, candidate=spoilt, retaken=half), CONFIG, against=only("r")).passed
 
 
 def test_what_may_be_chance_refuses_no_candidate() -> None:
     rows = compared(1_000, users=150)
     lucky = replace(rows, candidate=blurred(rows.candidate, 0.05))
-    assert judge(lucky, CONFIG, against="r").passed
+    assert judge(lucky, CONFIG, against=only("r")).passed
     many = compared(60_000, users=300)
-    assert not judge(replace(many, candidate=blurred(many.candidate, 0.12)), CONFIG, against="r").passed
+    assert not judge(replace(many, candidate=blurred(many.candidate, 0.12)), CONFIG, against=only("r")).passed
 
 
 def release(seed: int, *, until: float | None = None, release_id: str = "r000001-0123456789ab") -> Release:
@@ -178,7 +227,7 @@ def test_a_shadow_evaluation_ends_by_itself_and_goes_on_after_a_restart() -> Non
             again.restore(trainer.shadow.snapshot())
             trainer.shadow = again
     assert trainer.shadow.complete and 60 <= len(trainer.shadow.compared) < 60 + 8
-    for name in ("user", "label", "candidate", "serving"):
+    for name in ("user", "label", "candidate", "serving", "best"):
         np.testing.assert_array_equal(getattr(trainer.shadow.compared, name), getattr(other.shadow.compared, name))
     with pytest.raises(ValueError, match="not of"):
         ShadowEvaluation(release(1), release(3), rows_needed=60).restore(trainer.shadow.snapshot())
@@ -192,6 +241,36 @@ def test_a_user_who_is_forgotten_is_in_no_shadow_evaluation_and_in_no_snapshot_o
     assert "u3" not in trainer.shadow.snapshot().texts("user")
 
 
+def test_a_late_take_that_corrects_a_row_is_no_second_row() -> None:
+    trainer = make_trainer()
+    trainer.shadow = make_shadow()
+    for offset, event in enumerate(click_log(120, late_takes=2)[0]):
+        trainer.intake.observe(0, offset, event)
+        pump(trainer)
+    assert trainer.progress.corrected > 10
+    assert len(trainer.shadow.compared) == trainer.progress.rows - trainer.progress.corrected
+
+
+def test_the_best_release_scores_the_same_rows_also_after_a_restart() -> None:
+    sides = (release(small_config().seed, release_id="r000003-0123456789ab"), release(3), release(4, release_id=BEST))
+    trainer = run(ShadowEvaluation(*sides, rows_needed=60))
+    rows = trainer.shadow.compared
+    assert not np.allclose(rows.best, rows.serving) and trainer.shadow.against.best == BEST
+    again = ShadowEvaluation(*sides, rows_needed=60)
+    again.restore(trainer.shadow.snapshot())
+    np.testing.assert_array_equal(again.compared.best, rows.best)
+    with pytest.raises(ValueError, match="not of"):
+        ShadowEvaluation(*sides[:2], rows_needed=60).restore(trainer.shadow.snapshot())
+
+
+def test_a_snapshot_of_a_version_that_compared_two_releases_goes_on() -> None:
+    state = run(make_shadow()).shadow.snapshot()
+    del state.arrays["best"], state.values["best"]
+    again = make_shadow()
+    again.restore(state)
+    np.testing.assert_array_equal(again.compared.best, again.compared.serving)
+
+
 def test_a_release_of_another_version_cannot_be_in_shadow_evaluation() -> None:
     weights, manifest = release(1)
     with pytest.raises(Misconfigured, match="this version"):
@@ -199,6 +278,6 @@ def test_a_release_of_another_version_cannot_be_in_shadow_evaluation() -> None:
 
 
 def test_the_figures_are_those_of_the_plain_definitions(rows: ComparedRows) -> None:
-    figures = judge(rows, CONFIG, against="r").figures
+    figures = judge(rows, CONFIG, against=only("r")).figures
     assert figures["serving_logloss"] == pytest.approx(log_loss(rows.label, rows.serving))
     assert figures["serving_calibration"] == pytest.approx(rows.serving.sum() / rows.label.sum())

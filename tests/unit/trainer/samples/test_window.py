@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.factories.feeding import fetches
@@ -96,6 +96,7 @@ def test_a_second_that_only_a_forgotten_user_spoke_in_judges_no_event_restarted_
     assert released_ids(events, everything=True) == ["x", "c"]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_results_and_order_do_not_depend_on_how_partitions_interleave(data: st.DataObject) -> None:
     logs = [

@@ -164,7 +164,7 @@ def test_who_may_go_on_from_a_snapshot(tmp_path: Path) -> None:
     assert ours.load() is None
     offsets = {"behaviours": {0: 7}, "embeddings": {0: 3}}
     meta = ours.save(make_state(1), offsets, encoder_version="enc.1", dim=3, rows=5, rows_sha256="ab")
-    found = make_checkpointer(tmp_path, encoder="enc.1", release_every_rows=3, max_pending=9).load()
+    found = make_checkpointer(tmp_path, encoder="enc.1", release_every_rows=3, pending_megabytes=9).load()
     assert found is not None and found.meta == meta and found.meta.offsets == offsets
 
     def refused(checkpointer: Checkpointer) -> str:

@@ -1,0 +1,103 @@
+"""Hostile records on every topic that is read: each process stays, reads on, and says what it refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from schemas.letters import DeadLetter
+from streams.broker.topics import TOPICS, TopicName
+from streams.settings import Settings
+from tests.factories.click_world import SMALL, START, Run, World, accounts, produce
+from tests.factories.hostile_records import hostile_records, send_hostile
+from tests.factories.index_worker import ONE_THREAD, Start, start_index
+from tests.factories.item_feed import announced, center, feeding, held
+from tests.factories.samples import behaviour
+from tests.factories.topics import read_all
+from tests.factories.waiting import until
+
+EAGER = SMALL | {"MIM_TRAINER__BATCH_ROWS": "32", "MIM_TRAINER__RELEASE_EVERY_ROWS": "64"}
+
+
+@pytest.mark.timeout(280)
+async def test_every_process_reads_on_behind_hostile_records_and_each_of_them_is_told(
+    settings: Settings, process: Start, run_command: Run, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    running = {"index": start_index(process)}
+    running["record"] = process("record")
+    running["train"] = process("train", "--state", str(state), env=EAGER)
+    running["serve"] = process("serve", "--port", "0", env=ONE_THREAD)
+    for name, child in running.items():
+        await asyncio.to_thread(child.wait_for, f"{name}.ready", 120)
+    world = World(items=12, users=6)
+    async with feeding(settings) as feed, center(settings) as index:
+        for item_id in world.items:
+            await feed.publish(item_id, f"before {item_id}", published_at=START.isoformat())
+        await until(lambda: held(index, feed.ever), lambda rows: set(rows) == feed.ever)
+        await until(lambda: announced(settings), lambda known: set(known) == feed.ever)
+        version = (await read_all(settings, "embeddings"))[0].key.decode().partition(":")[0]
+
+        hostile = [one for topic in TOPICS for one in hostile_records(topic, embedding_version=version)]
+        places = await asyncio.to_thread(send_hostile, settings, hostile)
+
+        await feed.publish("last", "a good one at the end", published_at=START.isoformat())
+        await until(lambda: held(index, {"last"}))
+        events = world.behaviours(150)
+        second = events[-1].occurred_at.timestamp() - behaviour("x").occurred_at.timestamp() + 5
+        events.append(behaviour("the last", "click", user="user0", item="last", second=second))
+        await produce(settings, behaviours=events)
+
+    def refused(*topics: TopicName) -> set[tuple[str, int, int]]:
+        return {(one.topic, *places[n]) for n, one in enumerate(hostile) if one.refused and one.topic in topics}
+
+    wanted = refused("items", "items-retry", "behaviours")
+
+    async def buried() -> set[tuple[str, int, int]]:
+        found = set()
+        for record in await read_all(settings, "dead-letters"):
+            with suppress(KeyError, ValueError):  # there are hostile ones among them too
+                letter = DeadLetter.from_record(record.value, record.headers)
+                found.add((letter.topic, letter.partition, letter.offset))
+        return found
+
+    await until(buried, lambda found: found >= wanted)
+    assert await buried() == wanted
+
+    total = len(await read_all(settings, "behaviours"))
+    await until(
+        lambda: accounts(state), lambda now: now["accounts"]["received"] == total and now.get("releases", 0) > 0
+    )
+    report = accounts(state)
+    assert report["accounts"]["dead_lettered"] == len(refused("behaviours"))
+    assert report["broken_vectors"] + report["other_encoders"] == len(refused("embeddings"))
+
+    base = re.search(r"http://127\.0\.0\.1:\d+", running["serve"].output())
+    assert base is not None
+    async with aiohttp.ClientSession(base.group()) as session:
+
+        async def scored() -> Any:
+            async with session.post("/v1/score", json={"user_id": "user0", "item_ids": ["last", "n"]}) as answer:
+                return await answer.json()
+
+        await until(scored, lambda answer: "scores" in answer and answer["history_length"] > 0)
+        answer = await scored()
+        assert [one["has_vector"] for one in answer["scores"]] == [True, False]
+
+    for name in ("record", "train"):
+        assert running[name].output().count("forgotten.unreadable") == len(refused("forgotten"))
+    assert running["serve"].output().count("representations.unreadable") == len(refused("embeddings"))
+    listed = run_command("dead-letters", "list", "--json")
+    assert listed.returncode == 0
+    assert {entry["topic"] for entry in json.loads(listed.stdout)} == {"items", "items-retry", "behaviours"}
+    for name, child in running.items():
+        assert child.returncode is None, name
+        assert "Traceback" not in child.output(), name
+        assert child.stop() == 0, name

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from schemas.behaviours import Behaviour
+from tests.factories.feeding import fetches, finish, is_balanced, observe_all, pump, through_bytes
+from tests.factories.samples import DAY0, behaviour, make_trainer, small_config
+from trainer.online.config import TrainerConfig
+from trainer.online.trainer import OnlineTrainer
+from trainer.provenance.journal import Segment
+from trainer.provenance.rebuild import Rebuild
+from trainer.samples.join_rules import JoinRules
+from trainer.samples.rows import Impression
+
+DRAWING = {"draw_exposures": 2, "draw_window_seconds": 20, "release_every_rows": 10_000}
+
+
+def takes(count: int, *, partitions: int = 1, seed: int = 0) -> list[list[Behaviour]]:
+    """Takes alone, of 12 users and 30 items; every fifth is followed by a purchase."""
+    rng = np.random.default_rng(seed)
+    logs: list[list[Behaviour]] = [[] for _ in range(partitions)]
+    second = 0
+    for n in range(count):
+        second += int(rng.integers(0, 3))
+        user, item = int(rng.integers(12)), f"i{rng.integers(30)}"
+        log = logs[user % partitions]
+        log.append(behaviour(f"t{n}", "click", user=f"u{user}", item=item, second=second))
+        if n % 5 == 0:
+            log.append(behaviour(f"p{n}", "purchase", user=f"u{user}", item=item, second=second + 8))
+    return [sorted(log, key=lambda event: event.occurred_at) for log in logs]
+
+
+def rows_of(log: list[Behaviour], **over: object) -> tuple[OnlineTrainer, list[Impression]]:
+    """Everything that comes out ready, in its order."""
+    trainer = make_trainer(small_config(**{**DRAWING, "batch_rows": 2, **over}))
+    observe_all(trainer, log)
+    trainer.intake.finish()
+    rows = []
+    trainer.intake.advance()
+    while batch := trainer.intake.next_batch():
+        rows += batch
+        trainer.intake.trained(batch)
+        trainer.intake.advance()
+    return trainer, rows
+
+
+def test_a_log_of_takes_alone_makes_a_row_of_each_and_the_stated_number_beside_it() -> None:
+    log = [event for event in takes(100)[0] if event.kind == "click"]
+    trainer, rows = rows_of(log)
+    first = [row for row in rows if row.draw == 1]
+    by_event = {event.event_id: event for event in log}
+    assert {row.event_id for row in first} <= by_event.keys() and len(first) > 80
+    assert all(row.label == 1 and row.taken_as == "click" for row in first)
+    beside = [row for row in rows if row.draw > 1]
+    assert all(row.label == 0 and row.event_id.rsplit("~")[0] in by_event for row in beside)
+    assert len(beside) > 1.5 * len(first)
+    for row in beside:
+        own = by_event[row.event_id.rsplit("~")[0]]
+        around = {e.item_id for e in log if abs((e.occurred_at - own.occurred_at).total_seconds()) <= 20}
+        assert trainer.catalogue.item_id(row.item) in around - {own.item_id}
+    assert is_balanced(trainer.intake.counts) and trainer.intake.pending == 0
+
+
+def test_without_the_setting_takes_alone_make_no_row() -> None:
+    _, rows = rows_of(takes(50)[0], draw_exposures=0)
+    assert rows == []
+
+
+def test_a_take_that_answers_an_exposure_draws_nothing() -> None:
+    log = [
+        behaviour("t0", "click", user="u9", item="i9", second=0),
+        behaviour("x1", item="i1", second=1),
+        behaviour("t1", "click", item="i1", second=2),
+        behaviour("x2", item="i2", second=3),
+        behaviour("t2", "click", item="i2", second=4, exposure_id="x2"),
+        behaviour("t3", "click", item="i3", second=5, exposure_id="not-in-the-log"),
+    ]
+    _, rows = rows_of(log)
+    assert {(row.event_id, row.label) for row in rows} == {("t0", 1), ("x1", 1), ("x2", 1)}
+
+
+def test_nothing_is_drawn_that_the_user_takes_later_or_that_the_log_has_not_named_yet_but_earlier_takes_are() -> None:
+    log = [
+        behaviour("t0", "click", user="u1", item="i1", second=0),
+        behaviour("t1", "click", user="u2", item="i2", second=10),
+        behaviour("t2", "click", user="u1", item="i3", second=11),
+        behaviour("t3", "click", user="u1", item="i2", second=13),
+        behaviour("t4", "click", user="u3", item="i4", second=14),
+    ]
+    trainer, rows = rows_of(log, draw_exposures=9)
+    drawn = {trainer.catalogue.item_id(row.item) for row in rows if row.event_id.startswith("t2~")}
+    assert drawn == {"i1"}
+    assert [row.retaken for row in rows if row.event_id.startswith("t2~")] == [True]
+    assert {trainer.catalogue.item_id(row.item) for row in rows if row.event_id.startswith("t4~")} == {"i1", "i2", "i3"}
+
+
+def test_a_later_purchase_corrects_the_row_that_was_drawn_for_the_click() -> None:
+    log = [
+        behaviour("t1", "click", item="i1", second=0),
+        behaviour("t2", "click", user="u2", item="i2", second=10),
+        behaviour("buy", "purchase", item="i1", second=300),
+    ]
+    _, rows = rows_of(log)
+    assert [(row.event_id, row.upgrade, row.taken_as) for row in rows if row.correction] == [("buy", True, "purchase")]
+    assert sum(row.draw == 1 for row in rows) == 2
+
+
+def run(logs: list[list[Behaviour]], *, seed: int, most: int, config: TrainerConfig, cuts: int = 0) -> OnlineTrainer:
+    rng = np.random.default_rng(seed)
+    trainer = make_trainer(config, partitions=len(logs))
+    for number, (p, events) in enumerate(fetches(logs, rng, most=most)):
+        for offset, event in events:
+            trainer.intake.observe(p, offset, event)
+        pump(trainer)
+        if cuts and number % cuts == 0:
+            again = make_trainer(config, partitions=len(logs))
+            again.restore(through_bytes(trainer.snapshot()))
+            trainer = again
+    finish(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("most", [3, 50])
+def test_the_same_offsets_give_the_same_draws_whatever_the_fetches_and_restarts(most: int) -> None:
+    logs, config = takes(150, partitions=2), small_config(**DRAWING)
+    one = run(logs, seed=1, most=10_000, config=config)
+    other = run(logs, seed=2, most=most, config=config, cuts=5)
+    assert one.progress.rows > 300
+    assert (one.progress.rows_sha256, one.progress.rows) == (other.progress.rows_sha256, other.progress.rows)
+    assert is_balanced(other.intake.counts)
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_drawn_rows_are_rebuilt_exactly_also_after_a_user_was_forgotten(forget: bool) -> None:
+    (log,) = takes(120)
+    config = small_config(**DRAWING)
+    trainer = make_trainer(config)
+    half = len(log) // 2
+    observe_all(trainer, log[:half])
+    pump(trainer)
+    ends = 0
+    if forget:
+        trainer.forget("u3")
+        ends = half
+    for offset in range(half, len(log)):
+        trainer.intake.observe(0, offset, log[offset])
+    finish(trainer)
+    kept = trainer.candidate().segment
+    assert kept is not None
+    segment = replace(Segment.from_state(through_bytes(kept.to_state())), archive=kept.archive)
+    rebuild = Rebuild(segment, JoinRules.kept(JoinRules.of(config, [0]).settings, [0], ()))
+    for offset, event in enumerate(log):
+        if event.user_id == "u3" and offset < ends:
+            rebuild.erased(0, offset, event.user_id)
+        else:
+            rebuild.observe(0, offset, event)
+    rebuild.advance(everything=True)
+    result = rebuild.verify(segment.root)
+    assert result.verified, result
+    assert result.rows == trainer.progress.rows and bool(result.erased) == forget
+
+
+def test_held_seconds_are_final_for_a_partition_that_resumes() -> None:
+    trainer = make_trainer(small_config(**DRAWING, lateness_seconds=0), partitions=2)
+    for offset, second in enumerate((0, 5, 40)):
+        trainer.intake.observe(0, offset, behaviour(f"t{offset}", "click", item="i1", second=second))
+    trainer.intake.window.idle([1])
+    trainer.intake.advance()
+    assert trainer.intake.window.complete_before == DAY0 + 6
+    late = trainer.intake.observe(1, 0, behaviour("late", "click", user="u2", item="i2", second=25))
+    assert late.name == "LATE" and (1, 0) in trainer.intake.window.dropped_by_idle
