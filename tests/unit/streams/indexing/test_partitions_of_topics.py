@@ -53,7 +53,7 @@ async def test_records_away_from_home_are_counted_and_told_once(tmp_path: Path) 
     reports = [one for one in run.reports if isinstance(one, PartitioningReport)]
     assert (sum(one.home for one in reports), sum(one.foreign for one in reports)) == (home, len(names) - home)
     assert sum(line["event"] == "items.foreign_partition" for line in logs) == 1
-    metrics = Metrics()
+    metrics = Metrics("index")
     for report in reports:
         metrics.record(report)
     assert f'mim_index_placed_total{{partition="foreign"}} {len(names) - home}.0' in metrics.page().decode()
