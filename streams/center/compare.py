@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -304,3 +304,12 @@ def overdue(positions: Iterable[Position], *, center_is_empty: bool, center_is_f
         if doubtful:
             found.append(Overdue(one.partition, one.committed, one.end))
     return found
+
+
+def lost_retries(starts: Mapping[int, int], committed: Mapping[int, int]) -> dict[int, int]:
+    """How many offsets of each partition of `items-retry` went with retention before a worker had read them.
+
+    `starts` are the first offsets that are left, `committed` the positions of the index workers. A partition without a
+    position was never read: what its workers do begins at what is left.
+    """
+    return {one: start - committed[one] for one, start in starts.items() if committed.get(one, start) < start}
