@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -113,7 +113,9 @@ class KeyedOffsets:
         self._times = array("q")
         self._words = array("q")  # offset twice, plus one if the record is a delete
         self._next_settling = _SETTLE_EVERY
-        self._settled = _no_keys()
+        self._keys = np.zeros(0, np.uint64)
+        """Sorted, and contiguous: a search in it copies nothing."""
+        self._rows = _no_rows()
 
     def add(self, key: bytes, offset: int, time_ms: int, *, deleted: bool) -> None:
         """Add a record of the present partition. They come in the order of their offsets."""
@@ -127,16 +129,18 @@ class KeyedOffsets:
     def end_partition(self, partition: int) -> None:
         """All records of a partition were added. Call it before any query."""
         self._settle()
-        its = _no_keys(len(self._hashes))
-        its["hash"], its["time"], its["word"] = self._hashes, self._times, self._words
-        its["partition"] = partition
+        its = _no_rows(len(self._hashes))
+        its["time"], its["word"], its["partition"] = self._times, self._words, partition
+        hashes = np.concatenate((self._keys, np.array(self._hashes, np.uint64)))
+        rows = np.concatenate((self._rows, its))
         self._hashes, self._times, self._words = array("Q"), array("q"), array("q")
         self._next_settling = _SETTLE_EVERY
-        both = np.concatenate((self._settled, its))
-        both = both[np.lexsort((both["partition"], both["time"], both["hash"]))]
-        same = both["hash"][1:] == both["hash"][:-1]
-        both["is_split"][1:] |= same
-        self._settled = both[np.append(~same, True)] if len(both) else both
+        order = np.lexsort((rows["partition"], rows["time"], hashes))
+        hashes, rows = hashes[order], rows[order]
+        same = hashes[1:] == hashes[:-1]
+        rows["is_split"][1:] |= same
+        last = np.append(~same, True) if len(hashes) else np.zeros(0, bool)
+        self._keys, self._rows = hashes[last], rows[last]
 
     def _settle(self) -> None:
         """Drop all but the newest record of each key of the present partition."""
@@ -164,21 +168,20 @@ class KeyedOffsets:
 
     def count_live(self) -> int:
         """How many keys have a newest record that is no delete."""
-        return int(np.count_nonzero(self._settled["word"] % 2 == 0))
+        return int(np.count_nonzero(self._rows["word"] % 2 == 0))
 
     def count_split(self) -> int:
         """How many keys have records in several partitions."""
-        return int(np.count_nonzero(self._settled["is_split"]))
+        return int(np.count_nonzero(self._rows["is_split"]))
 
     def _row(self, key: bytes) -> Any | None:
-        hashes = self._settled["hash"]
         wanted = np.uint64(_hash(key))
-        place = int(np.searchsorted(hashes, wanted))
-        return self._settled[place] if place < len(hashes) and hashes[place] == wanted else None
+        place = int(np.searchsorted(self._keys, wanted))
+        return self._rows[place] if place < len(self._keys) and self._keys[place] == wanted else None
 
 
-def _no_keys(size: int = 0) -> NDArray[np.void]:
-    fields = [("hash", np.uint64), ("time", np.int64), ("word", np.int64), ("partition", np.int32), ("is_split", bool)]
+def _no_rows(size: int = 0) -> NDArray[np.void]:
+    fields = [("time", np.int64), ("word", np.int64), ("partition", np.int32), ("is_split", bool)]
     return np.zeros(size, np.dtype(fields))
 
 
@@ -304,3 +307,12 @@ def overdue(positions: Iterable[Position], *, center_is_empty: bool, center_is_f
         if doubtful:
             found.append(Overdue(one.partition, one.committed, one.end))
     return found
+
+
+def lost_retries(starts: Mapping[int, int], committed: Mapping[int, int]) -> dict[int, int]:
+    """How many offsets of each partition of `items-retry` went with retention before a worker had read them.
+
+    `starts` are the first offsets that are left, `committed` the positions of the index workers. A partition without a
+    position was never read: what its workers do begins at what is left.
+    """
+    return {one: start - committed[one] for one, start in starts.items() if committed.get(one, start) < start}

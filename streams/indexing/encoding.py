@@ -116,7 +116,7 @@ class ItemEncoding:
         try:
             probe = await loop.run_in_executor(self._preparing, self._prepare, ItemContent(title="probe"))
             await loop.run_in_executor(self._towers, self._encoder.encode, [probe])
-        except Exception as error:
+        except (RuntimeError, MemoryError, OSError) as error:  # what a device raises; anything else is a bug
             now = self._clock()
             self._failing_since = now if self._failing_since is None else self._failing_since
             if now - self._failing_since < self._patience_seconds:

@@ -21,7 +21,7 @@ from encoders.loading import load_encoder
 from schemas.errors import Unavailable
 from streams.broker.cluster import describe_topics, remove_member
 from streams.broker.log_reader import LogReader
-from streams.center.compare import Overdue
+from streams.center.compare import Overdue, lost_retries
 from streams.center.verify import find_overdue
 from streams.indexing.app import WrongAssignment, create_index_app, different_partitions, run_app
 from streams.indexing.context import Guard
@@ -138,10 +138,8 @@ async def _prepare_center(settings: Settings, encoder: Encoder, guard: Guard) ->
 async def _warn_of_lost_retries(settings: Settings) -> None:
     async with LogReader(settings.kafka, settings.topics) as reader:
         bounds = await reader.bounds(await reader.partitions("items-retry"))
-        committed = await reader.committed("index")
-    lost = {
-        one.partition: start - committed[one] for one, (start, _) in bounds.items() if committed.get(one, start) < start
-    }
+        committed = {one.partition: at for one, at in (await reader.committed("index")).items() if one in bounds}
+    lost = lost_retries({one.partition: start for one, (start, _) in bounds.items()}, committed)
     if lost:
         log.warning(
             "index.retries_lost",

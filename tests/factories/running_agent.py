@@ -59,12 +59,14 @@ async def running(
     is_current: Callable[[Any], bool] = lambda event: True,
     check_role: Any = allowed,
     recent: RecentWrites | None = None,
+    partitions: int = 0,
 ) -> AsyncIterator[Running]:
     flow = Flow(check_role=check_role)
     never = RecentWrites(window_seconds=0, max_records=0, max_taken_over=0, clock=lambda: 0.0)
     run = Running(path, flow)
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
-    bound = {"topics": TopicsConfig(), "is_current": is_current, "on_report": run.reports.append}
+    bound: dict[str, Any] = {"topics": TopicsConfig(), "is_current": is_current, "on_report": run.reports.append}
+    bound |= {"count_partitions": lambda: partitions}
     items, retries = bind_agents(app, path.context, flow, recent or never, **bound)
     agent = items if which == "items" else retries
     async with agent.test_context() as context:

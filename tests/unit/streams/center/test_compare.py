@@ -21,6 +21,7 @@ from streams.center.compare import (
     Position,
     compare,
     compare_announcement,
+    lost_retries,
     overdue,
     waits_in_vain,
 )
@@ -189,6 +190,11 @@ def test_a_center_that_never_was_complete_may_lack_whatever_was_acknowledged(
 
 def test_a_new_center_of_a_new_group_has_nothing_to_be_compared_with() -> None:
     assert overdue([Position(3, None, 0, 20, 5)], center_is_empty=True, center_is_filled=False) == []
+
+
+def test_retries_are_lost_only_where_retention_passed_the_position_of_a_worker() -> None:
+    starts = {0: 5, 1: 5, 2: 5, 3: 0}
+    assert lost_retries(starts, {0: 4, 1: 5, 3: 9}) == {0: 1}
 
 
 def test_a_report_counts_everything_and_names_a_few() -> None:

@@ -16,7 +16,7 @@ from streams.indexing.index_batch import index_batch
 from streams.indexing.item_changes import newest_changes, read_change
 from streams.indexing.take_over import RecentWrite, recheck
 from streams.stores.vectors.item_index import FOR_EVER, ItemRow, deletion_mark
-from tests.factories.item_path import NOW, PRODUCED_MS, ItemPath, allowed, retry_record
+from tests.factories.item_path import NOW, PRODUCED_MS, ItemPath, allowed, picture, retry_record
 
 
 def newest_of(records: Sequence[SourceRecord]) -> SourceRecord:
@@ -133,19 +133,19 @@ def test_the_price_at_first_publish_is_of_the_life_that_goes_on(path: ItemPath) 
 
 
 class TwoOwners:
-    """Two workers over one center; `between` runs after the first has read its row and before it writes."""
+    """Two workers over one center: the other writes before the first one's write, its announcement, or after both."""
 
     def __init__(self) -> None:
         self.one = ItemPath()
         self.other = ItemPath(index=self.one.index, outbox=self.one.outbox)
 
-    async def interleave(self, mine: SourceRecord, theirs: SourceRecord) -> None:
-        struck = False
+    async def interleave(self, mine: SourceRecord, theirs: SourceRecord, *, step: int) -> None:
+        asked = 0
 
         async def guard() -> None:
-            nonlocal struck
-            if not struck:
-                struck = True
+            nonlocal asked
+            asked += 1
+            if asked == step:
                 await self.write(self.other, theirs)
 
         report = await index_batch(self.one.context, [mine], guard)
@@ -179,11 +179,12 @@ CASES: dict[str, Make] = {
 }
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
 @pytest.mark.parametrize("make", CASES.values(), ids=CASES)
-async def test_what_one_owner_overwrites_of_the_other_is_put_right_when_both_look_again(make: Make) -> None:
+async def test_what_one_owner_overwrites_of_the_other_is_put_right_when_both_look_again(make: Make, step: int) -> None:
     both = TwoOwners()
     mine, theirs = make(both.one)
-    await both.interleave(mine, theirs)
+    await both.interleave(mine, theirs, step=step)
     await both.recheck(both.one, both.mine)
     await both.recheck(both.other, both.theirs)
     await assert_holds(both.one, [mine, theirs], make)
@@ -213,6 +214,17 @@ async def test_a_write_that_was_held_for_long_looks_again_before_it_overwrites()
     assert both.one.on_sale == {}
     assert both.one.outbox.announced[-1] == "a"
     assert list(report.written) == []
+
+
+async def test_a_late_picture_of_a_record_at_the_same_offset_of_another_partition_is_not_written() -> None:
+    url = "https://pictures.test/1.png"
+    path = ItemPath()
+    await path.index_all(path.publish("a", title="old", image_url=url, ms=1))
+    retry = path.outbox.retries.pop()
+    await path.index_all(path.publish("a", title="new", partition=1, ms=2))
+    assert path.rows["a"].source_offset == retry.source.offset
+    path.web[url] = picture()
+    assert ((await path.retry(retry)).outcome, path.rows["a"].has_image) == ("superseded", False)
 
 
 async def test_a_late_picture_does_not_bring_back_what_was_deleted_in_another_partition() -> None:
