@@ -250,6 +250,16 @@ class TestTogether:
         assert not any(row.has_image for row in path.rows.values())
 
 
+async def test_a_picture_that_was_given_up_does_not_come_back_by_a_record_that_is_met_twice() -> None:
+    path = ItemPath(IndexConfig(retry_max_attempts=2))
+    await path.index_all(path.publish("a", image_url=PICTURE_URL))
+    (retry,) = path.outbox.retries
+    assert (await path.retry(retry)).outcome == "given_up"
+    path.web[PICTURE_URL] = picture()
+    assert (await path.retry(retry)).outcome == "superseded"
+    assert path.on_sale == {}
+
+
 @pytest.mark.parametrize("change", [{"partition": 1}, {"offset": 1}])
 async def test_a_row_of_another_record_does_not_wait_for_this_picture(path: ItemPath, change: dict[str, int]) -> None:
     await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
