@@ -67,6 +67,13 @@ class TestPicturesByUrl:
         assert path.rows["a"].has_image
         assert path.rows["a"].first_price == 2.0
 
+    async def test_an_empty_field_is_no_picture(self, path: ItemPath) -> None:
+        path.web[PICTURE_URL] = picture()
+        await path.index_all(path.publish("a", title="x", image=""))
+        await path.index_all(path.publish("b", title="x", image="", image_url=PICTURE_URL))
+        assert (path.rows["a"].has_image, path.rows["b"].has_image) == (False, True)
+        assert path.reasons == []
+
     async def test_the_same_url_means_the_same_picture(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = picture()
         await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
