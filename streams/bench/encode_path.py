@@ -86,8 +86,9 @@ class EncodeBench:
             "redis": parts["redis"] | {"key_prefix": f"{name}:"},
             "topics": parts["topics"] | {"prefix": f"{name}."},
             "index": {"batch_max_items": batch},
-            "images": {} if site is None else {"private_networks": ["127.0.0.0/8"], "allowed_ports": []},
         }
+        if site is not None:
+            values["images"] = {"private_networks": ["127.0.0.0/8"], "allowed_ports": []}
         settings = child_settings(self._settings, values)
         create_topics(settings.kafka, settings.topics)
         threads = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}

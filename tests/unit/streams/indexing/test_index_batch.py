@@ -220,13 +220,6 @@ class TestBadInput:
         assert path.outbox.announced == [row]
         assert path.reasons == [("image", Reason.BAD_IMAGE, 4)]
 
-    async def test_an_empty_field_is_no_picture(self, path: ItemPath) -> None:
-        path.web[PICTURE_URL] = picture()
-        await path.index_all(path.publish("a", title="x", image=""))
-        await path.index_all(path.publish("b", title="x", image="", image_url=PICTURE_URL))
-        assert (path.rows["a"].has_image, path.rows["b"].has_image) == (False, True)
-        assert path.reasons == []
-
     async def test_a_vector_that_is_no_vector_is_buried_alone(self) -> None:
         poison = CountingEncoder().prepare(ItemContent(title="poison"))
 

@@ -67,6 +67,13 @@ class TestPicturesByUrl:
         assert path.rows["a"].has_image
         assert path.rows["a"].first_price == 2.0
 
+    async def test_an_empty_field_is_no_picture(self, path: ItemPath) -> None:
+        path.web[PICTURE_URL] = picture()
+        await path.index_all(path.publish("a", title="x", image=""))
+        await path.index_all(path.publish("b", title="x", image="", image_url=PICTURE_URL))
+        assert (path.rows["a"].has_image, path.rows["b"].has_image) == (False, True)
+        assert path.reasons == []
+
     async def test_the_same_url_means_the_same_picture(self, path: ItemPath) -> None:
         path.web[PICTURE_URL] = picture()
         await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL, price=2.0))
@@ -248,6 +255,16 @@ class TestTogether:
         with pytest.raises(Fenced):
             await retry_images(path.context, retries, fenced)
         assert not any(row.has_image for row in path.rows.values())
+
+
+async def test_a_picture_that_was_given_up_does_not_come_back_by_a_record_that_is_met_twice() -> None:
+    path = ItemPath(IndexConfig(retry_max_attempts=2))
+    await path.index_all(path.publish("a", image_url=PICTURE_URL))
+    (retry,) = path.outbox.retries
+    assert (await path.retry(retry)).outcome == "given_up"
+    path.web[PICTURE_URL] = picture()
+    assert (await path.retry(retry)).outcome == "superseded"
+    assert path.on_sale == {}
 
 
 @pytest.mark.parametrize("change", [{"partition": 1}, {"offset": 1}])

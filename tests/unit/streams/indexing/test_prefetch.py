@@ -259,16 +259,16 @@ async def test_a_center_that_is_away_is_waited_for(tmp_path: Path) -> None:
     assert set(path.on_sale) == {"a"}
 
 
-async def test_a_bug_in_preparing_stops_the_worker_and_acknowledges_nothing(tmp_path: Path) -> None:
+async def test_a_bug_in_loading_ahead_stops_the_worker_and_acknowledges_nothing(tmp_path: Path) -> None:
     path = ItemPath(batches_of(1))
 
-    def broken(batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    def broken(url: str, *, timeout_seconds: float | None = None) -> Any:
         raise ZeroDivisionError("a bug")
 
-    path.encoder.encode = broken  # type: ignore[method-assign]
+    path.context.__dict__["fetch"] = broken
     async with running("items", path, tmp_path) as run:
         for n in range(3):
-            await run.put(f"i{n}", item(f"i{n}", title="x"), wait=False)
+            await run.put(f"i{n}", item(f"i{n}", title="x", image_url=PICTURE_URL), wait=False)
         await run.fails_with(ZeroDivisionError)
         await asyncio.sleep(0.2)
     assert run.acked == []
