@@ -13,7 +13,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from streams.cli import COMMANDS, main
-from streams.settings import Settings, describe_settings, environment_of, load_settings
+from streams.settings import Settings, child_environment, describe_settings, environment_of, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ FIELD_MAPS = {
     '{"sku": "item_id"}': "MIM_INDEX__FIELD_MAP: .*no field is called sku",
     '{"title": 7}': "MIM_INDEX__FIELD_MAP",
     '{"event": {"from": "op"}}': "MIM_INDEX__FIELD_MAP: .*event: a translation",
-    "sku": "index.*is JSON",
+    "sku": "MIM_INDEX__FIELD_MAP is not JSON",
 }
 
 
@@ -129,3 +129,10 @@ def test_a_field_map_of_behaviours_knows_their_fields(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MIM_RECORD__FIELD_MAP", '{"title": "name"}')
     with pytest.raises(Misconfigured, match=r"MIM_RECORD__FIELD_MAP: .*no field is called title"):
         load_settings()
+
+
+def test_a_field_map_of_the_command_line_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(given=['index.field_map={"item_id": "sku", "*": ""}'])
+    for name, value in child_environment(settings, {}).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().index.field_map == {"item_id": "sku", "*": ""}

@@ -99,7 +99,7 @@ async def test_optional_fields_that_say_nothing_are_absent(open_bench: Open, not
     bench = await open_bench()
     await bench.serve(1, 0.0)
     plain = {"user_id": "nobody", "item_ids": ["shoe", "lamp"]}
-    blank = plain | {"trigger_item": nothing, "query_text": nothing}
+    blank = plain | {"trigger_item": nothing, "exclude_taken": nothing}
     assert await bench.post("/v1/score", blank) == await bench.post("/v1/score", plain)
     status, _ = await bench.post("/v1/similar", {"item_id": "boot", "text": nothing, "image": nothing, "k": nothing})
     assert status == 200
