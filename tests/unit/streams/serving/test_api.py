@@ -196,6 +196,8 @@ async def test_an_item_shows_what_the_center_holds(open_bench: Open) -> None:
         ("POST", "/v1/similar", b'{"item_id":"gone"}', 404, "item_not_found", "gone"),
         ("GET", "/v1/items/gone", None, 404, "item_not_found", "gone"),
         ("GET", "/v1/items/" + "x" * 300, None, 400, "bad_request", "200"),
+        ("GET", "/v1/items/%20a", None, 400, "bad_request", "printable"),
+        ("GET", "/v1/items/a%00", None, 400, "bad_request", "printable"),
         ("GET", "/nowhere", None, 404, "not_found", ""),
         ("GET", "/v1/score", None, 405, "method_not_allowed", ""),
         ("POST", "/v1/score", b" " * 3_000, 413, "body_too_large", ""),
