@@ -253,7 +253,7 @@ def test_embedding_keys_survive_any_item_id(item_id: str) -> None:
     assert parse_embedding_key(embedding_key("enc-1.2", item_id)) == ("enc-1.2", item_id)
 
 
-@pytest.mark.parametrize("key", [b"", b"abc", b":x", b"v:", b"v: a", b"v:a\n", b"v:a\0", b"v:\xff", b"v:" + b"x" * 201])
+@pytest.mark.parametrize("key", [b"", b"abc", b":x", b"v:", b"v: a", b"v:a\n", b"v:a\0", b"v:" + b"x" * 201])
 def test_foreign_embedding_keys_are_refused(key: bytes) -> None:
     with pytest.raises(ValueError, match="not a key"):
         parse_embedding_key(key)
