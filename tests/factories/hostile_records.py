@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -12,6 +13,7 @@ from typing import Any
 
 import kafka
 
+from streams.broker.clients import make_producer
 from streams.broker.topics import TOPICS, TopicName
 from streams.settings import Settings
 
@@ -108,7 +110,8 @@ def hostile_records(topic: TopicName, *, embedding_version: str = "") -> Iterato
         yield Hostile(topic, b"n", value, HEADERS[number % len(HEADERS)], topic != "models")
     for key in KEYS if TOPICS[topic].compacted else (None, *KEYS):
         yield Hostile(topic, key, json.dumps(good).encode(), [], topic != "models")
-        yield Hostile(topic, key, None, [], topic not in ("forgotten", "models"))
+        if key is not None:
+            yield Hostile(topic, key, None, [], topic not in ("forgotten", "models"))
     for number, headers in enumerate(HEADERS):
         name = f"hostile-{number}"
         known = good | ({_ID[topic]: name, "event_id": name} if readable else {})
@@ -139,18 +142,18 @@ def _embeddings(version: str) -> Iterator[Hostile]:
         yield Hostile("embeddings", name, message("n", vector, 16), [], True)
 
 
-def send_hostile(settings: Settings, records: list[Hostile]) -> dict[int, tuple[int, int]]:
+async def send_hostile(settings: Settings, records: list[Hostile]) -> dict[int, tuple[int, int]]:
     """Send in order. Returns (partition, offset) by position in the list."""
     places: dict[int, tuple[int, int]] = {}
     servers = settings.kafka.bootstrap_servers
-    with closing(kafka.KafkaProducer(bootstrap_servers=servers, max_request_size=8_000_000)) as producer:
-        sent = [
-            producer.send(
-                settings.topics.full_name(one.topic), key=one.key, value=one.value, headers=one.headers, partition=0
-            )
-            for one in records
-        ]
-        for number, future in enumerate(sent):
-            done = future.get(60)
-            places[number] = (done.partition, done.offset)
+    async with make_producer(settings.kafka, linger_ms=0) as producer:
+        with closing(kafka.KafkaProducer(bootstrap_servers=servers)) as of_any_name:
+            for number, one in enumerate(records):
+                topic, record = settings.topics.full_name(one.topic), {"key": one.key, "headers": one.headers}
+                if any(isinstance(name, NotText) for name, _ in one.headers):  # aiokafka sends no such name
+                    sent = of_any_name.send(topic, one.value, partition=0, **record)
+                    done = await asyncio.to_thread(sent.get, 60)
+                else:
+                    done = await producer.send_and_wait(topic, one.value, partition=0, **record)
+                places[number] = (done.partition, done.offset)
     return places

@@ -107,7 +107,7 @@ def _as_item(record: Raw, field_map: FieldMap) -> None:
     for letter in batch.letters:
         _written(letter)
     deleted = read_deletions([record], now=0.0)
-    RecordDecoding(MAX_BYTES, field_map, context.now() - context.now()).expect(source)
+    RecordDecoding(MAX_BYTES, field_map, context.now() - context.now()).expect(source, 0)
     found = TopicContent()
     _add_item(found, record, BrokerConfig(), field_map)
     for change in batch.changes:

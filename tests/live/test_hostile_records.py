@@ -46,7 +46,7 @@ async def test_every_process_reads_on_behind_hostile_records_and_each_of_them_is
         version = (await read_all(settings, "embeddings"))[0].key.decode().partition(":")[0]
 
         hostile = [one for topic in TOPICS for one in hostile_records(topic, embedding_version=version)]
-        places = await asyncio.to_thread(send_hostile, settings, hostile)
+        places = await send_hostile(settings, hostile)
 
         await feed.publish("last", "a good one at the end", published_at=START.isoformat())
         await until(lambda: held(index, {"last"}))

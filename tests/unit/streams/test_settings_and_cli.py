@@ -13,7 +13,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from streams.cli import COMMANDS, main
-from streams.settings import Settings, describe_settings, environment_of, load_settings
+from streams.settings import Settings, child_environment, describe_settings, environment_of, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +129,10 @@ def test_a_field_map_of_behaviours_knows_their_fields(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MIM_RECORD__FIELD_MAP", '{"title": "name"}')
     with pytest.raises(Misconfigured, match=r"MIM_RECORD__FIELD_MAP: .*no field is called title"):
         load_settings()
+
+
+def test_a_field_map_of_the_command_line_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(given=['index.field_map={"item_id": "sku", "*": ""}'])
+    for name, value in child_environment(settings, {}).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().index.field_map == {"item_id": "sku", "*": ""}

@@ -99,7 +99,7 @@ async def test_optional_fields_that_say_nothing_are_absent(open_bench: Open, not
     bench = await open_bench()
     await bench.serve(1, 0.0)
     plain = {"user_id": "nobody", "item_ids": ["shoe", "lamp"]}
-    blank = plain | {"trigger_item": nothing}
+    blank = plain | {"trigger_item": nothing, "exclude_taken": nothing}
     assert await bench.post("/v1/score", blank) == await bench.post("/v1/score", plain)
     status, _ = await bench.post("/v1/similar", {"item_id": "boot", "text": nothing, "image": nothing, "k": nothing})
     assert status == 200
@@ -199,6 +199,8 @@ async def test_an_item_shows_what_the_center_holds(open_bench: Open) -> None:
         ("POST", "/v1/similar", b'{"item_id":"gone"}', 404, "item_not_found", "gone"),
         ("GET", "/v1/items/gone", None, 404, "item_not_found", "gone"),
         ("GET", "/v1/items/" + "x" * 300, None, 400, "bad_request", "200"),
+        ("GET", "/v1/items/%20a", None, 400, "bad_request", "printable"),
+        ("GET", "/v1/items/a%00", None, 400, "bad_request", "printable"),
         ("GET", "/nowhere", None, 404, "not_found", ""),
         ("GET", "/v1/score", None, 405, "method_not_allowed", ""),
         ("POST", "/v1/score", b" " * 3_000, 413, "body_too_large", ""),
