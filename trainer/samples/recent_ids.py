@@ -39,7 +39,7 @@ class _Closed:
         at = np.maximum.accumulate(first - running) + running
         table = np.zeros(max(places, int(at[-1]) + 1 if len(at) else 0) + 1, np.uint64)
         table[at] = ordered
-        return cls(newest, places, table, memoryview(table))
+        return cls(newest, places, table, table.data)
 
     def holds(self, wanted: int) -> bool:
         view, at = self.view, (wanted >> 32) * self.places >> 32

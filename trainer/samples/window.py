@@ -64,7 +64,8 @@ class EventWindow:
     """Orders behaviours by event time and releases each second once, when nothing on time can still join it.
 
     `lateness_seconds` is how far behind its partition's newest event an event may lie and still be accepted;
-    `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late), up to `most_ids`.
+    `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late), and
+    `most_ids` how many are.
     Memory grows with the events inside these two spans only.
 
     A second is released only when everything up to `hold_seconds` behind it is known too; `ahead` shows that part.

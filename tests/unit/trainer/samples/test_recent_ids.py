@@ -64,9 +64,8 @@ def test_a_snapshot_of_an_earlier_build_still_tells_its_repetitions() -> None:
     window.observe(0, 0, behaviour("a", second=0))
     window.observe(0, 1, behaviour("b", second=1))
     state = window.snapshot()
-    old = State(
-        {name: array for name, array in state.arrays.items() if not name.startswith("ids0")}, dict(state.values)
-    )
+    arrays = {name: array for name, array in state.arrays.items() if not name.startswith("ids0")}
+    old = State(arrays, dict(state.values))
     del old.values["ids0"]
     old.arrays["seen0.seconds"] = whole_numbers([1_700_000_000, 1_700_000_001])
     old.put_texts("seen0", ["a", "b"])
