@@ -177,6 +177,7 @@ class Metrics:
         corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
         too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
         transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
+        forgotten_ids = self._gauge("mim_train_forgotten_ids", "Event ids forgotten early for want of memory")
         kinds = self._gauge("mim_train_accepted_events", "Behaviours accepted, by kind", "kind")
         late = self._gauge("mim_train_late_events", "Behaviours that came too late, by partition", "partition")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
@@ -199,6 +200,7 @@ class Metrics:
                 kinds.labels(kind).set(count)
             for partition, count in report.late_by_partition.items():
                 late.labels(str(partition)).set(count)
+            forgotten_ids.set(report.ids_forgotten)
             transactions.set(report.open_transactions)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # no command should pay for torch because of its imports
 
 log = structlog.get_logger()
 
-HARMLESS = ("release_every_rows", "release_every_event_seconds", "pending_megabytes")
+HARMLESS = ("release_every_rows", "release_every_event_seconds", "pending_megabytes", "remembered_items")
 """Settings of the trainer that decide when something happens, not what is learned."""
 _RETIRED = ("MIM_TRAINER__CORRECTION_ROWS",)
 """Settings of earlier builds that this one has replaced."""

@@ -64,6 +64,8 @@ class TrainReport:
     """Items at the head of the stream whose vector has not come."""
     given_up: int = 0
     """Items whose vector was not waited for any longer."""
+    ids_forgotten: int = 0
+    """Event ids forgotten early for want of MIM_TRAINER__DUPLICATE_MEGABYTES: repetitions of them count twice."""
     open_transactions: int = 0
     """Partitions whose newest records wait for a producer's transaction."""
     broken_vectors: int = 0

@@ -29,6 +29,8 @@ class TrainerConfig(JoinConfig):
     """Items drawn from the bank for each step."""
     popularity_half_life_seconds: float = Field(default=3 * 24 * 3600.0, gt=0)
     """Half-life of the take counts behind the logQ correction."""
+    remembered_items: int = Field(default=500_000, ge=1)
+    """Deleted items, and as many whose vector was given up, that rows do not wait for; about 150 bytes each."""
     release_every_rows: int = Field(default=20_000, ge=1)
     """Rows learned between two releases."""
     release_every_event_seconds: float | None = Field(default=None, gt=0)

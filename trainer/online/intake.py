@@ -12,7 +12,7 @@ of training never depends on when embeddings came.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -54,6 +54,37 @@ class _QueuedTake:
     offset: int
 
 
+class RememberedItems:
+    """The newest `most` of some item ids. Forgetting one costs a wait for its vector, and changes no row."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._items: dict[str, None] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._items
+
+    def add(self, item_id: str) -> None:
+        """Add an id as the newest."""
+        self._items.pop(item_id, None)
+        self._items[item_id] = None
+        if len(self._items) > self._most:
+            del self._items[next(iter(self._items))]
+
+    def discard(self, item_id: str) -> None:
+        """Remove an id, if it is there."""
+        self._items.pop(item_id, None)
+
+    def restore(self, items: Iterable[str]) -> None:
+        """Hold these ids, oldest first."""
+        self._items.clear()
+        for item_id in items:
+            self.add(item_id)
+
+
 class EventIntake:
     """Events in, batches out, and for each event whether it is still pending.
 
@@ -72,8 +103,8 @@ class EventIntake:
         """Events that came too late."""
         self._ready: deque[Impression] = deque()
         self._takes: deque[_QueuedTake] = deque()
-        self._deleted: set[str] = set()
-        self._timed_out: set[str] = set()
+        self._deleted = RememberedItems(config.remembered_items)
+        self._timed_out = RememberedItems(config.remembered_items)
         self._finished = False
         self._held_back = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -191,7 +222,8 @@ class EventIntake:
 
         Rows of the items `timed_out` pass without an embedding.
         """
-        self._timed_out.update(timed_out)
+        for item_id in timed_out:
+            self._timed_out.add(item_id)
         budget = 4 * self._batch_rows + self._held_back
         if len(self._ready) < budget:
             for events in self.window.released(everything=self._finished):
@@ -275,8 +307,8 @@ class EventIntake:
         state = State(
             values={
                 **self._counts,
-                "given_up": sorted(self._timed_out),
-                "dropped": sorted(self._deleted),
+                "given_up": list(self._timed_out),
+                "dropped": list(self._deleted),
                 "kinds": dict(self.kinds),
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
@@ -293,7 +325,8 @@ class EventIntake:
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`; a `finish` before it does not count."""
         self._counts = {name: state.values[name] for name in _COUNTS}
-        self._timed_out, self._deleted = set(state.values["given_up"]), set(state.values["dropped"])
+        for items, name in ((self._timed_out, "given_up"), (self._deleted, "dropped")):
+            items.restore(state.values[name])
         self.kinds = Counter(state.values.get("kinds", {}))
         self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))

@@ -20,6 +20,8 @@ class JoinConfig(BaseModel):
     """How far an event may lie behind its partition's newest one and still count."""
     duplicate_horizon_seconds: float = Field(default=6 * 3600.0, ge=0)
     """How long an event_id is remembered, in event time."""
+    duplicate_megabytes: float = Field(default=1024.0, gt=0)
+    """Memory for these ids, 24 bytes each; beyond it the oldest are forgotten early (`ids_forgotten` counts)."""
     attribution_seconds: float = Field(default=60.0, ge=0)
     """How long an impression waits for its take, in event time, before it counts as not taken."""
     correction_seconds: float = Field(default=3600.0, ge=0)

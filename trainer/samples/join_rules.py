@@ -12,6 +12,7 @@ from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import DrawnBefore, ExposureDraws
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
+from trainer.samples.recent_ids import BYTES_PER_ID
 from trainer.samples.window import EventWindow
 
 _NO_LIMIT = float(1 << 53)
@@ -33,6 +34,7 @@ class JoinRules:
     correction_megabytes: float = 0.0
     correction_rows: float = _NO_LIMIT
     """Rows that can be corrected at most, a rule of earlier builds."""
+    duplicate_megabytes: float = _NO_LIMIT
     draw_exposures: float = 0
     draw_window_seconds: float = 0.0
     upgrades: bool = True
@@ -58,7 +60,8 @@ class JoinRules:
             one = values["correction_seconds"]
             values |= {"cart_correction_seconds": one, "purchase_correction_seconds": one}
             values |= {"correction_megabytes": _NO_LIMIT if values["correction_rows"] else 0.0, "upgrades": False}
-        values = {"draw_exposures": 0, "draw_window_seconds": 0.0} | values  # an earlier build drew none
+        # an earlier build drew nothing, and kept all ids of its horizon
+        values = {"draw_exposures": 0, "draw_window_seconds": 0.0, "duplicate_megabytes": _NO_LIMIT} | values
         values = {name: values[name] for name in _SETTINGS}
         values |= {name: int(values[name]) for name in ("history_length", "max_users")}
         return cls(partitions, **values | {"upgrades": bool(values["upgrades"])}, dropped_by_idle=dropped_by_idle)
@@ -75,6 +78,7 @@ class JoinRules:
             lateness_seconds=self.lateness_seconds,
             horizon_seconds=self.duplicate_horizon_seconds,
             dropped_by_idle=self.dropped_by_idle,
+            most_ids=int(1e6 * self.duplicate_megabytes / BYTES_PER_ID),
             hold_seconds=int(self.draw_window_seconds) if self.draw_exposures else 0,
         )
 

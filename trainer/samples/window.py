@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
 
 from schemas.behaviours import Behaviour
-from trainer.state import State, whole_numbers
+from trainer.samples.recent_ids import RecentIds, id_hash
+from trainer.state import State
 
 
 class ObserveResult(Enum):
@@ -54,18 +54,18 @@ class Observed:
 
 @dataclass(slots=True)
 class _Partition:
+    seen: RecentIds
+    """Ids of everything inside the horizon."""
     newest: int | None = None
     idle: bool = False
-    seen: dict[str, int] = field(default_factory=dict)
-    """event_id -> second, for everything inside the horizon."""
-    seen_order: deque[tuple[int, str]] = field(default_factory=deque)
 
 
 class EventWindow:
     """Orders behaviours by event time and releases each second once, when nothing on time can still join it.
 
     `lateness_seconds` is how far behind its partition's newest event an event may lie and still be accepted;
-    `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late).
+    `horizon_seconds` is how long an `event_id` is remembered (an older duplicate is rejected as late), and
+    `most_ids` how many are.
     Memory grows with the events inside these two spans only.
 
     A second is released only when everything up to `hold_seconds` behind it is known too; `ahead` shows that part.
@@ -82,11 +82,13 @@ class EventWindow:
         lateness_seconds: float,
         horizon_seconds: float,
         hold_seconds: int = 0,
+        most_ids: int = 1 << 40,
         dropped_by_idle: Collection[tuple[int, int]] = (),
     ) -> None:
-        self._partitions = {partition: _Partition() for partition in partitions}
         self._lateness = lateness_seconds
         self._horizon = max(horizon_seconds, lateness_seconds)
+        self._most_ids = most_ids // max(len(partitions), 1)
+        self._partitions = {partition: _Partition(self._no_ids()) for partition in partitions}
         self._hold = hold_seconds
         self._by_second: dict[int, list[Observed]] = {}
         self._seconds: list[int] = []
@@ -109,7 +111,8 @@ class EventWindow:
         state = self._partitions[partition]
         state.idle = False
         second = math.floor(behaviour.occurred_at.timestamp())
-        if behaviour.event_id in state.seen:
+        hashed = id_hash(behaviour.event_id)
+        if hashed in state.seen and state.newest is not None and second >= state.newest - self._horizon:
             return ObserveResult.DUPLICATE
         if state.newest is not None and second < state.newest - self._lateness:
             return ObserveResult.LATE
@@ -119,7 +122,8 @@ class EventWindow:
             self.dropped_by_idle[partition, offset] = None
             return ObserveResult.LATE
         at_most = second if written_at is None else min(second, math.floor(written_at))
-        self._remember(state, second, behaviour.event_id, at_most=at_most)
+        state.newest = at_most if state.newest is None else max(state.newest, at_most)
+        state.seen.add(hashed, second, now=state.newest)
         if second not in self._by_second:
             self._by_second[second] = []
             heapq.heappush(self._seconds, second)
@@ -131,6 +135,14 @@ class EventWindow:
     def newest(self, partition: int) -> int | None:
         """Second of the newest event of a partition; None before the first."""
         return self._partitions[partition].newest
+
+    @property
+    def ids_dropped(self) -> int:
+        """Event ids that were forgotten before their time, because there were more than `most_ids`."""
+        return sum(state.seen.dropped for state in self._partitions.values())
+
+    def _no_ids(self) -> RecentIds:
+        return RecentIds(horizon_seconds=self._horizon, most=self._most_ids)
 
     def idle(self, partitions: Collection[int]) -> None:
         """Mark partitions with nothing more to read; the watermark ignores them until their next event."""
@@ -202,8 +214,7 @@ class EventWindow:
         state = State(values={"released_before": self._released_before, "newest": {}})
         for number, partition in self._partitions.items():
             state.values["newest"][str(number)] = partition.newest
-            state.arrays[f"seen{number}.seconds"] = whole_numbers(second for second, _ in partition.seen_order)
-            state.put_texts(f"seen{number}", (event_id for _, event_id in partition.seen_order))
+            state.put(f"ids{number}", partition.seen.snapshot())
         buffered = list(self.buffered_events())
         state.arrays["held.places"] = np.array([(e.partition, e.offset, e.second) for e in buffered], np.int64)
         state.put_texts("held", (event.behaviour.model_dump_json() for event in buffered))
@@ -216,10 +227,13 @@ class EventWindow:
         if set(newest) != {str(number) for number in self._partitions}:
             raise ValueError(f"the window had partitions {sorted(newest)}, not {sorted(self._partitions)}")
         for number in self._partitions:
+            partition = self._partitions[number] = _Partition(self._no_ids(), newest=newest[str(number)])
+            if f"ids{number}" in state.values:
+                partition.seen.restore(state.part(f"ids{number}"))
+                continue
             order = zip(state.arrays[f"seen{number}.seconds"].tolist(), state.texts(f"seen{number}"), strict=True)
-            partition = _Partition(newest=newest[str(number)], seen_order=deque(order))
-            partition.seen = {event_id: second for second, event_id in partition.seen_order}
-            self._partitions[number] = partition
+            for second, event_id in order:  # an earlier build kept the ids themselves
+                partition.seen.add(id_hash(event_id), second, now=second)
         self._released_before = state.values["released_before"]
         self.dropped_by_idle = {(int(p), int(o)): None for p, o in state.arrays["overtaken"].tolist()}
         self._by_second, self.buffered, self.buffered_bytes = {}, 0, 0
@@ -230,15 +244,6 @@ class EventWindow:
             self.buffered += 1
             self.buffered_bytes += _bytes(event.behaviour)
         self._seconds = sorted(self._by_second)
-
-    def _remember(self, state: _Partition, second: int, event_id: str, *, at_most: int) -> None:
-        state.seen[event_id] = second
-        state.seen_order.append((second, event_id))
-        state.newest = at_most if state.newest is None else max(state.newest, at_most)
-        forgotten_before = state.newest - self._horizon
-        while state.seen_order and state.seen_order[0][0] < forgotten_before:
-            _, old = state.seen_order.popleft()
-            del state.seen[old]
 
 
 def _bytes(behaviour: Behaviour) -> int:

@@ -68,7 +68,7 @@ def test_remembered_ids_are_bounded_by_the_horizon() -> None:
     events = window(1, horizon=50)
     for n in range(1000):
         events.observe(0, n, behaviour(f"e{n}", second=n))
-    assert len(events._partitions[0].seen) <= 51
+    assert 51 <= len(events._partitions[0].seen) <= 51 * 9 / 8
 
 
 def test_all_idle_releases_all_but_the_newest_second() -> None:
