@@ -127,6 +127,7 @@ def describe_release(store: ModelRegistry, manifest: ModelManifest) -> dict[str,
 
 
 def _change(options: argparse.Namespace, settings: Settings, store: ModelRegistry) -> None:
+    store.check()
     seen = store.current()
     if options.action in ("pin", "unpin"):
         changed = store.pin(options.action == "pin", why=options.why)

@@ -286,6 +286,7 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
 
 async def _model(settings: Settings, encoder_version: str | None) -> str:
     store = open_registry(settings.models)
+    await asyncio.to_thread(store.check)
     pointer = await asyncio.to_thread(store.current)
     if pointer is None:
         return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"

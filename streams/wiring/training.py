@@ -128,6 +128,7 @@ async def _train(
     registry = None
     if leadership is not None:
         registry = open_registry(settings.models)
+        await asyncio.to_thread(registry.check)
         fence = await claim_term(leadership, make_checkpoint_store(settings), registry)
         log.info("train.claimed", **fence.model_dump())
     checkpointer = _make_checkpointer(settings, leadership)

@@ -63,6 +63,9 @@ class VersionedPointer:
 class ArtifactStore(Protocol):
     """Entries, an audit trail and one pointer under one root."""
 
+    def check(self) -> None:
+        """Write and remove a probe; `Misconfigured` or `StoreUnavailable` if a writer cannot rely on the store."""
+
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
         """Make an entry. An existing one of that name stays as it is, whatever `files` contain."""
 
@@ -127,6 +130,17 @@ class FolderArtifactStore(ArtifactStore):
         self._named = named
         self._lock_timeout_seconds = lock_timeout_seconds
         self._at_step = at_step
+
+    @override
+    def check(self) -> None:
+        with self._errors("write"):
+            self._root.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                for folder in (self._root, self._entries, self._audit):
+                    if folder.exists():
+                        probe = folder / f"{_UNFINISHED}check-{uuid.uuid4().hex[:8]}"
+                        self._write(probe, b"")
+                        probe.unlink()
 
     @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -300,6 +314,10 @@ class InMemoryArtifactStore(ArtifactStore):
         self._entries: dict[str, dict[str, bytes]] = {}
         self._pointer: VersionedPointer | None = None
         self._audit: dict[str, bytes] = {}
+
+    @override
+    def check(self) -> None:
+        pass
 
     @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:

@@ -27,6 +27,8 @@ class ModelStoreConfig(BaseModel):
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Options of s3fs for it, as JSON: `{"endpoint_url": ...}` for a store that only speaks S3's protocol. Leave
     credentials to where AWS's own tools look for them."""
+    timeout_seconds: float = Field(default=20.0, gt=0)
+    """How long an object store may take to answer a request, a second attempt included."""
     keep_releases: int = Field(default=10, ge=2)
     """How many of the newest releases are kept, refused ones included; the current one and its parent are kept in any
     case."""

@@ -5,8 +5,11 @@ journal/s000020000-3f2a.../segment.safetensors    places of rows in the log, neg
                            values.json
                            segment.json           log, encoder, rules of the join, hashes, fence
 vectors/v000001-9b1c.../vectors.safetensors       digests of vectors, and the vectors
-                        writer.json               fence of the trainer that wrote them; each writes a vector once
+                        writer.json               fence of the trainer that wrote them
 ```
+
+A segment refers to a pack only where it uses at least half of its vectors, and writes the others again: packs take at
+most twice the room of the vectors of all kept segments.
 
 Segments and vectors are written before the release that they belong to, and deleted with it. The topic `embeddings`
 keeps only the newest vector of an item; older ones that rows were learned with are here.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,9 +113,10 @@ class JournalStore:
         self._vectors = vectors
         self._named = named
         self._packed: dict[bytes, str] | None = None
+        self._sizes: dict[str, int] = {}
 
     def write(self, segment: Segment, meta: SegmentMeta) -> None:
-        """Write a segment and those of its vectors that `meta.fence` has not written yet. Raises `StoreUnavailable`."""
+        """Write a segment and those of its vectors that it cannot refer to. Raises `StoreUnavailable`."""
         packs = self._archive(segment.archive, meta.fence)
         state = segment.to_state()
         packed, values = pack_arrays(state.arrays), json.dumps(state.values).encode()
@@ -161,7 +166,8 @@ class JournalStore:
         for name in among.packs:
             if name not in needed and may_replace(self._pack_writer(name), fence):
                 self._vectors.delete(name)
-                self._packed = None
+                if self._packed is not None:
+                    self._packed = {digest: pack for digest, pack in self._packed.items() if pack != name}
                 log.info("journal.vectors_forgotten", pack=name)
         self._segments.sweep(600.0)
         self._vectors.sweep(600.0)
@@ -170,7 +176,10 @@ class JournalStore:
         import numpy as np
 
         packed = self._index(fence)
-        fresh = sorted(digest for digest in archive if digest not in packed)
+        used = Counter(packed[digest] for digest in archive if digest in packed)
+        # a few vectors must not keep a large pack for ever: they are written again where most of their pack is not used
+        mostly = {name for name, count in used.items() if 2 * count >= self._sizes[name]}
+        fresh = sorted(digest for digest in archive if packed.get(digest) not in mostly)
         if fresh:
             digests = np.frombuffer(b"".join(fresh), np.uint8).reshape(len(fresh), -1)
             content = pack_arrays({"digests": digests, "vectors": np.stack([archive[digest] for digest in fresh])})
@@ -179,6 +188,7 @@ class JournalStore:
             name = f"v{number:06d}-{hashlib.sha256(content + writer).hexdigest()[:12]}"
             self._vectors.put(name, {VECTORS_FILE: content, WRITER_FILE: writer})
             packed |= dict.fromkeys(fresh, name)
+            self._sizes[name] = len(fresh)
         return sorted({packed[digest] for digest in archive})
 
     def _index(self, fence: Fence | None) -> dict[bytes, str]:
@@ -187,7 +197,9 @@ class JournalStore:
             for name in self._packs():
                 if self._pack_writer(name) != fence:
                     continue  # its writer may delete it at any time
-                found |= {digest.tobytes(): name for digest in self._pack(name)["digests"]}
+                digests = [digest.tobytes() for digest in self._pack(name)["digests"]]
+                found |= dict.fromkeys(digests, name)
+                self._sizes[name] = len(digests)
             self._packed = found
         return self._packed
 

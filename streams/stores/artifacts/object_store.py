@@ -12,7 +12,7 @@ An object store has no rename, so an entry exists when its small index exists, a
 index wins as a whole: its files have a prefix of their own. The pointer is replaced by a conditional put: S3 compares
 the entity tag that was read with the present one (`If-Match`; `If-None-Match: *` for the first) in one atomic step, so
 that of two writers that read the same state one fails. fsspec has no conditional replacement, but s3fs passes requests
-through (`call_s3`); a store without such a request is refused, since reading and then writing could lose a rollback.
+through (`call_s3`). A store that ignores the conditions, or has none, would lose a rollback: `check` finds out.
 
 Needs the extra `s3` (s3fs). Credentials come from where AWS's tools look for them, or from `options`.
 """
@@ -59,14 +59,43 @@ class S3ArtifactStore(ArtifactStore):
     """An artifact store under `url` (`s3://bucket/prefix`). `named` is the place in messages."""
 
     def __init__(
-        self, url: str, *, entries: str, pointer: str, named: str, options: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        *,
+        entries: str,
+        pointer: str,
+        named: str,
+        options: Mapping[str, Any] | None = None,
+        timeout_seconds: float = 20.0,
     ) -> None:
         self._named = named
-        self._fs, root = _open(url, dict(options or {}), named)
+        self._timeout_seconds = timeout_seconds
+        self._fs, root = _open(url, dict(options or {}), named, timeout_seconds)
+        self._root = root
         self._entries = f"{root}/{entries}"
         self._pointer = f"{root}/{pointer}"
         self._audit = f"{root}/{AUDIT_FOLDER}"
         self._conditional: _ConditionalRequests = _InMemory(self._fs) if url.startswith("memory:") else _OnS3(self._fs)
+
+    @override
+    def check(self) -> None:
+        probe = f"{self._root}/.check-{uuid.uuid4().hex}"
+        with self._errors("write"):
+            put = self._conditional.put
+            if not put(probe, b"1", expected=None):
+                raise StoreUnavailable("store", f"{self._named} refused to write an object that is not there")
+            try:
+                first = self._conditional.read(probe)
+                unheeded = put(probe, b"2", expected=None)
+                swapped = put(probe, b"3", expected=first)
+                unheeded = unheeded or put(probe, b"4", expected=first)
+            finally:
+                self._remove(probe)
+        if unheeded or not swapped:
+            raise Misconfigured(
+                f"{self._named} does not heed the conditions of a put (If-Match, If-None-Match): of two writers at "
+                "once, one would be lost. Use a store that does (S3, MinIO), or a folder (MIM_MODELS__FOLDER)"
+            )
 
     @override
     def put(self, name: str, files: Mapping[str, bytes]) -> None:
@@ -196,17 +225,32 @@ class S3ArtifactStore(ArtifactStore):
     def _errors(self, action: str) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as error:  # objects that are not there are met before
+            raise Misconfigured(f"{self._named}: there is no such bucket ({error}); create it") from error
+        except NotImplementedError as error:
+            raise Misconfigured(f"{self._named} has no conditional puts ({error}): use a store that has") from error
         except PermissionError as error:
             raise Misconfigured(f"{self._named} does not let us {action}: {error}") from error
         except OSError as error:
-            raise StoreUnavailable("store", f"cannot {action} in {self._named}: {error}") from error
+            if _status(error) == 501:
+                raise Misconfigured(f"{self._named} has no conditional puts ({error}): use a store that has") from error
+            raise StoreUnavailable(
+                "store", f"cannot {action} in {self._named}: {error}{self._waited(error)}"
+            ) from error
         except Exception as error:
             origin = {base.__module__.split(".")[0] for base in type(error).__mro__}
             if not origin & {"botocore", "aiohttp"}:
                 raise
             if "Credentials" in type(error).__name__:
                 raise Misconfigured(f"{self._named}: {error}") from error
-            raise StoreUnavailable("store", f"cannot {action} in {self._named}: {error}") from error
+            raise StoreUnavailable(
+                "store", f"cannot {action} in {self._named}: {error}{self._waited(error)}"
+            ) from error
+
+    def _waited(self, error: BaseException) -> str:
+        if "timeout" not in f"{type(error).__name__} {error}".lower():
+            return ""
+        return f"; waited {self._timeout_seconds:g} s (MIM_MODELS__TIMEOUT_SECONDS)"
 
 
 class _OnS3(_ConditionalRequests):
@@ -238,9 +282,11 @@ class _OnS3(_ConditionalRequests):
         try:
             self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
         except FileNotFoundError:
+            if expected is None:
+                raise  # the bucket is not there
             return False  # it was to be replaced, and is gone
         except OSError as error:
-            if _refused(error):
+            if _status(error) in (409, 412):  # 412: the condition is not met, 409: two such requests at once
                 return False
             raise
         finally:
@@ -248,15 +294,16 @@ class _OnS3(_ConditionalRequests):
         return True
 
 
-def _refused(error: BaseException) -> bool:
-    """Whether S3 refused because of the condition: 412, or 409 for two such requests at once."""
+def _status(error: BaseException) -> int | None:
+    """HTTP status of S3's answer; None without one."""
     cause: BaseException | None = error
     while cause is not None:
         answer = getattr(cause, "response", None)
         if isinstance(answer, dict):
-            return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+            status: int | None = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status
         cause = cause.__cause__ or cause.__context__
-    return False
+    return None
 
 
 class _InMemory(_ConditionalRequests):
@@ -283,7 +330,7 @@ class _InMemory(_ConditionalRequests):
             return True
 
 
-def _open(url: str, options: dict[str, Any], named: str) -> tuple[Any, str]:
+def _open(url: str, options: dict[str, Any], named: str, timeout_seconds: float) -> tuple[Any, str]:
     if url.split("://", 1)[0] not in ("s3", "memory"):
         raise Misconfigured(
             f"{named}: only s3://bucket/prefix can be compared and swapped (S3, or what speaks its protocol: give its "
@@ -292,7 +339,14 @@ def _open(url: str, options: dict[str, Any], named: str) -> tuple[Any, str]:
     try:
         import fsspec
 
+        if url.startswith("s3:"):
+            # two attempts; the clients' own defaults add up to minutes in which a command says nothing
+            waits = {"connect_timeout": timeout_seconds / 2, "read_timeout": timeout_seconds / 2}
+            once = {"retries": {"total_max_attempts": 1}}
+            options = options | {"config_kwargs": waits | once | dict(options.get("config_kwargs", {}))}
         fs, root = fsspec.core.url_to_fs(url, **options)
+        if url.startswith("s3:"):
+            fs.retries = 2
     except ImportError as error:
         raise Misconfigured(f"{named} needs s3fs ({error}): pip install s3fs") from None
     except (TypeError, ValueError) as error:

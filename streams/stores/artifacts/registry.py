@@ -87,6 +87,13 @@ class ModelRegistry:
         self._named = named
         self._clock = clock
 
+    def check(self) -> None:
+        """Write and remove a probe: whether a trainer, or a user who moves the pointer, can rely on the store.
+
+        Raises `Misconfigured` or `StoreUnavailable`.
+        """
+        self._artifacts.check()
+
     def publish(self, weights: Mapping[str, Tensor], manifest: ModelManifest) -> None:
         """Make a release readable under `manifest.release_id`, but not current. Publishing it twice changes nothing.
 
@@ -308,7 +315,12 @@ def open_registry(config: ModelStoreConfig) -> ModelRegistry:
 
     named = f"{config.url} (MIM_MODELS__URL)"
     artifacts = S3ArtifactStore(
-        config.url, entries=ENTRIES, pointer=POINTER_FILE, named=named, options=config.storage_options
+        config.url,
+        entries=ENTRIES,
+        pointer=POINTER_FILE,
+        named=named,
+        options=config.storage_options,
+        timeout_seconds=config.timeout_seconds,
     )
     return ModelRegistry(artifacts, config, named=named)
 

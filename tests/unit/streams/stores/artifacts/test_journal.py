@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from schemas.manifests import Fence
 from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from tests.factories.checkpoints import NEW, OLD, make_journal
 from tests.factories.samples import DIM, click_log, make_trainer, small_config
-from trainer.provenance.journal import Segment
+from trainer.provenance.journal import Segment, VectorUse
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,42 @@ def test_what_an_earlier_trainer_left_goes_once_no_release_needs_it(
     after = journal.present()
     assert after.segments == [kept] and after.packs == journal.load(kept).meta.packs and len(before.packs) == 2
     assert_whole(journal, segments[1])
+
+
+def using(number: int, names: Iterable[str]) -> Segment:
+    """A segment that saw the vectors of these items."""
+    digests = {name: hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names}
+    uses = [VectorUse(1, name, digest, "content", 0.0) for name, digest in digests.items()]
+    return Segment(
+        first_row=number,
+        vectors=uses,
+        archive={digest: np.full(DIM, number, np.float32) for digest in digests.values()},
+    )
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_long_lived_vectors_keep_no_packs_of_dead_ones(tmp_path: Path, restarted: bool) -> None:
+    journal, kept = make_journal(tmp_path), list[Segment]()
+    for number in range(30):
+        # each release brings ten vectors, of which one is used from then on
+        fresh = [f"item-{number}-{i}" for i in range(10)]
+        segment = using(number, [*fresh, *(f"item-{earlier}-0" for earlier in range(number))])
+        kept = [*kept, segment][-3:]
+        write(journal, segment, OLD)
+        journal.retain({one.name for one in kept}, journal.present(), OLD)
+        journal = make_journal(tmp_path) if restarted else journal
+    for segment in kept:
+        assert_whole(journal, segment)
+    held = sum(len(journal._pack(name)["digests"]) for name in journal.present().packs)
+    assert held <= 2 * sum(len(segment.archive) for segment in kept)
+    assert len(journal.present().packs) <= 8
+
+
+def test_a_pack_that_is_used_for_the_most_part_is_referred_to(tmp_path: Path) -> None:
+    journal = make_journal(tmp_path)
+    items = [f"item-{i}" for i in range(10)]
+    write(journal, using(0, items), OLD)
+    write(journal, using(1, items[:5]), OLD)
+    assert len(journal.present().packs) == 1
+    write(journal, using(2, items[:4]), OLD)
+    assert len(journal.present().packs) == 2
