@@ -98,11 +98,8 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
     return {
         **stack.endpoints,
         "models": folders["models"] | {"keep_releases": 50},
-        "train": folders["train"]
-        | {
-            "variants": ",".join(VARIANTS),
-            "all_idle_seconds": 5.0,  # nothing is under way once the replay has ended
-        },
+        # nothing is under way once the replay has ended
+        "train": folders["train"] | {"variants": ",".join(VARIANTS), "all_idle_seconds": 5.0},
         "trainer": {"release_every_rows": release_every_rows},
         "gate": {"trial_rows": release_every_rows // 2},
         "serve": {"host": "127.0.0.1", "port": port, "tokens": []},
