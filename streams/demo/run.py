@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,8 +27,9 @@ from streams.demo.display import DemoProgress, show
 from streams.demo.freshness import FreshnessProbe, FreshnessReport, probe_at_rate
 from streams.demo.load import LoadReport, SteadyLoad
 from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
+from streams.demo.sample_items import live_items, with_picture
 from streams.replay.sender import Replay, Sent
-from streams.replay.timeline import Outgoing, Timeline, item_json
+from streams.replay.timeline import Outgoing, Timeline
 from streams.runtime.child import Child, watch
 from streams.settings import Settings, child_arguments, child_environment, child_settings
 from streams.stack.run import RunningStack, folders_of, running_stack
@@ -38,7 +38,7 @@ from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.training.reports import ACCOUNTS_FILE
 from streams.training.scores import SCORES_FOLDER, read_scores
 from trainer.datasets.exposures import Behaviours
-from trainer.datasets.folder import DataSet, ItemRecord
+from trainer.datasets.folder import DataSet
 
 log = structlog.get_logger()
 
@@ -356,14 +356,14 @@ class _Run:
     async def _probe_live(self, api: ServeApi, send: Callable[[str, bytes], Awaitable[object]]) -> FreshnessReport:
         """Publish new items one by one, as a shop does."""
         self._progress.doing = "publishing single items"
-        items = await asyncio.to_thread(_live_items, self._options.data)
+        items = await asyncio.to_thread(live_items, self._options.data, LIVE_ITEMS)
         return await probe_at_rate(api, send, items, per_second=LIVE_PER_SECOND, every_seconds=FRESHNESS_EVERY_SECONDS)
 
     async def _new_items(self, api: ServeApi, encoded: set[str]) -> list[Neighbours]:
         """Some items that were published late in the stream, with their nearest neighbours."""
         data = self._options.data
         late = [item for item in data.item_ids[len(data.item_ids) * 3 // 4 :] if item in encoded]
-        records = await asyncio.to_thread(_with_picture, data, late, SHOWN_ITEMS, self._options.seed)
+        records = await asyncio.to_thread(with_picture, data, late, SHOWN_ITEMS, self._options.seed)
         if not records:
             return []
         results = await api.similar([record.item_id for record in records], k=5, include_self=False)
@@ -371,27 +371,6 @@ class _Run:
             Neighbours(record.item_id, [(one.item_id, one.similarity) for one in result.neighbours])
             for record, result in zip(records, results, strict=True)
         ]
-
-
-def _live_items(data: DataSet) -> list[tuple[str, bytes]]:
-    """New items whose content no worker has seen: the newest of the set under other ids and titles."""
-    total = len(data.item_ids)
-    records = data.records(max(0, total - LIVE_ITEMS), total)
-    return [
-        (item_id, item_json(replace(record, item_id=item_id, title=f"{record.title} ({number})"), picture))
-        for number, (record, picture) in enumerate(zip(records, data.pictures.of(records), strict=True))
-        if (item_id := f"mimstream-demo-{number}")
-    ]
-
-
-def _with_picture(data: DataSet, item_ids: Sequence[str], count: int, seed: int) -> list[ItemRecord]:
-    """A few of these items, preferably some that have a picture."""
-    position = {item_id: place for place, item_id in enumerate(data.item_ids)}
-    chosen = random.Random(seed).sample(list(item_ids), min(4 * count, len(item_ids)))
-    records = [data.records(position[item_id], position[item_id] + 1)[0] for item_id in chosen]
-    seen = [picture is not None for picture in data.pictures.of(records)]
-    order = sorted(range(len(records)), key=lambda place: not seen[place])
-    return [records[place] for place in order[:count]]
 
 
 def _free_port() -> int:

@@ -32,7 +32,6 @@ from streams.runtime.delivery import Patience, retry_until_available
 from streams.runtime.process import run_until_stopped
 from streams.settings import Settings
 from streams.stores.histories.client import make_redis
-from streams.stores.histories.server import require_single_server
 from streams.stores.vectors.collection import CollectionInfo, mark_filled, read_center
 from streams.wiring.center import open_index_context, run_verification
 from streams.wiring.rights import RIGHTS
@@ -107,7 +106,6 @@ async def _leave(settings: Settings, slot: Slot) -> None:
 async def _open_slot(settings: Settings, name: str, opened: AsyncExitStack) -> Slot:
     redis = make_redis(settings.redis)
     opened.push_async_callback(redis.aclose)
-    await require_single_server(redis, settings.redis)
     token = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     return Slot(redis, settings.redis, settings.index.lease, role="index", name=name, token=token)
 

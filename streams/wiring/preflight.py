@@ -24,7 +24,7 @@ from streams.stores.artifacts.config import NEW_STORE
 from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.histories.server import RedisServer, describe_server, refuse_cluster
+from streams.stores.histories.server import RedisServer, describe_server
 from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
 from streams.training.click_log_watch import NO_EXPOSURES, click_log_problem
@@ -226,8 +226,6 @@ async def _redis(settings: Settings) -> str:
 
 def judge_redis(server: RedisServer, config: RedisConfig) -> str:
     """What is right with a server. Raises where it is not, or where the server does not tell."""
-    if server.is_cluster:
-        raise _CheckFailed(str(refuse_cluster(config)), "set MIM_REDIS__URL to a single server")
     if server.is_too_old:
         raise _CheckFailed(
             f"Redis {server.version} at {config.shown_url} lacks commands that are used",
@@ -238,11 +236,11 @@ def judge_redis(server: RedisServer, config: RedisConfig) -> str:
             f"maxmemory-policy is {server.policy}: when memory is short it evicts histories, and positions with them",
             "set maxmemory-policy to noeviction, or give the view a server of its own",
         )
-    if None in (server.policy, server.is_cluster, server.version):
+    if None in (server.policy, server.version):
         raise _CheckUnknown(
-            f"{config.shown_url} answers, but does not say what it evicts, or what it is",
+            f"{config.shown_url} answers, but does not say what it evicts, or its version",
             "let this login run INFO and CONFIG GET for the check, or make sure that maxmemory-policy is noeviction "
-            "and that it is no Redis Cluster",
+            "and that it is Redis 6.2 or later",
         )
     return f"{config.shown_url}, version {server.version}, maxmemory-policy {server.policy}"
 

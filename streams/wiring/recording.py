@@ -24,7 +24,6 @@ from streams.settings import Settings
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.deleted_items import RedisDeletedItems
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.histories.server import require_single_server
 from streams.wiring.rights import RIGHTS
 
 log = structlog.get_logger()
@@ -47,7 +46,6 @@ async def record(settings: Settings, *, rebuild: bool, metrics_port: int | None)
         store = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(store.close)
         await store.ping()
-        await require_single_server(redis, settings.redis)
         producer = make_producer(
             settings.kafka,
             max_request_size=settings.kafka.max_record_bytes + DEAD_LETTER_HEADROOM_BYTES,

@@ -28,7 +28,6 @@ from streams.settings import Settings
 from streams.stores.artifacts.registry import open_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
-from streams.stores.histories.server import require_single_server
 from streams.stores.vectors.collection import read_center
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 
@@ -98,7 +97,6 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         behaviours = RedisBehaviourStore(redis, settings.redis, settings.behaviours)
         opened.push_async_callback(behaviours.close)
         await behaviours.ping()
-        await require_single_server(redis, settings.redis)
         encoder = LazyEncoder(lambda: _load_encoder(settings))
         version, dim = await _vectors_in_use(settings, encoder)
         encoder.expected_version = version

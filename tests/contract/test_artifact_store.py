@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from streams.stores.artifacts.artifact_store import (
 )
 from streams.stores.artifacts.object_store import S3ArtifactStore
 from streams.stores.artifacts.pointer import update_pointer
+from tests.factories.s3_server import s3_server
 
 OpenStore = Callable[[], ArtifactStore]
 
@@ -30,23 +30,8 @@ NAMES = {"entries": "things", "pointer": "current.json", "named": "here"}
 
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
-    """A local S3, answering one request at a time: it has no lock of its own between comparing and writing."""
-    import boto3
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    access = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
-    client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **access)
-    client.create_bucket(Bucket="models")
-    client.close()
-    yield address
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with s3_server("models") as address:
+        yield address
 
 
 @pytest.fixture(params=["folder", "memory", "fsspec-memory", "s3"])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +13,13 @@ import pytest
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.stores.artifacts.artifact_store import FolderArtifactStore, InMemoryArtifactStore
 from streams.stores.artifacts.object_store import S3ArtifactStore
+from tests.factories.s3_server import Answer, s3_server
 
 NAMES = {"entries": "things", "pointer": "current.json", "named": "s3://models/x (MIM_MODELS__URL)"}
-Answer = Callable[[dict[str, Any], Any], Any]
+BUCKET = "faulty-models"
 
 
-@contextmanager
-def s3(change: Callable[[Answer], Answer] = lambda app: app) -> Iterator[str]:
-    """A local S3 with one bucket, behind a change of its requests."""
-    import boto3
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    server = make_server("127.0.0.1", 0, change(DomainDispatcherApplication(create_backend_app)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    access = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
-    client = boto3.client("s3", endpoint_url=address, region_name="us-east-1", **access)
-    client.create_bucket(Bucket="faulty-models")
-    client.close()
-    yield address
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def open_store(address: str, bucket: str = "faulty-models", **more: Any) -> S3ArtifactStore:
+def open_store(address: str, bucket: str = BUCKET, **more: Any) -> S3ArtifactStore:
     access = {"key": "any", "secret": "any", "endpoint_url": address}
     options = access | {"client_kwargs": {"region_name": "us-east-1"}, "skip_instance_cache": True}
     return S3ArtifactStore(f"s3://{bucket}/x", options=options, **NAMES, **more)
@@ -55,15 +33,18 @@ def without(*headers: str) -> Callable[[Answer], Answer]:
 
 
 def test_a_store_that_heeds_conditions_passes_and_keeps_nothing_of_the_probe() -> None:
-    with s3() as address:
+    with s3_server(BUCKET) as address:
         store = open_store(address)
         store.check()
-        assert store._fs.find("faulty-models") == []
+        assert store._fs.find(BUCKET) == []
 
 
 @pytest.mark.parametrize("ignored", ["HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"])
 def test_a_store_that_ignores_a_condition_is_refused(ignored: str) -> None:
-    with s3(without(ignored)) as address, pytest.raises(Misconfigured, match=r"If-Match, If-None-Match.*MIM_MODELS"):
+    with (
+        s3_server(BUCKET, without(ignored)) as address,
+        pytest.raises(Misconfigured, match=r"If-Match, If-None-Match.*MIM_MODELS"),
+    ):
         open_store(address).check()
 
 
@@ -79,12 +60,12 @@ def test_a_store_without_conditional_puts_is_refused() -> None:
 
         return answer
 
-    with s3(change) as address, pytest.raises(Misconfigured, match="no conditional puts"):
+    with s3_server(BUCKET, change) as address, pytest.raises(Misconfigured, match="no conditional puts"):
         open_store(address).check()
 
 
 def test_a_missing_bucket_is_named_as_such() -> None:
-    with s3() as address, pytest.raises(Misconfigured, match="no such bucket"):
+    with s3_server(BUCKET) as address, pytest.raises(Misconfigured, match="no such bucket"):
         open_store(address, "elsewhere").check()
 
 

@@ -25,10 +25,6 @@ _HEALED_BY_WAITING = ("LOADING", "BUSY", "MISCONF", "MASTERDOWN", "READONLY", "C
 """Replies of a server that is up but cannot serve now: loading its file, full, failing over, unable to persist."""
 
 
-_SHARDED = ("MOVED", "ASK", "CROSSSLOT")
-"""Replies of a Redis Cluster to a client that speaks to one of its servers."""
-
-
 class RedisConfig(BaseModel):
     """How to reach Redis or Valkey: one server, or a primary with replicas (not a sharded cluster)."""
 
@@ -122,11 +118,6 @@ def redis_errors(config: RedisConfig) -> Iterator[None]:
             error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError
         ):
             raise StoreUnavailable("Redis", f"{config.shown_url} (MIM_REDIS__URL) answers: {text}") from error
-        if text.startswith(_SHARDED):
-            raise Misconfigured(
-                f"Redis at {config.shown_url} is a Redis Cluster ({text}): set MIM_REDIS__URL to a single server, or a "
-                "primary with replicas"
-            ) from error
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             raise Misconfigured(
                 f"Redis at {config.shown_url} refuses a command: {text} (MIM_REDIS__USERNAME, MIM_REDIS__PASSWORD)"

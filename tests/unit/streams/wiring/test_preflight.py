@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
-from schemas.errors import Misconfigured
 from streams.broker.cluster import ClusterTopics
 from streams.broker.topics import TOPICS, TopicsConfig, TopicSpec
 from streams.commands.check import EXIT_UNKNOWN, exit_status
 from streams.settings import Settings
-from streams.stores.histories.client import RedisConfig, redis_errors
-from streams.stores.histories.server import RedisServer, describe_server, require_single_server
+from streams.stores.histories.client import RedisConfig
+from streams.stores.histories.server import RedisServer, describe_server
 from streams.wiring import rights
 from streams.wiring.preflight import CheckLine, _CheckFailed, _CheckUnknown, judge_redis, why_not_writable
 from streams.wiring.topic_checks import right_problems, specs_of, topic_problems, unseen
@@ -144,22 +143,20 @@ def test_a_right_that_a_role_lacks_is_told_for_that_role_alone() -> None:
 @pytest.mark.parametrize("policy", ["volatile-lru", "volatile-ttl", "allkeys-lru", "allkeys-random", "volatile-lfu"])
 def test_a_server_that_may_evict_histories_is_refused(policy: str) -> None:
     with pytest.raises(_CheckFailed, match=policy):
-        judge_redis(RedisServer("7.0.0", False, policy, 1 << 30), REDIS)
-    judge_redis(RedisServer("7.0.0", False, policy, 0), REDIS)  # without a limit nothing is evicted
+        judge_redis(RedisServer("7.0.0", policy, 1 << 30), REDIS)
+    judge_redis(RedisServer("7.0.0", policy, 0), REDIS)  # without a limit nothing is evicted
     with pytest.raises(_CheckFailed, match=policy):
-        judge_redis(RedisServer("7.0.0", False, policy, None), REDIS)
+        judge_redis(RedisServer("7.0.0", policy, None), REDIS)
 
 
 def test_a_server_that_does_not_say_what_it_is_is_unknown() -> None:
-    judge_redis(RedisServer("6.2.1", False, "noeviction", 5), REDIS)
-    for missing in ({"policy": None}, {"is_cluster": None}, {"version": None}):
+    judge_redis(RedisServer("6.2.1", "noeviction", 5), REDIS)
+    for missing in ({"policy": None}, {"version": None}):
         with pytest.raises(_CheckUnknown):
-            judge_redis(replace(RedisServer("7.0.0", False, "noeviction", 0), **missing), REDIS)  # type: ignore[arg-type]
-    with pytest.raises(_CheckFailed, match="Cluster"):
-        judge_redis(RedisServer("7.0.0", True, "noeviction", 0), REDIS)
+            judge_redis(replace(RedisServer("7.0.0", "noeviction", 0), **missing), REDIS)  # type: ignore[arg-type]
     for old in ("6.0.16", "5.0", "6.1.99"):
         with pytest.raises(_CheckFailed, match=old):
-            judge_redis(RedisServer(old, False, "noeviction", 0), REDIS)
+            judge_redis(RedisServer(old, "noeviction", 0), REDIS)
 
 
 class Server:
@@ -184,23 +181,13 @@ class Server:
 
 async def test_what_one_command_does_not_tell_another_may() -> None:
     managed = {
-        "server": {"redis_version": "7.2.4", "redis_mode": "standalone"},
+        "server": {"redis_version": "7.2.4"},
         "memory": {"maxmemory_policy": "volatile-lru", "maxmemory": 9},
-        "cluster": {"cluster_enabled": 0},
     }
-    assert await describe_server(Server(managed, None), REDIS) == RedisServer("7.2.4", False, "volatile-lru", 9)
+    assert await describe_server(Server(managed, None), REDIS) == RedisServer("7.2.4", "volatile-lru", 9)
     own = {"maxmemory": "0", "maxmemory-policy": "noeviction"}
-    assert await describe_server(Server(None, own), REDIS) == RedisServer(None, None, "noeviction", 0)
-    assert await describe_server(Server(None, None), REDIS) == RedisServer(None, None, None, None)
-
-
-async def test_a_redis_cluster_is_refused_at_the_start_and_at_its_first_reply() -> None:
-    with pytest.raises(Misconfigured, match=r"Redis Cluster.*MIM_REDIS__URL"):
-        await require_single_server(Server({"cluster": {"cluster_enabled": 1}}, None), REDIS)
-    await require_single_server(Server(None, None), REDIS)
-    for reply in ("MOVED 866 127.0.0.1:7001", "CROSSSLOT Keys in request don't hash to the same slot", "ASK 1 h:1"):
-        with pytest.raises(Misconfigured, match="Redis Cluster"), redis_errors(REDIS):
-            raise ResponseError(reply)
+    assert await describe_server(Server(None, own), REDIS) == RedisServer(None, "noeviction", 0)
+    assert await describe_server(Server(None, None), REDIS) == RedisServer(None, None, None)
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left_in_one_that_can(tmp_path: Path) -> None:

@@ -113,9 +113,8 @@ async def test_a_connection_is_not_used_for_ever(monkeypatch: pytest.MonkeyPatch
 )
 async def test_a_redis_cluster_is_refused_with_the_way_out(asked: bytes) -> None:
     def answer(words: list[str]) -> bytes:
-        return {"CLUSTER": asked, "MGET": b"-MOVED 1 127.0.0.1:1\r\n", "GET": b"-MOVED 1 127.0.0.1:1\r\n"}.get(
-            words[0], b""
-        )
+        split = b"-CROSSSLOT Keys in request don't hash to the same slot\r\n"
+        return {"CLUSTER": asked, "MGET": split, "GET": b"-MOVED 1 127.0.0.1:1\r\n"}.get(words[0], b"")
 
     async with resp_server(answer) as server:
         config = config_of(server)
