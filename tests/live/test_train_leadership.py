@@ -124,7 +124,10 @@ async def test_a_trainer_that_slept_through_its_succession_releases_nothing_and_
     wait_until(lambda: accounts(states[1])["accounts"]["pending"] < 200, "the second to be through")
     assert second.stop() == 0
     assert current_id(store) == accounts(states[1])["release_id"]
-    assert [notice.release_id for notice in await read_notices(settings)] == [m.release_id for m in store.list()]
+    releases = [manifest.release_id for manifest in store.list()]
+    decided = [release_id for release_id in releases if store.decision(release_id) is not None]
+    assert [notice.release_id for notice in await read_notices(settings)] == decided
+    assert releases[: len(decided)] == decided and len(releases) <= len(decided) + 1  # one may still be compared
 
 
 async def test_a_candidate_of_a_superseded_trainer_is_refused_before_anyone_could_load_it(settings: Settings) -> None:

@@ -109,15 +109,10 @@ def lost_tombstone() -> None:
 def event_id_ignored() -> None:
     """Trainer and recorder take a second delivery of an event for another event."""
     from streams.stores.histories import packed_history as takes
-    from trainer.samples.window import EventWindow
+    from trainer.samples import window
 
-    remember = EventWindow._remember
     takes.hash_of = lambda event_id: os.urandom(8)
-
-    def forget(self: Any, state: Any, second: int, event_id: str, **more: Any) -> None:
-        remember(self, state, second, os.urandom(8).hex(), **more)
-
-    EventWindow._remember = forget  # type: ignore[method-assign]
+    window.id_hash = lambda event_id: int.from_bytes(os.urandom(8), "little")
 
 
 class Bug(NamedTuple):
