@@ -14,8 +14,8 @@ MOST_WORKERS = 4
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers on one core too, because tests of real parts wait; few on many cores: each starts its own parts."""
-    return min(max(2, os.cpu_count() or 1), MOST_WORKERS)
+    """One worker more than cores, because tests of real parts wait; few on many cores: each starts its own parts."""
+    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
 @pytest.hookimpl(trylast=True)
