@@ -84,12 +84,13 @@ class Run:
         await asyncio.wait_for(self.running, 60)
 
     async def until_released(self, count: int) -> list[Release]:
+        """The first `count` releases; the trainer may have made more before it is stopped."""
         self.start()
         try:
-            await until(lambda: self.running.done() or len(self.store.list()) == count)
+            await until(lambda: self.running.done() or len(self.store.list()) >= count)
         finally:
             await self.stop()
-        return self.releases()
+        return self.releases()[:count]
 
     def releases(self) -> list[Release]:
         """Per release, its rows so far; of its segment the first row, how many rows, and the hash."""
