@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.base import ItemContent, Prepared
+from encoders.features import ItemFeatures
 from encoders.fixed_fusion import FixedFusion
 from encoders.image import ImageTower
 from encoders.preprocess import ImageLimits, decode_image, join_text
@@ -94,4 +95,11 @@ class MultiModalEncoder:
             self.text.features([tokens for _, tokens in texts]),
             np.array([row for row, _ in pictures], dtype=np.intp),
             self.image.features([pixels for _, pixels in pictures]),
+        )
+
+    def vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
+        """What `encode` makes of items with these tower features: (n, dim) unit rows. Each item has a modality."""
+        text_rows, image_rows = np.flatnonzero(features.has_text_N), np.flatnonzero(features.has_image_N)
+        return self._fusion(
+            len(features), text_rows, features.text_NT[text_rows], image_rows, features.image_NI[image_rows]
         )

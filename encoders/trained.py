@@ -159,10 +159,14 @@ class TrainedEncoder:
         """(n, dim) unit rows in the order of `batch`; `EncodingFailed` with `BAD_VECTOR` if one is not finite."""
         if not batch:
             return np.zeros((0, self._width), np.float32)
-        filled = self.features(batch).select(np.arange(max(len(batch), ALIKE_ROWS)) % len(batch))
+        return self.vectors(self.features(batch))
+
+    def vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
+        """What `encode` makes of items with these tower features, at least one: (n, dim) unit rows."""
+        filled = features.select(np.arange(max(len(features), ALIKE_ROWS)) % len(features))
         with torch.inference_mode():
             views = self.fusion(self.fusion.prepare(filled))
-        rows = views.fused_ND[: len(batch), : self._width].cpu().numpy()
+        rows = views.fused_ND[: len(features), : self._width].cpu().numpy()
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
             raise EncodingFailed(Reason.BAD_VECTOR, "the fusion made a vector that is zero or not finite")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
-from streams.commands.arguments import positive
+from schemas.errors import Misconfigured
+from streams.commands.arguments import positive, share
 from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
 
 NEEDED = {"trees": "lightgbm", "dense-only": "lightgbm", "logistic": "sklearn"}
 """Models that need a package beside the installation."""
+LIVE = "live"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", metavar="NAMES", help="names separated by commas (default: all)")
     parser.add_argument(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=[*PROTOCOLS, LIVE],
         default="time-split",
-        help="one encoder, encoders refreshed as time goes on, or cold items alone (default: time-split)",
+        help="one encoder, encoders refreshed as time goes on, cold items alone (default: time-split), or what "
+        "`mimstream train` learns in one pass from what `mimstream replay` sends",
     )
-    parser.add_argument("--vectors", choices=VECTOR_KINDS, default="csft", help="which item vectors models get (csft)")
+    parser.add_argument(
+        "--vectors",
+        choices=[*VECTOR_KINDS, "bundle"],
+        help="which item vectors models get (csft; with --protocol live: bundle, those of MIM_ENCODER__BUNDLE)",
+    )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds of encoders and models (3)")
     parser.add_argument("--neg-type", default="pop", help="which sampled negatives count (default: pop)")
     parser.add_argument(
@@ -38,11 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="scores and reports; an unfinished study there goes on (default: below the cache folder)",
     )
+    live = parser.add_argument_group("with --protocol live")
+    live.add_argument("--seed", type=int, default=0, help="seed of everything that a replay draws (default: 0)")
+    live.add_argument("--events", type=positive, metavar="N", help="keep at most N takes, sampling users whole")
+    live.add_argument("--limit", type=positive, metavar="N", help="end after the first N events of the click log")
+    live.add_argument("--broken", type=share, default=0.0, metavar="SHARE", help="share of broken events to mix in")
+    live.add_argument("--against", type=Path, metavar="DIR", help="compare with the scores in the --out of another run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Run what is missing of the study, write its reports."""
+    if options.protocol == LIVE:
+        return _run_live(options, settings)
+    if options.vectors == "bundle":
+        raise Misconfigured("--vectors bundle goes with --protocol live: other protocols train encoders of their own")
     from streams.evaluation.figures import figures_of
     from streams.evaluation.report import document_of, markdown, write_reports
     from streams.evaluation.study import run_study
@@ -57,7 +75,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             require_package(NEEDED[name], f"model {name!r}")
     started = time.monotonic()
     study = open_study(
-        settings, options.folder, protocol_name=options.protocol, vectors=options.vectors, neg_type=options.neg_type,
+        settings, options.folder, protocol_name=options.protocol, vectors=options.vectors or "csft", neg_type=options.neg_type,
         out=options.out,
     )  # fmt: skip
     with progress_bar("evaluate", trials + len(models) * options.seeds) as bar:
@@ -70,4 +88,29 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     else:
         say(markdown(document))
         say(f"report: {study.out / 'report.html'}")
+    return 0
+
+
+def _run_live(options: argparse.Namespace, settings: Settings) -> int:
+    """Learn the folder as the live system does, and print what its models reach."""
+    from streams.runtime.progress import progress_bar
+    from streams.simulation.report import document_of, read_run, text_of, write_run
+    from streams.wiring.simulation import open_simulation
+
+    other = None if options.against is None else read_run(options.against)
+    simulation = open_simulation(
+        settings, options.folder, neg_type=options.neg_type, seed=options.seed, takes=options.events,
+        limit=options.limit, broken=options.broken, vectors=options.vectors or "bundle",
+    )  # fmt: skip
+    started = time.monotonic()
+    with progress_bar("evaluate", simulation.events) as bar:
+        result = simulation.run(seed=options.seed, advance=bar.advance)
+    document = document_of(result, simulation.log, other=other, seed=options.seed)
+    document["wall_seconds"] = round(time.monotonic() - started, 1)
+    if options.out is not None:
+        write_run(result, document, options.out)
+    if options.json:
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        say(text_of(document))
     return 0

@@ -195,18 +195,7 @@ class Study:
             return TestScores(name, seed, stored["score"], bool(stored["calibrated"]), fit_seconds, predict_seconds)
 
     def _vectors(self, seed: int) -> Vectors:
-        path = self.out / f"vectors-{seed}.npz"
-        if path.exists():
-            with np.load(path) as stored:
-                return Vectors(stored["vectors"], stored["has"])
-        started = time.perf_counter()
-        vectors = self._make_versions().vectors(self.kind, seed)
-        unfinished = path.with_suffix(".part.npz")
-        np.savez(unfinished, vectors=vectors.vectors_EIV, has=vectors.has_vector_EI)
-        os.replace(unfinished, path)
-        log.info("evaluate.encoded", vectors=self.kind, seed=seed, versions=len(vectors.vectors_EIV),
-                 seconds=round(time.perf_counter() - started, 1))  # fmt: skip
-        return vectors
+        return stored_vectors(self.out, self._make_versions, self.kind, seed)
 
     def _claim(self, encoder: Mapping[str, Any]) -> None:
         rows = self.recorded.rows
@@ -234,6 +223,25 @@ class Study:
                     f"--out {self.out} holds a study with other {', '.join(differing)}; choose another folder"
                 )
         _write_text(path, json.dumps(about, indent=1))
+
+
+def stored_vectors(
+    out: Path, make_versions: Callable[[], EncoderVersions], kind: VectorKind, seed: int
+) -> Vectors:
+    """The vectors of a study in this folder; trained and written there if they are not yet."""
+    path = out / f"vectors-{seed}.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return Vectors(stored["vectors"], stored["has"])
+    started = time.perf_counter()
+    vectors = make_versions().vectors(kind, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part.npz")
+    np.savez(unfinished, vectors=vectors.vectors_EIV, has=vectors.has_vector_EI)
+    os.replace(unfinished, path)
+    log.info("evaluate.encoded", vectors=kind, seed=seed, versions=len(vectors.vectors_EIV),
+             seconds=round(time.perf_counter() - started, 1))  # fmt: skip
+    return vectors
 
 
 def with_vectors(recorded: Recorded, vectors: Vectors) -> CtrData:

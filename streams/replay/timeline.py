@@ -78,7 +78,7 @@ class Timeline:
         """Raise `Misconfigured` if a platform's field map reads these records, which have our own names, otherwise."""
         settings: tuple[tuple[str, FieldMap, type[Message], Iterator[Outgoing]], ...] = (
             ("MIM_INDEX__FIELD_MAP", items, ItemPublished, self._items()),
-            ("MIM_RECORD__FIELD_MAP", behaviours, Behaviour, self._behaviours()),
+            ("MIM_RECORD__FIELD_MAP", behaviours, Behaviour, self.behaviour_records()),
         )
         for setting, field_map, model, records in settings:
             first = next(records, None) if field_map else None
@@ -102,7 +102,7 @@ class Timeline:
     def __iter__(self) -> Iterator[Outgoing]:
         items = self._items()
         coming = next(items, None)
-        for outgoing in self._behaviours():
+        for outgoing in self.behaviour_records():
             while coming is not None and coming.second <= outgoing.second:
                 yield coming
                 coming = next(items, None)
@@ -124,7 +124,8 @@ class Timeline:
                     yield _outgoing("items", broken_item(kind, number, second, self.now), second)
                     number += 1
 
-    def _behaviours(self) -> Iterator[Outgoing]:
+    def behaviour_records(self) -> Iterator[Outgoing]:
+        """The records of `behaviours` alone, in their order."""
         log = self.behaviours
         if log is None:
             return

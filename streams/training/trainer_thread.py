@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
@@ -17,7 +17,7 @@ from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from schemas.manifests import TopicOffsets
 from streams.training.feed import FeedBatch
-from streams.training.input import TrainingInput
+from streams.training.input import EmbeddingRecord
 from streams.training.scores import ScoreFiles
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
@@ -55,6 +55,31 @@ class StepResult:
     scored: Sequence[ScoredRows]
 
 
+class TrainerReads(Protocol):
+    """The part of `TrainingInput` that the trainer needs."""
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """Partitions of `behaviours`."""
+        ...
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether `next_embeddings` would return any."""
+        ...
+
+    def next_embeddings(self) -> Sequence[EmbeddingRecord]:
+        """The embeddings and tombstones since the last call, oldest first."""
+        ...
+
+    starts: dict[int, int]
+    """Offset of each partition of `behaviours` at which reading began."""
+    beginnings: dict[int, int]
+    """First offset there is of each."""
+    embedding_offsets: dict[int, int]
+    """Next offset to read of each partition of `embeddings`."""
+
+
 class TrainerThread:
     """The trainer, with all that a checkpoint holds beside it. It is made when the first embedding gives their width.
 
@@ -64,7 +89,7 @@ class TrainerThread:
 
     def __init__(
         self,
-        reads: TrainingInput,
+        reads: TrainerReads,
         make_trainer: Callable[[str, int, Sequence[int]], OnlineTrainer],
         *,
         waits: EmbeddingWait,

@@ -24,7 +24,7 @@ from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
 from trainer.offline.encoder_versions import REFRESH_EPOCHS, EncoderVersions, VectorKind, for_click_models
-from trainer.offline.protocols import ProtocolName, protocol_of
+from trainer.offline.protocols import Protocol, ProtocolName, protocol_of
 from trainer.samples.numbering import FeatureNumbers
 
 
@@ -108,20 +108,13 @@ def open_study(
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
     protocol = protocol_of(BehaviourLog.of(data, folder), protocol_name)
-
-    def make_versions() -> EncoderVersions:
-        contents = list(contents_of(data))
-        features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
-        numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
-        return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
-
     csft, fusion = for_click_models(settings.csft, settings.fusion)
     return Study(
         read_columns(protocol, folder),
         protocol,
-        make_versions,
+        lambda: encoder_versions(settings, protocol),
         vectors,
-        out or settings.encoders.cache_folder / "evaluate" / f"{data.name}-{protocol_name}-{vectors}",
+        out or study_folder(settings, data.name, protocol_name, vectors),
         encoder={
             "bundle": settings.encoder.bundle,
             "csft": csft.model_dump(mode="json") | {"refresh_epochs": REFRESH_EPOCHS},
@@ -129,6 +122,20 @@ def open_study(
             "pretrain": settings.pretrain.model_dump(mode="json"),
         },
     )
+
+
+def study_folder(settings: Settings, name: str, protocol: ProtocolName, vectors: VectorKind) -> Path:
+    """Where a study of the data set of this name is kept, if the user names no folder."""
+    return settings.encoders.cache_folder / "evaluate" / f"{name}-{protocol}-{vectors}"
+
+
+def encoder_versions(settings: Settings, protocol: Protocol) -> EncoderVersions:
+    """The encoder versions of a folder's protocol, over the cache of tower features."""
+    data = protocol.log.data
+    contents = list(contents_of(data))
+    features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
+    numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
+    return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
 
 
 def _read_topics(settings: Settings, *, only_items: bool = False) -> TopicContent:

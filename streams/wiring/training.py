@@ -83,7 +83,7 @@ class TrainOptions:
 async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | None:
     """Train to the end or until stopped; the report of a run that came to its end."""
     # torch takes seconds to import: here, not while a loop that owes heartbeats waits for it
-    make_trainer = _trainer_maker(settings)
+    make_trainer = trainer_maker(settings)
     if settings.models.url is not None and settings.models.url.startswith("s3://"):
         require_package("s3fs", "MIM_MODELS__URL with s3://")
     metrics = Metrics("train")
@@ -341,7 +341,8 @@ def training_folder(settings: Settings) -> Path:
     return settings.train.snapshot_folder or settings.models.folder / "training"
 
 
-def _trainer_maker(settings: Settings) -> MakeTrainer:
+def trainer_maker(settings: Settings) -> MakeTrainer:
+    """Makes the trainer of these settings. Imports torch."""
     from trainer.online.trainer import OnlineTrainer
 
     variants = [name.strip() for name in settings.train.variants.split(",") if name.strip()]

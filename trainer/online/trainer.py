@@ -20,6 +20,7 @@ from torch import Tensor
 from schemas.items import ItemEmbedding
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
+from trainer.networks.ciubm import CtrBatch
 from trainer.networks.collate import collate
 from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventIntake
@@ -28,6 +29,7 @@ from trainer.online.shadow_evaluation import ShadowEvaluation
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
 from trainer.samples.catalogue import Catalogue
+from trainer.samples.rows import Impression
 from trainer.state import State
 
 
@@ -57,6 +59,14 @@ class Candidate:
     """Per partition of the click log, the offset after the last event trained on of which all before are done."""
     segment: Segment | None = None
     """The rows learned since the candidate before."""
+
+
+class BatchObserver(Protocol):
+    """Sees each batch as it is scored, and changes nothing of what is learned."""
+
+    def observe(self, rows: Sequence[Impression], batch: CtrBatch) -> None:
+        """Called once a step, before the next one is made."""
+        ...
 
 
 class OnlineTrainer:
@@ -90,6 +100,8 @@ class OnlineTrainer:
         """A candidate and the serving release that score the same rows; changes nothing of what is learned."""
         self.stand_in: ShadowEvaluation | None = None
         """The same, of the weights before the last rows of the log: no rows come after them that could be compared."""
+        self.observers: list[BatchObserver] = []
+        """Called for each batch; no part of a snapshot."""
         self._variants = Variants(config, variants, vector_width=dim)
         self._memory = SpaceTimeMemory(
             window_seconds=config.window_seconds,
@@ -141,8 +153,8 @@ class OnlineTrainer:
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
-        for evaluation in self._evaluations:
-            evaluation.observe(rows, collated.batch)
+        for observer in (*self._evaluations, *self.observers):
+            observer.observe(rows, collated.batch)
         self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue)
         self.intake.trained(rows)
         self.progress.add(rows, plan, report.probabilities)

@@ -1,0 +1,107 @@
+"""Wiring of `mimstream evaluate --protocol live`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from encoders.feature_cache import content_key
+from encoders.loading import load_encoder
+from schemas.errors import Misconfigured
+from streams.encoder_training.bundle_builder import BundleBuilder, contents_of
+from streams.evaluation.study import stored_vectors
+from streams.replay.timeline import Timeline
+from streams.settings import Settings
+from streams.simulation.click_log import click_log
+from streams.simulation.item_vectors import FeatureEncoder, VectorsBySecond, embedding_records, vectors_of
+from streams.simulation.run import SimulatedRun, simulate
+from streams.wiring.encoder_training import encoder_versions, study_folder
+from streams.wiring.training import trainer_maker
+from trainer.datasets.exposures import Behaviours, behaviours_of
+from trainer.datasets.folder import open_data_set
+from trainer.datasets.spans import BehaviourLog
+from trainer.offline.encoder_versions import VectorKind
+from trainer.offline.protocols import protocol_of
+
+LiveVectors = VectorKind | Literal["bundle"]
+"""`bundle`: those of MIM_ENCODER__BUNDLE, which `mimstream index` makes; else a kind of `evaluate`, refreshed in time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A folder that is ready to be learned from."""
+
+    log: BehaviourLog
+    behaviours: Behaviours
+    timeline: Timeline
+    events: int
+    """Records of `behaviours` that are learned from."""
+    _settings: Settings
+    _vectors: LiveVectors
+
+    def run(self, *, seed: int, advance: Callable[[int], None]) -> SimulatedRun:
+        """Learn the log once. `seed` is that of an encoder that is trained for it. Raises as `simulate` does."""
+        settings = self._settings
+        torch.set_num_threads(1)  # as the trainer of a demo: the last digit depends on it
+        partitions = settings.topics.partitions
+        return simulate(
+            trainer_maker(settings),
+            islice(click_log(self.timeline, settings.kafka, partitions=partitions), self.events),
+            self._embeddings(seed),
+            partitions=partitions,
+            gate=settings.gate,
+            now=self.timeline.now,
+            advance=advance,
+        )
+
+    def _embeddings(self, seed: int) -> VectorsBySecond:
+        settings, data = self._settings, self.log.data
+        contents = list(contents_of(data))
+        hashes = [content_key(content) for content in contents]
+        if self._vectors == "bundle":
+            features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
+            encoder = load_encoder(settings.encoder)
+            if not isinstance(encoder, FeatureEncoder):
+                raise Misconfigured("MIM_ENCODER__BUNDLE names an encoder without features")
+            made = vectors_of(encoder, features)
+            return {0: list(embedding_records(data, made, hashes, version=encoder.version))}
+        protocol = protocol_of(self.log, "prequential")
+        folder = study_folder(settings, data.name, "prequential", self._vectors)
+        versions = stored_vectors(folder, lambda: encoder_versions(settings, protocol), self._vectors, seed)
+        starts = (0, *protocol.encoder_stops[1:])
+        return {
+            start: list(embedding_records(data, vectors_ND[1:], hashes, version=self._vectors))
+            for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True)
+        }
+
+
+def open_simulation(
+    settings: Settings,
+    folder: Path,
+    *,
+    neg_type: str,
+    seed: int,
+    takes: int | None,
+    limit: int | None,
+    broken: float,
+    vectors: LiveVectors,
+) -> Simulation:
+    """A folder as `mimstream replay` would send it: at most `takes` takes of whole users, and the first `limit` events.
+
+    Raises `Misconfigured` if it has no interactions.
+    """
+    data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
+    if not len(data.interactions):
+        raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
+    behaviours = behaviours_of(data, seed=seed, events=takes, retakes=True)
+    timeline = Timeline(data, behaviours, seed, datetime.now(UTC), broken)
+    timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
+    events = timeline.events if limit is None else min(limit, timeline.events)
+    return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors)
+
