@@ -86,7 +86,9 @@ def test_an_item_without_a_vector_has_no_codes() -> None:
     torch.manual_seed(1)
     network = QarmNetwork(dense_width=3).eval()
     batch = ColumnBatches(world([(4, [3, 1])]), history_length=10).batch(np.arange(1))
-    batch = replace(batch, vectors_UV=torch.zeros(len(batch.hashes_U2), LEVELS), has_vector_U=batch.has_vector_U & False)
+    batch = replace(
+        batch, vectors_UV=torch.zeros(len(batch.hashes_U2), LEVELS), has_vector_U=batch.has_vector_U & False
+    )
     target, interest = network.extras(batch)
     assert not target.any() and not interest.any()
     assert gathered(network.code_table.weight, batch.history_BL).any()
