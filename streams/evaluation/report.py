@@ -91,8 +91,8 @@ def statements(document: dict[str, Any]) -> list[str]:
         f"{about['spans']['validation']}, and after a refit on both {about['spans']['test']} is scored once.",
         f"{about['versions']} encoder version(s); none saw anything of the rows that it serves or later.",
         f"{about['rows']['train']:,} training, {about['rows']['validation']:,} validation and "
-        f"{about['rows']['test']:,} test impressions; {about['rows']['without_history']:,} of these, of users without a "
-        "history, are a bucket of their own. Held-out items and re-takes teach nothing.",
+        f"{about['rows']['test']:,} test impressions; {about['rows']['without_history']:,} of these, of users without "
+        "a history, are a bucket of their own. Held-out items and re-takes teach nothing.",
         f"Exposures that led to nothing: {about['negatives'] or 'as the set observed them'}.",
         "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
         "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",

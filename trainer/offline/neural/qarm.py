@@ -1,7 +1,7 @@
 """QARM of Kuaishou: content as codes, whose embeddings are trained like ids.
 
-Source: QARM (arXiv 2411.11739). Vectors that are aligned with behaviour are quantised by residual k-means: the number of
-the nearest centroid, then that of the nearest centroid of what remains, and so on. The codes of target and history
+Source: QARM (arXiv 2411.11739). Vectors that are aligned with behaviour are quantised by residual k-means: the number
+of the nearest centroid, then that of the nearest centroid of what remains, and so on. The codes of target and history
 enter the click model as further item features.
 
 Different here: codes of residual k-means alone, without those of nearest neighbours; `LEVELS` and `CENTROIDS` fit some
