@@ -15,7 +15,7 @@ from streams.evaluation.study import Study, TestScores
 from streams.runtime.plots import as_image
 from trainer.datasets.spans import Span
 
-SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken")
+SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken", "without_history")
 _HEAD = ("model", "GAUC", "95 % interval", "unweighted", "AUC", "log-loss", "NE", "seeds")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2126; max-width: 1080px; margin: 2.5em auto; padding: 0 1em; }
@@ -49,7 +49,7 @@ def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dic
                 "train": len(study.train_rows),
                 "validation": len(study.validation_rows),
                 "test": len(study.test_rows),
-                "without_history": recorded.without_history,
+                "without_history": int((~recorded.facts.with_history_N[study.test_rows]).sum()),
             },
             "negatives": recorded.drawn_from,
             "features": list(recorded.rows.dense_names),
@@ -91,9 +91,8 @@ def statements(document: dict[str, Any]) -> list[str]:
         f"{about['spans']['validation']}, and after a refit on both {about['spans']['test']} is scored once.",
         f"{about['versions']} encoder version(s); none saw anything of the rows that it serves or later.",
         f"{about['rows']['train']:,} training, {about['rows']['validation']:,} validation and "
-        f"{about['rows']['test']:,} test impressions of users with a history; "
-        f"{about['rows']['without_history']:,} of users without one are left out. Held-out items and re-takes teach "
-        "nothing.",
+        f"{about['rows']['test']:,} test impressions; {about['rows']['without_history']:,} of these, of users without "
+        "a history, are a bucket of their own. Held-out items and re-takes teach nothing.",
         f"Exposures that led to nothing: {about['negatives'] or 'as the set observed them'}.",
         "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
         "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",

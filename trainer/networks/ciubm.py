@@ -115,11 +115,7 @@ class CiUBM(nn.Module):
     def members(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
         """Logits of each head of the ensemble, shape (B, K)."""
         config = self.config
-        hashes_U2 = batch.hashes_U2
-        if self.training and config.id_dropout:
-            dropped_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < config.id_dropout
-            hashes_U2 = hashes_U2.masked_fill(dropped_U[:, None], 0)  # no id has zero hashes: reads the shared row
-        ids_UE = self.id_table(hashes_U2)
+        ids_UE = self.id_table(dropped_ids(batch.hashes_U2, config.id_dropout if self.training else 0.0))
         if config.categories and batch.category_U is not None:
             # an item without a row of its own still has its category's
             ids_UE = ids_UE + self.category_table(batch.category_U % config.categories)
@@ -204,6 +200,17 @@ def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:
     if len(history_BLX) == 1:
         return target_BX @ history_BLX[0].T
     return torch.bmm(history_BLX, target_BX[:, :, None]).squeeze(2)
+
+
+def dropped_ids(hashes_U2: Tensor, share: float) -> Tensor:
+    """The hashes with this share of the items treated as new: no id has zero hashes, so they read the shared row.
+
+    Source: DropoutNet (Volkovs et al., NeurIPS 2017).
+    """
+    if not share:
+        return hashes_U2
+    dropped_U = torch.rand(len(hashes_U2), device=hashes_U2.device) < share
+    return hashes_U2.masked_fill(dropped_U[:, None], 0)
 
 
 def weighted_sum(weight_BL: Tensor, history_BLX: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""The impressions of each reported bucket. Re-takes are in their own bucket alone."""
+"""The impressions of each reported bucket.
+
+Re-takes, and impressions of users without a history, are in their own buckets alone: the comparison is of models that
+read histories, and for a user without one all of them can tell is what everybody likes.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,8 @@ class RowFacts:
     """Takes of the item by all users before the impression."""
     cold_N: NDArray[np.bool_]
     """Held out, or not taken before the test span."""
+    with_history_N: NDArray[np.bool_]
+    """The user took something before."""
     retaken_N: NDArray[np.bool_]
     days_only: bool
     """Only the day of each take is known, so ages below a day occur on the first day alone."""
@@ -38,7 +44,7 @@ class RowFacts:
 
 def buckets(facts: RowFacts) -> dict[str, NDArray[np.bool_]]:
     """Rows per bucket, in the order in which they are reported."""
-    first = ~facts.retaken_N
+    first = facts.with_history_N & ~facts.retaken_N
     aged = first & ~np.isnan(facts.age_seconds_N)
     young = aged & ~facts.from_start_N
     age, taken = facts.age_seconds_N, facts.takes_before_N
@@ -55,4 +61,5 @@ def buckets(facts: RowFacts) -> dict[str, NDArray[np.bool_]]:
         name = f"taken_{low}_to_{high - 1}" if high is not None else f"taken_{low}_and_more"
         chosen[name] = first & (taken >= low) & (taken < (high or np.inf))
     chosen["retaken"] = facts.retaken_N
+    chosen["without_history"] = ~facts.with_history_N
     return chosen

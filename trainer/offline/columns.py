@@ -27,10 +27,7 @@ EXPOSURE_SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Impressions of users with a history, from the first training row on, without vectors.
-
-    Users without one are left out: the comparison is of models that read histories. Rows and facts are parallel.
-    """
+    """Impressions from the first training row on, without vectors. Rows and facts are parallel."""
 
     items: ItemColumns
     """`vectors_EIV` has no versions yet."""
@@ -41,8 +38,6 @@ class Recorded:
     """Rows of held-out items."""
     only_cold: bool
     """Only cold items are evaluated."""
-    without_history: int
-    """Number of impressions left out because their user had no history."""
     drawn_from: str | None
     """Source of the exposures that were not taken, as text."""
 
@@ -70,10 +65,6 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
     user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
     length = EventIndex(takes.user_T, takes.second_T).count(user, second)
-    kept = length > 0
-    without_history = int((~kept).sum())
-    user, item, second, length = user[kept], item[kept], second[kept], length[kept]
-    label, defines, source = label[kept], defines[kept], source[kept]
     by_user = np.lexsort((takes.second_T, takes.user_T))
     histories = Histories(takes.item_T[by_user].astype(np.int32), takes.second_T[by_user])
     start = np.searchsorted(takes.user_T[by_user], user)
@@ -104,6 +95,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         from_start_N=facts_of_items.from_start_I[item],
         takes_before_N=EventIndex(takes.item_T, takes.second_T).count(item, second),
         cold_N=log.cold(protocol.test)[item],
+        with_history_N=length > 0,
         retaken_N=rows.retaken_N,
         days_only=day_resolution,
     )
@@ -114,7 +106,6 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         facts,
         log.held_out[item],
         protocol.name == "cold",
-        without_history,
         drawn_from,
     )
 

@@ -21,7 +21,7 @@ class Logistic:
 
     name = "logistic"
     calibrated = True
-    trials: Sequence[Mapping[str, Any]] = [{"c": 0.003}, {"c": 0.03}, {"c": 0.3}, {"c": 3.0}]
+    trials: Sequence[Mapping[str, Any]] = [{"c": c} for c in (1e-5, 1e-4, 1e-3, 0.003, 0.03, 0.3, 3.0, 30.0)]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
         """Train to convergence; `seed` has no effect."""

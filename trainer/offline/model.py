@@ -16,7 +16,7 @@ class CtrModel(Protocol):
 
     name: str
     trials: Sequence[Mapping[str, Any]]
-    """Settings tried by tuning, four for every model; models without settings have one empty trial."""
+    """Settings tried by tuning, eight for every model that learns; models without settings have one empty trial."""
     calibrated: bool
     """Whether scores are probabilities; if not, log-loss, NE and calibration are not reported."""
 

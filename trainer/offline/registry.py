@@ -24,6 +24,8 @@ MODELS: dict[str, str] = {
     "make": "trainer.offline.neural.simtier:Make",
     "simtier-make": "trainer.offline.neural.simtier:SimTierMake",
     "sa-ta": "trainer.offline.neural.sata:Sata",
+    "dmf": "trainer.offline.neural.dmf:Dmf",
+    "qarm": "trainer.offline.neural.qarm:Qarm",
     "flip": "trainer.offline.neural.flip:Flip",
 }
 

@@ -21,10 +21,14 @@ class Trees:
     name = "trees"
     calibrated = True
     trials: Sequence[Mapping[str, Any]] = [
+        {"leaves": 4, "rounds": 150, "rate": 0.05, "leaf_rows": 400},
         {"leaves": 7, "rounds": 200, "rate": 0.05, "leaf_rows": 200},
         {"leaves": 15, "rounds": 300, "rate": 0.05, "leaf_rows": 100},
         {"leaves": 31, "rounds": 400, "rate": 0.05, "leaf_rows": 100},
         {"leaves": 63, "rounds": 600, "rate": 0.03, "leaf_rows": 200},
+        {"leaves": 63, "rounds": 1200, "rate": 0.03, "leaf_rows": 200},
+        {"leaves": 127, "rounds": 1000, "rate": 0.02, "leaf_rows": 300},
+        {"leaves": 255, "rounds": 1500, "rate": 0.02, "leaf_rows": 500},
     ]
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:

@@ -20,13 +20,22 @@ HISTORY_LENGTH = 50
 CATEGORIES = 1024
 NUMERIC: Mapping[str, Any] = {"numeric_bins": 32, "numeric_width": 8}
 """Encoding of numeric features in every neural model."""
+_PLAIN: Mapping[str, Any] = {"cross_layers": 0}
+_CROSSED: Mapping[str, Any] = {"cross_layers": 2}
+_DROPPED: Mapping[str, Any] = {"dropout": 0.1, "id_dropout": 0.5}
 TRIALS: tuple[Mapping[str, Any], ...] = (
-    {},
-    {"learning_rate": 5e-4, "id_learning_rate": 2e-3, "epochs": 3},
-    {"dropout": 0.3, "group_weight": 0.0},
-    {"epochs": 1, "learning_rate": 4e-3},
+    _PLAIN,
+    _CROSSED,
+    {**_PLAIN, **_DROPPED},
+    {**_CROSSED, **_DROPPED},
+    {**_CROSSED, **_DROPPED, "learning_rate": 5e-4, "id_learning_rate": 2e-3, "epochs": 3},
+    {**_CROSSED, **_DROPPED, "epochs": 1, "learning_rate": 4e-3},
+    {**_PLAIN, "dropout": 0.3, "group_weight": 0.0},
+    {**_CROSSED, "dropout": 0.3, "id_dropout": 0.5, "group_weight": 0.0},
 )
-"""Trials of every neural model: defaults, slow and long, more dropout without ranking, short and fast."""
+"""Trials of every neural model, so that none has a head, a regulariser or a loss that another lacks: with and without
+cross layers, dropout and dropout of ids; then slow and long, short and fast, and twice more dropout without the ranking
+term."""
 SIMILARITIES = ("cosine", "has vector")
 """Prefixes of the columns made from vectors, for models with similarities only."""
 

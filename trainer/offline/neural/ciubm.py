@@ -11,17 +11,8 @@ from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
-OFFLINE: Mapping[str, Any] = {
-    **NUMERIC,
-    "categories": CATEGORIES,
-    "bilinear_interest": True,
-    "cross_layers": 3,
-    "cross_rank": 64,
-    "heads": 8,
-    "dropout": 0.1,
-    "id_dropout": 0.5,
-}
-"""Settings over the online defaults: there are many more dense features here, and crosses help."""
+OFFLINE: Mapping[str, Any] = {**NUMERIC, "categories": CATEGORIES, "bilinear_interest": True}
+"""Settings over the online defaults; the rest is a matter of trials, which are those of every neural model."""
 
 
 class Ciubm(NeuralModel):
@@ -80,7 +71,7 @@ class WithoutSimilarities(Ciubm):
 
 
 class PlainHead(Ciubm):
-    """The interests under the head of the peers: no crosses, one head, no id dropout."""
+    """The interests under layers without crosses."""
 
     name = "ciubm-plain-head"
-    switches: Mapping[str, Any] = {"cross_layers": 0, "heads": 1, "id_dropout": 0.0}
+    switches: Mapping[str, Any] = {"cross_layers": 0}

@@ -10,6 +10,7 @@ Letters as in `trainer.networks.ciubm`; X width of an item's representation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +19,39 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from trainer.networks.attention import TargetAttention
-from trainer.networks.ciubm import CiUBM, CtrBatch, dots, gathered, length_scale, summaries, weighted_sum
+from trainer.networks.ciubm import (
+    CiUBM,
+    CtrBatch,
+    dots,
+    dropped_ids,
+    gathered,
+    length_scale,
+    summaries,
+    weighted_sum,
+)
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
 
-ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN = 16, 64, 32
+ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN, CROSS_RANK = 16, 64, 32, 32
 HIDDEN = (96, 48)
 HALF_LIFE = 8.0
 """Half-life of the weight of an earlier history item, in items."""
 
 
 class Tower(nn.Module):
-    """Normalised input, prediction layers, one logit."""
+    """Normalised input, cross layers, prediction layers, one logit: the choices that CiUBM's head has."""
 
-    def __init__(self, width: int, *, hidden: tuple[int, ...] = HIDDEN, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, *, hidden: tuple[int, ...] = HIDDEN, dropout: float = 0.0, cross_layers: int = 0
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.crosses = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, CROSS_RANK, bias=False), nn.Linear(CROSS_RANK, width))
+            for _ in range(cross_layers)
+        )
         self.layers = nn.ModuleList()
         for size in hidden:
             self.layers.append(nn.Sequential(nn.Linear(width, size), nn.PReLU(), nn.Dropout(dropout)))
@@ -45,7 +61,9 @@ class Tower(nn.Module):
     def hidden(self, input_BX: Tensor) -> list[Tensor]:
         """Outputs of the prediction layers, first to last."""
         outputs = []
-        hidden_BX = self.norm(input_BX)
+        first_BX = hidden_BX = self.norm(input_BX)
+        for cross in self.crosses:
+            hidden_BX = torch.addcmul(hidden_BX, first_BX, cross(hidden_BX))
         for layer in self.layers:
             hidden_BX = layer(hidden_BX)
             outputs.append(hidden_BX)
@@ -57,22 +75,37 @@ class Tower(nn.Module):
         return logits_B1
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What trials choose of a peer's network, under CiUBM's names."""
+
+    dropout: float = 0.0
+    id_dropout: float = 0.0
+    cross_layers: int = 0
+
+
+DEFAULT_SHAPE = Shape()
+
+
 class PeerNetwork(nn.Module):
     """An id model that peers extend: `extras` gives further inputs of the tower."""
 
-    def __init__(self, *, dense_width: int, extra_width: int, dropout: float = 0.0) -> None:
+    def __init__(self, *, dense_width: int, extra_width: int, shape: Shape) -> None:
         super().__init__()
+        self.id_dropout = shape.id_dropout
         self.id_table = IdTable(1 << 15, ID_WIDTH, admit_after=2)
         self.category_table = nn.Embedding(CATEGORIES, ID_WIDTH)
         nn.init.normal_(self.category_table.weight, std=0.05)
         self.numeric = NumericEmbedding(dense_width, bins=NUMERIC["numeric_bins"], width=NUMERIC["numeric_width"])
         self.attention = TargetAttention(ID_WIDTH, 0, ATTENTION_HIDDEN)
-        self.tower = Tower(2 * ID_WIDTH + self.numeric.width + extra_width, dropout=dropout)
+        width = 2 * ID_WIDTH + self.numeric.width + extra_width
+        self.tower = Tower(width, dropout=shape.dropout, cross_layers=shape.cross_layers)
 
     def members(self, batch: CtrBatch) -> Tensor:
         """Logits, shape (B, 1)."""
         assert batch.category_U is not None
-        ids_UE = self.id_table(batch.hashes_U2) + self.category_table(batch.category_U % CATEGORIES)
+        hashes_U2 = dropped_ids(batch.hashes_U2, self.id_dropout if self.training else 0.0)
+        ids_UE = self.id_table(hashes_U2) + self.category_table(batch.category_U % CATEGORIES)
         target_BE = ids_UE.index_select(0, batch.target_B)
         parts = [target_BE, self.numeric(batch.dense_BF), self.interest(batch, ids_UE, target_BE), *self.extras(batch)]
         logits_B1: Tensor = self.tower(torch.cat(parts, dim=1))
@@ -112,10 +145,10 @@ class VectorDin(PeerNetwork):
     """DIN with content vectors as a second, separately attended field of every item; optionally similarities."""
 
     def __init__(
-        self, *, vector_width: int, dense_width: int, similarities: bool = False, dropout: float = 0.0
+        self, *, vector_width: int, dense_width: int, similarities: bool = False, shape: Shape = DEFAULT_SHAPE
     ) -> None:
         extra_width = 2 * CONTENT_WIDTH + (4 if similarities else 0)
-        super().__init__(dense_width=dense_width, extra_width=extra_width, dropout=dropout)
+        super().__init__(dense_width=dense_width, extra_width=extra_width, shape=shape)
         self.vectors = VectorAttention(vector_width)
         self.similarities = similarities
 
@@ -165,7 +198,10 @@ class DinVectors(NeuralModel):
 
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        return VectorDin(vector_width=vector_width, dense_width=dense_width, similarities=self.similarities, **settings)
+        shape = Shape(**settings)
+        return VectorDin(
+            vector_width=vector_width, dense_width=dense_width, similarities=self.similarities, shape=shape
+        )
 
 
 class DinSimilarities(DinVectors):

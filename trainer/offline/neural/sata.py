@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from trainer.networks.ciubm import CtrBatch, gathered, weighted_sum
 from trainer.offline.neural.base import HISTORY_LENGTH, SIMILARITIES, TRIALS, NeuralModel
-from trainer.offline.neural.din import ID_WIDTH, PeerNetwork, cosines
+from trainer.offline.neural.din import DEFAULT_SHAPE, ID_WIDTH, PeerNetwork, Shape, cosines
 from trainer.offline.neural.simtier import TIERS, SimTierFeatures
 
 TEMPERATURE = 0.1
@@ -29,10 +29,8 @@ TEMPERATURE = 0.1
 class SataNetwork(PeerNetwork):
     """The id model with SimTier, whose target attention is SA-TA."""
 
-    def __init__(
-        self, *, vector_width: int, dense_width: int, kept: int = HISTORY_LENGTH, dropout: float = 0.0
-    ) -> None:
-        super().__init__(dense_width=dense_width, extra_width=TIERS, dropout=dropout)
+    def __init__(self, *, dense_width: int, kept: int = HISTORY_LENGTH, shape: Shape = DEFAULT_SHAPE) -> None:
+        super().__init__(dense_width=dense_width, extra_width=TIERS, shape=shape)
         del self.attention  # replaced by SA-TA
         self.query = nn.Linear(ID_WIDTH, ID_WIDTH)
         self.key = nn.Linear(ID_WIDTH, ID_WIDTH)
@@ -78,4 +76,4 @@ class Sata(NeuralModel):
 
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        return SataNetwork(vector_width=vector_width, dense_width=dense_width, **settings)
+        return SataNetwork(dense_width=dense_width, shape=Shape(**settings))

@@ -21,7 +21,7 @@ from typing_extensions import override
 from trainer.networks.ciubm import CtrBatch
 from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
-from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, PeerNetwork, Tower, VectorAttention, cosines
+from trainer.offline.neural.din import CONTENT_WIDTH, HIDDEN, PeerNetwork, Shape, Tower, VectorAttention, cosines
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit
 
 TIERS = 22
@@ -44,10 +44,10 @@ class SimTierFeatures(nn.Module):
 class ContentDin(nn.Module):
     """MAKE's first phase: a DIN on content vectors alone."""
 
-    def __init__(self, *, vector_width: int) -> None:
+    def __init__(self, *, vector_width: int, shape: Shape) -> None:
         super().__init__()
         self.vectors = VectorAttention(vector_width)
-        self.tower = Tower(2 * CONTENT_WIDTH)
+        self.tower = Tower(2 * CONTENT_WIDTH, dropout=shape.dropout, cross_layers=shape.cross_layers)
         self.width = CONTENT_WIDTH + sum(HIDDEN) + 1
 
     def members(self, batch: CtrBatch) -> Tensor:
@@ -65,10 +65,10 @@ class ContentDin(nn.Module):
 class TaobaoNetwork(PeerNetwork):
     """The id model with SimTier, MAKE or both."""
 
-    def __init__(self, *, vector_width: int, dense_width: int, simtier: bool, make: bool, dropout: float = 0.0) -> None:
-        content = ContentDin(vector_width=vector_width) if make else None
+    def __init__(self, *, vector_width: int, dense_width: int, simtier: bool, make: bool, shape: Shape) -> None:
+        content = ContentDin(vector_width=vector_width, shape=shape) if make else None
         extra_width = (TIERS if simtier else 0) + (content.width if content is not None else 0)
-        super().__init__(dense_width=dense_width, extra_width=extra_width, dropout=dropout)
+        super().__init__(dense_width=dense_width, extra_width=extra_width, shape=shape)
         self.simtier = SimTierFeatures() if simtier else None
         self.content = content
 
@@ -89,7 +89,11 @@ class SimTier(NeuralModel):
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
         return TaobaoNetwork(
-            vector_width=vector_width, dense_width=dense_width, simtier=self.simtier, make=self.make, **settings
+            vector_width=vector_width,
+            dense_width=dense_width,
+            simtier=self.simtier,
+            make=self.make,
+            shape=Shape(**settings),
         )
 
 

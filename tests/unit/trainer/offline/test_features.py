@@ -133,6 +133,9 @@ def test_days_end_histories_at_the_previous_midnight(tmp_path: Path) -> None:
     assert protocol.encoder_stops == tuple(START + day * DAY for day in range(3, 7))
     rows = recorded.rows
     assert set(rows.second_N.tolist()) <= {START + day * DAY for day in range(3, 7)}
+    some = recorded.facts.with_history_N
+    assert some.any() and not some.all()
+    rows = rows.select(some)
     newest = recorded.histories.second_T[rows.history_stop_N - 1]
     assert (newest < rows.second_N).all() and (newest == rows.second_N - DAY).any()
     assert (rows.encoder_N == (rows.second_N - START) // DAY - 3).all()

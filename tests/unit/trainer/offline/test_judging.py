@@ -109,11 +109,12 @@ def test_seeds_are_averaged_user_by_user() -> None:
 def test_buckets_by_age_popularity_and_cold() -> None:
     hour, day = 3_600.0, 86_400.0
     facts = RowFacts(
-        age_seconds_N=np.array([60, 5 * hour, 3 * day, 20 * day, 60, np.nan, 60]),
-        from_start_N=np.array([False, False, False, False, True, False, False]),
-        takes_before_N=np.array([0, 1, 9, 10, 5_000, 0, 100]),
-        cold_N=np.array([True, False, False, False, False, True, False]),
-        retaken_N=np.array([False] * 6 + [True]),
+        age_seconds_N=np.array([60, 5 * hour, 3 * day, 20 * day, 60, np.nan, 60, 60]),
+        from_start_N=np.array([False, False, False, False, True, False, False, False]),
+        takes_before_N=np.array([0, 1, 9, 10, 5_000, 0, 100, 0]),
+        cold_N=np.array([True, False, False, False, False, True, False, True]),
+        with_history_N=np.array([True] * 7 + [False]),
+        retaken_N=np.array([False] * 6 + [True, False]),
         days_only=False,
     )
     rows = {name: np.flatnonzero(chosen).tolist() for name, chosen in buckets(facts).items()}
@@ -130,4 +131,5 @@ def test_buckets_by_age_popularity_and_cold() -> None:
         "taken_100_to_999": [],
         "taken_1000_and_more": [4],
         "retaken": [6],
+        "without_history": [7],
     }

@@ -22,7 +22,7 @@ from trainer.offline.neural.fitting import FitSettings, fit, predict
 from trainer.offline.neural.sata import SataNetwork, nearest
 from trainer.offline.neural.simtier import TIERS, Make, SimTierFeatures, TaobaoNetwork
 
-NAMES = ("ciubm", "din", "din-vectors", "din-vectors-similarities", "simtier", "make", "simtier-make", "sa-ta")
+NAMES = ("ciubm", "din", "din-vectors", "din-vectors-similarities", "simtier", "make", "simtier-make", "sa-ta", "dmf")
 ROWS = [(4, [3, 1, 2]), (5, [6]), (6, [1, 2, 3, 4, 5]), (7, [2, 2])]
 
 
@@ -107,14 +107,14 @@ def test_ciubm_finds_what_din_cannot_see() -> None:
     assert found["ciubm"] > 0.85, found
 
 
-def test_every_model_and_every_ablation_is_tuned_by_the_same_four_trials() -> None:
+def test_every_model_and_every_ablation_is_tuned_by_the_same_eight_trials() -> None:
     for name in (*NAMES, *registry.ABLATIONS):
         model = registry.create(name)
         assert tuple(model.trials) == TRIALS, name
         for trial in model.trials:
             chosen = {key: value for key, value in trial.items() if key not in FitSettings.__dataclass_fields__}
             model.build(chosen, vector_width=WIDTH, dense_width=3, seed=0)
-    assert len(TRIALS) == 4 == len({str(trial) for trial in TRIALS})
+    assert len(TRIALS) == 8 == len({str(trial) for trial in TRIALS})
 
 
 # ---- what is particular to each ------------------------------------------------------------------------------------
