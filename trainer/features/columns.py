@@ -1,6 +1,6 @@
 """The features of the moment: one pure function for training, serving and evaluation.
 
-Letters: B rows, R histories (B, or 1 that all rows share), L history length, U distinct items, W attribute values,
+Letters: B rows, R histories, L history length, U distinct items, W attribute values,
 P partners, G groups of attributes.
 """
 
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.features.config import HALF_LIVES, RECENT, FeatureConfig
-from trainer.features.states import CATEGORY_SLOTS, NEVER, WORD_SLOTS, DrawnSources, ItemStates
+from trainer.features.states import CATEGORY_SLOTS, NEVER, NO_ITEM, WORD_SLOTS, DrawnSources, ItemStates
 
 _HOUR = 3_600.0
 _STEPS = 4_096.0
 """Values are rounded to so many steps per unit: what decays to almost nothing becomes 0, and last digits agree."""
 _SHRINK = 5.0
 """A user's share of a category is shrunk to everyone's by so many takes."""
+
+_TINY = np.float32(1e-9)
+_MIX = np.random.default_rng(0).integers(1 << 62, size=2_048) | 1
 
 Floats = NDArray[np.floating]
 
@@ -39,7 +42,8 @@ def features(
     seconds of the rows. The values of a row depend on nothing else in the batch, to the last digit.
     """
     history_RL = _padded(history_RL, config.history_length)
-    rows = _Rows(states, target_B, history_RL, _padded(history_seconds_RL, config.history_length), now_B)
+    seconds_RL = _padded(history_seconds_RL, config.history_length)
+    rows = _Rows(states, target_B, *_distinct(history_RL, seconds_RL, len(target_B)), now_B)
     drawn = drawn or DrawnSources.none(len(target_B))
     columns: list[Floats] = [*_user(rows), *_item(rows, drawn), *_category(rows)]
     for place in range(len(config.numbers)):
@@ -61,33 +65,53 @@ class _Rows:
 
     states: ItemStates
     target_B: NDArray[np.int64]
-    history_RL: NDArray[np.int64]
-    seconds_RL: NDArray[np.int64]
+    history: NDArray[np.int64]
+    """Distinct histories, shape (R, L)."""
+    seconds: NDArray[np.int64]
+    row_B: NDArray[np.int64]
+    """The history of each row."""
     now_B: NDArray[np.int64]
 
     @cached_property
-    def known_RL(self) -> NDArray[np.bool_]:
-        return self.history_RL > 0
+    def known(self) -> NDArray[np.bool_]:
+        """Places of a history that hold an item."""
+        return self.history > 0
 
     @cached_property
-    def length_R(self) -> NDArray[np.int64]:
-        return np.asarray(self.known_RL.sum(1))
+    def length_B(self) -> NDArray[np.int64]:
+        """Number of items in the history."""
+        return np.asarray(self.known.sum(1)[self.row_B])
 
     @cached_property
-    def weight_RL(self) -> NDArray[np.float32]:
-        recent_L = np.exp2(-np.arange(self.history_RL.shape[1]) / RECENT).astype(np.float32)
-        return np.asarray(self.known_RL * recent_L)
+    def weight(self) -> NDArray[np.float32]:
+        """Weight of each item by its age in takes."""
+        recent_L = np.exp2(-np.arange(self.history.shape[1]) / RECENT).astype(np.float32)
+        return np.asarray(self.known * recent_L)
 
     @cached_property
-    def weights_R(self) -> NDArray[np.float32]:
-        return np.asarray(np.maximum(self.weight_RL.sum(1), np.float32(1e-9)))
+    def weights_B(self) -> NDArray[np.float32]:
+        """Sum of the weights."""
+        return np.asarray(np.maximum(self.weight.sum(1), _TINY)[self.row_B])
+
+
+def _distinct(
+    history_RL: NDArray[np.int64], seconds_RL: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each history once, with its seconds and the one of each row: rows of one page, or drawn beside one take, agree."""
+    if len(history_RL) == 1:
+        return history_RL, seconds_RL, np.zeros(rows, np.int64)
+    with np.errstate(over="ignore"):
+        mixed_R = (history_RL * _MIX[: history_RL.shape[1]] + seconds_RL * _MIX[-history_RL.shape[1] :]).sum(1)
+    _, first, row_B = np.unique(mixed_R, return_index=True, return_inverse=True)
+    return history_RL[first], seconds_RL[first], row_B
 
 
 def _user(rows: _Rows) -> list[Floats]:
-    before_RL = rows.known_RL & (rows.seconds_RL < rows.now_B[:, None])  # a trigger item has the row's own second
-    last_B = np.where(before_RL, rows.seconds_RL, NEVER).max(1)
-    idle_B = np.where(last_B > NEVER, np.log1p((rows.now_B - np.where(last_B > NEVER, last_B, 0)) / _HOUR), 0.0)
-    return [np.log1p(rows.length_R), (rows.length_R > 0).astype(np.float64), idle_B]
+    before_BL = rows.known[rows.row_B] & (rows.seconds[rows.row_B] < rows.now_B[:, None])
+    # a trigger item has the row's own second, and is no take
+    last_B = np.where(before_BL, rows.seconds[rows.row_B], NEVER).max(1)
+    idle_B = np.log1p(_since(rows.now_B, last_B) / _HOUR)
+    return [np.log1p(rows.length_B), (rows.length_B > 0).astype(np.float64), idle_B]
 
 
 def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
@@ -115,37 +139,37 @@ def _category(rows: _Rows) -> list[Floats]:
     category_U, shared = rows.states.facts.category_I, rows.states.shared
     target_B = category_U[rows.target_B]
     known_B = target_B > 0
-    same_BL = (category_U[rows.history_RL] == target_B[:, None]) & known_B[:, None] & rows.known_RL
+    same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
     own_B = same_BL.sum(1)
     taken_B = shared.category_C[target_B % CATEGORY_SLOTS]
     usual_B = (taken_B + 1.0) / (shared.takes + max(1, np.count_nonzero(shared.category_C)))
-    share_B = (own_B + _SHRINK * usual_B) / (rows.length_R + _SHRINK)
+    share_B = (own_B + _SHRINK * usual_B) / (rows.length_B + _SHRINK)
     return [
         np.log1p(own_B),
-        own_B / np.maximum(rows.length_R, 1),
+        own_B / np.maximum(rows.length_B, 1),
         np.where(known_B, np.log(share_B / usual_B), 0.0),
         np.log(usual_B),
-        (same_BL * rows.weight_RL).sum(1) / rows.weights_R,
+        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
         same_BL[:, 0].astype(np.float64),
     ]
 
 
 def _number(rows: _Rows, place: int) -> list[Floats]:
     values_U = rows.states.facts.numbers_IN[:, place]
-    target_B, history_RL = values_U[rows.target_B], values_U[rows.history_RL]
-    known_B, known_RL = np.isfinite(target_B), np.isfinite(history_RL) & rows.known_RL
-    target_B, history_RL = np.where(known_B, target_B, 0), np.where(known_RL, history_RL, 0)
-    weight_RL = rows.weight_RL * known_RL
-    total_R = weight_RL.sum(1)
-    mean_R = (history_RL * weight_RL).sum(1) / np.maximum(total_R, np.float32(1e-9))
-    both_B = known_B & (total_R > 0)
-    away_B = (np.abs(history_RL - target_B[:, None]) * weight_RL).sum(1) / np.maximum(total_R, np.float32(1e-9))
+    target_B, history = values_U[rows.target_B], values_U[rows.history]
+    known_B, known = np.isfinite(target_B), np.isfinite(history) & rows.known
+    target_B, history = np.where(known_B, target_B, np.float32(0)), np.where(known, history, np.float32(0))
+    weight = rows.weight * known
+    total = weight.sum(1)
+    mean_B = ((history * weight).sum(1) / np.maximum(total, _TINY))[rows.row_B]
+    both_B = known_B & (total > 0)[rows.row_B]
+    away_BL = np.abs(history[rows.row_B] - target_B[:, None]) * weight[rows.row_B]
     return [
         target_B,
         known_B.astype(np.float64),
-        np.where(both_B, target_B - mean_R, 0.0),
-        np.where(both_B, away_B, 0.0),
-        np.where(both_B, mean_R, 0.0),
+        np.where(both_B, target_B - mean_B, 0.0),
+        np.where(both_B, away_BL.sum(1) / np.maximum(total, _TINY)[rows.row_B], 0.0),
+        np.where(both_B, mean_B, 0.0),
     ]
 
 
@@ -155,99 +179,105 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     A value weighs the more, the fewer takes have it. The sum over the history of a cosine is a product with the sum of
     the history's values, of which only those of some target are needed.
     """
-    facts, shared, B = rows.states.facts, rows.states.shared, len(rows.target_B)
+    facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
     word_UW, group_UW = facts.words_IW, facts.group_IW.astype(np.int64)
-    count_UW = shared.word_C[word_UW % WORD_SLOTS]
-    weight_UW = np.log1p(shared.takes / (count_UW + 1.0)) + 0.1
+    size_U, W = word_UW.shape
+    weight_UW = np.log1p(shared.takes / (shared.word_C[word_UW % WORD_SLOTS] + 1.0)) + 0.1
     weight_UW *= word_UW > 0
-    place_UW = group_UW + np.arange(len(word_UW))[:, None] * groups
-    squares = np.bincount(place_UW.ravel(), (weight_UW * weight_UW).ravel(), minlength=len(word_UW) * groups)
+    place_UW = group_UW + np.arange(0, size_U * groups, groups)[:, None]
+    squares = np.bincount(place_UW.ravel(), (weight_UW * weight_UW).ravel(), minlength=size_U * groups)
     value_UW = weight_UW / np.sqrt(np.maximum(squares, 1e-18))[place_UW]
     word_BW = word_UW[rows.target_B]
-    wanted = np.unique(word_BW)
-    wanted = wanted[wanted > 0]
+    wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
     number_UW = np.searchsorted(wanted, word_UW)
-    number_UW[
-        (word_UW == 0) | (wanted[np.minimum(number_UW, len(wanted) - 1)] != word_UW if len(wanted) else True)
-    ] = -1
-    sums_RT = _history_sums(rows, number_UW, value_UW, len(wanted))
-    row_B = np.zeros(B, np.int64) if len(rows.history_RL) == 1 else np.arange(B)
-    at_BW = np.maximum(number_UW[rows.target_B], 0) + row_B[:, None] * max(1, len(wanted))
-    value_BW, used_BW = value_UW[rows.target_B], word_BW > 0
-    key_BW = group_UW[rows.target_B] + np.arange(B)[:, None] * groups
-    size, key = B * groups, key_BW.ravel()
+    number_UW[wanted[number_UW] != word_UW] = 0
+    number_UW *= word_UW > 0  # number 0 is that of no value, or of another than those wanted
+    sums = _history_sums(rows, number_UW, value_UW, len(wanted))
+    at_BW = number_UW[rows.target_B] + (rows.row_B * len(wanted))[:, None]
+    value_BW, used_BW = value_UW[rows.target_B], (word_BW > 0).astype(np.float64)
+    key = (group_UW[rows.target_B] + np.arange(0, size_B * groups, groups)[:, None]).ravel()
+    usual_BW = np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW
     recent_BG, all_BG, words_BG, usual_BG = (
-        np.bincount(key, values.ravel(), minlength=size).reshape(B, groups)
-        for values in (
-            sums_RT[0][at_BW] * value_BW,
-            sums_RT[1][at_BW] * value_BW,
-            used_BW.astype(np.float64),
-            np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW,
-        )
+        np.bincount(key, values.ravel(), minlength=size_B * groups).reshape(size_B, groups)
+        for values in (sums[0][at_BW] * value_BW, sums[1][at_BW] * value_BW, used_BW, usual_BW)
     )
-    recent_BG /= rows.weights_R[:, None]
-    all_BG /= np.maximum(rows.length_R, 1)[:, None]
-    usual_BG /= np.maximum(words_BG, 1)
+    recent_BG = recent_BG / rows.weights_B[:, None]
+    all_BG = all_BG / np.maximum(rows.length_B, 1)[:, None]
+    usual_BG = usual_BG / np.maximum(words_BG, 1)
     return [column_BG[:, g] for g in range(groups) for column_BG in (recent_BG, all_BG, usual_BG)]
 
 
 def _history_sums(
-    rows: _Rows, number_UW: NDArray[np.int64], value_UW: Floats, wanted: int
+    rows: _Rows, number_UW: NDArray[np.int64], value_UW: NDArray[np.float64], wanted: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum of the values of each history, by wanted value: weighted by recency, and not; flat, shape (R * wanted)."""
-    number_RLW = number_UW[rows.history_RL]
-    hit = np.flatnonzero(number_RLW.ravel() >= 0)
-    W, L = number_UW.shape[1], rows.history_RL.shape[1]
-    take = hit // W
-    value = value_UW[rows.history_RL.ravel()[take], hit % W]
-    place = number_RLW.ravel()[hit] + (take // L) * wanted
-    size = max(1, len(rows.history_RL) * wanted)
-    return (
-        np.bincount(place, value * rows.weight_RL.ravel()[take], minlength=size),
-        np.bincount(place, value, minlength=size),
-    )
+    taken = np.flatnonzero(rows.history)
+    item = rows.history.ravel()[taken]
+    number_KW = number_UW[item]
+    hit = np.flatnonzero(number_KW)
+    take = hit // number_UW.shape[1]
+    value = value_UW[item].ravel()[hit]
+    place = number_KW.ravel()[hit] + (taken[take] // rows.history.shape[1]) * wanted
+    size = len(rows.history) * wanted
+    recent = np.bincount(place, value * rows.weight.ravel()[taken[take]], minlength=size)
+    return recent, np.bincount(place, value, minlength=size)
 
 
 def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
-    takes = rows.states.takes
     count_BL = _pairs(rows, drawn)
-    own_B = _own_takes(rows, drawn)
-    other_RL = takes.takes_U[rows.history_RL].astype(np.float32)
-    own_B1 = own_B.astype(np.float32)[:, None]
-    near_BL = count_BL / np.sqrt((own_B1 + 2) * (other_RL + 2))
-    usual_BL = np.sqrt((own_B1 + 1) * (other_RL + 1)) * rows.known_RL
+    own_B1 = _own_takes(rows, drawn).astype(np.float32)[:, None]
+    other_BL = rows.states.takes.takes_U[rows.history].astype(np.float32)[rows.row_B]
+    near_BL = count_BL / np.sqrt((own_B1 + 2) * (other_BL + 2))
+    usual_BL = np.sqrt((own_B1 + 1) * (other_BL + 1)) * rows.known[rows.row_B]
     sum_B = count_BL.sum(1)
     return [
         np.log1p(sum_B),
         np.log1p(count_BL.max(1)),
-        (near_BL * rows.weight_RL).sum(1) / rows.weights_R,
+        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
         near_BL.max(1),
         np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
     ]
 
 
 def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
-    """Pairs of takes of target and history item: of the two lists of partners the one that counts more."""
-    takes, hash_U = rows.states.takes, rows.states.hash_U
-    target_B, history_RL = hash_U[rows.target_B], hash_U[rows.history_RL]
-    partner_BP, partner_RLP = takes.partner_UP[rows.target_B], takes.partner_UP[rows.history_RL]
-    B, L = len(target_B), history_RL.shape[1]
-    P = partner_BP.shape[1]
-    count_BL = np.zeros((B, L), np.float32)
-    found = np.flatnonzero(partner_BP[:, None, :] == history_RL[:, :, None])
-    place = found // P
-    count_BL.ravel()[place] = takes.together_UP[rows.target_B][place // L, found % P]
-    found = np.flatnonzero(partner_RLP == target_B[:, None, None])
-    place = found // P
-    row_R = place // L if len(history_RL) > 1 else np.zeros(len(place), np.int64)
-    theirs = takes.together_UP[rows.history_RL[row_R, place % L], found % P]
-    count_BL.ravel()[place] = np.maximum(count_BL.ravel()[place], theirs)
+    """Pairs of takes of target and history item, shape (B, L): of the two lists of partners the one that counts more."""
+    takes, hash_U, row_B = rows.states.takes, rows.states.hash_U, rows.row_B
+    target_B, history = hash_U[rows.target_B], hash_U[rows.history]
+    size_L, size_P = history.shape[1], takes.partner_UP.shape[1]
+    count_BL = np.zeros((len(target_B), size_L), np.float32)
+    # lists of the targets
+    partner_BP = takes.partner_UP[rows.target_B]
+    found = np.flatnonzero(_perhaps(partner_BP, history))
+    target = found // size_P
+    hit, place = np.nonzero(history[row_B[target]] == partner_BP.ravel()[found][:, None])
+    count_BL[target[hit], place] = takes.together_UP[rows.target_B].ravel()[found[hit]]
+    # lists of the histories
+    partner = takes.partner_UP[rows.history]
+    found = np.flatnonzero(_perhaps(partner, target_B))
+    keys, key_B = np.unique(_paired(row_B, target_B), return_inverse=True)
+    item = found // size_P
+    key = _paired(item // size_L, partner.ravel()[found])
+    number = np.searchsorted(keys, key)
+    hit = np.flatnonzero(keys[np.minimum(number, len(keys) - 1)] == key)
+    count_KL = np.zeros((len(keys), size_L), np.float32)
+    count_KL[number[hit], item[hit] % size_L] = takes.together_UP[rows.history.ravel()[item[hit]], found[hit] % size_P]
+    count_BL = np.maximum(count_BL, count_KL[key_B])
     some = np.flatnonzero(drawn.second_B > NEVER)
     if len(some) and drawn.partner_BM.shape[1]:
-        mine_SL = history_RL[some if len(history_RL) > 1 else np.zeros(len(some), np.int64)]
-        counted_SL = (mine_SL[:, :, None] == drawn.partner_BM[some][:, None, :]).sum(2)
+        counted_SL = (history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :]).sum(2)
         count_BL[some] = np.maximum(count_BL[some] - counted_SL, 0)
     return count_BL
+
+
+def _perhaps(hashes: NDArray[np.uint32], wanted: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of many hashes may be among the wanted: all that are, and few others."""
+    table = np.zeros(1 << 16, bool)
+    table[wanted.astype(np.uint16)] = True
+    return table[hashes.astype(np.uint16)] & (hashes > 0)
+
+
+def _paired(high: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return (high << 32) | low
 
 
 def _own_takes(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float64]:

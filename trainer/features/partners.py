@@ -34,18 +34,21 @@ def _insert(
     rows: TakeRows, slot_K: NDArray[np.int64], partner_K: NDArray[np.uint32], count_K: NDArray[np.int64]
 ) -> None:
     """New partners: the most counted first, then by a mixed hash, so that no item is preferred everywhere."""
-    mixed_K = (partner_K * np.uint32(0x9E37_79B1)) ^ (slot_K.astype(np.uint32) * np.uint32(0x85EB_CA6B))
-    order = np.lexsort((mixed_K, -count_K, slot_K))
-    slot_K, partner_K, count_K = slot_K[order], partner_K[order], np.minimum(count_K[order], _MOST)
+    count_K = np.minimum(count_K, _MOST)
+    mixed_K = ((partner_K * np.uint32(0x9E37_79B1)) ^ (slot_K.astype(np.uint32) * np.uint32(0x85EB_CA6B))) >> np.uint32(16)
+    order = np.argsort((slot_K << 32) | ((_MOST - count_K) << 16) | mixed_K, kind="stable")
+    slot_K, partner_K, count_K = slot_K[order], partner_K[order], count_K[order]
     slot_S, first_S, number_K = np.unique(slot_K, return_index=True, return_inverse=True)
     rank_K = np.arange(len(slot_K)) - first_S[number_K]
     used_SP = rows.together_UP[slot_S] > 0
-    free_S = used_SP.shape[1] - used_SP.sum(1)
-    free_first_SP = np.argsort(used_SP, axis=1, kind="stable")
-    fits = rank_K < free_S[number_K]
-    place = free_first_SP[number_K[fits], rank_K[fits]]
+    free_S = used_SP.shape[1] - np.count_nonzero(used_SP, axis=1)
+    open_S = np.flatnonzero(free_S)
+    fits = np.flatnonzero(rank_K < free_S[number_K])
+    number_S = np.zeros(len(slot_S), np.int64)
+    number_S[open_S] = np.arange(len(open_S))
+    place = np.argsort(used_SP[open_S], axis=1, kind="stable")[number_S[number_K[fits]], rank_K[fits]]
     rows.partner_UP[slot_K[fits], place], rows.together_UP[slot_K[fits], place] = partner_K[fits], count_K[fits]
-    one_more = rank_K == free_S[number_K]
+    one_more = np.flatnonzero(rank_K == free_S[number_K])
     slot = slot_K[one_more]
     place = rows.together_UP[slot].argmin(axis=1)
     rows.partner_UP[slot, place], rows.together_UP[slot, place] = partner_K[one_more], count_K[one_more]

@@ -154,8 +154,9 @@ class FeatureState:
 
     def _count_takes(self, takes: TakeColumns) -> None:
         """Takes in order of time, so that sums do not depend on how they came."""
-        order = np.argsort(takes.item_T, kind="stable")
-        slot_T, second_T = self._slots(takes.item_T[order]), takes.second_T[order]
+        slot_T = self._slots(takes.item_T)
+        order = np.argsort(slot_T, kind="stable")
+        slot_T, second_T = slot_T[order], takes.second_T[order]
         slot_S, first_S, number_T = np.unique(slot_T, return_index=True, return_inverse=True)
         count_S = np.diff(np.append(first_S, len(slot_T)))
         end_S = first_S + count_S - 1
@@ -261,13 +262,13 @@ class FeatureState:
             {f"rows.{name}": column[: self._used].copy() for name, column in vars(self._rows).items()},
             {"before": self.before, "version": self.config.version, "takes": self._shared.takes},
         )
-        state.arrays |= {
+        state.arrays.update({
             "number": self._number_S[: self._used].copy(),
             "free": np.array(self._free, np.int64),
             "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
             "shared.category": self._shared.category_C.copy(),
             "shared.word": self._shared.word_C.copy(),
-        }
+        })
         state.put("users", self._users.snapshot())
         return state
 

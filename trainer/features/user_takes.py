@@ -57,8 +57,8 @@ class UserTakes:
         for event, user, counted in zip(event_T.tolist(), user_T.tolist(), counted_T.tolist(), strict=True):
             self._sources.pop(event, None)
             self._sources[event] = self._row[user] if counted else _NOT_COUNTED
-        for event in list(self._sources)[: max(0, len(self._sources) - self._remembered)]:
-            del self._sources[event]
+        while len(self._sources) > self._remembered:
+            del self._sources[next(iter(self._sources))]
 
     def is_counted(self, event: int) -> bool:
         """False for a take that is known and was not counted."""
