@@ -1,0 +1,297 @@
+"""The features of the moment: one pure function for training, serving and evaluation.
+
+Letters: B rows, R histories, L history length, U distinct items, W attribute values,
+P partners, G groups of attributes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.features.config import HALF_LIVES, RECENT, FeatureConfig
+from trainer.features.states import CATEGORY_SLOTS, NEVER, NO_ITEM, WORD_SLOTS, DrawnSources, ItemStates
+
+_HOUR = 3_600.0
+_STEPS = 4_096.0
+"""Values are rounded to so many steps per unit: what decays to almost nothing becomes 0, and last digits agree."""
+_SHRINK = 5.0
+"""A user's share of a category is shrunk to everyone's by so many takes."""
+
+_TINY = np.float32(1e-9)
+_MIX = np.random.default_rng(0).integers(1 << 62, size=2_048) | 1
+
+Floats = NDArray[np.floating]
+
+
+def features(
+    config: FeatureConfig,
+    states: ItemStates,
+    target_B: NDArray[np.int64],
+    history_RL: NDArray[np.int64],
+    history_seconds_RL: NDArray[np.int64],
+    now_B: NDArray[np.int64],
+    drawn: DrawnSources | None = None,
+) -> NDArray[np.float32]:
+    """All features, shape (B, F), in the order of `config.names`; finite.
+
+    `target_B` and `history_RL` index `states`; histories are newest first, 0 pads, and R is B or 1. `now_B` are the
+    seconds of the rows. The values of a row depend on nothing else in the batch, to the last digit.
+    """
+    history_RL = _padded(history_RL, config.history_length)
+    seconds_RL = _padded(history_seconds_RL, config.history_length)
+    rows = _Rows(states, target_B, *_distinct(history_RL, seconds_RL, len(target_B)), now_B)
+    drawn = drawn or DrawnSources.none(len(target_B))
+    columns: list[Floats] = [*_user(rows), *_item(rows, drawn), *_category(rows)]
+    for place in range(len(config.numbers)):
+        columns += _number(rows, place)
+    columns += _groups(rows, len(config.groups))
+    columns += _together(rows, drawn)
+    out_BF = np.empty((len(target_B), len(columns)), np.float32)
+    for place, column in enumerate(columns):
+        out_BF[:, place] = column
+    out_BF *= _STEPS
+    np.rint(out_BF, out=out_BF)
+    out_BF /= _STEPS
+    return out_BF
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows with what several groups of features need; histories have the full length, so that sums agree."""
+
+    states: ItemStates
+    target_B: NDArray[np.int64]
+    history: NDArray[np.int64]
+    """Distinct histories, shape (R, L)."""
+    seconds: NDArray[np.int64]
+    row_B: NDArray[np.int64]
+    """The history of each row."""
+    now_B: NDArray[np.int64]
+
+    @cached_property
+    def known(self) -> NDArray[np.bool_]:
+        """Places of a history that hold an item."""
+        return self.history > 0
+
+    @cached_property
+    def length_B(self) -> NDArray[np.int64]:
+        """Number of items in the history."""
+        return np.asarray(self.known.sum(1)[self.row_B])
+
+    @cached_property
+    def weight(self) -> NDArray[np.float32]:
+        """Weight of each item by its age in takes."""
+        recent_L = np.exp2(-np.arange(self.history.shape[1]) / RECENT).astype(np.float32)
+        return np.asarray(self.known * recent_L)
+
+    @cached_property
+    def weights_B(self) -> NDArray[np.float32]:
+        """Sum of the weights."""
+        return np.asarray(np.maximum(self.weight.sum(1), _TINY)[self.row_B])
+
+
+def _distinct(
+    history_RL: NDArray[np.int64], seconds_RL: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each history once, with its seconds and the one of each row: rows of one page, or drawn beside one take, agree."""
+    if len(history_RL) == 1:
+        return history_RL, seconds_RL, np.zeros(rows, np.int64)
+    with np.errstate(over="ignore"):
+        mixed_R = (history_RL * _MIX[: history_RL.shape[1]] + seconds_RL * _MIX[-history_RL.shape[1] :]).sum(1)
+    _, first, row_B = np.unique(mixed_R, return_index=True, return_inverse=True)
+    return history_RL[first], seconds_RL[first], row_B
+
+
+def _user(rows: _Rows) -> list[Floats]:
+    before_BL = rows.known[rows.row_B] & (rows.seconds[rows.row_B] < rows.now_B[:, None])
+    # a trigger item has the row's own second, and is no take
+    last_B = np.where(before_BL, rows.seconds[rows.row_B], NEVER).max(1)
+    idle_B = np.log1p(_since(rows.now_B, last_B) / _HOUR)
+    return [np.log1p(rows.length_B), (rows.length_B > 0).astype(np.float64), idle_B]
+
+
+def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
+    takes, facts = rows.states.takes, rows.states.facts
+    target_B, now_B, counted_B = rows.target_B, rows.now_B, drawn.second_B > NEVER
+    count_B = _own_takes(rows, drawn)
+    newest_B = takes.last_U[target_B]
+    since_B = _since(now_B, newest_B)
+    since_source_B = _since(now_B, drawn.second_B)
+    decayed_BH = takes.decayed_UH[target_B].astype(np.float64)
+    columns: list[Floats] = [np.log1p(count_B)]
+    for place, half_life in enumerate(HALF_LIVES.values()):
+        left_B = decayed_BH[:, place] * np.exp2(-since_B / half_life)
+        left_B -= counted_B * np.exp2(-since_source_B / half_life)
+        columns.append(np.log1p(np.maximum(left_B, 0.0)))
+    last_B = np.where(counted_B & (drawn.second_B == newest_B), takes.previous_U[target_B], newest_B)
+    columns.append(np.where(last_B > NEVER, np.log1p(_since(now_B, last_B) / _HOUR), 0.0))
+    kind_B, published_B = facts.age_I[target_B], facts.published_I[target_B]
+    known_B = ((kind_B == 0) | ((kind_B == 1) & (count_B > 0))) & np.isfinite(published_B)
+    age_B = np.maximum(now_B - np.where(known_B, published_B, now_B), 0.0)
+    return [*columns, np.log1p(age_B / _HOUR), known_B.astype(np.float64)]
+
+
+def _category(rows: _Rows) -> list[Floats]:
+    category_U, shared = rows.states.facts.category_I, rows.states.shared
+    target_B = category_U[rows.target_B]
+    known_B = target_B > 0
+    same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
+    own_B = same_BL.sum(1)
+    taken_B = shared.category_C[target_B % CATEGORY_SLOTS]
+    usual_B = (taken_B + 1.0) / (shared.takes + max(1, np.count_nonzero(shared.category_C)))
+    share_B = (own_B + _SHRINK * usual_B) / (rows.length_B + _SHRINK)
+    return [
+        np.log1p(own_B),
+        own_B / np.maximum(rows.length_B, 1),
+        np.where(known_B, np.log(share_B / usual_B), 0.0),
+        np.log(usual_B),
+        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        same_BL[:, 0].astype(np.float64),
+    ]
+
+
+def _number(rows: _Rows, place: int) -> list[Floats]:
+    values_U = rows.states.facts.numbers_IN[:, place]
+    target_B, history = values_U[rows.target_B], values_U[rows.history]
+    known_B, known = np.isfinite(target_B), np.isfinite(history) & rows.known
+    target_B, history = np.where(known_B, target_B, np.float32(0)), np.where(known, history, np.float32(0))
+    weight = rows.weight * known
+    total = weight.sum(1)
+    mean_B = ((history * weight).sum(1) / np.maximum(total, _TINY))[rows.row_B]
+    both_B = known_B & (total > 0)[rows.row_B]
+    away_BL = np.abs(history[rows.row_B] - target_B[:, None]) * weight[rows.row_B]
+    return [
+        target_B,
+        known_B.astype(np.float64),
+        np.where(both_B, target_B - mean_B, 0.0),
+        np.where(both_B, away_BL.sum(1) / np.maximum(total, _TINY)[rows.row_B], 0.0),
+        np.where(both_B, mean_B, 0.0),
+    ]
+
+
+def _groups(rows: _Rows, groups: int) -> list[Floats]:
+    """Per group of attributes: cosine of the values of target and history, newest weighted up and not; popularity.
+
+    A value weighs the more, the fewer takes have it. The sum over the history of a cosine is a product with the sum of
+    the history's values, of which only those of some target are needed.
+    """
+    facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
+    word_UW, group_UW = facts.words_IW, facts.group_IW.astype(np.int64)
+    size_U, W = word_UW.shape
+    weight_UW = np.log1p(shared.takes / (shared.word_C[word_UW % WORD_SLOTS] + 1.0)) + 0.1
+    weight_UW *= word_UW > 0
+    place_UW = group_UW + np.arange(0, size_U * groups, groups)[:, None]
+    squares = np.bincount(place_UW.ravel(), (weight_UW * weight_UW).ravel(), minlength=size_U * groups)
+    value_UW = weight_UW / np.sqrt(np.maximum(squares, 1e-18))[place_UW]
+    word_BW = word_UW[rows.target_B]
+    wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
+    number_UW = np.searchsorted(wanted, word_UW)
+    number_UW[wanted[number_UW] != word_UW] = 0
+    number_UW *= word_UW > 0  # number 0 is that of no value, or of another than those wanted
+    sums = _history_sums(rows, number_UW, value_UW, len(wanted))
+    at_BW = number_UW[rows.target_B] + (rows.row_B * len(wanted))[:, None]
+    value_BW, used_BW = value_UW[rows.target_B], (word_BW > 0).astype(np.float64)
+    key = (group_UW[rows.target_B] + np.arange(0, size_B * groups, groups)[:, None]).ravel()
+    usual_BW = np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW
+    recent_BG, all_BG, words_BG, usual_BG = (
+        np.bincount(key, values.ravel(), minlength=size_B * groups).reshape(size_B, groups)
+        for values in (sums[0][at_BW] * value_BW, sums[1][at_BW] * value_BW, used_BW, usual_BW)
+    )
+    recent_BG = recent_BG / rows.weights_B[:, None]
+    all_BG = all_BG / np.maximum(rows.length_B, 1)[:, None]
+    usual_BG = usual_BG / np.maximum(words_BG, 1)
+    return [column_BG[:, g] for g in range(groups) for column_BG in (recent_BG, all_BG, usual_BG)]
+
+
+def _history_sums(
+    rows: _Rows, number_UW: NDArray[np.int64], value_UW: NDArray[np.float64], wanted: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of the values of each history, by wanted value: weighted by recency, and not; flat, shape (R * wanted)."""
+    taken = np.flatnonzero(rows.history)
+    item = rows.history.ravel()[taken]
+    number_KW = number_UW[item]
+    hit = np.flatnonzero(number_KW)
+    take = hit // number_UW.shape[1]
+    value = value_UW[item].ravel()[hit]
+    place = number_KW.ravel()[hit] + (taken[take] // rows.history.shape[1]) * wanted
+    size = len(rows.history) * wanted
+    recent = np.bincount(place, value * rows.weight.ravel()[taken[take]], minlength=size)
+    return recent, np.bincount(place, value, minlength=size)
+
+
+def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
+    count_BL = _pairs(rows, drawn)
+    own_B1 = _own_takes(rows, drawn).astype(np.float32)[:, None]
+    other_BL = rows.states.takes.takes_U[rows.history].astype(np.float32)[rows.row_B]
+    near_BL = count_BL / np.sqrt((own_B1 + 2) * (other_BL + 2))
+    usual_BL = np.sqrt((own_B1 + 1) * (other_BL + 1)) * rows.known[rows.row_B]
+    sum_B = count_BL.sum(1)
+    return [
+        np.log1p(sum_B),
+        np.log1p(count_BL.max(1)),
+        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        near_BL.max(1),
+        np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
+    ]
+
+
+def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
+    """Pairs of takes of target and history item, shape (B, L): of the two lists of partners the one that counts more."""
+    takes, hash_U, row_B = rows.states.takes, rows.states.hash_U, rows.row_B
+    target_B, history = hash_U[rows.target_B], hash_U[rows.history]
+    size_L, size_P = history.shape[1], takes.partner_UP.shape[1]
+    count_BL = np.zeros((len(target_B), size_L), np.float32)
+    # lists of the targets
+    partner_BP = takes.partner_UP[rows.target_B]
+    found = np.flatnonzero(_perhaps(partner_BP, history))
+    target = found // size_P
+    hit, place = np.nonzero(history[row_B[target]] == partner_BP.ravel()[found][:, None])
+    count_BL[target[hit], place] = takes.together_UP[rows.target_B].ravel()[found[hit]]
+    # lists of the histories
+    partner = takes.partner_UP[rows.history]
+    found = np.flatnonzero(_perhaps(partner, target_B))
+    keys, key_B = np.unique(_paired(row_B, target_B), return_inverse=True)
+    item = found // size_P
+    key = _paired(item // size_L, partner.ravel()[found])
+    number = np.searchsorted(keys, key)
+    hit = np.flatnonzero(keys[np.minimum(number, len(keys) - 1)] == key)
+    count_KL = np.zeros((len(keys), size_L), np.float32)
+    count_KL[number[hit], item[hit] % size_L] = takes.together_UP[rows.history.ravel()[item[hit]], found[hit] % size_P]
+    count_BL = np.maximum(count_BL, count_KL[key_B])
+    some = np.flatnonzero(drawn.second_B > NEVER)
+    if len(some) and drawn.partner_BM.shape[1]:
+        counted_SL = (history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :]).sum(2)
+        count_BL[some] = np.maximum(count_BL[some] - counted_SL, 0)
+    return count_BL
+
+
+def _perhaps(hashes: NDArray[np.uint32], wanted: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of many hashes may be among the wanted: all that are, and few others."""
+    table = np.zeros(1 << 16, bool)
+    table[wanted.astype(np.uint16)] = True
+    return table[hashes.astype(np.uint16)] & (hashes > 0)
+
+
+def _paired(high: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return (high << 32) | low
+
+
+def _own_takes(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float64]:
+    """Takes of each target, without the row's source."""
+    count_B = rows.states.takes.takes_U[rows.target_B].astype(np.float64)
+    return np.asarray(np.maximum(count_B - (drawn.second_B > NEVER), 0.0))
+
+
+def _since(now_B: NDArray[np.int64], second_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds since then, at least 0; 0 where there was nothing."""
+    return np.maximum(now_B - np.where(second_B > NEVER, second_B, now_B), 0).astype(np.float64)
+
+
+def _padded(array_RL: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """The newest `length` columns, filled up with zeros."""
+    missing = length - array_RL.shape[1]
+    return np.pad(array_RL, ((0, 0), (0, missing))) if missing > 0 else array_RL[:, :length]

@@ -1,0 +1,155 @@
+"""States of items as features read them, of any runner: the trainer's own, a server's copies, an evaluation's.
+
+Letters: U distinct items (row 0 is padding), P partners, H half-lives, B rows, M takes of a source's user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.features.config import HALF_LIVES, FeatureConfig
+from trainer.samples.item_facts import FactRows
+
+NEVER = np.iinfo(np.int64).min
+"""Second of a take that there was not."""
+NO_ITEM = np.uint32(0xFFFF_FFFF)
+"""Hash of padding; a free place among partners is 0, so neither matches the other."""
+CATEGORY_SLOTS, WORD_SLOTS = 1 << 12, 1 << 14
+
+
+@dataclass(frozen=True, eq=False)
+class TakeRows:
+    """What the takes of some items left behind. A row has a size that does not depend on their number."""
+
+    takes_U: NDArray[np.uint32]
+    """Takes ever."""
+    decayed_UH: NDArray[np.float32]
+    """Takes that halve with each half-life, as of the newest take."""
+    last_U: NDArray[np.int64]
+    """Second of the newest take, `NEVER` without one."""
+    previous_U: NDArray[np.int64]
+    """Second of the take before that."""
+    partner_UP: NDArray[np.uint32]
+    """`item_hash` of the items taken by the same users."""
+    together_UP: NDArray[np.uint16]
+    """Pairs of takes with each; 0 for a place that is free."""
+
+    @classmethod
+    def empty(cls, config: FeatureConfig, size: int) -> TakeRows:
+        """Items that were never taken."""
+        return cls(
+            np.zeros(size, np.uint32),
+            np.zeros((size, len(HALF_LIVES)), np.float32),
+            np.full(size, NEVER, np.int64),
+            np.full(size, NEVER, np.int64),
+            np.zeros((size, config.partners), np.uint32),
+            np.zeros((size, config.partners), np.uint16),
+        )
+
+    def __len__(self) -> int:
+        return len(self.takes_U)
+
+    def rows(self, places: NDArray[np.int64]) -> TakeRows:
+        """Copies of these rows."""
+        return TakeRows(*(getattr(self, one.name)[places] for one in fields(self)))
+
+    def clear(self, places: NDArray[np.int64]) -> None:
+        """Make these rows those of items that were never taken."""
+        for one in fields(self):
+            getattr(self, one.name)[places] = NEVER if one.name in ("last_U", "previous_U") else 0
+
+    def to_bytes(self, place: int) -> bytes:
+        """One row exactly, as a record."""
+        return b"".join(_little(getattr(self, one.name)[place : place + 1]).tobytes() for one in fields(self))
+
+    @classmethod
+    def from_bytes(cls, config: FeatureConfig, records: list[bytes]) -> TakeRows:
+        """The rows of `to_bytes`, one after the other. Raises `ValueError` if a record has another length."""
+        whole = cls.empty(config, len(records))
+        size = sum(getattr(whole, one.name)[:1].nbytes for one in fields(cls)) if records else 0
+        if any(len(record) != size for record in records):
+            raise ValueError(f"a record of an item's takes has {size} bytes under these settings")
+        joined = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), size)
+        start = 0
+        for one in fields(cls):
+            column = getattr(whole, one.name)
+            width = column.nbytes // max(1, len(records))
+            part = np.ascontiguousarray(joined[:, start : start + width])
+            column[...] = part.view(column.dtype.newbyteorder("<")).reshape(column.shape)
+            start += width
+        return whole
+
+
+@dataclass(frozen=True, eq=False)
+class SharedCounts:
+    """Takes of all items together, by category and by attribute value; values that share a place are counted as one."""
+
+    category_C: NDArray[np.uint32]
+    word_C: NDArray[np.uint32]
+    takes: int = 0
+
+    @classmethod
+    def empty(cls) -> SharedCounts:
+        """No takes yet."""
+        return cls(np.zeros(CATEGORY_SLOTS, np.uint32), np.zeros(WORD_SLOTS, np.uint32))
+
+    def to_bytes(self) -> bytes:
+        """Exact, as a record."""
+        takes = np.array([self.takes], "<u8").tobytes()
+        return takes + _little(self.category_C).tobytes() + _little(self.word_C).tobytes()
+
+    @classmethod
+    def from_bytes(cls, record: bytes) -> SharedCounts:
+        """From `to_bytes`. Raises `ValueError` for another length."""
+        if len(record) != 8 + 4 * (CATEGORY_SLOTS + WORD_SLOTS):
+            raise ValueError("a record of shared counts has another length")
+        counts = np.frombuffer(record, "<u4", offset=8).astype(np.uint32)
+        return cls(counts[:CATEGORY_SLOTS], counts[CATEGORY_SLOTS:], int(np.frombuffer(record, "<u8", 1)[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class ItemStates:
+    """All that `features` reads of the distinct items of a batch; row 0 is padding."""
+
+    hash_U: NDArray[np.uint32]
+    """`item_hash` of each item."""
+    facts: FactRows
+    takes: TakeRows
+    shared: SharedCounts
+    before: int = NEVER
+    """Takes of earlier seconds are counted, others are not."""
+
+    def __len__(self) -> int:
+        return len(self.hash_U)
+
+    def rows(self, places: NDArray[np.int64]) -> ItemStates:
+        """Copies of these rows."""
+        return replace(self, hash_U=self.hash_U[places], facts=self.facts.rows(places), takes=self.takes.rows(places))
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSources:
+    """For B rows: the counted take that a drawn exposure was drawn from, which its features leave out."""
+
+    second_B: NDArray[np.int64]
+    """Second of that take; `NEVER` for a row that was not drawn, or whose take is not counted."""
+    partner_BM: NDArray[np.uint32]
+    """`item_hash` of the items that the take was paired with, 0 pads."""
+
+    @classmethod
+    def none(cls, rows: int) -> DrawnSources:
+        """No row was drawn from a counted take."""
+        return cls(np.full(rows, NEVER, np.int64), np.zeros((rows, 0), np.uint32))
+
+
+def item_hash(hashes_U2: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """32-bit hashes of items from `trainer.samples.id_hashes`, `NO_ITEM` for padding (zero hashes), never 0."""
+    low = np.clip(hashes_U2[:, 0] & 0xFFFF_FFFF, 1, int(NO_ITEM) - 1)
+    return np.where(hashes_U2.any(axis=1), low, NO_ITEM).astype(np.uint32)
+
+
+def _little(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -1,0 +1,144 @@
+"""The newest takes of each user, from which pairs of items are counted, and which take a drawn exposure came from.
+
+Letters: T takes of a step, V users (row 0 belongs to nobody), L history length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.features.config import FeatureConfig
+from trainer.features.states import NEVER
+from trainer.state import State, whole_numbers
+
+_NOT_COUNTED = 0
+_REMOVED_SHARE = 16
+
+
+class UserTakes:
+    """Rings of the last `history_length` counted takes; row numbers of users are their own business."""
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self._length, self._most, self._remembered = config.history_length, config.max_users, config.remembered_takes
+        self._row: dict[int, int] = {}
+        self._free: list[int] = []
+        self._item_VL = np.zeros((64, self._length), np.int32)
+        self._second_VL = np.full((64, self._length), NEVER, np.int64)
+        self._count_V = np.zeros(64, np.int64)
+        self._sources: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def add(
+        self, user_T: NDArray[np.int64], item_T: NDArray[np.int64], second_T: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items."""
+        row_T = self._rows_of(user_T)
+        order = np.argsort(row_T, kind="stable")
+        starts = np.flatnonzero(np.concatenate([[True], np.diff(row_T[order]) > 0])) if len(order) else order
+        sizes = np.diff(np.append(starts, len(order)))
+        one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for turn in range(int(sizes.max(initial=0))):  # the first takes of all users, then their second ones, ...
+            take = order[starts[sizes > turn] + turn]
+            row, item = row_T[take], item_T[take]
+            before_TL = self._item_VL[row]
+            at, place = np.nonzero(before_TL)
+            one.append(item[at])
+            other.append(before_TL[at, place].astype(np.int64))
+            slot = self._count_V[row] % self._length
+            self._item_VL[row, slot], self._second_VL[row, slot] = item, second_T[take]
+            self._count_V[row] += 1
+        return np.concatenate(one), np.concatenate(other)
+
+    def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
+        """Let drawn exposures name these takes; a take that is not counted has nothing to leave out."""
+        for event, user, counted in zip(event_T.tolist(), user_T.tolist(), counted_T.tolist(), strict=True):
+            self._sources.pop(event, None)
+            self._sources[event] = self._row[user] if counted else _NOT_COUNTED
+        while len(self._sources) > self._remembered:
+            del self._sources[next(iter(self._sources))]
+
+    def is_counted(self, event: int) -> bool:
+        """False for a take that is known and was not counted."""
+        return self._sources.get(event, -1) != _NOT_COUNTED
+
+    def beside(self, event_D: list[int], item_D: NDArray[np.int64], second_D: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The items that each named take is paired with, shape (D, L), 0 pads; none for a take that is not known."""
+        row_D = np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
+        item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
+        own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
+        own_D = own_DL.argmax(axis=1)
+        at = np.arange(len(row_D))
+        item_DL[~own_DL[at, own_D]] = 0
+        item_DL[at, own_D] = 0
+        return item_DL
+
+    def forget(self, user: int) -> None:
+        """Remove a user's takes; what was counted from them stays counted."""
+        row = self._row.pop(user, None)
+        if row is not None:
+            self._clear(np.array([row]))
+
+    def delete(self, items: NDArray[np.int64]) -> None:
+        """Remove deleted items, so that no new pair is counted with them."""
+        gone_VL = np.isin(self._item_VL, items) & (self._item_VL > 0)
+        self._item_VL[gone_VL], self._second_VL[gone_VL] = 0, NEVER
+
+    def _rows_of(self, user_T: NDArray[np.int64]) -> NDArray[np.int64]:
+        distinct, number_T = np.unique(user_T, return_inverse=True)
+        missing = [user for user in distinct.tolist() if user not in self._row]
+        if len(self._row) + len(missing) > self._most:
+            self._remove_idle(len(self._row) + len(missing) - self._most, kept=distinct)
+        for user in missing:
+            self._row[user] = self._free.pop() if self._free else self._new_row()
+        return np.array([self._row[user] for user in distinct.tolist()], np.int64)[number_T]
+
+    def _new_row(self) -> int:
+        row = len(self._row) + 1  # no row is free, so all before are in use
+        if row >= len(self._count_V):
+            size = len(self._count_V)
+            self._item_VL = np.concatenate([self._item_VL, np.zeros_like(self._item_VL)])
+            self._second_VL = np.concatenate([self._second_VL, np.full_like(self._second_VL, NEVER)])
+            self._count_V = np.concatenate([self._count_V, np.zeros(size, np.int64)])
+        return row
+
+    def _remove_idle(self, at_least: int, *, kept: NDArray[np.int64]) -> None:
+        users = np.array(sorted(set(self._row) - set(kept.tolist())), np.int64)
+        rows = np.array([self._row[user] for user in users.tolist()], np.int64)
+        order = np.lexsort((users, self._second_VL[rows].max(axis=1)))[: max(at_least, self._most // _REMOVED_SHARE)]
+        for user in users[order].tolist():
+            del self._row[user]
+        self._clear(rows[order])
+
+    def _clear(self, rows: NDArray[np.int64]) -> None:
+        self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
+        self._free += rows.tolist()
+        gone = set(rows.tolist())
+        self._sources = {event: row for event, row in self._sources.items() if row not in gone}
+
+    def snapshot(self) -> State:
+        """Everything, copied."""
+        size = len(self._row) + len(self._free) + 1
+        return State(
+            {
+                "user": whole_numbers(self._row),
+                "row": whole_numbers(self._row.values()),
+                "free": whole_numbers(self._free),
+                "items": self._item_VL[:size].copy(),
+                "seconds": self._second_VL[:size].copy(),
+                "count": self._count_V[:size].copy(),
+                "source": whole_numbers(self._sources),
+                "source_row": whole_numbers(self._sources.values()),
+            }
+        )
+
+    def restore(self, state: State) -> None:
+        """Return to the state of `snapshot`."""
+        arrays = state.arrays
+        self._row = dict(zip(arrays["user"].tolist(), arrays["row"].tolist(), strict=True))
+        self._free = arrays["free"].tolist()
+        self._sources = dict(zip(arrays["source"].tolist(), arrays["source_row"].tolist(), strict=True))
+        self._item_VL, self._second_VL = arrays["items"].copy(), arrays["seconds"].copy()
+        self._count_V = arrays["count"].copy()

@@ -1,0 +1,158 @@
+"""What features know of an item beside its takes: category, attributes, numbers and time of publication, as arrays.
+
+Letters: I items (row 0 is padding), N numbers, W attribute values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.samples.id_hashes import id_hashes
+from trainer.state import State
+
+AttributeValue = str | Sequence[str] | float
+PublishedAtIs = Literal["known", "inferred", "unknown"]
+_AGE_KINDS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
+
+
+class FactsConfig(BaseModel):
+    """Which attributes of items features look at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    attributes: tuple[str, ...] = ()
+    """Attributes of texts with features of their own; without any, all attributes share one group of features."""
+    numbers: tuple[str, ...] = ("price", "year")
+    """Attributes of numbers; price and year are fields of the item itself."""
+    values_per_item: int = Field(default=16, ge=1, le=64)
+    """Most attribute values of an item that are looked at, of each attribute equally many."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of attribute features."""
+        return self.attributes or ("attributes",)
+
+
+@dataclass(frozen=True, eq=False)
+class FactRows:
+    """Facts of some items."""
+
+    category_I: NDArray[np.uint32]
+    """Hash of the category, 0 unknown."""
+    words_IW: NDArray[np.uint32]
+    """Hashes of the attributes' values, 0 pads."""
+    group_IW: NDArray[np.uint8]
+    """Group of each value."""
+    numbers_IN: NDArray[np.float32]
+    """Numbers on a scale for networks, NaN where unknown."""
+    published_I: NDArray[np.float64]
+    """Time of publication, seconds since 1970; NaN where unknown."""
+    age_I: NDArray[np.uint8]
+    """How the time of publication is known: 0 known, 1 inferred from the first take, 2 not."""
+
+    @classmethod
+    def empty(cls, config: FactsConfig, size: int) -> FactRows:
+        """Items of which nothing is known."""
+        return cls(
+            np.zeros(size, np.uint32),
+            np.zeros((size, config.values_per_item), np.uint32),
+            np.zeros((size, config.values_per_item), np.uint8),
+            np.full((size, len(config.numbers)), np.nan, np.float32),
+            np.full(size, np.nan),
+            np.full(size, 2, np.uint8),
+        )
+
+    def __len__(self) -> int:
+        return len(self.category_I)
+
+    def rows(self, places: NDArray[np.int64]) -> FactRows:
+        """Copies of these rows."""
+        return FactRows(*(getattr(self, one.name)[places] for one in fields(self)))
+
+    def put(self, place: int, row: FactRows) -> None:
+        """Write a single row."""
+        for one in fields(self):
+            getattr(self, one.name)[place] = getattr(row, one.name)[0]
+
+    def grown(self, config: FactsConfig, size: int) -> FactRows:
+        """The same rows and unknown ones up to `size`."""
+        more = FactRows.empty(config, size - len(self))
+        return FactRows(*(np.concatenate([getattr(self, f.name), getattr(more, f.name)]) for f in fields(self)))
+
+    def snapshot(self) -> State:
+        """The rows as arrays, copied."""
+        return State({one.name: getattr(self, one.name).copy() for one in fields(self)})
+
+    @classmethod
+    def restored(cls, state: State) -> FactRows:
+        """Rows from `snapshot`."""
+        return cls(*(state.arrays[one.name].copy() for one in fields(cls)))
+
+
+def facts_of(
+    config: FactsConfig,
+    *,
+    category: str | None,
+    price: float | None,
+    year: int | None,
+    attributes: Mapping[str, AttributeValue],
+    published_at: float,
+    published_at_is: PublishedAtIs = "known",
+) -> FactRows:
+    """The facts of one item, as one row."""
+    row = FactRows.empty(config, 1)
+    row.category_I[0] = word_hash("category", category or "")
+    for place, name in enumerate(config.numbers):
+        value = {"price": price, "year": year}.get(name)
+        value = attributes.get(name) if value is None else value
+        if isinstance(value, int | float) and math.isfinite(value):
+            row.numbers_IN[0, place] = scaled(name, float(value))
+    values = [
+        (0 if not config.attributes else config.attributes.index(name), word)
+        for name in (config.attributes or sorted(attributes))
+        for word in _words(name, attributes.get(name))
+    ]
+    kept = _spread(values, config.values_per_item)
+    for place, (group, word) in enumerate(kept):
+        row.words_IW[0, place], row.group_IW[0, place] = word, group
+    row.published_I[0], row.age_I[0] = published_at, _AGE_KINDS.index(published_at_is)
+    return row
+
+
+def scaled(name: str, value: float) -> float:
+    """A number as networks read it: logarithm of the price, decades since 2000, the inverse hyperbolic sine else."""
+    if name == "price":
+        return math.log(value) if value > 0 else math.nan
+    if name.endswith("year"):
+        return (value - 2_000) / 10 if value else math.nan
+    return math.asinh(value)
+
+
+def word_hash(name: str, value: str) -> int:
+    """32-bit hash of an attribute's value; 0 for an empty one, never 0 else."""
+    value = value.strip().lower()
+    return max(1, id_hashes(f"{name}\0{value}")[0] & 0xFFFF_FFFF) if value else 0
+
+
+def _words(name: str, value: AttributeValue | None) -> list[int]:
+    if value is None or isinstance(value, int | float):
+        return []
+    texts = [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(word for text in texts if (word := word_hash(name, text))))
+
+
+def _spread(values: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """At most so many values: the first of each group, then the second of each, and so on; in order of groups."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for group, word in values:
+        seen[group] = seen.get(group, 0) + 1
+        ranked.append((seen[group], group, word))
+    return sorted((group, word) for _, group, word in sorted(ranked)[:most])
