@@ -49,3 +49,8 @@ class Behaviour(Message):
     """The item viewed just before."""
     defines_publish: bool = False
     """Whether the item's `published_at` was inferred from this behaviour, so that its age here is unknown."""
+    drawn_from: EventId | None = None
+    """For an exposure that was drawn from others' takes and not shown: the `event_id` of the take that it was drawn
+    from. Features of the exposure do not count that take."""
+    drawn_at: UtcTime | None = None
+    """Event time of that take."""

@@ -13,6 +13,17 @@ from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_id
 from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
+AttributeText = Annotated[str, Field(max_length=200)]
+Attributes = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64)],
+        AttributeText | Annotated[list[AttributeText], Field(max_length=32)] | FiniteFloat,
+    ],
+    Field(max_length=32),
+]
+"""Name of an attribute -> a text, several texts, or a number."""
+PublishedAtIs = Literal["known", "inferred", "unknown"]
+"""How the time of first publication is known: as such, from the item's first take, or not."""
 
 TEXT_BYTES = 300_000
 """Room that the fields of an item take beside its picture: all at their longest, escaped in JSON."""
@@ -109,6 +120,12 @@ class ItemEmbedding(Message):
     """Category at the time of writing."""
     price: Price | None = None
     """Price at first publish."""
+    year: int | None = None
+    """Year of release or of the model at the time of writing, where known."""
+    attributes: Attributes = Field(default_factory=dict)
+    """Further attributes at the time of writing, for features of click models."""
+    published_at_is: PublishedAtIs = "known"
+    """How `published_at` is known."""
     has_title: bool = True
     """Whether the vector includes text."""
     has_image: bool = True

@@ -191,13 +191,22 @@ def behaviour_json(data: DataSet, log: Behaviours, position: int, prefix: str) -
         "item_id": data.item_ids[log.item[position]],
         "occurred_at": _moment(int(log.ts[position])),
     }
+    source = int(log.source[position])
+    if source >= 0:
+        document["drawn_from"] = _take_id(data, source, prefix)
+        document["drawn_at"] = _moment(int(log.source_ts[position]))
     if log.is_take[position]:
-        document["event_id"] = str(own_id) if own_id is not None else f"{prefix}-t{row}"
+        document["event_id"] = _take_id(data, row, prefix)
         document["kind"] = data.interactions.kind.value
         document["exposure_id"] = exposure_id
     if log.defines_publish[position]:
         document["defines_publish"] = True
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _take_id(data: DataSet, row: int, prefix: str) -> str:
+    ids = data.interactions.event_id
+    return f"{prefix}-t{row}" if ids is None else str(ids[row])
 
 
 def _outgoing(topic: Literal["items", "behaviours"], broken: BrokenEvent, second: int) -> Outgoing:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders.features import ItemFeatures
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.training.input import EmbeddingRecord
+from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes
 from trainer.datasets.folder import DataSet
 
 _ROWS_PER_PASS = 64
@@ -45,13 +46,19 @@ def vectors_of(encoder: FeatureEncoder, features: ItemFeatures) -> NDArray[np.fl
 
 
 def embedding_records(
-    data: DataSet, vectors_ND: NDArray[np.float32], content_hashes: Sequence[str], *, version: str
+    data: DataSet,
+    vectors_ND: NDArray[np.float32],
+    content_hashes: Sequence[str],
+    *,
+    version: str,
+    attributes: ItemAttributes = NO_ATTRIBUTES,
 ) -> Iterator[EmbeddingRecord]:
-    """A record per item that has a vector."""
-    for item_id, second, vector, content in zip(
-        data.item_ids, data.publish_ts.tolist(), vectors_ND, content_hashes, strict=True
-    ):
+    """A record per item that has a vector. `attributes` says which columns are attributes."""
+    rows = data.items.to_pylist()
+    records = data.records(0, len(rows))
+    for record, row, vector, content in zip(records, rows, vectors_ND, content_hashes, strict=True):
         if vector.any():
+            item_id = record.item_id
             yield EmbeddingRecord(
                 item_id,
                 ItemEmbedding(
@@ -60,7 +67,11 @@ def embedding_records(
                     vector=base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()),
                     dim=len(vector),
                     content_hash=content,
-                    published_at=datetime.fromtimestamp(second, UTC),
+                    published_at=datetime.fromtimestamp(record.publish_ts, UTC),
+                    category=record.category,
+                    price=record.price,
+                    year=record.year,
+                    attributes=attributes.of(row),
                     source=_SOURCE,
                 ),
             )

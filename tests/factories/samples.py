@@ -60,7 +60,10 @@ def make_catalogue(items: int, *, twins: Sequence[int] = ()) -> Catalogue:
     return catalogue
 
 
-SMALL_MODEL = CiUBMConfig(id_width=4, id_rows=64, id_admit_after=1, content_width=DIM, hidden=(16,), attention_hidden=8)
+SMALL_MODEL = CiUBMConfig(
+    id_width=4, id_rows=64, id_admit_after=1, categories=4, content_width=DIM, hidden=(16,), attention_hidden=8,
+    numeric_width=2, cross_rank=4,
+)  # fmt: skip
 
 
 def small_config(**over: object) -> TrainerConfig:

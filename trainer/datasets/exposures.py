@@ -7,7 +7,7 @@ sampled user has the same exposures whatever the cap.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,10 @@ class Behaviours:
     """-1 for the row itself, else the running number of the negative beside it."""
     drawn_from: str | None
     """Source of the exposures that were not taken, as text for the report; None if the set contains them."""
+    source: Ints
+    """Row of `interactions.parquet` whose take an exposure was drawn from; -1 if it was shown, or that is not known."""
+    source_ts: Ints
+    """Second of that take."""
 
     def __len__(self) -> int:
         return len(self.ts)
@@ -61,6 +65,9 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
         data, ts, seed, retakes=retakes
     )
 
+    source_row = np.full(len(negative_item), -1)
+    if data.negatives is None and len(negative_item):
+        source_row = sources_of_draws(ts, rows.item, negative_row, negative_item, seed=seed)
     take = np.flatnonzero(rows.taken)
     everything = np.arange(len(rows))
     merged = Behaviours(
@@ -72,12 +79,22 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
         row=np.concatenate([everything, take, negative_row]),
         draw=np.concatenate([np.full(len(rows) + len(take), -1), negative_draw]),
         drawn_from=source,
+        source=np.concatenate([np.full(len(rows) + len(take), -1), source_row]),
+        source_ts=np.zeros(0, np.int64),
     )
     # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([seed, 13]).permutation(len(merged))
     order = np.lexsort((shuffle, merged.is_take, merged.ts))
+    known_source = merged.source >= 0
     if events is not None:
-        order = order[sample_users(data, events, seed)[merged.user[order]]]
+        sampled = sample_users(data, events, seed)
+        order = order[sampled[merged.user[order]]]
+        known_source &= sampled[rows.user[merged.source]]  # a take that is not in the log is counted nowhere
+    merged = replace(
+        merged,
+        source=np.where(known_source, merged.source, -1),
+        source_ts=np.where(known_source, ts[merged.source] if len(ts) else 0, 0),
+    )
     return _select(merged, order)
 
 
@@ -268,4 +285,6 @@ def _select(behaviours: Behaviours, order: Ints) -> Behaviours:
         row=behaviours.row[order],
         draw=behaviours.draw[order],
         drawn_from=behaviours.drawn_from,
+        source=behaviours.source[order],
+        source_ts=behaviours.source_ts[order],
     )

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.attention import TargetAttention
+from trainer.features.config import FeatureConfig
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
-from trainer.networks.numeric import CrossedHeads, NumericEmbedding
+from trainer.networks.numeric import CrossLayers, NumericEmbedding
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class CtrBatch:
     dense_BF: Tensor
     """float32 context features, as many as the model was built for."""
     category_U: Tensor | None = None
-    """int64 number of each item's category, 0 unknown; for models with a table of categories."""
+    """int64 hash of each item's category, 0 unknown; for models with a table of categories."""
 
     def to(self, device: torch.device) -> CtrBatch:
         """A copy on another device."""
@@ -50,8 +51,8 @@ class CtrBatch:
         return CtrBatch(**columns)
 
 
-DENSE_FEATURES = 3
-"""log of the history's length, whether it is not empty, whether the target has a vector."""
+DENSE_FEATURES = 1 + len(FeatureConfig().names)
+"""The features of the moment under the default settings, and whether the target has a vector."""
 
 
 class CiUBM(nn.Module):
@@ -77,8 +78,8 @@ class CiUBM(nn.Module):
             nn.init.zeros_(self.projection.bias)
             self.projection.requires_grad_(config.refresh_projection)
         width = config.id_width if config.target_id else 0
-        if config.numeric_bins:
-            self.numeric = NumericEmbedding(dense_width, bins=config.numeric_bins, width=config.numeric_width)
+        if config.numeric_width:
+            self.numeric = NumericEmbedding(dense_width, width=config.numeric_width)
             width += self.numeric.width
         else:
             width += dense_width
@@ -107,13 +108,6 @@ class CiUBM(nn.Module):
 
     def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
         """Logits, shape (B,). `content_UC` is the output of `content`, where the caller has it already."""
-        logits_BK = self.members(batch, content_UC)
-        if logits_BK.shape[1] == 1:
-            return logits_BK.squeeze(1)
-        return torch.sigmoid(logits_BK).mean(1).logit(eps=1e-7)
-
-    def members(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
-        """Logits of each head of the ensemble, shape (B, K)."""
         config = self.config
         ids_UE = self.id_table(dropped_ids(batch.hashes_U2, config.id_dropout if self.training else 0.0))
         if config.categories and batch.category_U is not None:
@@ -122,7 +116,7 @@ class CiUBM(nn.Module):
         mask_BL = batch.history_BL > 0
         target_BE = ids_UE.index_select(0, batch.target_B)
         history_BLE = gathered(ids_UE, batch.history_BL)
-        dense_BX = self.numeric(batch.dense_BF) if config.numeric_bins else batch.dense_BF
+        dense_BX = self.numeric(batch.dense_BF) if config.numeric_width else batch.dense_BF
         parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
         similarity_BL = raw_BL = None
         if config.uses_content:
@@ -157,8 +151,12 @@ class CiUBM(nn.Module):
                 parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
             if config.target_content:
                 parts.append(target_BC)
-        logits_BK: Tensor = self.head(torch.cat(parts, dim=1))
-        return logits_BK
+        logits_B: Tensor = self.head(torch.cat(parts, dim=1))
+        return logits_B
+
+    def members(self, batch: CtrBatch) -> Tensor:
+        """Logits of the only member, shape (B, 1), as models of the comparison have several."""
+        return self(batch)[:, None]
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
         """A user's interest without a target: recency-weighted mean of their content, unit length (B, C)."""
@@ -167,32 +165,21 @@ class CiUBM(nn.Module):
 
 
 class Head(nn.Module):
-    """From the concatenated interests to logits (B, K). Without the input LayerNorm the network does not train."""
+    """From the concatenated interests to logits. Without the input LayerNorm the network does not train."""
 
     def __init__(self, config: CiUBMConfig, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.network: nn.Module
-        if config.heads > 1 or config.cross_layers:
-            self.network = CrossedHeads(
-                width,
-                config.hidden,
-                heads=config.heads,
-                cross_layers=config.cross_layers,
-                cross_rank=config.cross_rank,
-                dropout=config.dropout,
-            )
-            return
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [CrossLayers(width, layers=config.cross_layers, rank=config.cross_rank)]
         for size in config.hidden:
             layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
             width = size
         self.network = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def forward(self, input_BX: Tensor) -> Tensor:
-        """Logits, shape (B, K)."""
-        logits_BK: Tensor = self.network(self.norm(input_BX))
-        return logits_BK
+        """Logits, shape (B,)."""
+        logits_B: Tensor = self.network(self.norm(input_BX)).squeeze(1)
+        return logits_B
 
 
 def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:

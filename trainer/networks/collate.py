@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.negatives.sampler import ContrastivePlan
-from trainer.networks.ciubm import DENSE_FEATURES, CtrBatch
+from trainer.features.columns import features
+from trainer.features.config import FeatureConfig
+from trainer.features.state import FeatureState
+from trainer.networks.ciubm import CtrBatch
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 
@@ -41,13 +44,15 @@ class Collated:
     its impression was learned as taken before."""
 
 
-def dense_features(history_lengths: NDArray[np.int64], target_has_vector: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The context features, shape (n, DENSE_FEATURES); one definition for training and serving."""
-    features_BF = np.empty((len(history_lengths), DENSE_FEATURES), np.float32)
-    features_BF[:, 0] = np.log1p(history_lengths)
-    features_BF[:, 1] = history_lengths > 0
-    features_BF[:, 2] = target_has_vector
-    return features_BF
+def dense_width(config: FeatureConfig) -> int:
+    """Width of the network's dense input under these features."""
+    return 1 + len(config.names)
+
+
+def dense_columns(features_BF: NDArray[np.float32], target_has_vector_B: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The network's dense input: features of the moment, and whether the target has a vector; of training and serving.
+    """
+    return np.concatenate([features_BF, target_has_vector_B[:, None]], axis=1, dtype=np.float32)
 
 
 def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
@@ -61,9 +66,17 @@ def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.
 
 
 def collate(
-    rows: Sequence[Impression], plan: ContrastivePlan | None, catalogue: Catalogue, *, history_length: int
+    rows: Sequence[Impression],
+    plan: ContrastivePlan | None,
+    catalogue: Catalogue,
+    *,
+    history_length: int,
+    moment: FeatureState | None = None,
 ) -> Collated:
-    """Rows and plan as tensors."""
+    """Rows and plan as tensors. `moment` is the state that the rows' features are of; by default nothing was taken yet.
+
+    Features that a row has already, as a correction does, are kept; others are noted in the row.
+    """
     targets_B = np.fromiter((row.item for row in rows), np.int64, len(rows))
     history_BL = newest_first([row.history for row in rows], history_length)
     numbers = [np.zeros(1, np.int64), targets_B, history_BL.ravel()]
@@ -72,13 +85,22 @@ def collate(
     distinct_U, places = np.unique(np.concatenate(numbers), return_inverse=True)
     places = places.reshape(-1)
     b, h = 1 + len(targets_B), 1 + len(targets_B) + history_BL.size
+    features_BF = _features_of(
+        rows,
+        moment or FeatureState(FeatureConfig(), catalogue),
+        distinct_U,
+        targets_B,
+        places[1:b],
+        places[b:h].reshape(history_BL.shape),
+    )
     batch = CtrBatch(
         hashes_U2=torch.from_numpy(catalogue.hashes(distinct_U)),
         vectors_UV=torch.from_numpy(catalogue.vectors(distinct_U)),
         has_vector_U=torch.from_numpy(catalogue.vector_mask(distinct_U)),
         target_B=torch.from_numpy(places[1:b]),
         history_BL=torch.from_numpy(places[b:h].reshape(history_BL.shape)),
-        dense_BF=torch.from_numpy(dense_features((history_BL > 0).sum(1), catalogue.vector_mask(targets_B))),
+        dense_BF=torch.from_numpy(dense_columns(features_BF, catalogue.vector_mask(targets_B))),
+        category_U=torch.from_numpy(catalogue.facts(distinct_U).category_I.astype(np.int64)),
     )
     labels_B = torch.tensor([row.label for row in rows], dtype=torch.float32)
     upgrades = [row.upgrade for row in rows]
@@ -95,3 +117,33 @@ def collate(
         candidate_log_q_K=torch.from_numpy(plan.log_q),
     )
     return Collated(batch, labels_B, contrastive, distinct_U, weights_B)
+
+
+def _features_of(
+    rows: Sequence[Impression],
+    moment: FeatureState,
+    distinct_U: NDArray[np.int64],
+    targets_B: NDArray[np.int64],
+    place_B: NDArray[np.int64],
+    history_BL: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """`history_BL` and `place_B` index `distinct_U`."""
+    made_BF = features(
+        moment.config,
+        moment.states(distinct_U),
+        place_B,
+        history_BL,
+        newest_first([row.history_seconds for row in rows], history_BL.shape[1]),
+        np.fromiter((row.second for row in rows), np.int64, len(rows)),
+        moment.sources(
+            targets_B,
+            np.fromiter((row.drawn_from for row in rows), np.int64, len(rows)),
+            np.fromiter((row.drawn_second for row in rows), np.int64, len(rows)),
+        ),
+    )
+    for place, row in enumerate(rows):
+        if not row.moment.features:
+            row.moment.features = made_BF[place].tobytes()
+        elif row.correction:
+            made_BF[place] = np.frombuffer(row.moment.features, np.float32)
+    return made_BF

@@ -20,9 +20,8 @@ class CiUBMConfig(BaseModel):
     id_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a batch's items that are treated as new ids in training (as in DropoutNet), so that the model works
     without ids and does not overfit to them."""
-    categories: int = Field(default=0, ge=0)
-    """Rows of a table of categories that is added to the ids'; 0 leaves it out. For `mimstream evaluate`: the trainer's
-    batches contain no categories, and it refuses others than 0."""
+    categories: int = Field(default=1024, ge=0)
+    """Rows of a table of hashed categories that is added to the ids'; 0 leaves it out."""
     content_width: int = Field(default=64, ge=1)
     """Width to which the stored vectors are projected."""
     refresh_projection: bool = True
@@ -43,7 +42,7 @@ class CiUBMConfig(BaseModel):
     """Histogram and summaries of the similarities themselves."""
     raw_similarities: bool = True
     """Similarities of the stored vectors beside those of the projected ones."""
-    bilinear_interest: bool = False
+    bilinear_interest: bool = True
     """Summaries of a learned bilinear form of target and history content, beside their cosine."""
     target_id: bool = True
     """The target's own id embedding beside the interests."""
@@ -51,18 +50,12 @@ class CiUBMConfig(BaseModel):
     """The target's own content beside the interests."""
     content_in_attention: bool = True
     """Let the target attention see the content similarity."""
-    numeric_bins: int = Field(default=0, ge=0)
-    """Bins per dense feature, at quantiles of the training rows; 0 uses the plain numbers. For `mimstream evaluate`:
-    the trainer does not know its rows beforehand, and refuses others than 0."""
-    numeric_width: int = Field(default=8, ge=1)
-    """Width of a binned feature's embedding."""
-    cross_layers: int = Field(default=0, ge=0)
-    """Layers of explicit feature crosses before the prediction layers, each head its own."""
+    numeric_width: int = Field(default=8, ge=0)
+    """Width of the embedding of each numeric feature, which is linear between fixed knots; 0 uses the plain numbers."""
+    cross_layers: int = Field(default=2, ge=0)
+    """Layers of explicit feature crosses before the prediction layers."""
     cross_rank: int = Field(default=32, ge=1)
     """Rank of their matrices."""
-    heads: int = Field(default=1, ge=1)
-    """Prediction networks over the same interests, each with crosses and layers of its own, averaged as
-    probabilities."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped in training."""
     recency_half_life_items: float = Field(default=8.0, gt=0)

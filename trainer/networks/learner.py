@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
@@ -44,9 +44,17 @@ def _copied(tensor: Tensor) -> NDArray[Any]:
 class Learner:
     """A model with its optimisers. Only `step` and `restore` change it."""
 
-    def __init__(self, model_config: CiUBMConfig, config: LearnerConfig, *, vector_width: int, seed: int) -> None:
+    def __init__(
+        self,
+        model_config: CiUBMConfig,
+        config: LearnerConfig,
+        *,
+        vector_width: int,
+        seed: int,
+        dense_width: int = DENSE_FEATURES,
+    ) -> None:
         self.config = config
-        self.model = CiUBM(model_config, vector_width=vector_width, seed=seed)
+        self.model = CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters = dense
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,17 +12,53 @@ from torch import Tensor
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
+from trainer.features.columns import features
+from trainer.features.config import FeatureConfig
+from trainer.features.states import ItemStates, SharedCounts, TakeRows, item_hash
 from trainer.networks.ciubm import CiUBM, CtrBatch
-from trainer.networks.collate import dense_features
+from trainer.networks.collate import dense_columns, dense_width
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.item_rows import ItemRows
+from trainer.samples.item_facts import FactRows
+
+
+@dataclass(frozen=True, eq=False)
+class RequestMoment:
+    """What features read beside the items of a request."""
+
+    states: ItemStates
+    """Of each row of `ItemRows`."""
+    history_seconds: Sequence[int]
+    """Seconds of the history's takes, oldest first; a trigger item, which comes last, has the request's own."""
+    now: int
+    """Second of the request."""
+
+    @classmethod
+    def unknown(cls, config: FeatureConfig, items: ItemRows, history: int) -> RequestMoment:
+        """Nothing is known but which items were taken."""
+        size = len(items.hashes_U2)
+        facts, takes = FactRows.empty(config, size), TakeRows.empty(config, size)
+        return cls(ItemStates(item_hash(items.hashes_U2), facts, takes, SharedCounts.empty()), [0] * history, 0)
+
+
+def network_of(weights: Mapping[str, Tensor], manifest: ModelManifest) -> CiUBM:
+    """The network of a release. Raises `KeyError`, `ValueError` or `RuntimeError` if this version cannot build it."""
+    features = FeatureConfig.model_validate(manifest.config["features"])
+    config = CiUBMConfig.model_validate(manifest.config["model"])
+    model = CiUBM(config, vector_width=manifest.dim, seed=0, dense_width=dense_width(features))
+    model.load_state_dict(dict(weights))
+    return model.eval()
 
 
 class Scorer:
     """A released model for inference; immutable and thread-safe."""
 
-    def __init__(self, model: CiUBM, manifest: ModelManifest, *, history_length: int) -> None:
+    def __init__(
+        self, model: CiUBM, manifest: ModelManifest, *, history_length: int, features: FeatureConfig
+    ) -> None:
         self.manifest = manifest
+        self.features = features
+        """The features of the moment that it reads."""
         self._model = model.eval()
         self._history_length = history_length
 
@@ -29,43 +66,46 @@ class Scorer:
     def from_release(cls, weights: Mapping[str, Tensor], manifest: ModelManifest) -> Scorer:
         """Build from a release. Raises `Misconfigured` if the weights are not this version's CiUBM."""
         try:
-            config = CiUBMConfig.model_validate(manifest.config["model"])
-            model = CiUBM(config, vector_width=manifest.dim, seed=0)
-            model.load_state_dict(dict(weights))
+            model = network_of(weights, manifest)
+            config = FeatureConfig.model_validate(manifest.config["features"])
             history_length = int(str(manifest.config["history_length"]))
         except (KeyError, ValueError, RuntimeError) as error:
             raise Misconfigured(
                 f"release {manifest.release_id} was made by another version of mimstream and cannot be served; train "
                 f"again, or serve with the version that made it: {error}"
             ) from error
-        return cls(model, manifest, history_length=history_length)
+        return cls(model, manifest, history_length=history_length, features=config)
 
     @property
     def history_length(self) -> int:
         """How many of a user's newest takes are used."""
         return self._history_length
 
-    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+    def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
         """Probability that the user takes each of the first `candidates` of the items, shape (candidates,).
 
         The other items are the user's history, oldest first, with a trigger item last. The user's side is encoded once
-        for all candidates.
+        for all candidates. Without a `moment` nothing is known of the items' takes.
         """
-        return self.probabilities(self.prepare(items, candidates))
+        return self.probabilities(self.prepare(items, candidates, moment))
 
-    def prepare(self, items: ItemRows, candidates: int) -> CtrBatch:
+    def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> CtrBatch:
         """The request as tensors: one row per candidate, and one history, shared by all."""
         last = len(items.item_ids)
+        moment = moment or RequestMoment.unknown(self.features, items, last - candidates)
         taken = min(last - candidates, self._history_length)
-        history_L = torch.arange(last, last - taken, -1) if taken else torch.zeros(1, dtype=torch.int64)
-        dense_BF = dense_features(np.full(candidates, taken), items.has_vector_U[1 : candidates + 1])
+        history_L = np.arange(last, last - taken, -1) if taken else np.zeros(1, np.int64)
+        seconds_L = np.array(moment.history_seconds[::-1][:taken], np.int64) if taken else np.zeros(1, np.int64)
+        target_B, now_B = np.arange(1, candidates + 1), np.full(candidates, moment.now)
+        features_BF = features(self.features, moment.states, target_B, history_L[None], seconds_L[None], now_B)
         return CtrBatch(
             hashes_U2=torch.from_numpy(items.hashes_U2),
             vectors_UV=torch.from_numpy(items.vectors_UV),
             has_vector_U=torch.from_numpy(items.has_vector_U),
-            target_B=torch.arange(1, candidates + 1),
-            history_BL=history_L[None],
-            dense_BF=torch.from_numpy(dense_BF),
+            target_B=torch.from_numpy(target_B),
+            history_BL=torch.from_numpy(history_L)[None],
+            dense_BF=torch.from_numpy(dense_columns(features_BF, items.has_vector_U[target_B])),
+            category_U=torch.from_numpy(moment.states.facts.category_I.astype(np.int64)),
         )
 
     def probabilities(self, batch: CtrBatch) -> NDArray[np.float64]:

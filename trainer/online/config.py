@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from trainer.features.config import FeatureConfig
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.samples.config import JoinConfig
 
@@ -36,30 +37,12 @@ class TrainerConfig(JoinConfig):
     release_every_event_seconds: float | None = Field(default=None, gt=0)
     """Event time between two releases, where that comes before `release_every_rows`."""
     pending_megabytes: float = Field(default=4096.0, gt=0)
-    """Memory for events on their way to rows, by estimate (1,700 bytes an event, then 400 and 16 per take of its
+    """Memory for events on their way to rows, by estimate (1,700 bytes an event, then 600 and 16 per take of its
     history), above which reading pauses while anything else can make room. Each event waits for LATENESS_SECONDS and
     ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second. At twice as much the trainer ends and says so."""
+    features: FeatureConfig = Field(default_factory=FeatureConfig)
+    """The features of the moment."""
     model: CiUBMConfig = Field(default_factory=CiUBMConfig)
     """The network."""
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     """Optimisers and losses."""
-
-    @field_validator("model")
-    @classmethod
-    def _every_part_can_learn(cls, model: CiUBMConfig) -> CiUBMConfig:
-        """Refuse parts that only `mimstream evaluate` feeds: here they would be served as they were initialised."""
-        defaults = CiUBMConfig()
-        for name, why in _OFFLINE_ONLY.items():
-            if getattr(model, name) != getattr(defaults, name):
-                raise ValueError(
-                    f"{name} has no effect in `mimstream train`: {why}. Remove MIM_TRAINER__MODEL__{name.upper()}"
-                )
-        return model
-
-
-_BINS = "bins are fitted to all training rows at once, which only `mimstream evaluate` has"
-_OFFLINE_ONLY = {
-    "categories": "the click log and `embeddings` carry no categories",
-    "numeric_bins": _BINS,
-    "numeric_width": _BINS,
-}

@@ -317,8 +317,10 @@ class EventIntake:
         state.put("join", self._join.snapshot())
         state.put("offsets", self.offsets.snapshot())
         state.put("ready", pack_impressions(self._ready))
-        places = [(q.take.second, q.take.item, q.partition, q.offset) for q in self._takes]
-        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 4)
+        places = [
+            (q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces) for q in self._takes
+        ]
+        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 6)
         state.put_texts("takes.user", (queued.take.user_id for queued in self._takes))
         return state
 
@@ -333,6 +335,14 @@ class EventIntake:
         self._join.restore(state.part("join"))
         self.offsets.restore(state.part("offsets"))
         self._ready = deque(unpack_impressions(state.part("ready")))
-        takes = zip(state.arrays["takes"].tolist(), state.texts("takes.user"), strict=True)
-        self._takes = deque(_QueuedTake(Take(s, user, item), p, offset) for (s, item, p, offset), user in takes)
+        self._join.share_moments(self._ready)
+        places = state.arrays["takes"]
+        if places.shape[1] == 4:  # an earlier build had no features to count takes for
+            places = np.pad(places, ((0, 0), (0, 2)))
+        self._takes = deque(
+            _QueuedTake(Take(second, user, item, event, announces=bool(announces)), partition, offset)
+            for (second, item, partition, offset, event, announces), user in zip(
+                places.tolist(), state.texts("takes.user"), strict=True
+            )
+        )
         self._finished = False

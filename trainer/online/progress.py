@@ -45,9 +45,16 @@ class TrainProgress:
         self._recent = RecentScores()
 
     def add(
-        self, rows: list[Impression], plan: ContrastivePlan | None, scores: Mapping[str, NDArray[np.float64]]
+        self,
+        rows: list[Impression],
+        plan: ContrastivePlan | None,
+        scores: Mapping[str, NDArray[np.float64]],
+        *,
+        dense_BF: NDArray[np.float32],
     ) -> None:
-        """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each."""
+        """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each, and `dense_BF`
+        the numeric inputs.
+        """
         self.steps += 1
         self.rows += len(rows)
         upgrades = sum(row.upgrade for row in rows)
@@ -55,7 +62,7 @@ class TrainProgress:
         self.corrected += corrections
         self.upgraded += upgrades
         self.taken_in_time += sum(row.label for row in rows) - corrections - upgrades
-        self._rows_sha256 = self._chained(rows, plan)
+        self._rows_sha256 = self._chained(rows, plan, dense_BF)
         if self.first_event_at is None:
             self.first_event_at = self.event_at_release = rows[0].second
         self.last_event_at = max(self.last_event_at or 0, rows[-1].second)
@@ -69,8 +76,8 @@ class TrainProgress:
         self._scored.append(scored)
         self._recent.add(scored)
 
-    def _chained(self, rows: list[Impression], plan: ContrastivePlan | None) -> str:
-        lines = [self._rows_sha256]
+    def _chained(self, rows: list[Impression], plan: ContrastivePlan | None, dense_BF: NDArray[np.float32]) -> str:
+        lines = [self._rows_sha256, hashlib.sha256(np.ascontiguousarray(dense_BF, "<f4").tobytes()).hexdigest()]
         for row in rows:
             lines.append(f"{row.event_id}\t{row.user_id}\t{self._catalogue.item_id(row.item)}\t{row.label}")
         if plan is not None:
@@ -101,7 +108,7 @@ class TrainProgress:
 
     @property
     def rows_sha256(self) -> str:
-        """Hash over every training row, a chain over the steps: ids, label, negatives, order."""
+        """Hash over every training row, a chain over the steps: ids, label, features, negatives, order."""
         return self._rows_sha256 or hashlib.sha256().hexdigest()
 
     @property

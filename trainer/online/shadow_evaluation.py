@@ -13,7 +13,7 @@ from torch import Tensor
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.networks.ciubm import CiUBM, CtrBatch
-from trainer.networks.config import CiUBMConfig
+from trainer.networks.scorer import network_of
 from trainer.online.gate import NO_ROWS, ComparedRows, Opponents
 from trainer.samples.rows import Impression
 from trainer.state import State, whole_numbers
@@ -133,8 +133,6 @@ def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
 def _built(release: Release) -> CiUBM:
     weights, manifest = release
     try:
-        model = CiUBM(CiUBMConfig.model_validate(manifest.config["model"]), vector_width=manifest.dim, seed=0)
-        model.load_state_dict(dict(weights))
+        return network_of(weights, manifest)
     except (KeyError, ValueError, RuntimeError) as error:
         raise Misconfigured(f"release {manifest.release_id} cannot be scored by this version: {error}") from error
-    return model.eval()

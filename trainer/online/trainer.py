@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from schemas.items import ItemEmbedding
+from trainer.features.state import FeatureState, TakeColumns
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.ciubm import CtrBatch
@@ -29,8 +30,9 @@ from trainer.online.shadow_evaluation import ShadowEvaluation
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
-from trainer.state import State
+from trainer.samples.id_hashes import hash_columns, id_hashes
+from trainer.samples.rows import Impression, Take
+from trainer.state import State, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class OnlineTrainer:
         """Raises `ValueError` if one of `variants` is unknown."""
         self.config = config
         self.encoder_version = encoder_version
-        self.catalogue = Catalogue(dim)
+        self.catalogue = Catalogue(dim, config.features)
         self.intake = EventIntake(config, self.catalogue, partitions)
         """Events on their way to rows, and the counts and offsets of all that were read."""
         self.progress = TrainProgress(self.catalogue)
@@ -109,6 +111,9 @@ class OnlineTrainer:
             bank_takes=config.bank_takes,
             bank_seconds=config.bank_seconds,
         )
+        self._moment = FeatureState(config.features, self.catalogue)
+        self._uncounted: list[Take] = []
+        """Takes of the second of the newest row: rows of that second may still come."""
         self._sampler = SpaceTimeSampler(space=config.space_negatives, time=config.time_negatives)
         self._take_counts = TakeCounts(config.popularity_half_life_seconds)
         self._rng = np.random.default_rng(config.seed)
@@ -128,6 +133,7 @@ class OnlineTrainer:
         number = self.catalogue.find(item_id)
         if number is not None:
             self._memory.purge(number)
+            self._moment.delete(number)
         self.intake.item_deleted(item_id)
 
     def forget(self, user_id: str) -> int:
@@ -139,6 +145,8 @@ class OnlineTrainer:
         self.journal.forget(user_id)
         for evaluation in self._evaluations:
             evaluation.forget(user_id)
+        self._moment.forget(id_hashes(user_id)[0])
+        self._uncounted = [take for take in self._uncounted if take.user_id != user_id]
         return self.intake.forget(user_id)
 
     def step(self) -> StepReport | None:
@@ -147,18 +155,36 @@ class OnlineTrainer:
         if not rows:
             return None
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
-        for take in self.intake.takes_until(rows[-1].second):
+        takes = self.intake.takes_until(rows[-1].second)
+        for take in takes:
             self._memory.add(replace(take, user_id=""))  # who took it is not needed from here on
             self._take_counts.add(take.item, take.second)
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
-        collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length)
+        collated = collate(
+            rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment
+        )
+        self._count(takes, before=rows[-1].second)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
         for observer in (*self._evaluations, *self.observers):
             observer.observe(rows, collated.batch)
-        self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue)
+        self.journal.record(self.progress.steps, rows, plan, collated, self.catalogue)
         self.intake.trained(rows)
-        self.progress.add(rows, plan, report.probabilities)
+        self.progress.add(rows, plan, report.probabilities, dense_BF=collated.batch.dense_BF.numpy())
         return StepReport(rows=len(rows), losses=report.losses, last_event_at=rows[-1].second)
+
+    def _count(self, takes: Sequence[Take], *, before: int) -> None:
+        """Count the takes before a second for the features of the next step, and keep those of that second."""
+        self._uncounted += takes
+        counted = [take for take in self._uncounted if take.second < before]
+        self._uncounted = [take for take in self._uncounted if take.second >= before]
+        columns = TakeColumns(
+            hash_columns([take.user_id for take in counted])[:, 0],
+            whole_numbers(take.item for take in counted),
+            whole_numbers(take.second for take in counted),
+            whole_numbers(take.event for take in counted),
+            np.array([take.announces for take in counted], bool),
+        )
+        self._moment.add(columns, before=before)
 
     @property
     def _evaluations(self) -> list[ShadowEvaluation]:
@@ -209,6 +235,9 @@ class OnlineTrainer:
         for name, part in self._named_parts():
             state.put(name, part.snapshot())
         state.put("memory", State(dict(self._memory.snapshot())))
+        held = [(take.second, take.item, take.event, take.announces) for take in self._uncounted]
+        state.arrays["uncounted"] = np.array(held, np.int64).reshape(-1, 4)
+        state.put_texts("uncounted.user", (take.user_id for take in self._uncounted))
         return state
 
     def restore(self, state: State) -> None:
@@ -218,12 +247,15 @@ class OnlineTrainer:
         for name, part in self._named_parts():
             part.restore(state.part(name))
         self._memory.restore(state.part("memory").arrays)
+        held = zip(state.arrays["uncounted"].tolist(), state.texts("uncounted.user"), strict=True)
+        self._uncounted = [Take(s, user, item, event, announces=bool(a)) for (s, item, event, a), user in held]
         self._rng.bit_generator.state = state.values["rng"]
 
     def _named_parts(self) -> Iterator[tuple[str, _Part]]:
         yield "catalogue", self.catalogue
         yield "counts", self._take_counts
         yield "journal", self.journal
+        yield "moment", self._moment
 
 
 class _Part(Protocol):

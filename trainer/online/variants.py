@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.networks.ciubm import CiUBM
-from trainer.networks.collate import Collated
+from trainer.networks.collate import Collated, dense_width
 from trainer.networks.learner import Learner
 from trainer.online.config import TrainerConfig
 from trainer.online.shuffled_control import Shuffle
@@ -47,6 +47,7 @@ class Variants:
                 config.learner,
                 vector_width=vector_width,
                 seed=config.seed,
+                dense_width=dense_width(config.features),
             )
             for name in names
         }

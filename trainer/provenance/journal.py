@@ -1,8 +1,9 @@
 """What training decided since the last candidate was taken: which rows made each step, against which negatives, with
 which vectors. Together with the click log it says exactly what a release was trained on.
 
-Rows are kept as places in the log, never as a copy of it. Three things depend on when something happened and are kept
-here because nothing else records them: where batches begin, which negatives were drawn, and which vector each item had.
+Rows are kept as places in the log, never as a copy of it. Four things depend on when something happened and are kept
+here because nothing else records them: where batches begin, which negatives were drawn, which vector each item had, and
+the features of each row.
 
 The rows' hash is a tree: a leaf per user (the chain over that user's rows in training order), and a root over the
 sorted leaves, the negatives and the vectors. Leaves carry no name, so that what is left still verifies after a user was
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.negatives.sampler import ContrastivePlan
+from trainer.networks.collate import Collated
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 from trainer.state import State, ragged, unragged, whole_numbers
@@ -47,6 +49,8 @@ class StepRows:
     """(B,)"""
     negatives: list[str] | None
     """Distinct candidates of the contrastive term; None for a step without one."""
+    features: NDArray[np.float32]
+    """(B, F) numeric inputs: the state that they are of is not kept. An earlier build kept none, (B, 0)."""
     drawn: list[str] = field(default_factory=list)
     """Items of the rows that were drawn beside a take, in their order."""
 
@@ -122,6 +126,9 @@ class Segment:
         state = State(values={"first_row": self.first_row, "first_step": self.first_step})
         state.arrays["places"] = np.concatenate([np.zeros((0, 3), np.int64), *(step.places for step in self.steps)])
         state.arrays["labels"] = np.concatenate([np.zeros(0, np.int64), *(step.labels for step in self.steps)])
+        width = max((step.features.shape[1] for step in self.steps), default=0)
+        kept = [np.zeros((0, width), np.float32), *(step.features for step in self.steps)]
+        state.arrays["features"] = np.concatenate(kept)
         state.arrays["sizes"] = whole_numbers(len(step.labels) for step in self.steps)
         state.arrays["contrastive"] = np.array([step.negatives is not None for step in self.steps], bool)
         state.put_texts("names", names)
@@ -145,13 +152,14 @@ class Segment:
         places = arrays["places"]
         if places.shape[1] == 2:  # an earlier build drew no exposures
             places = np.pad(places, ((0, 0), (0, 1)))
+        features = arrays.get("features", np.zeros((len(places), 0), np.float32))
         drawn = iter(state.texts("drawn") if "drawn.ends" in arrays else [])
         steps, end = [], 0
         candidates = zip(unragged("negatives", state), arrays["contrastive"].tolist(), strict=True)
         for size, (numbers, contrastive) in zip(arrays["sizes"].tolist(), candidates, strict=True):
             start, end = end, end + size
             negatives = [names[n] for n in numbers] if contrastive else None
-            step = StepRows(places[start:end], arrays["labels"][start:end], negatives)
+            step = StepRows(places[start:end], arrays["labels"][start:end], negatives, features[start:end])
             step.drawn = [next(drawn) for _ in step.beside_takes]
             steps.append(step)
         uses = zip(
@@ -180,10 +188,18 @@ def root_of(leaves: Iterable[Leaf], negatives: bytes, vectors: bytes) -> str:
     return hashlib.sha256("".join(lines).encode() + negatives + vectors).hexdigest()
 
 
-def row_text(event_id: str, item: str, label: int, history: Sequence[str], seconds: Sequence[int]) -> bytes:
-    """What a row's hash covers beside its user: event, item, label, and the history with its times."""
+def row_text(
+    event_id: str,
+    item: str,
+    label: int,
+    history: Sequence[str],
+    seconds: Sequence[int],
+    features_F: NDArray[np.float32],
+) -> bytes:
+    """What a row's hash covers beside its user: event, item, label, the history with its times, and the features."""
     past = "\t".join(history)
-    return f"{event_id}\t{item}\t{label}\t{past}\t{','.join(map(str, seconds))}\n".encode()
+    text = f"{event_id}\t{item}\t{label}\t{past}\t{','.join(map(str, seconds))}\n".encode()
+    return text + np.ascontiguousarray(features_F, "<f4").tobytes()
 
 
 class Journal:
@@ -203,21 +219,24 @@ class Journal:
         step: int,
         rows: Sequence[Impression],
         plan: ContrastivePlan | None,
-        items_U: NDArray[np.int64],
+        collated: Collated,
         catalogue: Catalogue,
     ) -> None:
-        """Record a step: `items_U` are the numbers of all items whose vectors it saw."""
+        """Record a step with the rows' features and the vectors that it saw."""
         segment = self._segment
         negatives = None if plan is None else [catalogue.item_id(int(item)) for item in plan.candidates]
         places = np.array([(row.partition, row.offset, row.draw) for row in rows], np.int64)
         drawn = [catalogue.item_id(row.item) for row in rows if row.draw > 1]
-        segment.steps.append(StepRows(places, np.array([row.label for row in rows], np.int64), negatives, drawn))
-        for row in rows:
+        labels = np.array([row.label for row in rows], np.int64)
+        features_BF = collated.batch.dense_BF.numpy()
+        segment.steps.append(StepRows(places, labels, negatives, features_BF, drawn))
+        for row, features_F in zip(rows, features_BF, strict=True):
             history = [catalogue.item_id(item) for item in row.history]
-            text = row_text(row.event_id, catalogue.item_id(row.item), row.label, history, row.history_seconds)
+            item = catalogue.item_id(row.item)
+            text = row_text(row.event_id, item, row.label, history, row.history_seconds, features_F)
             self._leaves.setdefault(row.user_id, Leaf()).add(text)
-        for item in items_U.tolist():
-            self._record_vector(step, item, catalogue)
+        for number in collated.items_U.tolist():
+            self._record_vector(step, number, catalogue)
 
     def forget(self, user_id: str) -> None:
         """Keep the leaf of a user's rows without the user."""

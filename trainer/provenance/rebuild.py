@@ -40,6 +40,8 @@ class TrainingRow:
     """Whether a late take brought this row once more, as taken."""
     history: tuple[str, ...]
     history_seconds: tuple[int, ...]
+    features: NDArray[np.float32]
+    """(F,) numeric inputs; an earlier build kept none."""
     negatives: list[str] | None
     """Negatives of the row's step; None for a row that is no take, or a step without."""
 
@@ -106,7 +108,7 @@ class Rebuild:
     def rows(self) -> Iterator[TrainingRow]:
         """The rows that may be shown, in training order."""
         for number, step in enumerate(self._segment.steps):
-            for row in self._impressions(step):
+            for row, features_F in self._impressions(step):
                 yield TrainingRow(
                     step=self._segment.first_step + number + 1,
                     place=(row.partition, row.offset, row.draw),
@@ -118,6 +120,7 @@ class Rebuild:
                     correction=row.correction,
                     history=tuple(self._numbers.item_id(item) for item in row.history),
                     history_seconds=row.history_seconds,
+                    features=features_F,
                     negatives=step.negatives if row.label else None,
                 )
 
@@ -131,7 +134,7 @@ class Rebuild:
             problems.append(f"{missing} rows are not in the log any more, or not where they were")
         leaves: dict[str, Leaf] = {}
         for row in self.rows():
-            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds)
+            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds, row.features)
             leaves.setdefault(row.user_id, Leaf()).add(text)
         gone = Counter(self._erased.values())
         kept = Counter((leaf.digest, leaf.rows) for leaf in self._segment.leaves)
@@ -156,11 +159,11 @@ class Rebuild:
             problems=tuple(problems),
         )
 
-    def _impressions(self, step: StepRows) -> Iterator[Impression]:
-        for place in step.places.tolist():
+    def _impressions(self, step: StepRows) -> Iterator[tuple[Impression, NDArray[np.float32]]]:
+        for place, features_F in zip(step.places.tolist(), step.features, strict=True):
             row = self._found.get(tuple(place))
             if row is not None:
-                yield row
+                yield row, features_F
 
     def _settle(self, before: float) -> None:
         for row in self._join.resolved(before):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
 from trainer.samples.id_hashes import id_hashes
+from trainer.samples.item_facts import FactRows, FactsConfig, facts_of
 from trainer.state import State
 
 _UNKNOWN_TIME = np.nan
@@ -20,6 +22,8 @@ class _Embedding:
     vector: NDArray[np.float32]
     published_at: float
     content: str
+    facts: str
+    """Arguments of `facts_of` as JSON; empty if an earlier build kept none."""
 
 
 class Catalogue:
@@ -32,8 +36,11 @@ class Catalogue:
     were deleted since and have no vector (`has_vector` false).
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, facts: FactsConfig | None = None) -> None:
+        """`facts` says which attributes of items are looked at."""
         self.dim = dim
+        self._facts_config = facts or FactsConfig()
+        self._facts = FactRows.empty(self._facts_config, 1024)
         self._numbers: dict[str, int] = {}
         self._unnamed: dict[str, _Embedding] = {}
         self._ids: list[str] = [""]
@@ -75,9 +82,10 @@ class Catalogue:
         """Store the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        stored = _Embedding(
-            np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash
-        )
+        published_at = embedding.published_at.timestamp()
+        said = embedding.model_dump(include={"category", "price", "year", "attributes", "published_at_is"})
+        facts = json.dumps(said | {"published_at": published_at})
+        stored = _Embedding(np.frombuffer(embedding.vector, "<f4"), published_at, embedding.content_hash, facts)
         number = self.find(embedding.item_id)
         if number is None:
             self._unnamed[embedding.item_id] = stored
@@ -128,6 +136,10 @@ class Catalogue:
         """Two stable hashes of each item's id, shape (len(numbers), 2)."""
         return self._hashes[numbers]
 
+    def facts(self, numbers: NDArray[np.int64]) -> FactRows:
+        """What features know of these items beside their takes; also of items that were deleted."""
+        return self._facts.rows(numbers)
+
     def snapshot(self) -> State:
         """Numbers, the newest vectors, and those of items without a number."""
         count = len(self._ids)
@@ -137,6 +149,8 @@ class Catalogue:
         state.put_texts("contents", self._contents)
         state.put_texts("unmet.ids", unnamed)
         state.put_texts("unmet.contents", (one.content for one in unnamed.values()))
+        state.put_texts("unmet.facts", (one.facts for one in unnamed.values()))
+        state.put("facts", self._facts.rows(np.arange(count)).snapshot())
         state.arrays.update(
             {
                 "vectors": self._vectors[:count].copy(),
@@ -169,16 +183,20 @@ class Catalogue:
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
             own[:count] = kept
+        ids = state.texts("unmet.ids")
+        said = state.texts("unmet.facts") if "unmet.facts.ends" in arrays else [""] * len(ids)  # an earlier build
+        self._facts = FactRows.empty(self._facts_config, len(self._vectors))
+        if "facts" in state.values:
+            self._facts = FactRows.restored(state.part("facts")).grown(self._facts_config, len(self._vectors))
         unnamed = zip(
-            state.texts("unmet.ids"),
+            ids,
             arrays["unmet.vectors"],
             arrays["unmet.published_at"].tolist(),
             state.texts("unmet.contents"),
+            said,
             strict=True,
         )
-        self._unnamed = {
-            item_id: _Embedding(vector, published, content) for item_id, vector, published, content in unnamed
-        }
+        self._unnamed = {item_id: _Embedding(*columns) for item_id, *columns in unnamed}
 
     @property
     def items_with_vector(self) -> list[str]:
@@ -192,12 +210,15 @@ class Catalogue:
         self._has_vector[number] = True
         self._published_at[number] = embedding.published_at
         self._contents[number] = embedding.content
+        if embedding.facts:
+            self._facts.put(number, facts_of(self._facts_config, **json.loads(embedding.facts)))
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)
         vectors = np.zeros((size, self.dim), np.float32)  # np.resize writes the old rows twice, and zeros over them
         vectors[: size // 2] = self._vectors
         self._vectors = vectors
+        self._facts = self._facts.grown(self._facts_config, size)
         self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
         self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
         self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])

@@ -12,13 +12,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trainer.samples.window import Observed
 from trainer.state import State, whole_numbers
 
 _MOST_TAKES = 100_000
 _TRIES = 16
+
+
+class Drawn(NamedTuple):
+    """An item with the take that it was drawn from; no event where that is not known."""
+
+    item_id: str
+    event_id: str = ""
+    second: int = 0
 
 
 class Draws(Protocol):
@@ -28,7 +36,7 @@ class Draws(Protocol):
         """Make the second of `events` the moment; `ahead` gives the later seconds between two, both included."""
         ...
 
-    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[str]:
+    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[Drawn]:
         """Items beside a take, in the order of their running numbers."""
         ...
 
@@ -41,7 +49,7 @@ class ExposureDraws:
         self._window = int(window_seconds)
         # of a busy second a fixed number of takes is kept, chosen by their ids: memory is bounded on both sides alike
         self._per_second = max(1, _MOST_TAKES // (2 * self._window + 1))
-        self._takes: deque[tuple[int, str, str]] = deque()
+        self._takes: deque[tuple[int, str, str, str]] = deque()
         self._last: dict[tuple[str, str], int] = {}
         self._until = -(1 << 62)
 
@@ -61,29 +69,30 @@ class ExposureDraws:
         if len(takes) > self._per_second:
             takes = sorted(takes, key=lambda event: _digest(event.behaviour.event_id))[: self._per_second]
         for event in takes:
-            self._takes.append((event.second, event.behaviour.item_id, event.behaviour.user_id))
+            behaviour = event.behaviour
+            self._takes.append((event.second, behaviour.item_id, behaviour.user_id, behaviour.event_id))
             self._last[event.behaviour.user_id, event.behaviour.item_id] = event.second
 
-    def _remove(self, take: tuple[int, str, str]) -> None:
-        second, item, user = take
+    def _remove(self, take: tuple[int, str, str, str]) -> None:
+        second, item, user, _ = take
         if self._last.get((user, item)) == second:
             del self._last[user, item]
 
-    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[str]:
+    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[Drawn]:
         """Different items for a take, fewer where the window has too few; none that the user takes then or later.
 
         An item that they took before may be drawn, as it may be shown: if it never were, having taken it would tell
         that a row is taken. `fits` says which items may be drawn at all.
         """
-        user, chosen = take.behaviour.user_id, [take.behaviour.item_id]
+        user, chosen = take.behaviour.user_id, {take.behaviour.item_id: Drawn(take.behaviour.item_id)}
         places = self._places(take.behaviour.event_id)
         for _ in range(_TRIES * self.per_take if self._takes else 0):
             if len(chosen) > self.per_take:
                 break
-            item = self._takes[next(places)][1]
+            second, item, _, event_id = self._takes[next(places)]
             if item not in chosen and self._last.get((user, item), -1) < take.second and fits(item):
-                chosen.append(item)
-        return chosen[1:]
+                chosen[item] = Drawn(item, event_id, second)
+        return list(chosen.values())[1:]
 
     def _places(self, seed: str) -> Iterator[int]:
         number = 0
@@ -102,16 +111,18 @@ class ExposureDraws:
 
     def snapshot(self) -> State:
         """The takes, and up to where they are known."""
-        state = State({"seconds": whole_numbers(second for second, _, _ in self._takes)}, {"until": self._until})
-        state.put_texts("items", (item for _, item, _ in self._takes))
-        state.put_texts("users", (user for _, _, user in self._takes))
+        state = State({"seconds": whole_numbers(take[0] for take in self._takes)}, {"until": self._until})
+        for place, name in enumerate(("items", "users", "events"), 1):
+            state.put_texts(name, (str(take[place]) for take in self._takes))
         return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        columns = state.arrays["seconds"].tolist(), state.texts("items"), state.texts("users")
-        self._takes, self._until = deque(zip(*columns, strict=True)), state.values["until"]
-        self._last = {(user, item): second for second, item, user in self._takes}
+        seconds, items, users = state.arrays["seconds"].tolist(), state.texts("items"), state.texts("users")
+        events = state.texts("events") if "events.ends" in state.arrays else [""] * len(items)  # an earlier build
+        self._takes = deque(zip(seconds, items, users, events, strict=True))
+        self._until = state.values["until"]
+        self._last = {(user, item): second for second, item, user, _ in self._takes}
 
 
 class DrawnBefore:
@@ -127,10 +138,10 @@ class DrawnBefore:
     def move_to(self, events: list[Observed], ahead: Callable[[int, int], Iterable[list[Observed]]]) -> None:
         """Nothing is drawn, so nothing has to be known."""
 
-    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[str]:
+    def draw(self, take: Observed, *, fits: Callable[[str], bool]) -> list[Drawn]:
         """The items kept; the take's own where another stretch of training used the draw."""
         place, own = (take.partition, take.offset), take.behaviour.item_id
-        return [self._items.get((*place, number), own) for number in range(2, self._last + 1)]
+        return [Drawn(self._items.get((*place, number), own)) for number in range(2, self._last + 1)]
 
 
 def _digest(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from hashlib import blake2b
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
+from trainer.samples.id_hashes import id_hashes
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
@@ -195,7 +197,17 @@ class ImpressionJoin:
             defines_publish=behaviour.defines_publish,
             query_text=behaviour.query_text,
             query_image=behaviour.query_image,
+            drawn_from=_event_hash(behaviour.drawn_from or ""),
+            drawn_second=0 if behaviour.drawn_at is None else math.floor(behaviour.drawn_at.timestamp()),
         )
+
+    def share_moments(self, ready: Iterable[Impression]) -> None:
+        """Let impressions that are ready share features with those that a late take can correct, as before a restart."""
+        if self._correctable is None:
+            return
+        moments = {(row.user_id, row.shown_as): row.moment for row in ready if not row.correction}
+        for row in (*self._correctable, *ready):
+            row.moment = moments.setdefault((row.user_id, row.shown_as), row.moment)
 
     def _name(self, impression: Impression) -> None:
         self._by_event[impression.event_id] = impression
@@ -208,10 +220,11 @@ class ImpressionJoin:
         own.draw, own.label, own.taken_as = 1, 1, event.behaviour.kind
         self._name(own)
         beside = []
-        for number, item_id in enumerate(draws.draw(event, fits=self._is_named), 2):
-            other = self._catalogue.number(item_id)
+        for number, source in enumerate(draws.draw(event, fits=self._is_named), 2):
+            other = self._catalogue.number(source.item_id)
             drawn = self._impression(event, other, items, seconds, retaken=other in items)
             drawn.event_id, drawn.draw = f"{own.event_id}~{number}", number
+            drawn.drawn_from, drawn.drawn_second = _event_hash(source.event_id), source.second
             beside.append(drawn)
         # the order inside a second must not tell which was taken
         place = int.from_bytes(blake2b(own.event_id.encode(), digest_size=8).digest(), "little") % (len(beside) + 1)
@@ -228,11 +241,16 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-            return Take(event.second, behaviour.user_id, item)
+            return self._take(event, item)
         known = self._correctable is not None and self._correct(self._correctable, event, item)
         if not known and self._draws is not None and behaviour.exposure_id is None:
             drawn.extend(self._draw(self._draws, event, item))
-        return Take(event.second, behaviour.user_id, item)
+        return self._take(event, item)
+
+    def _take(self, event: Observed, item: int) -> Take:
+        behaviour = event.behaviour
+        hashed = _event_hash(behaviour.event_id)
+        return Take(event.second, behaviour.user_id, item, hashed, announces=behaviour.defines_publish)
 
     def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> bool:
         """Whether the take has an impression that is not too old for it, whether it changes it or not."""
@@ -282,3 +300,7 @@ class ImpressionJoin:
         history.seconds.append(take.second)
         if len(history.items) > self._length:
             del history.items[0], history.seconds[0]
+
+
+def _event_hash(event_id: str) -> int:
+    return id_hashes(event_id)[0] if event_id else 0

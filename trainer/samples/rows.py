@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from trainer.state import State, ragged, unragged, whole_numbers
 RELIABILITY = {kind: rank for rank, kind in enumerate(BehaviourKind)}
 """Rank of each kind of behaviour: an exposure is 0, a purchase the most reliable take."""
 _KINDS = list(BehaviourKind)
+
+
+@dataclass(slots=True)
+class Moment:
+    """The features of an impression, once they are computed; a correction shares those of the impression it repeats."""
+
+    features: bytes = b""
+    """float32 numbers in the order of their names; empty until the impression is learned from."""
 
 
 @dataclass(slots=True)
@@ -49,6 +57,11 @@ class Impression:
     """For a correction: the id of the exposure that it repeats."""
     draw: int = 0
     """Running number of an exposure that was drawn beside a take, from 1; 0 for one that the log holds."""
+    drawn_from: int = 0
+    """Hash of the event of the take that this exposure was drawn from; 0 for one that was shown."""
+    drawn_second: int = 0
+    """Second of that take."""
+    moment: Moment = field(default_factory=Moment, compare=False)
 
     @property
     def shown_as(self) -> str:
@@ -68,7 +81,7 @@ def row_bytes(row: Impression) -> int:
 
 def plain_row_bytes(history: int) -> int:
     """The memory of an impression without a picture, with so many takes before it."""
-    return 400 + 16 * history
+    return 600 + 16 * history
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,10 @@ class Take:
     second: int
     user_id: str
     item: int
+    event: int = 0
+    """Hash of its event."""
+    announces: bool = False
+    """Whether the item's time of publication was inferred from it."""
 
 
 def pack_impressions(impressions: Iterable[Impression]) -> State:
@@ -87,7 +104,9 @@ def pack_impressions(impressions: Iterable[Impression]) -> State:
     for name in ("partition", "offset", "second", "item", "label"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
-    state.arrays["draw"] = whole_numbers(row.draw for row in rows)
+    for name in ("draw", "drawn_from", "drawn_second"):
+        state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
+    state.put_bytes("features", (row.moment.features for row in rows))
     for name in ("retaken", "defines_publish", "correction", "upgrade"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
@@ -106,6 +125,8 @@ def unpack_impressions(state: State) -> list[Impression]:
     arrays = state.arrays
     none = np.zeros(len(arrays["item"]), np.int64)
     upgrades, draws = arrays.get("upgrade", none), arrays.get("draw", none)
+    sources, source_seconds = arrays.get("drawn_from", none), arrays.get("drawn_second", none)
+    features = state.pieces("features") if "features.ends" in arrays else [b""] * len(none)
     exposures = state.texts("exposure_id") if "exposure_id.ends" in arrays else [""] * len(none)
     histories, seconds = unragged("history", state), unragged("history_seconds", state)
     texts, images = state.optional_texts("query_text"), state.pieces("query_image")
@@ -130,6 +151,9 @@ def unpack_impressions(state: State) -> list[Impression]:
             upgrade=bool(upgrades[i]),
             exposure_id=exposures[i],
             draw=int(draws[i]),
+            drawn_from=int(sources[i]),
+            drawn_second=int(source_seconds[i]),
+            moment=Moment(features[i]),
         )
         for i in range(len(events))
     ]

@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.data import CtrData
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import FitReport, FitSettings, fit, predict
 
 HISTORY_LENGTH = 50
 CATEGORIES = 1024
-NUMERIC: Mapping[str, Any] = {"numeric_bins": 32, "numeric_width": 8}
-"""Encoding of numeric features in every neural model."""
+NUMERIC_WIDTH = 8
+"""Width of the embedding of each numeric feature in every peer, as CiUBM has it."""
 _PLAIN: Mapping[str, Any] = {"cross_layers": 0}
 _CROSSED: Mapping[str, Any] = {"cross_layers": 2}
 _DROPPED: Mapping[str, Any] = {"dropout": 0.1, "id_dropout": 0.5}
@@ -73,9 +72,6 @@ class NeuralModel:
                 dense_width=columns.dense_NF.shape[1],
                 seed=seed,
             )
-            for module in self.network.modules():
-                if isinstance(module, NumericEmbedding):
-                    module.fit_bins(torch.from_numpy(columns.dense_NF))
             self.report = self.learn(
                 columns,
                 None if validation is None else self._columns(validation),

@@ -9,11 +9,7 @@ from typing_extensions import override
 
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
-from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
-
-OFFLINE: Mapping[str, Any] = {**NUMERIC, "categories": CATEGORIES, "bilinear_interest": True}
-"""Settings over the online defaults; the rest is a matter of trials, which are those of every neural model."""
-
+from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
 
 class Ciubm(NeuralModel):
     """CiUBM. `switches` override all other settings; an ablation turns parts off."""
@@ -24,7 +20,7 @@ class Ciubm(NeuralModel):
 
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> CiUBM:
-        config = CiUBMConfig(**{**OFFLINE, **settings, **self.switches})
+        config = CiUBMConfig(**{**settings, **self.switches})
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
 

@@ -2,7 +2,7 @@
 
 Source: Deep Interest Network (arXiv 1706.06978): target attention without normalisation, over [h, t, h - t, h * t].
 Different here: the sum is divided by the root of the history's length, ids are admitted by count (`IdTable`) and added
-to their category, and the numeric features of the comparison are binned (`NumericEmbedding`).
+to their category, and the numeric features of the comparison are embedded (`NumericEmbedding`).
 
 Letters as in `trainer.networks.ciubm`; X width of an item's representation.
 """
@@ -32,7 +32,7 @@ from trainer.networks.ciubm import (
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import NumericEmbedding
-from trainer.offline.neural.base import CATEGORIES, NUMERIC, SIMILARITIES, TRIALS, NeuralModel
+from trainer.offline.neural.base import CATEGORIES, NUMERIC_WIDTH, SIMILARITIES, TRIALS, NeuralModel
 
 ID_WIDTH, CONTENT_WIDTH, ATTENTION_HIDDEN, CROSS_RANK = 16, 64, 32, 32
 HIDDEN = (96, 48)
@@ -96,7 +96,7 @@ class PeerNetwork(nn.Module):
         self.id_table = IdTable(1 << 15, ID_WIDTH, admit_after=2)
         self.category_table = nn.Embedding(CATEGORIES, ID_WIDTH)
         nn.init.normal_(self.category_table.weight, std=0.05)
-        self.numeric = NumericEmbedding(dense_width, bins=NUMERIC["numeric_bins"], width=NUMERIC["numeric_width"])
+        self.numeric = NumericEmbedding(dense_width, width=NUMERIC_WIDTH)
         self.attention = TargetAttention(ID_WIDTH, 0, ATTENTION_HIDDEN)
         width = 2 * ID_WIDTH + self.numeric.width + extra_width
         self.tower = Tower(width, dropout=shape.dropout, cross_layers=shape.cross_layers)
@@ -178,13 +178,7 @@ class Din(NeuralModel):
 
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        shape = {
-            "categories": CATEGORIES,
-            **NUMERIC,
-            "hidden": HIDDEN,
-            **settings,
-        }
-        config = CiUBMConfig(**shape).without_content()
+        config = CiUBMConfig(**{"cross_layers": 0, "hidden": HIDDEN, **settings}).without_content()
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
 

@@ -9,13 +9,15 @@ import torch
 from schemas.errors import Misconfigured
 from tests.factories.releases import make_manifest
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vector
-from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.features.config import FeatureConfig
+from trainer.features.state import FeatureState
+from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.item_rows import ItemRows
 from trainer.networks.learner import Learner
 from trainer.networks.losses import NonFiniteLoss
-from trainer.networks.scorer import Scorer
+from trainer.networks.scorer import RequestMoment, Scorer
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 
@@ -69,14 +71,16 @@ def head_input(network: CiUBM, batch: CtrBatch) -> torch.Tensor:
 def test_interests_match_plain_loops() -> None:
     known, network = make_catalogue(20), model()
     history, target = (3, 1, 2), 4  # oldest first
-    features = head_input(network, batch_of([row(target, history)], known))
+    batch = batch_of([row(target, history)], known)
+    features = head_input(network, batch)
+    category = network.category_table.weight[0].detach().numpy()  # of items without one
 
     def content(item: int) -> np.ndarray:
         projected = network.projection(torch.from_numpy(known.vectors(np.array([item]))))[0].detach().numpy()
         return projected / np.linalg.norm(projected)
 
     def identity(item: int) -> np.ndarray:
-        return network.id_table(torch.from_numpy(known.hashes(np.array([item]))))[0].detach().numpy()
+        return network.id_table(torch.from_numpy(known.hashes(np.array([item]))))[0].detach().numpy() + category
 
     newest_first = history[::-1]
     similarity = [float(content(item) @ content(target)) for item in newest_first]
@@ -102,7 +106,9 @@ def test_interests_match_plain_loops() -> None:
 
     interests = [attended * scale, fusion, interest]
     counted = [summaries(similarity), summaries(raw)]
-    expected = np.concatenate([identity(target), [np.log1p(3), 1, 1], *interests, *counted, content(target)])
+    bilinear = summaries(similarity)[-4:]  # the form begins as the cosine
+    dense = network.numeric(batch.dense_BF)[0].detach().numpy()
+    expected = np.concatenate([identity(target), dense, *interests, *counted, bilinear, content(target)])
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
@@ -119,7 +125,7 @@ def test_item_without_a_vector_adds_no_similarity() -> None:
     known = make_catalogue(20)
     known.delete_item("i2")
     features = head_input(model(), batch_of([row(4, (1, 2))], known))
-    start = SMALL_MODEL.id_width * 3 + 3 + SMALL_MODEL.content_width
+    start = SMALL_MODEL.id_width * 3 + SMALL_MODEL.numeric_width * DENSE_FEATURES + SMALL_MODEL.content_width
     histogram = features[start : start + SMALL_MODEL.similarity_bins]
     assert float(histogram.sum()) == pytest.approx(np.log(2))  # one pair, not two
 
@@ -167,7 +173,11 @@ def test_loss_that_is_no_number_changes_nothing() -> None:
 
 
 VECTORS = {f"i{n}": unit_vector(n) for n in range(1, 21)}
-RELEASE_CONFIG = {"model": SMALL_MODEL.model_dump(mode="json"), "history_length": 5}
+RELEASE_CONFIG = {
+    "model": SMALL_MODEL.model_dump(mode="json"),
+    "features": FeatureConfig().model_dump(mode="json"),
+    "history_length": 5,
+}
 MANIFEST = make_manifest(1).model_copy(update={"config": RELEASE_CONFIG})
 
 
@@ -177,14 +187,22 @@ def test_scorer_answers_what_training_would_have_predicted() -> None:
     rows = [row(item, history[-5:]) for item in (7, 2, 9)]
     expected = torch.sigmoid(network(batch_of(rows, known)).double()).detach().numpy()
     scorer = Scorer.from_release(network.state_dict(), MANIFEST)
-    asked = [f"i{n}" for n in (7, 2, 9, *history)]
-    np.testing.assert_allclose(scorer.score(ItemRows.of(asked, VECTORS, DIM), 3), expected, rtol=1e-5)
+    asked = (7, 2, 9, *history)
+    items = ItemRows.of([f"i{n}" for n in asked], VECTORS, DIM)
+    found = scorer.score(items, 3, moment_of(known, asked, [0] * len(history)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def moment_of(known: Catalogue, asked: tuple[int, ...], seconds: list[int]) -> RequestMoment:
+    return RequestMoment(FeatureState(FeatureConfig(), known).states(np.array([0, *asked])), seconds, 0)
 
 
 def test_a_user_without_history_is_scored_as_in_training() -> None:
     known, network = make_catalogue(20), model()
     expected = torch.sigmoid(network(batch_of([row(7, ()), row(2, ())], known)).double()).detach().numpy()
-    found = Scorer.from_release(network.state_dict(), MANIFEST).score(ItemRows.of(["i7", "i2"], VECTORS, DIM), 2)
+    items = ItemRows.of(["i7", "i2"], VECTORS, DIM)
+    scorer = Scorer.from_release(network.state_dict(), MANIFEST)
+    found = scorer.score(items, 2, moment_of(known, (7, 2), []))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -14,6 +14,7 @@ from tests.factories.feeding import pump
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, click_log, make_trainer, small_config
 from trainer.metrics import log_loss
+from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, Opponents, judge
 from trainer.online.shadow_evaluation import Release, ShadowEvaluation, not_finite
@@ -167,7 +168,7 @@ def test_what_may_be_chance_refuses_no_candidate() -> None:
 
 def release(seed: int, *, until: float | None = None, release_id: str = "r000001-0123456789ab") -> Release:
     last_event_at = None if until is None else datetime.fromtimestamp(until, UTC)
-    config = {"model": SMALL_MODEL.model_dump(mode="json")}
+    config = {"model": SMALL_MODEL.model_dump(mode="json"), "features": FeatureConfig().model_dump(mode="json")}
     known = {"release_id": release_id, "config": config, "last_event_at": last_event_at}
     manifest = make_manifest(1).model_copy(update=known)
     return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest

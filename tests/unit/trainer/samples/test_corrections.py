@@ -91,7 +91,7 @@ def test_thousands_of_purchases_an_hour_later_are_corrected_whatever_the_rate_of
 
 
 def test_memory_bounds_what_can_be_corrected_and_what_was_taken_is_kept_longest() -> None:
-    line = correcting(correction_megabytes=0.0013)  # two rows
+    line = correcting(correction_megabytes=0.0017)  # two rows
     for second, item in enumerate("abc"):
         line.second(second, behaviour(f"x{second}", item=item))
         if item == "a":
