@@ -14,6 +14,7 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest
 from streams.stores.artifacts.registry import Weights, pack_weights, weights_checksum
 from streams.stores.vectors.item_index import ItemRow
+from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.samples.id_hashes import hash_columns
@@ -78,7 +79,11 @@ class World:
             steps=0,
             rows_sha256="",
             offsets={},
-            config={"model": config.model_dump(mode="json"), "history_length": history_length},
+            config={
+                "model": config.model_dump(mode="json"),
+                "features": FeatureConfig().model_dump(mode="json"),
+                "history_length": history_length,
+            },
         )
         return weights, manifest
 

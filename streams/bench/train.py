@@ -3,7 +3,7 @@
 All read the same files: one row per impression, one history per user, one row per item. Measured is one epoch after the
 models were built and the files opened once: reading, batching, forward, backward, update. FuxiCTR (2.3, model_zoo) runs
 its own DIN for long histories with its own loader; widths, history length, batch size, optimiser family and threads are
-the same.
+the same. CiUBM is the network that is served, with as many numbers beside each row as it has features of the moment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rich.table import Table
 from schemas.errors import Misconfigured
 from streams.runtime.extras import require_package
 from streams.settings import Settings
-from trainer.networks.ciubm import CiUBM
+from trainer.networks.ciubm import DENSE_FEATURES, CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
 from trainer.offline.neural.columns import ColumnBatches
@@ -39,6 +39,8 @@ from trainer.samples.id_hashes import hash_columns
 WIDTH, ATTENTION_HIDDEN, HIDDEN, VECTOR_WIDTH = 16, 32, (96, 48), 128
 USERS, ITEMS = 5_000, 20_000
 ROUNDS = 3
+DIN: dict[str, Any] = {"cross_layers": 0, "categories": 0, "numeric_width": 0}
+"""What a DIN has not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         folder = Path(name)
         write_log(folder, rows=options.rows, history=options.history, rng=np.random.default_rng(0))
         contenders: dict[str, Callable[[], float]] = {
-            "din": lambda: _ours(folder, options, CiUBMConfig(**_sizes()).without_content()),
+            "din": lambda: _ours(folder, options, CiUBMConfig(**_sizes(), **DIN).without_content(), features=False),
             "ciubm": lambda: _ours(folder, options, CiUBMConfig(**_sizes())),
             "fuxictr_din": lambda: fuxictr_seconds(folder, options.history, options.batch),
         }
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     result = {f"{name}_samples_per_second": round(options.rows / each, 1) for name, each in seconds.items()}
     result |= {
         "ratio_to_fuxictr": round(seconds["fuxictr_din"] / seconds["din"], 3),
-        "ciubm_ratio_to_fuxictr": round(seconds["fuxictr_din"] / seconds["ciubm"], 3),
+        "ratio_to_fuxictr_ciubm": round(seconds["fuxictr_din"] / seconds["ciubm"], 3),
         "rows": options.rows,
         "history": options.history,
         "batch": options.batch,
@@ -109,13 +111,16 @@ def write_log(folder: Path, *, rows: int, history: int, rng: np.random.Generator
         "seq_len": rng.integers(1, history + 1, size=rows),
     }
     pq.write_table(pa.table(columns), folder / "rows.parquet")
+    dense = rng.normal(size=rows * DENSE_FEATURES).astype(np.float32)
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(dense), DENSE_FEATURES)
+    pq.write_table(pa.table({"features": flat}), folder / "features.parquet")
     vectors = rng.normal(size=(ITEMS + 1, VECTOR_WIDTH)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), VECTOR_WIDTH)
     pq.write_table(pa.table({"vector": flat}), folder / "vectors.parquet")
 
 
-def read_log(folder: Path, *, content: bool = True) -> CtrData:
+def read_log(folder: Path, *, content: bool = True, features: bool = True) -> CtrData:
     """The same files as columns; histories stay the flat array that Parquet holds. Without `content` no vectors."""
     rows = {name: column.to_numpy() for name, column in _columns(folder / "rows.parquet").items()}
     sequences = pq.read_table(folder / "users.parquet")["full_item_seq"].combine_chunks()
@@ -129,6 +134,10 @@ def read_log(folder: Path, *, content: bool = True) -> CtrData:
         vectors_1IV = vectors.reshape(1, len(items), -1)
     has_1I = np.full((1, len(items)), content)
     has_1I[:, 0] = False
+    dense_NF = np.zeros((len(rows["label"]), 0), np.float32)
+    if features:
+        read = pq.read_table(folder / "features.parquet")["features"].combine_chunks().flatten().to_numpy()
+        dense_NF = read.reshape(len(rows["label"]), -1)
     count, start = len(rows["label"]), offsets[rows["user_index"]].astype(np.int64)
     nothing = np.zeros(count, np.int64)
     return CtrData(
@@ -152,8 +161,8 @@ def read_log(folder: Path, *, content: bool = True) -> CtrData:
             history_start_N=start,
             history_stop_N=start + rows["seq_len"],
             encoder_N=nothing,
-            dense_NF=np.zeros((count, 0), np.float32),
-            dense_names=(),
+            dense_NF=dense_NF,
+            dense_names=tuple(f"feature {number}" for number in range(dense_NF.shape[1])),
         ),
     )
 
@@ -167,10 +176,11 @@ def _sizes() -> dict[str, Any]:
     return {"id_width": WIDTH, "attention_hidden": ATTENTION_HIDDEN, "hidden": HIDDEN, "id_admit_after": 1}
 
 
-def _ours(folder: Path, options: argparse.Namespace, config: CiUBMConfig) -> float:
-    network = CiUBM(config, vector_width=VECTOR_WIDTH, dense_width=0, seed=0)
+def _ours(folder: Path, options: argparse.Namespace, config: CiUBMConfig, *, features: bool = True) -> float:
+    network = CiUBM(config, vector_width=VECTOR_WIDTH, dense_width=DENSE_FEATURES if features else 0, seed=0)
     started = time.perf_counter()
-    columns = ColumnBatches(read_log(folder, content=config.uses_content), history_length=options.history)
+    data = read_log(folder, content=config.uses_content, features=features)
+    columns = ColumnBatches(data, history_length=options.history)
     settings = FitSettings(epochs=1, batch_rows=options.batch, learning_rate=1e-3, group_weight=0.0)
     fit(network, columns, None, settings, seed=0)
     return time.perf_counter() - started

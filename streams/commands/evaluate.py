@@ -75,8 +75,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             require_package(NEEDED[name], f"model {name!r}")
     started = time.monotonic()
     study = open_study(
-        settings, options.folder, protocol_name=options.protocol, vectors=options.vectors or "csft", neg_type=options.neg_type,
-        out=options.out,
+        settings, options.folder, protocol_name=options.protocol, vectors=options.vectors or "csft",
+        neg_type=options.neg_type, out=options.out,
     )  # fmt: skip
     with progress_bar("evaluate", trials + len(models) * options.seeds) as bar:
         scores = run_study(study, models, options.seeds, advance=bar.advance)

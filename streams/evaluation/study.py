@@ -225,9 +225,7 @@ class Study:
         _write_text(path, json.dumps(about, indent=1))
 
 
-def stored_vectors(
-    out: Path, make_versions: Callable[[], EncoderVersions], kind: VectorKind, seed: int
-) -> Vectors:
+def stored_vectors(out: Path, make_versions: Callable[[], EncoderVersions], kind: VectorKind, seed: int) -> Vectors:
     """The vectors of a study in this folder; trained and written there if they are not yet."""
     path = out / f"vectors-{seed}.npz"
     if path.exists():

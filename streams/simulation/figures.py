@@ -46,7 +46,8 @@ def figures_of(
 ) -> dict[str, Any]:
     """`figures`: model -> bucket -> auc, gauc, logloss and others; `paired`: GAUC of the reference minus each model,
     with 95 % intervals over users. `other` holds the scores of another run over the same rows; its models are named
-    `other:...`. Buckets that are too small are None; the serving release is judged from its first row on."""
+    `other:...`. Buckets that are too small are None; the serving release is judged from its first row on.
+    """
     rows = run.scored
     scores = dict(rows.scores)
     if other is not None:

@@ -95,5 +95,3 @@ class SimulatedReleases:
             offsets={},
             config=made.config,
         )
-
-

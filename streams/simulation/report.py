@@ -31,7 +31,9 @@ def document_of(
     """
     rows = run.scored
     if other is not None and other[0] != digest_of(rows):
-        raise Misconfigured("--against: that run scored other rows; use the same folder, seed, and settings of the join")
+        raise Misconfigured(
+            "--against: that run scored other rows; use the same folder, seed, and settings of the join"
+        )
     learned = {name: values for name, values in rows.scores.items() if name != SERVED}
     plain = ScoredRows(**{**vars(rows), "scores": learned})
     return {

@@ -32,7 +32,7 @@ from trainer.offline.encoder_versions import VectorKind
 from trainer.offline.protocols import protocol_of
 
 LiveVectors = VectorKind | Literal["bundle"]
-"""`bundle`: those of MIM_ENCODER__BUNDLE, which `mimstream index` makes; else a kind of `evaluate`, refreshed in time."""
+"""`bundle`: those of MIM_ENCODER__BUNDLE, which `mimstream index` makes; or a kind of `evaluate`, refreshed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +73,17 @@ class Simulation:
             if not isinstance(encoder, FeatureEncoder):
                 raise Misconfigured("MIM_ENCODER__BUNDLE names an encoder without features")
             made = vectors_of(encoder, features)
-            return {0: list(embedding_records(data, made, hashes, version=encoder.version, attributes=self._attributes))}
+            return {
+                0: list(embedding_records(data, made, hashes, version=encoder.version, attributes=self._attributes))
+            }
         protocol = protocol_of(self.log, "prequential")
         folder = study_folder(settings, data.name, "prequential", self._vectors)
         versions = stored_vectors(folder, lambda: encoder_versions(settings, protocol), self._vectors, seed)
         starts = (0, *protocol.encoder_stops[1:])
         return {
-            start: list(embedding_records(data, vectors_ND[1:], hashes, version=self._vectors, attributes=self._attributes))
+            start: list(
+                embedding_records(data, vectors_ND[1:], hashes, version=self._vectors, attributes=self._attributes)
+            )
             for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True)
         }
 
@@ -109,4 +113,3 @@ def open_simulation(
     timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     events = timeline.events if limit is None else min(limit, timeline.events)
     return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors, attributes)
-

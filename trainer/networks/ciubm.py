@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.networks.attention import TargetAttention
 from trainer.features.config import FeatureConfig
+from trainer.networks.attention import TargetAttention
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import CrossLayers, NumericEmbedding

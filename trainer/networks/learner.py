@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
-from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce, ranking_loss
 from trainer.networks.row_adam import RowAdam
 from trainer.state import State
 
@@ -57,6 +57,8 @@ class Learner:
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters = dense
+        self._average = [parameter.detach().clone() for parameter in dense]
+        self._steps = 0
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
 
@@ -68,11 +70,12 @@ class Learner:
         *,
         in_time: float = 1.0,
         weights_B: Tensor | None = None,
+        groups_B: Tensor | None = None,
     ) -> LearnReport:
         """Score the batch with the current weights, then train on it. Raises `NonFiniteLoss` before any weight changes.
 
         `in_time` is the share of takes that arrive before their impression counts as not taken; `weights_B` are weights
-        of the rows in the click loss, 1 by default.
+        of the rows in the click loss, 1 by default; `groups_B` are as in `Collated`, for the ranking term.
         """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
@@ -81,10 +84,12 @@ class Learner:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
         loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
+        if config.ranking_weight and groups_B is not None:
+            loss = loss + config.ranking_weight * ranking_loss(logits_B[:, None], labels_B, groups_B)
         contrastive_loss = None
         if contrastive is not None and content_UC is not None and config.contrastive_weight:
             contrastive_loss = self._contrastive(batch, content_UC, contrastive)
-            loss = click_loss + config.contrastive_weight * contrastive_loss
+            loss = loss + config.contrastive_weight * contrastive_loss
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
         self._dense.zero_grad(set_to_none=True)
@@ -94,15 +99,33 @@ class Learner:
         self._dense.step()
         self._sparse.step()
         forget_rows(self._sparse, model.id_table.admit(batch.hashes_U2))
+        self._follow()
         return LearnReport(
             probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
             loss=float(click_loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
 
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights, by more in the first steps: the initial weights are no part of it."""
+        self._steps += 1
+        half_life = self.config.average_steps
+        kept = min(0.5 ** (1 / half_life), self._steps / (self._steps + 10)) if half_life else 0.0
+        torch._foreach_lerp_(self._average, self._dense_parameters, 1 - kept)
+
+    def released(self) -> dict[str, Tensor]:
+        """A copy of the weights as a release has them: dense ones averaged over the last steps, and the id table."""
+        averaged = dict(zip(map(id, self._dense_parameters), self._average, strict=True))
+        parameters = {name: averaged.get(id(one), one) for name, one in self.model.named_parameters()}
+        weights = self.model.state_dict() | parameters
+        return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
     def snapshot(self) -> State:
         """Weights and state of the optimisers."""
-        state = State(values={"dense": {}, "sparse": {}})
+        state = State(values={"dense": {}, "sparse": {}, "steps": self._steps})
+        for index, averaged in enumerate(self._average):
+            state.arrays[f"average/{index}"] = _copied(averaged)
         for name, tensor in self.model.state_dict().items():
             state.arrays[f"model/{name}"] = _copied(tensor)
         for which, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
@@ -123,6 +146,8 @@ class Learner:
             self.model.load_state_dict(model)
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model: {error}") from None
+        self._steps = state.values["steps"]
+        self._average = [arrays[f"average/{index}"] for index in range(len(self._average))]
         optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
         for which, optimiser in optimisers:
             kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values[which].items()}

@@ -53,9 +53,7 @@ def network_of(weights: Mapping[str, Tensor], manifest: ModelManifest) -> CiUBM:
 class Scorer:
     """A released model for inference; immutable and thread-safe."""
 
-    def __init__(
-        self, model: CiUBM, manifest: ModelManifest, *, history_length: int, features: FeatureConfig
-    ) -> None:
+    def __init__(self, model: CiUBM, manifest: ModelManifest, *, history_length: int, features: FeatureConfig) -> None:
         self.manifest = manifest
         self.features = features
         """The features of the moment that it reads."""

@@ -161,7 +161,12 @@ class OnlineTrainer:
             self._take_counts.add(take.item, take.second)
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(
-            rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment
+            rows,
+            plan,
+            self.catalogue,
+            history_length=self.config.history_length,
+            moment=self._moment,
+            grouped=bool(self.config.learner.ranking_weight),
         )
         self._count(takes, before=rows[-1].second)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
@@ -205,7 +210,7 @@ class OnlineTrainer:
         """
         progress = self.progress
         return Candidate(
-            weights={name: tensor.detach().clone() for name, tensor in self._variants.model.state_dict().items()},
+            weights=self._variants.released(),
             rows_trained=progress.rows,
             steps=progress.steps,
             rows_sha256=progress.rows_sha256,

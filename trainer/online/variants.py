@@ -56,8 +56,12 @@ class Variants:
 
     @property
     def model(self) -> CiUBM:
-        """The real model, the one that may be released."""
+        """The real model as it is now."""
         return self._learners[CIUBM].model
+
+    def released(self) -> dict[str, Tensor]:
+        """A copy of the real model's weights as a release has them."""
+        return self._learners[CIUBM].released()
 
     def step(self, collated: Collated, catalogue: Catalogue, *, in_time: float) -> VariantsReport:
         """Score the batch, then learn from it. Raises `NonFiniteLoss`; `in_time` is as `Learner.step` has it."""
@@ -69,7 +73,12 @@ class Variants:
                 batch = replace(batch, **self._shuffle.vectors(collated.items_U, catalogue))
             with self._own_torch_rng():
                 report = learner.step(
-                    batch, collated.labels_B, collated.contrastive, in_time=in_time, weights_B=collated.weights_B
+                    batch,
+                    collated.labels_B,
+                    collated.contrastive,
+                    in_time=in_time,
+                    weights_B=collated.weights_B,
+                    groups_B=collated.groups_B,
                 )
             probabilities[name], losses[name] = report.probabilities_B, report.loss
         return VariantsReport(probabilities, losses)

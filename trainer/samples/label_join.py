@@ -202,7 +202,7 @@ class ImpressionJoin:
         )
 
     def share_moments(self, ready: Iterable[Impression]) -> None:
-        """Let impressions that are ready share features with those that a late take can correct, as before a restart."""
+        """Let ready impressions share features with those that a late take can correct, as before a restart."""
         if self._correctable is None:
             return
         moments = {(row.user_id, row.shown_as): row.moment for row in ready if not row.correction}

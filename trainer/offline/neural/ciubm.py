@@ -11,6 +11,7 @@ from trainer.networks.ciubm import CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.offline.neural.base import SIMILARITIES, TRIALS, NeuralModel
 
+
 class Ciubm(NeuralModel):
     """CiUBM. `switches` override all other settings; an ablation turns parts off."""
 

@@ -158,11 +158,13 @@ def test_the_same_folder_gives_the_same_scores_to_the_last_digit_and_releases_ar
     first, second = simulated(folder), simulated(folder)
     for name in ("ciubm", SERVED):
         np.testing.assert_array_equal(first.scored.scores[name], second.scored.scores[name])
-    assert [one.passed for one in first.decisions][0] and first.decisions[0].rows == 0
+    assert first.decisions[0].passed and first.decisions[0].rows == 0
     assert len(first.decisions) >= 2 and all(one.rows >= GATE.trial_rows for one in first.decisions[1:])
     served = first.scored.scores[SERVED]
     unserved = int(np.isnan(served).sum())
-    assert 1_000 <= unserved <= 1_000 + CONFIG.batch_rows  # the first release is made of a thousand rows and serves at once
+    assert (
+        1_000 <= unserved <= 1_000 + CONFIG.batch_rows
+    )  # the first release is made of a thousand rows and serves at once
     assert len(served) == len(first.with_history) == len(first.scored)
 
 

@@ -13,8 +13,8 @@ from schemas.errors import Misconfigured
 from tests.factories.feeding import pump
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, click_log, make_trainer, small_config
-from trainer.metrics import log_loss
 from trainer.features.config import FeatureConfig
+from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, Opponents, judge
 from trainer.online.shadow_evaluation import Release, ShadowEvaluation, not_finite

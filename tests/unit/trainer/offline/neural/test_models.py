@@ -13,12 +13,12 @@ from trainer.metrics import auc
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
-from trainer.networks.numeric import CrossedHeads, NumericEmbedding
+from trainer.networks.numeric import KNOTS, CrossLayers, NumericEmbedding
 from trainer.offline import registry
 from trainer.offline.neural.base import TRIALS, NeuralModel
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.din import VectorDin, cosines
-from trainer.offline.neural.fitting import FitSettings, fit, predict
+from trainer.offline.neural.fitting import FitSettings, fit
 from trainer.offline.neural.sata import SataNetwork, nearest
 from trainer.offline.neural.simtier import TIERS, Make, SimTierFeatures, TaobaoNetwork
 
@@ -209,44 +209,26 @@ def test_search_unit_keeps_the_nearest_and_never_padding() -> None:
 # ---- parts of CiUBM -------------------------------------------------------------------------------------------------
 
 
-def test_bins_stand_between_quantiles_and_beyond_the_outermost_nothing_changes() -> None:
-    embedding = NumericEmbedding(2, bins=4, width=3)
-    values = torch.stack([torch.arange(101.0), torch.tensor([0.0, 1.0] * 50 + [1.0])], dim=1)
-    embedding.fit_bins(values)
-    assert embedding.left_FT[0].tolist() == [0, 25, 50, 75]
-    assert embedding.scale_FT[1].tolist() == [1, 0, 0, 0], "two values need one bin"
-    ends = torch.tensor([[0.0, 0.0], [-9.0, -9.0], [100.0, 1.0], [900.0, 7.0]])
-    found = embedding(ends)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
-    place = [1.0, 1.0, 0.2, 0.0]  # 55 lies a fifth into the third bin
-    expected = embedding.bias_FD[0] + torch.tensor(place) @ embedding.weight_FTD[0]
-    torch.testing.assert_close(embedding(torch.tensor([[55.0, 0.0]]))[0, :3], expected, rtol=1e-7, atol=1e-6)
-
-
-def test_each_head_is_a_cross_network_of_its_own() -> None:
+def test_numbers_are_linear_between_knots_and_constant_beyond_the_outermost() -> None:
     torch.manual_seed(0)
-    heads = CrossedHeads(5, (4, 3), heads=3, cross_layers=2, cross_rank=2, dropout=0.0)
+    embedding = NumericEmbedding(2, width=3)
+    found = embedding(torch.tensor([[-16.0, 16.0], [-900.0, 7e9]]))
+    assert torch.equal(found[0], found[1])
+    low, between, high = (embedding(torch.tensor([[x, 0.0]]))[0] for x in (4.0, 4.5, 6.0))
+    torch.testing.assert_close(between, 0.75 * low + 0.25 * high)
+    assert torch.equal(low[3:], high[3:]) and not torch.equal(low[:3], high[:3])
+    assert list(KNOTS) == sorted(set(KNOTS)) and 0 in KNOTS
+
+
+def test_cross_layers_match_loops() -> None:
+    torch.manual_seed(0)
+    crosses = CrossLayers(5, layers=2, rank=2)
     x = torch.randn(6, 5)
-    found = heads(x)
-    for k in range(3):
-        h = x
-        for down, up, bias in zip(heads.down, heads.up, heads.up_bias, strict=True):
-            h = x * (h @ (down[k] @ up[k]) + bias[k]) + h
-        for weight, bias in zip(heads.weights[:-1], heads.biases[:-1], strict=True):
-            h = torch.relu(h @ weight[k] + bias[k])
-        alone = (h @ heads.weights[-1][k] + heads.biases[-1][k]).squeeze(1)
-        np.testing.assert_allclose(found[:, k].detach().numpy(), alone.detach().numpy(), atol=1e-5)
-    assert found.std(dim=1).min() > 0
-
-
-def test_scores_of_several_heads_are_averaged_as_probabilities() -> None:
-    network, batch = network_of("ciubm"), batch_of(ROWS)
-    assert isinstance(network, CiUBM)
-    with torch.no_grad():
-        mean = torch.sigmoid(network.members(batch)).mean(1)
-        np.testing.assert_allclose(torch.sigmoid(network(batch)).numpy(), mean.numpy(), rtol=1e-4)
-    columns = ColumnBatches(world(ROWS), history_length=10)
-    np.testing.assert_allclose(predict(network, columns), mean.numpy(), rtol=1e-4)
+    h = x
+    for down, up in crosses.layers:
+        h = x * (h @ down.weight.T @ up.weight.T + up.bias) + h
+    torch.testing.assert_close(crosses(x), h)
+    assert torch.equal(CrossLayers(5, layers=0, rank=2)(x), x)
 
 
 def test_forgotten_ids_read_the_shared_row_in_training_only() -> None:
