@@ -17,8 +17,6 @@ from trainer.samples.item_facts import FactRows
 
 STEP_ROWS = 256
 """Rows of a step of the live trainer, by default."""
-_TAKES_BEFORE = 64
-"""Takes of a step where there are no rows yet."""
 
 
 class FixedItems:
@@ -56,9 +54,7 @@ def live_features(
     if len(rows):
         before = int(rows.second_N[0])
         until = int(np.searchsorted(columns.second_T, before))
-        for done in range(0, until, _TAKES_BEFORE):
-            part = columns.select(slice(done, min(done + _TAKES_BEFORE, until)))
-            state.add(part, before=int(part.second_T[-1]))
+        state.add(columns.select(slice(0, until)), before=before)
         done = until
     for start in range(0, len(rows), step_rows):
         chunk = np.arange(start, min(start + step_rows, len(rows)))
