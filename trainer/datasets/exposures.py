@@ -98,6 +98,17 @@ def defining_interactions(ts: Ints, recorded_ts: Ints, item: Ints, publish_ts: I
     return np.asarray(defines & (recorded_ts == publish_ts[item]))
 
 
+def how_published(data: DataSet) -> NDArray[np.int8]:
+    """Per item, how its publish time is known: 0 from elsewhere, 1 inferred from its first interaction, 2 not at all.
+
+    An item that was first seen on the set's first day may be of any age.
+    """
+    rows = data.interactions
+    inferred = np.zeros(len(data.item_ids), np.int8)
+    inferred[rows.item[defining_interactions(rows.ts, rows.ts, rows.item, data.publish_ts)]] = 1
+    return np.where(data.catalogue & (inferred > 0), 2, inferred).astype(np.int8)
+
+
 def draw_around(
     ts: Ints,
     user: Ints,

@@ -78,7 +78,7 @@ class _Rows:
         return self.history > 0
 
     @cached_property
-    def length_B(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int64]:
         """Number of items in the history."""
         return np.asarray(self.known.sum(1)[self.row_B])
 
@@ -89,7 +89,7 @@ class _Rows:
         return np.asarray(self.known * recent_L)
 
     @cached_property
-    def weights_B(self) -> NDArray[np.float32]:
+    def weights(self) -> NDArray[np.float32]:
         """Sum of the weights."""
         return np.asarray(np.maximum(self.weight.sum(1), _TINY)[self.row_B])
 
@@ -97,7 +97,7 @@ class _Rows:
 def _distinct(
     history_RL: NDArray[np.int64], seconds_RL: NDArray[np.int64], rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Each history once, with its seconds and the one of each row: rows of one page, or drawn beside one take, agree."""
+    """Each history once, with its seconds and the one of each row: rows of one page or one take share theirs."""
     if len(history_RL) == 1:
         return history_RL, seconds_RL, np.zeros(rows, np.int64)
     with np.errstate(over="ignore"):
@@ -111,7 +111,7 @@ def _user(rows: _Rows) -> list[Floats]:
     # a trigger item has the row's own second, and is no take
     last_B = np.where(before_BL, rows.seconds[rows.row_B], NEVER).max(1)
     idle_B = np.log1p(_since(rows.now_B, last_B) / _HOUR)
-    return [np.log1p(rows.length_B), (rows.length_B > 0).astype(np.float64), idle_B]
+    return [np.log1p(rows.lengths), (rows.lengths > 0).astype(np.float64), idle_B]
 
 
 def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
@@ -142,14 +142,14 @@ def _category(rows: _Rows) -> list[Floats]:
     same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
     own_B = same_BL.sum(1)
     taken_B = shared.category_C[target_B % CATEGORY_SLOTS]
-    usual_B = (taken_B + 1.0) / (shared.takes + max(1, np.count_nonzero(shared.category_C)))
-    share_B = (own_B + _SHRINK * usual_B) / (rows.length_B + _SHRINK)
+    usual_B = (taken_B + 1.0) / (shared.takes + max(1, int(np.count_nonzero(shared.category_C))))
+    share_B = (own_B + _SHRINK * usual_B) / (rows.lengths + _SHRINK)
     return [
         np.log1p(own_B),
-        own_B / np.maximum(rows.length_B, 1),
+        own_B / np.maximum(rows.lengths, 1),
         np.where(known_B, np.log(share_B / usual_B), 0.0),
         np.log(usual_B),
-        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
         same_BL[:, 0].astype(np.float64),
     ]
 
@@ -181,11 +181,11 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     """
     facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
     word_UW, group_UW = facts.words_IW, facts.group_IW.astype(np.int64)
-    size_U, W = word_UW.shape
+    size_U = len(word_UW)
     weight_UW = np.log1p(shared.takes / (shared.word_C[word_UW % WORD_SLOTS] + 1.0)) + 0.1
     weight_UW *= word_UW > 0
     place_UW = group_UW + np.arange(0, size_U * groups, groups)[:, None]
-    squares = np.bincount(place_UW.ravel(), (weight_UW * weight_UW).ravel(), minlength=size_U * groups)
+    squares = _summed(place_UW.ravel(), (weight_UW * weight_UW).ravel(), size_U * groups)
     value_UW = weight_UW / np.sqrt(np.maximum(squares, 1e-18))[place_UW]
     word_BW = word_UW[rows.target_B]
     wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
@@ -198,11 +198,11 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     key = (group_UW[rows.target_B] + np.arange(0, size_B * groups, groups)[:, None]).ravel()
     usual_BW = np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW
     recent_BG, all_BG, words_BG, usual_BG = (
-        np.bincount(key, values.ravel(), minlength=size_B * groups).reshape(size_B, groups)
+        _summed(key, values.ravel(), size_B * groups).reshape(size_B, groups)
         for values in (sums[0][at_BW] * value_BW, sums[1][at_BW] * value_BW, used_BW, usual_BW)
     )
-    recent_BG = recent_BG / rows.weights_B[:, None]
-    all_BG = all_BG / np.maximum(rows.length_B, 1)[:, None]
+    recent_BG = recent_BG / rows.weights[:, None]
+    all_BG = all_BG / np.maximum(rows.lengths, 1)[:, None]
     usual_BG = usual_BG / np.maximum(words_BG, 1)
     return [column_BG[:, g] for g in range(groups) for column_BG in (recent_BG, all_BG, usual_BG)]
 
@@ -219,8 +219,12 @@ def _history_sums(
     value = value_UW[item].ravel()[hit]
     place = number_KW.ravel()[hit] + (taken[take] // rows.history.shape[1]) * wanted
     size = len(rows.history) * wanted
-    recent = np.bincount(place, value * rows.weight.ravel()[taken[take]], minlength=size)
-    return recent, np.bincount(place, value, minlength=size)
+    recent = _summed(place, value * rows.weight.ravel()[taken[take]], size)
+    return recent, _summed(place, value, size)
+
+
+def _summed(places: NDArray[np.int64], values: Floats, size: int) -> NDArray[np.float64]:
+    return np.bincount(places, values, minlength=size).astype(np.float64, copy=False)
 
 
 def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
@@ -233,14 +237,14 @@ def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     return [
         np.log1p(sum_B),
         np.log1p(count_BL.max(1)),
-        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
         near_BL.max(1),
         np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
     ]
 
 
 def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
-    """Pairs of takes of target and history item, shape (B, L): of the two lists of partners the one that counts more."""
+    """Pairs of takes of target and history item, shape (B, L): the larger count of their two lists of partners."""
     takes, hash_U, row_B = rows.states.takes, rows.states.hash_U, rows.row_B
     target_B, history = hash_U[rows.target_B], hash_U[rows.history]
     size_L, size_P = history.shape[1], takes.partner_UP.shape[1]

@@ -1,8 +1,8 @@
 """Lists of partners: with which other items each item was taken, a fixed number of them.
 
-A pair that is in the list counts on. One that is not takes a free place; in a full list at most one of the new pairs that are
-counted together replaces the entry with the smallest count, and starts at its own count. Were several replaced at once,
-one user with a long history would empty a list.
+A pair that is in the list counts on. One that is not takes a free place; in a full list at most one of the new pairs
+that are counted together replaces the entry with the smallest count, and starts at its own count. Were several replaced
+at once, one user with a long history would empty a list.
 """
 
 from __future__ import annotations

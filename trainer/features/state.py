@@ -269,13 +269,15 @@ class FeatureState:
             {f"rows.{name}": column[: self._used].copy() for name, column in vars(self._rows).items()},
             {"before": self.before, "version": self.config.version, "takes": self._shared.takes},
         )
-        state.arrays.update({
-            "number": self._number_S[: self._used].copy(),
-            "free": np.array(self._free, np.int64),
-            "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
-            "shared.category": self._shared.category_C.copy(),
-            "shared.word": self._shared.word_C.copy(),
-        })
+        state.arrays.update(
+            {
+                "number": self._number_S[: self._used].copy(),
+                "free": np.array(self._free, np.int64),
+                "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
+                "shared.category": self._shared.category_C.copy(),
+                "shared.word": self._shared.word_C.copy(),
+            }
+        )
         state.put("users", self._users.snapshot())
         return state
 

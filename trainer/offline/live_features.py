@@ -47,7 +47,7 @@ def live_features(
 ) -> NDArray[np.float32]:
     """Features of all rows, shape (N, F). Takes of `unpaired_I` are counted, and in no pair."""
     state = FeatureState(config, items)
-    columns, order = _in_order(takes, unpaired_I)
+    columns = _in_order(takes, unpaired_I)
     out_NF = np.zeros((len(rows), len(config.names)), np.float32)
     source_N = np.where(sources.take_N >= 0, sources.take_N + 1, 0)
     done = 0
@@ -66,18 +66,17 @@ def live_features(
     return out_NF
 
 
-def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> tuple[TakeColumns, NDArray[np.int64]]:
+def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> TakeColumns:
     order = np.lexsort((np.arange(len(takes.user_T)), takes.second_T))
     alone = unpaired_I[takes.item_T[order]]
     user_T = np.where(alone, -1 - np.arange(len(order)), takes.user_T[order])
-    columns = TakeColumns(
+    return TakeColumns(
         user_T.astype(np.int64),
         takes.item_T[order].astype(np.int64),
         takes.second_T[order],
         order + 1,
         takes.announces_T[order],
     )
-    return columns, order
 
 
 def _step(

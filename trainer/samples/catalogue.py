@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
 from trainer.samples.id_hashes import id_hashes
+from trainer.samples.item_facts import FactRows, FactsConfig, facts_of
 from trainer.state import State
 
 _UNKNOWN_TIME = np.nan
@@ -20,6 +21,7 @@ class _Embedding:
     vector: NDArray[np.float32]
     published_at: float
     content: str
+    facts: FactRows
 
 
 class Catalogue:
@@ -32,8 +34,9 @@ class Catalogue:
     were deleted since and have no vector (`has_vector` false).
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, facts: FactsConfig | None = None) -> None:
         self.dim = dim
+        self._facts_config = facts or FactsConfig()
         self._numbers: dict[str, int] = {}
         self._unnamed: dict[str, _Embedding] = {}
         self._ids: list[str] = [""]
@@ -43,6 +46,7 @@ class Catalogue:
         self._has_vector = np.zeros(1024, bool)
         self._published_at = np.full(1024, _UNKNOWN_TIME)
         self._hashes = np.zeros((1024, 2), np.int64)
+        self._facts = FactRows.empty(self._facts_config, 1024)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -76,7 +80,18 @@ class Catalogue:
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
         stored = _Embedding(
-            np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash
+            np.frombuffer(embedding.vector, "<f4"),
+            embedding.published_at.timestamp(),
+            embedding.content_hash,
+            facts_of(
+                self._facts_config,
+                category=embedding.category,
+                price=embedding.price,
+                year=embedding.year,
+                attributes=embedding.attributes,
+                published_at=embedding.published_at.timestamp(),
+                published_at_is=embedding.published_at_is,
+            ),
         )
         number = self.find(embedding.item_id)
         if number is None:
@@ -128,6 +143,10 @@ class Catalogue:
         """Two stable hashes of each item's id, shape (len(numbers), 2)."""
         return self._hashes[numbers]
 
+    def facts(self, numbers: NDArray[np.int64]) -> FactRows:
+        """What is known of these items beside their takes; of a deleted item what was known last."""
+        return self._facts.rows(numbers)
+
     def snapshot(self) -> State:
         """Numbers, the newest vectors, and those of items without a number."""
         count = len(self._ids)
@@ -147,6 +166,9 @@ class Catalogue:
                 "unmet.published_at": np.array([one.published_at for one in unnamed.values()], np.float64),
             }
         )
+        state.put("facts", self._facts.rows(np.arange(count)).snapshot())
+        unmet = [FactRows.empty(self._facts_config, 0), *(one.facts for one in unnamed.values())]
+        state.put("unmet.facts", FactRows.joined(unmet).snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -169,16 +191,25 @@ class Catalogue:
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
             own[:count] = kept
+        nothing = len(arrays["unmet.vectors"])
+        if "facts" in state.values:
+            facts, unmet = (FactRows.restored(state.part(name)) for name in ("facts", "unmet.facts"))
+            if facts.words_IW.shape[1:] != self._facts.words_IW.shape[1:] or (
+                facts.numbers_IN.shape[1:] != self._facts.numbers_IN.shape[1:]
+            ):
+                raise ValueError("facts of items were kept for other features")
+        else:  # an earlier build kept none: they come with the items' next embeddings
+            facts, unmet = (FactRows.empty(self._facts_config, size) for size in (count, nothing))
+        self._facts = facts.grown(self._facts_config, len(self._vectors))
         unnamed = zip(
             state.texts("unmet.ids"),
             arrays["unmet.vectors"],
             arrays["unmet.published_at"].tolist(),
             state.texts("unmet.contents"),
+            (unmet.rows(np.array([row])) for row in range(nothing)),
             strict=True,
         )
-        self._unnamed = {
-            item_id: _Embedding(vector, published, content) for item_id, vector, published, content in unnamed
-        }
+        self._unnamed = {item_id: _Embedding(*about) for item_id, *about in unnamed}
 
     @property
     def items_with_vector(self) -> list[str]:
@@ -192,6 +223,7 @@ class Catalogue:
         self._has_vector[number] = True
         self._published_at[number] = embedding.published_at
         self._contents[number] = embedding.content
+        self._facts.put(number, embedding.facts)
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)
@@ -201,6 +233,7 @@ class Catalogue:
         self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
         self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
         self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
+        self._facts = self._facts.grown(self._facts_config, size)
 
 
 def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:
