@@ -19,11 +19,10 @@ from schemas.errors import BadMessage, Misconfigured, Reason
 from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
-from trainer.datasets.exposures import Behaviours, how_published, id_prefix
+from trainer.datasets.exposures import PUBLISHED_AT_IS, Behaviours, how_published, id_prefix
 from trainer.datasets.folder import DataSet, ItemRecord
 
 _ITEMS_AT_ONCE = 16
-_PUBLISHED_AT_IS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class Timeline:
             records = self.data.records(start, min(start + _ITEMS_AT_ONCE, total))
             for offset, (record, picture) in enumerate(zip(records, self.data.pictures.of(records), strict=True)):
                 second = record.publish_ts
-                payload = item_json(record, picture, published_at_is=_PUBLISHED_AT_IS[known[start + offset]])
+                payload = item_json(record, picture, published_at_is=PUBLISHED_AT_IS[known[start + offset]])
                 yield Outgoing("items", record.item_id.encode(), payload, second)
                 for kind in broken.get(start + offset, ()):
                     yield _outgoing("items", broken_item(kind, number, second, self.now), second)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.attributes import PublishedAtIs
 from trainer.datasets.folder import DAY_SECONDS, DataSet, Flags, Ints, sample_users
 
 NEGATIVES_PER_TAKE = 4
@@ -98,8 +99,11 @@ def defining_interactions(ts: Ints, recorded_ts: Ints, item: Ints, publish_ts: I
     return np.asarray(defines & (recorded_ts == publish_ts[item]))
 
 
+PUBLISHED_AT_IS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
+
+
 def how_published(data: DataSet) -> NDArray[np.int8]:
-    """Per item, how its publish time is known: 0 from elsewhere, 1 inferred from its first interaction, 2 not at all.
+    """Per item a place in `PUBLISHED_AT_IS`: inferred is what equals its first interaction.
 
     An item that was first seen on the set's first day may be of any age.
     """
