@@ -13,12 +13,14 @@ Each of our names has a place in the platform's record:
 | `"record:timestamp"` | the time at which the record was produced |
 | `""` or null | nowhere: hides a field of the platform that has our name and another meaning |
 
-A named field is read from its place alone. `"*": ""` hides all fields that the map does not name.
+`"attributes.colour": "specs.colour"` fills one attribute of an item, with all elements of a list on the way;
+`"attributes": "specs"` takes an object whole. A named field is read from its place alone. `"*": ""` hides all fields
+that the map does not name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -31,6 +33,7 @@ FieldMap = dict[str, str | list[str] | dict[str, Any] | None]
 """Our field name -> its place."""
 
 _ALL_OTHERS = "*"
+_ATTRIBUTE = "attributes."
 _HEADER = "header:"
 _PRODUCED = "record:timestamp"
 
@@ -50,7 +53,8 @@ def is_blank(value: object) -> bool:
 
 def checked_field_map(field_map: FieldMap, model: type[BaseModel]) -> FieldMap:
     """The map, if it is one for the fields of `model`. Raises `ValueError`."""
-    unknown = sorted(set(field_map) - set(model.model_fields) - {_ALL_OTHERS})
+    attributes = {name for name in field_map if name.startswith(_ATTRIBUTE) and "attributes" in model.model_fields}
+    unknown = sorted(set(field_map) - attributes - set(model.model_fields) - {_ALL_OTHERS})
     if unknown:
         raise ValueError(f"no field is called {', '.join(unknown)}; there are {', '.join(model.model_fields)}")
     if field_map.get(_ALL_OTHERS):
@@ -69,16 +73,49 @@ def checked_field_map(field_map: FieldMap, model: type[BaseModel]) -> FieldMap:
 def mapped(document: Mapping[str, Any], field_map: FieldMap, envelope: Envelope) -> dict[str, Any]:
     """The fields of a platform's record under our names. Raises `BadMessage` where a path is ambiguous."""
     fields: dict[str, Any] = {}
+    attributes = {name for name in field_map if name.startswith(_ATTRIBUTE)}
     if _ALL_OTHERS not in field_map:
-        fields = {name: value for name, value in document.items() if name not in field_map}
+        hidden = set(field_map) | ({"attributes"} if attributes else set())
+        fields = {name: value for name, value in document.items() if name not in hidden}
     for ours, entry in field_map.items():
         places, values = (entry["from"], entry["values"]) if isinstance(entry, dict) else (entry or [], {})
         for place in [places] if isinstance(places, str) else places:
-            value = _joined(document, place, envelope)
+            value = _attribute(document, place, envelope) if ours in attributes else _joined(document, place, envelope)
             if not is_blank(value):
-                fields[ours] = values.get(str(value), value) if values else value
+                value = values.get(str(value), value) if values else value
+                if ours in attributes:
+                    fields["attributes"] = {**fields.get("attributes", {}), ours.removeprefix(_ATTRIBUTE): value}
+                else:
+                    fields[ours] = value
                 break
     return fields
+
+
+def _attribute(document: Mapping[str, Any], place: str, envelope: Envelope) -> Any:
+    """The value of an attribute, which may be several: of every element of a list on the way."""
+    if "+" in place or place == _PRODUCED or place.startswith(_HEADER):
+        return _joined(document, place, envelope)
+    found = [value for value in _every(document, place) if not is_blank(value)]
+    if len(found) > 1:
+        return [str(value) for value in found]
+    return found[0] if found else None
+
+
+def _every(value: Any, path: str) -> Iterator[Any]:
+    step, _, rest = path.partition(".")
+    if isinstance(value, list) and not (step and step.isdecimal()):
+        for one in value:
+            yield from _every(one, path)
+    elif not path:
+        yield value
+    elif isinstance(value, list):
+        if int(step) < len(value):
+            yield from _every(value[int(step)], rest)
+    elif isinstance(value, Mapping):
+        if path in value:  # names may hold dots
+            yield from _every(value[path], "")
+        elif rest and step in value:
+            yield from _every(value[step], rest)
 
 
 def _joined(document: Mapping[str, Any], place: str, envelope: Envelope) -> Any:

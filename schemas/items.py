@@ -9,23 +9,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
+from schemas.attributes import Attributes, PublishedAtIs
 from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_identifier
 from schemas.versions import SchemaVersion
 
 Price = Annotated[FiniteFloat, Field(ge=0)]
-AttributeText = Annotated[str, Field(max_length=200)]
-Attributes = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=64)],
-        AttributeText | Annotated[list[AttributeText], Field(max_length=32)] | FiniteFloat,
-    ],
-    Field(max_length=32),
-]
-"""Name of an attribute -> a text, several texts, or a number."""
-PublishedAtIs = Literal["known", "inferred", "unknown"]
-"""How the time of first publication is known: as such, from the item's first take, or not."""
 
-TEXT_BYTES = 300_000
+TEXT_BYTES = 400_000
 """Room that the fields of an item take beside its picture: all at their longest, escaped in JSON."""
 
 
@@ -66,8 +56,13 @@ class ItemPublished(Message):
     """The encoded picture itself (JPEG, PNG, WebP, GIF or BMP), base64 in JSON."""
     image_url: str | None = Field(default=None, max_length=2_000)
     """URL of the picture if `image` is absent. The same URL means the same picture."""
+    attributes: Attributes = Field(default_factory=dict)
+    """What else is known of the item, by name: a text, a list of texts or a number. Nothing that is an outcome, such as
+    ratings or sales: the click model would learn from what nobody knew when the item was shown."""
     published_at: UtcTime
     """Time of first publication (event time); an update repeats it."""
+    published_at_is: PublishedAtIs = "known"
+    """Whether `published_at` is the platform's, was inferred from the item's first take, or is not known."""
     updated_at: UtcTime | None = None
     """Time of this version of the item (event time)."""
 
@@ -121,11 +116,11 @@ class ItemEmbedding(Message):
     price: Price | None = None
     """Price at first publish."""
     year: int | None = None
-    """Year of release or of the model at the time of writing, where known."""
+    """Year of release or of the model."""
     attributes: Attributes = Field(default_factory=dict)
-    """Further attributes at the time of writing, for features of click models."""
+    """`ItemPublished.attributes`."""
     published_at_is: PublishedAtIs = "known"
-    """How `published_at` is known."""
+    """`ItemPublished.published_at_is`."""
     has_title: bool = True
     """Whether the vector includes text."""
     has_image: bool = True

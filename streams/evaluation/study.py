@@ -142,6 +142,7 @@ class Study:
             learned = np.zeros(len(data), bool)
             learned[np.concatenate([self.train_rows, self.validation_rows])] = True
             found = leaks(data, encoder_stops=np.array(self.protocol.encoder_stops), learned_from_N=learned)
+            found = [*self.recorded.leaks, *found]
             assert not found, "; ".join(found)
             self._data = (seed, data)
         return self._data[1]

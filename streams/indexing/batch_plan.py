@@ -79,7 +79,7 @@ class BatchPlanner:
                 if change.item is None:
                     self.plan.deleted.append(self._mark(change, row))
                 elif row is not None and is_complete(self.context, row, change, change.item):
-                    self.plan.rewritten.append(_rewritten(row, change, change.item))
+                    self.plan.rewritten.append(_rewritten(self.context, row, change, change.item))
                 else:
                     changed.append((change, change.item, change.first_price(row)))
             refused = await self._prepare(changed)
@@ -187,14 +187,19 @@ class BatchPlanner:
             source_offset=change.record.offset,
             produced_at_ms=change.time_ms,
             title=change.item.title[:MAX_TITLE_CHARACTERS],
+            year=change.item.year,
+            attributes=self.context.attributes_of(change.item),
+            published_at_is=change.item.published_at_is,
         )
 
 
-def _rewritten(row: ItemRow, change: ItemChange, item: ItemPublished) -> ItemRow:
+def _rewritten(context: IndexContext, row: ItemRow, change: ItemChange, item: ItemPublished) -> ItemRow:
     return replace(
         row,
         published_at=item.published_at,
         price=item.price,
+        attributes=context.attributes_of(item),
+        published_at_is=item.published_at_is,
         source_partition=change.record.partition,
         source_offset=change.record.offset,
         produced_at_ms=change.time_ms,

@@ -44,6 +44,9 @@ class IndexConfig(BaseModel):
     )
     """Where a platform's records of items hold our fields: `{"item_id": "sku", "image_url": "pics.0.href"}`. See
     deploy/field-maps.md."""
+    outcomes: tuple[str, ...] = ()
+    """Attributes of items that are left out, because they tell what became of an item (ratings, sales). A click model
+    that learns from them knows what nobody knew when the item was shown. A name that looks like one is reported."""
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)
     """How far in the future a time in an event may lie."""
     fetch_budget_seconds: float = Field(default=1.0, gt=0)

@@ -12,13 +12,14 @@ from typing import Literal
 
 import numpy as np
 
+from schemas.attributes import PublishedAtIs
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Misconfigured, Reason
 from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
-from trainer.datasets.exposures import Behaviours, id_prefix
+from trainer.datasets.exposures import PUBLISHED_AT_IS, Behaviours, how_published, id_prefix
 from trainer.datasets.folder import DataSet, ItemRecord
 
 _ITEMS_AT_ONCE = 16
@@ -114,12 +115,14 @@ class Timeline:
     def _items(self) -> Iterator[Outgoing]:
         total = len(self.data.item_ids)
         broken = self._broken_places(total, ITEM_KINDS, stream=17)
+        known = how_published(self.data).tolist()
         number = 0
         for start in range(0, total, _ITEMS_AT_ONCE):
             records = self.data.records(start, min(start + _ITEMS_AT_ONCE, total))
             for offset, (record, picture) in enumerate(zip(records, self.data.pictures.of(records), strict=True)):
                 second = record.publish_ts
-                yield Outgoing("items", record.item_id.encode(), item_json(record, picture), second)
+                payload = item_json(record, picture, published_at_is=PUBLISHED_AT_IS[known[start + offset]])
+                yield Outgoing("items", record.item_id.encode(), payload, second)
                 for kind in broken.get(start + offset, ()):
                     yield _outgoing("items", broken_item(kind, number, second, self.now), second)
                     number += 1
@@ -154,7 +157,7 @@ class Timeline:
         return places
 
 
-def item_json(record: ItemRecord, picture: bytes | None) -> bytes:
+def item_json(record: ItemRecord, picture: bytes | None, *, published_at_is: PublishedAtIs = "known") -> bytes:
     """The payload of an item's publish event."""
     document: dict[str, object] = {
         "schema_version": 1,
@@ -170,6 +173,10 @@ def item_json(record: ItemRecord, picture: bytes | None) -> bytes:
         document["price"] = record.price
     if record.year is not None:
         document["year"] = record.year
+    if record.described:
+        document["attributes"] = record.described
+    if published_at_is != "known":
+        document["published_at_is"] = published_at_is
     if picture:
         document["image"] = base64.b64encode(picture).decode()
     return json.dumps(document, ensure_ascii=False).encode()

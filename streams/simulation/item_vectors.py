@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from encoders.features import ItemFeatures
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.training.input import EmbeddingRecord
-from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes
+from trainer.datasets.exposures import PUBLISHED_AT_IS, how_published
 from trainer.datasets.folder import DataSet
 
 _ROWS_PER_PASS = 64
@@ -50,18 +50,17 @@ def embedding_records(
     content_hashes: Sequence[str],
     *,
     version: str,
-    attributes: ItemAttributes = NO_ATTRIBUTES,
+    outcomes: Collection[str] = (),
 ) -> Iterator[EmbeddingRecord]:
-    """A record per item that has a vector. `attributes` says which columns are attributes."""
-    rows = data.items.to_pylist()
-    records = data.records(0, len(rows))
-    for record, row, vector, content in zip(records, rows, vectors_ND, content_hashes, strict=True):
+    """A record per item that has a vector, as `mimstream index` announces it. `outcomes` are no attributes."""
+    known = how_published(data).tolist()
+    records = data.records(0, len(data.item_ids))
+    for record, vector, content, how in zip(records, vectors_ND, content_hashes, known, strict=True):
         if vector.any():
-            item_id = record.item_id
             yield EmbeddingRecord(
-                item_id,
+                record.item_id,
                 ItemEmbedding(
-                    item_id=item_id,
+                    item_id=record.item_id,
                     encoder_version=version,
                     vector=base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()),
                     dim=len(vector),
@@ -70,7 +69,8 @@ def embedding_records(
                     category=record.category,
                     price=record.price,
                     year=record.year,
-                    attributes=attributes.of(row),
+                    attributes={name: value for name, value in record.described.items() if name not in outcomes},
+                    published_at_is=PUBLISHED_AT_IS[how],
                     source=_SOURCE,
                 ),
             )

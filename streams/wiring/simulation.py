@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pyarrow.parquet import read_table
 
 from encoders.feature_cache import content_key
 from encoders.loading import load_encoder
@@ -24,7 +23,6 @@ from streams.simulation.item_vectors import FeatureEncoder, VectorsBySecond, emb
 from streams.simulation.run import SimulatedRun, simulate
 from streams.wiring.encoder_training import encoder_versions, study_folder
 from streams.wiring.training import trainer_maker
-from trainer.datasets.attributes import ItemAttributes, attributes_in, looks_like_an_outcome
 from trainer.datasets.exposures import Behaviours, behaviours_of
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
@@ -46,7 +44,6 @@ class Simulation:
     """Records of `behaviours` that are learned from."""
     _settings: Settings
     _vectors: LiveVectors
-    _attributes: ItemAttributes
 
     def run(self, *, seed: int, advance: Callable[[int], None]) -> SimulatedRun:
         """Learn the log once. `seed` is that of an encoder that is trained for it. Raises as `simulate` does."""
@@ -74,7 +71,9 @@ class Simulation:
                 raise Misconfigured("MIM_ENCODER__BUNDLE names an encoder without features")
             made = vectors_of(encoder, features)
             return {
-                0: list(embedding_records(data, made, hashes, version=encoder.version, attributes=self._attributes))
+                0: list(
+                    embedding_records(data, made, hashes, version=encoder.version, outcomes=settings.index.outcomes)
+                )
             }
         protocol = protocol_of(self.log, "prequential")
         folder = study_folder(settings, data.name, "prequential", self._vectors)
@@ -82,7 +81,7 @@ class Simulation:
         starts = (0, *protocol.encoder_stops[1:])
         return {
             start: list(
-                embedding_records(data, vectors_ND[1:], hashes, version=self._vectors, attributes=self._attributes)
+                embedding_records(data, vectors_ND[1:], hashes, version=self._vectors, outcomes=settings.index.outcomes)
             )
             for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True)
         }
@@ -103,13 +102,11 @@ def open_simulation(
 
     Raises `Misconfigured` if it has no interactions.
     """
-    table = read_table(folder / "items.parquet")
-    attributes = attributes_in(table, outcomes=[name for name in table.column_names if looks_like_an_outcome(name)])
-    data = open_data_set(folder, neg_type=neg_type, attributes=(*attributes.names, "cold_holdout"))
+    data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
     behaviours = behaviours_of(data, seed=seed, events=takes, retakes=True)
     timeline = Timeline(data, behaviours, seed, datetime.now(UTC), broken)
     timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     events = timeline.events if limit is None else min(limit, timeline.events)
-    return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors, attributes)
+    return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors)

@@ -8,19 +8,20 @@ are flags.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.attributes import MAX_NAME_CHARACTERS, MAX_VALUE_CHARACTERS, MOST_ATTRIBUTES, MOST_VALUES, Attribute
+from trainer.datasets.parquet import parquet_errors
 
 OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
-MOST_ATTRIBUTES, MOST_VALUES, MOST_CHARACTERS = 32, 32, 200
-_OUTCOME = re.compile(
-    r"(^|_)(ratings?|rated|scores?|stars|sales|sold|revenue|views?|viewed|clicks?|clicked|likes?|liked|purchases?|orders"
-    r"|popularity|popular|rank|ranking|ctr|conversions?|reviews?|interactions?|impressions?|downloads?)(_|$)"
-)
+
+OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class ItemAttributes:
         """All of them."""
         return self.texts + self.lists + self.numbers
 
-    def of(self, row: dict[str, object]) -> dict[str, str | list[str] | float]:
+    def of(self, row: Mapping[str, object]) -> dict[str, Attribute]:
         """The attributes of one item, as messages carry them; without those that say nothing."""
-        found: dict[str, str | list[str] | float] = {}
+        found: dict[str, Attribute] = {}
         for name in self.texts:
             if text := str(row.get(name) or "").strip():
-                found[name] = text[:MOST_CHARACTERS]
+                found[name] = text[:MAX_VALUE_CHARACTERS]
         for name in self.lists:
-            if words := [word[:MOST_CHARACTERS] for word in words_of(str(row.get(name) or ""))][:MOST_VALUES]:
+            if words := [word[:MAX_VALUE_CHARACTERS] for word in words_of(str(row.get(name) or ""))][:MOST_VALUES]:
                 found[name] = words
         for name in self.numbers:
             value = row.get(name)
@@ -62,39 +63,48 @@ def words_of(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def looks_like_an_outcome(name: str) -> bool:
-    """Whether a column may tell what became of an item (ratings, sales), which nobody knew when rows were shown."""
-    return bool(_OUTCOME.search(name.lower()))
-
-
-def attributes_in(table: pa.Table, *, outcomes: Collection[str] = ()) -> ItemAttributes:
-    """Which columns of `items.parquet` are attributes, in the order of the file; `outcomes` are left out."""
+def further_columns(path: Path) -> tuple[ItemAttributes, pa.Table]:
+    """Which columns of `items.parquet` are attributes, in the order of the file, with these columns, texts as text."""
+    with parquet_errors(path):
+        schema = pq.read_schema(path)
+        names = [field.name for field in schema if _may_be_an_attribute(field)]
+        table = pq.read_table(path, columns=names)
     texts, lists, numbers = [], [], []
-    for field in table.schema:
-        name, kind = field.name, field.type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if name in OF_THE_FORMAT or name.startswith("diag_") or name in outcomes:
-            continue
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            values = [(text or "").strip().lower() for text in table[name].cast(pa.string()).to_pylist()]
+    for name in names:
+        if _is_text(table.schema.field(name).type):
+            column = table[name].cast(pa.string())
+            table = table.set_column(table.column_names.index(name), name, column)
+            values = [(text or "").strip().lower() for text in column.to_pylist()]
             words = [word for text in values for word in words_of(text)]
-            distinct = set(words)
-            if any("," in text for text in values) and 2 <= len(distinct) < len(words) / 2:
+            if any("," in text for text in values) and 2 <= len(set(words)) < len(words) / 2:
                 lists.append(name)
             elif 2 <= len(set(values) - {""}) < len(values) / 2:
                 texts.append(name)
-        elif (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)) and (
-            _is_a_measure(table[name], whole=pa.types.is_integer(kind))
-        ):
+        elif _is_a_measure(table[name]):
             numbers.append(name)
     kept = [*texts, *lists, *numbers][:MOST_ATTRIBUTES]
-    return ItemAttributes(*(tuple(name for name in some if name in kept) for some in (texts, lists, numbers)))
+    found = ItemAttributes(*(tuple(name for name in some if name in kept) for some in (texts, lists, numbers)))
+    return found, table.select(list(found.names))
 
 
-def _is_a_measure(column: pa.ChunkedArray, *, whole: bool) -> bool:
+def _may_be_an_attribute(field: pa.Field) -> bool:
+    if field.name in OF_THE_FORMAT or field.name.startswith("diag_") or len(field.name) > MAX_NAME_CHARACTERS:
+        return False
+    kind = _plain(field.type)
+    measured = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return _is_text(kind) or bool(measured)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(_plain(kind)) or pa.types.is_large_string(_plain(kind)))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_a_measure(column: pa.ChunkedArray) -> bool:
     """Whether numbers say something: not all the same, and not, as identifiers do, one per item."""
     known = np.asarray(column.drop_null().cast(pa.float64()))
     distinct = len(np.unique(known[np.isfinite(known)]))
-    return distinct >= 2 and not (whole and distinct > len(known) / 2)
-
-
+    return distinct >= 2 and not (pa.types.is_integer(_plain(column.type)) and distinct > len(known) / 2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.attributes import PublishedAtIs
 from trainer.datasets.folder import DAY_SECONDS, DataSet, Flags, Ints, sample_users
 
 NEGATIVES_PER_TAKE = 4
@@ -113,6 +114,20 @@ def defining_interactions(ts: Ints, recorded_ts: Ints, item: Ints, publish_ts: I
     defines = np.zeros(len(ts), dtype=bool)
     defines[order[first]] = True
     return np.asarray(defines & (recorded_ts == publish_ts[item]))
+
+
+PUBLISHED_AT_IS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
+
+
+def how_published(data: DataSet) -> NDArray[np.int8]:
+    """Per item a place in `PUBLISHED_AT_IS`: inferred is what equals its first interaction.
+
+    An item that was first seen on the set's first day may be of any age.
+    """
+    rows = data.interactions
+    inferred = np.zeros(len(data.item_ids), np.int8)
+    inferred[rows.item[defining_interactions(rows.ts, rows.ts, rows.item, data.publish_ts)]] = 1
+    return np.where(data.catalogue & (inferred > 0), 2, inferred).astype(np.int8)
 
 
 def draw_around(

@@ -1,7 +1,7 @@
 """Data-set folders: items, pictures and interactions as parquet files, read column by column.
 
-The format (unknown columns are ignored, identifiers may be numbers or text, times are dates, Arrow timestamps or
-numbers since 1970 in UTC):
+The format (further columns of `items.parquet` are attributes, see `attributes.py`; unknown ones elsewhere are ignored;
+identifiers may be numbers or text, times are dates, Arrow timestamps or numbers since 1970 in UTC):
 
 | file | needed columns | optional columns |
 | --- | --- | --- |
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from schemas.attributes import Attribute
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
+from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes, further_columns
 from trainer.datasets.parquet import (
     as_numbers,
     as_positions,
@@ -63,6 +65,8 @@ class ItemRecord:
     """Values of the `attributes` columns named when the set was opened, for example those of a title card."""
     year: int | None = None
     """Year of release or of the model."""
+    described: dict[str, Attribute] = field(default_factory=dict)
+    """What the further columns say, as messages carry it."""
 
 
 class Pictures(Protocol):
@@ -121,7 +125,9 @@ class DataSet:
     day_resolution: bool
     """Whether all interactions are at midnight, so that only their day is known."""
     attributes: tuple[str, ...] = ()
-    """Further item columns copied into records."""
+    """Further item columns copied into records as they are."""
+    described: ItemAttributes = NO_ATTRIBUTES
+    """Further item columns that are attributes of the items."""
 
     @property
     def start_ts(self) -> int:
@@ -147,6 +153,7 @@ class DataSet:
                 publish_ts=int(row["publish_ts"]),
                 attributes={name: row.get(name) for name in self.attributes},
                 year=row.get("year") or row.get("release_year") or None,
+                described=self.described.of(row),
             )
             for row in rows
         ]
@@ -178,6 +185,10 @@ def open_data_set(
     items = _with_numbers(items, folder / "items.parquet")
     publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
     items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
+    described, further = further_columns(folder / "items.parquet")
+    for name in further.column_names:
+        if name not in items.column_names:
+            items = items.append_column(name, further[name])
     items = items.sort_by([("publish_ts", "ascending"), ("item_id", "ascending")]).combine_chunks()
     item_ids: list[str] = items["item_id"].to_pylist()
     if len(set(item_ids)) != len(item_ids):
@@ -205,6 +216,7 @@ def open_data_set(
         pictures=pictures,
         day_resolution=len(interactions) > 0 and not np.any(interactions.ts % DAY_SECONDS),
         attributes=tuple(attributes),
+        described=described,
     )
 
 

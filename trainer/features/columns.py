@@ -22,6 +22,7 @@ _SHRINK = 5.0
 """A user's share of a category is shrunk to everyone's by so many takes."""
 
 _TINY = np.float32(1e-9)
+_ROW_MIX, _ONE_ROW = 0x9E37_79B1, np.zeros(1, np.int64)
 _MIX = np.random.default_rng(0).integers(1 << 62, size=2_048) | 1
 
 Floats = NDArray[np.floating]
@@ -50,13 +51,13 @@ def features(
         columns += _number(rows, place)
     columns += _groups(rows, len(config.groups))
     columns += _together(rows, drawn)
-    out_BF = np.empty((len(target_B), len(columns)), np.float32)
+    out_FB = np.empty((len(columns), len(target_B)), np.float32)
     for place, column in enumerate(columns):
-        out_BF[:, place] = column
-    out_BF *= _STEPS
-    np.rint(out_BF, out=out_BF)
-    out_BF /= _STEPS
-    return out_BF
+        out_FB[place] = column
+    out_FB *= _STEPS
+    np.rint(out_FB, out=out_FB)
+    out_FB /= _STEPS
+    return np.ascontiguousarray(out_FB.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class _Rows:
         return self.history > 0
 
     @cached_property
-    def length_B(self) -> NDArray[np.int64]:
+    def lengths(self) -> NDArray[np.int64]:
         """Number of items in the history."""
         return np.asarray(self.known.sum(1)[self.row_B])
 
@@ -89,7 +90,7 @@ class _Rows:
         return np.asarray(self.known * recent_L)
 
     @cached_property
-    def weights_B(self) -> NDArray[np.float32]:
+    def weights(self) -> NDArray[np.float32]:
         """Sum of the weights."""
         return np.asarray(np.maximum(self.weight.sum(1), _TINY)[self.row_B])
 
@@ -97,7 +98,7 @@ class _Rows:
 def _distinct(
     history_RL: NDArray[np.int64], seconds_RL: NDArray[np.int64], rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Each history once, with its seconds and the one of each row: rows of one page, or drawn beside one take, agree."""
+    """Each history once, with its seconds and the one of each row: rows of one page or one take share theirs."""
     if len(history_RL) == 1:
         return history_RL, seconds_RL, np.zeros(rows, np.int64)
     with np.errstate(over="ignore"):
@@ -111,7 +112,7 @@ def _user(rows: _Rows) -> list[Floats]:
     # a trigger item has the row's own second, and is no take
     last_B = np.where(before_BL, rows.seconds[rows.row_B], NEVER).max(1)
     idle_B = np.log1p(_since(rows.now_B, last_B) / _HOUR)
-    return [np.log1p(rows.length_B), (rows.length_B > 0).astype(np.float64), idle_B]
+    return [np.log1p(rows.lengths), (rows.lengths > 0).astype(np.float64), idle_B]
 
 
 def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
@@ -142,14 +143,14 @@ def _category(rows: _Rows) -> list[Floats]:
     same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
     own_B = same_BL.sum(1)
     taken_B = shared.category_C[target_B % CATEGORY_SLOTS]
-    usual_B = (taken_B + 1.0) / (shared.takes + max(1, np.count_nonzero(shared.category_C)))
-    share_B = (own_B + _SHRINK * usual_B) / (rows.length_B + _SHRINK)
+    usual_B = (taken_B + 1.0) / (shared.takes + max(1, int(np.count_nonzero(shared.category_C))))
+    share_B = (own_B + _SHRINK * usual_B) / (rows.lengths + _SHRINK)
     return [
         np.log1p(own_B),
-        own_B / np.maximum(rows.length_B, 1),
+        own_B / np.maximum(rows.lengths, 1),
         np.where(known_B, np.log(share_B / usual_B), 0.0),
         np.log(usual_B),
-        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
         same_BL[:, 0].astype(np.float64),
     ]
 
@@ -180,29 +181,32 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     the history's values, of which only those of some target are needed.
     """
     facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
-    word_UW, group_UW = facts.words_IW, facts.group_IW.astype(np.int64)
-    size_U, W = word_UW.shape
-    weight_UW = np.log1p(shared.takes / (shared.word_C[word_UW % WORD_SLOTS] + 1.0)) + 0.1
-    weight_UW *= word_UW > 0
+    used = int((facts.words_IW > 0).any(0).sum()) or 1  # values come first, padding after them
+    word_UW, group_UW = facts.words_IW[:, :used], facts.group_IW[:, :used].astype(np.int64)
+    size_U, known_UW = len(word_UW), word_UW > 0
+    weight_UW = np.log(np.float32(shared.takes) / (shared.word_C[word_UW % WORD_SLOTS] + np.float32(1)) + np.float32(1))
+    weight_UW = (weight_UW + np.float32(0.1)) * known_UW
     place_UW = group_UW + np.arange(0, size_U * groups, groups)[:, None]
-    squares = np.bincount(place_UW.ravel(), (weight_UW * weight_UW).ravel(), minlength=size_U * groups)
+    squares = _summed(place_UW.ravel(), (weight_UW * weight_UW).ravel(), size_U * groups)
     value_UW = weight_UW / np.sqrt(np.maximum(squares, 1e-18))[place_UW]
     word_BW = word_UW[rows.target_B]
     wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
-    number_UW = np.searchsorted(wanted, word_UW)
-    number_UW[wanted[number_UW] != word_UW] = 0
-    number_UW *= word_UW > 0  # number 0 is that of no value, or of another than those wanted
-    sums = _history_sums(rows, number_UW, value_UW, len(wanted))
-    at_BW = number_UW[rows.target_B] + (rows.row_B * len(wanted))[:, None]
+    wanted = wanted[wanted > 0]
+    number_UW = np.zeros(word_UW.shape, np.int64)  # 0 is that of no value, and of those that no target has
+    some = np.flatnonzero(_perhaps(word_UW, wanted) & known_UW)
+    number = np.searchsorted(wanted, word_UW.ravel()[some])
+    number_UW.ravel()[some] = np.where(wanted[number] == word_UW.ravel()[some], number + 1, 0)
+    sums = _history_sums(rows, number_UW, value_UW, len(wanted) + 1)
+    at_BW = number_UW[rows.target_B] + (rows.row_B * (len(wanted) + 1))[:, None]
     value_BW, used_BW = value_UW[rows.target_B], (word_BW > 0).astype(np.float64)
     key = (group_UW[rows.target_B] + np.arange(0, size_B * groups, groups)[:, None]).ravel()
     usual_BW = np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW
     recent_BG, all_BG, words_BG, usual_BG = (
-        np.bincount(key, values.ravel(), minlength=size_B * groups).reshape(size_B, groups)
+        _summed(key, values.ravel(), size_B * groups).reshape(size_B, groups)
         for values in (sums[0][at_BW] * value_BW, sums[1][at_BW] * value_BW, used_BW, usual_BW)
     )
-    recent_BG = recent_BG / rows.weights_B[:, None]
-    all_BG = all_BG / np.maximum(rows.length_B, 1)[:, None]
+    recent_BG = recent_BG / rows.weights[:, None]
+    all_BG = all_BG / np.maximum(rows.lengths, 1)[:, None]
     usual_BG = usual_BG / np.maximum(words_BG, 1)
     return [column_BG[:, g] for g in range(groups) for column_BG in (recent_BG, all_BG, usual_BG)]
 
@@ -219,8 +223,12 @@ def _history_sums(
     value = value_UW[item].ravel()[hit]
     place = number_KW.ravel()[hit] + (taken[take] // rows.history.shape[1]) * wanted
     size = len(rows.history) * wanted
-    recent = np.bincount(place, value * rows.weight.ravel()[taken[take]], minlength=size)
-    return recent, np.bincount(place, value, minlength=size)
+    recent = _summed(place, value * rows.weight.ravel()[taken[take]], size)
+    return recent, _summed(place, value, size)
+
+
+def _summed(places: NDArray[np.int64], values: Floats, size: int) -> NDArray[np.float64]:
+    return np.bincount(places, values, minlength=size).astype(np.float64, copy=False)
 
 
 def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
@@ -233,47 +241,63 @@ def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     return [
         np.log1p(sum_B),
         np.log1p(count_BL.max(1)),
-        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights_B,
+        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
         near_BL.max(1),
         np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
     ]
 
 
 def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
-    """Pairs of takes of target and history item, shape (B, L): of the two lists of partners the one that counts more."""
+    """Pairs of takes of target and history item, shape (B, L): the larger count of their two lists of partners."""
     takes, hash_U, row_B = rows.states.takes, rows.states.hash_U, rows.row_B
     target_B, history = hash_U[rows.target_B], hash_U[rows.history]
     size_L, size_P = history.shape[1], takes.partner_UP.shape[1]
-    count_BL = np.zeros((len(target_B), size_L), np.float32)
-    # lists of the targets
-    partner_BP = takes.partner_UP[rows.target_B]
-    found = np.flatnonzero(_perhaps(partner_BP, history))
+    row_R1 = np.arange(len(history))[:, None]
+    # lists of the targets: the history's items among their partners, each at its newest place
+    keys, first, number = np.unique(_paired(row_R1, history), return_index=True, return_inverse=True)
+    partner_BP = takes.partner_UP.take(rows.target_B, axis=0)
+    found = np.flatnonzero(_perhaps(partner_BP, history, row_B[:, None], row_R1))
     target = found // size_P
-    hit, place = np.nonzero(history[row_B[target]] == partner_BP.ravel()[found][:, None])
-    count_BL[target[hit], place] = takes.together_UP[rows.target_B].ravel()[found[hit]]
-    # lists of the histories
-    partner = takes.partner_UP[rows.history]
-    found = np.flatnonzero(_perhaps(partner, target_B))
+    hit, key = _found(keys, _paired(row_B[target], partner_BP.ravel()[found]))
+    target, found = target[hit], found[hit]
+    count_BL = np.zeros((len(target_B), size_L), np.float32)
+    count_BL[target, first[key] % size_L] = takes.together_UP[rows.target_B[target], found % size_P]
+    newest = (first[number.reshape(history.shape)] % size_L)[row_B]
+    count_BL = np.take_along_axis(count_BL, newest, axis=1)
+    # lists of the histories: the targets among their partners
+    partner = takes.partner_UP.take(rows.history, axis=0)
+    found = np.flatnonzero(_perhaps(partner, target_B, row_R1[:, :, None], row_B))
     keys, key_B = np.unique(_paired(row_B, target_B), return_inverse=True)
     item = found // size_P
-    key = _paired(item // size_L, partner.ravel()[found])
-    number = np.searchsorted(keys, key)
-    hit = np.flatnonzero(keys[np.minimum(number, len(keys) - 1)] == key)
+    hit, key = _found(keys, _paired(item // size_L, partner.ravel()[found]))
+    item, found = item[hit], found[hit]
     count_KL = np.zeros((len(keys), size_L), np.float32)
-    count_KL[number[hit], item[hit] % size_L] = takes.together_UP[rows.history.ravel()[item[hit]], found[hit] % size_P]
+    count_KL[key, item % size_L] = takes.together_UP[rows.history.ravel()[item], found % size_P]
     count_BL = np.maximum(count_BL, count_KL[key_B])
     some = np.flatnonzero(drawn.second_B > NEVER)
     if len(some) and drawn.partner_BM.shape[1]:
         counted_SL = (history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :]).sum(2)
         count_BL[some] = np.maximum(count_BL[some] - counted_SL, 0)
-    return count_BL
+    return count_BL * rows.known[row_B]
 
 
-def _perhaps(hashes: NDArray[np.uint32], wanted: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Which of many hashes may be among the wanted: all that are, and few others."""
+def _perhaps(
+    hashes: NDArray[np.uint32],
+    wanted: NDArray[np.uint32],
+    row: NDArray[np.int64] = _ONE_ROW,
+    wanted_row: NDArray[np.int64] = _ONE_ROW,
+) -> NDArray[np.bool_]:
+    """Which hashes may be among the wanted of their row: all that are, and few others."""
     table = np.zeros(1 << 16, bool)
-    table[wanted.astype(np.uint16)] = True
-    return table[hashes.astype(np.uint16)] & (hashes > 0)
+    table[(wanted ^ (wanted_row * _ROW_MIX).astype(np.uint32)).astype(np.uint16)] = True
+    return table.take((hashes ^ (row * _ROW_MIX).astype(np.uint32)).astype(np.uint16), mode="clip")
+
+
+def _found(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the wanted are among the sorted keys, and where."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    hit = np.flatnonzero(keys[place] == wanted)
+    return hit, place[hit]
 
 
 def _paired(high: NDArray[np.int64], low: NDArray[np.uint32]) -> NDArray[np.int64]:

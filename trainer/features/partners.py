@@ -1,8 +1,8 @@
 """Lists of partners: with which other items each item was taken, a fixed number of them.
 
-A pair that is in the list counts on. One that is not takes a free place; in a full list at most one of a step's new
-pairs replaces the entry with the smallest count, and starts at its own count of that step. Were several replaced at
-once, one user with a long history would empty a list.
+A pair that is in the list counts on. One that is not takes a free place; in a full list at most one of the new pairs
+that are counted together replaces the entry with the smallest count, and starts at its own count. Were several replaced
+at once, one user with a long history would empty a list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _insert(
 ) -> None:
     """New partners: the most counted first, then by a mixed hash, so that no item is preferred everywhere."""
     count_K = np.minimum(count_K, _MOST)
-    mixed_K = ((partner_K * np.uint32(0x9E37_79B1)) ^ (slot_K.astype(np.uint32) * np.uint32(0x85EB_CA6B))) >> np.uint32(16)
+    mixed_K = _mixed(partner_K, slot_K)
     order = np.argsort((slot_K << 32) | ((_MOST - count_K) << 16) | mixed_K, kind="stable")
     slot_K, partner_K, count_K = slot_K[order], partner_K[order], count_K[order]
     slot_S, first_S, number_K = np.unique(slot_K, return_index=True, return_inverse=True)
@@ -50,5 +50,12 @@ def _insert(
     rows.partner_UP[slot_K[fits], place], rows.together_UP[slot_K[fits], place] = partner_K[fits], count_K[fits]
     one_more = np.flatnonzero(rank_K == free_S[number_K])
     slot = slot_K[one_more]
-    place = rows.together_UP[slot].argmin(axis=1)
+    # among equal counts a hash decides which one goes, always the same: what stays has time to be counted again
+    rank_KP = _mixed(rows.partner_UP[slot], slot[:, None]) | (rows.together_UP[slot].astype(np.uint32) << np.uint32(16))
+    place = rank_KP.argmin(axis=1)
     rows.partner_UP[slot, place], rows.together_UP[slot, place] = partner_K[one_more], count_K[one_more]
+
+
+def _mixed(partner: NDArray[np.uint32], slot: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """16 bits for a partner in a list, as good as random."""
+    return ((partner ^ (slot.astype(np.uint32) * np.uint32(0x85EB_CA6B))) * np.uint32(0x9E37_79B1)) >> np.uint32(16)

@@ -31,6 +31,8 @@ from trainer.samples.item_facts import FactRows
 from trainer.state import State
 
 _EVICTED_SHARE = 16
+_TAKES_AT_ONCE = 64
+"""Takes that are counted together: of their new pairs a full list of partners accepts one."""
 _SWEPT_ROWS = 4_096
 """Lists of partners that are searched for deleted items at each step."""
 
@@ -125,11 +127,16 @@ class FeatureState:
     def add(self, takes: TakeColumns, *, before: int) -> NDArray[np.int64]:
         """Count the takes of one step, all of seconds before `before`; returns the numbers of the items that changed.
 
-        The order of the takes does not matter.
+        The order in which they are given does not matter.
         """
         self.before = max(self.before, before)
         self._sweep()
         takes = takes.select(np.lexsort((takes.event_T, takes.user_T, takes.second_T)))
+        starts = range(0, len(takes), _TAKES_AT_ONCE)
+        changed = [self._add(takes.select(slice(start, start + _TAKES_AT_ONCE))) for start in starts]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *changed]))
+
+    def _add(self, takes: TakeColumns) -> NDArray[np.int64]:
         counted = takes.select(~takes.announces_T)
         changed = np.zeros(0, np.int64)
         if len(counted):
@@ -262,13 +269,15 @@ class FeatureState:
             {f"rows.{name}": column[: self._used].copy() for name, column in vars(self._rows).items()},
             {"before": self.before, "version": self.config.version, "takes": self._shared.takes},
         )
-        state.arrays.update({
-            "number": self._number_S[: self._used].copy(),
-            "free": np.array(self._free, np.int64),
-            "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
-            "shared.category": self._shared.category_C.copy(),
-            "shared.word": self._shared.word_C.copy(),
-        })
+        state.arrays.update(
+            {
+                "number": self._number_S[: self._used].copy(),
+                "free": np.array(self._free, np.int64),
+                "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
+                "shared.category": self._shared.category_C.copy(),
+                "shared.word": self._shared.word_C.copy(),
+            }
+        )
         state.put("users", self._users.snapshot())
         return state
 

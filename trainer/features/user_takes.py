@@ -12,7 +12,7 @@ from trainer.features.config import FeatureConfig
 from trainer.features.states import NEVER
 from trainer.state import State, whole_numbers
 
-_NOT_COUNTED = 0
+_NOT_COUNTED, _NO_LONGER_KNOWN = 0, -1
 _REMOVED_SHARE = 16
 
 
@@ -61,12 +61,12 @@ class UserTakes:
             del self._sources[next(iter(self._sources))]
 
     def is_counted(self, event: int) -> bool:
-        """False for a take that is known and was not counted."""
-        return self._sources.get(event, -1) != _NOT_COUNTED
+        """Whether a take was counted; False for one that is not among the newest, or that the log does not hold."""
+        return self._sources.get(event, _NOT_COUNTED) != _NOT_COUNTED
 
     def beside(self, event_D: list[int], item_D: NDArray[np.int64], second_D: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The items that each named take is paired with, shape (D, L), 0 pads; none for a take that is not known."""
-        row_D = np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
+        """The items that each named take is paired with, shape (D, L), 0 pads; none where the user is not kept."""
+        row_D = np.array([max(0, self._sources.get(event, _NOT_COUNTED)) for event in event_D], np.int64)
         item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
         own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
         own_D = own_DL.argmax(axis=1)
@@ -116,7 +116,9 @@ class UserTakes:
         self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
         self._free += rows.tolist()
         gone = set(rows.tolist())
-        self._sources = {event: row for event, row in self._sources.items() if row not in gone}
+        for event, row in self._sources.items():
+            if row in gone:
+                self._sources[event] = _NO_LONGER_KNOWN
 
     def snapshot(self) -> State:
         """Everything, copied."""

@@ -12,12 +12,14 @@ from trainer.datasets import parquet
 from trainer.datasets.exposures import defining_interactions, negatives_beside, sources_of_draws
 from trainer.datasets.folder import DAY_SECONDS, DataSet
 from trainer.datasets.spans import Span
+from trainer.features.config import FeatureConfig
 from trainer.offline.as_of import DrawnFrom, ItemFacts, Takes
 from trainer.offline.buckets import RowFacts
 from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
 from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import Facet, further_columns
 from trainer.offline.features import features
+from trainer.offline.live_features import STEP_ROWS, FixedItems, folder_facts, live_features, state_leaks
 from trainer.offline.protocols import Protocol
 from trainer.samples.id_hashes import id_hashes
 
@@ -40,6 +42,8 @@ class Recorded:
     """Only cold items are evaluated."""
     drawn_from: str | None
     """Source of the exposures that were not taken, as text."""
+    leaks: tuple[str, ...] = ()
+    """What features know that they may not."""
 
     def learned_from(self, span: Span) -> NDArray[np.bool_]:
         """Rows of a span that models are trained on.
@@ -53,8 +57,14 @@ class Recorded:
         return np.asarray(span.holds(self.rows.second_N) & (self.facts.cold_N | (not self.only_cold)))
 
 
-def read_columns(protocol: Protocol, folder: Path) -> Recorded:
-    """Build the columns of a folder under a protocol."""
+def read_columns(
+    protocol: Protocol, folder: Path, *, live: FeatureConfig | None = None, step_rows: int = STEP_ROWS
+) -> Recorded:
+    """Build the columns of a folder under a protocol.
+
+    With `live` the features are those of a live trainer with steps of `step_rows`, else exact ones over all takes
+    before a row.
+    """
     log, data = protocol.log, protocol.log.data
     day_resolution = data.day_resolution
     inferred_from = defining_interactions(log.ts, log.ts, log.item - 1, data.publish_ts)
@@ -87,7 +97,15 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
     facts_of_items = _item_facts(protocol, inferred_from, facets, _numbers(data) | numbers)
     place = np.where(taken, np.cumsum(taken) - 1, -1)  # row of the file to position in the takes
     sources = DrawnFrom.of(np.where(source >= 0, place[source], -1), takes)
-    dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
+    leaks: list[str] = []
+    if live is None:
+        dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
+    else:
+        items, names = FixedItems(_hashes(data), folder_facts(live, data)), live.names
+        dense = live_features(
+            live, items, rows, histories, takes, sources, unpaired_I=log.held_out, step_rows=step_rows
+        )
+        leaks = state_leaks(live, dense, rows, takes, sources, step_rows=step_rows)
     rows = replace(rows, dense_NF=dense, dense_names=names)
     age = (second - facts_of_items.published_I[item]).astype(float)
     facts = RowFacts(
@@ -107,6 +125,7 @@ def read_columns(protocol: Protocol, folder: Path) -> Recorded:
         log.held_out[item],
         protocol.name == "cold",
         drawn_from,
+        tuple(leaks),
     )
 
 
@@ -220,9 +239,13 @@ def _item_columns(protocol: Protocol, facts: ItemFacts) -> ItemColumns:
         item_ids=["", *data.item_ids],
         vectors_EIV=np.zeros((0, size, 0), np.float32),
         has_vector_EI=np.zeros((0, size), bool),
-        hashes_I2=np.array([(0, 0), *(id_hashes(item) for item in data.item_ids)], np.int64),
+        hashes_I2=_hashes(data),
         category_I=facts.category_I,
         attributes_IA=np.stack(list(attributes.values()), axis=1).astype(np.float32),
         attribute_names=tuple(attributes),
         titles=texts,
     )
+
+
+def _hashes(data: DataSet) -> NDArray[np.int64]:
+    return np.array([(0, 0), *(id_hashes(item) for item in data.item_ids)], np.int64)

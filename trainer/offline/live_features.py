@@ -5,20 +5,52 @@ Letters: N rows, T takes, I items.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.datasets.exposures import PUBLISHED_AT_IS, how_published
+from trainer.datasets.folder import DataSet
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState, TakeColumns
 from trainer.offline.as_of import DrawnFrom, Takes
 from trainer.offline.data import Histories, ImpressionColumns
-from trainer.samples.item_facts import FactRows
+from trainer.offline.event_index import EventIndex
+from trainer.samples.item_facts import FactRows, facts_of
 
 STEP_ROWS = 256
 """Rows of a step of the live trainer, by default."""
-_TAKES_BEFORE = 64
-"""Takes of a step where there are no rows yet."""
+_ITEMS_AT_ONCE = 4_096
+
+
+def config_of(data: DataSet, *, outcomes: Collection[str] = ()) -> FeatureConfig:
+    """Features with all attributes of a folder but those that are `outcomes` (ratings, sales)."""
+    described = data.described
+    return FeatureConfig(
+        attributes=tuple(name for name in described.texts + described.lists if name not in outcomes),
+        numbers=("price", "year", *(name for name in described.numbers if name not in outcomes)),
+    )
+
+
+def folder_facts(config: FeatureConfig, data: DataSet) -> FactRows:
+    """Facts of a folder's items by item number, as they come to a live trainer."""
+    facts = FactRows.empty(config, len(data.item_ids) + 1)
+    known = how_published(data)
+    for start in range(0, len(data.item_ids), _ITEMS_AT_ONCE):
+        for number, record in enumerate(data.records(start, start + _ITEMS_AT_ONCE), start):
+            row = facts_of(
+                config,
+                category=record.category,
+                price=record.price,
+                year=record.year,
+                attributes=record.described,
+                published_at=float(record.publish_ts),
+                published_at_is=PUBLISHED_AT_IS[known[number]],
+            )
+            facts.put(number + 1, row)
+    return facts
 
 
 class FixedItems:
@@ -49,39 +81,72 @@ def live_features(
 ) -> NDArray[np.float32]:
     """Features of all rows, shape (N, F). Takes of `unpaired_I` are counted, and in no pair."""
     state = FeatureState(config, items)
-    columns, order = _in_order(takes, unpaired_I)
+    columns = _in_order(takes, unpaired_I)
     out_NF = np.zeros((len(rows), len(config.names)), np.float32)
     source_N = np.where(sources.take_N >= 0, sources.take_N + 1, 0)
     done = 0
     if len(rows):
         before = int(rows.second_N[0])
-        until = int(np.searchsorted(columns.second_T, before))
-        for done in range(0, until, _TAKES_BEFORE):
-            part = columns.select(slice(done, min(done + _TAKES_BEFORE, until)))
-            state.add(part, before=int(part.second_T[-1]))
-        done = until
+        done = _until(columns, before)
+        state.add(columns.select(slice(0, done)), before=before)
     for start in range(0, len(rows), step_rows):
         chunk = np.arange(start, min(start + step_rows, len(rows)))
         out_NF[chunk] = _step(state, rows, chunk, histories, source_N[chunk], sources.second_N[chunk])
         before = int(rows.second_N[chunk[-1]])
-        until = int(np.searchsorted(columns.second_T, before))
+        until = _until(columns, before)
         state.add(columns.select(slice(done, until)), before=before)
         done = until
     return out_NF
 
 
-def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> tuple[TakeColumns, NDArray[np.int64]]:
+def state_leaks(
+    config: FeatureConfig,
+    found_NF: NDArray[np.float32],
+    rows: ImpressionColumns,
+    takes: Takes,
+    sources: DrawnFrom,
+    *,
+    step_rows: int = STEP_ROWS,
+) -> list[str]:
+    """One message per way in which the counts of takes differ from those that a row may know, by another computation.
+
+    A row knows the takes before the second of the last row of the step before it, and not the take that it was drawn
+    from.
+    """
+    last_N = np.maximum(np.arange(len(rows)) // step_rows * step_rows - 1, 0)
+    before_N = rows.second_N[last_N]
+    counted = ~takes.announces_T
+    index = EventIndex(takes.item_T[counted], takes.second_T[counted])
+    source_N = sources.second_N < before_N
+    expected_N = index.count(rows.item_N, before_N) - source_N
+    takes_N = np.expm1(found_NF[:, config.names.index("takes")].astype(np.float64))
+    wrong_N = np.abs(takes_N - expected_N) > 0.01 * (1 + expected_N)
+    messages: list[str] = []
+    if (wrong_N & source_N).any():
+        messages.append(
+            f"takes of {int((wrong_N & source_N).sum())} drawn exposures are not those without their source"
+        )
+    if (wrong_N & ~source_N).any():
+        messages.append(f"takes of {int((wrong_N & ~source_N).sum())} rows are not those before the step before theirs")
+    return messages
+
+
+def _until(columns: TakeColumns, before: int) -> int:
+    """Number of takes of earlier seconds; they are in order."""
+    return int(np.searchsorted(columns.second_T, before))
+
+
+def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> TakeColumns:
     order = np.lexsort((np.arange(len(takes.user_T)), takes.second_T))
     alone = unpaired_I[takes.item_T[order]]
     user_T = np.where(alone, -1 - np.arange(len(order)), takes.user_T[order])
-    columns = TakeColumns(
+    return TakeColumns(
         user_T.astype(np.int64),
         takes.item_T[order].astype(np.int64),
         takes.second_T[order],
         order + 1,
         takes.announces_T[order],
     )
-    return columns, order
 
 
 def _step(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,7 @@ class _Embedding:
     vector: NDArray[np.float32]
     published_at: float
     content: str
-    facts: str
-    """Arguments of `facts_of` as JSON; empty if an earlier build kept none."""
+    facts: FactRows
 
 
 class Catalogue:
@@ -37,10 +35,8 @@ class Catalogue:
     """
 
     def __init__(self, dim: int, facts: FactsConfig | None = None) -> None:
-        """`facts` says which attributes of items are looked at."""
         self.dim = dim
         self._facts_config = facts or FactsConfig()
-        self._facts = FactRows.empty(self._facts_config, 1024)
         self._numbers: dict[str, int] = {}
         self._unnamed: dict[str, _Embedding] = {}
         self._ids: list[str] = [""]
@@ -50,6 +46,7 @@ class Catalogue:
         self._has_vector = np.zeros(1024, bool)
         self._published_at = np.full(1024, _UNKNOWN_TIME)
         self._hashes = np.zeros((1024, 2), np.int64)
+        self._facts = FactRows.empty(self._facts_config, 1024)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -82,10 +79,20 @@ class Catalogue:
         """Store the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        published_at = embedding.published_at.timestamp()
-        said = embedding.model_dump(include={"category", "price", "year", "attributes", "published_at_is"})
-        facts = json.dumps(said | {"published_at": published_at})
-        stored = _Embedding(np.frombuffer(embedding.vector, "<f4"), published_at, embedding.content_hash, facts)
+        stored = _Embedding(
+            np.frombuffer(embedding.vector, "<f4"),
+            embedding.published_at.timestamp(),
+            embedding.content_hash,
+            facts_of(
+                self._facts_config,
+                category=embedding.category,
+                price=embedding.price,
+                year=embedding.year,
+                attributes=embedding.attributes,
+                published_at=embedding.published_at.timestamp(),
+                published_at_is=embedding.published_at_is,
+            ),
+        )
         number = self.find(embedding.item_id)
         if number is None:
             self._unnamed[embedding.item_id] = stored
@@ -137,7 +144,7 @@ class Catalogue:
         return self._hashes[numbers]
 
     def facts(self, numbers: NDArray[np.int64]) -> FactRows:
-        """What features know of these items beside their takes; also of items that were deleted."""
+        """What is known of these items beside their takes; of a deleted item what was known last."""
         return self._facts.rows(numbers)
 
     def snapshot(self) -> State:
@@ -149,8 +156,6 @@ class Catalogue:
         state.put_texts("contents", self._contents)
         state.put_texts("unmet.ids", unnamed)
         state.put_texts("unmet.contents", (one.content for one in unnamed.values()))
-        state.put_texts("unmet.facts", (one.facts for one in unnamed.values()))
-        state.put("facts", self._facts.rows(np.arange(count)).snapshot())
         state.arrays.update(
             {
                 "vectors": self._vectors[:count].copy(),
@@ -161,6 +166,9 @@ class Catalogue:
                 "unmet.published_at": np.array([one.published_at for one in unnamed.values()], np.float64),
             }
         )
+        state.put("facts", self._facts.rows(np.arange(count)).snapshot())
+        unmet = [FactRows.empty(self._facts_config, 0), *(one.facts for one in unnamed.values())]
+        state.put("unmet.facts", FactRows.joined(unmet).snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -183,20 +191,25 @@ class Catalogue:
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
             own[:count] = kept
-        ids = state.texts("unmet.ids")
-        said = state.texts("unmet.facts") if "unmet.facts.ends" in arrays else [""] * len(ids)  # an earlier build
-        self._facts = FactRows.empty(self._facts_config, len(self._vectors))
+        nothing = len(arrays["unmet.vectors"])
         if "facts" in state.values:
-            self._facts = FactRows.restored(state.part("facts")).grown(self._facts_config, len(self._vectors))
+            facts, unmet = (FactRows.restored(state.part(name)) for name in ("facts", "unmet.facts"))
+            if facts.words_IW.shape[1:] != self._facts.words_IW.shape[1:] or (
+                facts.numbers_IN.shape[1:] != self._facts.numbers_IN.shape[1:]
+            ):
+                raise ValueError("facts of items were kept for other features")
+        else:  # an earlier build kept none: they come with the items' next embeddings
+            facts, unmet = (FactRows.empty(self._facts_config, size) for size in (count, nothing))
+        self._facts = facts.grown(self._facts_config, len(self._vectors))
         unnamed = zip(
-            ids,
+            state.texts("unmet.ids"),
             arrays["unmet.vectors"],
             arrays["unmet.published_at"].tolist(),
             state.texts("unmet.contents"),
-            said,
+            (unmet.rows(np.array([row])) for row in range(nothing)),
             strict=True,
         )
-        self._unnamed = {item_id: _Embedding(*columns) for item_id, *columns in unnamed}
+        self._unnamed = {item_id: _Embedding(*about) for item_id, *about in unnamed}
 
     @property
     def items_with_vector(self) -> list[str]:
@@ -210,18 +223,17 @@ class Catalogue:
         self._has_vector[number] = True
         self._published_at[number] = embedding.published_at
         self._contents[number] = embedding.content
-        if embedding.facts:
-            self._facts.put(number, facts_of(self._facts_config, **json.loads(embedding.facts)))
+        self._facts.put(number, embedding.facts)
 
     def _grow(self) -> None:
         size = 2 * len(self._vectors)
         vectors = np.zeros((size, self.dim), np.float32)  # np.resize writes the old rows twice, and zeros over them
         vectors[: size // 2] = self._vectors
         self._vectors = vectors
-        self._facts = self._facts.grown(self._facts_config, size)
         self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
         self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
         self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
+        self._facts = self._facts.grown(self._facts_config, size)
 
 
 def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.attributes import Attribute, PublishedAtIs
 from trainer.samples.id_hashes import id_hashes
 from trainer.state import State
 
-AttributeValue = str | Sequence[str] | float
-PublishedAtIs = Literal["known", "inferred", "unknown"]
 _AGE_KINDS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
 
 
@@ -83,8 +81,12 @@ class FactRows:
 
     def grown(self, config: FactsConfig, size: int) -> FactRows:
         """The same rows and unknown ones up to `size`."""
-        more = FactRows.empty(config, size - len(self))
-        return FactRows(*(np.concatenate([getattr(self, f.name), getattr(more, f.name)]) for f in fields(self)))
+        return FactRows.joined([self, FactRows.empty(config, size - len(self))])
+
+    @classmethod
+    def joined(cls, parts: Sequence[FactRows]) -> FactRows:
+        """The rows of all parts, one after the other."""
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
     def snapshot(self) -> State:
         """The rows as arrays, copied."""
@@ -102,7 +104,7 @@ def facts_of(
     category: str | None,
     price: float | None,
     year: int | None,
-    attributes: Mapping[str, AttributeValue],
+    attributes: Mapping[str, Attribute],
     published_at: float,
     published_at_is: PublishedAtIs = "known",
 ) -> FactRows:
@@ -110,8 +112,8 @@ def facts_of(
     row = FactRows.empty(config, 1)
     row.category_I[0] = word_hash("category", category or "")
     for place, name in enumerate(config.numbers):
-        value = {"price": price, "year": year}.get(name)
-        value = attributes.get(name) if value is None else value
+        own: Attribute | None = {"price": price, "year": year}.get(name)
+        value = attributes.get(name) if own is None else own
         if isinstance(value, int | float) and math.isfinite(value):
             row.numbers_IN[0, place] = scaled(name, float(value))
     values = [
@@ -141,7 +143,7 @@ def word_hash(name: str, value: str) -> int:
     return max(1, id_hashes(f"{name}\0{value}")[0] & 0xFFFF_FFFF) if value else 0
 
 
-def _words(name: str, value: AttributeValue | None) -> list[int]:
+def _words(name: str, value: Attribute | None) -> list[int]:
     if value is None or isinstance(value, int | float):
         return []
     texts = [value] if isinstance(value, str) else value

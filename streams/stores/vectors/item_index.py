@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from encoders.similarity import top_k
+from schemas.attributes import Attribute, PublishedAtIs
 from schemas.errors import Reason, WriteRejected
 
 MAX_TITLE_CHARACTERS = 500
@@ -53,6 +54,9 @@ class ItemRow:
     produced_at_ms: int
     """Newest timestamp of the item's records in this partition up to this one, in milliseconds since 1970."""
     title: str = ""
+    year: int | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    published_at_is: PublishedAtIs = "known"
 
     @property
     def is_searchable(self) -> bool:

@@ -27,6 +27,10 @@ _UTF8_BYTES = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_PRICE = -1.0  # prices are never negative; old servers have no null
 
+_FACTS = "facts"
+"""Year, attributes and how the time of publication is known, as JSON. A collection of an earlier build has no such
+field; its rows are without them until the encoder changes."""
+
 _ID_TEXT = {"datatype": DataType.VARCHAR, "max_length": MAX_ID_CHARACTERS * _UTF8_BYTES}
 _FIELDS: dict[str, dict[str, Any]] = {
     "item_id": {**_ID_TEXT, "is_primary": True},
@@ -44,6 +48,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "source_offset": {"datatype": DataType.INT64},
     "produced_at_ms": {"datatype": DataType.INT64},
     "title": {"datatype": DataType.VARCHAR, "max_length": MAX_TITLE_CHARACTERS * _UTF8_BYTES},
+    _FACTS: {"datatype": DataType.VARCHAR, "max_length": 65_535},
 }
 """Fields of a collection; `emb` has the encoder's `dim` besides."""
 
@@ -75,6 +80,7 @@ class MilvusItemIndex(ItemIndex):
         self._dim = dim
         self._milvus = MilvusConnection(config)
         self._writing = asyncio.Lock()
+        self._fields = [field for field in _FIELDS if field != "searchable"]
 
     @override
     async def open(self) -> None:
@@ -94,6 +100,9 @@ class MilvusItemIndex(ItemIndex):
             return
         check_rows(rows, encoder_version=self._encoder_version, dim=self._dim)
         data = [to_milvus(row) for row in last_of_each(rows)]  # servers keep both rows of two equal ids
+        if _FACTS not in self._fields:
+            for entity in data:
+                del entity[_FACTS]
         async with self._writing:
             await self._milvus.call(
                 f"an upsert of {len(data)} rows",
@@ -133,7 +142,7 @@ class MilvusItemIndex(ItemIndex):
             lambda client: client.query(
                 self._config.alias,
                 filter=_among(item_ids),
-                output_fields=[field for field in _FIELDS if field != "searchable"],
+                output_fields=self._fields,
                 consistency_level="Strong" if fresh else self._config.consistency_level,
                 timeout=self._config.timeout_seconds,
             ),
@@ -202,6 +211,8 @@ class MilvusItemIndex(ItemIndex):
         _ensure(lambda: bool(client.list_indexes(wanted)), lambda: _create_vector_index(client, wanted))
         _ensure(lambda: _alias_target(client, alias) == wanted, lambda: client.create_alias(wanted, alias))
         client.load_collection(wanted)
+        held = {field["name"] for field in client.describe_collection(wanted)["fields"]}
+        self._fields = [field for field in self._fields if field != _FACTS or field in held]
 
     def _create(self, client: MilvusClient, name: str) -> None:
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=self._encoder_version)
@@ -256,7 +267,16 @@ def to_milvus(row: ItemRow) -> dict[str, Any]:
         "source_offset": row.source_offset,
         "produced_at_ms": row.produced_at_ms,
         "title": row.title[:MAX_TITLE_CHARACTERS],
+        _FACTS: _facts_text(row),
     }
+
+
+def _facts_text(row: ItemRow) -> str:
+    facts = {"year": row.year, "attributes": dict(row.attributes), "published_at_is": row.published_at_is}
+    return json.dumps(facts, ensure_ascii=False) if facts != _NO_FACTS else ""
+
+
+_NO_FACTS: dict[str, Any] = {"year": None, "attributes": {}, "published_at_is": "known"}
 
 
 def from_milvus(entity: dict[str, Any]) -> ItemRow:
@@ -276,4 +296,5 @@ def from_milvus(entity: dict[str, Any]) -> ItemRow:
         source_offset=int(entity["source_offset"]),
         produced_at_ms=int(entity["produced_at_ms"]),
         title=str(entity["title"]),
+        **json.loads(entity.get(_FACTS) or "{}"),
     )

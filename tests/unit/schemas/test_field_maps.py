@@ -134,3 +134,41 @@ def test_a_value_without_translation_is_judged_as_it_is() -> None:
 def test_a_map_that_cannot_be_meant_is_refused(field_map: FieldMap, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked_field_map(field_map, ItemPublished)
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("specs.colour", "red"),
+        ("tags", ["new", "sale"]),
+        ("labels.name", ["a", "b"]),
+        ("labels.1.name", "b"),
+        ("specs.pages", 320.0),
+        ("sizes", ["38", "40"]),
+        (["nothing", "specs.colour"], "red"),
+        ({"from": "specs.colour", "values": {"red": "rouge"}}, "rouge"),
+        ("header:shop", "north"),
+    ],
+)
+def test_an_attribute_is_read_from_any_nested_field(place: object, found: object) -> None:
+    document = PLAIN | {
+        "specs": {"colour": "red", "pages": 320},
+        "tags": ["new", "sale", None],
+        "labels": [{"name": "a"}, {"name": "b"}],
+        "sizes": [38, 40],
+        "attributes": "theirs",
+    }
+    field_map: FieldMap = {"attributes.one": place}  # type: ignore[dict-item]
+    assert read(document, field_map, shop=b"north").attributes == {"one": found}
+
+
+def test_an_object_can_be_taken_whole_as_the_attributes() -> None:
+    assert read(PLAIN | {"specs": {"a": "x", "b": ["y", "z"]}}, {"attributes": "specs"}).attributes == {
+        "a": "x",
+        "b": ["y", "z"],
+    }
+
+
+def test_only_items_have_attributes() -> None:
+    with pytest.raises(ValueError, match=r"no field is called attributes\.one"):
+        checked_field_map({"attributes.one": "x"}, Behaviour)
