@@ -1,7 +1,7 @@
 """Rows of a data set to a click log: exposures and takes with their seconds.
 
-Pure functions over columns. All randomness is seeded and drawn on the whole set, before users are sampled, so that a
-sampled user has the same exposures whatever the cap.
+Pure functions over columns. All randomness is seeded. Exposures are drawn from what the sampled users take, as a live
+system draws them from its own log.
 """
 
 from __future__ import annotations
@@ -62,13 +62,17 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
     rows = data.interactions
     ts = spread_over_days(rows.ts, seed) if data.day_resolution else rows.ts
     definers = defining_interactions(ts, rows.ts, rows.item, data.publish_ts)
+    users = None if events is None else sample_users(data, events, seed)
     negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(
-        data, ts, seed, retakes=retakes
+        data, ts, seed, retakes=retakes, users=users
     )
 
     source_row = np.full(len(negative_item), -1)
     if data.negatives is None and len(negative_item):
-        source_row = sources_of_draws(ts, rows.item, negative_row, negative_item, seed=seed)
+        held = _held(rows.user, users)
+        beside = np.searchsorted(held, negative_row)
+        found = sources_of_draws(ts[held], rows.item[held], beside, negative_item, seed=seed)
+        source_row = np.where(found >= 0, held[found], -1)
     take = np.flatnonzero(rows.taken)
     everything = np.arange(len(rows))
     merged = Behaviours(
@@ -86,17 +90,10 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
     # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([seed, 13]).permutation(len(merged))
     order = np.lexsort((shuffle, merged.is_take, merged.ts))
-    known_source = merged.source >= 0
-    if events is not None:
-        sampled = sample_users(data, events, seed)
-        order = order[sampled[merged.user[order]]]
-        known_source &= sampled[rows.user[merged.source]]  # a take that is not in the log is counted nowhere
-    merged = replace(
-        merged,
-        source=np.where(known_source, merged.source, -1),
-        source_ts=np.where(known_source, ts[merged.source] if len(ts) else 0, 0),
-    )
-    return _select(merged, order)
+    if users is not None:
+        order = order[users[merged.user[order]]]
+    source_ts = ts[merged.source] if len(ts) else merged.source
+    return _select(replace(merged, source_ts=np.where(merged.source >= 0, source_ts, 0)), order)
 
 
 def spread_over_days(ts: Ints, seed: int) -> Ints:
@@ -245,11 +242,12 @@ def id_prefix(data_name: str, seed: int) -> str:
 
 
 def negatives_beside(
-    data: DataSet, ts: Ints, seed: int, *, retakes: bool = False
+    data: DataSet, ts: Ints, seed: int, *, retakes: bool = False, users: Flags | None = None
 ) -> tuple[Ints, Ints, Ints, Ints, Ints, str | None]:
     """Exposures that were not taken: (user, item, second, interaction beside, running number, source as text).
 
-    `ts` are the seconds of the interactions. An exposure without an interaction beside it has row -1 - its position.
+    `ts` are the seconds of the interactions. Exposures are drawn beside and from the interactions of `users` alone, by
+    default of all: one that was drawn from a take that the log lacks could not leave it out of its features. An exposure without an interaction beside it has row -1 - its position.
     """
     rows = data.interactions
     none = np.zeros(0, np.int64)
@@ -263,13 +261,22 @@ def negatives_beside(
         return given.user, given.item, when, row, number, f"sampled ({given.source})" if given.simulated else None
     if not len(rows) or not rows.taken.all():
         return none, none, none, none, none, None
-    row, number, item = draw_around(ts, rows.user, rows.item, data.publish_ts, seed=seed, retakes=retakes)
+    held = _held(rows.user, users)
+    row, number, item = draw_around(
+        ts[held], rows.user[held], rows.item[held], data.publish_ts, seed=seed, retakes=retakes
+    )
+    row = held[row]
     words = (
         f"drawn by seed {seed}: {NEGATIVES_PER_TAKE} per take from what was taken within {WINDOW_EVENTS:,} events "
         f"before or after, already published then, {'not' if retakes else 'never'} taken by that user"
         + (" then or later" if retakes else "")
     )
     return rows.user[row], item, ts[row], row, number, words
+
+
+def _held(user: Ints, users: Flags | None) -> Ints:
+    """Rows of the interactions of these users."""
+    return np.arange(len(user)) if users is None else np.flatnonzero(users[user])
 
 
 def _running_numbers(row: Ints) -> Ints:

@@ -321,3 +321,20 @@ def test_the_packaged_stream_is_whole_and_draws_its_cards() -> None:
     assert set(pq.read_schema(packaged_folder() / "items.parquet").names) == {
         "item_id", "title", "text", "category", "genres", "release_year", "publish_ts",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("events", [None, 60], ids=["everyone", "some users"])
+def test_drawn_exposures_name_a_take_of_their_item_that_the_log_holds(tmp_path: Path, events: int | None) -> None:
+    data = make_set(tmp_path / "set")
+    log = behaviours_of(data, seed=1, events=events)
+    sent = [json.loads(one.value) for one in Timeline(data, log, 1, NOW).behaviour_records()]
+    takes = {one["event_id"]: (one["item_id"], one["occurred_at"]) for one in sent if one["kind"] != "exposure"}
+    drawn = [one for one in sent if "drawn_from" in one]
+    assert all(takes[one["drawn_from"]] == (one["item_id"], one["drawn_at"]) for one in drawn)
+    shown = {one["exposure_id"] for one in sent if one["kind"] != "exposure"}
+    others = [one for one in sent if one["kind"] == "exposure" and one["event_id"] not in shown]
+    assert len(drawn) == len(others) > 100
+    assert not shown & {one["event_id"] for one in drawn}
+    for one in drawn[:3]:
+        behaviour = decode(Behaviour, json.dumps(one).encode(), now=NOW, max_bytes=MAX_BYTES)
+        assert behaviour.drawn_from == one["drawn_from"] and behaviour.drawn_at is not None

@@ -127,24 +127,27 @@ def test_each_taken_row_is_an_exposure_and_a_take_at_the_same_second(tmp_path: P
         assert log.item[shown[0]] == log.item[take]
 
 
-def test_a_cap_changes_nothing_for_the_users_who_stay(tmp_path: Path) -> None:
+def test_a_cap_keeps_all_that_its_users_took_and_draws_beside_it_from_their_takes_alone(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     ts, user, item, publish = a_stream()
     write(folder, "items", item_id=np.arange(80), title=["x"] * 80, publish_ts=START + publish)
     write(folder, "interactions", user_id=user, item_id=item, ts=START + ts, label=np.ones(600, int))
     data = open_data_set(folder)
 
-    def events(cap: int | None) -> list[tuple[int, ...]]:
+    def events(cap: int | None) -> tuple[list[tuple[int, ...]], set[int], set[int]]:
         log = behaviours_of(data, seed=9, events=cap)
-        names = map(log.exposure_name, range(len(log)))
-        return list(zip(*(column.tolist() for column in (log.ts, log.user, log.item, log.is_take)), names, strict=True))
+        own = log.draw < 0
+        columns = (log.ts, log.user, log.item, log.is_take)
+        rows = [tuple(int(column[n]) for column in columns) for n in np.flatnonzero(own)]
+        assert np.array_equal(log.source >= 0, ~own), "each drawn exposure knows its source"
+        assert np.array_equal(data.interactions.item[log.source[~own]], log.item[~own])
+        return sorted(rows), set(log.user.tolist()), set(data.interactions.user[log.source[~own]].tolist())
 
-    whole, capped = events(None), events(200)
-    kept = {one[1] for one in capped}
-    assert 0 < len(kept) < 40
+    (whole, _, _), (capped, kept, drawn_from) = events(None), events(200)
+    assert 0 < len(kept) < 40 and drawn_from <= kept
     assert capped == [one for one in whole if one[1] in kept]
     assert sum(one[3] for one in capped) <= 200
-    assert capped == events(200)
+    assert events(200) == (capped, kept, drawn_from)
 
 
 def test_exposure_names_are_unique(tmp_path: Path) -> None:
