@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from streams.broker.clients import BrokerConfig
 from streams.broker.partitioning import home_partition
@@ -13,14 +13,14 @@ from streams.replay.timeline import Timeline
 from trainer.samples.partition_merge import Entry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Record:
     partition: int
     offset: int
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = field(default=())
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 def click_log(timeline: Timeline, broker: BrokerConfig, *, partitions: int) -> Iterator[Entry]:

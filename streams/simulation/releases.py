@@ -29,6 +29,7 @@ class SimulatedReleases:
         self._trainer = trainer
         self._config = config
         self._now = now
+        self._candidate: Release | None = None
         self._serving: Release | None = None
         self._best: Release | None = None
         self._scorer: Scorer | None = None
@@ -43,20 +44,19 @@ class SimulatedReleases:
         if shadow is not None:
             if not shadow.complete:
                 return
+            assert self._candidate is not None, "it is in shadow evaluation"
             trainer.shadow = None
             self._conclude(self._candidate, judge(shadow.compared, self._config, against=shadow.against))
         if not trainer.release_due():
             return
         made = trainer.candidate()
-        self._candidate = (made.weights, self._manifest(made))
+        candidate = self._candidate = (made.weights, self._manifest(made))
         bad = not_finite(made.weights)
         trainer.begin_next()
         if self._serving is None or bad:
-            self._conclude(self._candidate, judge(NO_ROWS, self._config, against=None, not_finite=bad))
+            self._conclude(candidate, judge(NO_ROWS, self._config, against=None, not_finite=bad))
             return
-        trainer.shadow = ShadowEvaluation(
-            self._candidate, self._serving, self._best, rows_needed=self._config.trial_rows
-        )
+        trainer.shadow = ShadowEvaluation(candidate, self._serving, self._best, rows_needed=self._config.trial_rows)
 
     def _conclude(self, candidate: Release, decision: PromotionDecision) -> None:
         self.decisions.append(decision)

@@ -61,7 +61,8 @@ def write_run(run: SimulatedRun, document: Mapping[str, Any], out: Path) -> None
     """Write report and scores to a folder. Raises `Misconfigured` if it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / _SCORES, digest=digest_of(run.scored), **{f"score_{k}": v for k, v in run.scored.scores.items()})
+        arrays: dict[str, Any] = {f"score_{name}": values for name, values in run.scored.scores.items()}
+        np.savez(out / _SCORES, **arrays, digest=digest_of(run.scored))
         (out / _REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise Misconfigured(f"the report cannot be written to {out} (--out): {error.strerror}") from None

@@ -247,7 +247,8 @@ def negatives_beside(
     """Exposures that were not taken: (user, item, second, interaction beside, running number, source as text).
 
     `ts` are the seconds of the interactions. Exposures are drawn beside and from the interactions of `users` alone, by
-    default of all: one that was drawn from a take that the log lacks could not leave it out of its features. An exposure without an interaction beside it has row -1 - its position.
+    default of all: one that was drawn from a take that the log lacks could not leave it out of its features. An
+    exposure without an interaction beside it has row -1 - its position.
     """
     rows = data.interactions
     none = np.zeros(0, np.int64)

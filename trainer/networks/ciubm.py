@@ -156,7 +156,8 @@ class CiUBM(nn.Module):
 
     def members(self, batch: CtrBatch) -> Tensor:
         """Logits of the only member, shape (B, 1), as models of the comparison have several."""
-        return self(batch)[:, None]
+        logits_B: Tensor = self(batch)
+        return logits_B[:, None]
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
         """A user's interest without a target: recency-weighted mean of their content, unit length (B, C)."""

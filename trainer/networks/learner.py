@@ -56,7 +56,7 @@ class Learner:
         self.config = config
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
-        self._dense_parameters = dense
+        self._dense_parameters: list[Tensor] = [*dense]
         self._average = [parameter.detach().clone() for parameter in dense]
         self._steps = 0
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
