@@ -42,8 +42,6 @@ class Collated:
     weights_B: Tensor | None = None
     """Weight of each row in the click loss; None where all weigh 1. A correction of the kind alone weighs 0, because
     its impression was learned as taken before."""
-    groups_B: Tensor | None = None
-    """Number, from 0, of what was shown to one user in one second; None where no loss compares rows."""
 
 
 def dense_width(config: FeatureConfig) -> int:
@@ -73,7 +71,6 @@ def collate(
     *,
     history_length: int,
     moment: FeatureState | None = None,
-    grouped: bool = False,
 ) -> Collated:
     """Rows and plan as tensors. `moment` is the state that the rows' features are of; by default nothing was taken yet.
 
@@ -107,12 +104,8 @@ def collate(
     labels_B = torch.tensor([row.label for row in rows], dtype=torch.float32)
     upgrades = [row.upgrade for row in rows]
     weights_B = 1.0 - torch.tensor(upgrades, dtype=torch.float32) if any(upgrades) else None
-    groups_B = None
-    if grouped:
-        number: dict[tuple[str, int], int] = {}
-        groups_B = torch.tensor([number.setdefault((row.user_id, row.second), len(number)) for row in rows])
     if plan is None:
-        return Collated(batch, labels_B, None, distinct_U, weights_B, groups_B)
+        return Collated(batch, labels_B, None, distinct_U, weights_B)
     p = h + len(plan.positives)
     contrastive = ContrastiveBatch(
         rows_P=torch.from_numpy(plan.rows),
@@ -122,7 +115,7 @@ def collate(
         positive_log_q_P=torch.from_numpy(plan.positive_log_q),
         candidate_log_q_K=torch.from_numpy(plan.log_q),
     )
-    return Collated(batch, labels_B, contrastive, distinct_U, weights_B, groups_B)
+    return Collated(batch, labels_B, contrastive, distinct_U, weights_B)
 
 
 def _features_of(

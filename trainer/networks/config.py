@@ -114,9 +114,6 @@ class LearnerConfig(BaseModel):
     """Temperature of the contrastive term."""
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
     """Share of the sampling correction that is applied: 1 removes popularity from the content space entirely."""
-    ranking_weight: float = Field(default=0.0, ge=0)
-    """Weight of the ranking term among what was shown to one user in one second (JRC, arXiv 2208.06164); 0 switches it
-    off."""
     average_steps: float = Field(default=50.0, ge=0)
     """Half-life, in steps, of the running average of the dense weights that releases are made of (Polyak averaging); 0
     releases the weights of the last step."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
-from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce, ranking_loss
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
 from trainer.state import State
 
@@ -70,12 +70,11 @@ class Learner:
         *,
         in_time: float = 1.0,
         weights_B: Tensor | None = None,
-        groups_B: Tensor | None = None,
     ) -> LearnReport:
         """Score the batch with the current weights, then train on it. Raises `NonFiniteLoss` before any weight changes.
 
         `in_time` is the share of takes that arrive before their impression counts as not taken; `weights_B` are weights
-        of the rows in the click loss, 1 by default; `groups_B` are as in `Collated`, for the ranking term.
+        of the rows in the click loss, 1 by default.
         """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
@@ -84,12 +83,10 @@ class Learner:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
         loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
-        if config.ranking_weight and groups_B is not None:
-            loss = loss + config.ranking_weight * ranking_loss(logits_B[:, None], labels_B, groups_B)
         contrastive_loss = None
         if contrastive is not None and content_UC is not None and config.contrastive_weight:
             contrastive_loss = self._contrastive(batch, content_UC, contrastive)
-            loss = loss + config.contrastive_weight * contrastive_loss
+            loss = click_loss + config.contrastive_weight * contrastive_loss
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
         self._dense.zero_grad(set_to_none=True)

@@ -115,18 +115,3 @@ def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float
     """
     p_B = probability_B.detach()
     return torch.where(label_B > 0, torch.ones_like(p_B), (1 - p_B) / (1 - in_time * p_B).clamp_min(1e-6))
-
-
-def ranking_loss(logits_BK: Tensor, labels_B: Tensor, group_B: Tensor) -> Tensor:
-    """Softmax cross-entropy of each positive among the rows of its group, mean over positives; 0 without positives.
-
-    Log-loss calibrates across users, ranking compares within one. Source: the discriminative half of JRC
-    (arXiv 2208.06164), here over one user's rows of one second.
-    """
-    groups = int(group_B.max()) + 1
-    index_BK = group_B[:, None].expand_as(logits_BK)
-    highest_GK = logits_BK.new_full((groups, logits_BK.shape[1]), -torch.inf)
-    highest_GK = highest_GK.scatter_reduce(0, index_BK, logits_BK.detach(), "amax")
-    mass_GK = torch.zeros_like(highest_GK).index_add(0, group_B, (logits_BK - highest_GK[group_B]).exp())
-    log_share_BK = logits_BK - highest_GK[group_B] - mass_GK[group_B].log()
-    return -(log_share_BK * labels_B[:, None]).sum() / (labels_B.sum().clamp(min=1) * logits_BK.shape[1])

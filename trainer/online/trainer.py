@@ -161,12 +161,7 @@ class OnlineTrainer:
             self._take_counts.add(take.item, take.second)
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(
-            rows,
-            plan,
-            self.catalogue,
-            history_length=self.config.history_length,
-            moment=self._moment,
-            grouped=bool(self.config.learner.ranking_weight),
+            rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment
         )
         self._count(takes, before=rows[-1].second)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)

@@ -73,12 +73,7 @@ class Variants:
                 batch = replace(batch, **self._shuffle.vectors(collated.items_U, catalogue))
             with self._own_torch_rng():
                 report = learner.step(
-                    batch,
-                    collated.labels_B,
-                    collated.contrastive,
-                    in_time=in_time,
-                    weights_B=collated.weights_B,
-                    groups_B=collated.groups_B,
+                    batch, collated.labels_B, collated.contrastive, in_time=in_time, weights_B=collated.weights_B
                 )
             probabilities[name], losses[name] = report.probabilities_B, report.loss
         return VariantsReport(probabilities, losses)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.metrics import log_loss, user_auc
 from trainer.networks.id_table import IdTable
 from trainer.networks.learner import forget_rows
-from trainer.networks.losses import NonFiniteLoss, ranking_loss
+from trainer.networks.losses import NonFiniteLoss
 from trainer.networks.row_adam import RowAdam
 from trainer.offline.neural.columns import ColumnBatches
 
@@ -110,6 +110,21 @@ def predict(network: nn.Module, data: ColumnBatches, *, batch_rows: int = 2048) 
         logits_BK: Tensor = network.members(data.batch(rows))  # type: ignore[operator]
         scores_N[rows] = torch.sigmoid(logits_BK.double()).mean(1).cpu().numpy()
     return scores_N
+
+
+def ranking_loss(logits_BK: Tensor, labels_B: Tensor, group_B: Tensor) -> Tensor:
+    """Softmax cross-entropy of each positive among the rows of its group, mean over positives; 0 without positives.
+
+    Log-loss calibrates across users, ranking compares within one. Source: the discriminative half of JRC
+    (arXiv 2208.06164), here over one user's rows of one second.
+    """
+    groups = int(group_B.max()) + 1
+    index_BK = group_B[:, None].expand_as(logits_BK)
+    highest_GK = logits_BK.new_full((groups, logits_BK.shape[1]), -torch.inf)
+    highest_GK = highest_GK.scatter_reduce(0, index_BK, logits_BK.detach(), "amax")
+    mass_GK = torch.zeros_like(highest_GK).index_add(0, group_B, (logits_BK - highest_GK[group_B]).exp())
+    log_share_BK = logits_BK - highest_GK[group_B] - mass_GK[group_B].log()
+    return -(log_share_BK * labels_B[:, None]).sum() / (labels_B.sum().clamp(min=1) * logits_BK.shape[1])
 
 
 def _rate(done: float, warm_up: float) -> float:

@@ -40,13 +40,13 @@ def test_an_id_that_gets_anothers_row_does_not_get_its_momentum() -> None:
         assert not moments[reassigned].any() and (moments[~reassigned] > 0).all()
 
 
-def learned_batch() -> tuple[Collated, list[Impression]]:
+def learned_batch() -> Collated:
     rows = [Impression("e", 0, n, n // 4, f"u{n // 4}", n + 1, (3, 5), (0, 0), False, False, n % 2) for n in range(12)]
-    return collate(rows, None, make_catalogue(16), history_length=5, grouped=True), rows
+    return collate(rows, None, make_catalogue(16), history_length=5)
 
 
 def test_a_release_has_the_running_average_of_the_dense_weights_and_the_id_table_as_it_is() -> None:
-    collated, _ = learned_batch()
+    collated = learned_batch()
     config = LearnerConfig(learning_rate=0.05, average_steps=3.0)
     learner = Learner(SMALL_MODEL, config, vector_width=DIM, seed=0)
     expected = learner.model.projection.weight.detach().clone()
@@ -64,7 +64,7 @@ def test_a_release_has_the_running_average_of_the_dense_weights_and_the_id_table
 
 
 def test_without_an_average_a_release_has_the_weights_of_the_last_step() -> None:
-    collated, _ = learned_batch()
+    collated = learned_batch()
     learner = Learner(SMALL_MODEL, LearnerConfig(average_steps=0), vector_width=DIM, seed=0)
     for _ in range(3):
         learner.step(collated.batch, collated.labels_B, None)
@@ -73,23 +73,9 @@ def test_without_an_average_a_release_has_the_weights_of_the_last_step() -> None
 
 
 def test_averaging_changes_nothing_of_what_is_learned() -> None:
-    collated, _ = learned_batch()
+    collated = learned_batch()
     found = []
     for half_life in (0.0, 20.0):
         learner = Learner(SMALL_MODEL, LearnerConfig(average_steps=half_life), vector_width=DIM, seed=0)
         found.append([learner.step(collated.batch, collated.labels_B, None).probabilities_B for _ in range(4)])
     np.testing.assert_array_equal(found[0], found[1])
-
-
-def test_the_ranking_term_compares_what_one_user_was_shown_in_one_second() -> None:
-    collated, rows = learned_batch()
-    assert collated.groups_B is not None and collated.groups_B.tolist() == [n // 4 for n in range(12)]
-    assert len(rows) == 12
-    steps = [
-        Learner(SMALL_MODEL, LearnerConfig(ranking_weight=weight), vector_width=DIM, seed=0) for weight in (0.0, 0.5)
-    ]
-    first = [one.step(collated.batch, collated.labels_B, None, groups_B=collated.groups_B) for one in steps]
-    np.testing.assert_array_equal(first[0].probabilities_B, first[1].probabilities_B)
-    assert first[0].loss == first[1].loss, "the click loss is reported alone"
-    weights = [one.model.projection.weight for one in steps]
-    assert not torch.equal(*weights)

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from tests.factories.neural import ITEMS, random_world, world
-from trainer.networks.losses import ranking_loss
 from trainer.offline.data import history_matrix
 from trainer.offline.neural.columns import ColumnBatches
+from trainer.offline.neural.fitting import ranking_loss
 
 
 def test_a_batch_says_of_each_row_what_its_columns_say() -> None:
