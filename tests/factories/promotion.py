@@ -79,8 +79,9 @@ class Scene:
 
     def spoil_weights(self, factor: float) -> None:
         """Make the training model itself worse."""
+        learner = self.trainer._variants._learners["ciubm"]
         with torch.no_grad():
-            for weight in self.trainer._variants.model.parameters():
+            for weight in (*learner.model.parameters(), *learner._average):
                 weight.mul_(factor)
 
     async def decide(self) -> None:

@@ -42,7 +42,7 @@ class CiUBMConfig(BaseModel):
     """Histogram and summaries of the similarities themselves."""
     raw_similarities: bool = True
     """Similarities of the stored vectors beside those of the projected ones."""
-    bilinear_interest: bool = True
+    bilinear_interest: bool = False
     """Summaries of a learned bilinear form of target and history content, beside their cosine."""
     target_id: bool = True
     """The target's own id embedding beside the interests."""

@@ -106,9 +106,8 @@ def test_interests_match_plain_loops() -> None:
 
     interests = [attended * scale, fusion, interest]
     counted = [summaries(similarity), summaries(raw)]
-    bilinear = summaries(similarity)[-4:]  # the form begins as the cosine
     dense = network.numeric(batch.dense_BF)[0].detach().numpy()
-    expected = np.concatenate([identity(target), dense, *interests, *counted, bilinear, content(target)])
+    expected = np.concatenate([identity(target), dense, *interests, *counted, content(target)])
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 

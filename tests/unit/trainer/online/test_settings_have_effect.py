@@ -32,7 +32,7 @@ OTHER: Mapping[str, dict[str, Any]] = {
     "fusion_interest": {"fusion_interest": False},
     "similarity_features": {"similarity_features": False},
     "raw_similarities": {"raw_similarities": False},
-    "bilinear_interest": {"bilinear_interest": False},
+    "bilinear_interest": {"bilinear_interest": True},
     "target_id": {"target_id": False},
     "target_content": {"target_content": False},
     "content_in_attention": {"content_in_attention": False},
