@@ -154,6 +154,17 @@ async def test_a_simulation_learns_the_rows_of_a_trainer_that_reads_a_replay(fol
     assert run.counts == trainer.intake.counts and run.counts.dead_lettered > 0 and run.counts.pending > 0
 
 
+async def test_each_record_has_the_place_that_a_producer_gives_it(folder: Path) -> None:
+    timeline, broker = timeline_of(folder), Broker()
+    await Replay(broker, BrokerConfig(), TopicsConfig(prefix=""), ReplayConfig()).run(timeline)
+    logs = {number: log for (topic, number), log in broker.records.items() if topic == "behaviours"}
+    held = {(number, record.offset): record for number, log in logs.items() for record in log}
+    entries = list(click_log(timeline, BrokerConfig(), partitions=PARTITIONS))
+    assert len({entry.partition for entry in entries}) == PARTITIONS and len(entries) == len(held)
+    for entry in entries:
+        assert entry.behaviour == behaviour_of(held[entry.partition, entry.offset], BrokerConfig(), {})
+
+
 def test_the_same_folder_gives_the_same_scores_to_the_last_digit_and_releases_are_compared(folder: Path) -> None:
     first, second = simulated(folder), simulated(folder)
     for name in ("ciubm", SERVED):

@@ -67,7 +67,7 @@ def test_no_row_sees_a_take_of_its_own_second_also_when_a_step_ends_within_it() 
 
 def test_a_drawn_exposure_does_not_see_the_take_that_it_was_drawn_from() -> None:
     log = [event for n, at in enumerate((0, 1)) for event in shown_and_taken(n, "i1", at)]
-    log += shown_and_taken(7, "i2", 2)
+    log += [*shown_and_taken(7, "i2", 2), behaviour("filler", item="i3", second=3)]
     drawn = behaviour("d", user="u9", item="i1", second=50)
     source = {"drawn_from": "t1", "drawn_at": log[3].occurred_at}
     log += [drawn.model_copy(update=source), behaviour("s", user="u8", item="i1", second=50)]
@@ -75,6 +75,7 @@ def test_a_drawn_exposure_does_not_see_the_take_that_it_was_drawn_from() -> None
     seen = watched(trainer)
     observe_all(trainer, log)
     finish(trainer)
+    assert {row.event_id for row in seen.rows[4:]} == {"d", "s"}, "both of one step"
     counts = {name: round(float(np.expm1(seen.of(name, "takes")))) for name in ("d", "s")}
     assert counts == {"d": 1, "s": 2}
 

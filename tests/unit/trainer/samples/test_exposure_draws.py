@@ -12,6 +12,7 @@ from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.provenance.journal import Segment
 from trainer.provenance.rebuild import Rebuild
+from trainer.samples.id_hashes import id_hashes
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.rows import Impression
 
@@ -45,6 +46,19 @@ def rows_of(log: list[Behaviour], **over: object) -> tuple[OnlineTrainer, list[I
         trainer.intake.trained(batch)
         trainer.intake.advance()
     return trainer, rows
+
+
+def test_what_is_drawn_names_a_take_of_its_item_within_the_window() -> None:
+    (log,) = takes(100)
+    trainer, rows = rows_of(log)
+    by_hash = {id_hashes(event.event_id)[0]: event for event in log}
+    assert {row.drawn_from for row in rows if row.draw <= 1} == {0}
+    beside = [row for row in rows if row.draw > 1]
+    assert len(beside) > 100
+    for row in beside:
+        source = by_hash[row.drawn_from]
+        assert source.item_id == trainer.catalogue.item_id(row.item) and source.kind.is_take
+        assert int(source.occurred_at.timestamp()) == row.drawn_second and abs(row.drawn_second - row.second) <= 20
 
 
 def test_a_log_of_takes_alone_makes_a_row_of_each_and_the_stated_number_beside_it() -> None:
