@@ -50,6 +50,9 @@ def row(item_id: str, seed: int = 0, *, offset: int = 0, pending: bool = False, 
         source_offset=offset,
         produced_at_ms=1_790_000_000_123,
         title="a red shoe",
+        year=1999,
+        attributes={"colour": "röd", "tags": ["a", "b"], "pages": 7.5},
+        published_at_is="inferred",
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable
+from streams.indexing.announcements import as_embedding
 from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
@@ -399,3 +400,23 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     await path.index_all(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
     assert set(path.on_sale) == {"good"}
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]
+
+
+async def test_attributes_are_announced_and_a_change_of_them_alone_is_not_encoded_again(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="one", year=1999, attributes={"colour": "red", "tags": ["x", "y"]}))
+    await path.index_all(path.publish("a", title="one", year=1999, attributes={"pages": 7}, published_at_is="inferred"))
+    first, second = (as_embedding(row) for row in path.outbox.announced)
+    assert (first.year, first.attributes) == (1999, {"colour": "red", "tags": ["x", "y"]})
+    assert (second.year, second.attributes, second.published_at_is) == (1999, {"pages": 7.0}, "inferred")
+    assert first.published_at_is == "known" and path.encoder.encoded == 1
+
+
+async def test_outcomes_are_left_out_and_what_looks_like_one_is_reported_once(path: ItemPath) -> None:
+    path = ItemPath(config=IndexConfig(outcomes=("sales",)))
+    with capture_logs() as logs:
+        for item_id in ("a", "b"):
+            attributes = {"sales": 12, "avg_rating": 4.5, "colour": "red"}
+            await path.index_all(path.publish(item_id, title="one", attributes=attributes))
+    assert path.rows["a"].attributes == {"avg_rating": 4.5, "colour": "red"}
+    warned = [entry["attribute"] for entry in logs if entry["log_level"] == "warning"]
+    assert warned == ["avg_rating"]
