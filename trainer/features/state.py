@@ -111,12 +111,13 @@ class FeatureState:
         the take that each target was drawn from.
         """
         drawn = np.flatnonzero((source_B != 0) & (second_B < self.before))
-        drawn = drawn[[self._users.is_counted(event) for event in source_B[drawn].tolist()]] if len(drawn) else drawn
+        row_D = self._users.rows_of(source_B[drawn].tolist())
+        drawn, row_D = drawn[row_D != 0], row_D[row_D != 0]
         if not len(drawn):
             return DrawnSources.none(len(target_B))
         seconds_B = np.full(len(target_B), NEVER, np.int64)
         seconds_B[drawn] = second_B[drawn]
-        beside_DL = self._users.beside(source_B[drawn].tolist(), target_B[drawn], second_B[drawn])
+        beside_DL = self._users.beside(row_D, target_B[drawn], second_B[drawn])
         partner_BL = np.zeros((len(target_B), beside_DL.shape[1]), np.uint32)
         hashes = item_hash(self._items.hashes(beside_DL.ravel())).reshape(beside_DL.shape)
         partner_BL[drawn] = np.where(beside_DL > 0, hashes, 0)

@@ -60,13 +60,15 @@ class UserTakes:
         while len(self._sources) > self._remembered:
             del self._sources[next(iter(self._sources))]
 
-    def is_counted(self, event: int) -> bool:
-        """Whether a take was counted; False for one that is not among the newest, or that the log does not hold."""
-        return self._sources.get(event, _NOT_COUNTED) != _NOT_COUNTED
+    def rows_of(self, event_D: list[int]) -> NDArray[np.int64]:
+        """For `beside`, per named take; 0 for one that was not counted, is not among the newest, or was never there."""
+        return np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
 
-    def beside(self, event_D: list[int], item_D: NDArray[np.int64], second_D: NDArray[np.int64]) -> NDArray[np.int64]:
+    def beside(
+        self, row_D: NDArray[np.int64], item_D: NDArray[np.int64], second_D: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """The items that each named take is paired with, shape (D, L), 0 pads; none where the user is not kept."""
-        row_D = np.array([max(0, self._sources.get(event, _NOT_COUNTED)) for event in event_D], np.int64)
+        row_D = np.maximum(row_D, 0)
         item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
         own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
         own_D = own_DL.argmax(axis=1)
