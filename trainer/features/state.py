@@ -110,7 +110,7 @@ class FeatureState:
         `target_B` are item numbers; `source_B` and `second_B` name event (0 for a row that was not drawn) and second of
         the take that each target was drawn from.
         """
-        drawn = np.flatnonzero((source_B != 0) & (second_B < self.before))
+        drawn = np.flatnonzero(source_B)
         row_D = self._users.rows_of(source_B[drawn].tolist())
         drawn, row_D = drawn[row_D != 0], row_D[row_D != 0]
         if not len(drawn):

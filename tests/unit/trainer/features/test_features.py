@@ -137,6 +137,8 @@ def test_what_decays_to_almost_nothing_becomes_nothing() -> None:
     state = fed(world, [Take(1, 1, 0, 1), Take(2, 2, 0, 2)])
     late = features_of(state, [Row(n, [2], [0], 400 * 86_400) for n in range(1, 5)])
     assert np.isfinite(late).all()
+    weeks = features_of(state, [Row(n, [2], [0], 20 * 86_400) for n in range(1, 5)])
+    assert set(weeks[:, CONFIG.names.index("takes 1d")]) == {0.0} and weeks[0, CONFIG.names.index("takes 7d")] > 0
     decayed = [place for place, name in enumerate(CONFIG.names) if name in ("takes 1h", "takes 6h", "takes 1d")]
     assert not late[:, decayed].any()
     just_drawn = features_of(state, [Row(1, [2], [0], 10, source=(1, 0))])
@@ -202,8 +204,32 @@ def test_a_forgotten_user_is_in_no_later_pair_and_the_counts_stay() -> None:
     assert partners(state, world, 1) == {2: 1}
     state.add(columns_of([Take(1, 3, 2, 3)]), before=3)
     assert partners(state, world, 3) == {} and partners(state, world, 1) == {2: 1}
-    snapshot = state.snapshot()
-    assert 1 in snapshot.arrays["users/source_row"].tolist() or len(snapshot.arrays["users/source"]) == 1
+
+
+def test_a_drawn_exposure_leaves_out_the_take_of_a_user_who_was_forgotten() -> None:
+    world = World(CONFIG, ITEMS)
+    state = fed(world, [Take(1, 1, 0, 1), Take(1, 2, 1, 2), Take(2, 1, 2, 3)])
+    state.forget(1)
+    (found,) = features_of(state, [Row(1, [2], [1], 10, source=(1, 0))])
+    assert found[CONFIG.names.index("takes")] == pytest.approx(np.log(2), abs=1e-3)
+    assert found[CONFIG.names.index("together")] == pytest.approx(np.log(2), abs=1e-3)  # the pair can no longer be told
+
+
+def test_a_source_that_the_state_does_not_know_was_not_counted() -> None:
+    world = World(CONFIG, ITEMS)
+    state = fed(world, [Take(1, 1, 0, 1)])
+    (found,) = features_of(state, [Row(1, [], [], 10, source=(77, 5))])
+    assert found[CONFIG.names.index("takes")] == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_a_pair_counts_while_either_item_has_it_in_its_list() -> None:
+    config = CONFIG.model_copy(update={"partners": 1})
+    world = World(config, ITEMS)
+    state = fed(world, [Take(1, 2, 0, 1), Take(1, 1, 1, 2), Take(2, 3, 2, 3), Take(2, 1, 3, 4)], step=1)
+    assert len(partners(state, world, 1)) == 1
+    rows = [Row(1, [2, 3], [0, 0], 10), Row(2, [1], [0], 10), Row(3, [1], [0], 10)]
+    found = features_of(state, rows)[:, config.names.index("together")]
+    assert found == pytest.approx(np.log1p([2, 1, 1]), abs=1e-3)
 
 
 def test_items_longest_without_a_take_lose_their_counts() -> None:
