@@ -12,7 +12,7 @@ from trainer.features.config import FeatureConfig
 from trainer.features.states import NEVER
 from trainer.state import State, whole_numbers
 
-_NOT_COUNTED, _NO_LONGER_KNOWN = 0, -1
+_NOT_COUNTED = 0
 _REMOVED_SHARE = 16
 
 
@@ -68,7 +68,6 @@ class UserTakes:
         self, row_D: NDArray[np.int64], item_D: NDArray[np.int64], second_D: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """The items that each named take is paired with, shape (D, L), 0 pads; none where the user is not kept."""
-        row_D = np.maximum(row_D, 0)
         item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
         own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
         own_D = own_DL.argmax(axis=1)
@@ -117,10 +116,6 @@ class UserTakes:
     def _clear(self, rows: NDArray[np.int64]) -> None:
         self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
         self._free += rows.tolist()
-        gone = set(rows.tolist())
-        for event, row in self._sources.items():
-            if row in gone:
-                self._sources[event] = _NO_LONGER_KNOWN
 
     def snapshot(self) -> State:
         """Everything, copied."""

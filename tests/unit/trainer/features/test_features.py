@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from tests.factories.feature_world import (
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.features.states import SharedCounts, TakeRows
+from trainer.samples.id_hashes import id_hashes
+from trainer.samples.item_facts import facts_of, word_hash
 
 CONFIG = FeatureConfig(attributes=("genres", "colour"), history_length=8, partners=64)
 ITEMS = 40
@@ -248,6 +251,24 @@ def test_users_longest_without_a_take_lose_theirs() -> None:
     state = fed(world, [Take(user, 1 + user % ITEMS, user, user) for user in range(1, 60)], step=5)
     users = state.snapshot().arrays["users/user"]
     assert len(users) <= 16 and users.max() == 59
+
+
+def test_hashes_that_share_their_low_bits_are_told_apart() -> None:
+    def alike(hash_of: Callable[[int], int]) -> int:
+        return next(n for n in range(1, 1 << 20) if hash_of(n) % (1 << 16) == hash_of(0) % (1 << 16))
+
+    colour = alike(lambda n: word_hash("colour", f"c{n}"))
+    item = alike(lambda n: id_hashes(f"i{n}")[0] & 0xFFFF_FFFF)
+    world = World(CONFIG, 3)
+    for number, name in ((1, "c0"), (2, f"c{colour}"), (3, f"c{colour}")):
+        about = {**world.described[number], "attributes": {"colour": name}}
+        world._facts.put(number, facts_of(CONFIG, **about))  # type: ignore[arg-type]
+    world._hashes[1], world._hashes[2] = id_hashes("i0"), id_hashes(f"i{item}")
+    state = fed(world, [Take(1, 1, 0, 1), Take(1, 3, 1, 2)])
+    rows = [Row(1, [2, 2], [0, 0], 10), Row(3, [2, 2], [0, 0], 10), Row(3, [2, 1], [0, 0], 10)]
+    found = np.concatenate([features_of(state, [row]) for row in rows])
+    assert found[:, CONFIG.names.index("colour share")].tolist() == [0, 1, 0.5]
+    assert found[:, CONFIG.names.index("together")] == pytest.approx(np.log1p([0, 0, 1]), abs=1e-3)
 
 
 def test_an_item_state_is_the_same_as_a_record() -> None:
