@@ -10,6 +10,7 @@ from hashlib import blake2b
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
+from trainer.samples.histories import newest_only, place_of
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
@@ -21,13 +22,28 @@ class _UserHistory:
     items: list[int] = field(default_factory=list)
     seconds: list[int] = field(default_factory=list)
 
+    def add(self, item: int, second: int, *, length: int, once: bool) -> None:
+        """Add a take, the newest so far; `once`: it replaces the item's former one."""
+        _, former = place_of(self.items, self.seconds, item, second) if once else (None, None)
+        if former is not None:
+            del self.items[former], self.seconds[former]
+        self.items.append(item)
+        self.seconds.append(second)
+        if len(self.items) > length:
+            del self.items[0], self.seconds[0]
+
+    def keep(self, places: list[int]) -> None:
+        """Keep these places alone."""
+        self.items, self.seconds = [self.items[at] for at in places], [self.seconds[at] for at in places]
+
 
 class ImpressionJoin:
     """Builds impressions second by second.
 
     All impressions of a second have the histories before that second; its takes are appended afterwards. An impression
     waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and item); then it
-    is resolved, in the order of its second.
+    is resolved, in the order of its second. A history holds each item once, at its newest take; those of earlier builds
+    (`items_once` false) held every take.
 
     A take after that corrects an impression that is among `corrections`: the impression is returned a second time, as
     taken, or as taken in a more reliable way.
@@ -42,11 +58,13 @@ class ImpressionJoin:
         max_users: int,
         corrections: CorrectableRows | None = None,
         draws: Draws | None = None,
+        items_once: bool = True,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
         self._attribution = attribution_seconds
         self._max_users = max_users
+        self._once = items_once
         self._histories: OrderedDict[str, _UserHistory] = OrderedDict()
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
@@ -141,6 +159,9 @@ class ImpressionJoin:
         """Return to the state of `snapshot`."""
         histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
         self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
+        for history in self._histories.values():
+            if self._once and len(set(history.items)) < len(history.items):  # of an earlier build
+                history.keep(newest_only(history.items))
         self._waiting = deque(unpack_impressions(state.part("waiting")))
         self.too_late = state.values.get("too_late", 0)
         if self._correctable is not None and "correctable" in state.values:
@@ -278,7 +299,4 @@ class ImpressionJoin:
                 self._histories.popitem(last=False)  # the user inactive for longest
         else:
             self._histories.move_to_end(take.user_id)
-        history.items.append(take.item)
-        history.seconds.append(take.second)
-        if len(history.items) > self._length:
-            del history.items[0], history.seconds[0]
+        history.add(take.item, take.second, length=self._length, once=self._once)

@@ -36,7 +36,7 @@ COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
 
 
 class BehaviourStore(Protocol):
-    """Per-user sequences of takes in event time, with the log position that they reflect."""
+    """Per-user sequences of taken items in event time, with the log position that they reflect."""
 
     async def bind(self, log: TopicIncarnation) -> None:
         """Bind the positions to `log`; call before the first `record`.
@@ -55,7 +55,7 @@ class BehaviourStore(Protocol):
         """
 
     async def history(self, user_id: str) -> list[TakenItem]:
-        """Return the newest takes of a user, oldest first; empty for an unknown one."""
+        """Return the items that a user took last, oldest first; empty for an unknown user."""
 
     async def taken_items(self, user_id: str) -> list[str]:
         """Return the items of `history` alone, which is all that scoring needs, at a tenth of the cost."""
