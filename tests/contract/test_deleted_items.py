@@ -231,7 +231,7 @@ class TestRedisDeletedItems(DeletedItemsContract):
             return await evaluate(script, *given)
 
         client.eval = overtaken
-        assert await both.sweep() == 2 and await both.items("u1") == ["b", "c"]
+        assert await both.sweep() == 1 and await both.items("u1") == ["b", "c"]
 
     async def test_a_sweep_between_a_recorders_read_and_its_write_is_not_undone(self, both: Both) -> None:
         assert isinstance(both.store, RedisBehaviourStore)
