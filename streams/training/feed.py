@@ -16,6 +16,7 @@ from trainer.samples.partition_merge import Entry
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import OnlineTrainer
+    from trainer.samples.catalogue import Catalogue
 
 log = structlog.get_logger()
 
@@ -57,7 +58,7 @@ class Feed:
         Raises `Misconfigured` if the trainer is full, and more events are the only thing that could help.
         """
         if self._may_feed(trainer, missing):
-            self._fill()
+            self._fill(trainer.catalogue)
         idle = self._reads.newly_idle(except_for={entry.partition for entry in self._chunk})
         timed_out = self._overdue(missing)
         finish = self._reads.bounded and self._reads.all_handed_out and not self._chunk
@@ -91,10 +92,10 @@ class Feed:
         names = ", ".join(f"MIM_TRAINER__{name}" for name in spans)
         raise Misconfigured(f"{said}, even twice. Raise it, or lower {names}")
 
-    def _fill(self) -> None:
+    def _fill(self, catalogue: Catalogue) -> None:
         entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk))
         for entry in entries:
-            if entry.behaviour is not None:
+            if entry.behaviour is not None and not catalogue.holds(entry.behaviour.item_id):
                 self._waits.needed(entry.behaviour.item_id, entry.produced_at)
         self._chunk.extend(entries)
 

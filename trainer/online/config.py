@@ -31,6 +31,11 @@ class TrainerConfig(JoinConfig):
     """Half-life of the take counts behind the logQ correction."""
     remembered_items: int = Field(default=500_000, ge=1)
     """Deleted items, and as many whose vector was given up, that rows do not wait for; about 150 bytes each."""
+    item_megabytes: float = Field(default=2048.0, gt=0)
+    """Memory for items that behaviours named, by estimate: 600 bytes each and 4 per component of their vectors. Above
+    it, or above twice what is in use, those that no history, no row and no draw names lose their number and, once
+    deleted, everything else; named again they are numbered anew. The topic `embeddings` bounds the vectors of items
+    that are not deleted."""
     release_every_rows: int = Field(default=20_000, ge=1)
     """Rows learned between two releases."""
     release_every_event_seconds: float | None = Field(default=None, gt=0)
