@@ -42,8 +42,9 @@ class TrainerConfig(JoinConfig):
     """Event time between two releases, where that comes before `release_every_rows`."""
     pending_megabytes: float = Field(default=4096.0, gt=0)
     """Memory for events on their way to rows, by estimate (1,700 bytes an event, then 400 and 16 per take of its
-    history), above which reading pauses while anything else can make room. Each event waits for LATENESS_SECONDS and
-    ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second. At twice as much the trainer ends and says so."""
+    history). Above it only the partitions are read that event time waits for. Each event waits for LATENESS_SECONDS and
+    ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second of event time. If that wait alone does not fit
+    into twice as much, the trainer ends and says so."""
     model: CiUBMConfig = Field(default_factory=CiUBMConfig)
     """The network."""
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
