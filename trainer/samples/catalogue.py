@@ -183,8 +183,9 @@ class Catalogue:
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """The rows as they lie, and the row of each number."""
+        """The rows as they lie, and the retired numbers that still stand for one."""
         count = len(self._ids)
+        retired = [(number, row) for row, numbers in self._retired.items() for number in numbers]
         state = State(values={"next": self._next, "crowded_at": self._crowded_at, "released": self._released})
         state.put_texts("ids", self._ids)
         state.put_texts("contents", self._contents)
@@ -194,9 +195,8 @@ class Catalogue:
                 "has_vector": self._has_vector[:count].copy(),
                 "published_at": self._published_at[:count].copy(),
                 "hashes": self._hashes[:count].copy(),
-                "numbers": whole_numbers(self._row_of),
-                "rows": whole_numbers(self._row_of.values()),
-                "current": whole_numbers(self._numbers),
+                "numbers": whole_numbers(self._numbers),
+                "retired": np.array(retired, np.int64).reshape(-1, 2),
             }
         )
         return state
@@ -221,23 +221,23 @@ class Catalogue:
         self._rows = {item_id: row for row, item_id in enumerate(self._ids) if item_id}
         self._free = [row for row in range(count - 1, 0, -1) if not self._ids[row]]
         self._digests.clear()
+        self._retired = {}
         if "numbers" in arrays:
-            self._numbers = arrays["current"].tolist()
-            self._row_of = dict(zip(arrays["numbers"].tolist(), arrays["rows"].tolist(), strict=True))
+            self._numbers = arrays["numbers"].tolist()
+            retired = arrays["retired"].tolist()
         else:  # an earlier build gave each number the row of the same place, and kept items without a number apart
-            self._numbers = list(range(count))
-            self._row_of = dict(enumerate(self._numbers))
+            self._numbers, retired = list(range(count)), []
             self._restore_unnamed(state)
-        if len(self._numbers) != len(self._ids) or max(self._row_of.values()) >= len(self._ids):
+        if len(self._numbers) != len(self._ids) or any(row >= count for _, row in retired):
             raise ValueError(f"{len(self._ids)} items do not fit their numbers")
+        self._row_of = {number: row for row, number in enumerate(self._numbers) if number or not row}
+        for number, row in retired:
+            self._row_of[number] = row
+            self._retired.setdefault(row, []).append(number)
         self._next = state.values.get("next", count)
         self._crowded_at = state.values.get("crowded_at", self._most)
         self._released = state.values.get("released", True)
         self.named = sum(1 for number in self._numbers if number)
-        self._retired = {}
-        for number, row in self._row_of.items():
-            if number != self._numbers[row]:
-                self._retired.setdefault(row, []).append(number)
 
     def _restore_unnamed(self, state: State) -> None:
         vectors, published = state.arrays["unmet.vectors"], state.arrays["unmet.published_at"].tolist()

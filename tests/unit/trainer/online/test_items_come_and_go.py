@@ -170,7 +170,7 @@ def test_a_catalogue_of_an_earlier_build_is_read() -> None:
     catalogue.put_embedding(embedding("named", 1))
     catalogue.number("named")
     state = through_bytes(catalogue.snapshot())
-    for name in ("numbers", "rows", "current"):
+    for name in ("numbers", "retired"):
         del state.arrays[name]
     state.values.clear()
     state.put_texts("unmet.ids", ["unnamed"])
