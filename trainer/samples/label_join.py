@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import chain
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
@@ -119,6 +120,16 @@ class ImpressionJoin:
             if self._correctable is not None and impression.draw <= 1:  # what was drawn beside a take stays not taken
                 self._correctable.add(impression)
             yield impression
+
+    def items_in_use(self) -> Iterator[int]:
+        """Numbers of the items that histories, rows and draws name; after `add_second` a matter of the log alone."""
+        for history in self._histories.values():
+            yield from history.items
+        for row in chain(self._waiting, self._correctable or ()):
+            yield row.item
+            yield from row.history
+        if isinstance(self._draws, ExposureDraws):
+            yield from filter(None, map(self._catalogue.find, self._draws.items()))
 
     def corrections(self) -> list[Impression]:
         """Impressions corrected by late takes since the last call, in the order of the takes."""
