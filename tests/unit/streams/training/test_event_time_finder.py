@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -18,45 +16,25 @@ from streams.broker.topics import TopicsConfig
 from streams.training import event_times
 from streams.training.event_times import EventTimeFinder
 from tests.factories.fake_consumer import IN_TIME_MS, FakeRecord
+from tests.factories.memory_log import MemoryLog
 from tests.factories.samples import DAY0, behaviour
 
 
-class Log:
-    """Partitions of `behaviours` in memory, and the records that were read of them."""
+class Log(MemoryLog):
+    """Two partitions of `behaviours`."""
 
     def __init__(self, *partitions: list[FakeRecord]) -> None:
-        self.partitions_of = dict(enumerate(partitions))
-        self.first = dict.fromkeys(self.partitions_of, 0)
-        self.read_offsets: list[tuple[int, int]] = []
-
-    def __call__(self, *_: Any) -> Log:
-        return self
-
-    async def __aenter__(self) -> Log:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def partitions(self, name: str) -> list[TopicPartition]:
-        return [TopicPartition(f"mim.{name}", number) for number in self.partitions_of]
-
-    async def bounds(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, int]]:
-        ends = {n: records[-1].offset + 1 if records else 0 for n, records in self.partitions_of.items()}
-        return {one: (self.first[one.partition], ends[one.partition]) for one in partitions}
-
-    async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[FakeRecord]:
-        assert start >= self.first[partition.partition]
-        for record in self.partitions_of[partition.partition]:
-            if start <= record.offset < end:
-                self.read_offsets.append((partition.partition, record.offset))
-                yield record
+        super().__init__(behaviours=partitions)
 
     def reached(self, number: int, second: float) -> int:
         """The first event that is there and reaches a second, one after another."""
-        for record in self.partitions_of[number]:
-            if record.offset >= self.first[number] and TIMES.get((number, record.offset), -1) >= second:
+        for record in self.topics["behaviours"][number]:
+            if TIMES.get((number, record.offset), -1) >= second:
                 return record.offset
-        return self.partitions_of[number][-1].offset + 1
+        return self.topics["behaviours"][number][-1].offset + 1
+
+    def read_of(self, number: int) -> list[int]:
+        return [offset for _, partition, offset in self.passed if partition == number]
 
 
 TIMES: dict[tuple[int, int], float] = {}
@@ -96,7 +74,7 @@ async def test_any_moment_is_found_at_the_first_event_that_reaches_it_while_the_
         for number in (0, 1):
             for _ in range(rng.randrange(1, 15)):
                 at = None if rng.random() < 0.1 else 20 * grown + rng.randrange(30)
-                log.partitions_of[number].append(event(number, offsets[number], at))
+                log.topics["behaviours"][number].append(event(number, offsets[number], at))
                 offsets[number] += rng.choice([1, 1, 1, 2])  # markers of transactions have offsets too
         moments = [float(rng.randrange(-5, 120)) for _ in range(5)]
         expected = [{number: log.reached(number, second) for number in (0, 1)} for second in moments]
@@ -107,17 +85,17 @@ async def test_what_is_indexed_is_not_read_again(monkeypatch: pytest.MonkeyPatch
     log = Log([event(0, n, n) for n in range(41)], [event(1, 0, 3)])
     monkeypatch.setattr(event_times, "LogReader", log)
     assert await ask(log, tmp_path / "index.json", 22) == [{0: 22, 1: 1}]
-    assert log.read_offsets[:40] == [(0, n) for n in range(40)]
-    log.read_offsets.clear()
+    assert log.read_of(0)[:40] == list(range(40))
+    log.passed.clear()
     assert await ask(log, tmp_path / "index.json", 22.5, 39, 99) == [{0: 23, 1: 1}, {0: 39, 1: 1}, {0: 41, 1: 1}]
-    assert {n for partition, n in log.read_offsets if partition == 0} == {20, 21, 22, 23, 36, 37, 38, 39, 40}
+    assert set(log.read_of(0)) == {20, 21, 22, 23, 36, 37, 38, 39, 40}
 
 
 async def test_events_that_retention_deleted_are_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = Log([event(0, n, n) for n in range(41)], [event(1, 0, 3)])
     monkeypatch.setattr(event_times, "LogReader", log)
     await ask(log, tmp_path / "index.json", 0)
-    log.first[0] = 22
+    log.first[TopicPartition("mim.behaviours", 0)] = 22
     assert await ask(log, tmp_path / "index.json", 3, 21, 22, 30) == [{0: n, 1: m} for n, m in _AFTER_RETENTION]
     (tmp_path / "index.json").unlink()
     assert await ask(log, tmp_path / "index.json", 3, 21, 22, 30) == [{0: n, 1: m} for n, m in _AFTER_RETENTION]
@@ -133,8 +111,8 @@ async def test_an_index_of_another_topic_is_not_used_and_one_that_cannot_be_kept
     log = Log([event(0, n, n) for n in range(9)], [event(1, 0, 3)])
     monkeypatch.setattr(event_times, "LogReader", log)
     await ask(log, file, 5)
-    log.read_offsets.clear()
+    log.passed.clear()
     await finder(file, "created again").reached(datetime.fromtimestamp(DAY0, UTC))
-    assert len(log.read_offsets) > 8 and list(tmp_path.iterdir()) == [file]
+    assert len(log.passed) > 8 and list(tmp_path.iterdir()) == [file]
     with pytest.raises(StoreUnavailable, match=r"index\.json"):
         await ask(log, file / "index.json", 5)
