@@ -38,7 +38,7 @@ class FakeConsumer:
         """Where readable records end, of partitions with an open transaction."""
         self.polled_ms: int | None = IN_TIME_MS
         """When the broker last answered."""
-        self.failure: Exception | None = None
+        self.fetch_failure: Exception | None = None
         """Raised by the next `getmany`."""
 
     async def start(self) -> None: ...
@@ -102,7 +102,7 @@ class FakeConsumer:
         self, *wanted: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[FakeRecord]]:
         await asyncio.sleep(0)
-        failure, self.failure = self.failure, None
+        failure, self.fetch_failure = self.fetch_failure, None
         if failure is not None:
             raise failure
         found: dict[TopicPartition, list[FakeRecord]] = {}

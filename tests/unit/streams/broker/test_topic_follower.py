@@ -133,7 +133,7 @@ async def test_a_topic_that_was_created_again_or_cut_off_is_noticed(
         now = TopicIncarnation("c", "mim.items", topic_id)
         monkeypatch.setattr(topic_follower, "read_incarnation", lambda *_, now=now: now)
         assert await follower.is_same_topic() is same
-    consumer.failure = OffsetOutOfRangeError({FIRST: 3})
+    consumer.fetch_failure = OffsetOutOfRangeError({FIRST: 3})
     with pytest.raises(Misconfigured, match=r"'mim\.items' was cut off or replaced"):
         await follower.poll(wait_seconds=0)
     await follower.close()

@@ -248,7 +248,7 @@ async def test_a_topic_that_was_created_again_is_read_from_its_beginning(scene: 
 
 async def test_a_topic_that_is_cut_off_while_it_is_read_is_opened_again(scene: Scene, monkeypatch: Any) -> None:
     await scene.after(0)
-    scene.consumer.failure = OffsetOutOfRangeError({PARTS[0]: 3})
+    scene.consumer.fetch_failure = OffsetOutOfRangeError({PARTS[0]: 3})
     await scene.after(1)
     scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: []}
     await scene.after(CHECK_SECONDS)

@@ -163,12 +163,12 @@ async def test_a_broker_that_is_away_is_waited_for_and_a_log_that_was_cut_off_is
 
     reads = await scene.opened()
     monkeypatch.setattr(training_input.asyncio, "sleep", sleep)
-    scene.consumer.failure = kafka_errors.KafkaConnectionError("away")
+    scene.consumer.fetch_failure = kafka_errors.KafkaConnectionError("away")
     await fetch(reads)
     assert max(slept) == 0.5 and not reads.has_embeddings
     await fetch(reads)
     assert reads.has_embeddings
-    scene.consumer.failure = kafka_errors.OffsetOutOfRangeError({CLICKS[0]: 3})
+    scene.consumer.fetch_failure = kafka_errors.OffsetOutOfRangeError({CLICKS[0]: 3})
     with pytest.raises(Misconfigured, match="BEHAVIOURS_RETENTION_DAYS"):
         await fetch(reads)
 
