@@ -129,6 +129,10 @@ def test_the_command_makes_them_or_shows_what_is_there(
     assert {name: rows[f"mim.{name}"]["exists"] for name in ("items", "models", "behaviours")} == {
         "items": True, "models": None, "behaviours": False,
     }  # fmt: skip
-    assert (rows["mim.items"]["partitions"], rows["mim.items"]["replicas"], rows["mim.items"]["compacted"]) == (3, 2, True)
+    assert (rows["mim.items"]["partitions"], rows["mim.items"]["replicas"], rows["mim.items"]["compacted"]) == (
+        3,
+        2,
+        True,
+    )
     assert rows["mim.behaviours"]["partitions"] is None and rows["mim.behaviours"]["wanted"]["partitions"] == 4
     assert "unknown: not visible to this login" in call("list")

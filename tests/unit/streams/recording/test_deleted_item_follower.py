@@ -109,7 +109,10 @@ async def test_recent_deletions_are_marked_with_their_positions_and_those_of_bef
         PARTS[1]: [said(1, 5, "other")],
     }  # fmt: skip
     scene.items._deleted["published"] = NOW
-    scene.consumer.log = {**scene.consumer.log, PARTS[1]: [*scene.consumer.log[PARTS[1]], said(1, 6, "published", gone=False)]}
+    scene.consumer.log = {
+        **scene.consumer.log,
+        PARTS[1]: [*scene.consumer.log[PARTS[1]], said(1, 6, "published", gone=False)],
+    }
     await scene.after(0)
     assert await scene.marked() == {"young", "other"}
     assert await scene.items.positions() == {"i1:0": 4, "i1:1": 7}

@@ -192,7 +192,10 @@ class Steps:
 async def test_it_begins_at_the_end_unless_the_cache_is_to_be_warmed_up(warm_up: bool, applied: list[bytes]) -> None:
     steps = Steps(warm_up=warm_up)
     await steps.begin()
-    steps.consumer.log = {**steps.consumer.log, PARTS[0]: [*steps.consumer.log[PARTS[0]], FakeRecord(0, 5, b"k5", None)]}
+    steps.consumer.log = {
+        **steps.consumer.log,
+        PARTS[0]: [*steps.consumer.log[PARTS[0]], FakeRecord(0, 5, b"k5", None)],
+    }
     await steps.read()
     assert [key for key, _ in steps.cache.applied] == applied and steps.cache.applied[-1] == (b"k5", None)
 

@@ -114,7 +114,7 @@ async def test_a_release_that_cannot_serve_is_tried_again_now_and_then_and_told_
     assert scene.serving == good and re.search(told, scene.watcher.problem or "")
     assert [report.outcome for report in scene.reports] == ["loaded", outcome] and scene.reports[1].number == 2
     if "version" not in made:  # its scorer is not even made
-        assert 1 + 3 == scene.scorers  # at once, and after 30 s each
+        assert scene.scorers == 1 + 3  # at once, and after 30 s each
     third = release(scene.store, 3, 0.25)
     await scene.watcher.refresh()
     assert (scene.serving, scene.watcher.problem) == (third, None)

@@ -11,11 +11,11 @@ import pytest
 from schemas.errors import Fenced
 from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread
+from tests.factories import training
 from tests.factories.checkpoints import make_checkpointer
 from tests.factories.feeding import through_bytes
 from tests.factories.promotion import LOG
 from tests.factories.samples import DIM, small_config
-from tests.factories import training
 from tests.factories.training import (
     ALL,
     ListedInput,
@@ -26,7 +26,6 @@ from tests.factories.training import (
     vectors,
 )
 from trainer.samples.forgotten import ForgottenUsers
-
 
 CONFIG = small_config(batch_rows=16, release_every_rows=10**6)
 
