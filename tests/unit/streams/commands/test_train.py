@@ -81,8 +81,8 @@ def test_a_run_to_the_end_that_does_not_serve_what_it_learned_ends_with_5(
 def test_options_reach_the_run_and_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     _, asked = run(
-        monkeypatch, None, "--until", "2026-01-01T00:00:00Z", "--no-release", "--replace", "--from", "2025-12-31T00:00Z",
-        "--scores", "s", "--rows", "r", "--metrics-port", "9", "--variants", "ciubm,din", "--fetch-max-records", "8",
+        monkeypatch, None, "--until", "2026-01-01T00:00:00Z", "--no-release", "--replace",
+        "--from", "2025-12-31T00:00Z", "--scores", "s", "--rows", "r", "--metrics-port", "9", "--variants", "ciubm,din", "--fetch-max-records", "8",
         "--state", str(tmp_path),
     )  # fmt: skip
     assert asked.options == TrainOptions(

@@ -91,7 +91,7 @@ async def test_the_whole_letter_is_read_from_its_place_while_it_is_there(topics:
     one = next(entry for entry in await topics.letters.read() if entry.id == "items/0/1")
     assert one.newest.value is None and (await topics.letters.letter(one)).value == b"original"
     topics.topics["dead-letters"][1].clear()
-    with pytest.raises(Misconfigured, match="items/0/1 is no longer in .*retention"):
+    with pytest.raises(Misconfigured, match=r"items/0/1 is no longer in .*retention"):
         await topics.letters.letter(one)
 
 

@@ -162,5 +162,5 @@ def test_a_full_trainer_that_only_later_events_can_empty_is_told_now_and_then_an
         scene.next()
     assert "DRAW_WINDOW" not in str(caught.value)
     scene.config = small_config(pending_megabytes=0.5, draw_exposures=4, draw_window_seconds=25)
-    with pytest.raises(Misconfigured, match="each waits 40 s .*MIM_TRAINER__DRAW_WINDOW_SECONDS"):
+    with pytest.raises(Misconfigured, match=r"each waits 40 s .*MIM_TRAINER__DRAW_WINDOW_SECONDS"):
         scene.next()

@@ -83,7 +83,7 @@ async def test_reading_begins_where_it_is_told_per_topic_and_partition_and_else_
 async def test_clicks_that_are_gone_are_refused_and_vectors_that_were_compacted_are_not(scene: Scene) -> None:
     reads = await scene.opened(start_at={"embeddings": {0: 0}, "behaviours": {0: 2}})
     assert scene.consumer.positions[VECTORS] == 2 and reads.embedding_offsets == {0: 2}
-    with pytest.raises(Misconfigured, match="partition 0 of 'mim.behaviours' begins at offset 2 now.* go on at 1"):
+    with pytest.raises(Misconfigured, match=r"partition 0 of 'mim\.behaviours' begins at offset 2 now.* go on at 1"):
         await scene.opened(start_at={"behaviours": {0: 1}})
     reads = await scene.opened(start_at={"behaviours": {0: 1}}, lost_is_fatal=False)
     assert reads.starts == {0: 2, 1: 2}
@@ -92,9 +92,9 @@ async def test_clicks_that_are_gone_are_refused_and_vectors_that_were_compacted_
 @pytest.mark.parametrize("lost_is_fatal", [True, False])
 async def test_a_log_that_lost_its_end_is_refused(scene: Scene, lost_is_fatal: bool) -> None:
     await scene.opened(start_at={"behaviours": {1: 4}}, lost_is_fatal=lost_is_fatal)
-    with pytest.raises(Misconfigured, match="partition 1 of 'mim.behaviours' ends at offset 4.*go on at 5"):
+    with pytest.raises(Misconfigured, match=r"partition 1 of 'mim\.behaviours' ends at offset 4.*go on at 5"):
         await scene.opened(start_at={"behaviours": {1: 5}}, lost_is_fatal=lost_is_fatal)
-    with pytest.raises(Misconfigured, match="'mim.embeddings' ends at offset 5"):
+    with pytest.raises(Misconfigured, match=r"'mim\.embeddings' ends at offset 5"):
         await scene.opened(start_at={"embeddings": {0: 6}}, lost_is_fatal=lost_is_fatal)
 
 
