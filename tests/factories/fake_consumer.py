@@ -34,6 +34,7 @@ class FakeConsumer:
         self.paused: set[TopicPartition] = set()
         self.commits: dict[TopicPartition, int] = {}
         self.listener: Any = None
+        self.stops = 0
         self.stable: dict[TopicPartition, int] = {}
         """Where readable records end, of partitions with an open transaction."""
         self.polled_ms: int | None = IN_TIME_MS
@@ -43,7 +44,8 @@ class FakeConsumer:
 
     async def start(self) -> None: ...
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        self.stops += 1
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         self.positions = dict.fromkeys(partitions, self.beginning)
@@ -61,6 +63,7 @@ class FakeConsumer:
         return set(self.positions)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
+        assert partition in self.positions, f"{partition} is not assigned"
         self.positions[partition] = offset
 
     def pause(self, partition: TopicPartition) -> None:

@@ -55,6 +55,7 @@ class MemoryLog:
 
     async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncIterator[FakeRecord]:
         assert start >= self.first.get(partition, 0), f"{start} is gone"
+        assert end <= max(start, await self.end(partition)), f"{end} is not there yet"
         for record in list(self.records(partition)):
             if start <= record.offset < end:
                 self.passed.append((partition.topic.removeprefix("mim."), partition.partition, record.offset))

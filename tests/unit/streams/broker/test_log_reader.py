@@ -190,3 +190,4 @@ async def test_users_forgotten_so_far_are_those_of_this_click_log_up_to_their_en
     users = await read_forgotten_users(BrokerConfig(), TopicsConfig(), cluster_id="c", topic_id="b")
     asked = [("u1", 4), ("u1", 5), ("u2", 0), ("u3", 0), ("u3", 1), ("u4", 0)]
     assert [one for one in asked if users.erases(one[0], 0, one[1])] == [("u1", 4), ("u3", 0)]
+    assert consumer.stops == 1

@@ -138,3 +138,4 @@ async def test_a_topic_that_was_created_again_or_cut_off_is_noticed(
         await follower.poll(wait_seconds=0)
     await follower.close()
     await follower.close()
+    assert consumer.stops == 1

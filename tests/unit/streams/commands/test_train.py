@@ -82,8 +82,8 @@ def test_options_reach_the_run_and_the_settings(monkeypatch: pytest.MonkeyPatch,
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     _, asked = run(
         monkeypatch, None, "--until", "2026-01-01T00:00:00Z", "--no-release", "--replace",
-        "--from", "2025-12-31T00:00Z", "--scores", "s", "--rows", "r", "--metrics-port", "9", "--variants", "ciubm,din", "--fetch-max-records", "8",
-        "--state", str(tmp_path),
+        "--from", "2025-12-31T00:00Z", "--scores", "s", "--rows", "r", "--metrics-port", "9",
+        "--variants", "ciubm,din", "--fetch-max-records", "8", "--state", str(tmp_path),
     )  # fmt: skip
     assert asked.options == TrainOptions(
         until_end=True, release=False, write_state=True, from_snapshot=None, from_offsets=None,

@@ -60,12 +60,12 @@ class Scene:
         monkeypatch.setattr(topic_follower, "read_incarnation", self.read)
         self.follower = self.make("me")
 
-    def make(self, member: str) -> DeletedItemFollower:
+    def make(self, member: str, *, tombstone_hours: int = 24) -> DeletedItemFollower:
         config = RecordConfig(deleted_gather_seconds=30, deleted_sweep_seconds=900, identity_check_seconds=60)
         return DeletedItemFollower(
             self.items,
             BrokerConfig(),
-            TopicsConfig(behaviours_retention_days=14, tombstone_retention_hours=24),
+            TopicsConfig(behaviours_retention_days=14, tombstone_retention_hours=tombstone_hours),
             config,
             member=member,
             clock=self.clock,
@@ -129,6 +129,13 @@ async def test_what_was_deleted_before_any_behaviour_that_could_come_is_not_even
     scene.follower = fresh
     await scene.after(CHECK_SECONDS)
     assert scene.consumer.positions[PARTS[0]] == 20 and "i19" in await scene.marked()
+
+
+async def test_a_deletion_is_remembered_as_long_as_either_topic_keeps_what_it_concerns(scene: Scene) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, n, f"i{n}", days_ago=20 - n) for n in range(20)], PARTS[1]: []}
+    scene.follower = scene.make("me", tombstone_hours=17 * 24)
+    await scene.after(0)
+    assert await scene.marked() == {f"i{n}" for n in range(3, 20)}
 
 
 async def test_a_sweep_waits_until_all_that_there_was_when_it_became_due_is_read(scene: Scene) -> None:

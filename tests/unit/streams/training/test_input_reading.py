@@ -227,6 +227,8 @@ async def test_vectors_are_current_once_all_that_can_be_read_was_returned(scene:
     assert reads.embeddings_are_current
     scene.consumer.stable[VECTORS] = -1  # a broker that does not say
     assert not reads.embeddings_are_current
+    scene.consumer.highwater = lambda _: None  # type: ignore[method-assign]
+    assert not reads.embeddings_are_current
 
 
 # ---- clicks ----------------------------------------------------------------------------------------------------------

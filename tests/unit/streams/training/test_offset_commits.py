@@ -22,12 +22,16 @@ class Leads:
         self.failure: Exception | None = None
         self.committed: list[dict[TopicPartition, int]] = []
         self.confirmed = 0
+        self.under_way = 0
 
     def confirm(self) -> None:
         self.confirmed += 1
 
     async def transact(self, records: Any = (), offsets: Mapping[TopicPartition, int] | None = None) -> None:
+        self.under_way += 1
+        assert self.under_way == 1, "one at a time"
         await self.gate.wait()
+        self.under_way -= 1
         if self.failure is not None:
             raise self.failure
         self.committed.append(dict(offsets or {}))
@@ -100,6 +104,19 @@ async def test_the_final_commit_comes_after_the_one_under_way_and_holds_everythi
     scene.leads.failure = BrokerUnavailable("Kafka", "away")
     with pytest.raises(BrokerUnavailable):
         await scene.commits.commit_final()
+
+
+async def test_the_final_commit_is_made_though_the_one_under_way_fails(scene: Scene) -> None:
+    scene.leads.gate.clear()
+    await scene.after(0)
+    scene.leads.failure = BrokerUnavailable("Kafka", "away")
+    final = asyncio.create_task(scene.commits.commit_final())
+    await asyncio.sleep(0)
+    scene.leads.gate.set()
+    await asyncio.sleep(0)
+    scene.leads.failure = None
+    await final
+    assert len(scene.leads.committed) == 1
 
 
 async def test_a_commit_that_is_cancelled_writes_nothing_and_leadership_is_asked_for(scene: Scene) -> None:
