@@ -107,6 +107,35 @@ def test_exactly_as_many_rows_as_a_batch_and_those_held_back_are_enough() -> Non
         assert bool(trainer.intake.next_batch()) == (ready == 6) == (n == 6), n
 
 
+@pytest.mark.parametrize("late", ["waits for its take", "is buffered"])
+def test_a_short_batch_is_made_only_when_nothing_else_can_fill_it(late: str) -> None:
+    """Nine rows are more than are made ready at a time; what is left behind them still comes."""
+    trainer = make_trainer(small_config(batch_rows=2, lateness_seconds=0, attribution_seconds=0))
+    log = [behaviour(f"x{n}", item=f"i{n}", second=0) for n in range(9)]
+    log += [behaviour("t", "click", user="other", item="i1", second=1)] if late == "is buffered" else []
+    log += [behaviour(f"y{n}", item=f"i{n}", second=1 + len(log) % 9) for n in range(3)]
+    observe_all(trainer, log)
+    trainer.intake.finish()
+    sizes = []
+    for _ in range(3):
+        trainer.intake.advance()
+        while batch := trainer.intake.next_batch():
+            sizes.append(len(batch))
+            trainer.intake.trained(batch)
+    assert sizes == [2] * 6
+
+
+def test_the_last_rows_are_at_hand_only_when_no_batch_can_be_taken_before_them() -> None:
+    trainer = make_trainer(small_config(batch_rows=4, lateness_seconds=0, attribution_seconds=0))
+    trainer.intake.hold_back(2)
+    observe_all(trainer, [behaviour(f"x{n}", item="i1", user=f"u{n}", second=n) for n in range(6)])
+    trainer.intake.finish()
+    trainer.intake.advance()
+    assert trainer.intake.last_rows == 6 and not trainer.intake.at_last_rows
+    trainer.intake.trained(trainer.intake.next_batch())
+    assert trainer.intake.last_rows == 2 and trainer.intake.at_last_rows and trainer.intake.next_batch() == []
+
+
 def test_a_user_is_forgotten_wherever_their_events_stand() -> None:
     """Buffered, waiting for a take, ready, a correction that is ready, and a queued take."""
     config = small_config(batch_rows=100, lateness_seconds=0, attribution_seconds=4, correction_seconds=100)

@@ -121,11 +121,10 @@ def test_the_oldest_tables_leave_while_enough_rows_stay(rows: int, left: list[fl
 
 def test_a_forgotten_users_rows_leave_the_metrics_and_make_room() -> None:
     recent, others = RecentScores(4), RecentScores(4)
-    for each in (ONE, table("bb", [1, 0], [0.1, 0.2]), OTHER):
-        recent.add(each)
+    recent.add(table("bbbb", [1, 0, 1, 0], [0.1, 0.2, 0.3, 0.4]))
+    for each in (recent, others):
+        each.add(OTHER)
     recent.forget("b")
-    for each in (OTHER,):
-        others.add(each)
     assert recent.metrics() == others.metrics()
     recent.add(table("d", [1], [0.3]))  # 4 rows in all: none has to leave
     assert recent.snapshot().arrays["lengths"].tolist() == [3, 1]

@@ -152,6 +152,22 @@ def test_a_release_is_due_at_its_span_of_event_time(seconds: int, due: bool) -> 
     assert trainer.release_due() == due
 
 
+def test_a_restored_trainer_draws_the_same_negatives_and_learns_the_same_rows() -> None:
+    config = small_config(window_takes=5, bank_takes=20, space_negatives=3, time_negatives=3, batch_rows=4)
+    log, trainer, again = click_log(60)[0], make_trainer(config), make_trainer(config.model_copy(update={"seed": 5}))
+    observe_all(trainer, log[:50])
+    pump(trainer)
+    again.restore(through_bytes(trainer.snapshot()))
+    for each in (trainer, again):
+        for offset in range(50, len(log)):
+            each.intake.observe(0, offset, log[offset])
+        finish(each)
+    ours, theirs = trainer.candidate(), again.candidate()
+    assert ours.rows_sha256 == theirs.rows_sha256 and ours.segment is not None and theirs.segment is not None
+    assert ours.segment.root == theirs.segment.root and ours.metrics == theirs.metrics
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
 # ---- the shuffled control ----------------------------------------------------------------------------------------
 
 

@@ -157,7 +157,14 @@ def steps_against(*negatives: list[str] | None) -> Segment:
 
 
 def test_of_negatives_the_root_covers_which_they_are_their_order_and_their_step() -> None:
-    plans = (["a", "b"], ["c"]), (["a"], ["b", "c"]), (["b", "a"], ["c"]), (["a", "b"], ["d"]), (["a", "b"], None)
+    plans = (
+        (["a", "b"], ["c"]),
+        (["a", "bc"], None),
+        (["a"], ["b", "c"]),
+        (["b", "a"], ["c"]),
+        (["a", "b"], ["d"]),
+        (["a", "b"], None),
+    )
     roots = [steps_against(*plan).root for plan in plans]
     assert len(set(roots)) == len(plans)
     back = Segment.from_state(through_bytes(steps_against(["b", "a"], None, []).to_state()))
