@@ -266,7 +266,9 @@ def test_an_item_that_is_always_drawn_needs_no_correction() -> None:
 
 def test_an_item_beyond_the_table_of_counts_was_never_taken_and_the_table_grows_to_its_last_item() -> None:
     counts, again = TakeCounts(1e9), TakeCounts(1e9)
-    for item in (1023, 1024, 1023):
+    counts.add(1023, DAY0)
+    np.testing.assert_allclose(np.exp(counts.log_q(np.array([1023, 90_000]))), np.array([1.1, 0.1]) / 1.1, rtol=1e-6)
+    for item in (1024, 1023):
         counts.add(item, DAY0)
     again.restore(counts.snapshot())
     for each in (counts, again):

@@ -342,6 +342,17 @@ def test_rows_of_one_label_say_nothing_of_order_and_leave_the_best_where_it_was(
     assert decision.best == "r000001-0" and any("one label only" in remark for remark in decision.remarks)
 
 
+@pytest.mark.parametrize(("deviations", "passed"), [(1.5, True), (2.2, False)])
+def test_a_loss_is_worse_beyond_chance_from_two_standard_deviations_on(deviations: float, passed: bool) -> None:
+    number = np.arange(400)
+    losses = 1 + 0.01 * deviations + np.where(number // 2 % 2, 0.2, -0.2)  # 0.2 / sqrt(400) is 0.01
+    label = number % 2
+    ours, theirs = (np.where(label == 1, np.exp(-loss), 1 - np.exp(-loss)) for loss in (losses, np.ones(400)))
+    rows = ComparedRows(np.full(400, "u"), label, np.zeros(400, bool), ours, theirs, theirs)
+    config = GateConfig(trial_rows=1, log_loss_margin=0.0, min_takes=10**6)
+    assert judge(rows, config, against=only("r")).passed == passed
+
+
 @pytest.mark.parametrize(("candidate", "serving", "behind"), [(10, 25, 15), (25, 10, 0)])
 def test_how_much_less_a_candidate_learned_is_told(candidate: int, serving: int, behind: int) -> None:
     sides = []

@@ -86,6 +86,14 @@ def test_what_is_drawn_from_is_what_was_taken_around_the_moment_and_none_of_it_t
     assert drawn > 200
 
 
+def test_a_second_that_was_known_as_the_last_one_ahead_is_not_counted_again() -> None:
+    events = [Observed(0, n, DAY0 + 6 * n, behaviour(f"t{n}", "click", item=f"i{n}", second=6 * n)) for n in range(3)]
+    draws = ExposureDraws(per_take=1, window_seconds=6)
+    for event in events:
+        draws.move_to([event], lambda first, last: [[one] for one in events if first <= one.second <= last])
+    assert [at for at, _, _ in pool(draws)] == [6, 12]
+
+
 def test_no_more_is_drawn_than_was_asked_for_and_each_take_has_draws_of_its_own() -> None:
     events = [Observed(0, n, DAY0, behaviour(f"t{n}", "click", user=f"u{n}", item=f"i{n}")) for n in range(40)]
     draws = ExposureDraws(per_take=3, window_seconds=5)
