@@ -100,7 +100,7 @@ def test_stored_vectors_of_the_rest_stay_theirs_when_an_item_is_deleted() -> Non
 
 def test_of_an_item_that_was_stored_twice_the_newest_row_counts_also_after_a_restart() -> None:
     def make() -> SpaceTimeMemory:
-        return make_memory(window_takes=1, bank_takes=3, bank_seconds=100, bank_steps=5, vector_width=1)
+        return make_memory(window_takes=1, bank_takes=4, bank_seconds=100, bank_steps=5, vector_width=1)
 
     memory, again = make(), make()
     for step, item in enumerate((1, 2, 1, 3), 1):

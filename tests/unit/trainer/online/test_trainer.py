@@ -71,7 +71,7 @@ def test_late_repeated_and_broken_events_are_counted_and_not_trained() -> None:
     assert is_balanced(counts)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 1000), st.sampled_from([1, 3, 50]))
 def test_same_records_give_the_same_training_whatever_the_fetches(one: int, other: int, chunk: int) -> None:
     def run(seed: int, size: int) -> tuple[str, np.ndarray, list[np.ndarray]]:

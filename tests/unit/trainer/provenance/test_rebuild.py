@@ -94,7 +94,7 @@ def rebuilt(segment: Segment, by: JoinRules, logs: Logs, *, seed: int, ends: End
     return rebuild
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_every_release_is_rebuilt_exactly_whatever_the_batches(seed: int, other: int) -> None:
     logs = click_log(150, partitions=2, seed=seed, late_takes=5)
@@ -118,7 +118,7 @@ def test_every_release_is_rebuilt_exactly_whatever_the_batches(seed: int, other:
     assert trainer.progress.corrected > 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10_000))
 @example(2366)  # nothing of some users is trained: all they did was late, or forgotten before
 @example(3390)

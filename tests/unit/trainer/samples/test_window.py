@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -131,6 +132,27 @@ def test_a_second_is_ordered_exposures_first_then_by_id_and_place_never_by_arriv
         (event.behaviour.event_id, event.partition, event.offset) for event in sorted(events, key=lambda e: e.order)
     ]
     assert found == [("a", 1, 8), ("b", 0, 5), ("b", 0, 9), ("b", 1, 4), ("a", 0, 3), ("c", 0, 2)]
+
+
+@pytest.mark.parametrize("hold", [0, 6])
+def test_what_a_second_was_released_with_is_final_and_what_follows_is_not(hold: int) -> None:
+    events = EventWindow([0, 1], lateness_seconds=10, horizon_seconds=10, hold_seconds=hold)
+    for offset, second in enumerate((0, 40)):
+        events.observe(0, offset, behaviour(f"a{second}", second=second))
+    events.observe(1, 0, behaviour("b", second=35))
+    assert events.complete_before == DAY0 + 25 - hold
+    events.idle([1])
+    assert events.complete_before == -math.inf  # nothing was released, and partition 1 may resume
+    assert released_ids(events) == ["a0"]
+    assert events.complete_before == DAY0 + 1
+    fresh = EventWindow([0, 1], lateness_seconds=10, horizon_seconds=10, hold_seconds=hold)
+    for offset, second in enumerate((0, 40)):
+        fresh.observe(0, offset, behaviour(f"a{second}", second=second))
+    fresh.idle([1])
+    assert released_ids(fresh) == ["a0"] and fresh.complete_before == DAY0 + 1
+    assert fresh.observe(1, 0, behaviour("c", second=hold)) is ObserveResult.LATE
+    assert list(fresh.dropped_by_idle) == [(1, 0)]
+    assert fresh.observe(1, 1, behaviour("d", second=hold + 1)) is ObserveResult.ACCEPTED
 
 
 def test_what_waits_ahead_is_given_from_the_first_to_the_last_second_in_order() -> None:
