@@ -16,7 +16,8 @@ class Timeline:
 
     def __init__(self, **over: float) -> None:
         self.catalogue = Catalogue(DIM)
-        self.join = JoinRules.of(self.config(**over), [0]).join(self.catalogue)
+        self.rules = JoinRules.of(self.config(**over), [0])
+        self.join = self.rules.join(self.catalogue)
         self.rows: list[Impression] = []
         self.offset = 0
 

@@ -209,15 +209,15 @@ class Catalogue:
         self._ids, self._contents = state.texts("ids"), state.texts("contents")
         count = len(self._ids)
         self._grow_to(count)
-        for own, kept in (
-            (self._vectors, arrays["vectors"]),
-            (self._has_vector, arrays["has_vector"]),
-            (self._published_at, arrays["published_at"]),
-            (self._hashes, arrays["hashes"]),
+        for own, kept, unset in (
+            (self._vectors, arrays["vectors"], 0),
+            (self._has_vector, arrays["has_vector"], False),
+            (self._published_at, arrays["published_at"], _UNKNOWN_TIME),
+            (self._hashes, arrays["hashes"], 0),
         ):
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
-            own[:count] = kept
+            own[:count], own[count:] = kept, unset
         self._rows = {item_id: row for row, item_id in enumerate(self._ids) if item_id}
         self._free = [row for row in range(count - 1, 0, -1) if not self._ids[row]]
         self._digests.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -99,9 +100,11 @@ def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> No
     assert len(merge.pop(100)) == 8  # those produced at 0 to 7
 
 
-def test_a_partition_without_room_is_not_fetched() -> None:
+def test_a_partition_without_room_is_not_fetched_nor_said_to_be_read_to_its_end() -> None:
     merge = make_merge([1, 2], room=2)
     assert merge.with_room() == [1]
+    merge.set_exhausted(SILENT)
+    assert merge.empty_and_exhausted() == [1]
 
 
 def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:
@@ -132,6 +135,24 @@ def test_an_item_that_no_behaviour_named_is_waited_for_from_now_on() -> None:
     waits = EmbeddingWait(timeout_seconds=10)
     assert waits.overdue(["history"], now=100) == set()
     assert waits.overdue(["history"], now=110) == {"history"}
+
+
+def test_waits_and_what_is_known_survive_a_restart() -> None:
+    waits, again = EmbeddingWait(timeout_seconds=10), EmbeddingWait(timeout_seconds=10)
+    for item, at in (("a", 0), ("b", 5), ("c", 6)):
+        waits.needed(item, produced_at=at)
+    waits.timed_out(["a"])
+    again.restore(json.loads(json.dumps(waits.snapshot())), ["k"])
+    for each in (waits, again):
+        each.resolved("k", has_vector=True)
+        each.needed("k", produced_at=0)
+        each.needed("a", produced_at=8)  # waited for anew
+        assert each.timeouts == 1
+        assert each.overdue(["a", "b", "c", "k"], now=15) == {"b"}
+    fresh = EmbeddingWait(timeout_seconds=10)
+    fresh.restore(waits.snapshot(), ["k"])
+    fresh.needed("k", produced_at=0)  # known: no wait begins
+    assert fresh.overdue(["k"], now=10) == set()
 
 
 def test_waits_are_bounded() -> None:
