@@ -97,10 +97,6 @@ class FakeConsumer:
     def last_poll_timestamp(self, partition: TopicPartition) -> int | None:
         return self.polled_ms
 
-    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, Any]:
-        since = {one: (r for r in self.log[one] if r.timestamp >= ms) for one, ms in times.items()}
-        return {one: next(records, None) for one, records in since.items()}
-
     async def committed(self, partition: TopicPartition) -> int | None:
         return self.commits.get(partition)
 
