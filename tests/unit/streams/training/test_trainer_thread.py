@@ -65,13 +65,11 @@ async def test_a_checkpoint_brings_back_what_stands_beside_the_trainer() -> None
     assert again.begins() == {0: 17} and again._erases("u1", 0, 249)  # a checkpoint of a restarted one
 
 
-async def test_vectors_that_are_held_are_not_waited_for_after_a_restart() -> None:
+async def test_vectors_that_were_held_are_held_after_a_restart() -> None:
     _, before = await run_before()
     thread = restored(before, ListedInput([], []))
-    for item in (*ALL, "new"):
-        thread.waits.needed(item, 0.0)
-    assert thread.waits.overdue(["i3", "new"], 1e9) == {"i3", "new"}
-    assert set(thread.waits.snapshot()["since"]) == {"i3", "new"}
+    assert thread.trainer is not None
+    assert sorted(thread.trainer.catalogue.items_with_vector) == ["i0", "i1", "i2", "i4"]
 
 
 async def test_what_was_fetched_before_a_checkpoint_is_in_it() -> None:
