@@ -139,7 +139,7 @@ def test_a_forgotten_user_leaves_no_history_and_no_exposure_that_could_be_answer
     line.second(3, behaviour("x3", item="c"))
     rows = line.end()
     assert [(row.event_id, row.label) for row in rows] == [("x2", 0), ("x3", 0)]
-    assert line.history(rows[1]) == ["b", "b"]
+    assert line.history(rows[1]) == ["b"]
 
 
 def rows_of_all_fields() -> list[Impression]:
