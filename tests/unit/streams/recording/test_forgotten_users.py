@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from aiokafka import TopicPartition
 
+from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
@@ -79,5 +80,17 @@ async def test_requests_whose_marks_the_store_lost_are_applied_again(place: Plac
     await place.store.bind(LOG)
     assert await place.replayed() == 0
     place.now += CHECK_SECONDS
+    await place.follower._run_once()
+    assert await place.replayed() == 5
+
+
+async def test_a_login_that_may_not_look_through_the_marks_keeps_them_and_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*given: object, **named: object) -> int:
+        raise Misconfigured("NOPERM: no permissions to run 'hscan'")
+
+    monkeypatch.setattr(place.store, "drop_spent_marks", refused)
+    place.begins = 5
     await place.follower._run_once()
     assert await place.replayed() == 5
