@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One stack for all tests of real parts; whoever kills a part waits until it is back."""
+    """One stack for all live tests; whoever kills a part waits until it is back."""
     with running_stack(tmp_path_factory.mktemp("stack"), load_settings().stack) as running:
         yield running
 

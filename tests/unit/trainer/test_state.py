@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streams.stores.artifacts.checkpoints import pack_arrays
 from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
 from tests.factories.samples import SMALL_MODEL, behaviour, click_log, embedding, make_trainer, small_config
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.window import ObserveResult
 from trainer.state import State
@@ -153,18 +154,19 @@ def test_dropout_draws_from_the_trainer_alone_and_leaves_the_global_generator_wh
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("config", "others"),
     [
-        make_trainer(CONFIG, partitions=3, variants=VARIANTS),
-        make_trainer(CONFIG, partitions=2),
-        make_trainer(small_config(bank_takes=12), partitions=2, variants=VARIANTS),
+        (CONFIG, {"partitions": 3, "variants": VARIANTS}),
+        (CONFIG, {"partitions": 2}),
+        (small_config(bank_takes=12), {"partitions": 2, "variants": VARIANTS}),
     ],
+    ids=["partitions", "variants", "settings"],
 )
-def test_a_snapshot_of_another_trainer_is_refused(other: OnlineTrainer) -> None:
+def test_a_snapshot_of_another_trainer_is_refused(config: TrainerConfig, others: dict[str, Any]) -> None:
     trainer = fresh()
     live(trainer, script(1))
     with pytest.raises(ValueError):
-        other.restore(trainer.snapshot())
+        make_trainer(config, **others).restore(trainer.snapshot())
 
 
 def test_a_forgotten_user_is_in_no_part_of_the_state_any_more() -> None:
