@@ -22,8 +22,11 @@ LOG = ClusterTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behav
 
 
 def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> CheckpointStore:
-    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
-    return CheckpointStore(artifacts, keep=keep, named="here")
+    artifacts, pieces = (
+        FolderArtifactStore(folder, entries=entries, pointer=pointer, named="here", at_step=at_step)
+        for entries, pointer in (("snapshots", "current.json"), ("pieces", "pieces.json"))
+    )
+    return CheckpointStore(artifacts, pieces, keep=keep, named="here")
 
 
 def make_state(number: int) -> State:

@@ -6,16 +6,17 @@ users in this batch and in the current window, *time* is the bank of earlier win
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.changed_rows import ChangedRows
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import Impression
-from trainer.state import State
+from trainer.state import State, Table
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,24 @@ class TakeCounts:
     def __init__(self, half_life_seconds: float) -> None:
         self._rate = np.log(2.0) / half_life_seconds
         self._counts = np.zeros(1024)
+        self._changed = ChangedRows()
         self._total = 0.0
         self._taken = 0
         self._origin: int | None = None
 
     def snapshot(self) -> State:
         """The decayed counts and their scale."""
-        return State({"counts": self._counts.copy()}, {"total": self._total, "origin": self._origin})
+        state = State(values={"total": self._total, "origin": self._origin})
+        state.put_table("", Table(len(self._counts), self._changed, self._copied))
+        return state
+
+    def _copied(self, numbers: NDArray[np.int64]) -> Callable[[slice], State]:
+        counts = self._counts[numbers]
+        return lambda part: State({"counts": counts[part]})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        self._counts = state.arrays["counts"].copy()
+        self._counts, self._changed = state.arrays["counts"].copy(), ChangedRows()
         self._total, self._origin = state.values["total"], state.values["origin"]
         self._taken = int(np.count_nonzero(self._counts))
 
@@ -68,6 +76,7 @@ class TakeCounts:
         exponent = self._rate * (second - self._origin)
         if exponent > 50:
             self._counts *= np.exp(-exponent)
+            self._changed.touch(slice(0, len(self._counts)))
             self._total *= np.exp(-exponent)
             self._origin, exponent = second, 0.0
             self._taken = int(np.count_nonzero(self._counts))  # after years some are too small for a number
@@ -78,6 +87,7 @@ class TakeCounts:
         weight = float(np.exp(exponent))
         self._taken += bool(weight and not self._counts[item])
         self._counts[item] += weight
+        self._changed.touch(item)
         self._total += weight
 
     def log_q(self, items: NDArray[np.int64], *, draws: int = 1) -> NDArray[np.float32]:

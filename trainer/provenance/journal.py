@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,16 +239,14 @@ class Journal:
 
     def snapshot(self) -> State:
         """The unfinished segment, its vectors, and the users of the leaves."""
-        segment = self.segment()
-        state = State(values={})
-        state.put("segment", segment.to_state())
-        digests = list(segment.archive)
-        state.put_bytes("digests", digests)
-        vectors = [segment.archive[digest] for digest in digests]
-        state.arrays["vectors"] = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-        state.put_texts("users", self._leaves)
-        state.arrays["seen"] = whole_numbers(self._seen)
-        state.put_bytes("seen.digests", self._seen.values())
+        now = self.segment()
+        # a copy as deep as what grows; a step, a use of a vector and a vector do not change any more
+        steps, uses, archive = list(now.steps), list(now.vectors), dict(now.archive)
+        segment = replace(now, steps=steps, vectors=uses, archive=archive, leaves=[copy(leaf) for leaf in now.leaves])
+        users, seen = list(self._leaves), dict(self._seen)
+        state = State()
+        state.put("segment", State(values={"first_row": now.first_row, "first_step": now.first_step}))
+        state.later(lambda: _packed(segment, users, seen))
         return state
 
     def restore(self, state: State) -> None:
@@ -271,3 +270,15 @@ class Journal:
         )
         if digest:
             self._segment.archive.setdefault(digest, catalogue.vectors(np.array([item]))[0])
+
+
+def _packed(segment: Segment, users: list[str], seen: dict[int, bytes]) -> State:
+    state = State()
+    state.put("segment", segment.to_state())
+    vectors = list(segment.archive.values())
+    state.arrays["vectors"] = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
+    state.put_bytes("digests", segment.archive)
+    state.put_texts("users", users)
+    state.arrays["seen"] = whole_numbers(seen)
+    state.put_bytes("seen.digests", seen.values())
+    return state

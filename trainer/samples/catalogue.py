@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
+from trainer.changed_rows import ChangedRows
 from trainer.samples.id_hashes import id_hashes
-from trainer.state import State
+from trainer.state import State, Table
+from trainer.tables import Slots
 
 _UNKNOWN_TIME = np.nan
 
 
 @dataclass(frozen=True, slots=True)
 class _Embedding:
+    item_id: str
     vector: NDArray[np.float32]
     published_at: float
     content: str
@@ -35,7 +39,9 @@ class Catalogue:
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self._numbers: dict[str, int] = {}
-        self._unnamed: dict[str, _Embedding] = {}
+        self._unnamed: dict[str, int] = {}
+        self._unnamed_rows: Slots[_Embedding] = Slots()
+        self._changed = ChangedRows()
         self._ids: list[str] = [""]
         self._contents: list[str] = [""]
         self._digests: dict[int, bytes] = {}
@@ -58,9 +64,10 @@ class Catalogue:
             if number >= len(self._vectors):
                 self._grow()
             self._hashes[number] = id_hashes(item_id)
-            embedding = self._unnamed.pop(item_id, None)
-            if embedding is not None:
-                self._write(number, embedding)
+            self._changed.touch(number)
+            row = self._unnamed.pop(item_id, None)
+            if row is not None:
+                self._write(number, self._unnamed_rows.pop(row))
         return number
 
     def find(self, item_id: str) -> int | None:
@@ -75,21 +82,25 @@ class Catalogue:
         """Store the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        stored = _Embedding(
-            np.frombuffer(embedding.vector, "<f4"), embedding.published_at.timestamp(), embedding.content_hash
-        )
-        number = self.find(embedding.item_id)
-        if number is None:
-            self._unnamed[embedding.item_id] = stored
-        else:
+        item_id, vector = embedding.item_id, np.frombuffer(embedding.vector, "<f4")
+        stored = _Embedding(item_id, vector, embedding.published_at.timestamp(), embedding.content_hash)
+        number = self.find(item_id)
+        if number is not None:
             self._write(number, stored)
+        elif item_id in self._unnamed:
+            self._unnamed_rows[self._unnamed[item_id]] = stored
+        else:
+            self._unnamed[item_id] = self._unnamed_rows.add(stored)
 
     def delete_item(self, item_id: str) -> None:
         """Remove the vector of a deleted item; its number stays."""
-        self._unnamed.pop(item_id, None)
+        row = self._unnamed.pop(item_id, None)
+        if row is not None:
+            self._unnamed_rows.pop(row)
         number = self.find(item_id)
         if number is None:
             return
+        self._changed.touch(number)
         self._vectors[number] = 0
         self._has_vector[number] = False
         self._contents[number] = ""
@@ -130,23 +141,36 @@ class Catalogue:
 
     def snapshot(self) -> State:
         """Numbers, the newest vectors, and those of items without a number."""
-        count = len(self._ids)
-        unnamed = self._unnamed
-        state = State(values={})
-        state.put_texts("ids", self._ids)
-        state.put_texts("contents", self._contents)
-        state.put_texts("unmet.ids", unnamed)
-        state.put_texts("unmet.contents", (one.content for one in unnamed.values()))
-        state.arrays.update(
-            {
-                "vectors": self._vectors[:count].copy(),
-                "has_vector": self._has_vector[:count].copy(),
-                "published_at": self._published_at[:count].copy(),
-                "hashes": self._hashes[:count].copy(),
-                "unmet.vectors": np.array([one.vector for one in unnamed.values()], np.float32).reshape(-1, self.dim),
-                "unmet.published_at": np.array([one.published_at for one in unnamed.values()], np.float64),
-            }
-        )
+        state = State()
+        state.put_table("", Table(len(self._ids), self._changed, self._copied))
+        state.put_table("unmet.", self._unnamed_rows.table(self._packed))
+        return state
+
+    def _copied(self, numbers: NDArray[np.int64]) -> Callable[[slice], State]:
+        rows = numbers.tolist()
+        ids, contents = [self._ids[row] for row in rows], [self._contents[row] for row in rows]
+        columns = {
+            "vectors": self._vectors[numbers],
+            "has_vector": self._has_vector[numbers],
+            "published_at": self._published_at[numbers],
+            "hashes": self._hashes[numbers],
+        }
+
+        def packed(part: slice) -> State:
+            state = State({name: column[part] for name, column in columns.items()})
+            state.put_texts("ids", ids[part])
+            state.put_texts("contents", contents[part])
+            return state
+
+        return packed
+
+    def _packed(self, rows: Sequence[_Embedding | None]) -> State:
+        none = _Embedding("", np.zeros(self.dim, np.float32), _UNKNOWN_TIME, "")
+        kept = [row or none for row in rows]
+        vectors = np.array([row.vector for row in kept], np.float32).reshape(-1, self.dim)
+        state = State({"vectors": vectors, "published_at": np.array([row.published_at for row in kept], np.float64)})
+        state.put_texts("ids", (row.item_id for row in kept))
+        state.put_texts("contents", (row.content for row in kept))
         return state
 
     def restore(self, state: State) -> None:
@@ -176,9 +200,9 @@ class Catalogue:
             state.texts("unmet.contents"),
             strict=True,
         )
-        self._unnamed = {
-            item_id: _Embedding(vector, published, content) for item_id, vector, published, content in unnamed
-        }
+        rows = [_Embedding(*row) if row[0] else None for row in unnamed]
+        self._unnamed_rows, self._changed = Slots(rows), ChangedRows()
+        self._unnamed = {row.item_id: number for number, row in enumerate(rows) if row}
 
     @property
     def items_with_vector(self) -> list[str]:
@@ -187,6 +211,7 @@ class Catalogue:
         return numbered + list(self._unnamed)
 
     def _write(self, number: int, embedding: _Embedding) -> None:
+        self._changed.touch(number)
         self._digests.pop(number, None)
         self._vectors[number] = embedding.vector
         self._has_vector[number] = True

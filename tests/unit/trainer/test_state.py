@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.stores.artifacts.checkpoints import pack_arrays
+from streams.stores.artifacts.arrays import pack_arrays
 from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
 from tests.factories.samples import SMALL_MODEL, behaviour, click_log, embedding, make_trainer, small_config
 from trainer.online.trainer import OnlineTrainer
