@@ -50,6 +50,10 @@ class Slots(Generic[V]):
         heapq.heappush(self._free, row)
         return value
 
+    def clear(self) -> None:
+        """Remove all rows."""
+        self._rows, self._free = [], []
+
     def table(self, pack: Callable[[list[V | None]], State], *, user_column: str = "") -> Table:
         """The rows for a snapshot. `pack` makes columns of some of them in another thread; None is a free row."""
 
@@ -68,6 +72,7 @@ class Fold:
         self._count = count
         self._filled = np.zeros(count, bool)
         self._fixed: Arrays = {}
+        self._empty: Arrays = {}
         self._lists: dict[str, list[tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]]] = {}
 
     def add(self, numbers: NDArray[np.int64], columns: Arrays) -> None:
@@ -86,6 +91,9 @@ class Fold:
                     raise ValueError(f"{name!r} does not fit its places")
                 self._lists.setdefault(name[:-5], []).append((numbers, flat, column))
                 continue
+            if not len(numbers):
+                self._empty.setdefault(name, column)  # the shape of a row may not be known before the first
+                continue
             if name not in self._fixed:
                 self._fixed[name] = np.zeros((self._count, *column.shape[1:]), column.dtype)
             self._fixed[name][numbers[inside]] = column[inside]
@@ -95,7 +103,7 @@ class Fold:
         """The columns of the whole table. Raises `ValueError` if rows are missing."""
         if not self._filled.all():
             raise ValueError(f"{np.count_nonzero(~self._filled)} of {self._count} rows are in no piece")
-        found = dict(self._fixed)
+        found = {name: column for name, column in self._empty.items() if not self._count} | self._fixed
         for name, pieces in self._lists.items():
             flat, ends = self._joined(pieces)
             found[f"{name}.ends"] = ends

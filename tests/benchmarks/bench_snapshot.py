@@ -7,7 +7,8 @@ Builds a trainer of the default configuration with so many items (vectors of 128
 does, into a folder beside the others' temporary files. Before each of them the given share of users takes an item,
 and of items gets a new vector, all drawn uniformly, which is the worst case: real logs name some more often.
 
-Printed are the seconds for which the trainer's thread stands still (`frozen`), the seconds until the snapshot is the
+Printed are the milliseconds for which the trainer's thread stands still (and how many of them it computed, on a
+machine that others use too), the seconds until the snapshot is the
 one to resume from, the bytes of its files, and the largest memory of the process beside that before it.
 """
 
@@ -67,7 +68,7 @@ class World:
             history = _UserHistory(f"user-{user}", taken, (self.second,) * length, user)
             join._histories[history.user] = join._history_rows.add(history)
         join._take_number = self.users
-        self.learn(2_000)
+        self.learn(1_000)
 
     def put(self, item: int) -> None:
         """A vector for an item."""
@@ -91,7 +92,7 @@ class World:
         for user, item in zip(users, self.rng.integers(1, self.items + 1, len(users)).tolist(), strict=True):
             self.trainer.intake._join._append(Take(self.second, f"user-{user}", item))
             self.trainer._take_counts.add(item, self.second)
-        self.learn(2_000)
+        self.learn(1_000)
 
     def learn(self, events: int) -> None:
         """Exposures and clicks through the trainer's own path."""
@@ -112,6 +113,8 @@ class World:
         while trainer.step() is not None:
             trainer.intake.advance()
         trainer.progress.drain_scores()
+        if trainer.release_due():
+            trainer.begin_next()
 
 
 class PeakMemory:
@@ -170,11 +173,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if number:
             world.change(options.changed)
         with PeakMemory() as memory:
-            began = time.perf_counter()
+            began, own = time.perf_counter(), time.thread_time()
             state = State()
             state.put("trainer", world.trainer.state())
             state = state.frozen(held)
-            frozen = time.perf_counter() - began
+            frozen, own = time.perf_counter() - began, time.thread_time() - own
             meta = store.write(state, _meta(world), None, since=since)
             written = time.perf_counter() - began
         since, held = meta.snapshot_id, {name: copy.held for name, copy in state.copies.items()}
@@ -183,6 +186,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             {
                 "kind": "incremental" if number else "whole",
                 "standstill_ms": round(1e3 * frozen, 1),
+                "standstill_cpu_ms": round(1e3 * own, 1),
                 "seconds": round(written, 2),
                 "megabytes": round(_bytes_of(folder, meta) / 1e6, 1),
                 "more_memory_megabytes": round((memory.peak - memory.before) / 1e6, 1),
@@ -196,9 +200,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     again.restore(found.state.part("trainer"))
     restored = time.perf_counter() - began
     whole, ours = world.trainer.snapshot().arrays, again.snapshot().arrays
-    same = whole.keys() == ours.keys() and all(
-        np.array_equal(whole[name].view(np.uint8), ours[name].view(np.uint8)) for name in whole if whole[name].size
-    )
+    same = whole.keys() == ours.keys() and all(whole[name].tobytes() == ours[name].tobytes() for name in whole)
     result = {
         "items": options.items,
         "users": options.users,
