@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ _SWEEPS = 128
 """A sweep is over after at most so many snapshots, and with it the use of those before it."""
 
 
-class RowsHeld(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RowsHeld:
     """What the snapshots up to one hold of a table."""
 
     count: int
@@ -27,10 +28,6 @@ class RowsHeld(NamedTuple):
     def place(self) -> tuple[int, int]:
         """How far they went over the table."""
         return self.lap, self.row
-
-    def restored(self) -> RowsHeld:
-        """The same for a table that was restored from them: its changes are counted from 0 again."""
-        return self._replace(mark=0)
 
 
 class ChangedRows:

@@ -66,7 +66,7 @@ class Slots(Generic[V]):
 
 
 class Fold:
-    """A table from pieces that hold some of its rows each, the oldest first: of two with the same row the later counts."""
+    """A table from pieces of some rows each, the oldest first: of two with the same row the later counts."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -176,7 +176,7 @@ class TrainerThread:
         return candidate, {"behaviours": self._within_log(candidate.offsets), "embeddings": self._embedding_offsets()}
 
     def snapshot(self, since: Mapping[str, RowsHeld] | None = None) -> State:
-        """The trainer and what is beside it, as a copy; of the tables in `since` only the rows that changed after it."""
+        """The trainer and what is beside it, as a copy; of the tables in `since` the rows that changed after it."""
         from trainer.state import State  # torch's neighbours
 
         assert self.trainer is not None, "nothing was trained"

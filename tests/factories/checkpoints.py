@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from streams.stores.artifacts.artifact_store import FolderArtifactStore
 from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
 from streams.training.checkpointing import Checkpointer, learning_config
+from trainer.changed_rows import RowsHeld
 from trainer.online.config import TrainerConfig
 from trainer.state import State
 
@@ -81,3 +82,27 @@ def make_checkpointer(
         every_events=100_000,
         clock=lambda: 1e9,
     )
+
+
+class SnapshotChain:
+    """Snapshots one after the other, each of what changed since the one before it, as `Checkpointer` writes them."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+        self.since: str | None = None
+        self._held: dict[str, RowsHeld] = {}
+
+    def write(self, state: State, fence: Fence | None = OLD, *, erased: Collection[str] = ()) -> CheckpointMeta:
+        """Write the next one from a state that was not frozen."""
+        frozen = state.frozen(self._held)
+        meta = self.store.write(frozen, make_meta(1), fence, since=self.since, erased=erased)
+        self.since, self._held = meta.snapshot_id, {name: copy.held for name, copy in frozen.copies.items()}
+        return meta
+
+    def load(self) -> State:
+        """What a restart finds; it goes on from there."""
+        found = self.store.load(self.store.current_id() or "")
+        tables = found.meta.tables
+        self.since = found.meta.snapshot_id
+        self._held = {name: RowsHeld(table.count, 0, table.lap, table.row) for name, table in tables.items()}
+        return found.state

@@ -50,7 +50,9 @@ class RecentScores:
     def snapshot(self) -> State:
         """The tables as columns, and how long each is."""
         tables = list(self._tables)
-        state = State({"lengths": whole_numbers(map(len, tables))}, {"variants": list(tables[0].scores) if tables else []})
+        state = State(
+            {"lengths": whole_numbers(map(len, tables))}, {"variants": list(tables[0].scores) if tables else []}
+        )
         if tables:
             state.later(lambda: _packed(tables))
         return state

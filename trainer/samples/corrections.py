@@ -69,9 +69,11 @@ class CorrectableRows:
         self._place(impression)
         named, paired = self._by_event.get(impression.shown_as), self._by_pair.get(_pair(impression))
         if named is not None:
-            self._note(named, named=False)
+            row = self._row_of[_key(named)]
+            self._kept[row] = self._kept[row]._replace(named=False)
         if paired is not None:
-            self._note(paired, paired=False)
+            row = self._row_of[_key(paired)]
+            self._kept[row] = self._kept[row]._replace(paired=False)
         self._by_event[impression.shown_as] = self._by_pair[_pair(impression)] = impression
         self._row_of[_key(impression)] = self._kept.add(_Kept(impression, self._next))
         self._next += 1
@@ -79,10 +81,6 @@ class CorrectableRows:
         while self._bytes > self._most_bytes or len(self._untaken) + len(self._taken) > self._most_rows:
             self._remove(next(iter((self._untaken or self._taken).values())))
             self.dropped += 1
-
-    def _note(self, impression: Impression, **change: bool) -> None:
-        row = self._row_of[_key(impression)]
-        self._kept[row] = self._kept[row]._replace(**change)
 
     def _place(self, impression: Impression) -> None:
         (self._taken if impression.label else self._untaken)[_key(impression)] = impression

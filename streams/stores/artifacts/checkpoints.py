@@ -8,8 +8,8 @@ pieces/p000012-9b1c.../                        rows of what is large: catalogue,
 current.json                                   the one to resume from, and the fence it was written under
 ```
 
-Pieces exist before the entry that names them, and are deleted after the last one that does. The pointer moves only after the entry exists, and never back to an earlier trainer. No two trainers write under one
-name: a superseded trainer deletes its own entry, and none of its successor's.
+Pieces exist before the entry that names them, and are deleted after the last one that does. The pointer moves only after
+the entry exists, and never back to an earlier trainer. No two trainers write under one name: a superseded trainer deletes its own entry, and none of its successor's.
 
 Nothing is pickled, so loading a checkpoint runs no code from it.
 """
@@ -202,6 +202,8 @@ class CheckpointStore:
         try:
             gone = {ref.entry for ref in pieces}.difference(self._pieces.names())
             if gone:  # another process removed them before the new entry named them
+                found = self._artifacts.pointer()
+                self._succeeding(None if found is None else found.content, None, fence)
                 raise BaseGone("store", f"{sorted(gone)} of snapshot {since} in {self._named} are not there any more")
             update_pointer(self._artifacts, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
         except (Fenced, BaseGone):

@@ -23,8 +23,8 @@ from pydantic import Field
 from schemas.base import Message
 from schemas.errors import StoreUnavailable
 from schemas.manifests import Fence
-from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.arrays import pack_arrays, unpack_arrays
+from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
 from streams.stores.artifacts.pointer import may_replace
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class PieceRef(Message):
 
     def is_needed(self, now: Mapping[str, TableHeld]) -> bool:
         """Whether any table has not gone once around since."""
-        return any((now[name].lap, now[name].row) < (lap + 1, row) for name, (lap, row) in self.places.items() if name in now)
+        return any(
+            (now[name].lap, now[name].row) < (lap + 1, row) for name, (lap, row) in self.places.items() if name in now
+        )
 
 
 class TableHeld(Message):
@@ -158,9 +160,7 @@ class Pieces:
             tables.setdefault(name, {})[column] = array
         return tables
 
-    def _without(
-        self, ref: PieceRef, erased: Collection[str], user_columns: Mapping[str, str], entry: str
-    ) -> PieceRef:
+    def _without(self, ref: PieceRef, erased: Collection[str], user_columns: Mapping[str, str], entry: str) -> PieceRef:
         """The file, or one without the rows of these users: later files hold what these rows are now."""
         from trainer.tables import rows_without
 
