@@ -8,8 +8,9 @@ pieces/p000012-9b1c.../                        rows of what is large: catalogue,
 current.json                                   the one to resume from, and the fence it was written under
 ```
 
-Pieces exist before the entry that names them, and are deleted after the last one that does. The pointer moves only after
-the entry exists, and never back to an earlier trainer. No two trainers write under one name: a superseded trainer deletes its own entry, and none of its successor's.
+Pieces exist before the entry that names them, and are deleted after the last one that does. The pointer moves only
+after the entry exists, and never back to an earlier trainer. No two trainers write under one name: a superseded trainer
+deletes its own entry, and none of its successor's.
 
 Nothing is pickled, so loading a checkpoint runs no code from it.
 """
