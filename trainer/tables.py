@@ -92,7 +92,7 @@ class Fold:
                 self._lists.setdefault(name[:-5], []).append((numbers, flat, column))
                 continue
             if not len(numbers):
-                self._empty.setdefault(name, column)  # the shape of a row may not be known before the first
+                self._empty[name] = column  # the shape of a row may not be known before the first
                 continue
             if name not in self._fixed:
                 self._fixed[name] = np.zeros((self._count, *column.shape[1:]), column.dtype)
@@ -103,7 +103,7 @@ class Fold:
         """The columns of the whole table. Raises `ValueError` if rows are missing."""
         if not self._filled.all():
             raise ValueError(f"{np.count_nonzero(~self._filled)} of {self._count} rows are in no piece")
-        found = {name: column for name, column in self._empty.items() if not self._count} | self._fixed
+        found = self._fixed | ({} if self._count else self._empty)
         for name, pieces in self._lists.items():
             flat, ends = self._joined(pieces)
             found[f"{name}.ends"] = ends

@@ -136,7 +136,7 @@ class TrainerThread:
                 self._named.add(record.item_id)
             embedding = record.embedding
             if embedding is None:
-                self.waits.resolved(record.item_id, has_vector=False)
+                self.waits.resolved(record.item_id)
                 if self.trainer is not None:
                     self.trainer.delete_item(record.item_id)
                 continue
@@ -147,7 +147,7 @@ class TrainerThread:
             except ValueError as error:
                 log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
             else:
-                self.waits.resolved(record.item_id, has_vector=True)
+                self.waits.resolved(record.item_id)
 
     def delete_unnamed(self) -> None:
         """Delete items that the center does not hold any more, even where their tombstones are gone already."""
@@ -210,7 +210,7 @@ class TrainerThread:
         trainer.restore(state.part("trainer"))
         trainer.intake.window.forget_dropped_by_idle(self._reads.beginnings)
         loop = state.part("loop").values
-        self.waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
+        self.waits.restore(loop["waits"])
         self.last_event_at, self.metrics = loop["last_event_at"], loop["metrics"]
         self._begins = {int(number): offset for number, offset in loop["begins"].items()}
         if self._forgotten is not None:

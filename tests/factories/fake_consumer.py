@@ -69,6 +69,12 @@ class FakeConsumer:
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.beginning)
 
+    async def offsets_for_times(self, times: Mapping[TopicPartition, int]) -> dict[TopicPartition, FakeRecord | None]:
+        """The first record of each partition that is not older; like the client's answer, it has an `offset`."""
+        return {
+            one: next((record for record in self.log[one] if record.timestamp >= at), None) for one, at in times.items()
+        }
+
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return {one: self.log[one][-1].offset + 1 if self.log[one] else self.beginning for one in partitions}
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.settings import load_settings
-from streams.stack.run import RunningStack, running_stack
+from streams.stack.run import RunningStack
 from tests.faults import checks
 from tests.faults.oracle import Logged, expected_behaviours, expected_items
 from tests.faults.planted import BUGS
@@ -74,11 +73,13 @@ def test_the_truth_knows_late_and_repeated_behaviours() -> None:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningStack, Starter, Path]]:
-    """A stack and an interpreter that forks processes, for all rounds."""
+def parts(
+    stack: RunningStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningStack, Starter, Path]]:
+    """The stack and an interpreter that forks processes, for all rounds."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     folder = tmp_path_factory.mktemp("faults")
-    with running_stack(folder / "stack", load_settings().stack) as stack, Starter(folder / "processes") as starter:
+    with Starter(folder / "processes") as starter:
         yield stack, starter, folder
     logging.getLogger("aiokafka").setLevel(logging.NOTSET)
 

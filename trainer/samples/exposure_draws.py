@@ -93,6 +93,10 @@ class ExposureDraws:
                 yield int.from_bytes(digest[start : start + 8], "little") % len(self._takes)
             number += 1
 
+    def items(self) -> Iterator[str]:
+        """Items of the takes."""
+        return (item for _, item, _ in self._takes)
+
     def forget(self, user_id: str) -> None:
         """Remove a user's takes."""
         for take in self._takes:

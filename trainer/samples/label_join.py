@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
+from trainer.samples.histories import newest_only, place_of
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
@@ -27,6 +29,20 @@ class _UserHistory(NamedTuple):
     used: int = -1
     """Running number of its newest take."""
 
+    def with_take(self, take: Take, number: int, *, length: int, once: bool) -> _UserHistory:
+        """With a take, the newest so far; `once`: it replaces the item's former one."""
+        items, seconds = list(self.items), list(self.seconds)
+        _, former = place_of(items, seconds, take.item, take.second) if once else (None, None)
+        if former is not None:
+            del items[former], seconds[former]
+        newest = (*items, take.item)[-length:], (*seconds, take.second)[-length:]
+        return _UserHistory(self.user, *newest, number)
+
+    def only(self, places: list[int]) -> _UserHistory:
+        """With these places alone."""
+        items, seconds = tuple(self.items[at] for at in places), tuple(self.seconds[at] for at in places)
+        return self._replace(items=items, seconds=seconds)
+
 
 _FREE = _UserHistory("")
 
@@ -36,7 +52,8 @@ class ImpressionJoin:
 
     All impressions of a second have the histories before that second; its takes are appended afterwards. An impression
     waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and item); then it
-    is resolved, in the order of its second.
+    is resolved, in the order of its second. A history holds each item once, at its newest take; those of earlier builds
+    (`items_once` false) held every take.
 
     A take after that corrects an impression that is among `corrections`: the impression is returned a second time, as
     taken, or as taken in a more reliable way.
@@ -51,6 +68,7 @@ class ImpressionJoin:
         max_users: int,
         corrections: CorrectableRows | None = None,
         draws: Draws | None = None,
+        items_once: bool = True,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
@@ -59,6 +77,7 @@ class ImpressionJoin:
         self._histories: OrderedDict[str, int] = OrderedDict()
         self._history_rows: Slots[_UserHistory] = Slots()
         self._take_number = 0
+        self._once = items_once
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
@@ -113,6 +132,16 @@ class ImpressionJoin:
                 self._correctable.add(impression)
             yield impression
 
+    def items_in_use(self) -> Iterator[int]:
+        """Numbers of the items that histories, rows and draws name; after `add_second` a matter of the log alone."""
+        for place in self._histories.values():
+            yield from self._history_rows[place].items
+        for row in chain(self._waiting, self._correctable or ()):
+            yield row.item
+            yield from row.history
+        if isinstance(self._draws, ExposureDraws):
+            yield from filter(None, map(self._catalogue.find, self._draws.items()))
+
     def corrections(self) -> list[Impression]:
         """Impressions corrected by late takes since the last call, in the order of the takes."""
         corrections, self._corrections = self._corrections, []
@@ -156,6 +185,10 @@ class ImpressionJoin:
         rows = [None if one[-1] < 0 else _UserHistory(*one) for one in histories]
         self._history_rows, self._take_number = Slots(rows), max(used, default=-1) + 1
         self._histories = OrderedDict((users[row], row) for row in np.argsort(used).tolist() if rows[row])
+        for row in self._histories.values():
+            history = self._history_rows[row]
+            if self._once and len(set(history.items)) < len(history.items):  # of an earlier build
+                self._history_rows[row] = history.only(newest_only(history.items))
         self._waiting = deque(unpack_impressions(state.part("waiting")))
         self.too_late = state.values.get("too_late", 0)
         if self._correctable is not None and "correctable" in state.values:
@@ -295,9 +328,8 @@ class ImpressionJoin:
                 self._history_rows.pop(self._histories.popitem(last=False)[1])  # the user inactive for longest
             return
         self._histories.move_to_end(user)
-        before, length = self._history_rows[row], self._length
-        items, seconds = (*before.items, take.item)[-length:], (*before.seconds, take.second)[-length:]
-        self._history_rows[row] = _UserHistory(user, items, seconds, number)
+        history = self._history_rows[row]
+        self._history_rows[row] = history.with_take(take, number, length=self._length, once=self._once)
 
 
 def _packed(rows: Sequence[_UserHistory | None]) -> State:

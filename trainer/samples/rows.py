@@ -27,9 +27,10 @@ class Impression:
     item: int
     """Number of the item in the catalogue."""
     history: tuple[int, ...]
-    """Numbers of the items taken by the user before this second, oldest first; a trigger item comes last."""
+    """Numbers of the items taken by the user before this second, each once, the longest ago first; a trigger item comes
+    last."""
     history_seconds: tuple[int, ...]
-    """Seconds of these takes."""
+    """Seconds of their newest takes."""
     retaken: bool
     """Whether the user had taken this item before."""
     defines_publish: bool

@@ -150,6 +150,14 @@ class EventWindow:
             self._partitions[partition].idle = True
 
     @property
+    def slowest(self) -> set[int]:
+        """The partitions that the watermark waits for; none while all are idle."""
+        waiting = {number: state.newest for number, state in self._partitions.items() if not state.idle}
+        unread = {number for number, newest in waiting.items() if newest is None}
+        least = min((newest for newest in waiting.values() if newest is not None), default=None)
+        return unread or {number for number, newest in waiting.items() if newest == least}
+
+    @property
     def watermark(self) -> float:
         """No event on time can still come before this time (seconds since 1970); -inf while a partition is unread."""
         waiting = [state.newest for state in self._partitions.values() if not state.idle]

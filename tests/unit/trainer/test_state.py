@@ -108,7 +108,7 @@ def told(trainer: OnlineTrainer) -> tuple[str, ...]:
     return (candidate.rows_sha256, candidate.segment.root, str(candidate.offsets), str(candidate.metrics), str(weights))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=1, max_size=3))
 @example(seed=7274, cuts=[1.0])  # a forgotten user's event was the only one of its second
 def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, cuts: list[float]) -> None:

@@ -121,7 +121,8 @@ async def test_without_kafka_it_says_so_at_once_and_catches_up_when_kafka_is_the
 async def test_a_topic_that_is_missing_ends_the_start_but_not_a_server_that_answers_already(
     topic: QuietTopic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*_: object) -> ClusterTopics:
+    def missing(broker: object, topics: object, names: list[str]) -> ClusterTopics:
+        assert names == ["embeddings", "models"], "a missing topic of notices would be waited for in silence"
         raise Misconfigured("run 'mimstream topics create'")
 
     found = embeddings_follower.describe_topics

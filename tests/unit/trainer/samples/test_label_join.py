@@ -72,6 +72,6 @@ def test_retaken_marks_items_that_the_user_already_took(line: Timeline) -> None:
 def test_users_beyond_the_bound_are_forgotten_oldest_first() -> None:
     line = Timeline(max_users=2)
     for n, user in enumerate(["u1", "u2", "u1", "u3"]):
-        line.second(n, behaviour(f"t{n}", "click", user=user, item="a"))
+        line.second(n, behaviour(f"t{n}", "click", user=user, item=f"i{n}"))
     line.second(9, *(behaviour(f"x{user}", user=user, item="b") for user in ("u1", "u2", "u3")))
-    assert [line.history(row) for row in line.end()] == [["a", "a"], [], ["a"]]
+    assert [line.history(row) for row in line.end()] == [["i0", "i2"], [], ["i3"]]

@@ -119,13 +119,10 @@ def test_an_old_log_does_not_wait_for_items_that_never_got_a_vector() -> None:
     assert len(waits.overdue([f"gone{number}" for number in range(50)], now=86_400)) == 50
 
 
-def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
+def test_a_vector_or_a_tombstone_ends_the_wait() -> None:
     waits = EmbeddingWait(timeout_seconds=120)
     waits.needed("item", produced_at=0)
-    waits.resolved("item", has_vector=True)
-    waits.needed("item", produced_at=10)  # known: no wait begins
-    assert waits.overdue([], now=1e9) == set()
-    waits.resolved("item", has_vector=False)
+    waits.resolved("item")
     waits.needed("item", produced_at=500)
     assert waits.overdue(["item"], now=619) == set()
     assert waits.overdue(["item"], now=620) == {"item"}
