@@ -54,8 +54,11 @@ class TakeCounts:
 
     def snapshot(self) -> State:
         """The decayed counts and their scale."""
-        arrays = {"items": whole_numbers(self._counts), "counts": np.array(list(self._counts.values()), np.float64)}
-        return State(arrays, {"total": self._total, "origin": self._origin})
+        state, counts = State(values={"total": self._total, "origin": self._origin}), self._counts.copy()
+        state.later(
+            lambda: State({"items": whole_numbers(counts), "counts": np.array(list(counts.values()), np.float64)})
+        )
+        return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""

@@ -331,13 +331,14 @@ class EventIntake:
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
         )
+        takes = list(self._takes)
+        places = [(q.take.second, q.take.item, q.partition, q.offset) for q in takes]
+        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 4)
+        state.put_texts("takes.user", (queued.take.user_id for queued in takes))
         state.put("window", self.window.snapshot())
         state.put("join", self._join.snapshot())
         state.put("offsets", self.offsets.snapshot())
         state.put("ready", pack_impressions(self._ready))
-        places = [(q.take.second, q.take.item, q.partition, q.offset) for q in self._takes]
-        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 4)
-        state.put_texts("takes.user", (queued.take.user_id for queued in self._takes))
         return state
 
     def restore(self, state: State) -> None:

@@ -198,7 +198,12 @@ class OnlineTrainer:
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """Everything, as a copy: after `restore`, a trainer of the same configuration continues with the same digits.
+        """`state`, as a copy of everything."""
+        return self.state().frozen()
+
+    def state(self) -> State:
+        """Everything, before it is frozen: after `restore`, a trainer of the same configuration continues with the same
+        digits.
 
         Scores that were not drained are not part of it, nor a shadow evaluation, whose weights are those of releases.
         """

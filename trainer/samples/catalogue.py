@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
+from trainer.changed_rows import ChangedRows
 from trainer.samples.id_hashes import id_hashes
-from trainer.state import State, whole_numbers
+from trainer.state import State, Table, whole_numbers
 
 _UNKNOWN_TIME = np.nan
 ITEM_BYTES = 600
@@ -42,6 +43,7 @@ class Catalogue:
         self._free: list[int] = []
         self._released = True
         self._digests: dict[int, bytes] = {}
+        self._changed = ChangedRows()
         self._ids, self._contents, self._numbers = [""], [""], [0]
         self._vectors = np.zeros((1024, dim), np.float32)
         self._has_vector = np.zeros(1024, bool)
@@ -60,6 +62,7 @@ class Catalogue:
         number = self._numbers[row]
         if not number:
             number = self._numbers[row] = self._next
+            self._changed.touch(row)
             self._row_of[number] = row
             self._next += 1
             self.named += 1
@@ -85,6 +88,7 @@ class Catalogue:
         for number, row in self._row_of.items():
             if number and number not in kept and self._numbers[row] == number:
                 self._numbers[row] = 0
+                self._changed.touch(row)
                 self._retired.setdefault(row, []).append(number)
                 self.named -= 1
         self._crowded_at = max(self._most, 2 * self.named)
@@ -120,6 +124,7 @@ class Catalogue:
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
         row = self._row(embedding.item_id)
+        self._changed.touch(row)
         self._digests.pop(row, None)
         self._vectors[row] = np.frombuffer(embedding.vector, "<f4")
         self._has_vector[row] = True
@@ -131,6 +136,7 @@ class Catalogue:
         row = self._rows.get(item_id)
         if row is None:
             return
+        self._changed.touch(row)
         self._vectors[row] = 0
         self._has_vector[row] = False
         self._contents[row] = ""
@@ -184,22 +190,30 @@ class Catalogue:
 
     def snapshot(self) -> State:
         """The rows as they lie, and the retired numbers that still stand for one."""
-        count = len(self._ids)
         retired = [(number, row) for row, numbers in self._retired.items() for number in numbers]
         state = State(values={"next": self._next, "crowded_at": self._crowded_at, "released": self._released})
-        state.put_texts("ids", self._ids)
-        state.put_texts("contents", self._contents)
-        state.arrays.update(
-            {
-                "vectors": self._vectors[:count].copy(),
-                "has_vector": self._has_vector[:count].copy(),
-                "published_at": self._published_at[:count].copy(),
-                "hashes": self._hashes[:count].copy(),
-                "numbers": whole_numbers(self._numbers),
-                "retired": np.array(retired, np.int64).reshape(-1, 2),
-            }
-        )
+        state.arrays["retired"] = np.array(retired, np.int64).reshape(-1, 2)
+        state.put_table("", Table(len(self._ids), self._changed, self._copied))
         return state
+
+    def _copied(self, rows: NDArray[np.int64]) -> Callable[[slice], State]:
+        chosen = rows.tolist()
+        ids, contents = [self._ids[row] for row in chosen], [self._contents[row] for row in chosen]
+        columns = {
+            "vectors": self._vectors[rows],
+            "has_vector": self._has_vector[rows],
+            "published_at": self._published_at[rows],
+            "hashes": self._hashes[rows],
+            "numbers": whole_numbers(self._numbers[row] for row in chosen),
+        }
+
+        def packed(part: slice) -> State:
+            state = State({name: column[part] for name, column in columns.items()})
+            state.put_texts("ids", ids[part])
+            state.put_texts("contents", contents[part])
+            return state
+
+        return packed
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if its vectors have another width."""
@@ -238,6 +252,7 @@ class Catalogue:
         self._crowded_at = state.values.get("crowded_at", self._most)
         self._released = state.values.get("released", True)
         self.named = sum(1 for number in self._numbers if number)
+        self._changed = ChangedRows()
 
     def _restore_unnamed(self, state: State) -> None:
         vectors, published = state.arrays["unmet.vectors"], state.arrays["unmet.published_at"].tolist()
@@ -266,6 +281,7 @@ class Catalogue:
             self._contents.append("")
             self._numbers.append(0)
             self._grow_to(row + 1)
+        self._changed.touch(row)
         self._rows[item_id] = row
         self._hashes[row] = id_hashes(item_id)
         return row
@@ -274,6 +290,7 @@ class Catalogue:
         """Give the row of an item that has neither vector nor number to the next one that needs one."""
         if self._has_vector[row] or self._numbers[row] or row in self._retired:
             return
+        self._changed.touch(row)
         del self._rows[self._ids[row]]
         self._ids[row], self._hashes[row], self._published_at[row] = "", 0, _UNKNOWN_TIME
         self._free.append(row)

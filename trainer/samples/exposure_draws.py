@@ -106,9 +106,8 @@ class ExposureDraws:
 
     def snapshot(self) -> State:
         """The takes, and up to where they are known."""
-        state = State({"seconds": whole_numbers(second for second, _, _ in self._takes)}, {"until": self._until})
-        state.put_texts("items", (item for _, item, _ in self._takes))
-        state.put_texts("users", (user for _, _, user in self._takes))
+        state, takes = State(values={"until": self._until}), list(self._takes)
+        state.later(lambda: _packed(takes))
         return state
 
     def restore(self, state: State) -> None:
@@ -135,6 +134,13 @@ class DrawnBefore:
         """The items kept; the take's own where another stretch of training used the draw."""
         place, own = (take.partition, take.offset), take.behaviour.item_id
         return [self._items.get((*place, number), own) for number in range(2, self._last + 1)]
+
+
+def _packed(takes: list[tuple[int, str, str]]) -> State:
+    state = State({"seconds": whole_numbers(second for second, _, _ in takes)})
+    state.put_texts("items", (item for _, item, _ in takes))
+    state.put_texts("users", (user for _, _, user in takes))
+    return state
 
 
 def _digest(text: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.stores.artifacts.checkpoints import pack_arrays
+from streams.stores.artifacts.arrays import pack_arrays
+from tests.factories.checkpoints import SnapshotChain, make_store
 from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
 from tests.factories.samples import SMALL_MODEL, behaviour, click_log, embedding, make_trainer, small_config
 from trainer.online.config import TrainerConfig
@@ -129,6 +131,32 @@ def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, 
     assert len(released) >= 1
     assert_same(trainer.snapshot(), whole.snapshot())
     assert trainer.intake.counts == whole.intake.counts and trainer.intake.counts.pending == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_trainer_restored_from_what_changed_between_many_snapshots_equals_one_that_went_on(
+    seed: int, tmp_path: Path
+) -> None:
+    actions = script(seed)
+    places = sorted(np.random.default_rng(seed).choice(len(actions) - 2, 6, replace=False).tolist())
+    pieces = [actions[a:b] for a, b in zip([0, *places], [*places, len(actions)], strict=True)]
+    whole, trainer = fresh(), fresh()
+    chain = SnapshotChain(make_store(tmp_path))
+    again, released = [], []
+    for number, piece in enumerate(pieces):
+        if number:
+            if number % 3 == 2:
+                trainer.state().frozen()  # one that could not be written
+            meta = chain.write(trainer.state())
+            state = chain.store.load(meta.snapshot_id).state
+            assert_same(state, whole.snapshot())
+            if number % 2:
+                state, trainer = chain.load(), fresh()
+                trainer.restore(state)
+        again += live(trainer, piece)
+        released += live(whole, piece)
+    assert again == released
+    assert_same(trainer.snapshot(), whole.snapshot())
 
 
 def test_a_snapshot_shares_nothing_with_the_trainer_that_goes_on() -> None:
