@@ -23,7 +23,7 @@ class UserTakes:
         self._length, self._most, self._remembered = config.history_length, config.max_users, config.remembered_takes
         self._row: dict[int, int] = {}
         self._free: list[int] = []
-        self._item_VL = np.zeros((64, self._length), np.int32)
+        self._item_VL = np.zeros((64, self._length), np.uint32)
         self._second_VL = np.full((64, self._length), NEVER, np.int64)
         self._count_V = np.zeros(64, np.int64)
         self._sources: dict[int, int] = {}
@@ -32,21 +32,24 @@ class UserTakes:
         return len(self._row)
 
     def add(
-        self, user_T: NDArray[np.int64], item_T: NDArray[np.int64], second_T: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items."""
+        self, user_T: NDArray[np.int64], item_T: NDArray[np.uint32], second_T: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items.
+
+        Items are `item_hash`es.
+        """
         row_T = self._rows_of(user_T)
         order = np.argsort(row_T, kind="stable")
         starts = np.flatnonzero(np.concatenate([[True], np.diff(row_T[order]) > 0])) if len(order) else order
         sizes = np.diff(np.append(starts, len(order)))
-        one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        one, other = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
         for turn in range(int(sizes.max(initial=0))):  # the first takes of all users, then their second ones, ...
             take = order[starts[sizes > turn] + turn]
             row, item = row_T[take], item_T[take]
             before_TL = self._item_VL[row]
             at, place = np.nonzero(before_TL)
             one.append(item[at])
-            other.append(before_TL[at, place].astype(np.int64))
+            other.append(before_TL[at, place])
             slot = self._count_V[row] % self._length
             self._item_VL[row, slot], self._second_VL[row, slot] = item, second_T[take]
             self._count_V[row] += 1
@@ -65,10 +68,10 @@ class UserTakes:
         return np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
 
     def beside(
-        self, row_D: NDArray[np.int64], item_D: NDArray[np.int64], second_D: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+        self, row_D: NDArray[np.int64], item_D: NDArray[np.uint32], second_D: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
         """The items that each named take is paired with, shape (D, L), 0 pads; none where the user is not kept."""
-        item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
+        item_DL, second_DL = self._item_VL[row_D], self._second_VL[row_D]
         own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
         own_D = own_DL.argmax(axis=1)
         at = np.arange(len(row_D))
@@ -82,9 +85,9 @@ class UserTakes:
         if row is not None:
             self._clear(np.array([row]))
 
-    def delete(self, items: NDArray[np.int64]) -> None:
-        """Remove deleted items, so that no new pair is counted with them."""
-        gone_VL = np.isin(self._item_VL, items) & (self._item_VL > 0)
+    def delete(self, item: int) -> None:
+        """Remove a deleted item, so that no new pair is counted with it."""
+        gone_VL = self._item_VL == item
         self._item_VL[gone_VL], self._second_VL[gone_VL] = 0, NEVER
 
     def _rows_of(self, user_T: NDArray[np.int64]) -> NDArray[np.int64]:

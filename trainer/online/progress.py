@@ -58,7 +58,8 @@ class TrainProgress:
         self._rows_sha256 = self._chained(rows, plan)
         if self.first_event_at is None:
             self.first_event_at = self.event_at_release = rows[0].second
-        self.last_event_at = max(self.last_event_at or 0, rows[-1].second)
+        # the last row may be the correction of an old one
+        self.last_event_at = max(self.last_event_at or 0, *(row.second for row in rows))
         first = np.array([not row.correction for row in rows])
         if not first.all():  # what is scored once more, knowing the answer, is no prediction
             rows = [row for row in rows if not row.correction]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from trainer.negatives.sampler import ContrastivePlan
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 from trainer.state import State, ragged, unragged, whole_numbers
+from trainer.tables import Slots
 
 EMPTY = b""
 
@@ -190,10 +191,12 @@ class Journal:
     """The segment that is being written; `cut` begins the next one."""
 
     def __init__(self) -> None:
+        self._archive: Slots[tuple[bytes, NDArray[np.float32]]] = Slots()
         self._begin(Segment())
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment
+        self._archive.clear()
         self._leaves: dict[str, Leaf] = {}
         self._nameless: list[Leaf] = []
         self._seen: dict[int, bytes] = {}
@@ -238,22 +241,24 @@ class Journal:
 
     def snapshot(self) -> State:
         """The unfinished segment, its vectors, and the users of the leaves."""
-        segment = self.segment()
-        state = State(values={})
-        state.put("segment", segment.to_state())
-        digests = list(segment.archive)
-        state.put_bytes("digests", digests)
-        vectors = [segment.archive[digest] for digest in digests]
-        state.arrays["vectors"] = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-        state.put_texts("users", self._leaves)
-        state.arrays["seen"] = whole_numbers(self._seen)
-        state.put_bytes("seen.digests", self._seen.values())
+        now = self.segment()
+        # a copy as deep as what grows; a step, a use of a vector and a vector do not change any more
+        leaves = [Leaf(leaf.digest, leaf.rows) for leaf in now.leaves]
+        segment = replace(now, steps=list(now.steps), vectors=list(now.vectors), archive={}, leaves=leaves)
+        users, seen = list(self._leaves), dict(self._seen)
+        state = State()
+        state.put_table("archive.", self._archive.table(_packed_vectors))
+        state.put("segment", State(values={"first_row": now.first_row, "first_step": now.first_step}))
+        state.later(lambda: _packed(segment, users, seen))
         return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         segment = Segment.from_state(state.part("segment"))
-        segment.archive = dict(zip(state.pieces("digests"), state.arrays["vectors"], strict=True))
+        earlier = "" if "digests.ends" in state.arrays else "archive."  # an earlier build had them in no table
+        rows = list(zip(state.pieces(f"{earlier}digests"), state.arrays[f"{earlier}vectors"], strict=True))
+        self._archive = Slots(rows)
+        segment.archive = dict(rows)
         users = state.texts("users")
         self._segment = segment
         self._leaves = dict(zip(users, segment.leaves, strict=False))
@@ -269,5 +274,24 @@ class Journal:
         self._segment.vectors.append(
             VectorUse(step, catalogue.item_id(item), digest, catalogue.content(item), published)
         )
-        if digest:
-            self._segment.archive.setdefault(digest, catalogue.vectors(np.array([item]))[0])
+        if digest and digest not in self._segment.archive:
+            vector = catalogue.vectors(np.array([item]))[0]
+            self._segment.archive[digest] = vector
+            self._archive.add((digest, vector))
+
+
+def _packed_vectors(rows: Sequence[tuple[bytes, NDArray[np.float32]] | None]) -> State:
+    kept = [row for row in rows if row]
+    assert len(kept) == len(rows), "vectors are forgotten all at once"
+    state = State({"vectors": np.stack([vector for _, vector in kept]) if kept else np.zeros((0, 0), np.float32)})
+    state.put_bytes("digests", (digest for digest, _ in kept))
+    return state
+
+
+def _packed(segment: Segment, users: list[str], seen: dict[int, bytes]) -> State:
+    state = State()
+    state.put("segment", segment.to_state())
+    state.put_texts("users", users)
+    state.arrays["seen"] = whole_numbers(seen)
+    state.put_bytes("seen.digests", seen.values())
+    return state

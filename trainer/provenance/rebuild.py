@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour
 from trainer.provenance.journal import Leaf, Segment, StepRows, VectorUse, row_text
-from trainer.samples.catalogue import vector_digest
+from trainer.samples.catalogue import Catalogue, vector_digest
 from trainer.samples.exposure_draws import DrawnBefore
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.rows import Impression
 
 Place = tuple[int, int, int]
@@ -67,12 +67,12 @@ class RebuildResult:
 class Rebuild:
     """Feed it with `observe` and `erased`, in the order of each partition, until `complete` or the log's end.
 
-    Memory: what the window and the join hold, and the segment's own rows.
+    Memory: what the window and the join hold, with `most_items` items beside, and the segment's own rows.
     """
 
-    def __init__(self, segment: Segment, rules: JoinRules) -> None:
+    def __init__(self, segment: Segment, rules: JoinRules, *, most_items: int = 1_000_000) -> None:
         self._segment = segment
-        self._numbers = FeatureNumbers([], [])
+        self._numbers = Catalogue(1, most_items=most_items)
         self._window, self._join = rules.window(), rules.join(self._numbers, drawn_before=DrawnBefore(segment.drawn))
         self._wanted: set[Place] = {tuple(place) for step in segment.steps for place in step.places.tolist()}
         self._drawn = max((draw for _, _, draw in self._wanted), default=0)
@@ -96,6 +96,7 @@ class Rebuild:
             self._join.add_second(events, self._window.ahead)
             for row in self._join.corrections():
                 self._find(row)
+            self._forget_items()
         self._settle(float("inf") if everything else self._window.complete_before)
 
     @property
@@ -165,6 +166,12 @@ class Rebuild:
     def _settle(self, before: float) -> None:
         for row in self._join.resolved(before):
             self._find(row)
+
+    def _forget_items(self) -> None:
+        if self._numbers.crowded:
+            found = ((row.item, *row.history) for row in self._found.values())
+            self._numbers.retire(chain(self._join.items_in_use(), chain.from_iterable(found)))
+            self._numbers.release(())
 
     def _find(self, row: Impression) -> None:
         if (place := (row.partition, row.offset, row.draw)) in self._wanted:

@@ -7,13 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
@@ -340,54 +337,6 @@ async def test_each_batch_leaves_one_line_in_the_log(path: ItemPath) -> None:
     (line,) = [line for line in lines if line["event"] == "items.indexed"]
     assert (line["count"], line["encoded"], line["deleted"], line["dead_lettered"]) == (3, 1, 1, 1)
     assert line["partitions"] == [0, 2]
-
-
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from("abc"), st.sampled_from(["publish", "url", "only-url", "delete", "bad", "only-bad", "price"])
-    ),
-    max_size=14,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(events=EVENTS, cuts=st.sets(st.integers(0, 14)), replay_from=st.integers(0, 14))
-def test_batching_and_replaying_do_not_change_where_it_ends(
-    events: list[tuple[str, str]], cuts: set[int], replay_from: int
-) -> None:
-    async def final(cuts: set[int], replay_from: int | None) -> dict[str, Any]:
-        path = ItemPath()
-        records = []
-        for n, (key, what) in enumerate(events):
-            if what == "delete":
-                records.append(path.delete(key))
-            elif what == "bad":
-                records.append(path.publish(key, title="bad", image=b64(b"broken")))
-            elif what == "only-bad":
-                records.append(path.publish(key, image=b64(b"broken")))
-            elif what == "only-url":
-                records.append(path.publish(key, image_url=f"{PICTURE_URL}?{n}"))
-            elif what == "url":
-                records.append(path.publish(key, title=f"t{n}", image_url=f"{PICTURE_URL}?{n}"))
-            else:
-                records.append(path.publish(key, title="same" if what == "price" else f"t{n}", price=float(n)))
-        bounds = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
-        for start, end in pairwise(bounds):
-            await path.index_all(*records[start:end])
-        if replay_from is not None:
-            await path.index_all(*records[replay_from:])
-        for retry in list(path.outbox.retries):
-            path.web[str(retry.item.image_url)] = picture("blue")
-        for retry in list(path.outbox.retries):
-            await path.retry(retry)
-        return {
-            key: (row.title, row.vector.tolist(), row.source_offset, row.price, row.first_price, row.has_image)
-            for key, row in path.rows.items()
-        }
-
-    plain = asyncio.run(final(set(range(15)), None))
-    assert asyncio.run(final(cuts, None)) == plain
-    assert asyncio.run(final(cuts, replay_from)) == plain
 
 
 async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_workers_clock_says(

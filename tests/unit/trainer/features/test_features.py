@@ -95,13 +95,13 @@ def test_a_restored_state_goes_on_with_the_same_digits() -> None:
     world = World(config, ITEMS)
     takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
     state = fed(world, takes[:300])
-    state.delete(3)
+    state.delete("i3")
     restored = FeatureState(config, world)
     restored.restore(state.snapshot())
     assert_same_state(state, restored)
     for one in (state, restored):
         one.forget(2)
-        one.delete(5)
+        one.delete("i5")
         for start in range(300, 600, 60):
             one.add(columns_of(takes[start : start + 60]), before=takes[start + 59].second)
     assert_same_state(state, restored)
@@ -180,7 +180,7 @@ def test_a_deleted_item_leaves_every_list() -> None:
     takes = random_takes(300, users=15, items=ITEMS, seconds=40_000, seed=8)
     state = fed(world, takes)
     assert any(7 in partners(state, world, item) for item in range(1, ITEMS + 1))
-    state.delete(7)
+    state.delete("i7")
     assert not state.states(np.array([0, 7])).takes.takes_U.any()
     state.add(columns_of([take for take in takes[-5:] if take.item != 7]), before=50_000)
     assert not any(7 in partners(state, world, item) for item in range(1, ITEMS + 1))
@@ -192,7 +192,7 @@ def test_lists_are_searched_for_a_deleted_item_some_at_a_time(monkeypatch: pytes
     monkeypatch.setattr("trainer.features.state._SWEPT_ROWS", 10)
     world = World(CONFIG, ITEMS)
     state = fed(world, random_takes(300, users=15, items=ITEMS, seconds=40_000, seed=8))
-    state.delete(7)
+    state.delete("i7")
     holding = []
     for _ in range(5):
         holding.append(sum(7 in partners(state, world, item) for item in range(1, ITEMS + 1)))
@@ -242,7 +242,7 @@ def test_items_longest_without_a_take_lose_their_counts() -> None:
     state = fed(world, takes, step=3)
     counted = state.states(np.arange(ITEMS + 1)).takes.takes_U
     assert counted.sum() <= 16 and counted[-3:].all() and not counted[1:20].any()
-    assert len(state.snapshot().arrays["number"]) <= 17
+    assert len(state.snapshot().arrays["key"]) <= 17
 
 
 def test_users_longest_without_a_take_lose_theirs() -> None:
