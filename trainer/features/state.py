@@ -8,12 +8,14 @@ Letters: T takes of a step, S slots of items that were taken (slot 0 belongs to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.changed_rows import ChangedRows
 from trainer.features.config import HALF_LIVES, FeatureConfig
 from trainer.features.partners import count_pairs
 from trainer.features.states import (
@@ -29,7 +31,7 @@ from trainer.features.states import (
 from trainer.features.user_takes import UserTakes
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import FactRows
-from trainer.state import State
+from trainer.state import State, Table
 
 _EVICTED_SHARE = 16
 _TAKES_AT_ONCE = 64
@@ -89,6 +91,7 @@ class FeatureState:
         """By `item_hash`, as lists of partners and of users name items."""
         self._rows = TakeRows.empty(config, 64)
         self._key_S = np.zeros(64, np.int64)
+        self._changed = ChangedRows()
         self._used = 1
         self._free: list[int] = []
         self._deleted: dict[int, int] = {}
@@ -148,8 +151,9 @@ class FeatureState:
             self._admit(hashes_T2[:, 0], short_T)
             slot_T = self._slots(hashes_T2[:, 0])
             self._count_takes(slot_T, counted.second_T)
-            slots = np.concatenate([self._count_together(one, other), slot_T])
-            changed = self._key_S[np.unique(slots)]
+            slots = np.unique(np.concatenate([self._count_together(one, other), slot_T]))
+            self._changed.touch(slots)
+            changed = self._key_S[slots]
         self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T)
         return changed
 
@@ -234,6 +238,7 @@ class FeatureState:
                 del self._slot_of_short[short]
         self._key_S[slots] = 0
         self._rows.clear(slots)
+        self._changed.touch(slots)
         self._free += slots.tolist()
 
     def delete(self, item_id: str) -> None:
@@ -253,6 +258,7 @@ class FeatureState:
             found = self._rows.partner_UP[start:stop] == gone
             self._rows.partner_UP[start:stop][found] = 0
             self._rows.together_UP[start:stop][found] = 0
+            self._changed.touch(start + np.flatnonzero(found.any(axis=1)))
             if stop == self._used:
                 del self._deleted[gone]
             else:
@@ -269,22 +275,24 @@ class FeatureState:
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """Everything, copied: after `restore` a state of the same configuration goes on with the same digits."""
-        state = State(
-            {f"rows.{name}": column[: self._used].copy() for name, column in vars(self._rows).items()},
-            {"before": self.before, "version": self.config.version, "takes": self._shared.takes},
-        )
+        """Everything: after `restore` a state of the same configuration goes on with the same digits."""
+        values = {"before": self.before, "version": self.config.version, "takes": self._shared.takes}
+        state = State({}, values)
         state.arrays.update(
             {
-                "key": self._key_S[: self._used].copy(),
                 "free": np.array(self._free, np.int64),
                 "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
                 "shared.category": self._shared.category_C.copy(),
                 "shared.word": self._shared.word_C.copy(),
             }
         )
+        state.put_table("rows.", Table(self._used, self._changed, self._copied))
         state.put("users", self._users.snapshot())
         return state
+
+    def _copied(self, slots: NDArray[np.int64]) -> Callable[[slice], State]:
+        columns = {**vars(self._rows.rows(slots)), "key": self._key_S[slots]}
+        return lambda part: State({name: column[part] for name, column in columns.items()})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if it is of other features."""
@@ -293,7 +301,8 @@ class FeatureState:
             raise ValueError(f"the state is of features {values['version']}, not of {self.config.version}")
         self.before = values["before"]
         self._rows = TakeRows(*(arrays[f"rows.{name}"].copy() for name in vars(self._rows)))
-        self._key_S, self._used = arrays["key"].copy(), len(arrays["key"])
+        self._key_S, self._used = arrays["rows.key"].copy(), len(arrays["rows.key"])
+        self._changed = ChangedRows()
         self._free = arrays["free"].tolist()
         self._slot = {key: slot for slot, key in enumerate(self._key_S.tolist()) if key}
         self._slot_of_short = {_short_of(key): slot for key, slot in self._slot.items()}

@@ -5,12 +5,15 @@ Letters: T takes of a step, V users (row 0 belongs to nobody), L history length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.changed_rows import ChangedRows
 from trainer.features.config import FeatureConfig
 from trainer.features.states import NEVER
-from trainer.state import State, whole_numbers
+from trainer.state import Arrays, State, Table, whole_numbers
 
 _NOT_COUNTED = 0
 _REMOVED_SHARE = 16
@@ -26,6 +29,7 @@ class UserTakes:
         self._item_VL = np.zeros((64, self._length), np.uint32)
         self._second_VL = np.full((64, self._length), NEVER, np.int64)
         self._count_V = np.zeros(64, np.int64)
+        self._changed = ChangedRows()
         self._sources: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -53,6 +57,7 @@ class UserTakes:
             slot = self._count_V[row] % self._length
             self._item_VL[row, slot], self._second_VL[row, slot] = item, second_T[take]
             self._count_V[row] += 1
+            self._changed.touch(row)
         return np.concatenate(one), np.concatenate(other)
 
     def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
@@ -89,6 +94,7 @@ class UserTakes:
         """Remove a deleted item, so that no new pair is counted with it."""
         gone_VL = self._item_VL == item
         self._item_VL[gone_VL], self._second_VL[gone_VL] = 0, NEVER
+        self._changed.touch(np.flatnonzero(gone_VL.any(axis=1)))
 
     def _rows_of(self, user_T: NDArray[np.int64]) -> NDArray[np.int64]:
         distinct, number_T = np.unique(user_T, return_inverse=True)
@@ -118,23 +124,26 @@ class UserTakes:
 
     def _clear(self, rows: NDArray[np.int64]) -> None:
         self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
+        self._changed.touch(rows)
         self._free += rows.tolist()
 
     def snapshot(self) -> State:
-        """Everything, copied."""
-        size = len(self._row) + len(self._free) + 1
-        return State(
+        """Everything."""
+        state = State(
             {
                 "user": whole_numbers(self._row),
                 "row": whole_numbers(self._row.values()),
                 "free": whole_numbers(self._free),
-                "items": self._item_VL[:size].copy(),
-                "seconds": self._second_VL[:size].copy(),
-                "count": self._count_V[:size].copy(),
                 "source": whole_numbers(self._sources),
                 "source_row": whole_numbers(self._sources.values()),
             }
         )
+        state.put_table("takes.", Table(len(self._row) + len(self._free) + 1, self._changed, self._copied))
+        return state
+
+    def _copied(self, rows: NDArray[np.int64]) -> Callable[[slice], State]:
+        columns: Arrays = {"items": self._item_VL[rows], "seconds": self._second_VL[rows], "count": self._count_V[rows]}
+        return lambda part: State({name: column[part] for name, column in columns.items()})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
@@ -142,5 +151,6 @@ class UserTakes:
         self._row = dict(zip(arrays["user"].tolist(), arrays["row"].tolist(), strict=True))
         self._free = arrays["free"].tolist()
         self._sources = dict(zip(arrays["source"].tolist(), arrays["source_row"].tolist(), strict=True))
-        self._item_VL, self._second_VL = arrays["items"].copy(), arrays["seconds"].copy()
-        self._count_V = arrays["count"].copy()
+        self._item_VL, self._second_VL = arrays["takes.items"].copy(), arrays["takes.seconds"].copy()
+        self._count_V = arrays["takes.count"].copy()
+        self._changed = ChangedRows()

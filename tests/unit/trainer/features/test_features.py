@@ -109,6 +109,29 @@ def test_a_restored_state_goes_on_with_the_same_digits() -> None:
     assert features_of(state, rows).tobytes() == features_of(restored, rows).tobytes()
 
 
+def test_a_snapshot_holds_all_that_changed_after_the_one_before() -> None:
+    config = CONFIG.model_copy(update={"partners": 4, "max_items": 16, "max_users": 16})
+    world = World(config, ITEMS)
+    takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
+    state = fed(world, takes[:500])
+    first = state.snapshot().frozen()
+    state.delete("i3")
+    state.forget(2)
+    for take in takes[500:510]:
+        state.add(columns_of([take]), before=take.second + 1)
+    whole = state.snapshot().arrays
+    second = state.snapshot().frozen({name: copy.held for name, copy in first.copies.items()})
+    assert sum(len(copy.numbers) for copy in second.copies.values()) > 0
+    for name, copy in first.copies.items():
+        later = second.copies[name]
+        kept, changed = copy.columns(slice(None)).arrays, later.columns(slice(None)).arrays
+        for column, values in changed.items():
+            found = np.zeros((later.held.count, *values.shape[1:]), values.dtype)
+            found[copy.numbers[: later.held.count]] = kept[column][: later.held.count]
+            found[later.numbers] = values
+            assert found.tobytes() == whole[f"{name}{column}"].tobytes(), column
+
+
 def test_a_state_of_other_features_is_refused() -> None:
     world = World(CONFIG, ITEMS)
     state = FeatureState(CONFIG, world).snapshot()
@@ -242,7 +265,7 @@ def test_items_longest_without_a_take_lose_their_counts() -> None:
     state = fed(world, takes, step=3)
     counted = state.states(np.arange(ITEMS + 1)).takes.takes_U
     assert counted.sum() <= 16 and counted[-3:].all() and not counted[1:20].any()
-    assert len(state.snapshot().arrays["key"]) <= 17
+    assert len(state.snapshot().arrays["rows.key"]) <= 17
 
 
 def test_users_longest_without_a_take_lose_theirs() -> None:
