@@ -115,7 +115,8 @@ def test_a_snapshot_holds_all_that_changed_after_the_one_before() -> None:
     takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
     state = fed(world, takes[:500])
     first = state.snapshot().frozen()
-    state.delete("i3")
+    for item in range(1, 6):
+        state.delete(f"i{item}")
     state.forget(2)
     for take in takes[500:510]:
         state.add(columns_of([take]), before=take.second + 1)
