@@ -133,6 +133,13 @@ class LogReader:
         return None
 
 
+async def read_beginnings(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> dict[int, int]:
+    """Offset of the oldest record that each partition may still hold. Raises as `describe_topics` does."""
+    async with LogReader(broker, topics) as reader:
+        bounds = await reader.bounds(await reader.partitions(name))
+    return {partition.partition: beginning for partition, (beginning, _) in bounds.items()}
+
+
 async def read_ends(broker: BrokerConfig, topics: TopicsConfig, name: TopicName) -> dict[int, int]:
     """Offset after the last record of each partition, open transactions included. Raises as `describe_topics` does."""
     async with LogReader(broker, topics, isolation="read_uncommitted") as reader:

@@ -81,6 +81,11 @@ class TopicFollower:
             self._consumer.seek(partition, start)
         self.handled = {}
 
+    @property
+    def sources(self) -> list[str]:
+        """The partitions of this incarnation of the topic, as they are handed over."""
+        return list(self._sources.values())
+
     async def ends(self) -> Mapping[TopicPartition, int]:
         """Where the topic ends now."""
         with broker_errors(self._broker):

@@ -1,7 +1,7 @@
 """Follows `items`, and removes takes of deleted items from the behaviour store.
 
 `items` and not `embeddings`: there a picture that is still awaited looks like a delete. Only the key of a record
-counts, and whether it has a value, so no value is decoded.
+counts, its timestamp, and whether it has a value, so no value is decoded.
 
 An item that is published again counts as another item. Takes of the former one are removed if the deletion was swept
 before the item came back, else they stay. Takes after it came back stay.
@@ -29,6 +29,7 @@ from streams.broker.topics import TopicsConfig
 from streams.recording.config import RecordConfig
 from streams.runtime.delivery import Patience, retry_until_available
 from streams.stores.histories.deleted_items import DeletedItems, SweepReport, Sweeps, Unfinished
+from streams.stores.histories.item_order import ItemState
 
 log = structlog.get_logger()
 
@@ -36,30 +37,37 @@ CHECK_SECONDS = 2.0
 """How often to check whether a sweep is due, whether this process leads, and whether the store lost marks."""
 LEASE_SECONDS = 5.0
 """How long after a recorder was killed another one takes the lead."""
+SETTLE_SECONDS = 600.0
+"""How often to forget the order of records that all partitions were read past."""
+CLOCK_SECONDS = 3600.0
+"""How far the clocks of producers may lie apart: a record that comes later than this after another has a later time."""
 REST_FACTOR = 4.0
 """A sweep rests this many times as long as each step took: it uses a fifth of the server at most."""
 
 
-def read_deletions(records: Sequence[Any], *, now: float) -> dict[str, float | None]:
-    """When each item of these records of one partition was deleted, in seconds since 1970; None if it is published.
+def read_states(records: Sequence[Any], *, now: float) -> dict[str, ItemState]:
+    """What the last of these records of one partition says of each item.
 
-    A deletion whose timestamp is not a valid time counts as one of `now`.
+    A timestamp that is not a valid time counts as `now` (seconds since 1970).
     """
-    deleted_at: dict[str, float | None] = {}
+    states: dict[str, ItemState] = {}
     for record in records:
         try:
             item_id = read_item_id(record.key)
         except BadMessage:
             continue  # the item path writes its dead letter
-        deleted_at[item_id] = _deleted_at(record, now) if record.value is None else None
-    return deleted_at
+        before = states.get(item_id)
+        time_ms = max(_time_ms(record, now), before.time_ms if before else 0)
+        states[item_id] = ItemState(time_ms, record.value is None)
+    return states
 
 
-def _deleted_at(record: Any, now: float) -> float:
+def _time_ms(record: Any, now: float) -> int:
     try:
-        return produced_at(record.timestamp).timestamp()
+        produced_at(record.timestamp)
     except BadMessage:
-        return now
+        return int(now * 1000)
+    return int(record.timestamp)
 
 
 def sweep_due(state: Sweeps, now: float, *, gather_seconds: float, late_seconds: float) -> bool:
@@ -98,8 +106,10 @@ class DeletedItemFollower:
         self._remember_seconds = max(topics.behaviours_retention_days * 86_400, topics.tombstone_retention_hours * 3600)
         self._follower = TopicFollower(broker, topics, "items", self._mark)
         self._leads = self._follows = False
-        self._sweep_after: Mapping[TopicPartition, int] | None = None
-        self._checked_at = self._identified_at = float("-inf")
+        self._read_after: Mapping[TopicPartition, int] | None = None
+        self._asked_at = 0.0
+        self._sweeps_then = False
+        self._checked_at = self._identified_at = self._settled_at = float("-inf")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow and sweep until `stop` is set. Waits for a store or broker that is away."""
@@ -130,9 +140,12 @@ class DeletedItemFollower:
         except Misconfigured as error:
             self._stop_following(error)
             return
-        if self._sweep_after is not None and await self._follower.has_reached(self._sweep_after):
-            self._sweep_after = None
-            await self._sweep(stop)
+        if self._read_after is not None and await self._follower.has_reached(self._read_after):
+            self._read_after = None
+            await self._items.settle(int(1000 * (self._asked_at - CLOCK_SECONDS)))
+            self._settled_at = self._asked_at
+            if self._sweeps_then:
+                await self._sweep(stop)
 
     async def _check(self) -> None:
         if not await self._lead():
@@ -147,8 +160,11 @@ class DeletedItemFollower:
                 await self._check_topic()
         if not self._follows:
             await self._start_following()
-        if self._follows and self._sweep_after is None and await self._sweep_due():
-            self._sweep_after = await self._follower.ends()
+        if self._follows and self._read_after is None:
+            self._sweeps_then = await self._sweep_due()
+            if self._sweeps_then or self._passed(SETTLE_SECONDS, self._settled_at):
+                self._asked_at = self._clock()
+                self._read_after = await self._follower.ends()
 
     async def _sweep_due(self) -> bool:
         return sweep_due(
@@ -163,7 +179,7 @@ class DeletedItemFollower:
         return self._leads
 
     async def _start_following(self) -> None:
-        self._sweep_after = None
+        self._read_after = None
         await self._follower.close()
         try:
             await self._follower.open(await self._items.positions(), since=self._horizon())
@@ -191,9 +207,9 @@ class DeletedItemFollower:
         return not 0 <= self._clock() - since < seconds  # a clock may be set back
 
     async def _mark(self, records: Sequence[Any], source: str, next_offset: int) -> None:
-        horizon = self._horizon().timestamp()
-        found = read_deletions(records, now=self._clock())
-        recent = {item_id: at for item_id, at in found.items() if at is None or at >= horizon}
+        horizon_ms = int(self._horizon().timestamp() * 1000)
+        found = read_states(records, now=self._clock())
+        recent = {item_id: one for item_id, one in found.items() if not one.is_deleted or one.time_ms >= horizon_ms}
         if marked := await self._items.mark(recent, source=source, next_offset=next_offset):
             log.info("items.marked_deleted", count=marked)
 

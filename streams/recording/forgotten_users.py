@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
+from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from streams.broker.clients import BrokerConfig
 from streams.broker.forgotten import ForgottenFollower
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 
 CHECK_SECONDS = 5.0
 """How often to check whether the store lost marks."""
+DROP_SECONDS = 3600.0
+"""How often to drop marks of erasures that the click log is past."""
 
 
 class ErasureFollower:
@@ -26,6 +29,8 @@ class ErasureFollower:
 
     Several processes may do so at the same time: the store applies each request once. Requests whose marks the store
     lost, as a server does that restarts without its data, are applied again.
+
+    `beginnings` reads the oldest offset that each partition of the click log still holds.
     """
 
     def __init__(
@@ -34,12 +39,14 @@ class ErasureFollower:
         broker: BrokerConfig,
         topics: TopicsConfig,
         *,
+        beginnings: Callable[[], Awaitable[Mapping[int, int]]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._follower = ForgottenFollower(broker, topics, self._forget)
+        self._beginnings = beginnings
         self._clock = clock
-        self._checked_at = clock()
+        self._checked_at, self._dropped_at = clock(), float("-inf")
 
     async def open(self) -> None:
         """Apply all requests so far. Raises as `ForgottenFollower.open` does."""
@@ -62,7 +69,19 @@ class ErasureFollower:
             if self._follower.is_ahead_of(stored):
                 log.warning("forgotten.store_lost_marks")
                 await self._follower.seek(stored)
+        if self._clock() - self._dropped_at >= DROP_SECONDS:
+            await self._drop_spent()
+            self._dropped_at = self._clock()
         await self._follower.poll(wait_seconds=0.5)
+
+    async def _drop_spent(self) -> None:
+        try:
+            dropped = await self._store.drop_spent_marks(await self._beginnings(), sources=self._follower.sources)
+        except Misconfigured as error:  # a login of an earlier build lacks HSCAN; the marks stay, nothing is wrong
+            log.warning("forgotten.marks_not_dropped", error=str(error))
+            return
+        if dropped:
+            log.info("forgotten.marks_dropped", count=dropped)
 
     async def _forget(self, users: Sequence[ForgottenUser], source: str, next_offset: int) -> None:
         if await self._store.forget(users, source=source, next_offset=next_offset):

@@ -42,8 +42,9 @@ class ServeConfig(BaseModel):
     """How long the head of a request may take to arrive, from its first byte."""
     body_seconds: float = Field(default=10.0, gt=0)
     """How long the body of a request may take to arrive."""
-    max_body_bytes: int = Field(default=8_388_608, ge=1_024)
-    """Largest request body, unpacked (a picture to search with arrives in base64)."""
+    max_body_bytes: int = Field(default=12_582_912, ge=1_024)
+    """Largest request body, unpacked. A picture to search with takes a third more in it than itself, as base64;
+    `mimstream check` compares with `MIM_ENCODER__MAX_IMAGE_BYTES`."""
     max_connections: int = Field(default=1_000, ge=1)
     """Connections open at once. For one more, the one that has waited longest for a request is closed."""
     max_concurrent_requests: int = Field(default=256, ge=1)

@@ -98,7 +98,8 @@ class EmbeddingsFollower:
             await asyncio.gather(polling, return_exceptions=True)
 
     async def _partitions(self) -> list[TopicPartition]:
-        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, ["embeddings"])
+        # also what `follow_notices` reads, where no client would tell that it is missing
+        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, ["embeddings", "models"])
         return found.topic_partitions(self._topics, "embeddings")
 
     async def _seek_to_start(self, consumer: Any, partitions: list[TopicPartition]) -> None:

@@ -21,10 +21,11 @@ from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.field_maps import FieldMap
 from schemas.manifests import Fence, TopicOffsets
 from streams.broker.cluster import ClusterTopics
-from streams.stores.artifacts.checkpoints import Checkpoint, CheckpointMeta, CheckpointStore, code_hash
+from streams.stores.artifacts.checkpoints import BaseGone, Checkpoint, CheckpointMeta, CheckpointStore, code_hash
 from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from streams.training.config import ANEW
 from streams.training.trainer_thread import TrainerThread, in_thread
+from trainer.changed_rows import RowsHeld
 from trainer.online.config import TrainerConfig
 from trainer.samples.join_rules import JoinRules
 
@@ -91,6 +92,9 @@ class Checkpointer:
         self._code = code_hash()
         self._log: ClusterTopics | None = None
         self._writing: asyncio.Task[CheckpointMeta] | None = None
+        self._since: str | None = None
+        self._held: Mapping[str, RowsHeld] = {}
+        self._to_erase: list[str] = []
 
     # ---- blocking ------------------------------------------------------------------------------------------------
 
@@ -109,13 +113,15 @@ class Checkpointer:
         self._refuse_foreign(found.meta, self._log)
         if found.meta.code_sha256 != self._code:
             log.warning("snapshot.other_code", snapshot=chosen, code_sha256=found.meta.code_sha256, ours=self._code)
+        self._since = chosen
+        self._held = {name: RowsHeld(table.count, 0, table.lap, table.row) for name, table in found.meta.tables.items()}
         log.info("snapshot.resumed", snapshot=chosen, rows=found.meta.rows_trained, offsets=found.meta.offsets)
         return found
 
     def save(
         self, state: State, offsets: TopicOffsets, *, encoder_version: str, dim: int, rows: int, rows_sha256: str
     ) -> CheckpointMeta:
-        """Write a checkpoint.
+        """Write a checkpoint; of tables that changed since the one before it, `state` has the changed rows alone.
 
         Raises `Fenced`, `StoreUnavailable`, and `Misconfigured` if the log was replaced since `load`.
         """
@@ -133,7 +139,15 @@ class Checkpointer:
             rows_trained=rows,
             rows_sha256=rows_sha256,
         )
-        return self._store.write(state, meta, self._fence)
+        erased = list(self._to_erase)
+        try:
+            written = self._store.write(state, meta, self._fence, since=self._since, erased=erased)
+        except BaseGone:
+            self._since, self._held = None, {}  # the next one holds everything
+            raise
+        self._since, self._held = written.snapshot_id, {name: copy.held for name, copy in state.copies.items()}
+        del self._to_erase[: len(erased)]
+        return written
 
     # ---- between two calls of the trainer ------------------------------------------------------------------------
 
@@ -158,7 +172,8 @@ class Checkpointer:
             log.warning("snapshot.not_written", error=str(error))
             return False
         await self.written()
-        state = await in_thread(thread.snapshot)
+        state = await in_thread(partial(thread.snapshot, self._held))
+        self._to_erase += thread.take_erased()
         save = partial(
             self.save,
             state,

@@ -52,8 +52,9 @@ class TrainConsumerConfig(BaseModel):
     MIM_TRAINER__RELEASE_EVERY_EVENT_SECONDS; which rows a release ends with then depends on when they were read."""
     snapshot_folder: Path | None = None
     """Where snapshots, journal and archived vectors are kept, for all candidates of this trainer's role; by default
-    `training` in MIM_MODELS__FOLDER. A snapshot holds weights, optimisers, vectors and what waits in memory: about 8 MB
-    with the default model, 4 bytes per number of each known item's vector, 1 kB per user with a full history."""
+    `training` in MIM_MODELS__FOLDER. A snapshot writes what changed since the one before it and
+    what waits in memory: at most 8 MB with the default model, 4 bytes per number of each changed item's vector, 1 kB
+    per changed user with a full history. All together take about twice what one with everything would."""
     snapshot_every_events: int = Field(default=100_000, ge=1)
     """Events read between two snapshots; another one is taken before each release and at a clean stop."""
     keep_snapshots: int = Field(default=3, ge=1)

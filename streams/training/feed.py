@@ -16,6 +16,7 @@ from trainer.samples.partition_merge import Entry
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import OnlineTrainer
+    from trainer.samples.catalogue import Catalogue
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ class Feed:
         self._waits = waits
         self._clock = clock
         self._chunk: list[Entry] = []
+        self._partial = False
         self._full_line = IntervalTimer(_FULL_LINE_SECONDS, clock)
 
     def next(self, trainer: OnlineTrainer, missing: Collection[str]) -> FeedBatch:
@@ -56,8 +58,11 @@ class Feed:
 
         Raises `Misconfigured` if the trainer is full, and more events are the only thing that could help.
         """
-        if self._may_feed(trainer, missing):
-            self._fill()
+        if not self._is_full(trainer):
+            self._fill(trainer.catalogue)
+        elif not missing and self._may_exceed(trainer):
+            # the partitions ahead would fill the memory further, and event time does not wait for them
+            self._fill(trainer.catalogue, only=trainer.intake.window.slowest or None)
         idle = self._reads.newly_idle(except_for={entry.partition for entry in self._chunk})
         timed_out = self._overdue(missing)
         finish = self._reads.bounded and self._reads.all_handed_out and not self._chunk
@@ -66,41 +71,45 @@ class Feed:
             entries, self._chunk = self._chunk, []
         return FeedBatch(entries, idle, timed_out, finish)
 
-    def _may_feed(self, trainer: OnlineTrainer, missing: Collection[str]) -> bool:
+    def _is_full(self, trainer: OnlineTrainer) -> bool:
+        return trainer.intake.pending_bytes >= 1e6 * trainer.config.pending_megabytes
+
+    def _may_exceed(self, trainer: OnlineTrainer) -> bool:
+        """Whether more may be held than there is room for.
+
+        What was read ahead of the slowest partitions takes no more than there is room for. Beyond twice as much, what
+        comes in the time that each event has to wait does not fit by itself, and nothing but more memory can help.
+        """
         config, held = trainer.config, trainer.intake.pending_bytes
-        most = 1e6 * config.pending_megabytes
-        if held < most:
+        slowest = sorted(trainer.intake.window.slowest)
+        if held < 2e6 * config.pending_megabytes:
+            if self._full_line.passed:
+                self._full_line.begin()
+                log.warning("train.memory_short", held_megabytes=round(held / 1e6), only_read=slowest)
             return True
-        if missing or self._reads.waits_for_silence:
+        if self._reads.waits_for_silence:
             return False
-        # full, and nothing else to wait for: only later events can move the window on
         spans = {"LATENESS_SECONDS": config.lateness_seconds, "ATTRIBUTION_SECONDS": config.attribution_seconds}
         if config.draw_exposures:
             spans["DRAW_WINDOW_SECONDS"] = config.draw_window_seconds
-        seconds = sum(spans.values())
-        said = (
-            f"{trainer.intake.pending} events take {held / 1e6:.0f} MB of memory: each waits {seconds:.0f} s of event "
-            f"time ({' + '.join(spans)}), and more come in that time than MIM_TRAINER__PENDING_MEGABYTES="
-            f"{config.pending_megabytes:g} holds"
-        )
-        if held < 2 * most:
-            if self._full_line.passed:
-                self._full_line.begin()
-                log.warning("train.memory_short", reason=said, ends_at_megabytes=2 * config.pending_megabytes)
-            return True
         names = ", ".join(f"MIM_TRAINER__{name}" for name in spans)
-        raise Misconfigured(f"{said}, even twice. Raise it, or lower {names}")
+        raise Misconfigured(
+            f"{trainer.intake.pending} events take {held / 1e6:.0f} MB of memory: each waits "
+            f"{sum(spans.values()):.0f} s of event time ({' + '.join(spans)}), and more come in that time than "
+            f"MIM_TRAINER__PENDING_MEGABYTES={config.pending_megabytes:g} holds, even twice. Raise it, or lower {names}"
+        )
 
-    def _fill(self) -> None:
-        entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk))
+    def _fill(self, catalogue: Catalogue, *, only: Collection[int] | None = None) -> None:
+        self._partial = only is not None
+        entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk), only=only)
         for entry in entries:
-            if entry.behaviour is not None:
+            if entry.behaviour is not None and not catalogue.holds(entry.behaviour.item_id):
                 self._waits.needed(entry.behaviour.item_id, entry.produced_at)
         self._chunk.extend(entries)
 
     def _is_due(self) -> bool:
         # a bounded run feeds chunks of one size, so that nothing at all depends on how the broker answers
-        if not self._reads.bounded or self._reads.all_handed_out:
+        if not self._reads.bounded or self._reads.all_handed_out or self._partial:
             return bool(self._chunk)
         return len(self._chunk) >= _MOST_EVENTS
 

@@ -7,7 +7,7 @@ from where a checkpoint was taken.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,9 +284,9 @@ class TrainingInput:
 
     # ---- behaviours ----------------------------------------------------------------------------------------------
 
-    def next_behaviours(self, most: int) -> list[Entry]:
-        """Up to `most` behaviours that follow the last ones, aligned by event time over the partitions."""
-        entries = self._reading.pop(most)
+    def next_behaviours(self, most: int, *, only: Collection[int] | None = None) -> list[Entry]:
+        """Up to `most` behaviours that follow the last ones, aligned by event time; `only` of some partitions."""
+        entries = self._reading.pop(most, only=only)
         now = self._clock()
         for partition in {entry.partition for entry in entries}:
             self._active_at[partition] = now

@@ -23,6 +23,7 @@ from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
+    from trainer.changed_rows import RowsHeld
     from trainer.metrics import ScoredRows
     from trainer.online.trainer import Candidate, OnlineTrainer
     from trainer.state import State
@@ -102,6 +103,7 @@ class TrainerThread:
         self._forgotten = forgotten
         self._named: set[str] | None = set() if reread_embeddings else None
         self._to_forget: list[str] = []
+        self._erased: list[str] = []
         self._begins: dict[int, int] | None = None
         self._copied_at = 0
         self.waits = waits
@@ -159,7 +161,7 @@ class TrainerThread:
                 self._named.add(record.item_id)
             embedding = record.embedding
             if embedding is None:
-                self.waits.resolved(record.item_id, has_vector=False)
+                self.waits.resolved(record.item_id)
                 if self.trainer is not None:
                     self.trainer.delete_item(record.item_id)
                 continue
@@ -170,7 +172,7 @@ class TrainerThread:
             except ValueError as error:
                 log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
             else:
-                self.waits.resolved(record.item_id, has_vector=True)
+                self.waits.resolved(record.item_id)
 
     def delete_unnamed(self) -> None:
         """Delete items that the center does not hold any more, even where their tombstones are gone already."""
@@ -187,6 +189,7 @@ class TrainerThread:
         users, self._to_forget = self._to_forget, []
         for user_id in users:
             log.info("train.user_forgotten", events=self.trainer.forget(user_id))
+        self._erased += users
         if users and self.scores is not None:
             self.scores.forget(users)
 
@@ -197,15 +200,15 @@ class TrainerThread:
         self.metrics = candidate.metrics
         return candidate, {"behaviours": self._within_log(candidate.offsets), "embeddings": self._embedding_offsets()}
 
-    def snapshot(self) -> State:
-        """The trainer and what is beside it, as a copy."""
+    def snapshot(self, since: Mapping[str, RowsHeld] | None = None) -> State:
+        """The trainer and what is beside it, as a copy; of the tables in `since` the rows that changed after it."""
         from trainer.state import State  # torch's neighbours
 
         assert self.trainer is not None, "nothing was trained"
         self.put_embeddings()  # what was fetched lies before the offsets that are kept
         self._copied_at = self.trainer.intake.counts.received
         state = State()
-        state.put("trainer", self.trainer.snapshot())
+        state.put("trainer", self.trainer.state())
         if self.trainer.shadow is not None:
             state.put("trial", self.trainer.shadow.snapshot())
         state.values["loop"] = {
@@ -216,7 +219,12 @@ class TrainerThread:
             "begins": {str(partition): offset for partition, offset in self.begins().items()},
             "scores": None if self.scores is None else self.scores.place,
         }
-        return state
+        return state.frozen(since)
+
+    def take_erased(self) -> list[str]:
+        """Users who were forgotten since the last call."""
+        erased, self._erased = self._erased, []
+        return erased
 
     def restore(self, state: State, *, encoder_version: str, dim: int) -> tuple[int, int] | None:
         """Return to the state of `snapshot`; the place of its newest score. The input is open.
@@ -227,7 +235,7 @@ class TrainerThread:
         trainer.restore(state.part("trainer"))
         trainer.intake.window.forget_dropped_by_idle(self._reads.beginnings)
         loop = state.part("loop").values
-        self.waits.restore(loop["waits"], trainer.catalogue.items_with_vector)
+        self.waits.restore(loop["waits"])
         self.last_event_at, self.metrics = loop["last_event_at"], loop["metrics"]
         self._begins = {int(number): offset for number, offset in loop["begins"].items()}
         if self._forgotten is not None:

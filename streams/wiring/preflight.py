@@ -18,6 +18,7 @@ from streams.broker.cluster import describe_topics, read_incarnation
 from streams.broker.log_reader import LogReader
 from streams.broker.partitioning import FIX, Partitioning
 from streams.broker.records import behaviour_of
+from streams.broker.rights_asked import Answers, ask_for_rights
 from streams.broker.topics import TopicName
 from streams.settings import Settings
 from streams.stores.artifacts.config import NEW_STORE
@@ -29,7 +30,7 @@ from streams.stores.histories.store import foreign_log
 from streams.stores.vectors.collection import CollectionInfo, read_center
 from streams.training.click_log_watch import NO_EXPOSURES, click_log_problem
 from streams.wiring.rights import RIGHTS, ROLES, Role
-from streams.wiring.topic_checks import CREATE, Problem, right_problems, specs_of, topic_problems, unseen
+from streams.wiring.topic_checks import CREATE, GRANT, Problem, right_problems, specs_of, topic_problems, unseen
 
 _WRITTEN_BY_OTHERS: tuple[TopicName, ...] = ("items", "behaviours")
 _NEWEST_KEYS = 200
@@ -92,6 +93,8 @@ async def run_checks(
         topics = lines[-1]
         if written := [name for name in _WRITTEN_BY_OTHERS if any(name in RIGHTS[role].reads for role in roles)]:
             lines.append(await _after(topics, "partitioner", lambda: _partitioner(settings, written), FIX))
+        if any(RIGHTS[role].joins for role in roles):
+            lines.append(await _line("groups", lambda: _groups(settings, roles), GRANT))
         if "train" in roles:
             lines.append(await _after(topics, "click log", lambda: _click_log(settings), NO_EXPOSURES))
     if any(RIGHTS[role].redis for role in roles):
@@ -99,7 +102,7 @@ async def run_checks(
         lines.append(redis)
         if redis.state != "failed" and broker.ok:
             lines.append(await _line("behaviour view", lambda: _view(settings), "run 'mimstream record --rebuild'"))
-    lines.append(picture_sizes(settings))
+    lines.append(picture_sizes(settings, roles))
     encoders: list[Encoder] = []
     centers: list[CollectionInfo | None] = []
     if any(RIGHTS[role].milvus for role in roles):
@@ -110,7 +113,7 @@ async def run_checks(
     if "train" in roles or "serve" in roles:
         expected = centers[0].encoder_version if centers and centers[0] else (encoders[0].version if encoders else None)
         fix = "set MIM_MODELS__FOLDER or MIM_MODELS__URL"
-        lines.append(await _line("model", lambda: _model(settings, expected), fix))
+        lines.append(await _line("model", lambda: _model(settings, expected, writes="train" in roles), fix))
     if "train" in roles:
         lines.append(await _line("folders", lambda: _folders(settings), ""))
     return lines
@@ -162,6 +165,22 @@ async def _topics(settings: Settings, roles: Sequence[Role]) -> str:
     return f"{len(specs)} topics with prefix {settings.topics.prefix!r}"
 
 
+async def _groups(settings: Settings, roles: Sequence[Role]) -> str:
+    """Groups and transactional ids of these roles."""
+    names = [settings.topics.group(RIGHTS[role].joins) for role in roles if RIGHTS[role].joins]
+    ids = [settings.topics.group(RIGHTS[role].transactional_id) for role in roles if RIGHTS[role].transactional_id]
+    return judge_groups(await ask_for_rights(settings.kafka, names, ids))
+
+
+def judge_groups(answers: Answers) -> str:
+    """What this login may do. Raises where it may not, or where the broker does not say."""
+    if answers.refused:
+        raise _CheckFailed(f"this login may not {', '.join(answers.refused)}", GRANT)
+    if answers.unknown:
+        raise _CheckUnknown(f"the broker does not say whether this login may {', '.join(answers.unknown)}", GRANT)
+    return f"this login may {', '.join(answers.allowed)}"
+
+
 def _joined(problems: Sequence[Problem]) -> tuple[str, str]:
     return "; ".join(what for what, _ in problems), "; ".join(dict.fromkeys(fix for _, fix in problems))
 
@@ -185,8 +204,8 @@ async def _partitioner(settings: Settings, names: Sequence[TopicName]) -> str:
     return "; ".join(found)
 
 
-def picture_sizes(settings: Settings) -> CheckLine:
-    """Compare the largest picture that is decoded with what a record and a fetch can bring."""
+def picture_sizes(settings: Settings, roles: Sequence[Role] = ROLES) -> CheckLine:
+    """Compare the largest picture that is decoded with what a record, a fetch and a query can bring."""
     decoded, fetched = settings.encoder.max_image_bytes, settings.images.max_bytes
     in_record = largest_picture(settings.kafka.max_record_bytes)
     found = f"decoded up to {decoded:,} bytes; a record holds up to {in_record:,}, a URL leads to up to {fetched:,}"
@@ -196,6 +215,9 @@ def picture_sizes(settings: Settings) -> CheckLine:
             "(and max.message.bytes of the topics with it), or lower MIM_ENCODER__MAX_IMAGE_BYTES"
         )
         return CheckLine("pictures", "failed", found, fix)
+    if "serve" in roles and (asked := largest_picture(settings.serve.max_body_bytes)) < decoded:
+        fix = f"raise MIM_SERVE__MAX_BODY_BYTES to {record_bytes_for(decoded)}, or lower MIM_ENCODER__MAX_IMAGE_BYTES"
+        return CheckLine("pictures", "failed", f"{found}; a query has room for one of {asked:,} bytes only", fix)
     return CheckLine("pictures", "ok", found if in_record >= decoded else f"{found}; larger ones need an image_url")
 
 
@@ -282,9 +304,11 @@ async def _center(settings: Settings, encoders: list[Encoder], centers: list[Col
     return f"{settings.milvus.shown_uri}, {held}"
 
 
-async def _model(settings: Settings, encoder_version: str | None) -> str:
+async def _model(settings: Settings, encoder_version: str | None, *, writes: bool) -> str:
+    """The current release. A trainer has to write there; a server has to read, also where nobody may write."""
     store = open_registry(settings.models)
-    await asyncio.to_thread(store.check)
+    if writes:
+        await asyncio.to_thread(store.check)
     pointer = await asyncio.to_thread(store.current)
     if pointer is None:
         return f"nothing released in {settings.models.url or settings.models.folder} yet; 'mimstream train' does"
@@ -315,7 +339,7 @@ async def _folders(settings: Settings) -> str:
             "--for index,record,serve",
         )
     tried = ", ".join(dict.fromkeys(str(folder) for folder in folders.values()))
-    return f"{tried} can be written" + (f"; writing to {config.url} was not tried" if config.url else "")
+    return f"{tried} can be written"
 
 
 def why_not_writable(folder: Path) -> str | None:

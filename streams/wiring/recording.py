@@ -8,11 +8,13 @@ import secrets
 import socket
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 
 import structlog
 
 from streams.broker.clients import broker_errors, make_consumer, make_producer
 from streams.broker.cluster import TopicIncarnation, describe_topics, read_incarnation
+from streams.broker.log_reader import read_beginnings
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.monitoring.metrics import Metrics, metrics_server
@@ -68,7 +70,12 @@ async def record(settings: Settings, *, rebuild: bool, metrics_port: int | None)
             log_replaced = await store.bound_log() not in (None, identity)
             await store.clear()
         await store.bind(identity)
-        erasures = ErasureFollower(store, settings.kafka, settings.topics)
+        erasures = ErasureFollower(
+            store,
+            settings.kafka,
+            settings.topics,
+            beginnings=partial(read_beginnings, settings.kafka, settings.topics, "behaviours"),
+        )
         opened.push_async_callback(erasures.close)
         await erasures.open()  # before anything is recorded
         deleted = DeletedItemFollower(

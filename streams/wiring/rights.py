@@ -21,6 +21,10 @@ class Rights:
     writes: tuple[TopicName, ...] = ()
     other: str = ""
     """Groups, ids and rights beside those on topics; `<prefix>` is MIM_TOPICS__PREFIX."""
+    joins: str = ""
+    """The group that it is a member of, without prefix."""
+    transactional_id: str = ""
+    """The id of its transactions, without prefix."""
     redis: str = ""
     milvus: str = ""
 
@@ -29,25 +33,33 @@ class Rights:
         """Topics that must be there, in the table's order."""
         return tuple(name for name in TOPICS if name in self.reads or name in self.writes)
 
+    @property
+    def beside_topics(self) -> str:
+        """All that it needs of Kafka beside rights on topics."""
+        told = [f"group <prefix>{self.joins}: Read"] if self.joins else []
+        told += [f"transactional id <prefix>{self.transactional_id}: Write, Describe"] if self.transactional_id else []
+        return "; ".join([*told, self.other] if self.other else told)
+
 
 RIGHTS: dict[str, Rights] = {
     "index": Rights(
         reads=("items", "items-retry", "embeddings"),
         writes=("embeddings", "items-retry", "dead-letters"),
-        other="group <prefix>index: Read",
+        joins="index",
         redis="read, write",
         milvus="read, write, create collections and aliases",
     ),
     "record": Rights(
         reads=("behaviours", "forgotten", "items"),
         writes=("dead-letters",),
-        other="group <prefix>record: Read",
+        joins="record",
         redis="read, write",
     ),
     "train": Rights(
         reads=("behaviours", "embeddings", "forgotten", "models"),
         writes=("models",),
-        other="group <prefix>train: Read; transactional id <prefix>train: Write, Describe",
+        joins="train",
+        transactional_id="train",
     ),
     "serve": Rights(reads=("embeddings", "models"), redis="read", milvus="read"),
     "center verify": Rights(reads=("items", "embeddings"), other="group <prefix>index: Describe", milvus="read"),
@@ -77,8 +89,8 @@ RIGHTS: dict[str, Rights] = {
 }
 
 REDIS_COMMANDS = (
-    "DEL EVAL EXEC EXISTS GET HDEL HGET HGETALL HINCRBY HMGET HSET MGET MULTI PEXPIRE PING PTTL SADD SCAN SET "
-    "SMEMBERS UNLINK UNWATCH WATCH ZADD ZCARD ZMSCORE ZREM ZREMRANGEBYSCORE"
+    "DEL EVAL EXEC EXISTS GET HDEL HGET HGETALL HINCRBY HMGET HSCAN HSET MGET MULTI PEXPIRE PING PTTL SADD SCAN "
+    "SET SMEMBERS UNLINK UNWATCH WATCH ZADD ZCARD ZMSCORE ZREM ZREMRANGEBYSCORE"
 )
 """What the roles say to Redis, beside AUTH, HELLO, SELECT, CLIENT SETINFO and CLUSTER INFO of every connection."""
 
@@ -96,7 +108,7 @@ def rights_table(topics: TopicsConfig | None = None) -> list[tuple[str, ...]]:
             who,
             named(rights.reads),
             named(rights.writes),
-            rights.other if topics is None else rights.other.replace("<prefix>", topics.prefix),
+            rights.beside_topics if topics is None else rights.beside_topics.replace("<prefix>", topics.prefix),
             rights.redis,
             rights.milvus,
         )

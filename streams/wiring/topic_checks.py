@@ -13,6 +13,7 @@ Problem = tuple[str, str]
 """What is wrong, and how to fix it."""
 
 CREATE = "run 'mimstream topics create'"
+GRANT = "grant what 'mimstream check --rights' lists, or look with that role's login: --for ROLE"
 
 _UNLIMITED = -1
 _AT_LEAST = frozenset({"max.message.bytes", "delete.retention.ms", "retention.ms", "retention.bytes"})
@@ -89,7 +90,7 @@ def right_problems(roles: Iterable[Role], settings: Settings, found: ClusterTopi
                 problems.append(
                     (
                         f"this login may not {right.lower()} {topics}, as {role} has to",
-                        "grant what 'mimstream check --rights' lists, or look with that role's login: --for ROLE",
+                        GRANT,
                     )
                 )
     return problems

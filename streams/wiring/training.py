@@ -321,8 +321,11 @@ def make_checkpoint_store(settings: Settings) -> CheckpointStore:
     """The checkpoints that a trainer of these settings writes and goes on from."""
     folder = training_folder(settings)
     named = f"{folder} (MIM_TRAIN__SNAPSHOT_FOLDER)"
-    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named=named)
-    return CheckpointStore(artifacts, keep=settings.train.keep_snapshots, named=named)
+    artifacts, pieces = (
+        FolderArtifactStore(folder, entries=entries, pointer=pointer, named=named)
+        for entries, pointer in (("snapshots", "current.json"), ("pieces", "pieces.json"))
+    )
+    return CheckpointStore(artifacts, pieces, keep=settings.train.keep_snapshots, named=named)
 
 
 def make_journal_store(settings: Settings) -> JournalStore:

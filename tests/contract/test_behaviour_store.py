@@ -104,6 +104,26 @@ class BehaviourStoreContract:
         report = await record(store, event(0))
         assert report.erased == 0 and len(await store.history("u1")) == 1
 
+    async def test_a_mark_goes_when_the_log_and_the_store_are_past_the_erasure_and_no_sooner(
+        self, store: BehaviourStore
+    ) -> None:
+        await store.forget([forgotten("u1", {0: 5, 1: 3})], source="t:0", next_offset=1)
+        await store.record(0, [], first_offset=0, next_offset=9)
+        await store.record(1, [], first_offset=0, next_offset=2)
+        for beginnings in ({0: 4, 1: 9}, {0: 9}, {0: 9, 1: 9}):  # the store stands before the end in partition 1
+            assert await store.drop_spent_marks(beginnings, sources={"t:0"}) == 0
+        assert (await store.record(1, [event(2)], first_offset=0, next_offset=3)).erased == 1
+        assert await store.drop_spent_marks({0: 5, 1: 3}, sources={"t:0"}) == 1
+        assert await store.drop_spent_marks({0: 5, 1: 3}, sources={"t:0"}) == 0
+        assert await store.forgotten_positions() == {"t:0": 1}
+
+    async def test_marks_of_another_log_go_and_its_requests_are_read_again(self, store: BehaviourStore) -> None:
+        await store.forget([forgotten("u1", {0: 5}, topic_id="former")], source="former:0", next_offset=7)
+        await store.forget([forgotten("u2", {0: 5})], source="t:0", next_offset=1)
+        assert await store.drop_spent_marks({0: 0}, sources={"t:0"}) == 1
+        assert await store.forgotten_positions() == {"t:0": 1}
+        assert (await record(store, event(0, user="u2"))).erased == 1
+
     async def test_only_the_newest_takes_are_kept(self, store: BehaviourStore) -> None:
         await record(store, *(event(i, item=f"i{i}", at=i) for i in range(9)))
         await record(store, event(9, item="ancient", at=-5))

@@ -17,9 +17,18 @@ from streams.stores.histories.deleted_items import (
     RedisDeletedItems,
     Unfinished,
 )
+from streams.stores.histories.item_order import ItemState
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
+
+
+def gone(at: float) -> ItemState:
+    return ItemState(int(at * 1000), is_deleted=True)
+
+
+def live(at: float = 0.0) -> ItemState:
+    return ItemState(int(at * 1000), is_deleted=False)
 
 
 @dataclass
@@ -52,79 +61,104 @@ class DeletedItemsContract:
     async def test_takes_of_a_deleted_item_are_removed_from_every_user_and_nothing_else_is(self, both: Both) -> None:
         n = await both.take(0, "u1", "a", "b", "a", "c")
         await both.take(n, "u2", "a")
-        assert await both.deleted.mark({"a": 50.0, "never taken": 50.0, "b": None}, source="t:0", next_offset=9) == 2
-        assert await both.sweep() == 3
+        states = {"a": gone(50.0), "never taken": gone(50.0), "b": live()}
+        assert await both.deleted.mark(states, source="t:0", next_offset=9) == 2
+        assert await both.sweep() == 2
         assert await both.items("u1") == ["b", "c"] and await both.items("u2") == []
         assert [(take.item_id, take.occurred_at) for take in await both.store.history("u1")] == [("b", 1.0), ("c", 3.0)]
         assert await both.sweep() == 0
 
     async def test_what_is_recorded_after_the_deletion_goes_with_the_next_sweep(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.sweep()
         await both.take(0, "u1", "b", "a")
         assert await both.sweep() == 1 and await both.items("u1") == ["b"]
 
     async def test_an_event_that_comes_twice_does_not_bring_the_take_back(self, both: Both) -> None:
         await both.store.record(0, [event(0, "once", item="a")], first_offset=0, next_offset=1)
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.sweep()
         again = await both.store.record(0, [event(1, "once", item="a")], first_offset=1, next_offset=2)
         assert again.duplicates == 1 and await both.items("u1") == []
 
     async def test_an_item_that_is_published_again_keeps_what_is_taken_of_it_then(self, both: Both) -> None:
         n = await both.take(0, "u1", "a", "b")
-        await both.deleted.mark({"a": 50.0, "b": 50.0}, source="t:0", next_offset=2)
-        await both.deleted.mark({"b": None}, source="t:0", next_offset=3)  # before anybody swept
+        await both.deleted.mark({"a": gone(50.0), "b": gone(50.0)}, source="t:0", next_offset=2)
+        await both.deleted.mark({"b": live()}, source="t:0", next_offset=3)  # before anybody swept
         await both.sweep()
         assert await both.items("u1") == ["b"]
-        await both.deleted.mark({"a": None}, source="t:0", next_offset=4)
+        await both.deleted.mark({"a": live()}, source="t:0", next_offset=4)
         await both.take(n, "u1", "a")
         assert await both.sweep() == 0 and await both.items("u1") == ["b", "a"]
 
     async def test_marking_again_below_the_position_changes_nothing(self, both: Both) -> None:
         await both.take(0, "u1", "a", "b")
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=5)
-        await both.deleted.mark({"a": None, "b": 60.0}, source="t:0", next_offset=8)
-        assert await both.deleted.mark({"a": 50.0, "b": None}, source="t:0", next_offset=7) == 0
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=5)
+        await both.deleted.mark({"a": live(), "b": gone(60.0)}, source="t:0", next_offset=8)
+        assert await both.deleted.mark({"a": gone(50.0), "b": live()}, source="t:0", next_offset=7) == 0
         assert await both.deleted.positions() == {"t:0": 8}
         await both.sweep()
         assert await both.items("u1") == ["a"]
 
+    async def test_across_partitions_the_newest_time_decides_whoever_is_read_first(self, both: Both) -> None:
+        n = await both.take(0, "u1", "live", "gone", "tie")
+        await both.deleted.mark({"live": live(2.0), "gone": live(1.0), "tie": live(3.0)}, source="t:0", next_offset=1)
+        states = {"live": gone(1.0), "gone": gone(2.0), "tie": gone(3.0)}
+        assert await both.deleted.mark(states, source="t:1", next_offset=1) == 2
+        assert await both.sweep() == 2 and await both.items("u1") == ["live"]
+        await both.deleted.mark({"gone": live(1.5), "tie": live(3.001)}, source="t:0", next_offset=2)
+        await both.take(n, "u1", "gone", "tie")
+        assert await both.sweep() == 1 and await both.items("u1") == ["live", "tie"]
+
+    async def test_within_a_partition_the_last_record_counts_whatever_its_clock_says(self, both: Both) -> None:
+        await both.take(0, "u1", "a", "b")
+        await both.deleted.mark({"a": live(9.0), "b": gone(9.0)}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(3.0), "b": live(3.0)}, source="t:0", next_offset=2)
+        await both.deleted.mark({"a": live(8.0), "b": gone(8.0)}, source="t:1", next_offset=1)  # older than 9
+        assert await both.sweep() == 1 and await both.items("u1") == ["b"]
+
+    async def test_what_is_read_after_the_order_was_settled_counts_as_newer(self, both: Both) -> None:
+        await both.take(0, "u1", "a", "b")
+        await both.deleted.mark({"a": live(5.0), "b": live(6.0)}, source="t:0", next_offset=1)
+        await both.deleted.settle(6_000)
+        assert await both.deleted.mark({"a": gone(4.0), "b": gone(4.0)}, source="t:1", next_offset=1) == 1
+        assert await both.sweep() == 1 and await both.items("u1") == ["b"]
+
     async def test_sources_have_positions_of_their_own(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=5)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=5)
         await both.deleted.mark({}, source="t:1", next_offset=2)
         assert await both.deleted.positions() == {"t:0": 5, "t:1": 2}
 
     async def test_only_new_marks_ask_for_another_sweep(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         fresh = await both.deleted.sweeps()
         assert (fresh.remembered, fresh.swept_marks, fresh.swept_at) == (1, None, None)
         await both.sweep()
         swept = await both.deleted.sweeps()
         assert swept.marks == swept.swept_marks == fresh.marks and swept.swept_at == 1_000.0
-        assert await both.deleted.mark({"a": 70.0, "x": None}, source="t:0", next_offset=3) == 0
+        assert await both.deleted.mark({"a": gone(70.0), "x": live()}, source="t:0", next_offset=3) == 0
         assert (await both.deleted.sweeps()).marks == swept.marks
-        await both.deleted.mark({"a": None}, source="t:0", next_offset=4)
-        assert await both.deleted.mark({"a": 90.0}, source="t:0", next_offset=5) == 1
+        await both.deleted.mark({"a": live()}, source="t:0", next_offset=4)
+        assert await both.deleted.mark({"a": gone(90.0)}, source="t:0", next_offset=5) == 1
         again = await both.deleted.sweeps()
         assert again.marks != again.swept_marks
 
     async def test_a_mark_that_comes_while_all_are_swept_asks_for_another_sweep(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         begun_with = await both.deleted.sweeps()
         await both.deleted.sweep(0)
-        await both.deleted.mark({"b": 51.0}, source="t:0", next_offset=2)
+        await both.deleted.mark({"b": gone(51.0)}, source="t:0", next_offset=2)
         await both.deleted.swept(Unfinished(0, begun_with.marks, 1.0), forget_before=0.0)
         after = await both.deleted.sweeps()
         assert after.marks != after.swept_marks
 
     async def test_a_sweep_that_was_left_is_known_until_one_is_over(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         state = await both.deleted.sweeps()
         assert state.unfinished is None
         left = Unfinished(12_345_678_901_234_567_890, state.marks, 17.25)
         await both.deleted.reached(left)
-        await both.deleted.mark({"b": 51.0}, source="t:0", next_offset=2)
+        await both.deleted.mark({"b": gone(51.0)}, source="t:0", next_offset=2)
         assert (await both.deleted.sweeps()).unfinished == left
         await both.deleted.swept(left, forget_before=0.0)
         after = await both.deleted.sweeps()
@@ -132,7 +166,7 @@ class DeletedItemsContract:
         assert after.marks != after.swept_marks
 
     async def test_marks_are_forgotten_when_nothing_can_come_any_more(self, both: Both) -> None:
-        await both.deleted.mark({"old": 50.0, "new": 60.5}, source="t:0", next_offset=1)
+        await both.deleted.mark({"old": gone(50.0), "new": gone(60.5)}, source="t:0", next_offset=1)
         await both.take(0, "u1", "old", "new")
         assert await both.sweep(forget_before=60.5) == 2
         await both.take(2, "u1", "old", "new")
@@ -141,7 +175,7 @@ class DeletedItemsContract:
 
     async def test_marks_outlive_a_rebuild(self, both: Both) -> None:
         await both.take(0, "u1", "a", "b")
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.sweep()
         await both.store.clear()
         await both.store.bind(LOG)
@@ -161,7 +195,7 @@ class DeletedItemsContract:
         odd = ["é", "商品:7", "a b", "x" * 200, "%d", "12"]
         n = await both.take(0, "用户", *odd[:3])
         await both.take(n, "*[a]", *odd[3:], "stays")
-        await both.deleted.mark(dict.fromkeys(odd, 50.0), source="t:0", next_offset=1)
+        await both.deleted.mark(dict.fromkeys(odd, gone(50.0)), source="t:0", next_offset=1)
         assert await both.sweep() == len(odd)
         assert await both.items("用户") == [] and await both.items("*[a]") == ["stays"]
 
@@ -196,13 +230,13 @@ class TestRedisDeletedItems(DeletedItemsContract):
         memory = InMemoryBehaviourStore(KEEP)
         await memory.bind(LOG)
         beside = Both(memory, InMemoryDeletedItems(memory))
-        log, gone = random_log(8, 2_000), {f"i{n}": float(n) for n in range(0, 50, 3)}
+        log, away = random_log(8, 2_000), {f"i{n}": gone(n) for n in range(0, 50, 3)}
         crowd = [one._replace(behaviour=one.behaviour and one.behaviour.model_copy(update={"user_id": f"u{n % 400}"}))
                  for n, one in enumerate(log)]  # fmt: skip
         counts = []
         for each in (both, beside):
             await each.store.record(0, crowd, first_offset=0, next_offset=crowd[-1].offset + 1)
-            await each.deleted.mark(gone, source="t:0", next_offset=1)
+            await each.deleted.mark(away, source="t:0", next_offset=1)
             counts.append(await each.sweep())
         assert counts[0] == counts[1] > 100
         for user in range(400):
@@ -214,12 +248,14 @@ class TestRedisDeletedItems(DeletedItemsContract):
         await store.bind(LOG)
         both = Both(store, RedisDeletedItems(client, config))
         await both.take(0, "u1", *(f"i{n}" for n in range(4_321)))
-        await both.deleted.mark({"i0": 1.0, "i999": 1.0, "i1000": 1.0, "i4320": 1.0}, source="t:0", next_offset=1)
+        await both.deleted.mark(
+            {"i0": gone(1.0), "i999": gone(1.0), "i1000": gone(1.0), "i4320": gone(1.0)}, source="t:0", next_offset=1
+        )
         assert await both.sweep() == 4 and len(await both.items("u1")) == 4_317
 
     async def test_a_take_recorded_between_search_and_write_is_kept(self, both: Both, client: Any) -> None:
         n = await both.take(0, "u1", "a", "b")
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         evaluate, scripts = client.eval, 0
 
         async def overtaken(script: str, *given: Any) -> Any:
@@ -231,12 +267,12 @@ class TestRedisDeletedItems(DeletedItemsContract):
             return await evaluate(script, *given)
 
         client.eval = overtaken
-        assert await both.sweep() == 2 and await both.items("u1") == ["b", "c"]
+        assert await both.sweep() == 1 and await both.items("u1") == ["b", "c"]
 
     async def test_a_sweep_between_a_recorders_read_and_its_write_is_not_undone(self, both: Both) -> None:
         assert isinstance(both.store, RedisBehaviourStore)
         n = await both.take(0, "u1", "a", "b")
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         read, reads = both.store._marks.ends, 0
 
         async def read_before_the_sweep(*given: Any, **named: Any) -> dict[str, dict[int, int]]:
@@ -257,7 +293,7 @@ class TestRedisDeletedItems(DeletedItemsContract):
         await both.take(n, "u2", "a")
         (key,) = await client.keys(f"{config.key_prefix}record:*:t:u1")
         await client.expire(key, 1_000)
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.sweep()
         assert 900 < await client.ttl(key) <= 1_000
         assert await client.keys(f"{config.key_prefix}record:*:t:*") == [key]
@@ -269,14 +305,14 @@ class TestRedisDeletedItems(DeletedItemsContract):
         assert not await both.deleted.lead("x", seconds=60)
 
     async def test_a_sweep_of_the_view_before_a_rebuild_is_not_gone_on_with(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.deleted.reached(Unfinished(7, (await both.deleted.sweeps()).marks, 1.0))
         await both.store.clear()
         await both.store.bind(LOG)
         assert (await both.deleted.sweeps()).unfinished is None
 
     async def test_a_rebuild_asks_for_another_sweep(self, both: Both) -> None:
-        await both.deleted.mark({"a": 50.0}, source="t:0", next_offset=1)
+        await both.deleted.mark({"a": gone(50.0)}, source="t:0", next_offset=1)
         await both.sweep()
         await both.store.clear()
         after = await both.deleted.sweeps()

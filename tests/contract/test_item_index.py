@@ -17,6 +17,7 @@ from pymilvus import MilvusClient
 
 from schemas.errors import Misconfigured, Reason, StoreUnavailable, WriteRejected
 from streams.stack.milvus_part import MilvusPart
+from streams.stores.vectors import milvus_index
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.item_index import FOR_EVER, InMemoryItemIndex, ItemIndex, ItemRow, deletion_mark
@@ -50,6 +51,9 @@ def row(item_id: str, seed: int = 0, *, offset: int = 0, pending: bool = False, 
         source_offset=offset,
         produced_at_ms=1_790_000_000_123,
         title="a red shoe",
+        year=1999,
+        attributes={"colour": "röd", "tags": ["a", "b"], "pages": 7.5},
+        published_at_is="inferred",
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -311,6 +315,23 @@ class TestMilvusItemIndex(ItemIndexContract):
         await again.open()
         assert set(await again.fetch(["a"])) == {"a"}
         await again.close()
+
+    async def test_a_collection_of_an_earlier_build_holds_rows_without_facts(
+        self, config: MilvusConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fields = {name: options for name, options in milvus_index._FIELDS.items() if name != "facts"}
+        with monkeypatch.context() as earlier:
+            earlier.setattr(milvus_index, "_FIELDS", fields)
+            await MilvusItemIndex(config, encoder_version=VERSION, dim=DIM).open()
+        index = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
+        await index.open()
+        await index.upsert([row("a", 1)])
+        found = (await index.fetch(["a"]))["a"]
+        assert same(found, row("a", 1, year=None, attributes={}, published_at_is="known"))
+        reader = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)  # not opened: reading rows needs no encoder
+        assert set(await reader.fetch(["a"])) == {"a"}
+        for one in (index, reader):
+            await one.close()
 
     async def test_an_alias_of_another_encoder_is_refused_with_a_way_out(
         self, config: MilvusConfig, index: ItemIndex

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from streams.stores.artifacts.artifact_store import FolderArtifactStore
 from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
 from streams.training.checkpointing import Checkpointer, learning_config
+from trainer.changed_rows import RowsHeld
 from trainer.online.config import TrainerConfig
 from trainer.state import State
 
@@ -22,8 +23,11 @@ LOG = ClusterTopics("cluster", {"behaviours": "b1", "embeddings": "e1"}, {"behav
 
 
 def make_store(folder: Path, *, keep: int = 2, at_step: Callable[[str], None] = lambda step: None) -> CheckpointStore:
-    artifacts = FolderArtifactStore(folder, entries="snapshots", pointer="current.json", named="here", at_step=at_step)
-    return CheckpointStore(artifacts, keep=keep, named="here")
+    artifacts, pieces = (
+        FolderArtifactStore(folder, entries=entries, pointer=pointer, named="here", at_step=at_step)
+        for entries, pointer in (("snapshots", "current.json"), ("pieces", "pieces.json"))
+    )
+    return CheckpointStore(artifacts, pieces, keep=keep, named="here")
 
 
 def make_state(number: int) -> State:
@@ -78,3 +82,27 @@ def make_checkpointer(
         every_events=100_000,
         clock=lambda: 1e9,
     )
+
+
+class SnapshotChain:
+    """Snapshots one after the other, each of what changed since the one before it, as `Checkpointer` writes them."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+        self.since: str | None = None
+        self._held: dict[str, RowsHeld] = {}
+
+    def write(self, state: State, fence: Fence | None = OLD, *, erased: Collection[str] = ()) -> CheckpointMeta:
+        """Write the next one from a state that was not frozen."""
+        frozen = state.frozen(self._held)
+        meta = self.store.write(frozen, make_meta(1), fence, since=self.since, erased=erased)
+        self.since, self._held = meta.snapshot_id, {name: copy.held for name, copy in frozen.copies.items()}
+        return meta
+
+    def load(self) -> State:
+        """What a restart finds; it goes on from there."""
+        found = self.store.load(self.store.current_id() or "")
+        tables = found.meta.tables
+        self.since = found.meta.snapshot_id
+        self._held = {name: RowsHeld(table.count, 0, table.lap, table.row) for name, table in tables.items()}
+        return found.state

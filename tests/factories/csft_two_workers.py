@@ -1,6 +1,8 @@
 """One of two workers: trains two steps and writes what came out. Started by the test of gathering."""
 
 import sys
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,14 +13,18 @@ from trainer.csft.run import padded
 
 
 def main() -> None:
-    """Arguments: rank, count, rendezvous file, output file."""
-    rank, count, place, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    """The second worker. Arguments: rendezvous file, output file."""
     torch.set_num_threads(1)
-    if count > 1:
-        dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=count)
+    torch.save(one_of(2, 1, Path(sys.argv[1])), sys.argv[2])
 
-    torch.save(two_steps(), out)
-    if count > 1:
+
+def one_of(count: int, rank: int, meet: Path) -> dict[str, torch.Tensor]:
+    """What this process trains as one of so many workers."""
+    patience = timedelta(seconds=200)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=count, timeout=patience)
+    try:
+        return two_steps()
+    finally:
         dist.destroy_process_group()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from encoders.calibration import calibration_items
 from encoders.digests import file_sha256
@@ -27,6 +26,8 @@ def seal(folder: Path, *names: str) -> None:
 
 def write_tokenizer(folder: Path) -> int:
     """A lower-casing word-level tokenizer over calibration words, written into `folder`. Returns its size."""
+    from transformers import PreTrainedTokenizerFast  # takes seconds
+
     lines = [join_text(item, max_characters=200) for item in calibration_items(200)]
     words = [*SPECIALS, *sorted({word for line in lines for word in line.lower().split()})]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))

@@ -46,6 +46,7 @@ class World:
     def __init__(self, config: FeatureConfig, items: int, *, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.config = config
+        self.names = ["", *(f"i{n}" for n in range(1, items + 1))]
         self._hashes = hash_columns(["", *(f"i{n}" for n in range(1, items + 1))])
         self._hashes[0] = 0
         self._facts = FactRows.empty(config, items + 1)

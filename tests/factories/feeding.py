@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from schemas.behaviours import Behaviour
-from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
+from streams.stores.artifacts.arrays import pack_arrays, unpack_arrays
 from trainer.online.intake import EventCounts
 from trainer.online.trainer import OnlineTrainer, StepReport
 from trainer.state import State

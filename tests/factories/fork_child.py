@@ -25,8 +25,6 @@ import pyarrow.parquet
 import pymilvus
 import safetensors.numpy
 import torch
-import transformers.models.distilbert.modeling_distilbert
-import transformers.models.vit.modeling_vit
 
 import encoders.loading
 import streams.commands.index

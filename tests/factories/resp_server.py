@@ -41,7 +41,7 @@ class RespServer:
                 words = []
                 for _ in range(int((await reader.readline())[1:] or b"0")):
                     length = int((await reader.readline())[1:])
-                    words.append((await reader.readexactly(length + 2))[:-2].decode())
+                    words.append((await reader.readexactly(length + 2))[:-2].decode(errors="replace"))
                 if not words:
                     break
                 reply = NO_CLUSTER if words[0] == "CLUSTER" else b""

@@ -16,12 +16,16 @@ class Timeline:
 
     def __init__(self, **over: float) -> None:
         self.catalogue = Catalogue(DIM)
-        config = JoinConfig.model_validate(
-            {"history_length": 3, "attribution_seconds": 10, "max_users": 100, "correction_megabytes": 0} | over
-        )
-        self.join = JoinRules.of(config, [0]).join(self.catalogue)
+        self.rules = JoinRules.of(self.config(**over), [0])
+        self.join = self.rules.join(self.catalogue)
         self.rows: list[Impression] = []
         self.offset = 0
+
+    @staticmethod
+    def config(**over: float) -> JoinConfig:
+        """Small numbers, and no corrections."""
+        usual = {"history_length": 3, "attribution_seconds": 10, "max_users": 100, "correction_megabytes": 0}
+        return JoinConfig.model_validate(usual | over)
 
     def second(self, second: int, *events: Behaviour) -> None:
         observed = [Observed(0, self.offset + n, DAY0 + second, event) for n, event in enumerate(events)]

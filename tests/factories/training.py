@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,8 +75,8 @@ class ListedInput:
         fetched, self.vectors, self.vectors_told = self.vectors, [], True
         return fetched
 
-    def next_behaviours(self, most: int) -> list[Entry]:
-        return self.reading.pop(most)
+    def next_behaviours(self, most: int, *, only: Collection[int] | None = None) -> list[Entry]:
+        return self.reading.pop(most, only=only)
 
     def newly_idle(self, *, except_for: Iterable[int] = ()) -> list[int]:
         return []

@@ -97,7 +97,7 @@ class Behaviours:
     repeated: int = 0
     broken: dict[tuple[int, int], bytes | None] = field(default_factory=dict)
     histories: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
-    """By user: (item, event time) of the newest hundred takes, oldest first."""
+    """By user: (item, event time) of the newest hundred items, each at its newest take, oldest first."""
     late: int = 0
     """In the trainer's eyes; the recorder knows no lateness."""
     repeated_in_training: int = 0
@@ -145,10 +145,10 @@ def expected_behaviours(log: Mapping[int, Sequence[Logged]]) -> Behaviours:
                     takes[event["exposure_id"]] = second
                 else:
                     exposures.append((second, event_id, event))
-    found.histories = {
-        user: [(item, at) for at, item in sorted(events, key=lambda event: event[0])][-100:]
-        for user, events in taken.items()
-    }
+    for user, events in taken.items():
+        events.sort(key=lambda event: event[0])
+        newest = {item: place for place, (_, item) in enumerate(events)}
+        found.histories[user] = [(item, at) for place, (at, item) in enumerate(events) if newest[item] == place][-100:]
     for second, event_id, event in sorted(exposures, key=lambda exposure: exposure[:2]):
         label = int(event_id in takes and second <= takes[event_id] <= second + ATTRIBUTION_SECONDS)
         found.rows.append(Row(event["user_id"], event["item_id"], second, label))

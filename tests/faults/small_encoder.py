@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+from encoders.bundle import DEFAULT_BUNDLE, TextSpec, WeightsPlace, read_bundle, write_bundle
+from encoders.calibration import calibration_items, calibration_pictures
+from encoders.fixed_fusion import FixedFusion, draw_projection
+from encoders.image import EfficientNetLite0
+from encoders.preprocess import join_text
+from encoders.text import TextTower, text_model_sha256
+from tests.factories.small_models import write_bert
 
-from encoders.bundle import ImageSpec, TextSpec, WeightsPlace
-from encoders.config import EncoderConfig
-from encoders.image import vision_model_sha256
-from encoders.loading import make_bundle
-from encoders.text import text_model_sha256
-from tests.factories.encoders import write_tokenizer
+TOKENS, PIXELS = 32, 64
 
 
 def small_encoder(folder: Path) -> Path:
-    """A bundle with towers of one small layer each: the real code, a hundredth of the work."""
-    from transformers import DistilBertConfig, DistilBertModel, ViTConfig, ViTImageProcessor, ViTModel
+    """A bundle that takes a fraction of the work: a text tower of one small layer, and pictures of 64 pixels.
 
-    if (folder / "bundle" / "bundle.json").exists():
-        return folder / "bundle"
-    text, image = folder / "text", folder / "image"
+    Loading it needs no transformers, whose import would be most of a worker's restart.
+    """
+    bundle, text = folder / "bundle", folder / "text"
+    if (bundle / "bundle.json").exists():
+        return bundle
     text.mkdir(parents=True, exist_ok=True)
-    words = write_tokenizer(text)
-    torch.manual_seed(0)
-    language = DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)
-    vision = ViTConfig(
-        hidden_size=40, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    write_bert(text, num_hidden_layers=1, intermediate_size=32)
+    towers, _ = read_bundle(DEFAULT_BUNDLE)
+    image = towers.image.model_copy(update={"size": PIXELS})
+    reading = TextTower(text, max_tokens=TOKENS)
+    seeing = EfficientNetLite0(image.weights.resolve(DEFAULT_BUNDLE), sha256=image.weights.sha256, size=PIXELS)
+    lines = [reading.tokenize(join_text(item, max_characters=200)) for item in calibration_items(200)]
+    write_bundle(
+        bundle,
+        text=TextSpec(weights=WeightsPlace(path=str(text), sha256=text_model_sha256(text)), max_tokens=TOKENS),
+        image=image,
+        fusion=FixedFusion(
+            draw_projection(reading.features([line for line in lines if line is not None]), 24, seed=0),
+            draw_projection(seeing.features(calibration_pictures(32, size=PIXELS)), 8, seed=1),
+            image_share=0.2,
+        ),
+        recipe="drawn, for rounds of faults",
     )
-    DistilBertModel(language).save_pretrained(text)
-    ViTModel(vision).save_pretrained(image)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(image)
-    text_weights = WeightsPlace(path=str(text), sha256=text_model_sha256(text))
-    image_weights = WeightsPlace(path=str(image), sha256=vision_model_sha256(image))
-    make_bundle(
-        folder / "bundle",
-        text=TextSpec(weights=text_weights, max_tokens=32),
-        image=ImageSpec(kind="transformers", weights=image_weights, size=32),
-        config=EncoderConfig(),
-        text_dim=24,
-        image_dim=8,
-    )
-    return folder / "bundle"
+    return bundle

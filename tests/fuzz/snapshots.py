@@ -44,7 +44,8 @@ def fresh() -> OnlineTrainer:
 
 def _store(folder: Path) -> CheckpointStore:
     artifacts = FolderArtifactStore(folder, entries="snapshots", pointer=POINTER_FILE, named="here")
-    return CheckpointStore(artifacts, keep=2, named="here")
+    pieces = FolderArtifactStore(folder, entries="pieces", pointer="pieces.json", named="here")
+    return CheckpointStore(artifacts, pieces, keep=2, named="here")
 
 
 @cache

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import Misconfigured
-from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, pack_arrays, unpack_arrays
+from streams.stores.artifacts.arrays import pack_arrays, unpack_arrays
+from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE
 from tests.fuzz import snapshots
 from trainer.state import State, ragged, unragged
 

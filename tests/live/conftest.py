@@ -14,8 +14,8 @@ import pytest
 
 from streams.broker.topics import create_topics
 from streams.runtime.launch import launch
-from streams.settings import Settings, environment_of, load_settings
-from streams.stack.run import RunningStack, running_stack
+from streams.settings import Settings, environment_of
+from streams.stack.run import RunningStack
 from tests.factories.fork_server import Forked, ForkServer
 from tests.factories.picture_site import PictureSite, picture_site
 
@@ -24,13 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("live")
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One stack for all live tests; whoever kills a part waits until it is back."""
-    with running_stack(tmp_path_factory.mktemp("stack"), load_settings().stack) as running:
-        yield running
 
 
 @pytest.fixture
@@ -105,12 +98,6 @@ class MimstreamProcess:
             return self._process.wait(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.arguments} did not end:\n{self.output()[-4000:]}") from None
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -95,9 +95,11 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         dead_in, _ = await feed.delete("k35")
         await feed.send(b"broken", b"{not json")
         await assert_ends_with_the_last_word(feed, index)
+        # the broken record shows in no row: only what is acknowledged is judged
+        await until(lambda: verify(settings, capsys), lambda found: found[1]["waiting"] == 0)
         assert worker.stop() == 0
         status, report = await verify(settings, capsys)
-        assert (status, report["faults"], report["items"]) == (0, 0, 36)
+        assert (status, report["faults"], report["items"], report["unusable"]) == (0, 0, 36, 1)
         damaged = await damage(settings, feed, "k35", dead_in)
         alive, deleted = sorted(feed.expected)[5], "k36"
         await announce_as_a_zombie(settings, feed, index, alive, deleted)
@@ -114,7 +116,9 @@ async def test_every_fault_is_found_and_mended_beside_a_worker_that_goes_on(
         status, report = await verify(settings, capsys, "--repair")
         stop.set()
         await streaming
-        assert (status, report["mended"], report["left"]) == (0, sum(damaged.values()), 0)
+        late = report["misannounced"] - damaged["misannounced"]  # by a worker that is slow to announce: no fault of it
+        assert {fault: report[fault] for fault in damaged} == damaged | {"misannounced": report["misannounced"]}
+        assert (status, report["mended"] - late, report["left"]) == (0, sum(damaged.values()), 0) and late >= 0
         await assert_ends_with_the_last_word(feed, index)
         await until(lambda: verify(settings, capsys), lambda found: found[1]["waiting"] == 0)
         status, report = await verify(settings, capsys)

@@ -23,7 +23,7 @@ from streams.stores.vectors.milvus_index import MilvusItemIndex
 from streams.wiring.preflight import CheckLine, run_checks
 from tests.factories.recorded_log import behaviour_store
 
-CHECKS = ["broker", "topics", "partitioner", "click log", "redis"]
+CHECKS = ["broker", "topics", "partitioner", "groups", "click log", "redis"]
 CHECKS += ["behaviour view", "pictures", "encoder", "milvus", "model", "folders"]
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from streams.stack.config import StackConfig
 from streams.stack.folder import ProcessId
 from streams.stack.parts import PartName
 from streams.stack.run import RunningStack, running_stack
+from tests.factories.fork_server import ForkServer
 from tests.factories.waiting import wait_until
 
 ROWS = 600
@@ -91,8 +91,9 @@ LeaveTraces = Callable[[dict[str, dict[str, str]], str], Traces]
 class Mimstream:
     """The real command with folders of its own; every stack it started is taken down afterwards."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self.folder = folder
+        self._fork_server = fork_server
         self.names: set[str] = set()
 
     def __call__(self, *arguments: str, ok: bool = True, **environment: str) -> str:
@@ -103,14 +104,8 @@ class Mimstream:
     def result(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         if "--name" in arguments:
             self.names.add(arguments[arguments.index("--name") + 1])
-        return subprocess.run(
-            [sys.executable, "-m", "streams", *arguments],
-            env={**os.environ, "MIM_STACK__DATA_FOLDER": str(self.folder), **environment},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        own = {**os.environ, "MIM_STACK__DATA_FOLDER": str(self.folder), **environment}
+        return self._fork_server.run(arguments, own, timeout=180)
 
     def up(self, name: str) -> Any:
         return json.loads(self("stack", "up", "--name", name, "--json"))
@@ -121,8 +116,8 @@ class Mimstream:
 
 
 @pytest.fixture
-def mimstream(tmp_path: Path) -> Iterator[Mimstream]:
-    command = Mimstream(tmp_path / "stacks")
+def mimstream(tmp_path: Path, fork_server: ForkServer) -> Iterator[Mimstream]:
+    command = Mimstream(tmp_path / "stacks", fork_server)
     yield command
     for name in command.names:
         command.result("stack", "down", "--name", name, "--purge")

@@ -2,7 +2,7 @@
 
 A text column is an attribute where items share its values, or the words that commas separate in it. A column of
 numbers is one unless it numbers the items. Columns named `diag_...` are computed on the whole log and left out, and so
-are flags.
+are flags and the mark of held-out items.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.attributes import MAX_NAME_CHARACTERS, MAX_VALUE_CHARACTERS, MOST_ATTRIBUTES, MOST_VALUES, Attribute
-from trainer.datasets.parquet import parquet_errors
+from trainer.datasets.parquet import as_numbers, parquet_errors
 
-OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
-
-OF_THE_FORMAT = {"item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"}
+_OF_THE_FORMAT = {
+    *("item_id", "title", "text", "category", "price", "year", "release_year", "publish_ts", "first_ts"),
+    "cold_holdout",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def words_of(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def further_columns(path: Path) -> tuple[ItemAttributes, pa.Table]:
+def attribute_columns(path: Path) -> tuple[ItemAttributes, pa.Table]:
     """Which columns of `items.parquet` are attributes, in the order of the file, with these columns, texts as text."""
     with parquet_errors(path):
         schema = pq.read_schema(path)
@@ -80,7 +82,7 @@ def further_columns(path: Path) -> tuple[ItemAttributes, pa.Table]:
                 lists.append(name)
             elif 2 <= len(set(values) - {""}) < len(values) / 2:
                 texts.append(name)
-        elif _is_a_measure(table[name]):
+        elif _is_a_measure(as_numbers(table, path, name), whole=pa.types.is_integer(_plain(table[name].type))):
             numbers.append(name)
     kept = [*texts, *lists, *numbers][:MOST_ATTRIBUTES]
     found = ItemAttributes(*(tuple(name for name in some if name in kept) for some in (texts, lists, numbers)))
@@ -88,7 +90,7 @@ def further_columns(path: Path) -> tuple[ItemAttributes, pa.Table]:
 
 
 def _may_be_an_attribute(field: pa.Field) -> bool:
-    if field.name in OF_THE_FORMAT or field.name.startswith("diag_") or len(field.name) > MAX_NAME_CHARACTERS:
+    if field.name in _OF_THE_FORMAT or field.name.startswith("diag_") or len(field.name) > MAX_NAME_CHARACTERS:
         return False
     kind = _plain(field.type)
     measured = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -103,8 +105,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_a_measure(column: pa.ChunkedArray) -> bool:
+def _is_a_measure(values: NDArray[np.float64], *, whole: bool) -> bool:
     """Whether numbers say something: not all the same, and not, as identifiers do, one per item."""
-    known = np.asarray(column.drop_null().cast(pa.float64()))
-    distinct = len(np.unique(known[np.isfinite(known)]))
-    return distinct >= 2 and not (pa.types.is_integer(_plain(column.type)) and distinct > len(known) / 2)
+    known = values[np.isfinite(values)]
+    distinct = len(np.unique(known))
+    return distinct >= 2 and not (whole and distinct > len(known) / 2)

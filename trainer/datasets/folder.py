@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from schemas.attributes import Attribute
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
-from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes, further_columns
+from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes, attribute_columns
 from trainer.datasets.parquet import (
     as_numbers,
     as_positions,
@@ -185,7 +185,7 @@ def open_data_set(
     items = _with_numbers(items, folder / "items.parquet")
     publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
     items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
-    described, further = further_columns(folder / "items.parquet")
+    described, further = attribute_columns(folder / "items.parquet")
     for name in further.column_names:
         if name not in items.column_names:
             items = items.append_column(name, further[name])

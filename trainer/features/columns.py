@@ -193,7 +193,7 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
     wanted = wanted[wanted > 0]
     number_UW = np.zeros(word_UW.shape, np.int64)  # 0 is that of no value, and of those that no target has
-    some = np.flatnonzero(_perhaps(word_UW, wanted) & known_UW)
+    some = np.flatnonzero(_perhaps(word_UW.astype(np.uint16), wanted) & known_UW)
     number = np.searchsorted(wanted, word_UW.ravel()[some])
     number_UW.ravel()[some] = np.where(wanted[number] == word_UW.ravel()[some], number + 1, 0)
     sums = _history_sums(rows, number_UW, value_UW, len(wanted) + 1)
@@ -253,44 +253,44 @@ def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
     target_B, history = hash_U[rows.target_B], hash_U[rows.history]
     size_L, size_P = history.shape[1], takes.partner_UP.shape[1]
     row_R1 = np.arange(len(history))[:, None]
+    short_UP = takes.partner_UP.astype(np.uint16)
     # lists of the targets: the history's items among their partners, each at its newest place
     keys, first, number = np.unique(_paired(row_R1, history), return_index=True, return_inverse=True)
-    partner_BP = takes.partner_UP.take(rows.target_B, axis=0)
-    found = np.flatnonzero(_perhaps(partner_BP, history, row_B[:, None], row_R1))
-    target = found // size_P
-    hit, key = _found(keys, _paired(row_B[target], partner_BP.ravel()[found]))
-    target, found = target[hit], found[hit]
+    found = np.flatnonzero(_perhaps(short_UP.take(rows.target_B, axis=0), history, row_B[:, None], row_R1))
+    target, place = found // size_P, found % size_P
+    hit, key = _found(keys, _paired(row_B[target], takes.partner_UP[rows.target_B[target], place]))
+    target, place = target[hit], place[hit]
     count_BL = np.zeros((len(target_B), size_L), np.float32)
-    count_BL[target, first[key] % size_L] = takes.together_UP[rows.target_B[target], found % size_P]
+    count_BL[target, first[key] % size_L] = takes.together_UP[rows.target_B[target], place]
     newest = (first[number.reshape(history.shape)] % size_L)[row_B]
     count_BL = np.take_along_axis(count_BL, newest, axis=1)
     # lists of the histories: the targets among their partners
-    partner = takes.partner_UP.take(rows.history, axis=0)
-    found = np.flatnonzero(_perhaps(partner, target_B, row_R1[:, :, None], row_B))
+    found = np.flatnonzero(_perhaps(short_UP.take(rows.history, axis=0), target_B, row_R1[:, :, None], row_B))
     keys, key_B = np.unique(_paired(row_B, target_B), return_inverse=True)
-    item = found // size_P
-    hit, key = _found(keys, _paired(item // size_L, partner.ravel()[found]))
-    item, found = item[hit], found[hit]
+    item, place = found // size_P, found % size_P
+    hit, key = _found(keys, _paired(item // size_L, takes.partner_UP[rows.history.ravel()[item], place]))
+    item, place = item[hit], place[hit]
     count_KL = np.zeros((len(keys), size_L), np.float32)
-    count_KL[key, item % size_L] = takes.together_UP[rows.history.ravel()[item], found % size_P]
+    count_KL[key, item % size_L] = takes.together_UP[rows.history.ravel()[item], place]
     count_BL = np.maximum(count_BL, count_KL[key_B])
     some = np.flatnonzero(drawn.second_B > NEVER)
     if len(some) and drawn.partner_BM.shape[1]:
-        counted_SL = (history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :]).sum(2)
-        count_BL[some] = np.maximum(count_BL[some] - counted_SL, 0)
+        found = np.flatnonzero(history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :])
+        counted = np.bincount(found // drawn.partner_BM.shape[1], minlength=len(some) * size_L)
+        count_BL[some] = np.maximum(count_BL[some] - counted.reshape(len(some), size_L), 0)
     return count_BL * rows.known[row_B]
 
 
 def _perhaps(
-    hashes: NDArray[np.uint32],
+    short: NDArray[np.uint16],
     wanted: NDArray[np.uint32],
     row: NDArray[np.int64] = _ONE_ROW,
     wanted_row: NDArray[np.int64] = _ONE_ROW,
 ) -> NDArray[np.bool_]:
-    """Which hashes may be among the wanted of their row: all that are, and few others."""
+    """Which hashes, by their low 16 bits, may be among the wanted of their row: all that are, and few others."""
     table = np.zeros(1 << 16, bool)
-    table[(wanted ^ (wanted_row * _ROW_MIX).astype(np.uint32)).astype(np.uint16)] = True
-    return table.take((hashes ^ (row * _ROW_MIX).astype(np.uint32)).astype(np.uint16), mode="clip")
+    table[wanted.astype(np.uint16) ^ (wanted_row * _ROW_MIX).astype(np.uint16)] = True
+    return table.take(short ^ (row * _ROW_MIX).astype(np.uint16), mode="clip")
 
 
 def _found(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

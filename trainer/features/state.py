@@ -3,17 +3,19 @@
 A row sees the state as of the step before: its features are computed first, then the takes before the second of the
 step's last row are added. A take of that very second waits for the next step, so no row sees its own take.
 
-Letters: T takes of a step, I item numbers, S slots of items that were taken (slot 0 belongs to none), U distinct items.
+Letters: T takes of a step, S slots of items that were taken (slot 0 belongs to none), U distinct items.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.changed_rows import ChangedRows
 from trainer.features.config import HALF_LIVES, FeatureConfig
 from trainer.features.partners import count_pairs
 from trainer.features.states import (
@@ -27,8 +29,9 @@ from trainer.features.states import (
     item_hash,
 )
 from trainer.features.user_takes import UserTakes
+from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import FactRows
-from trainer.state import State
+from trainer.state import State, Table
 
 _EVICTED_SHARE = 16
 _TAKES_AT_ONCE = 64
@@ -82,9 +85,13 @@ class FeatureState:
         self._items = items
         self._users = UserTakes(config)
         self._shared = SharedCounts.empty()
-        self._slot_I = np.zeros(64, np.int32)
+        self._slot: dict[int, int] = {}
+        """By the 63-bit hash of an item's id: numbers of items come and go."""
+        self._slot_of_short: dict[int, int] = {}
+        """By `item_hash`, as lists of partners and of users name items."""
         self._rows = TakeRows.empty(config, 64)
-        self._number_S = np.zeros(64, np.int64)
+        self._key_S = np.zeros(64, np.int64)
+        self._changed = ChangedRows()
         self._used = 1
         self._free: list[int] = []
         self._deleted: dict[int, int] = {}
@@ -94,13 +101,9 @@ class FeatureState:
 
     def states(self, numbers_U: NDArray[np.int64]) -> ItemStates:
         """What features read of these items, as copies; a number of 0 gives padding."""
-        return ItemStates(
-            item_hash(self._items.hashes(numbers_U)),
-            self._items.facts(numbers_U),
-            self._rows.rows(self._slots(numbers_U)),
-            self._shared,
-            self.before,
-        )
+        hashes_U2 = self._items.hashes(numbers_U)
+        takes = self._rows.rows(self._slots(hashes_U2[:, 0]))
+        return ItemStates(item_hash(hashes_U2), self._items.facts(numbers_U), takes, self._shared, self.before)
 
     def sources(
         self, target_B: NDArray[np.int64], source_B: NDArray[np.int64], second_B: NDArray[np.int64]
@@ -110,24 +113,25 @@ class FeatureState:
         `target_B` are item numbers; `source_B` and `second_B` name event (0 for a row that was not drawn) and second of
         the take that each target was drawn from.
         """
-        drawn = np.flatnonzero((source_B != 0) & (second_B < self.before))
-        drawn = drawn[[self._users.is_counted(event) for event in source_B[drawn].tolist()]] if len(drawn) else drawn
+        drawn = np.flatnonzero(source_B)
+        row_D = self._users.rows_of(source_B[drawn].tolist())
+        drawn, row_D = drawn[row_D != 0], row_D[row_D != 0]
         if not len(drawn):
             return DrawnSources.none(len(target_B))
         seconds_B = np.full(len(target_B), NEVER, np.int64)
         seconds_B[drawn] = second_B[drawn]
-        beside_DL = self._users.beside(source_B[drawn].tolist(), target_B[drawn], second_B[drawn])
+        short_D = item_hash(self._items.hashes(target_B[drawn]))
+        beside_DL = self._users.beside(row_D, short_D, second_B[drawn])
         partner_BL = np.zeros((len(target_B), beside_DL.shape[1]), np.uint32)
-        hashes = item_hash(self._items.hashes(beside_DL.ravel())).reshape(beside_DL.shape)
-        partner_BL[drawn] = np.where(beside_DL > 0, hashes, 0)
+        partner_BL[drawn] = beside_DL
         return DrawnSources(seconds_B, partner_BL)
 
     # ---- counting ------------------------------------------------------------------------------------------------
 
     def add(self, takes: TakeColumns, *, before: int) -> NDArray[np.int64]:
-        """Count the takes of one step, all of seconds before `before`; returns the numbers of the items that changed.
+        """Count the takes of one step, all of seconds before `before`; returns the keys of the items that changed.
 
-        The order in which they are given does not matter.
+        A key is the first of an id's two hashes. The order in which they are given does not matter.
         """
         self.before = max(self.before, before)
         self._sweep()
@@ -140,12 +144,16 @@ class FeatureState:
         counted = takes.select(~takes.announces_T)
         changed = np.zeros(0, np.int64)
         if len(counted):
-            one, other = self._users.add(counted.user_T, counted.item_T, counted.second_T)
+            hashes_T2 = self._items.hashes(counted.item_T)
+            short_T = item_hash(hashes_T2)
+            one, other = self._users.add(counted.user_T, short_T, counted.second_T)
             self._count_shared(counted.item_T)
-            self._admit(np.unique(counted.item_T))
-            self._count_takes(counted)
-            changed = self._number_S[self._count_together(one, other)]
-            changed = np.unique(np.concatenate([changed, counted.item_T]))
+            self._admit(hashes_T2[:, 0], short_T)
+            slot_T = self._slots(hashes_T2[:, 0])
+            self._count_takes(slot_T, counted.second_T)
+            slots = np.unique(np.concatenate([self._count_together(one, other), slot_T]))
+            self._changed.touch(slots)
+            changed = self._key_S[slots]
         self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T)
         return changed
 
@@ -159,11 +167,10 @@ class FeatureState:
             takes=self._shared.takes + len(item_T),
         )
 
-    def _count_takes(self, takes: TakeColumns) -> None:
+    def _count_takes(self, slot_T: NDArray[np.int64], second_T: NDArray[np.int64]) -> None:
         """Takes in order of time, so that sums do not depend on how they came."""
-        slot_T = self._slots(takes.item_T)
         order = np.argsort(slot_T, kind="stable")
-        slot_T, second_T = slot_T[order], takes.second_T[order]
+        slot_T, second_T = slot_T[order], second_T[order]
         slot_S, first_S, number_T = np.unique(slot_T, return_index=True, return_inverse=True)
         count_S = np.diff(np.append(first_S, len(slot_T)))
         end_S = first_S + count_S - 1
@@ -180,64 +187,67 @@ class FeatureState:
         rows.last_U[slot_S], rows.previous_U[slot_S] = four_S4[:, 3], four_S4[:, 2]
         rows.takes_U[slot_S] += count_S.astype(np.uint32)
 
-    def _count_together(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _count_together(self, one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Both sides of each pair, once where an item meets itself; returns the slots that changed."""
         apart = one != other
-        item = np.concatenate([one, other[apart]])
+        distinct, number = np.unique(np.concatenate([one, other[apart]]), return_inverse=True)
         partner = np.concatenate([other, one[apart]])
-        slot = self._slots(item)
+        slot = np.array([self._slot_of_short.get(short, 0) for short in distinct.tolist()], np.int64)[number]
         kept = slot > 0  # an item that lost its counts since has no list
-        distinct, number = np.unique(partner[kept], return_inverse=True)
-        return count_pairs(self._rows, slot[kept], item_hash(self._items.hashes(distinct))[number])
+        return count_pairs(self._rows, slot[kept], partner[kept])
 
     # ---- admission, eviction, deletion ---------------------------------------------------------------------------
 
-    def _slots(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        known = np.where(numbers < len(self._slot_I), numbers, 0)
-        return self._slot_I[known].astype(np.int64)
+    def _slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        slot = self._slot
+        return np.array([slot.get(key, 0) for key in keys.tolist()], np.int64)
 
-    def _admit(self, numbers: NDArray[np.int64]) -> None:
+    def _admit(self, key_T: NDArray[np.int64], short_T: NDArray[np.uint32]) -> None:
         """Give slots to items taken for the first time; where none is left, take those of the longest untaken."""
-        if len(numbers) and numbers[-1] >= len(self._slot_I):
-            more = max(len(self._slot_I), int(numbers[-1]) + 1 - len(self._slot_I))
-            self._slot_I = np.concatenate([self._slot_I, np.zeros(more, np.int32)])
-        new = numbers[self._slots(numbers) == 0]
-        short = self._used - 1 - len(self._free) + len(new) - self.config.max_items
+        keys, first = np.unique(key_T, return_index=True)
+        new = np.flatnonzero(self._slots(keys) == 0)
+        short = len(self._slot) + len(new) - self.config.max_items
         if short > 0:
-            self._evict(max(short, self.config.max_items // _EVICTED_SHARE), kept=numbers)
-        for number in new.tolist():
+            self._evict(max(short, self.config.max_items // _EVICTED_SHARE), kept=keys)
+        for key, name in zip(keys[new].tolist(), short_T[first[new]].tolist(), strict=True):
             slot = self._free.pop() if self._free else self._new_slot()
-            self._slot_I[number], self._number_S[slot] = slot, number
+            self._slot[key] = self._slot_of_short[name] = slot
+            self._key_S[slot] = key
 
     def _new_slot(self) -> int:
-        if self._used == len(self._number_S):
-            size, more = self._used, min(2 * self._used, self.config.max_items + 1)
-            rows = TakeRows.empty(self.config, max(more, size + 1))
+        if self._used == len(self._key_S):
+            size, more = self._used, max(self._used + 1, min(2 * self._used, self.config.max_items + 1))
+            rows = TakeRows.empty(self.config, more)
             for name, column in vars(self._rows).items():
                 getattr(rows, name)[:size] = column
             self._rows = rows
-            self._number_S = np.concatenate([self._number_S, np.zeros(len(rows) - size, np.int64)])
+            self._key_S = np.concatenate([self._key_S, np.zeros(more - size, np.int64)])
         self._used += 1
         return self._used - 1
 
     def _evict(self, most: int, *, kept: NDArray[np.int64]) -> None:
-        held = np.flatnonzero(self._number_S > 0)
-        held = held[~np.isin(self._number_S[held], kept)]
-        self._empty(held[np.lexsort((self._number_S[held], self._rows.last_U[held]))][:most])
+        held = np.flatnonzero(self._key_S)
+        held = held[~np.isin(self._key_S[held], kept)]
+        self._empty(held[np.lexsort((self._key_S[held], self._rows.last_U[held]))][:most])
 
     def _empty(self, slots: NDArray[np.int64]) -> None:
-        self._slot_I[self._number_S[slots]] = 0
-        self._number_S[slots] = 0
+        for key, slot in zip(self._key_S[slots].tolist(), slots.tolist(), strict=True):
+            del self._slot[key]
+            short = _short_of(key)
+            if self._slot_of_short.get(short) == slot:
+                del self._slot_of_short[short]
+        self._key_S[slots] = 0
         self._rows.clear(slots)
+        self._changed.touch(slots)
         self._free += slots.tolist()
 
-    def delete(self, number: int) -> None:
+    def delete(self, item_id: str) -> None:
         """Remove a deleted item's counts; lists of partners lose it in the steps that follow, some lists in each."""
-        one = np.array([number])
-        slots = self._slots(one)
-        self._empty(slots[slots > 0])
-        self._users.delete(one)
-        self._deleted[int(item_hash(self._items.hashes(one))[0])] = 0
+        key = id_hashes(item_id)[0]
+        if key in self._slot:
+            self._empty(np.array([self._slot[key]]))
+        self._users.delete(_short_of(key))
+        self._deleted[_short_of(key)] = 0
 
     def _sweep(self) -> None:
         """Search the next lists for deleted items. An item that is deleted meanwhile is searched for from there on."""
@@ -248,6 +258,7 @@ class FeatureState:
             found = self._rows.partner_UP[start:stop] == gone
             self._rows.partner_UP[start:stop][found] = 0
             self._rows.together_UP[start:stop][found] = 0
+            self._changed.touch(start + np.flatnonzero(found.any(axis=1)))
             if stop == self._used:
                 del self._deleted[gone]
             else:
@@ -264,22 +275,24 @@ class FeatureState:
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """Everything, copied: after `restore` a state of the same configuration goes on with the same digits."""
-        state = State(
-            {f"rows.{name}": column[: self._used].copy() for name, column in vars(self._rows).items()},
-            {"before": self.before, "version": self.config.version, "takes": self._shared.takes},
-        )
+        """Everything: after `restore` a state of the same configuration goes on with the same digits."""
+        values = {"before": self.before, "version": self.config.version, "takes": self._shared.takes}
+        state = State({}, values)
         state.arrays.update(
             {
-                "number": self._number_S[: self._used].copy(),
                 "free": np.array(self._free, np.int64),
                 "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
                 "shared.category": self._shared.category_C.copy(),
                 "shared.word": self._shared.word_C.copy(),
             }
         )
+        state.put_table("rows.", Table(self._used, self._changed, self._copied))
         state.put("users", self._users.snapshot())
         return state
+
+    def _copied(self, slots: NDArray[np.int64]) -> Callable[[slice], State]:
+        columns = {**vars(self._rows.rows(slots)), "key": self._key_S[slots]}
+        return lambda part: State({name: column[part] for name, column in columns.items()})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if it is of other features."""
@@ -288,14 +301,18 @@ class FeatureState:
             raise ValueError(f"the state is of features {values['version']}, not of {self.config.version}")
         self.before = values["before"]
         self._rows = TakeRows(*(arrays[f"rows.{name}"].copy() for name in vars(self._rows)))
-        self._number_S, self._used = arrays["number"].copy(), len(arrays["number"])
+        self._key_S, self._used = arrays["rows.key"].copy(), len(arrays["rows.key"])
+        self._changed = ChangedRows()
         self._free = arrays["free"].tolist()
-        self._slot_I = np.zeros(max(64, int(self._number_S.max(initial=0)) + 1), np.int32)
-        held = np.flatnonzero(self._number_S)
-        self._slot_I[self._number_S[held]] = held
+        self._slot = {key: slot for slot, key in enumerate(self._key_S.tolist()) if key}
+        self._slot_of_short = {_short_of(key): slot for key, slot in self._slot.items()}
         self._deleted = dict(arrays["deleted"].tolist())
         self._shared = SharedCounts(arrays["shared.category"].copy(), arrays["shared.word"].copy(), values["takes"])
         self._users.restore(state.part("users"))
+
+
+def _short_of(key: int) -> int:
+    return int(item_hash(np.array([[key, 1]]))[0])
 
 
 def _counted(count_C: NDArray[np.uint32], places: NDArray[np.uint32]) -> NDArray[np.uint32]:

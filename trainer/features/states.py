@@ -147,8 +147,8 @@ class DrawnSources:
 
 def item_hash(hashes_U2: NDArray[np.int64]) -> NDArray[np.uint32]:
     """32-bit hashes of items from `trainer.samples.id_hashes`, `NO_ITEM` for padding (zero hashes), never 0."""
-    low = np.clip(hashes_U2[:, 0] & 0xFFFF_FFFF, 1, int(NO_ITEM) - 1)
-    return np.where(hashes_U2.any(axis=1), low, NO_ITEM).astype(np.uint32)
+    low = np.clip(hashes_U2[:, 0].astype(np.uint32), 1, NO_ITEM - np.uint32(1))
+    return np.where((hashes_U2[:, 0] | hashes_U2[:, 1]) != 0, low, NO_ITEM)
 
 
 def _little(array: NDArray[np.generic]) -> NDArray[np.generic]:

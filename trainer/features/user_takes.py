@@ -5,14 +5,17 @@ Letters: T takes of a step, V users (row 0 belongs to nobody), L history length.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.changed_rows import ChangedRows
 from trainer.features.config import FeatureConfig
 from trainer.features.states import NEVER
-from trainer.state import State, whole_numbers
+from trainer.state import Arrays, State, Table, whole_numbers
 
-_NOT_COUNTED, _NO_LONGER_KNOWN = 0, -1
+_NOT_COUNTED = 0
 _REMOVED_SHARE = 16
 
 
@@ -23,33 +26,38 @@ class UserTakes:
         self._length, self._most, self._remembered = config.history_length, config.max_users, config.remembered_takes
         self._row: dict[int, int] = {}
         self._free: list[int] = []
-        self._item_VL = np.zeros((64, self._length), np.int32)
+        self._item_VL = np.zeros((64, self._length), np.uint32)
         self._second_VL = np.full((64, self._length), NEVER, np.int64)
         self._count_V = np.zeros(64, np.int64)
+        self._changed = ChangedRows()
         self._sources: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._row)
 
     def add(
-        self, user_T: NDArray[np.int64], item_T: NDArray[np.int64], second_T: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items."""
+        self, user_T: NDArray[np.int64], item_T: NDArray[np.uint32], second_T: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items.
+
+        Items are `item_hash`es.
+        """
         row_T = self._rows_of(user_T)
         order = np.argsort(row_T, kind="stable")
         starts = np.flatnonzero(np.concatenate([[True], np.diff(row_T[order]) > 0])) if len(order) else order
         sizes = np.diff(np.append(starts, len(order)))
-        one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        one, other = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
         for turn in range(int(sizes.max(initial=0))):  # the first takes of all users, then their second ones, ...
             take = order[starts[sizes > turn] + turn]
             row, item = row_T[take], item_T[take]
             before_TL = self._item_VL[row]
             at, place = np.nonzero(before_TL)
             one.append(item[at])
-            other.append(before_TL[at, place].astype(np.int64))
+            other.append(before_TL[at, place])
             slot = self._count_V[row] % self._length
             self._item_VL[row, slot], self._second_VL[row, slot] = item, second_T[take]
             self._count_V[row] += 1
+            self._changed.touch(row)
         return np.concatenate(one), np.concatenate(other)
 
     def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
@@ -60,14 +68,15 @@ class UserTakes:
         while len(self._sources) > self._remembered:
             del self._sources[next(iter(self._sources))]
 
-    def is_counted(self, event: int) -> bool:
-        """Whether a take was counted; False for one that is not among the newest, or that the log does not hold."""
-        return self._sources.get(event, _NOT_COUNTED) != _NOT_COUNTED
+    def rows_of(self, event_D: list[int]) -> NDArray[np.int64]:
+        """For `beside`, per named take; 0 for one that was not counted, is not among the newest, or was never there."""
+        return np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
 
-    def beside(self, event_D: list[int], item_D: NDArray[np.int64], second_D: NDArray[np.int64]) -> NDArray[np.int64]:
+    def beside(
+        self, row_D: NDArray[np.int64], item_D: NDArray[np.uint32], second_D: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
         """The items that each named take is paired with, shape (D, L), 0 pads; none where the user is not kept."""
-        row_D = np.array([max(0, self._sources.get(event, _NOT_COUNTED)) for event in event_D], np.int64)
-        item_DL, second_DL = self._item_VL[row_D].astype(np.int64), self._second_VL[row_D]
+        item_DL, second_DL = self._item_VL[row_D], self._second_VL[row_D]
         own_DL = (item_DL == item_D[:, None]) & (second_DL == second_D[:, None])
         own_D = own_DL.argmax(axis=1)
         at = np.arange(len(row_D))
@@ -81,10 +90,11 @@ class UserTakes:
         if row is not None:
             self._clear(np.array([row]))
 
-    def delete(self, items: NDArray[np.int64]) -> None:
-        """Remove deleted items, so that no new pair is counted with them."""
-        gone_VL = np.isin(self._item_VL, items) & (self._item_VL > 0)
+    def delete(self, item: int) -> None:
+        """Remove a deleted item, so that no new pair is counted with it."""
+        gone_VL = self._item_VL == item
         self._item_VL[gone_VL], self._second_VL[gone_VL] = 0, NEVER
+        self._changed.touch(np.flatnonzero(gone_VL.any(axis=1)))
 
     def _rows_of(self, user_T: NDArray[np.int64]) -> NDArray[np.int64]:
         distinct, number_T = np.unique(user_T, return_inverse=True)
@@ -114,27 +124,26 @@ class UserTakes:
 
     def _clear(self, rows: NDArray[np.int64]) -> None:
         self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
+        self._changed.touch(rows)
         self._free += rows.tolist()
-        gone = set(rows.tolist())
-        for event, row in self._sources.items():
-            if row in gone:
-                self._sources[event] = _NO_LONGER_KNOWN
 
     def snapshot(self) -> State:
-        """Everything, copied."""
-        size = len(self._row) + len(self._free) + 1
-        return State(
+        """Everything."""
+        state = State(
             {
                 "user": whole_numbers(self._row),
                 "row": whole_numbers(self._row.values()),
                 "free": whole_numbers(self._free),
-                "items": self._item_VL[:size].copy(),
-                "seconds": self._second_VL[:size].copy(),
-                "count": self._count_V[:size].copy(),
                 "source": whole_numbers(self._sources),
                 "source_row": whole_numbers(self._sources.values()),
             }
         )
+        state.put_table("takes.", Table(len(self._row) + len(self._free) + 1, self._changed, self._copied))
+        return state
+
+    def _copied(self, rows: NDArray[np.int64]) -> Callable[[slice], State]:
+        columns: Arrays = {"items": self._item_VL[rows], "seconds": self._second_VL[rows], "count": self._count_V[rows]}
+        return lambda part: State({name: column[part] for name, column in columns.items()})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
@@ -142,5 +151,6 @@ class UserTakes:
         self._row = dict(zip(arrays["user"].tolist(), arrays["row"].tolist(), strict=True))
         self._free = arrays["free"].tolist()
         self._sources = dict(zip(arrays["source"].tolist(), arrays["source_row"].tolist(), strict=True))
-        self._item_VL, self._second_VL = arrays["items"].copy(), arrays["seconds"].copy()
-        self._count_V = arrays["count"].copy()
+        self._item_VL, self._second_VL = arrays["takes.items"].copy(), arrays["takes.seconds"].copy()
+        self._count_V = arrays["takes.count"].copy()
+        self._changed = ChangedRows()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,10 @@ class TakeBank:
     def items(self, now: int, *, step: int = 0) -> NDArray[np.int64]:
         """Item numbers of the takes within the age limits at event time `now` and at step `step`, oldest first."""
         return self._items[self._young(now, step)]
+
+    def all_items(self) -> NDArray[np.int64]:
+        """Item numbers of all takes, young or not."""
+        return self._items[: self._count]
 
     def newest_rows(self, items: NDArray[np.int64], *, step: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """For items in the ring: the vector each was last stored with (n, width), and steps since then (n,)."""
@@ -155,6 +159,11 @@ class SpaceTimeMemory:
         self._window = deque(Take(int(second), "", int(item)) for item, second in state["window"].tolist())
         self.step = int(state["step"][0])
         self.bank.restore(state)
+
+    def items(self) -> Iterator[int]:
+        """Item numbers of all takes in window and bank."""
+        yield from (take.item for take in self._window)
+        yield from self.bank.all_items().tolist()
 
     def purge(self, item: int) -> None:
         """Remove a deleted item."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import Impression
-from trainer.state import State
+from trainer.state import State, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,34 @@ class TakeCounts:
     """Takes per item with exponential decay in event time: the q of the logQ correction.
 
     Source: sampling-bias-corrected neural modeling (Yi et al., RecSys 2019). New takes weigh more instead of all counts
-    shrinking, so that a take costs one addition.
+    shrinking, so that a take costs one addition. Of more than `most_items` the half with the smallest counts is
+    forgotten.
     """
 
-    def __init__(self, half_life_seconds: float) -> None:
+    def __init__(self, half_life_seconds: float, *, most_items: int = 1 << 40) -> None:
         self._rate = np.log(2.0) / half_life_seconds
-        self._counts = np.zeros(1024)
+        self._counts: dict[int, float] = {}
+        self._most = most_items
         self._total = 0.0
-        self._taken = 0
         self._origin: int | None = None
 
     def snapshot(self) -> State:
         """The decayed counts and their scale."""
-        return State({"counts": self._counts.copy()}, {"total": self._total, "origin": self._origin})
+        state, counts = State(values={"total": self._total, "origin": self._origin}), self._counts.copy()
+        state.later(
+            lambda: State({"items": whole_numbers(counts), "counts": np.array(list(counts.values()), np.float64)})
+        )
+        return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        self._counts = state.arrays["counts"].copy()
+        counts = state.arrays["counts"]
+        items = state.arrays.get("items", np.arange(len(counts)))  # an earlier build had a count for each number
+        self._counts = {item: count for item, count in zip(items.tolist(), counts.tolist(), strict=True) if count}
         self._total, self._origin = state.values["total"], state.values["origin"]
-        self._taken = int(np.count_nonzero(self._counts))
+
+    def __len__(self) -> int:
+        return len(self._counts)
 
     def add(self, item: int, second: int) -> None:
         """Count one take."""
@@ -67,18 +76,17 @@ class TakeCounts:
             self._origin = second
         exponent = self._rate * (second - self._origin)
         if exponent > 50:
-            self._counts *= np.exp(-exponent)
-            self._total *= np.exp(-exponent)
+            scale = float(np.exp(-exponent))  # after years some counts are too small for a number
+            self._counts = {one: scaled for one, count in self._counts.items() if (scaled := count * scale)}
+            self._total *= scale
             self._origin, exponent = second, 0.0
-            self._taken = int(np.count_nonzero(self._counts))  # after years some are too small for a number
-        if item >= len(self._counts):
-            self._counts = np.concatenate(
-                [self._counts, np.zeros(max(len(self._counts), item + 1 - len(self._counts)))]
-            )
         weight = float(np.exp(exponent))
-        self._taken += bool(weight and not self._counts[item])
-        self._counts[item] += weight
+        if weight:
+            self._counts[item] = self._counts.get(item, 0.0) + weight
         self._total += weight
+        if len(self._counts) > self._most:
+            largest = sorted(self._counts.items(), key=lambda one: (-one[1], one[0]))
+            self._counts = dict(largest[: (self._most + 1) // 2])
 
     def log_q(self, items: NDArray[np.int64], *, draws: int = 1) -> NDArray[np.float32]:
         """Log of the probability that an item is among `draws` takes, 1 - (1 - q)^draws.
@@ -88,9 +96,8 @@ class TakeCounts:
         """
         if not self._total:
             return np.zeros(len(items), np.float32)
-        inside = np.minimum(items, len(self._counts) - 1)
-        counts = np.where(items < len(self._counts), self._counts[inside], 0.0)
-        one = 0.1 * self._total / max(self._taken, 1)
+        counts = np.array([self._counts.get(item, 0.0) for item in items.tolist()])
+        one = 0.1 * self._total / max(len(self._counts), 1)
         q = np.minimum((counts + one) / (self._total + one), 1 - 1e-9)
         return np.asarray(np.log(-np.expm1(draws * np.log1p(-q))), np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.changed_rows import ChangedRows
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
-from trainer.state import State
+from trainer.state import State, Table
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class LearnReport:
     """Predictions before training on these rows."""
     loss: float
     contrastive_loss: float | None
+
+
+_IDS = "id_table.embedding.weight"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def forget_rows(optimiser: torch.optim.Optimizer, rows_N: Tensor) -> None:
@@ -60,7 +66,9 @@ class Learner:
         self._average = [parameter.detach().clone() for parameter in dense]
         self._steps = 0
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        self._sparse = RowAdam([self.model.id_table.embedding.weight], lr=config.id_learning_rate)
+        self._ids = self.model.id_table.embedding.weight
+        self._sparse = RowAdam([self._ids], lr=config.id_learning_rate)
+        self._changed = ChangedRows()
 
     def step(
         self,
@@ -95,7 +103,11 @@ class Learner:
         torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
         self._dense.step()
         self._sparse.step()
-        forget_rows(self._sparse, model.id_table.admit(batch.hashes_U2))
+        admitted_N = model.id_table.admit(batch.hashes_U2)
+        forget_rows(self._sparse, admitted_N)
+        self._changed.touch(admitted_N.numpy())
+        if self._ids.grad is not None:
+            self._changed.touch(self._ids.grad._indices()[0].numpy())
         self._follow()
         return LearnReport(
             probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
@@ -124,16 +136,27 @@ class Learner:
         for index, averaged in enumerate(self._average):
             state.arrays[f"average/{index}"] = _copied(averaged)
         for name, tensor in self.model.state_dict().items():
-            state.arrays[f"model/{name}"] = _copied(tensor)
+            if name != _IDS:
+                state.arrays[f"model/{name}"] = _copied(tensor)
         for which, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
             for index, kept in optimiser.state_dict()["state"].items():
                 numbers = state.values[which].setdefault(str(index), {})
                 for name, value in kept.items():
+                    if optimiser is self._sparse and name in _MOMENTS:
+                        continue  # in the table
                     if isinstance(value, Tensor):
-                        state.arrays[f"{which}/{index}/{name}"] = _copied(value)
+                        state.small_arrays[f"{which}/{index}/{name}"] = _copied(value)
                     else:
                         numbers[name] = value
+        state.put_table("", Table(len(self._ids), self._changed, self._copied_ids))
         return state
+
+    def _copied_ids(self, numbers: NDArray[np.int64]) -> Callable[[slice], State]:
+        rows = torch.from_numpy(numbers)
+        state = self._sparse.state.get(self._ids) or dict.fromkeys(_MOMENTS, torch.zeros_like(self._ids))
+        tensors = {f"model/{_IDS}": self._ids} | {f"sparse/0/{name}": state[name] for name in _MOMENTS}
+        columns = {name: tensor.detach()[rows].cpu().numpy() for name, tensor in tensors.items()}
+        return lambda part: State({name: column[part] for name, column in columns.items()})
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if its model has another shape."""
@@ -145,13 +168,15 @@ class Learner:
             raise ValueError(f"the weights do not fit the model: {error}") from None
         self._steps = state.values["steps"]
         self._average = [arrays[f"average/{index}"] for index in range(len(self._average))]
+        self._changed = ChangedRows()
         optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
         for which, optimiser in optimisers:
             kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values[which].items()}
             for name, tensor in arrays.items():
                 if name.startswith(f"{which}/"):
                     _, index, key = name.split("/")
-                    kept[int(index)][key] = tensor
+                    if int(index) in kept:  # there are moments of ids before there are steps
+                        kept[int(index)][key] = tensor
             optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
 
     def _contrastive(self, batch: CtrBatch, content_UC: Tensor, contrastive: ContrastiveBatch) -> Tensor:

@@ -76,7 +76,7 @@ def read_columns(
     user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
     length = EventIndex(takes.user_T, takes.second_T).count(user, second)
     by_user = np.lexsort((takes.second_T, takes.user_T))
-    histories = Histories(takes.item_T[by_user].astype(np.int32), takes.second_T[by_user])
+    histories = Histories.of(takes.user_T[by_user], takes.item_T[by_user], takes.second_T[by_user])
     start = np.searchsorted(takes.user_T[by_user], user)
     everything = len(data.item_ids) + 1
     all_takes = data.interactions.taken

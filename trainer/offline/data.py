@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.samples.histories import next_takes
+
 
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
@@ -41,6 +43,50 @@ class Histories:
 
     item_T: NDArray[np.int32]
     second_T: NDArray[np.int64]
+    next_T: NDArray[np.int64] | None = None
+    """Position of the user's next take of the same item, T where there is none; None if no take has one."""
+
+    @classmethod
+    def of(cls, user_T: NDArray[np.int64], item_T: NDArray[np.int64], second_T: NDArray[np.int64]) -> Histories:
+        """Histories of takes in this order."""
+        next_T = next_takes(user_T, item_T)
+        again = bool((next_T < len(next_T)).any())
+        return cls(item_T.astype(np.int32), second_T, next_T if again else None)
+
+    def lengths(self, start_N: NDArray[np.int64], stop_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of distinct items in each slice."""
+        if self.next_T is None:
+            return stop_N - start_N
+        again_T = np.zeros(len(self.item_T) + 1, np.int64)
+        again_T[self.next_T[self.next_T < len(self.item_T)]] = 1  # a take of an item that the slice holds before it
+        before_T = np.cumsum(again_T) - again_T
+        return np.asarray(stop_N - start_N - (before_T[stop_N] - before_T[start_N]))
+
+    def newest(
+        self, start_N: NDArray[np.int64], stop_N: NDArray[np.int64], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The newest `length` items of each slice, each at its newest take: (slice, position, age in items).
+
+        Sorted by slice; within a slice the newest first.
+        """
+        count_N, width = stop_N - start_N, length
+        longest = int(count_N.max(initial=0))
+        while True:
+            back_N = np.minimum(count_N, width)
+            row_P = np.repeat(np.arange(len(count_N)), back_N)
+            first_N = np.cumsum(back_N) - back_N
+            place_P = stop_N[row_P] - 1 - (np.arange(len(row_P)) - first_N[row_P])
+            if self.next_T is not None:
+                shown = self.next_T[place_P] >= stop_N[row_P]
+                row_P, place_P = row_P[shown], place_P[shown]
+                back_N = np.bincount(row_P, minlength=len(count_N))
+                first_N = np.cumsum(back_N) - back_N
+            if width >= longest or bool(((back_N >= length) | (count_N <= width)).all()):
+                break
+            width = min(2 * width, longest)
+        age_P = np.arange(len(row_P)) - first_N[row_P]
+        near = age_P < length
+        return row_P[near], place_P[near], age_P[near]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +102,7 @@ class ImpressionColumns:
     """The item is in the user's history."""
     history_start_N: NDArray[np.int64]
     history_stop_N: NDArray[np.int64]
-    """Slice of `Histories` before the impression's second."""
+    """Slice of `Histories` before the impression's second; an item that it holds several times counts once."""
     encoder_N: NDArray[np.int64]
     """The encoder version, of E, of this row's vectors."""
     dense_NF: NDArray[np.float32]
@@ -94,6 +140,11 @@ def history_matrix(data: CtrData, rows: NDArray[np.int64], length: int) -> NDArr
     The width is at least 1, so that a batch without histories still has a column of padding.
     """
     start, stop = data.rows.history_start_N[rows], data.rows.history_stop_N[rows]
+    if data.histories.next_T is not None:
+        row_P, place_P, age_P = data.histories.newest(start, stop, length)
+        found = np.zeros((len(rows), int(age_P.max(initial=0)) + 1), np.int64)
+        found[row_P, age_P] = data.histories.item_T[place_P]
+        return found
     width = max(1, min(length, int((stop - start).max(initial=0))))
     if not len(data.histories.item_T):
         return np.zeros((len(rows), width), np.int64)

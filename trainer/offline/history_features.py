@@ -13,9 +13,9 @@ from trainer.offline.data import Histories, ImpressionColumns
 from trainer.offline.event_index import EventIndex
 
 HISTORY = 50
-"""Number of the user's latest takes that the target is compared with."""
+"""Number of the user's latest items that the target is compared with."""
 HALF_LIFE = 5.0
-"""Half-life of the weight of an earlier take, in takes."""
+"""Half-life of the weight of an earlier item, in items."""
 _ROWS_PER_PASS = 32_768
 
 # N = impressions, T = takes, P = (impression, history item) pairs of one pass
@@ -99,7 +99,7 @@ def _one_pass(
     co_occurrence: CoOccurrence,
     sources: DrawnFrom,
 ) -> Columns:
-    row_P, place_P, back_P = flat_histories(rows, chunk, HISTORY)
+    row_P, place_P, back_P = histories.newest(rows.history_start_N[chunk], rows.history_stop_N[chunk], HISTORY)
     history_P = histories.item_T[place_P].astype(np.int64)
     target_P, second_P = rows.item_N[chunk][row_P], rows.second_N[chunk][row_P]
     weight_P = np.exp2(-back_P / HALF_LIFE)
@@ -163,20 +163,6 @@ def _number_features(
         f"{name} away from history": np.where(has_N, summed(away_P * weight_P) / np.maximum(total_N, 1e-9), 0.0),
         f"{name} of history": np.where(has_N, mean_N, 0.0),
     }
-
-
-def flat_histories(
-    rows: ImpressionColumns, chunk: NDArray[np.int64], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The latest `length` takes of each row: (position in chunk, position in `Histories`, age in takes).
-
-    Sorted by row; within a row the newest first.
-    """
-    start, stop = rows.history_start_N[chunk], rows.history_stop_N[chunk]
-    count = np.minimum(stop - start, length)
-    row_P = np.repeat(np.arange(len(chunk)), count)
-    back_P = np.arange(len(row_P)) - np.repeat(np.cumsum(count) - count, count)
-    return row_P, stop[row_P] - 1 - back_P, back_P
 
 
 def largest(row_P: NDArray[np.int64], values_P: NDArray[Any], n: int, *, lowest: float = 0.0) -> NDArray[np.float64]:

@@ -122,12 +122,9 @@ def state_leaks(
     takes_N = np.expm1(found_NF[:, config.names.index("takes")].astype(np.float64))
     wrong_N = np.abs(takes_N - expected_N) > 0.01 * (1 + expected_N)
     messages: list[str] = []
-    if (wrong_N & source_N).any():
-        messages.append(
-            f"takes of {int((wrong_N & source_N).sum())} drawn exposures are not those without their source"
-        )
-    if (wrong_N & ~source_N).any():
-        messages.append(f"takes of {int((wrong_N & ~source_N).sum())} rows are not those before the step before theirs")
+    for some_N, wanted in ((source_N, "without the take that it was drawn from"), (~source_N, "before its last step")):
+        if count := int((wrong_N & some_N).sum()):
+            messages.append(f"{count} rows know other takes of their item than those {wanted}")
     return messages
 
 

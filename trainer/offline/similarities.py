@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.offline.data import CtrData
-from trainer.offline.history_features import HALF_LIFE, HISTORY, flat_histories, largest
+from trainer.offline.history_features import HALF_LIFE, HISTORY, largest
 
 _ROWS_PER_PASS = 32_768
 _PAIRS_PER_PASS = 65_536
@@ -20,7 +20,7 @@ def similarity_features(data: CtrData) -> tuple[NDArray[np.float32], tuple[str, 
     rows = data.rows
     for start in range(0, len(data), _ROWS_PER_PASS):
         chunk = np.arange(start, min(start + _ROWS_PER_PASS, len(data)))
-        row_P, place_P, back_P = flat_histories(rows, chunk, HISTORY)
+        row_P, place_P, back_P = data.histories.newest(rows.history_start_N[chunk], rows.history_stop_N[chunk], HISTORY)
         history_P = data.histories.item_T[place_P].astype(np.int64)
         target_P, version_P = rows.item_N[chunk][row_P], rows.encoder_N[chunk][row_P]
         known_P = has[version_P, history_P] & has[version_P, target_P]

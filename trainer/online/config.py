@@ -32,14 +32,20 @@ class TrainerConfig(JoinConfig):
     """Half-life of the take counts behind the logQ correction."""
     remembered_items: int = Field(default=500_000, ge=1)
     """Deleted items, and as many whose vector was given up, that rows do not wait for; about 150 bytes each."""
+    item_megabytes: float = Field(default=2048.0, gt=0)
+    """Memory for items that behaviours named, by estimate: 600 bytes each and 4 per component of their vectors. Above
+    it, or above twice what is in use, those that no history, no row and no draw names lose their number and, once
+    deleted, everything else; named again they are numbered anew. The topic `embeddings` bounds the vectors of items
+    that are not deleted."""
     release_every_rows: int = Field(default=20_000, ge=1)
     """Rows learned between two releases."""
     release_every_event_seconds: float | None = Field(default=None, gt=0)
     """Event time between two releases, where that comes before `release_every_rows`."""
     pending_megabytes: float = Field(default=4096.0, gt=0)
     """Memory for events on their way to rows, by estimate (1,700 bytes an event, then 600 and 16 per take of its
-    history), above which reading pauses while anything else can make room. Each event waits for LATENESS_SECONDS and
-    ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second. At twice as much the trainer ends and says so."""
+    history). Above it only the partitions are read that event time waits for. Each event waits for LATENESS_SECONDS and
+    ATTRIBUTION_SECONDS, so the defaults carry 20,000 events a second of event time. If that wait alone does not fit
+    into twice as much, the trainer ends and says so."""
     features: FeatureConfig = Field(default_factory=FeatureConfig)
     """The features of the moment."""
     model: CiUBMConfig = Field(default_factory=CiUBMConfig)

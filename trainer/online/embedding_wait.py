@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
 class EmbeddingWait:
-    """Which items have an embedding, and since when behaviours wait for those of the others.
+    """Since when behaviours wait for the embeddings of their items.
 
     A wait is counted from when its first behaviour was produced, so several items wait at the same time, and a click
     log of yesterday does not wait at all for an item that is never encoded. An item that timed out is not waited for
-    again before an embedding has come. Memory: one id per item, and at most `max_waits` waits.
+    again before an embedding has come. Memory: `max_waits` waits, or those of one batch.
     """
 
     def __init__(self, *, timeout_seconds: float, max_waits: int = 100_000) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_waits = max_waits
-        self._known: set[str] = set()
         self._since: dict[str, float] = {}
         self.timeouts = 0
         """Items that timed out so far."""
 
-    def resolved(self, item_id: str, *, has_vector: bool) -> None:
+    def resolved(self, item_id: str) -> None:
         """An embedding or a tombstone has come."""
         self._since.pop(item_id, None)
-        if has_vector:
-            self._known.add(item_id)
-        else:
-            self._known.discard(item_id)
 
     def needed(self, item_id: str, produced_at: float) -> None:
-        """A behaviour on this item was read; `produced_at` in seconds since 1970."""
-        if item_id in self._known or item_id in self._since:
+        """A behaviour on an item without embedding was read; `produced_at` in seconds since 1970."""
+        if item_id in self._since:
             return
         if len(self._since) >= self._max_waits:
             del self._since[next(iter(self._since))]
@@ -51,10 +46,9 @@ class EmbeddingWait:
         self.timeouts += len(item_ids)
 
     def snapshot(self) -> dict[str, Any]:
-        """The waits and the number of timeouts; which items have an embedding is part of the trainer's snapshot."""
+        """The waits and the number of timeouts."""
         return {"since": dict(self._since), "given_up": self.timeouts}
 
-    def restore(self, state: Mapping[str, Any], known: Iterable[str]) -> None:
-        """Return to the state of `snapshot`; `known` are the items that have an embedding."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Return to the state of `snapshot`."""
         self._since, self.timeouts = dict(state["since"]), int(state["given_up"])
-        self._known = set(known)

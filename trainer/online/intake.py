@@ -94,6 +94,7 @@ class EventIntake:
     def __init__(self, config: TrainerConfig, catalogue: Catalogue, partitions: Collection[int]) -> None:
         rules = JoinRules.of(config, partitions)
         self._batch_rows = config.batch_rows
+        self._memory_takes = config.window_takes + config.bank_takes
         self._catalogue = catalogue
         self.window, self._join = rules.window(), rules.join(catalogue)
         self.offsets = OffsetTracker(partitions)
@@ -236,6 +237,14 @@ class EventIntake:
                 self._settle(before=float("inf") if self._finished else self.window.complete_before)
         return self.missing()
 
+    def items_in_use(self) -> Iterator[int]:
+        """Numbers of the items that anything on its way to training names."""
+        yield from self._join.items_in_use()
+        for row in self._ready:
+            yield row.item
+            yield from row.history
+        yield from (queued.take.item for queued in self._takes)
+
     def _add_second(self, events: list[Observed]) -> None:
         taken = (event for event in events if event.behaviour.kind.is_take)
         for take, event in zip(self._join.add_second(events, self.window.ahead), taken, strict=True):
@@ -245,6 +254,8 @@ class EventIntake:
         corrections = self._join.corrections()
         self._ready.extend(corrections)
         self._counts["corrections_ready"] += len(corrections)
+        if self._catalogue.crowded:  # here, where what is in use does not depend on how far training has got
+            self._catalogue.retire(self._join.items_in_use())
 
     def _settle(self, *, before: float) -> None:
         for row in self._join.resolved(before):
@@ -263,6 +274,18 @@ class EventIntake:
         if not self._ready or (len(self._ready) < self._enough and not may_be_short) or self.missing():
             return []
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
+
+    def surplus_takes(self) -> list[Take]:
+        """The oldest of a queue that no row follows: a log of takes without exposures must not fill the memory."""
+        surplus = len(self._takes) - self._memory_takes
+        if surplus <= 0 or self._join.waiting or len(self._ready) >= self._batch_rows:
+            return []
+        return self.takes_until(self._takes[surplus - 1].take.second)
+
+    @property
+    def next_second(self) -> float:
+        """Second of the oldest row that is ready; infinity without one."""
+        return self._ready[0].second if self._ready else float("inf")
 
     def takes_until(self, second: int) -> list[Take]:
         """The queued takes up to this second, oldest first; they leave the queue."""
@@ -313,15 +336,14 @@ class EventIntake:
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
         )
+        takes = list(self._takes)
+        places = [(q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces) for q in takes]
+        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 6)
+        state.put_texts("takes.user", (queued.take.user_id for queued in takes))
         state.put("window", self.window.snapshot())
         state.put("join", self._join.snapshot())
         state.put("offsets", self.offsets.snapshot())
         state.put("ready", pack_impressions(self._ready))
-        places = [
-            (q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces) for q in self._takes
-        ]
-        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 6)
-        state.put_texts("takes.user", (queued.take.user_id for queued in self._takes))
         return state
 
     def restore(self, state: State) -> None:

@@ -49,16 +49,12 @@ class RecentScores:
 
     def snapshot(self) -> State:
         """The tables as columns, and how long each is."""
-        state = State({"lengths": whole_numbers(map(len, self._tables))}, {"variants": []})
-        if self._tables:
-            rows = ScoredRows.concatenate(list(self._tables))
-            state.put_texts("user", rows.user.tolist())
-            state.put_texts("item", rows.item.tolist())
-            for name in _COLUMNS:
-                state.arrays[name] = getattr(rows, name)
-            for variant, scores in rows.scores.items():
-                state.arrays[f"scores/{variant}"] = scores
-            state.values["variants"] = list(rows.scores)
+        tables = list(self._tables)
+        state = State(
+            {"lengths": whole_numbers(map(len, tables))}, {"variants": list(tables[0].scores) if tables else []}
+        )
+        if tables:
+            state.later(lambda: _packed(tables))
         return state
 
     def restore(self, state: State) -> None:
@@ -80,6 +76,15 @@ class RecentScores:
         for length in lengths:
             start, end = end, end + length
             self._tables.append(_rows_of(rows, np.arange(start, end)))
+
+
+def _packed(tables: list[ScoredRows]) -> State:
+    rows = ScoredRows.concatenate(tables)
+    state = State({name: getattr(rows, name) for name in _COLUMNS})
+    state.put_texts("user", rows.user.tolist())
+    state.put_texts("item", rows.item.tolist())
+    state.arrays.update({f"scores/{variant}": scores for variant, scores in rows.scores.items()})
+    return state
 
 
 def _rows_of(rows: ScoredRows, chosen: np.ndarray) -> ScoredRows:

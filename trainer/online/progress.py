@@ -50,7 +50,7 @@ class TrainProgress:
         plan: ContrastivePlan | None,
         scores: Mapping[str, NDArray[np.float64]],
         *,
-        dense_BF: NDArray[np.float32],
+        dense_BF: NDArray[np.float32] | None = None,
     ) -> None:
         """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each, and `dense_BF`
         the numeric inputs.
@@ -65,7 +65,8 @@ class TrainProgress:
         self._rows_sha256 = self._chained(rows, plan, dense_BF)
         if self.first_event_at is None:
             self.first_event_at = self.event_at_release = rows[0].second
-        self.last_event_at = max(self.last_event_at or 0, rows[-1].second)
+        # the last row may be the correction of an old one
+        self.last_event_at = max(self.last_event_at or 0, *(row.second for row in rows))
         first = np.array([not row.correction for row in rows])
         if not first.all():  # what is scored once more, knowing the answer, is no prediction
             rows = [row for row in rows if not row.correction]
@@ -76,8 +77,12 @@ class TrainProgress:
         self._scored.append(scored)
         self._recent.add(scored)
 
-    def _chained(self, rows: list[Impression], plan: ContrastivePlan | None, dense_BF: NDArray[np.float32]) -> str:
-        lines = [self._rows_sha256, hashlib.sha256(np.ascontiguousarray(dense_BF, "<f4").tobytes()).hexdigest()]
+    def _chained(
+        self, rows: list[Impression], plan: ContrastivePlan | None, dense_BF: NDArray[np.float32] | None
+    ) -> str:
+        lines = [self._rows_sha256]
+        if dense_BF is not None:
+            lines.append(hashlib.sha256(np.ascontiguousarray(dense_BF, "<f4").tobytes()).hexdigest())
         for row in rows:
             lines.append(f"{row.event_id}\t{row.user_id}\t{self._catalogue.item_id(row.item)}\t{row.label}")
         if plan is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,14 +17,21 @@ class Shuffle:
     """Permutes vectors among the items that rows have named so far, in the order in which rows name them.
 
     Each newcomer swaps with a random earlier item (inside-out Fisher-Yates), so the assignment is a uniformly random
-    permutation at every moment and an item's wrong vector stays nearly as stable as its right one would.
+    permutation at every moment and an item's wrong vector stays nearly as stable as its right one would. Of more than
+    `most_items` the one met first leaves, and the newcomer takes its place in the permutation.
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, *, most_items: int = 100_000) -> None:
         self._rng = rng
         self._place: dict[int, int] = {}
         self._met: list[int] = []
         self._other = np.zeros(1024, np.int64)
+        self._most = most_items
+        self._next_to_leave = 0
+
+    def items(self) -> Iterator[int]:
+        """Numbers of the items among which vectors are permuted."""
+        return iter(self._met)
 
     def vectors(self, items_U: NDArray[np.int64], catalogue: Catalogue) -> dict[str, Tensor]:
         """Vectors (U, V) and their mask (U,) for the distinct items of a batch, each taken from another item."""
@@ -39,7 +48,7 @@ class Shuffle:
         """The permutation and the generator."""
         return State(
             {"met": whole_numbers(self._met), "other": self._other[: len(self._met)].copy()},
-            {"rng": self._rng.bit_generator.state},
+            {"rng": self._rng.bit_generator.state, "next_to_leave": self._next_to_leave},
         )
 
     def restore(self, state: State) -> None:
@@ -50,6 +59,7 @@ class Shuffle:
             self._other = np.concatenate([self._other, np.zeros(len(self._other), np.int64)])
         self._other[: len(self._met)] = state.arrays["other"]
         self._rng.bit_generator.state = state.values["rng"]
+        self._next_to_leave = state.values.get("next_to_leave", 0)
 
     def _partner(self, number: int) -> int:
         place = self._place.get(number)
@@ -57,6 +67,9 @@ class Shuffle:
 
     def _meet(self, number: int) -> None:
         place = len(self._met)
+        if place >= self._most:
+            self._replace(self._next_to_leave % place, number)
+            return
         self._place[number] = place
         self._met.append(number)
         if place >= len(self._other):
@@ -64,3 +77,10 @@ class Shuffle:
         swapped = int(self._rng.integers(place + 1))
         self._other[place] = self._other[swapped]
         self._other[swapped] = number  # swapped == place: the newcomer keeps its own vector for now
+
+    def _replace(self, place: int, number: int) -> None:
+        oldest, self._met[place] = self._met[place], number
+        del self._place[oldest]
+        self._place[number] = place
+        self._other[: len(self._met)][self._other[: len(self._met)] == oldest] = number
+        self._next_to_leave = place + 1

@@ -10,8 +10,9 @@ trainer.intake ──> batches ──> memory, negatives ──> variants ──
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ from trainer.online.progress import TrainProgress
 from trainer.online.shadow_evaluation import ShadowEvaluation
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
-from trainer.samples.catalogue import Catalogue
+from trainer.samples.catalogue import ITEM_BYTES, Catalogue
 from trainer.samples.id_hashes import hash_columns, id_hashes
 from trainer.samples.rows import Impression, Take
 from trainer.state import State, whole_numbers
@@ -91,7 +92,8 @@ class OnlineTrainer:
         """Raises `ValueError` if one of `variants` is unknown."""
         self.config = config
         self.encoder_version = encoder_version
-        self.catalogue = Catalogue(dim, config.features)
+        most_items = int(1e6 * config.item_megabytes / (ITEM_BYTES + 4 * dim)) + 1
+        self.catalogue = Catalogue(dim, config.features, most_items=most_items)
         self.intake = EventIntake(config, self.catalogue, partitions)
         """Events on their way to rows, and the counts and offsets of all that were read."""
         self.progress = TrainProgress(self.catalogue)
@@ -115,7 +117,7 @@ class OnlineTrainer:
         self._uncounted: list[Take] = []
         """Takes of the second of the newest row: rows of that second may still come."""
         self._sampler = SpaceTimeSampler(space=config.space_negatives, time=config.time_negatives)
-        self._take_counts = TakeCounts(config.popularity_half_life_seconds)
+        self._take_counts = TakeCounts(config.popularity_half_life_seconds, most_items=most_items)
         self._rng = np.random.default_rng(config.seed)
 
     def put_embedding(self, embedding: ItemEmbedding) -> None:
@@ -129,11 +131,11 @@ class OnlineTrainer:
 
     def delete_item(self, item_id: str) -> None:
         """Remove a deleted item's vector, and the item from window and bank."""
+        numbers = self.catalogue.numbers_of(item_id)
         self.catalogue.delete_item(item_id)
-        number = self.catalogue.find(item_id)
-        if number is not None:
+        for number in numbers:
             self._memory.purge(number)
-            self._moment.delete(number)
+        self._moment.delete(item_id)
         self.intake.item_deleted(item_id)
 
     def forget(self, user_id: str) -> int:
@@ -153,23 +155,24 @@ class OnlineTrainer:
         """Score the next full batch and learn from it; None while there is none, or while it waits for embeddings."""
         rows = self.intake.next_batch()
         if not rows:
+            surplus = self.intake.surplus_takes()
+            if surplus:
+                self._remember(surplus)
+                self._count(surplus, before=int(min(surplus[-1].second, self.intake.next_second)))
             return None
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
         takes = self.intake.takes_until(rows[-1].second)
-        for take in takes:
-            self._memory.add(replace(take, user_id=""))  # who took it is not needed from here on
-            self._take_counts.add(take.item, take.second)
+        self._remember(takes)
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
-        collated = collate(
-            rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment
-        )
+        collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment)
         self._count(takes, before=rows[-1].second)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
         for observer in (*self._evaluations, *self.observers):
             observer.observe(rows, collated.batch)
-        self.journal.record(self.progress.steps, rows, plan, collated, self.catalogue)
+        dense_BF = collated.batch.dense_BF.numpy()
+        self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue, dense_BF)
         self.intake.trained(rows)
-        self.progress.add(rows, plan, report.probabilities, dense_BF=collated.batch.dense_BF.numpy())
+        self.progress.add(rows, plan, report.probabilities, dense_BF=dense_BF)
         return StepReport(rows=len(rows), losses=report.losses, last_event_at=rows[-1].second)
 
     def _count(self, takes: Sequence[Take], *, before: int) -> None:
@@ -185,6 +188,11 @@ class OnlineTrainer:
             np.array([take.announces for take in counted], bool),
         )
         self._moment.add(columns, before=before)
+
+    def _remember(self, takes: Iterable[Take]) -> None:
+        for take in takes:
+            self._memory.add(replace(take, user_id=""))  # who took it is not needed from here on
+            self._take_counts.add(take.item, take.second)
 
     @property
     def _evaluations(self) -> list[ShadowEvaluation]:
@@ -221,11 +229,21 @@ class OnlineTrainer:
         """Begin the next candidate's rows here: the one before is stored, or is not wanted."""
         self.progress.begin_next()
         self.journal.cut(rows=self.progress.rows, steps=self.progress.steps)
+        self.intake.offsets.trained_offsets()  # settles them: without releases nobody else asks
+        if self.catalogue.releases:
+            uncounted = (take.item for take in self._uncounted)
+            held = (self.intake.items_in_use(), self._memory.items(), self._variants.items(), uncounted)
+            self.catalogue.release(chain.from_iterable(held))
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """Everything, as a copy: after `restore`, a trainer of the same configuration continues with the same digits.
+        """`state`, as a copy of everything."""
+        return self.state().frozen()
+
+    def state(self) -> State:
+        """Everything, before it is frozen: after `restore`, a trainer of the same configuration continues with the same
+        digits.
 
         Scores that were not drained are not part of it, nor a shadow evaluation, whose weights are those of releases.
         """

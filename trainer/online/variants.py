@@ -78,6 +78,10 @@ class Variants:
             probabilities[name], losses[name] = report.probabilities_B, report.loss
         return VariantsReport(probabilities, losses)
 
+    def items(self) -> Iterator[int]:
+        """Numbers of the items that the variants hold."""
+        return iter(()) if self._shuffle is None else self._shuffle.items()
+
     def snapshot(self) -> State:
         """All learners, what was shuffled how, and the generator of dropout."""
         state = State(values={"learners": list(self._learners)})

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.negatives.sampler import ContrastivePlan
-from trainer.networks.collate import Collated
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
 from trainer.state import State, ragged, unragged, whole_numbers
+from trainer.tables import Slots
 
 EMPTY = b""
+NO_FEATURES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,10 @@ class StepRows:
     """(B,)"""
     negatives: list[str] | None
     """Distinct candidates of the contrastive term; None for a step without one."""
-    features: NDArray[np.float32]
-    """(B, F) numeric inputs: the state that they are of is not kept. An earlier build kept none, (B, 0)."""
     drawn: list[str] = field(default_factory=list)
     """Items of the rows that were drawn beside a take, in their order."""
+    features: NDArray[np.float32] | None = None
+    """(B, F) numeric inputs: the state that they are of is not kept. None where an earlier build kept none."""
 
     @property
     def beside_takes(self) -> list[tuple[int, int, int]]:
@@ -126,9 +127,9 @@ class Segment:
         state = State(values={"first_row": self.first_row, "first_step": self.first_step})
         state.arrays["places"] = np.concatenate([np.zeros((0, 3), np.int64), *(step.places for step in self.steps)])
         state.arrays["labels"] = np.concatenate([np.zeros(0, np.int64), *(step.labels for step in self.steps)])
-        width = max((step.features.shape[1] for step in self.steps), default=0)
-        kept = [np.zeros((0, width), np.float32), *(step.features for step in self.steps)]
-        state.arrays["features"] = np.concatenate(kept)
+        kept = [step.features for step in self.steps if step.features is not None]
+        if kept:
+            state.arrays["features"] = np.concatenate(kept)
         state.arrays["sizes"] = whole_numbers(len(step.labels) for step in self.steps)
         state.arrays["contrastive"] = np.array([step.negatives is not None for step in self.steps], bool)
         state.put_texts("names", names)
@@ -152,14 +153,16 @@ class Segment:
         places = arrays["places"]
         if places.shape[1] == 2:  # an earlier build drew no exposures
             places = np.pad(places, ((0, 0), (0, 1)))
-        features = arrays.get("features", np.zeros((len(places), 0), np.float32))
+        features = arrays.get("features")
         drawn = iter(state.texts("drawn") if "drawn.ends" in arrays else [])
         steps, end = [], 0
         candidates = zip(unragged("negatives", state), arrays["contrastive"].tolist(), strict=True)
         for size, (numbers, contrastive) in zip(arrays["sizes"].tolist(), candidates, strict=True):
             start, end = end, end + size
             negatives = [names[n] for n in numbers] if contrastive else None
-            step = StepRows(places[start:end], arrays["labels"][start:end], negatives, features[start:end])
+            step = StepRows(places[start:end], arrays["labels"][start:end], negatives)
+            if features is not None:
+                step.features = features[start:end]
             step.drawn = [next(drawn) for _ in step.beside_takes]
             steps.append(step)
         uses = zip(
@@ -194,7 +197,7 @@ def row_text(
     label: int,
     history: Sequence[str],
     seconds: Sequence[int],
-    features_F: NDArray[np.float32],
+    features_F: NDArray[np.float32] = NO_FEATURES,
 ) -> bytes:
     """What a row's hash covers beside its user: event, item, label, the history with its times, and the features."""
     past = "\t".join(history)
@@ -206,10 +209,12 @@ class Journal:
     """The segment that is being written; `cut` begins the next one."""
 
     def __init__(self) -> None:
+        self._archive: Slots[tuple[bytes, NDArray[np.float32]]] = Slots()
         self._begin(Segment())
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment
+        self._archive.clear()
         self._leaves: dict[str, Leaf] = {}
         self._nameless: list[Leaf] = []
         self._seen: dict[int, bytes] = {}
@@ -219,23 +224,24 @@ class Journal:
         step: int,
         rows: Sequence[Impression],
         plan: ContrastivePlan | None,
-        collated: Collated,
+        items_U: NDArray[np.int64],
         catalogue: Catalogue,
+        features_BF: NDArray[np.float32] | None = None,
     ) -> None:
-        """Record a step with the rows' features and the vectors that it saw."""
+        """Record a step: `items_U` are the numbers of all items whose vectors it saw, `features_BF` its numbers."""
         segment = self._segment
         negatives = None if plan is None else [catalogue.item_id(int(item)) for item in plan.candidates]
         places = np.array([(row.partition, row.offset, row.draw) for row in rows], np.int64)
         drawn = [catalogue.item_id(row.item) for row in rows if row.draw > 1]
         labels = np.array([row.label for row in rows], np.int64)
-        features_BF = collated.batch.dense_BF.numpy()
-        segment.steps.append(StepRows(places, labels, negatives, features_BF, drawn))
-        for row, features_F in zip(rows, features_BF, strict=True):
+        segment.steps.append(StepRows(places, labels, negatives, drawn, features_BF))
+        for place, row in enumerate(rows):
+            features_F = NO_FEATURES if features_BF is None else features_BF[place]
             history = [catalogue.item_id(item) for item in row.history]
             item = catalogue.item_id(row.item)
             text = row_text(row.event_id, item, row.label, history, row.history_seconds, features_F)
             self._leaves.setdefault(row.user_id, Leaf()).add(text)
-        for number in collated.items_U.tolist():
+        for number in items_U.tolist():
             self._record_vector(step, number, catalogue)
 
     def forget(self, user_id: str) -> None:
@@ -257,22 +263,24 @@ class Journal:
 
     def snapshot(self) -> State:
         """The unfinished segment, its vectors, and the users of the leaves."""
-        segment = self.segment()
-        state = State(values={})
-        state.put("segment", segment.to_state())
-        digests = list(segment.archive)
-        state.put_bytes("digests", digests)
-        vectors = [segment.archive[digest] for digest in digests]
-        state.arrays["vectors"] = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
-        state.put_texts("users", self._leaves)
-        state.arrays["seen"] = whole_numbers(self._seen)
-        state.put_bytes("seen.digests", self._seen.values())
+        now = self.segment()
+        # a copy as deep as what grows; a step, a use of a vector and a vector do not change any more
+        leaves = [Leaf(leaf.digest, leaf.rows) for leaf in now.leaves]
+        segment = replace(now, steps=list(now.steps), vectors=list(now.vectors), archive={}, leaves=leaves)
+        users, seen = list(self._leaves), dict(self._seen)
+        state = State()
+        state.put_table("archive.", self._archive.table(_packed_vectors))
+        state.put("segment", State(values={"first_row": now.first_row, "first_step": now.first_step}))
+        state.later(lambda: _packed(segment, users, seen))
         return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         segment = Segment.from_state(state.part("segment"))
-        segment.archive = dict(zip(state.pieces("digests"), state.arrays["vectors"], strict=True))
+        earlier = "" if "digests.ends" in state.arrays else "archive."  # an earlier build had them in no table
+        rows = list(zip(state.pieces(f"{earlier}digests"), state.arrays[f"{earlier}vectors"], strict=True))
+        self._archive = Slots(rows)
+        segment.archive = dict(rows)
         users = state.texts("users")
         self._segment = segment
         self._leaves = dict(zip(users, segment.leaves, strict=False))
@@ -288,5 +296,24 @@ class Journal:
         self._segment.vectors.append(
             VectorUse(step, catalogue.item_id(item), digest, catalogue.content(item), published)
         )
-        if digest:
-            self._segment.archive.setdefault(digest, catalogue.vectors(np.array([item]))[0])
+        if digest and digest not in self._segment.archive:
+            vector = catalogue.vectors(np.array([item]))[0]
+            self._segment.archive[digest] = vector
+            self._archive.add((digest, vector))
+
+
+def _packed_vectors(rows: Sequence[tuple[bytes, NDArray[np.float32]] | None]) -> State:
+    kept = [row for row in rows if row]
+    assert len(kept) == len(rows), "vectors are forgotten all at once"
+    state = State({"vectors": np.stack([vector for _, vector in kept]) if kept else np.zeros((0, 0), np.float32)})
+    state.put_bytes("digests", (digest for digest, _ in kept))
+    return state
+
+
+def _packed(segment: Segment, users: list[str], seen: dict[int, bytes]) -> State:
+    state = State()
+    state.put("segment", segment.to_state())
+    state.put_texts("users", users)
+    state.arrays["seen"] = whole_numbers(seen)
+    state.put_bytes("seen.digests", seen.values())
+    return state

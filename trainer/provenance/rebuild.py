@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.behaviours import Behaviour
-from trainer.provenance.journal import Leaf, Segment, StepRows, VectorUse, row_text
-from trainer.samples.catalogue import vector_digest
+from trainer.provenance.journal import NO_FEATURES, Leaf, Segment, StepRows, VectorUse, row_text
+from trainer.samples.catalogue import Catalogue, vector_digest
 from trainer.samples.exposure_draws import DrawnBefore
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.rows import Impression
 
 Place = tuple[int, int, int]
@@ -40,8 +40,8 @@ class TrainingRow:
     """Whether a late take brought this row once more, as taken."""
     history: tuple[str, ...]
     history_seconds: tuple[int, ...]
-    features: NDArray[np.float32]
-    """(F,) numeric inputs; an earlier build kept none."""
+    features: tuple[float, ...]
+    """Numeric inputs; an earlier build kept none."""
     negatives: list[str] | None
     """Negatives of the row's step; None for a row that is no take, or a step without."""
 
@@ -69,12 +69,12 @@ class RebuildResult:
 class Rebuild:
     """Feed it with `observe` and `erased`, in the order of each partition, until `complete` or the log's end.
 
-    Memory: what the window and the join hold, and the segment's own rows.
+    Memory: what the window and the join hold, with `most_items` items beside, and the segment's own rows.
     """
 
-    def __init__(self, segment: Segment, rules: JoinRules) -> None:
+    def __init__(self, segment: Segment, rules: JoinRules, *, most_items: int = 1_000_000) -> None:
         self._segment = segment
-        self._numbers = FeatureNumbers([], [])
+        self._numbers = Catalogue(1, most_items=most_items)
         self._window, self._join = rules.window(), rules.join(self._numbers, drawn_before=DrawnBefore(segment.drawn))
         self._wanted: set[Place] = {tuple(place) for step in segment.steps for place in step.places.tolist()}
         self._drawn = max((draw for _, _, draw in self._wanted), default=0)
@@ -98,6 +98,7 @@ class Rebuild:
             self._join.add_second(events, self._window.ahead)
             for row in self._join.corrections():
                 self._find(row)
+            self._forget_items()
         self._settle(float("inf") if everything else self._window.complete_before)
 
     @property
@@ -120,7 +121,7 @@ class Rebuild:
                     correction=row.correction,
                     history=tuple(self._numbers.item_id(item) for item in row.history),
                     history_seconds=row.history_seconds,
-                    features=features_F,
+                    features=tuple(features_F.tolist()),
                     negatives=step.negatives if row.label else None,
                 )
 
@@ -134,7 +135,8 @@ class Rebuild:
             problems.append(f"{missing} rows are not in the log any more, or not where they were")
         leaves: dict[str, Leaf] = {}
         for row in self.rows():
-            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds, row.features)
+            features_F = np.array(row.features, np.float32)
+            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds, features_F)
             leaves.setdefault(row.user_id, Leaf()).add(text)
         gone = Counter(self._erased.values())
         kept = Counter((leaf.digest, leaf.rows) for leaf in self._segment.leaves)
@@ -160,14 +162,20 @@ class Rebuild:
         )
 
     def _impressions(self, step: StepRows) -> Iterator[tuple[Impression, NDArray[np.float32]]]:
-        for place, features_F in zip(step.places.tolist(), step.features, strict=True):
+        for number, place in enumerate(step.places.tolist()):
             row = self._found.get(tuple(place))
             if row is not None:
-                yield row, features_F
+                yield row, NO_FEATURES if step.features is None else step.features[number]
 
     def _settle(self, before: float) -> None:
         for row in self._join.resolved(before):
             self._find(row)
+
+    def _forget_items(self) -> None:
+        if self._numbers.crowded:
+            found = ((row.item, *row.history) for row in self._found.values())
+            self._numbers.retire(chain(self._join.items_in_use(), chain.from_iterable(found)))
+            self._numbers.release(())
 
     def _find(self, row: Impression) -> None:
         if (place := (row.partition, row.offset, row.draw)) in self._wanted:

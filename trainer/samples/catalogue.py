@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.items import ItemEmbedding
+from trainer.changed_rows import ChangedRows
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import FactRows, FactsConfig, facts_of
-from trainer.state import State
+from trainer.state import State, Table, whole_numbers
 
 _UNKNOWN_TIME = np.nan
-
-
-@dataclass(frozen=True, slots=True)
-class _Embedding:
-    vector: NDArray[np.float32]
-    published_at: float
-    content: str
-    facts: FactRows
+ITEM_BYTES = 720
+"""What an item takes beside its vector, with its count of takes."""
 
 
 class Catalogue:
-    """Items numbered in the order in which behaviours first named them.
+    """Items numbered in the order in which behaviours named them, and a row of one matrix for each.
 
-    Vectors of items that no behaviour has named yet are stored apart: were they numbered on arrival, the order of a
-    batch's items, and with it the last digit of every sum, would depend on how the topics' fetches interleave.
+    An item has a row while it has a vector or a number; behaviours alone give numbers. Were items numbered on arrival
+    of their vectors, the order of a batch's items, and with it the last digit of every sum, would depend on how the
+    topics' fetches interleave. Number 0 and row 0 are padding and belong to no item.
 
-    Row 0 is padding and belongs to no item. A number is never reused, so histories may contain numbers of items that
-    were deleted since and have no vector (`has_vector` false).
+    Numbers rise, and none is given twice. From `most_items` on (or twice as many as are in use) the catalogue is
+    `crowded`, and `retire` takes the numbers that nothing uses: an item that is named again has a new one. Which
+    numbers are taken must follow from the log alone. What a retired number stands for stays known until `release`,
+    whose moment changes no result.
     """
 
-    def __init__(self, dim: int, facts: FactsConfig | None = None) -> None:
+    def __init__(self, dim: int, facts: FactsConfig | None = None, *, most_items: int = 1 << 40) -> None:
         self.dim = dim
         self._facts_config = facts or FactsConfig()
-        self._numbers: dict[str, int] = {}
-        self._unnamed: dict[str, _Embedding] = {}
-        self._ids: list[str] = [""]
-        self._contents: list[str] = [""]
+        self.named = 0
+        """Items that have a number."""
+        self._most = self._crowded_at = most_items
+        self._next = 1
+        self._row_of: dict[int, int] = {0: 0}
+        self._rows: dict[str, int] = {}
+        self._retired: dict[int, list[int]] = {}
+        self._free: list[int] = []
+        self._released = True
         self._digests: dict[int, bytes] = {}
+        self._changed = ChangedRows()
+        self._ids, self._contents, self._numbers = [""], [""], [0]
         self._vectors = np.zeros((1024, dim), np.float32)
         self._has_vector = np.zeros(1024, bool)
         self._published_at = np.full(1024, _UNKNOWN_TIME)
@@ -49,127 +54,184 @@ class Catalogue:
         self._facts = FactRows.empty(self._facts_config, 1024)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        """Items that have a row."""
+        return len(self._rows)
+
+    # ---- numbers -------------------------------------------------------------------------------------------------
 
     def number(self, item_id: str) -> int:
-        """The item's number; a new one for a new item."""
-        number = self._numbers.get(item_id)
-        if number is None:
-            number = len(self._ids)
-            self._numbers[item_id] = number
-            self._ids.append(item_id)
-            self._contents.append("")
-            if number >= len(self._vectors):
-                self._grow()
-            self._hashes[number] = id_hashes(item_id)
-            embedding = self._unnamed.pop(item_id, None)
-            if embedding is not None:
-                self._write(number, embedding)
+        """The item's number; a new one for an item without."""
+        row = self._row(item_id)
+        number = self._numbers[row]
+        if not number:
+            number = self._numbers[row] = self._next
+            self._changed.touch(row)
+            self._row_of[number] = row
+            self._next += 1
+            self.named += 1
         return number
 
     def find(self, item_id: str) -> int | None:
-        """The item's number, None if no behaviour has named it yet."""
-        return self._numbers.get(item_id)
+        """The item's number, None if it has none."""
+        row = self._rows.get(item_id)
+        return None if row is None else self._numbers[row] or None
 
     def item_id(self, number: int) -> str:
-        """The item with this number."""
-        return self._ids[number]
+        """The item that was given this number."""
+        return self._ids[self._row_of[number]]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many items have a number that those without use should lose it."""
+        return self.named >= self._crowded_at
+
+    def retire(self, in_use: Iterable[int]) -> None:
+        """Take the numbers of all items but these."""
+        kept = set(in_use)
+        for number, row in self._row_of.items():
+            if number and number not in kept and self._numbers[row] == number:
+                self._numbers[row] = 0
+                self._changed.touch(row)
+                self._retired.setdefault(row, []).append(number)
+                self.named -= 1
+        self._crowded_at = max(self._most, 2 * self.named)
+        self._released = False
+
+    @property
+    def releases(self) -> bool:
+        """Whether numbers were retired since the last `release`."""
+        return not self._released
+
+    def release(self, held: Iterable[int]) -> None:
+        """Forget what retired numbers stand for, but for those that something still holds."""
+        kept = set(held)
+        for row, numbers in list(self._retired.items()):
+            self._retired[row] = [number for number in numbers if number in kept]
+            for number in numbers:
+                if number not in kept:
+                    del self._row_of[number]
+            if not self._retired[row]:
+                del self._retired[row]
+                self._free_unused(row)
+        self._released = True
+
+    def numbers_of(self, item_id: str) -> list[int]:
+        """The item's number, and retired ones that still stand for it."""
+        row = self._rows.get(item_id, 0)
+        return [number for number in (self._numbers[row], *self._retired.get(row, ())) if number]
+
+    # ---- vectors -------------------------------------------------------------------------------------------------
 
     def put_embedding(self, embedding: ItemEmbedding) -> None:
         """Store the item's newest vector. Raises `ValueError` on another width."""
         if embedding.dim != self.dim:
             raise ValueError(f"item {embedding.item_id} has a {embedding.dim}-d vector, expected {self.dim}-d")
-        stored = _Embedding(
-            np.frombuffer(embedding.vector, "<f4"),
-            embedding.published_at.timestamp(),
-            embedding.content_hash,
-            facts_of(
-                self._facts_config,
-                category=embedding.category,
-                price=embedding.price,
-                year=embedding.year,
-                attributes=embedding.attributes,
-                published_at=embedding.published_at.timestamp(),
-                published_at_is=embedding.published_at_is,
-            ),
+        row = self._row(embedding.item_id)
+        self._changed.touch(row)
+        self._digests.pop(row, None)
+        self._vectors[row] = np.frombuffer(embedding.vector, "<f4")
+        self._has_vector[row] = True
+        self._published_at[row] = embedding.published_at.timestamp()
+        self._contents[row] = embedding.content_hash
+        facts = facts_of(
+            self._facts_config,
+            category=embedding.category,
+            price=embedding.price,
+            year=embedding.year,
+            attributes=embedding.attributes,
+            published_at=embedding.published_at.timestamp(),
+            published_at_is=embedding.published_at_is,
         )
-        number = self.find(embedding.item_id)
-        if number is None:
-            self._unnamed[embedding.item_id] = stored
-        else:
-            self._write(number, stored)
+        self._facts.put(row, facts)
 
     def delete_item(self, item_id: str) -> None:
-        """Remove the vector of a deleted item; its number stays."""
-        self._unnamed.pop(item_id, None)
-        number = self.find(item_id)
-        if number is None:
+        """Remove the vector of a deleted item; its numbers stay."""
+        row = self._rows.get(item_id)
+        if row is None:
             return
-        self._vectors[number] = 0
-        self._has_vector[number] = False
-        self._contents[number] = ""
-        self._digests.pop(number, None)
+        self._changed.touch(row)
+        self._vectors[row] = 0
+        self._has_vector[row] = False
+        self._contents[row] = ""
+        self._digests.pop(row, None)
+        self._free_unused(row)
+
+    def holds(self, item_id: str) -> bool:
+        """Whether the item has a vector, with or without a number."""
+        return bool(self._has_vector[self._rows.get(item_id, 0)])
 
     def has_vector(self, number: int) -> bool:
         """Whether the item has a vector now."""
-        return bool(self._has_vector[number])
+        return bool(self._has_vector[self._row_of[number]])
 
     def content(self, number: int) -> str:
         """Content hash of the item's vector; empty if it has none."""
-        return self._contents[number]
+        return self._contents[self._row_of[number]]
 
     def digest(self, number: int) -> bytes:
         """16-byte digest of the item's content hash and vector; empty if it has none."""
-        digest = self._digests.get(number)
+        row = self._row_of[number]
+        digest = self._digests.get(row)
         if digest is None:
-            if not self._has_vector[number]:
+            if not self._has_vector[row]:
                 return b""
-            digest = self._digests[number] = vector_digest(self._contents[number], self._vectors[number])
+            digest = self._digests[row] = vector_digest(self._contents[row], self._vectors[row])
         return digest
 
     def published_at(self, number: int) -> float:
         """Time of publication, seconds since 1970; NaN if unknown."""
-        return float(self._published_at[number])
+        return float(self._published_at[self._row_of[number]])
 
     def vectors(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of these items, shape (len(numbers), dim); zero rows where there is none."""
-        return self._vectors[numbers]
+        return self._vectors[self._at(numbers)]
 
     def vector_mask(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these items have a vector."""
-        return self._has_vector[numbers]
+        return self._has_vector[self._at(numbers)]
 
     def hashes(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Two stable hashes of each item's id, shape (len(numbers), 2)."""
-        return self._hashes[numbers]
+        return self._hashes[self._at(numbers)]
+
+    @property
+    def items_with_vector(self) -> list[str]:
+        """Ids of all items that have a vector now, numbered or not."""
+        return [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
 
     def facts(self, numbers: NDArray[np.int64]) -> FactRows:
         """What is known of these items beside their takes; of a deleted item what was known last."""
-        return self._facts.rows(numbers)
+        return self._facts.rows(self._at(numbers))
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> State:
-        """Numbers, the newest vectors, and those of items without a number."""
-        count = len(self._ids)
-        unnamed = self._unnamed
-        state = State(values={})
-        state.put_texts("ids", self._ids)
-        state.put_texts("contents", self._contents)
-        state.put_texts("unmet.ids", unnamed)
-        state.put_texts("unmet.contents", (one.content for one in unnamed.values()))
-        state.arrays.update(
-            {
-                "vectors": self._vectors[:count].copy(),
-                "has_vector": self._has_vector[:count].copy(),
-                "published_at": self._published_at[:count].copy(),
-                "hashes": self._hashes[:count].copy(),
-                "unmet.vectors": np.array([one.vector for one in unnamed.values()], np.float32).reshape(-1, self.dim),
-                "unmet.published_at": np.array([one.published_at for one in unnamed.values()], np.float64),
-            }
-        )
-        state.put("facts", self._facts.rows(np.arange(count)).snapshot())
-        unmet = [FactRows.empty(self._facts_config, 0), *(one.facts for one in unnamed.values())]
-        state.put("unmet.facts", FactRows.joined(unmet).snapshot())
+        """The rows as they lie, and the retired numbers that still stand for one."""
+        retired = [(number, row) for row, numbers in self._retired.items() for number in numbers]
+        state = State(values={"next": self._next, "crowded_at": self._crowded_at, "released": self._released})
+        state.arrays["retired"] = np.array(retired, np.int64).reshape(-1, 2)
+        state.put_table("", Table(len(self._ids), self._changed, self._copied))
         return state
+
+    def _copied(self, rows: NDArray[np.int64]) -> Callable[[slice], State]:
+        chosen = rows.tolist()
+        ids, contents = [self._ids[row] for row in chosen], [self._contents[row] for row in chosen]
+        columns = {
+            "vectors": self._vectors[rows],
+            "has_vector": self._has_vector[rows],
+            "published_at": self._published_at[rows],
+            "hashes": self._hashes[rows],
+            "numbers": whole_numbers(self._numbers[row] for row in chosen),
+            **{f"facts.{name}": column for name, column in self._facts.rows(rows).snapshot().arrays.items()},
+        }
+
+        def packed(part: slice) -> State:
+            state = State({name: column[part] for name, column in columns.items()})
+            state.put_texts("ids", ids[part])
+            state.put_texts("contents", contents[part])
+            return state
+
+        return packed
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if its vectors have another width."""
@@ -177,63 +239,101 @@ class Catalogue:
         if arrays["vectors"].shape[1] != self.dim:
             raise ValueError(f"vectors are {arrays['vectors'].shape[1]}-d, expected {self.dim}-d")
         self._ids, self._contents = state.texts("ids"), state.texts("contents")
-        self._numbers = {item_id: number for number, item_id in enumerate(self._ids) if number}
-        self._digests.clear()
         count = len(self._ids)
-        while len(self._vectors) < count:
-            self._grow()
-        for own, kept in (
-            (self._vectors, arrays["vectors"]),
-            (self._has_vector, arrays["has_vector"]),
-            (self._published_at, arrays["published_at"]),
-            (self._hashes, arrays["hashes"]),
+        self._grow_to(count)
+        for own, kept, unset in (
+            (self._vectors, arrays["vectors"], 0),
+            (self._has_vector, arrays["has_vector"], False),
+            (self._published_at, arrays["published_at"], _UNKNOWN_TIME),
+            (self._hashes, arrays["hashes"], 0),
         ):
             if len(kept) != count:
                 raise ValueError(f"{count} items have {len(kept)} rows")
-            own[:count] = kept
-        nothing = len(arrays["unmet.vectors"])
-        if "facts" in state.values:
-            facts, unmet = (FactRows.restored(state.part(name)) for name in ("facts", "unmet.facts"))
-            if facts.words_IW.shape[1:] != self._facts.words_IW.shape[1:] or (
-                facts.numbers_IN.shape[1:] != self._facts.numbers_IN.shape[1:]
-            ):
+            own[:count], own[count:] = kept, unset
+        self._restore_facts(state, count)
+        self._rows = {item_id: row for row, item_id in enumerate(self._ids) if item_id}
+        self._free = [row for row in range(count - 1, 0, -1) if not self._ids[row]]
+        self._digests.clear()
+        self._retired = {}
+        if "numbers" in arrays:
+            self._numbers = arrays["numbers"].tolist()
+            retired = arrays["retired"].tolist()
+        else:  # an earlier build gave each number the row of the same place, and kept items without a number apart
+            self._numbers, retired = list(range(count)), []
+            self._restore_unnamed(state)
+        if len(self._numbers) != len(self._ids) or any(row >= count for _, row in retired):
+            raise ValueError(f"{len(self._ids)} items do not fit their numbers")
+        self._row_of = {number: row for row, number in enumerate(self._numbers) if number or not row}
+        for number, row in retired:
+            self._row_of[number] = row
+            self._retired.setdefault(row, []).append(number)
+        self._next = state.values.get("next", count)
+        self._crowded_at = state.values.get("crowded_at", self._most)
+        self._released = state.values.get("released", True)
+        self.named = sum(1 for number in self._numbers if number)
+        self._changed = ChangedRows()
+
+    def _restore_facts(self, state: State, count: int) -> None:
+        """What an earlier build did not keep comes with the items' next embeddings."""
+        kept = {name.removeprefix("facts."): one for name, one in state.arrays.items() if name.startswith("facts.")}
+        facts = FactRows.restored(State(kept)) if kept else FactRows.empty(self._facts_config, count)
+        for name, column in vars(self._facts).items():
+            if getattr(facts, name).shape[1:] != column.shape[1:]:
                 raise ValueError("facts of items were kept for other features")
-        else:  # an earlier build kept none: they come with the items' next embeddings
-            facts, unmet = (FactRows.empty(self._facts_config, size) for size in (count, nothing))
         self._facts = facts.grown(self._facts_config, len(self._vectors))
-        unnamed = zip(
-            state.texts("unmet.ids"),
-            arrays["unmet.vectors"],
-            arrays["unmet.published_at"].tolist(),
-            state.texts("unmet.contents"),
-            (unmet.rows(np.array([row])) for row in range(nothing)),
-            strict=True,
-        )
-        self._unnamed = {item_id: _Embedding(*about) for item_id, *about in unnamed}
 
-    @property
-    def items_with_vector(self) -> list[str]:
-        """Ids of all items that have a vector now, numbered or not."""
-        numbered = [item_id for item_id, has in zip(self._ids, self._has_vector[: len(self._ids)], strict=True) if has]
-        return numbered + list(self._unnamed)
+    def _restore_unnamed(self, state: State) -> None:
+        vectors, published = state.arrays["unmet.vectors"], state.arrays["unmet.published_at"].tolist()
+        unnamed = zip(state.texts("unmet.ids"), vectors, published, state.texts("unmet.contents"), strict=True)
+        for item_id, vector, published_at, content in unnamed:
+            row = self._row(item_id)
+            self._vectors[row], self._has_vector[row] = vector, True
+            self._published_at[row], self._contents[row] = published_at, content
 
-    def _write(self, number: int, embedding: _Embedding) -> None:
-        self._digests.pop(number, None)
-        self._vectors[number] = embedding.vector
-        self._has_vector[number] = True
-        self._published_at[number] = embedding.published_at
-        self._contents[number] = embedding.content
-        self._facts.put(number, embedding.facts)
+    # ---- rows ----------------------------------------------------------------------------------------------------
 
-    def _grow(self) -> None:
-        size = 2 * len(self._vectors)
-        vectors = np.zeros((size, self.dim), np.float32)  # np.resize writes the old rows twice, and zeros over them
-        vectors[: size // 2] = self._vectors
-        self._vectors = vectors
-        self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
-        self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
-        self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
-        self._facts = self._facts.grown(self._facts_config, size)
+    def _at(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        row_of = self._row_of
+        return np.array([row_of[number] for number in numbers.tolist()], np.int64)
+
+    def _row(self, item_id: str) -> int:
+        row = self._rows.get(item_id)
+        if row is not None:
+            return row
+        if self._free:
+            row = self._free.pop()
+            self._ids[row] = item_id
+        else:
+            row = len(self._ids)
+            self._ids.append(item_id)
+            self._contents.append("")
+            self._numbers.append(0)
+            self._grow_to(row + 1)
+        self._changed.touch(row)
+        self._rows[item_id] = row
+        self._hashes[row] = id_hashes(item_id)
+        return row
+
+    def _free_unused(self, row: int) -> None:
+        """Give the row of an item that has neither vector nor number to the next one that needs one."""
+        if self._has_vector[row] or self._numbers[row] or row in self._retired:
+            return
+        self._changed.touch(row)
+        del self._rows[self._ids[row]]
+        self._ids[row], self._hashes[row], self._published_at[row] = "", 0, _UNKNOWN_TIME
+        self._facts.put(row, FactRows.empty(self._facts_config, 1))
+        self._free.append(row)
+
+    def _grow_to(self, count: int) -> None:
+        while len(self._vectors) < count:
+            size = 2 * len(self._vectors)
+            vectors = np.zeros((size, self.dim), np.float32)  # np.resize writes the old rows twice, and zeros over them
+            vectors[: size // 2] = self._vectors
+            self._vectors = vectors
+            self._has_vector = np.concatenate([self._has_vector, np.zeros(size // 2, bool)])
+            self._published_at = np.concatenate([self._published_at, np.full(size // 2, _UNKNOWN_TIME)])
+            self._hashes = np.concatenate([self._hashes, np.zeros((size // 2, 2), np.int64)])
+            self._facts = self._facts.grown(self._facts_config, size)
 
 
 def vector_digest(content: str, vector: NDArray[np.float32]) -> bytes:

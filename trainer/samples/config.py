@@ -13,7 +13,7 @@ class JoinConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     history_length: int = Field(default=50, ge=1, le=1_000)
-    """Most recent takes of a user that a row sees."""
+    """Items that a row sees of what its user took last; each stands once, at its newest take."""
     max_users: int = Field(default=1_000_000, ge=1)
     """Users whose history is kept; the one inactive for longest is removed first."""
     lateness_seconds: float = Field(default=60.0, ge=0)

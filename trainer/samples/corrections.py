@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
-from trainer.samples.rows import RELIABILITY, Impression, pack_impressions, row_bytes, unpack_impressions
-from trainer.state import State
+from trainer.samples.rows import NO_IMPRESSION, RELIABILITY, Impression, pack_impressions, row_bytes, unpack_impressions
+from trainer.state import State, whole_numbers
+from trainer.tables import Slots
 
 _KEPT_BYTES = 200
 """What a row takes here beside `row_bytes`."""
+
+
+class _Kept(NamedTuple):
+    """An impression as snapshots hold it."""
+
+    impression: Impression
+    number: int
+    """Running number, in the order of `add`."""
+    named: bool = True
+    """Whether a take that names its exposure finds it."""
+    paired: bool = True
+    """Whether an unnamed take of its user and item finds it."""
+
+
+_FREE = _Kept(NO_IMPRESSION, -1)
 
 
 class CorrectableRows:
@@ -34,6 +51,9 @@ class CorrectableRows:
         self._taken: OrderedDict[tuple[int, int, int], Impression] = OrderedDict()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
+        self._kept: Slots[_Kept] = Slots()
+        self._row_of: dict[tuple[int, int, int], int] = {}
+        self._next = 0
         self._bytes = 0
         self.dropped = 0
         """Impressions removed before their time, because there were too many."""
@@ -47,8 +67,16 @@ class CorrectableRows:
         if impression.label and not self._upgrades:
             return
         self._place(impression)
-        self._by_event[impression.shown_as] = impression
-        self._by_pair[impression.user_id, impression.item] = impression
+        named, paired = self._by_event.get(impression.shown_as), self._by_pair.get(_pair(impression))
+        if named is not None:
+            row = self._row_of[_key(named)]
+            self._kept[row] = self._kept[row]._replace(named=False)
+        if paired is not None:
+            row = self._row_of[_key(paired)]
+            self._kept[row] = self._kept[row]._replace(paired=False)
+        self._by_event[impression.shown_as] = self._by_pair[_pair(impression)] = impression
+        self._row_of[_key(impression)] = self._kept.add(_Kept(impression, self._next))
+        self._next += 1
         self._bytes += _size(impression)
         while self._bytes > self._most_bytes or len(self._untaken) + len(self._taken) > self._most_rows:
             self._remove(next(iter((self._untaken or self._taken).values())))
@@ -92,39 +120,56 @@ class CorrectableRows:
 
     def snapshot(self) -> State:
         """The impressions, and by which of the two keys a take finds each."""
-        state = pack_impressions(self)
-        state.values["dropped_early"] = self.dropped
-        state.arrays["named"] = np.array([self._by_event.get(row.shown_as) is row for row in self], bool)
-        state.arrays["paired"] = np.array([self._by_pair.get((row.user_id, row.item)) is row for row in self], bool)
+        state = State(values={"dropped_early": self.dropped})
+        state.put_table("", self._kept.table(_packed, user_column="user_id"))
         return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        rows = unpack_impressions(state)
+        rows, named, paired = unpack_impressions(state), state.arrays["named"], state.arrays["paired"]
+        numbers = state.arrays.get("number", np.arange(len(rows)))  # an earlier build wrote them in their order
+        columns = zip(rows, numbers.tolist(), named.tolist(), paired.tolist(), strict=True)
+        kept = [None if number < 0 else _Kept(row, number, *found) for row, number, *found in columns]
+        self._kept = Slots(kept)
+        self._row_of = {_key(one.impression): place for place, one in enumerate(kept) if one}
+        self._next = max(numbers.tolist(), default=-1) + 1
         self._untaken, self._taken, self._bytes = OrderedDict(), OrderedDict(), 0
         self.dropped = state.values.get("dropped_early", 0)
-        marked = zip(rows, state.arrays["named"].tolist(), state.arrays["paired"].tolist(), strict=True)
         self._by_event, self._by_pair = {}, {}
-        for row, named, paired in marked:
+        for one in sorted((one for one in kept if one), key=lambda one: one.number):
+            row = one.impression
             self._place(row)
             self._bytes += _size(row)
-            if named:
+            if one.named:
                 self._by_event[row.shown_as] = row
-            if paired:
-                self._by_pair[row.user_id, row.item] = row
+            if one.paired:
+                self._by_pair[_pair(row)] = row
 
     def _remove(self, impression: Impression) -> None:
         del (self._taken if impression.label else self._untaken)[_key(impression)]
+        self._kept.pop(self._row_of.pop(_key(impression)))
         self._bytes -= _size(impression)
         if self._by_event.get(impression.shown_as) is impression:
             del self._by_event[impression.shown_as]
-        pair = (impression.user_id, impression.item)
-        if self._by_pair.get(pair) is impression:
-            del self._by_pair[pair]
+        if self._by_pair.get(_pair(impression)) is impression:
+            del self._by_pair[_pair(impression)]
 
 
 def _key(impression: Impression) -> tuple[int, int, int]:
     return impression.partition, impression.offset, impression.draw
+
+
+def _pair(impression: Impression) -> tuple[str, int]:
+    return impression.user_id, impression.item
+
+
+def _packed(rows: Sequence[_Kept | None]) -> State:
+    kept = [row or _FREE for row in rows]
+    state = pack_impressions(row.impression for row in kept)
+    state.arrays["number"] = whole_numbers(row.number for row in kept)
+    state.arrays["named"] = np.array([row.named for row in kept], bool)
+    state.arrays["paired"] = np.array([row.paired for row in kept], bool)
+    return state
 
 
 def _size(impression: Impression) -> int:

@@ -102,6 +102,10 @@ class ExposureDraws:
                 yield int.from_bytes(digest[start : start + 8], "little") % len(self._takes)
             number += 1
 
+    def items(self) -> Iterator[str]:
+        """Items of the takes."""
+        return (item for _, item, _ in self._takes)
+
     def forget(self, user_id: str) -> None:
         """Remove a user's takes."""
         for take in self._takes:
@@ -111,9 +115,8 @@ class ExposureDraws:
 
     def snapshot(self) -> State:
         """The takes, and up to where they are known."""
-        state = State({"seconds": whole_numbers(take[0] for take in self._takes)}, {"until": self._until})
-        for place, name in enumerate(("items", "users", "events"), 1):
-            state.put_texts(name, (str(take[place]) for take in self._takes))
+        state, takes = State(values={"until": self._until}), list(self._takes)
+        state.later(lambda: _packed(takes))
         return state
 
     def restore(self, state: State) -> None:
@@ -142,6 +145,13 @@ class DrawnBefore:
         """The items kept; the take's own where another stretch of training used the draw."""
         place, own = (take.partition, take.offset), take.behaviour.item_id
         return [Drawn(self._items.get((*place, number), own)) for number in range(2, self._last + 1)]
+
+
+def _packed(takes: list[tuple[int, str, str, str]]) -> State:
+    state = State({"seconds": whole_numbers(take[0] for take in takes)})
+    for place, name in enumerate(("items", "users", "events"), 1):
+        state.put_texts(name, (str(take[place]) for take in takes))
+    return state
 
 
 def _digest(text: str) -> bytes:

@@ -39,6 +39,8 @@ class JoinRules:
     draw_window_seconds: float = 0.0
     upgrades: bool = True
     """Whether a take of a more reliable kind corrects an impression that was taken; earlier builds had no such rule."""
+    items_once: bool = True
+    """Whether a history holds an item once; those of earlier builds held every take."""
     dropped_by_idle: Collection[tuple[int, int]] = ()
     """Partition and offset of events that were late because their partition was idle."""
 
@@ -60,11 +62,13 @@ class JoinRules:
             one = values["correction_seconds"]
             values |= {"cart_correction_seconds": one, "purchase_correction_seconds": one}
             values |= {"correction_megabytes": _NO_LIMIT if values["correction_rows"] else 0.0, "upgrades": False}
-        # an earlier build drew nothing, and kept all ids of its horizon
-        values = {"draw_exposures": 0, "draw_window_seconds": 0.0, "duplicate_megabytes": _NO_LIMIT} | values
+        # an earlier build drew nothing, kept all ids of its horizon, and every take in histories
+        earlier = {"draw_exposures": 0, "draw_window_seconds": 0.0, "duplicate_megabytes": _NO_LIMIT}
+        values = earlier | {"items_once": False} | values
         values = {name: values[name] for name in _SETTINGS}
         values |= {name: int(values[name]) for name in ("history_length", "max_users")}
-        return cls(partitions, **values | {"upgrades": bool(values["upgrades"])}, dropped_by_idle=dropped_by_idle)
+        values |= {name: bool(values[name]) for name in ("upgrades", "items_once")}
+        return cls(partitions, **values, dropped_by_idle=dropped_by_idle)
 
     @property
     def settings(self) -> dict[str, float]:
@@ -95,6 +99,7 @@ class JoinRules:
             max_users=self.max_users,
             corrections=self.corrections(),
             draws=(drawn_before or draws) if self.draw_exposures else None,
+            items_once=self.items_once,
         )
 
     @property

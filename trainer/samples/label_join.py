@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
+from trainer.samples.histories import newest_only, place_of
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
 from trainer.samples.window import Observed
-from trainer.state import State, ragged, unragged
+from trainer.state import State, ragged, unragged, whole_numbers
+from trainer.tables import Slots
 
 
-@dataclass(slots=True)
-class _UserHistory:
-    items: list[int] = field(default_factory=list)
-    seconds: list[int] = field(default_factory=list)
+class _UserHistory(NamedTuple):
+    user: str
+    items: tuple[int, ...] = ()
+    seconds: tuple[int, ...] = ()
+    used: int = -1
+    """Running number of its newest take."""
+
+    def with_take(self, take: Take, number: int, *, length: int, once: bool) -> _UserHistory:
+        """With a take, the newest so far; `once`: it replaces the item's former one."""
+        items, seconds = list(self.items), list(self.seconds)
+        _, former = place_of(items, seconds, take.item, take.second) if once else (None, None)
+        if former is not None:
+            del items[former], seconds[former]
+        newest = (*items, take.item)[-length:], (*seconds, take.second)[-length:]
+        return _UserHistory(self.user, *newest, number)
+
+    def only(self, places: list[int]) -> _UserHistory:
+        """With these places alone."""
+        items, seconds = tuple(self.items[at] for at in places), tuple(self.seconds[at] for at in places)
+        return self._replace(items=items, seconds=seconds)
+
+
+_FREE = _UserHistory("")
 
 
 class ImpressionJoin:
@@ -29,7 +54,8 @@ class ImpressionJoin:
 
     All impressions of a second have the histories before that second; its takes are appended afterwards. An impression
     waits `attribution_seconds` of event time for a take that names it (or, unnamed, of the same user and item); then it
-    is resolved, in the order of its second.
+    is resolved, in the order of its second. A history holds each item once, at its newest take; those of earlier builds
+    (`items_once` false) held every take.
 
     A take after that corrects an impression that is among `corrections`: the impression is returned a second time, as
     taken, or as taken in a more reliable way.
@@ -44,12 +70,16 @@ class ImpressionJoin:
         max_users: int,
         corrections: CorrectableRows | None = None,
         draws: Draws | None = None,
+        items_once: bool = True,
     ) -> None:
         self._catalogue = catalogue
         self._length = history_length
         self._attribution = attribution_seconds
         self._max_users = max_users
-        self._histories: OrderedDict[str, _UserHistory] = OrderedDict()
+        self._histories: OrderedDict[str, int] = OrderedDict()
+        self._history_rows: Slots[_UserHistory] = Slots()
+        self._take_number = 0
+        self._once = items_once
         self._waiting: deque[Impression] = deque()
         self._by_event: dict[str, Impression] = {}
         self._by_pair: dict[tuple[str, int], Impression] = {}
@@ -104,6 +134,16 @@ class ImpressionJoin:
                 self._correctable.add(impression)
             yield impression
 
+    def items_in_use(self) -> Iterator[int]:
+        """Numbers of the items that histories, rows and draws name; after `add_second` a matter of the log alone."""
+        for place in self._histories.values():
+            yield from self._history_rows[place].items
+        for row in chain(self._waiting, self._correctable or ()):
+            yield row.item
+            yield from row.history
+        if isinstance(self._draws, ExposureDraws):
+            yield from filter(None, map(self._catalogue.find, self._draws.items()))
+
     def corrections(self) -> list[Impression]:
         """Impressions corrected by late takes since the last call, in the order of the takes."""
         corrections, self._corrections = self._corrections, []
@@ -111,7 +151,9 @@ class ImpressionJoin:
 
     def forget(self, user_id: str) -> list[Impression]:
         """Remove a user's history and unresolved impressions; returns the latter."""
-        self._histories.pop(user_id, None)
+        row = self._histories.pop(user_id, None)
+        if row is not None:
+            self._history_rows.pop(row)
         if self._correctable is not None:
             self._correctable.forget(user_id)
         if isinstance(self._draws, ExposureDraws):
@@ -126,11 +168,9 @@ class ImpressionJoin:
         return own
 
     def snapshot(self) -> State:
-        """Histories, the longest inactive first, and unresolved impressions, the oldest first."""
-        state = State(values={})
-        state.put_texts("users", self._histories)
-        state.arrays.update(ragged("items", (history.items for history in self._histories.values())).arrays)
-        state.arrays.update(ragged("seconds", (history.seconds for history in self._histories.values())).arrays)
+        """Histories, each with the number of its newest take, and unresolved impressions, the oldest first."""
+        state = State()
+        state.put_table("", self._history_rows.table(_packed, user_column="users"))
         state.put("waiting", pack_impressions(self._waiting))
         state.values["too_late"] = self.too_late
         if self._correctable is not None:
@@ -141,8 +181,16 @@ class ImpressionJoin:
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        histories = zip(state.texts("users"), unragged("items", state), unragged("seconds", state), strict=True)
-        self._histories = OrderedDict((user, _UserHistory(items, seconds)) for user, items, seconds in histories)
+        users, items, seconds = state.texts("users"), unragged("items", state), unragged("seconds", state)
+        used = state.arrays.get("used", np.arange(len(users))).tolist()  # an earlier build wrote them in their order
+        histories = zip(users, map(tuple, items), map(tuple, seconds), used, strict=True)
+        rows = [None if one[-1] < 0 else _UserHistory(*one) for one in histories]
+        self._history_rows, self._take_number = Slots(rows), max(used, default=-1) + 1
+        self._histories = OrderedDict((users[row], row) for row in np.argsort(used).tolist() if rows[row])
+        for row in self._histories.values():
+            history = self._history_rows[row]
+            if self._once and len(set(history.items)) < len(history.items):  # of an earlier build
+                self._history_rows[row] = history.only(newest_only(history.items))
         self._waiting = deque(unpack_impressions(state.part("waiting")))
         self.too_late = state.values.get("too_late", 0)
         if self._correctable is not None and "correctable" in state.values:
@@ -164,8 +212,8 @@ class ImpressionJoin:
             del self._by_pair[pair]
 
     def _history_of(self, user_id: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        history = self._histories.get(user_id)
-        return (tuple(history.items), tuple(history.seconds)) if history else ((), ())
+        row = self._histories.get(user_id)
+        return ((), ()) if row is None else self._history_rows[row][1:3]
 
     def _expose(self, event: Observed) -> None:
         behaviour = event.behaviour
@@ -289,17 +337,26 @@ class ImpressionJoin:
         return self._by_pair.get((behaviour.user_id, item))
 
     def _append(self, take: Take) -> None:
-        history = self._histories.get(take.user_id)
-        if history is None:
-            history = self._histories[take.user_id] = _UserHistory()
+        user, number = take.user_id, self._take_number
+        self._take_number += 1
+        row = self._histories.get(user)
+        if row is None:
+            self._histories[user] = self._history_rows.add(_UserHistory(user, (take.item,), (take.second,), number))
             if len(self._histories) > self._max_users:
-                self._histories.popitem(last=False)  # the user inactive for longest
-        else:
-            self._histories.move_to_end(take.user_id)
-        history.items.append(take.item)
-        history.seconds.append(take.second)
-        if len(history.items) > self._length:
-            del history.items[0], history.seconds[0]
+                self._history_rows.pop(self._histories.popitem(last=False)[1])  # the user inactive for longest
+            return
+        self._histories.move_to_end(user)
+        history = self._history_rows[row]
+        self._history_rows[row] = history.with_take(take, number, length=self._length, once=self._once)
+
+
+def _packed(rows: Sequence[_UserHistory | None]) -> State:
+    kept = [row or _FREE for row in rows]
+    state = State({"used": whole_numbers(row.used for row in kept)})
+    state.put_texts("users", (row.user for row in kept))
+    state.add(ragged("items", [row.items for row in kept]))
+    state.add(ragged("seconds", [row.seconds for row in kept]))
+    return state
 
 
 def _event_hash(event_id: str) -> int:

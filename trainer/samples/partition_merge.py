@@ -76,13 +76,20 @@ class PartitionMerge:
         """Partitions of which everything was returned."""
         return sorted(self._empty & self._exhausted.keys())
 
-    def pop(self, most: int) -> list[Entry]:
-        """Remove and return up to `most` entries; fewer where a partition with more records must be fetched first."""
+    def pop(self, most: int, *, only: Collection[int] | None = None) -> list[Entry]:
+        """Remove and return up to `most` entries; fewer where a partition with more records must be fetched first.
+
+        `only` leaves the entries of all other partitions where they are.
+        """
         popped: list[Entry] = []
+        passed_over: list[tuple[float, int]] = []
         complete_until = self._complete_until()
         while len(popped) < most and self._heads:
             clock, partition = self._heads[0]
             buffer = self._buffers[partition]
+            if only is not None and partition not in only:
+                passed_over.append(heapq.heappop(self._heads))
+                continue
             if buffer[0].produced_at > complete_until:
                 break
             heapq.heappop(self._heads)
@@ -93,6 +100,8 @@ class PartitionMerge:
             else:
                 self._empty.add(partition)
                 complete_until = self._complete_until()
+        for head in passed_over:
+            heapq.heappush(self._heads, head)
         return popped
 
     def _complete_until(self) -> float:

@@ -91,12 +91,10 @@ class RecentIds:
 
     def snapshot(self) -> State:
         """The hashes by generation, the open one last."""
-        parts = [one.table[one.table > 0] for one in self._closed]
-        parts.append(np.sort(np.fromiter(self._open, np.uint64, len(self._open))))
         state = State(values={"began": self._began, "dropped": self.dropped})
-        state.arrays["hashes"] = np.concatenate(parts).view(np.int64)
-        state.arrays["ends"] = np.cumsum([len(part) for part in parts], dtype=np.int64)
         state.arrays["newest"] = whole_numbers([*(one.newest for one in self._closed), self._newest])
+        tables, open_ids = [one.table for one in self._closed], np.fromiter(self._open, np.uint64, len(self._open))
+        state.later(lambda: _packed(tables, open_ids))
         return state
 
     def restore(self, state: State) -> None:
@@ -109,3 +107,9 @@ class RecentIds:
         self._closed = deque(_Closed.of(part, at) for part, at in zip(parts[:-1], newest, strict=False))
         self._open, self._newest = set(parts[-1].tolist()), newest[-1]
         self._began, self.dropped = state.values["began"], state.values["dropped"]
+
+
+def _packed(tables: list[NDArray[np.uint64]], open_ids: NDArray[np.uint64]) -> State:
+    parts = [*(table[table > 0] for table in tables), np.sort(open_ids)]
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return State({"hashes": np.concatenate(parts).view(np.int64), "ends": ends})

@@ -35,9 +35,10 @@ class Impression:
     item: int
     """Number of the item in the catalogue."""
     history: tuple[int, ...]
-    """Numbers of the items taken by the user before this second, oldest first; a trigger item comes last."""
+    """Numbers of the items taken by the user before this second, each once, the longest ago first; a trigger item comes
+    last."""
     history_seconds: tuple[int, ...]
-    """Seconds of these takes."""
+    """Seconds of their newest takes."""
     retaken: bool
     """Whether the user had taken this item before."""
     defines_publish: bool
@@ -74,6 +75,10 @@ class Impression:
         return not self.correction and not self.draw
 
 
+NO_IMPRESSION = Impression("", 0, 0, 0, "", 0, (), (), retaken=False, defines_publish=False)
+"""What a free row of a table holds."""
+
+
 def row_bytes(row: Impression) -> int:
     """About how much memory an impression takes while it is found by two keys: the same after a restart."""
     return plain_row_bytes(len(row.history)) + len(row.query_image or b"")
@@ -98,15 +103,22 @@ class Take:
 
 
 def pack_impressions(impressions: Iterable[Impression]) -> State:
-    """Impressions as arrays."""
+    """Impressions as arrays. Labels may change later on, and are copied at once; the rest is left for later."""
     rows = list(impressions)
-    state = State(values={})
-    for name in ("partition", "offset", "second", "item", "label"):
-        state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
+    state = State()
+    state.arrays["label"] = whole_numbers(row.label for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
-    for name in ("draw", "drawn_from", "drawn_second"):
+    features = [row.moment.features for row in rows]
+    state.later(lambda: _pack_exposures(rows, features))
+    return state
+
+
+def _pack_exposures(rows: list[Impression], features: list[bytes]) -> State:
+    """All but the labels. Features may come later on, so those of now are given."""
+    state = State()
+    for name in ("partition", "offset", "second", "item", "draw", "drawn_from", "drawn_second"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
-    state.put_bytes("features", (row.moment.features for row in rows))
+    state.put_bytes("features", features)
     for name in ("retaken", "defines_publish", "correction", "upgrade"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)

@@ -150,6 +150,14 @@ class EventWindow:
             self._partitions[partition].idle = True
 
     @property
+    def slowest(self) -> set[int]:
+        """The partitions that the watermark waits for; none while all are idle."""
+        waiting = {number: state.newest for number, state in self._partitions.items() if not state.idle}
+        unread = {number for number, newest in waiting.items() if newest is None}
+        least = min((newest for newest in waiting.values() if newest is not None), default=None)
+        return unread or {number for number, newest in waiting.items() if newest == least}
+
+    @property
     def watermark(self) -> float:
         """No event on time can still come before this time (seconds since 1970); -inf while a partition is unread."""
         waiting = [state.newest for state in self._partitions.values() if not state.idle]
@@ -212,13 +220,12 @@ class EventWindow:
     def snapshot(self) -> State:
         """Everything but which partitions are idle: that has to be set again after `restore`."""
         state = State(values={"released_before": self._released_before, "newest": {}})
+        state.arrays["overtaken"] = np.array(list(self.dropped_by_idle), np.int64).reshape(-1, 2)
         for number, partition in self._partitions.items():
             state.values["newest"][str(number)] = partition.newest
             state.put(f"ids{number}", partition.seen.snapshot())
         buffered = list(self.buffered_events())
-        state.arrays["held.places"] = np.array([(e.partition, e.offset, e.second) for e in buffered], np.int64)
-        state.put_texts("held", (event.behaviour.model_dump_json() for event in buffered))
-        state.arrays["overtaken"] = np.array(list(self.dropped_by_idle), np.int64).reshape(-1, 2)
+        state.later(lambda: _packed(buffered))
         return state
 
     def restore(self, state: State) -> None:
@@ -244,6 +251,14 @@ class EventWindow:
             self.buffered += 1
             self.buffered_bytes += _bytes(event.behaviour)
         self._seconds = sorted(self._by_second)
+
+
+def _packed(events: list[Observed]) -> State:
+    state = State()
+    places = [(event.partition, event.offset, event.second) for event in events]
+    state.arrays["held.places"] = np.array(places, np.int64).reshape(-1, 3)
+    state.put_texts("held", (event.behaviour.model_dump_json() for event in events))
+    return state
 
 
 def _bytes(behaviour: Behaviour) -> int:

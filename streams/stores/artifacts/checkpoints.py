@@ -1,14 +1,16 @@
 """Checkpoints of the trainer: its whole state with the offsets that it had read to, as one immutable entry.
 
 ```text
-snapshots/n000012-3f2a.../state.safetensors    arrays: weights, optimiser, id tables, bank, window, histories, ...
+snapshots/n000012-3f2a.../state.safetensors    arrays: weights, optimiser, bank, window, what waits, ...
                           values.json          numbers and texts that belong to them, the state of generators
-                          snapshot.json        offsets, log, encoder, configuration, checksums, fence
+                          snapshot.json        offsets, log, encoder, configuration, checksums, fence, pieces
+pieces/p000012-9b1c.../                        rows of what is large: catalogue, histories, ... (`pieces`)
 current.json                                   the one to resume from, and the fence it was written under
 ```
 
-The pointer moves only after the entry exists, and never back to an earlier trainer. No two trainers write under one
-name: a superseded trainer deletes its own entry, and none of its successor's.
+Pieces exist before the entry that names them, and are deleted after the last one that does. The pointer moves only
+after the entry exists, and never back to an earlier trainer. No two trainers write under one name: a superseded trainer
+deletes its own entry, and none of its successor's.
 
 Nothing is pickled, so loading a checkpoint runs no code from it.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +30,11 @@ import structlog
 from pydantic import Field, ValidationError
 
 from schemas.base import EncoderVersion, Message, UtcTime
-from schemas.errors import Fenced, Misconfigured
+from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import NUMBERED, Fence, TopicOffsets, running_number
+from streams.stores.artifacts.arrays import pack_arrays, unpack_arrays
 from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound, VersionedPointer
+from streams.stores.artifacts.pieces import PieceRef, Pieces, TableHeld, held_of, refs_in
 from streams.stores.artifacts.pointer import last_term, refuse_smaller_fence, update_pointer
 
 if TYPE_CHECKING:  # settings import this package; no command should pay for the trainer because of that
@@ -41,8 +45,10 @@ log = structlog.get_logger()
 STATE_FILE = "state.safetensors"
 VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
-FORMAT = 2
+FORMAT = 3
 """Incremented when the contents of a checkpoint change incompatibly."""
+_READABLE = (2, FORMAT)
+"""Format 2 has no pieces: all rows are in `state.safetensors`."""
 _NAME = re.compile(rf"^n{NUMBERED}$")
 _LEFTOVER_SECONDS = 600.0
 
@@ -80,6 +86,14 @@ class CheckpointMeta(Message):
     """Hash over these rows."""
     fence: Fence | None = None
     """Fence of the trainer that wrote it."""
+    tables: dict[str, TableHeld] = Field(default_factory=dict)
+    """The tables whose rows are in `pieces`."""
+    pieces: list[PieceRef] = Field(default_factory=list)
+    """Files with their rows, the oldest first."""
+
+
+class BaseGone(StoreUnavailable):
+    """The snapshot that another one was to go on from is not there any more, or not whole."""
 
 
 class _Pointer(Message):
@@ -126,8 +140,9 @@ class CheckpointStore:
     `keep` is the number of newest ones that are kept; `named` is the place in messages, with its setting.
     """
 
-    def __init__(self, artifacts: ArtifactStore, *, keep: int, named: str) -> None:
+    def __init__(self, artifacts: ArtifactStore, pieces: ArtifactStore, *, keep: int, named: str) -> None:
         self._artifacts = artifacts
+        self._pieces = Pieces(pieces)
         self._keep = keep
         self._named = named
 
@@ -145,34 +160,59 @@ class CheckpointStore:
         raw = None if seen.pointer is None else seen.pointer.content
         return self._artifacts.compare_and_swap(self._succeeding(raw, None, fence), expected=seen.pointer)
 
-    def write(self, state: State, meta: CheckpointMeta, fence: Fence | None) -> CheckpointMeta:
+    def write(
+        self,
+        state: State,
+        meta: CheckpointMeta,
+        fence: Fence | None,
+        *,
+        since: str | None = None,
+        erased: Collection[str] = (),
+    ) -> CheckpointMeta:
         """Write a checkpoint, make it the one to resume from, and delete the oldest; returns the completed `meta`.
 
-        Raises `Fenced` if a later trainer has written here, `StoreUnavailable` if it cannot be written now; the
-        previous checkpoints then stay readable.
+        `since` is the checkpoint that holds the rows of tables that `state` lacks; rows of the users `erased` are
+        removed from what is taken over from it. Raises `Fenced` if a later trainer has written here, `BaseGone` if
+        `since` is not there, `StoreUnavailable` if it cannot be written now; the previous checkpoints then stay
+        readable.
         """
-        packed = pack_arrays(state.arrays)
+        packed = pack_arrays(state.small_arrays)
         values = json.dumps(state.values, allow_nan=False).encode()
         sums = hashlib.sha256(packed).hexdigest(), hashlib.sha256(values).hexdigest()
         writer = "" if fence is None else f"{fence.producer_id} {fence.epoch} {fence.term}"
         own = hashlib.sha256(" ".join((*sums, writer)).encode()).hexdigest()
+        number = self._next_number()
+        entry = f"p{number:06d}-{hashlib.sha256((own + meta.model_dump_json()).encode()).hexdigest()[:12]}"
+        try:
+            before = [] if since is None else self._meta(since).pieces
+            pieces = self._pieces.write(entry, state.copies, after=before, erased=erased, fence=fence)
+        except (NotFound, Misconfigured, ValueError) as error:
+            raise BaseGone("store", f"snapshot {since} in {self._named} is not whole any more ({error})") from error
         meta = meta.model_copy(
             update={
-                "snapshot_id": f"n{self._next_number():06d}-{own[:12]}",
+                "snapshot_id": f"n{number:06d}-{own[:12]}",
                 "state_sha256": sums[0],
                 "values_sha256": sums[1],
                 "fence": fence,
+                "tables": {name: held_of(copy.held) for name, copy in state.copies.items()},
+                "pieces": pieces,
             }
         )
         files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
         self._artifacts.put(meta.snapshot_id, files)
         try:
+            gone = {ref.entry for ref in pieces}.difference(self._pieces.names())
+            if gone:  # another process removed them before the new entry named them
+                found = self._artifacts.pointer()
+                self._succeeding(None if found is None else found.content, None, fence)
+                raise BaseGone("store", f"{sorted(gone)} of snapshot {since} in {self._named} are not there any more")
             update_pointer(self._artifacts, lambda raw: self._succeeding(raw, meta.snapshot_id, fence))
-        except Fenced:
+        except (Fenced, BaseGone):
             self._artifacts.delete(meta.snapshot_id)
+            self._pieces.delete(entry)
             raise
-        self._delete_old(meta.snapshot_id)
-        log.info("snapshot.written", snapshot=meta.snapshot_id, rows=meta.rows_trained, bytes=len(packed) + len(values))
+        self._delete_old(meta.snapshot_id, fence)
+        log.info("snapshot.written", snapshot=meta.snapshot_id, rows=meta.rows_trained, since=since)
         return meta
 
     def current_id(self) -> str | None:
@@ -196,9 +236,10 @@ class CheckpointStore:
         if not _NAME.match(snapshot_id):
             raise Misconfigured(f"{snapshot_id!r} is no id of a snapshot; there are {self._names()} in {self._named}")
         meta = self._meta(snapshot_id)
-        if meta.format != FORMAT:
+        if meta.format not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
             raise Misconfigured(
-                f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {FORMAT}: "
+                f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {readable}: "
                 f"{self._way_out}"
             )
         packed, values = self._artifacts.read(snapshot_id, STATE_FILE), self._artifacts.read(snapshot_id, VALUES_FILE)
@@ -208,8 +249,13 @@ class CheckpointStore:
         from trainer.state import State
 
         try:
-            return Checkpoint(meta, State(unpack_arrays(packed), _parsed(values)))
-        except (ValueError, RecursionError) as error:
+            arrays = unpack_arrays(packed)
+            del packed
+            arrays |= self._pieces.read(meta.tables, meta.pieces)
+            return Checkpoint(meta, State(arrays, _parsed(values)))
+        except NotFound as error:
+            raise self._damaged(snapshot_id, f"a part of it is gone ({error})") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise self._damaged(snapshot_id, f"its contents are not what they should be ({error})") from error
 
     @property
@@ -230,11 +276,18 @@ class CheckpointStore:
         after = _Pointer(snapshot_id=chosen, fence=fence, sequence=0 if before is None else before.sequence + 1)
         return after.model_dump_json(indent=2).encode()
 
-    def _delete_old(self, current: str) -> None:
+    def _delete_old(self, current: str, fence: Fence | None) -> None:
+        pieces = self._pieces.names()  # first: they are written before the entries that name them
         for name in self._names()[: -self._keep]:
             if name != current:
                 self._artifacts.delete(name)
+        needed: set[str] = set()
+        for name in self._names():
+            with suppress(NotFound):
+                needed |= refs_in(self._artifacts.read(name, META_FILE))
+        self._pieces.retain(needed, pieces, fence)
         self._artifacts.sweep(_LEFTOVER_SECONDS)
+        self._pieces.sweep(_LEFTOVER_SECONDS)
 
     def _pointer(self, raw: bytes) -> _Pointer:
         try:
@@ -259,26 +312,6 @@ class CheckpointStore:
 
 
 _NOT_IN_TRAINING = ("offline", "datasets")
-
-
-def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
-    """Arrays as safetensors: equal arrays give equal bytes."""
-    import numpy as np
-    import safetensors.numpy
-
-    packed: bytes = safetensors.numpy.save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
-    return packed
-
-
-def unpack_arrays(packed: bytes) -> dict[str, Any]:
-    """What `pack_arrays` was given. Raises `ValueError` for other bytes."""
-    import safetensors.numpy
-
-    try:
-        arrays: dict[str, Any] = safetensors.numpy.load(packed)
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise ValueError(f"not arrays: {error!r}") from None
-    return arrays
 
 
 def _parsed(values: bytes) -> dict[str, Any]:

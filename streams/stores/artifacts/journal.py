@@ -35,8 +35,8 @@ from pydantic import Field, ValidationError
 from schemas.base import EncoderVersion, Message
 from schemas.errors import Misconfigured
 from schemas.manifests import NUMBERED, Fence, running_number
+from streams.stores.artifacts.arrays import pack_arrays, unpack_arrays
 from streams.stores.artifacts.artifact_store import ArtifactStore, NotFound
-from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from streams.stores.artifacts.pointer import may_replace
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ class BehaviourStoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     history_length: int = Field(default=100, ge=1, le=10_000)
-    """Newest takes kept per user."""
+    """Items kept per user, those taken last; each stands once, at its newest take."""
     remembered_event_ids: int = Field(default=200, ge=1, le=10_000)
     """How many of a user's last events a second delivery is recognised among; 8 bytes each."""
     idle_days: int = Field(default=180, ge=1)

@@ -6,7 +6,11 @@ the server itself looks for takes of marked items, and only users who have some 
 read the marks. A mark stays as long as behaviours from before the deletion may still come, and every sweep applies all
 marks: what is recorded late, or once more by a rebuild, is removed by the next one.
 
+An item may have records in two partitions. Which is the newest is kept until all partitions were read past its time;
+whatever is read of the item after that is newer.
+
     <prefix>record:deleted           sorted set: marked items, by when they were deleted (seconds since 1970)
+    <prefix>record:deleted:order     sorted set: items of newly read records, by the place of the newest (`item_order`)
     <prefix>record:deleted:at        hash: next offset of each partition of each incarnation of the topic `items`
     <prefix>record:deleted:sweeps    hash: number of marks ever made, those that all users were swept for, and when; the
                                      same and the cursor of a sweep that is under way
@@ -26,12 +30,10 @@ from typing_extensions import override
 
 from schemas.errors import StoreUnavailable
 from streams.stores.histories.client import MAX_CONFLICTS, RedisConfig, redis_errors, transact
+from streams.stores.histories.item_order import ItemState, newer_states, place_at
 from streams.stores.histories.packed_history import without_items
 from streams.stores.histories.redis_store import View
 from streams.stores.histories.store import InMemoryBehaviourStore
-
-DeletionTimes = Mapping[str, float | None]
-"""The newest state of each item: when it was deleted (seconds since 1970), None if it is published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,16 @@ class SweepReport:
 class DeletedItems(Protocol):
     """Marks of deleted items, and the sweep over all users. All operations are idempotent."""
 
-    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
+    async def mark(self, states: Mapping[str, ItemState], *, source: str, next_offset: int) -> int:
         """Mark what was deleted, forget the marks of what is published again; how many items are marked anew.
 
-        `deletions` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`,
-        which is kept with them. A call with a smaller position than the kept one changes nothing.
+        `states` were read from `source`, a partition of one incarnation of the topic `items`, up to `next_offset`,
+        which is kept with them. A call with a smaller position than the kept one changes nothing. A state that is older
+        than one that another partition held of its item changes nothing either.
         """
+
+    async def settle(self, before_ms: int) -> None:
+        """Forget the order of records from before this time: all partitions were read past it."""
 
     async def positions(self) -> dict[str, int]:
         """Next offset of each source of `mark`."""
@@ -120,6 +126,8 @@ class InMemoryDeletedItems(DeletedItems):
     def __init__(self, store: InMemoryBehaviourStore) -> None:
         self._store = store
         self._deleted: dict[str, float] = {}
+        self.places: dict[str, int] = {}
+        """Place of the newest record of each item that is not settled."""
         self._positions: dict[str, int] = {}
         self._marks = 0
         self._swept: tuple[str, float] | None = None
@@ -127,18 +135,23 @@ class InMemoryDeletedItems(DeletedItems):
         self._leader: str | None = None
 
     @override
-    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
+    async def mark(self, states: Mapping[str, ItemState], *, source: str, next_offset: int) -> int:
         if self._positions.get(source, 0) >= next_offset:
             return 0
-        before = self._deleted.keys() & {item for item, at in deletions.items() if at is not None}
-        for item, at in deletions.items():
-            self._deleted.pop(item, None)
-            if at is not None:
-                self._deleted[item] = at
-        new = sum(at is not None for at in deletions.values()) - len(before)
+        new = 0
+        for item, (place, is_deleted) in newer_states(states, self.places, partition=_partition(source)).items():
+            self.places[item] = place
+            known = self._deleted.pop(item, None)
+            if is_deleted:
+                self._deleted[item] = states[item].time_ms / 1000
+                new += known is None
         self._marks += new
         self._positions[source] = next_offset
         return new
+
+    @override
+    async def settle(self, before_ms: int) -> None:
+        self.places = {item: place for item, place in self.places.items() if place >= place_at(before_ms)}
 
     @override
     async def positions(self) -> dict[str, int]:
@@ -171,6 +184,10 @@ class InMemoryDeletedItems(DeletedItems):
     async def swept(self, sweep: Unfinished, *, forget_before: float) -> None:
         self._swept, self._unfinished = (sweep.marks, sweep.begun_at), None
         self._deleted = {item: at for item, at in self._deleted.items() if at >= forget_before}
+
+
+def _partition(source: str) -> int:
+    return int(source.rsplit(":", 1)[1])
 
 
 _PAGE = 30
@@ -234,21 +251,26 @@ class RedisDeletedItems(DeletedItems):
         self._config = config
         self._root = f"{config.key_prefix}record:"
         self._marks = f"{self._root}deleted"
+        self._order = f"{self._root}deleted:order"
         self._at = f"{self._root}deleted:at"
         self._sweeps = f"{self._root}deleted:sweeps"
         self._leader = f"{self._root}deleted:leader"
 
     @override
-    async def mark(self, deletions: DeletionTimes, *, source: str, next_offset: int) -> int:
-        deleted = {item: at for item, at in deletions.items() if at is not None}
-        published = [item for item in deletions if item not in deleted]
-
+    async def mark(self, states: Mapping[str, ItemState], *, source: str, next_offset: int) -> int:
         async def change(pipe: Any) -> int:
             if int(await pipe.hget(self._at, source) or 0) >= next_offset:
                 return 0
-            known = await pipe.zmscore(self._marks, list(deleted)) if deleted else []
-            new = sum(at is None for at in known)
+            places = await pipe.zmscore(self._order, list(states)) if states else []
+            known = {item: None if at is None else int(at) for item, at in zip(states, places, strict=True)}
+            newer = newer_states(states, known, partition=_partition(source))
+            deleted = {item: states[item].time_ms / 1000 for item, (_, is_deleted) in newer.items() if is_deleted}
+            published = [item for item in newer if item not in deleted]
+            marked = await pipe.zmscore(self._marks, list(deleted)) if deleted else []
+            new = sum(at is None for at in marked)
             pipe.multi()
+            if newer:
+                pipe.zadd(self._order, {item: place for item, (place, _) in newer.items()})
             if published:
                 pipe.zrem(self._marks, *published)
             if deleted:
@@ -259,7 +281,13 @@ class RedisDeletedItems(DeletedItems):
             return new
 
         conflict = "other processes keep marking items as deleted"
-        return await transact(self._client, self._config, self._at, self._marks, change=change, conflict=conflict)
+        watched = (self._at, self._marks, self._order)
+        return await transact(self._client, self._config, *watched, change=change, conflict=conflict)
+
+    @override
+    async def settle(self, before_ms: int) -> None:
+        with redis_errors(self._config):
+            await self._client.zremrangebyscore(self._order, "-inf", f"({place_at(before_ms)}")
 
     @override
     async def positions(self) -> dict[str, int]:

@@ -3,18 +3,20 @@
     <prefix>record:forgotten       hash: cluster, topic id and ends, by a hash of the user's id
     <prefix>record:forgotten:at    hash: next offset of each partition of each incarnation of the topic `forgotten`
 
-Neither belongs to a generation of the view: they outlive a rebuild.
+Neither belongs to a generation of the view: they outlive a rebuild. A mark goes once the click log holds no record from
+before the erasure any more (`ErasureMark.is_spent`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from schemas.forgotten import ForgottenUser
+from streams.broker.cluster import TopicIncarnation
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,31 @@ class ErasureMark:
         """The ends, if they are those of this log; empty otherwise, since all of this log came later."""
         return self.ends if (self.cluster_id, self.topic_id) == (cluster_id, topic_id) else {}
 
+    def is_spent(self, log: TopicIncarnation, beginnings: Mapping[int, int], positions: Mapping[int, int]) -> bool:
+        """Whether no record of this log below the ends can come any more: retention deleted them, and what a recorder
+        may still hold of them lies below the position of the store.
+
+        A mark of another log says nothing about this one.
+        """
+        return all(
+            min(beginnings.get(partition, 0), positions.get(partition, 0)) >= end
+            for partition, end in self.ends_in(log.cluster_id, log.topic_id).items()
+        )
+
+
+_SCAN_PAGE = 1_000
+
+_DROP = """
+local dropped = 0
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
+    dropped = dropped + redis.call('HDEL', KEYS[1], ARGV[i])
+  end
+end
+return dropped
+"""
+"""Compare and delete: the user may have been forgotten once more meanwhile."""
+
 
 class RedisErasureMarks:
     """The marks under one key prefix. The caller passes its pipeline, so that marks and data change atomically."""
@@ -71,6 +98,22 @@ class RedisErasureMarks:
         for user in users:
             pipe.hset(self.key, _field(user.user_id), ErasureMark.of(user).dump())
         pipe.hset(self.at_key, source, next_offset)
+
+    async def drop(self, client: Any, spent: Callable[[ErasureMark], bool], *, sources: Collection[str]) -> int:
+        """Delete marks that are spent, and positions of sources that are not among `sources`; how many marks.
+
+        So if another log is bound again later, its requests are read again.
+        """
+        if foreign := [source for source in await self.positions(client) if source not in sources]:
+            await client.hdel(self.at_key, *foreign)
+        cursor, dropped = 0, 0
+        while True:
+            cursor, page = await client.hscan(self.key, cursor, count=_SCAN_PAGE)
+            old = [part for mark in page.items() if spent(ErasureMark.parse(mark[1])) for part in mark]
+            if old:
+                dropped += int(await client.eval(_DROP, 1, self.key, *old))
+            if cursor == 0:
+                return dropped
 
     async def positions(self, client: Any) -> dict[str, int]:
         """Next offset of each source."""

@@ -2,7 +2,8 @@
 
 Two packed values per user:
 
-    takes     the newest takes by event time, oldest first; equal times in order of arrival
+    takes     the items taken last, each at its newest take (`trainer.samples.histories`), oldest first; equal times in
+              order of arrival
     recent    64-bit hashes of the ids of the user's last events of any kind, in order of arrival
 
 An event is a duplicate if its id is among `recent`, or is that of a take that is still kept. Older duplicates are not
@@ -12,7 +13,6 @@ recognised; a replay of the log is recognised by its offsets, not by ids.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
 from streams.broker.records import BehaviourRecord
+from trainer.samples.histories import newest_only, place_of
 
 _LAYOUT = b"\x01"
 _HASH_BYTES = 8
@@ -29,12 +30,13 @@ _CODE_OF_KIND = {kind: code for code, kind in enumerate(_KINDS)}
 
 
 class TakenItem(NamedTuple):
-    """One take of a user."""
+    """An item that a user took."""
 
     item_id: str
     occurred_at: float
-    """Event time, seconds since 1970."""
+    """Event time of its newest take, seconds since 1970."""
     kind: BehaviourKind
+    """The most reliable kind of take of it, while it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class RecordReport:
     exposures: int = 0
     """New exposures, counted."""
     takes: int = 0
-    """New takes, kept."""
+    """New takes."""
     duplicates: int = 0
     """Events whose id had been seen."""
     broken: int = 0
@@ -92,10 +94,19 @@ class UserTakes:
             return False
         self._remember(id_hash, remembered)
         at = behaviour.occurred_at.timestamp()
-        where = bisect_right(self.times, at)
+        kind = _CODE_OF_KIND[behaviour.kind]
+        where, former = place_of(self.items, self.times, behaviour.item_id, at)
+        if former is not None:
+            kind = max(kind, self.kinds[former])
+            if where is None:
+                self.kinds[former] = kind
+                return True
+            for column in (self.times, self.items, self.kinds, self.ids):
+                del column[former]
+        assert where is not None  # only behind a newer take of the item
         self.times.insert(where, at)
         self.items.insert(where, behaviour.item_id)
-        self.kinds.insert(where, _CODE_OF_KIND[behaviour.kind])
+        self.kinds.insert(where, kind)
         self.ids.insert(where, id_hash)
         if len(self.times) > length:
             for column in (self.times, self.items, self.kinds, self.ids):
@@ -109,11 +120,24 @@ class UserTakes:
         """Remove takes of these items; returns how many. Their event ids still count as seen."""
         kept = [place for place, item in enumerate(self.items) if item not in items]
         removed = len(self.items) - len(kept)
-        self.times = [self.times[place] for place in kept]
-        self.ids = [self.ids[place] for place in kept]
-        self.kinds = bytearray(self.kinds[place] for place in kept)
-        self.items = [self.items[place] for place in kept]
+        self._keep(kept)
         return removed
+
+    def keep_newest(self) -> None:
+        """Keep each item's newest take alone: earlier builds kept all."""
+        if len(set(self.items)) == len(self.items):
+            return
+        best: dict[str, int] = {}
+        for item, kind in zip(self.items, self.kinds, strict=True):
+            best[item] = max(kind, best.get(item, 0))
+        self._keep(newest_only(self.items))
+        self.kinds = bytearray(best[item] for item in self.items)
+
+    def _keep(self, places: Sequence[int]) -> None:
+        self.times = [self.times[place] for place in places]
+        self.ids = [self.ids[place] for place in places]
+        self.kinds = bytearray(self.kinds[place] for place in places)
+        self.items = [self.items[place] for place in places]
 
     def history(self) -> list[TakenItem]:
         """Oldest first."""
@@ -158,6 +182,7 @@ def unpack_takes(packed: bytes | None, user: UserTakes) -> None:
     user.ids = [packed[at : at + _HASH_BYTES] for at in range(times + 8 * n, kinds, _HASH_BYTES)]
     user.kinds = bytearray(packed[kinds:items])
     user.items = packed[items:].decode().split("\n") if n else []
+    user.keep_newest()
 
 
 def without_items(packed: bytes, items: Collection[str]) -> tuple[bytes, int]:
@@ -180,24 +205,19 @@ def _layout(packed: bytes) -> tuple[int, int, int, int]:
 
 
 def packed_history(packed: bytes | None) -> list[TakenItem]:
-    """`UserTakes.history` of `pack_takes`'s bytes, without what only recording needs. Raises as `unpack_takes` does."""
-    if not packed:
-        return []
-    n, times, kinds, items = _layout(packed)
-    columns = (
-        packed_items(packed),
-        struct.unpack_from(f"<{n}d", packed, times),
-        map(_KINDS.__getitem__, packed[kinds:items]),
-    )
-    return list(map(TakenItem._make, zip(*columns, strict=True)))
+    """`UserTakes.history` of `pack_takes`'s bytes. Raises as `unpack_takes` does."""
+    user = UserTakes()
+    unpack_takes(packed, user)
+    return user.history()
 
 
 def packed_items(packed: bytes | None) -> list[str]:
     """The items alone of `packed_history`. Raises as `unpack_takes` does."""
     if not packed:
         return []
-    n, _, _, items = _layout(packed)
-    return packed[items:].decode().split("\n") if n else []
+    n, _, _, start = _layout(packed)
+    items = packed[start:].decode().split("\n") if n else []
+    return items if len(set(items)) == n else [items[place] for place in newest_only(items)]
 
 
 def fresh_part(events: Sequence[BehaviourRecord], *, stored: int) -> Sequence[BehaviourRecord]:

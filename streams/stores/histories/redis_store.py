@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -200,6 +200,17 @@ class RedisBehaviourStore(BehaviourStore):
     async def forgotten_positions(self) -> dict[str, int]:
         with redis_errors(self._config):
             return await self._marks.positions(self._client)
+
+    @override
+    async def drop_spent_marks(self, beginnings: Mapping[int, int], *, sources: Collection[str]) -> int:
+        with redis_errors(self._config):
+            log = View.parse(await self._client.get(self._view_key)).log
+            if log is None:
+                return 0
+            positions = await self.positions()
+            return await self._marks.drop(
+                self._client, lambda mark: mark.is_spent(log, beginnings, positions), sources=sources
+            )
 
     def _write(
         self, pipe: Any, generation: int, users: dict[str, UserTakes], changed: set[str], took: set[str]

@@ -6,12 +6,12 @@ written in one transaction, so data and position always agree, even after a cras
 
 A user who asked to be forgotten is marked in the transaction that deletes their data. Every batch is checked against
 these marks, so records that the click log held of the user at that time are passed over in every recorder and every
-replay. Marks outlive a rebuild.
+replay. Marks outlive a rebuild, and go when the click log holds no such record any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from typing_extensions import override
@@ -36,7 +36,7 @@ COUNTS = ("exposures", "takes", "duplicates", "broken", "erased")
 
 
 class BehaviourStore(Protocol):
-    """Per-user sequences of takes in event time, with the log position that they reflect."""
+    """Per-user sequences of taken items in event time, with the log position that they reflect."""
 
     async def bind(self, log: TopicIncarnation) -> None:
         """Bind the positions to `log`; call before the first `record`.
@@ -55,7 +55,7 @@ class BehaviourStore(Protocol):
         """
 
     async def history(self, user_id: str) -> list[TakenItem]:
-        """Return the newest takes of a user, oldest first; empty for an unknown one."""
+        """Return the items that a user took last, oldest first; empty for an unknown user."""
 
     async def taken_items(self, user_id: str) -> list[str]:
         """Return the items of `history` alone, which is all that scoring needs, at a tenth of the cost."""
@@ -69,6 +69,15 @@ class BehaviourStore(Protocol):
 
     async def forgotten_positions(self) -> dict[str, int]:
         """Next offset of each source of `forget`; requests below it are done."""
+
+    async def drop_spent_marks(self, beginnings: Mapping[int, int], *, sources: Collection[str]) -> int:
+        """Drop marks that no record can need any more; how many.
+
+        In every partition of the bound log the oldest offset that it holds (`beginnings`) and the store's own position
+        have reached the mark's end. Marks of other logs go, too, together
+        with the positions of sources that are not among `sources`, so that their requests are read again if such a log
+        is ever bound again.
+        """
 
     async def positions(self) -> dict[int, int]:
         """Next offset of each partition seen so far."""
@@ -156,6 +165,16 @@ class InMemoryBehaviourStore(BehaviourStore):
     @override
     async def forgotten_positions(self) -> dict[str, int]:
         return dict(self._forgotten_positions)
+
+    @override
+    async def drop_spent_marks(self, beginnings: Mapping[int, int], *, sources: Collection[str]) -> int:
+        if self._log is None:
+            return 0
+        spent = [user for user, mark in self._marks.items() if mark.is_spent(self._log, beginnings, self._positions)]
+        for user in spent:
+            del self._marks[user]
+        self._forgotten_positions = {one: at for one, at in self._forgotten_positions.items() if one in sources}
+        return len(spent)
 
     @override
     async def history(self, user_id: str) -> list[TakenItem]:

@@ -80,7 +80,8 @@ class MilvusItemIndex(ItemIndex):
         self._dim = dim
         self._milvus = MilvusConnection(config)
         self._writing = asyncio.Lock()
-        self._fields = [field for field in _FIELDS if field != "searchable"]
+        self._fields: list[str] | None = None
+        """Fields to read, once the collection was asked for its own."""
 
     @override
     async def open(self) -> None:
@@ -100,14 +101,20 @@ class MilvusItemIndex(ItemIndex):
             return
         check_rows(rows, encoder_version=self._encoder_version, dim=self._dim)
         data = [to_milvus(row) for row in last_of_each(rows)]  # servers keep both rows of two equal ids
-        if _FACTS not in self._fields:
-            for entity in data:
-                del entity[_FACTS]
         async with self._writing:
-            await self._milvus.call(
-                f"an upsert of {len(data)} rows",
-                lambda client: client.upsert(self._config.alias, data, timeout=self._config.timeout_seconds),
-            )
+            await self._milvus.call(f"an upsert of {len(data)} rows", partial(self._upsert, data))
+
+    async def _upsert(self, data: list[dict[str, Any]], client: AsyncMilvusClient) -> None:
+        if _FACTS not in await self._read_fields(client):
+            data = [{name: value for name, value in entity.items() if name != _FACTS} for entity in data]
+        await client.upsert(self._config.alias, data, timeout=self._config.timeout_seconds)
+
+    async def _read_fields(self, client: AsyncMilvusClient) -> list[str]:
+        if self._fields is None:
+            found = await client.describe_collection(self._config.alias, timeout=self._config.timeout_seconds)
+            held = {field["name"] for field in found["fields"]}
+            self._fields = [field for field in _FIELDS if field != "searchable" and (field != _FACTS or field in held)]
+        return self._fields
 
     @override
     async def delete(self, item_ids: Sequence[str]) -> None:
@@ -137,16 +144,18 @@ class MilvusItemIndex(ItemIndex):
     async def fetch(self, item_ids: Sequence[str], *, pending: bool = False, fresh: bool = True) -> dict[str, ItemRow]:
         if not item_ids:
             return {}
-        found = await self._milvus.call(
-            f"a read of {len(item_ids)} rows",
-            lambda client: client.query(
+
+        async def read(client: AsyncMilvusClient) -> list[dict[str, Any]]:
+            entities: list[dict[str, Any]] = await client.query(
                 self._config.alias,
                 filter=_among(item_ids),
-                output_fields=self._fields,
+                output_fields=await self._read_fields(client),
                 consistency_level="Strong" if fresh else self._config.consistency_level,
                 timeout=self._config.timeout_seconds,
-            ),
-        )
+            )
+            return entities
+
+        found = await self._milvus.call(f"a read of {len(item_ids)} rows", read)
         rows = [from_milvus(entity) for entity in found]
         return {row.item_id: row for row in rows if pending or row.is_searchable}
 
@@ -211,8 +220,6 @@ class MilvusItemIndex(ItemIndex):
         _ensure(lambda: bool(client.list_indexes(wanted)), lambda: _create_vector_index(client, wanted))
         _ensure(lambda: _alias_target(client, alias) == wanted, lambda: client.create_alias(wanted, alias))
         client.load_collection(wanted)
-        held = {field["name"] for field in client.describe_collection(wanted)["fields"]}
-        self._fields = [field for field in self._fields if field != _FACTS or field in held]
 
     def _create(self, client: MilvusClient, name: str) -> None:
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False, description=self._encoder_version)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DistilBertConfig, DistilBertModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from encoders.base import ItemContent
 from encoders.bundle import DEFAULT_BUNDLE, ImageSpec, TextSpec, WeightsPlace, read_bundle, write_bundle
@@ -23,7 +22,8 @@ from encoders.loading import load_encoder, make_bundle, text_spec_of
 from encoders.preprocess import PREPROCESSING
 from encoders.text import text_model_sha256
 from schemas.errors import EncodingFailed, Misconfigured, Reason
-from tests.factories.encoders import flip_byte, seal, write_tokenizer
+from tests.factories.encoders import flip_byte, seal
+from tests.factories.small_models import write_distilbert, write_vit
 
 FILES = ("bundle.json", "fusion.safetensors", "SHA256SUMS")
 ITEM = ItemContent(title="Linen dress", text="With a belt.")
@@ -53,10 +53,7 @@ def bundle(tmp_path: Path) -> Path:
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DistilBERT with random weights, saved as any local transformers model is."""
     folder = tmp_path_factory.mktemp("tiny-text")
-    words = write_tokenizer(folder)
-    torch.manual_seed(0)
-    config = DistilBertConfig(vocab_size=words, dim=48, n_layers=1, n_heads=2, hidden_dim=32)
-    DistilBertModel(config).save_pretrained(folder)
+    write_distilbert(folder, dim=48)
     return folder
 
 
@@ -64,21 +61,13 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ViT with random weights."""
     folder = tmp_path_factory.mktemp("tiny-vision")
-    torch.manual_seed(0)
-    layers = {"hidden_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTModel(ViTConfig(image_size=32, patch_size=8, **layers)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    write_vit(folder, patch_size=8)
     return folder
 
 
 def short_text_model(folder: Path, *, positions: int) -> Path:
     """A text model of so many positions, wide enough for a bundle."""
-    words = write_tokenizer(folder)
-    torch.manual_seed(0)
-    shape = {"dim": 104, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
-    DistilBertModel(DistilBertConfig(vocab_size=words, max_position_embeddings=positions, **shape)).save_pretrained(
-        folder
-    )
+    write_distilbert(folder, max_position_embeddings=positions)
     return folder
 
 

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.config import Precision
 from encoders.text import TextTower, by_length, longest_text
 from schemas.errors import Misconfigured
-from tests.factories.encoders import write_tokenizer
+from tests.factories.small_models import write_bert
 
 TEXTS = ["wool coat", "x", "", "Ünïcödé 漢字 🎉", "coat " * 300, "The Last Garden. Drama", "silk dress with a tie belt"]
 
 
 def reference(folder: Path, texts: list[str], max_tokens: int) -> np.ndarray:
+    from transformers import AutoModel, AutoTokenizer  # takes seconds
+
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     rows = []
     for text in texts:  # one by one: no padding to get wrong
@@ -43,13 +44,7 @@ def assert_as_transformers(folder: Path, max_tokens: int, *, atol: float) -> Non
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    words = write_tokenizer(folder)
-    config = BertConfig(
-        vocab_size=words, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
+    write_bert(folder, num_hidden_layers=3, intermediate_size=64, layer_norm_eps=1e-6)
     return folder
 
 

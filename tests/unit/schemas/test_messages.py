@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -252,6 +252,7 @@ def test_embedding_of_the_wrong_width_is_refused() -> None:
         read(sample | {"dim": 3}, ItemEmbedding)
 
 
+@settings(max_examples=30)
 @given(st.text(min_size=1, max_size=50).filter(is_identifier))
 def test_embedding_keys_survive_any_item_id(item_id: str) -> None:
     assert parse_embedding_key(embedding_key("enc-1.2", item_id)) == ("enc-1.2", item_id)
@@ -287,6 +288,7 @@ def test_kinds_that_are_takes() -> None:
 ODD_IDS = ["a", "item 1", " a", "a ", "\u00a0", "a\u2028b", "x" * 200, "x" * 201, 7, True, None, 1.5]
 
 
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=3) | st.sampled_from(ODD_IDS), max_size=4))
 def test_candidates_that_pass_at_once_are_those_that_pass_one_by_one(ids: list[object]) -> None:
     one_by_one = TypeAdapter(Annotated[list[ItemId], Field(min_length=1, max_length=MAX_CANDIDATES)])

@@ -18,6 +18,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.topics import DEAD_LETTER_HEADROOM_BYTES, TOPICS, TopicsConfig
 from streams.dead_letters.producer import KafkaDeadLetters
 from streams.indexing.image_fetch import ImageFetchConfig
+from streams.serving.config import ServeConfig
 from streams.settings import Settings
 from streams.wiring.preflight import picture_sizes
 
@@ -70,6 +71,14 @@ class TestCheck:
         for name in ("MIM_IMAGES__MAX_BYTES", "MIM_KAFKA__MAX_RECORD_BYTES", "MIM_ENCODER__MAX_IMAGE_BYTES"):
             assert name in line.fix
         assert str(record_bytes_for(32 * 2**20)) in line.fix
+
+    def test_a_picture_that_no_query_can_bring_is_a_fault_of_a_server_with_its_settings(self) -> None:
+        small = settings(serve=ServeConfig(max_body_bytes=8 * 2**20))
+        line = picture_sizes(small)
+        assert not line.ok and line.fix is not None
+        assert f"MIM_SERVE__MAX_BODY_BYTES to {record_bytes_for(8 * 2**20)}" in line.fix
+        assert "MIM_ENCODER__MAX_IMAGE_BYTES" in line.fix
+        assert picture_sizes(small, ["index", "train"]).ok
 
 
 class Producer(SimpleNamespace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.stores.artifacts.checkpoints import pack_arrays
+from streams.stores.artifacts.arrays import pack_arrays
+from tests.factories.checkpoints import SnapshotChain, make_store
 from tests.factories.feeding import fetches, is_balanced, pump, through_bytes
 from tests.factories.samples import SMALL_MODEL, behaviour, click_log, embedding, make_trainer, small_config
+from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.window import ObserveResult
 from trainer.state import State
@@ -106,7 +109,7 @@ def told(trainer: OnlineTrainer) -> tuple[str, ...]:
     return (candidate.rows_sha256, candidate.segment.root, str(candidate.offsets), str(candidate.metrics), str(weights))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=1, max_size=3))
 @example(seed=7274, cuts=[1.0])  # a forgotten user's event was the only one of its second
 def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, cuts: list[float]) -> None:
@@ -128,6 +131,32 @@ def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, 
     assert len(released) >= 1
     assert_same(trainer.snapshot(), whole.snapshot())
     assert trainer.intake.counts == whole.intake.counts and trainer.intake.counts.pending == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_trainer_restored_from_what_changed_between_many_snapshots_equals_one_that_went_on(
+    seed: int, tmp_path: Path
+) -> None:
+    actions = script(seed)
+    places = sorted(np.random.default_rng(seed).choice(len(actions) - 2, 6, replace=False).tolist())
+    pieces = [actions[a:b] for a, b in zip([0, *places], [*places, len(actions)], strict=True)]
+    whole, trainer = fresh(), fresh()
+    chain = SnapshotChain(make_store(tmp_path))
+    again, released = [], []
+    for number, piece in enumerate(pieces):
+        if number:
+            if number % 3 == 2:
+                trainer.state().frozen()  # one that could not be written
+            meta = chain.write(trainer.state())
+            state = chain.store.load(meta.snapshot_id).state
+            assert_same(state, whole.snapshot())
+            if number % 2:
+                state, trainer = chain.load(), fresh()
+                trainer.restore(state)
+        again += live(trainer, piece)
+        released += live(whole, piece)
+    assert again == released
+    assert_same(trainer.snapshot(), whole.snapshot())
 
 
 def test_a_snapshot_shares_nothing_with_the_trainer_that_goes_on() -> None:
@@ -153,18 +182,19 @@ def test_dropout_draws_from_the_trainer_alone_and_leaves_the_global_generator_wh
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("config", "others"),
     [
-        make_trainer(CONFIG, partitions=3, variants=VARIANTS),
-        make_trainer(CONFIG, partitions=2),
-        make_trainer(small_config(bank_takes=12), partitions=2, variants=VARIANTS),
+        (CONFIG, {"partitions": 3, "variants": VARIANTS}),
+        (CONFIG, {"partitions": 2}),
+        (small_config(bank_takes=12), {"partitions": 2, "variants": VARIANTS}),
     ],
+    ids=["partitions", "variants", "settings"],
 )
-def test_a_snapshot_of_another_trainer_is_refused(other: OnlineTrainer) -> None:
+def test_a_snapshot_of_another_trainer_is_refused(config: TrainerConfig, others: dict[str, Any]) -> None:
     trainer = fresh()
     live(trainer, script(1))
     with pytest.raises(ValueError):
-        other.restore(trainer.snapshot())
+        make_trainer(config, **others).restore(trainer.snapshot())
 
 
 def test_a_forgotten_user_is_in_no_part_of_the_state_any_more() -> None:

@@ -53,7 +53,7 @@ class ColumnBatches:
         self._named = np.zeros(versions * count, np.bool_)
         self._place = np.zeros(versions * count, np.int64)
         rows = data.rows
-        self._lengths_N = np.minimum(rows.history_stop_N - rows.history_start_N, history_length)
+        self._lengths_N = np.minimum(data.histories.lengths(rows.history_start_N, rows.history_stop_N), history_length)
         self._labels_N = rows.label_N.astype(np.float32)
         self.group_N: NDArray[np.int64] = _numbered(rows.second_N, rows.user_N)
         """Number of the (second, user) of each row: the items shown to one user at one time."""

@@ -92,3 +92,13 @@ def test_a_record_that_a_topic_refuses_for_its_size_names_the_setting_and_the_wa
     told = r"MIM_KAFKA__MAX_RECORD_BYTES=12582912.*mimstream check"
     with pytest.raises(RecordTooLarge, match=told), broker_errors(CONFIG):
         raise aio_errors.MessageSizeTooLargeError
+
+
+def test_without_tls_and_login_clients_get_no_options_of_them() -> None:
+    options = BrokerConfig(bootstrap_servers="a:1,b:2", request_timeout_ms=7_000).client_options()
+    assert options == {
+        "bootstrap_servers": ["a:1", "b:2"],
+        "client_id": "mimstream",
+        "security_protocol": "PLAINTEXT",
+        "request_timeout_ms": 7_000,
+    }

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
 
-from schemas.errors import StoreUnavailable
+from schemas.errors import Misconfigured, StoreUnavailable
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
-from streams.broker.cluster import ClusterTopics
+from streams.broker.cluster import ClusterTopics, TopicIncarnation
 from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
-from tests.factories.fake_consumer import FakeConsumer, FakeRecord
+from tests.factories.fake_consumer import IN_TIME_MS, FakeConsumer, FakeRecord
 
 FIRST, SECOND = (TopicPartition("mim.items", number) for number in (0, 1))
 
@@ -91,3 +94,48 @@ async def test_a_store_that_lost_a_position_is_noticed(consumer: FakeConsumer) -
     assert follower.is_ahead_of({"t1:0": 8})
     await follower.seek({"t1:0": 8})
     assert consumer.positions == {FIRST: 8, SECOND: 3} and not follower.is_ahead_of({})
+
+
+@pytest.mark.parametrize(
+    ("second", "first", "starts"),
+    [(0, {}, {FIRST: 3, SECOND: 3}), (3.5, {}, {FIRST: 4, SECOND: 4}), (8, {}, {FIRST: 8, SECOND: 8}),
+     (3.5, {"t1:0": 7}, {FIRST: 7, SECOND: 4}), (8, {"t1:1": 1}, {FIRST: 8, SECOND: 3})],
+    ids=["the beginning", "in between", "after the end", "one has a position", "a position before the beginning"],
+)  # fmt: skip
+async def test_a_source_without_a_position_begins_at_the_first_record_since_a_moment(
+    consumer: FakeConsumer, second: float, first: dict[str, int], starts: dict[TopicPartition, int]
+) -> None:
+    consumer.log = {
+        one: [replace(record, timestamp=IN_TIME_MS + 1_000 * record.offset) for record in records]
+        for one, records in consumer.log.items()
+    }
+    since = datetime.fromtimestamp(IN_TIME_MS / 1_000 + second, UTC)
+    await make_follower(Handler()).open(first, since=since)
+    assert consumer.positions == starts
+
+
+async def test_it_has_reached_an_end_once_every_partition_has(consumer: FakeConsumer) -> None:
+    follower = make_follower(Handler())
+    await follower.open({"t1:0": 8})
+    ends = await follower.ends()
+    assert ends == {FIRST: 8, SECOND: 8} and not await follower.has_reached(ends)
+    assert await follower.has_reached({FIRST: 8}) and await follower.has_reached({SECOND: 3})
+    await follower.poll(wait_seconds=0)
+    assert await follower.has_reached(ends)
+
+
+async def test_a_topic_that_was_created_again_or_cut_off_is_noticed(
+    consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = make_follower(Handler())
+    await follower.open()
+    for topic_id, same in (("t1", True), ("t2", False)):
+        now = TopicIncarnation("c", "mim.items", topic_id)
+        monkeypatch.setattr(topic_follower, "read_incarnation", lambda *_, now=now: now)
+        assert await follower.is_same_topic() is same
+    consumer.fetch_failure = OffsetOutOfRangeError({FIRST: 3})
+    with pytest.raises(Misconfigured, match=r"'mim\.items' was cut off or replaced"):
+        await follower.poll(wait_seconds=0)
+    await follower.close()
+    await follower.close()
+    assert consumer.stops == 1

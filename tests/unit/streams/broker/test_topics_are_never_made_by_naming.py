@@ -92,3 +92,23 @@ def test_what_the_cluster_says_beside_names_is_kept() -> None:
     assert found.hidden == {"models"} and found.brokers == 3
     assert found.replicas == {"items": 2} and found.rights == {"items": frozenset({"READ"})}
     assert found.configs == {}  # a broker gives no settings to a login that may not read them
+
+
+def test_settings_of_topics_are_read_on_request_by_their_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Readable(Admin):
+        asked = 0
+
+        def describe_configs(self, resources: Any, config_filter: str) -> dict[str, dict[str, Any]]:
+            self.asked += 1
+            assert [one.name for one in resources] == ["mim.items"] and config_filter == "all"
+            return {"topic": {"mim.items": {"cleanup.policy": {"value": "compact"}, "retention.ms": 5}}}
+
+    admin = Readable()
+    monkeypatch.setattr(cluster, "make_admin", lambda broker: admin)
+    names: Any = ["items", "models", "forgotten"]
+    found = cluster.describe_topics(BROKER, TopicsConfig(), names, with_configs=True, missing_ok=True)
+    assert found.configs == {"items": {"cleanup.policy": "compact", "retention.ms": "5"}}
+    assert cluster.describe_topics(BROKER, TopicsConfig(), names, missing_ok=True).configs == {} and admin.asked == 1
+    cluster.describe_topics(BROKER, TopicsConfig(), ["forgotten"], with_configs=True, missing_ok=True)
+    assert admin.asked == 1  # of nothing there is nothing to ask
+    assert cluster.read_incarnation(BROKER, TopicsConfig(), "items").topic_id == "t"

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 
+from schemas.errors import Reason
 from schemas.items import ImageRetry
+from schemas.letters import DeadLetter
+from streams.broker.clients import BrokerConfig
+from streams.broker.partitioning import home_partition
 from streams.broker.records import SourceRecord
+from streams.broker.topics import TopicsConfig
+from streams.center import newest_records, verify
 from streams.center.compare import CenterReport
 from streams.center.repair import RecordDecoding, Repairer
 from streams.center.verify import CenterVerification
 from streams.indexing.announcements import as_embedding
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import InMemoryRowScan
-from tests.factories.fake_consumer import FakeRecord
+from tests.factories.fake_consumer import IN_TIME_MS, FakeRecord
 from tests.factories.item_path import NOW, PICTURE_URL, VERSION, ItemPath, allowed
+from tests.factories.memory_log import MemoryLog
 
 
 class World:
@@ -33,6 +40,7 @@ class World:
         self.acknowledged: dict[TopicPartition, int] = {}
         self.before_rows: Callable[[], None] = lambda: None
         self.retries_since = NOW - timedelta(days=7)
+        self.on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
     def say(self, *records: SourceRecord) -> None:
         for one in records:
@@ -97,7 +105,7 @@ class World:
             is_current=lambda version: version == VERSION,
             retries_since=self.retries_since,
             repairer=Repairer(self.path.context, allowed, decoding, lambda version: True) if repair else None,
-            on_progress=lambda what, done, total: None,
+            on_progress=self.on_progress,
         )
         return await verification.run()
 
@@ -112,7 +120,8 @@ class TopicRecord:
 
 
 @pytest.fixture
-def world() -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(verify, "_ANNOUNCED_SECONDS", 0.0)
     return World()
 
 
@@ -197,3 +206,91 @@ async def test_marks_of_which_the_topic_holds_nothing_go_with_a_repair(world: Wo
     assert set(world.path.rows) == {"gone"}
     await world.verify(repair=True)
     assert world.path.rows == {}
+
+
+def letter_of(topic: str, partition: int, offset: int, value: bytes | None) -> FakeRecord:
+    letter = DeadLetter(topic, partition, offset, b"k", value, "image", Reason.IMAGE_UNAVAILABLE, "x", NOW)
+    return FakeRecord(0, 0, letter.letter_key, letter.value, headers=tuple(letter.headers()))
+
+
+@pytest.mark.parametrize("by", ["the record", "its retry"])
+async def test_a_record_that_was_refused_is_no_fault_and_another_one_is(world: World, by: str) -> None:
+    refused = world.path.publish("a", title="x", image_url=PICTURE_URL)
+    await world.index(refused)
+    (retry,) = world.path.outbox.retries
+    lost = world.path.publish("b", title="y")
+    world.say(lost)
+    topic = "items" if by == "the record" else "items-retry"
+    value = None if by == "the record" else retry.model_dump_json().encode()
+    world.logs["dead-letters"][1] += [
+        FakeRecord(1, 0, b"?", b"no letter"),
+        letter_of("items-retry", 0, 3, b"{broken"),
+        letter_of("behaviours", lost.partition, lost.offset, None),
+        letter_of(topic, refused.partition, refused.offset, value),
+    ]
+    for number, record in enumerate(world.logs["dead-letters"][1]):
+        world.logs["dead-letters"][1][number] = replace(record, partition=1, offset=number)
+    report = await world.verify()
+    assert (report.unusable, dict(report.found)) == (1, {"missing": 1})
+
+
+async def test_records_are_counted_by_where_their_keys_belong_and_what_was_passed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newest_records, "_PROGRESS_EVERY", 1)
+    passed: list[tuple[str, int, int]] = []
+    at_home = {name: home_partition(name.encode(), 2) for name in ("a", "b", "c", "d", "e")}
+    for name, home in at_home.items():
+        await world.index(world.path.publish(name, title=name, partition=home if name != "c" else 1 - home))
+    world.logs["items"][0].append(FakeRecord(0, 90, None, b"{}"))  # no item
+    world.acknowledged[TopicPartition("items", 0)] = 91
+    world.on_progress = lambda *told: passed.append(told)
+    report = await world.verify()
+    assert (report.records, report.items, report.foreign, report.split) == (6, 5, 1, 0)
+    assert report.faults == 0 and report.repaired is False
+    totals = {what: total for what, _, total in passed}
+    assert set(totals) == {"reading", "comparing", "reading announcements", "comparing announcements"}
+    assert all(0 <= done < total for _, done, total in passed)
+    items = [done for what, done, _ in passed if not what.endswith("announcements")]
+    assert items == sorted(items) and len(items) == 6 + 6 and items[6] >= totals["reading"] // 2
+
+
+class Groups(MemoryLog):
+    """`items`, of which offsets 3 to 5 are markers of transactions."""
+
+    def __init__(self) -> None:
+        super().__init__(items=[[FakeRecord(0, n, b"k%d" % n, b"{}") for n in (0, 1, 2)], []])
+        self.ends = {0: 6, 1: 0}
+
+    async def end(self, partition: TopicPartition) -> int:
+        return self.ends[partition.partition]
+
+
+@pytest.mark.parametrize(
+    ("committed", "filled", "overdue"),
+    [
+        (3, True, []),  # only markers follow, which no group acknowledges
+        (2, True, [0]),  # a record that is older than deletes are kept
+        (2, False, [0]),
+        (None, True, [0]),
+    ],
+)
+async def test_a_partition_is_overdue_where_a_record_and_no_mere_marker_was_left_unread_for_too_long(
+    monkeypatch: pytest.MonkeyPatch, committed: int | None, filled: bool, overdue: list[int]
+) -> None:
+    log = Groups()
+    if committed is not None:
+        log.groups["index"] = {(await log.partitions("items"))[0]: committed}
+    monkeypatch.setattr(verify, "LogReader", log)
+    now = datetime.fromtimestamp(IN_TIME_MS / 1000, UTC) + timedelta(hours=2)
+    found = await verify.find_overdue(
+        BrokerConfig(), TopicsConfig(tombstone_retention_hours=1), now=now, center_is_empty=False,
+        center_is_filled=filled,
+    )  # fmt: skip
+    assert [one.partition for one in found] == overdue
+    in_time = now - timedelta(hours=1)
+    found = await verify.find_overdue(
+        BrokerConfig(), TopicsConfig(tombstone_retention_hours=1), now=in_time, center_is_empty=False,
+        center_is_filled=True,
+    )  # fmt: skip
+    assert [one.partition for one in found] == ([0] if committed is None else [])

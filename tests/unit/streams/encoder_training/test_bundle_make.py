@@ -8,17 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    DistilBertConfig,
-    DistilBertModel,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
 
 from encoders import loading
 from encoders.base import ItemContent
@@ -28,20 +17,15 @@ from streams.cli import main
 from streams.encoder_training.bundle_builder import BundleBuilder
 from streams.encoder_training.config import EncoderTrainingConfig
 from tests.factories.encoders import write_tokenizer
+from tests.factories.small_models import write_distilbert, write_processor, write_vit
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text model of 77 positions, and a vision model, each in a folder of its own."""
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    words = write_tokenizer(folder / "text")
-    shape = {"dim": 104, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
-    text = DistilBertModel(DistilBertConfig(vocab_size=words, max_position_embeddings=77, **shape))
-    text.save_pretrained(folder / "text")
-    layers = {"hidden_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTModel(ViTConfig(image_size=32, patch_size=16, **layers)).save_pretrained(folder / "image")
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "image")
+    write_distilbert(folder / "text", max_position_embeddings=77)
+    write_vit(folder / "image", patch_size=16)
     return folder
 
 
@@ -79,6 +63,8 @@ def test_own_models_make_a_bundle_that_loads_and_that_training_takes(
 def test_both_halves_of_a_clip_model_make_a_bundle_of_77_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig  # takes seconds
+
     folder = tmp_path / "clip"
     words = write_tokenizer(folder)
     torch.manual_seed(0)
@@ -86,7 +72,7 @@ def test_both_halves_of_a_clip_model_make_a_bundle_of_77_tokens(
     text = CLIPTextConfig(vocab_size=words, max_position_embeddings=77, **shape)
     vision = CLIPVisionConfig(image_size=32, patch_size=16, **shape)
     CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    write_processor(folder)
     report = made(capsys, "--text", str(folder), "--image", str(folder))
     assert (report["tokens"], report["size"]) == (77, 32)
     encoder = loading.load_encoder(EncoderConfig(bundle=report["bundle"]))

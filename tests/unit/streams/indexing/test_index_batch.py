@@ -7,17 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import BrokerUnavailable, ContentUnavailable, Fenced, Reason, StoreUnavailable
+from streams.indexing.announcements import as_embedding
 from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
@@ -341,54 +339,6 @@ async def test_each_batch_leaves_one_line_in_the_log(path: ItemPath) -> None:
     assert line["partitions"] == [0, 2]
 
 
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from("abc"), st.sampled_from(["publish", "url", "only-url", "delete", "bad", "only-bad", "price"])
-    ),
-    max_size=14,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(events=EVENTS, cuts=st.sets(st.integers(0, 14)), replay_from=st.integers(0, 14))
-def test_batching_and_replaying_do_not_change_where_it_ends(
-    events: list[tuple[str, str]], cuts: set[int], replay_from: int
-) -> None:
-    async def final(cuts: set[int], replay_from: int | None) -> dict[str, Any]:
-        path = ItemPath()
-        records = []
-        for n, (key, what) in enumerate(events):
-            if what == "delete":
-                records.append(path.delete(key))
-            elif what == "bad":
-                records.append(path.publish(key, title="bad", image=b64(b"broken")))
-            elif what == "only-bad":
-                records.append(path.publish(key, image=b64(b"broken")))
-            elif what == "only-url":
-                records.append(path.publish(key, image_url=f"{PICTURE_URL}?{n}"))
-            elif what == "url":
-                records.append(path.publish(key, title=f"t{n}", image_url=f"{PICTURE_URL}?{n}"))
-            else:
-                records.append(path.publish(key, title="same" if what == "price" else f"t{n}", price=float(n)))
-        bounds = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
-        for start, end in pairwise(bounds):
-            await path.index_all(*records[start:end])
-        if replay_from is not None:
-            await path.index_all(*records[replay_from:])
-        for retry in list(path.outbox.retries):
-            path.web[str(retry.item.image_url)] = picture("blue")
-        for retry in list(path.outbox.retries):
-            await path.retry(retry)
-        return {
-            key: (row.title, row.vector.tolist(), row.source_offset, row.price, row.first_price, row.has_image)
-            for key, row in path.rows.items()
-        }
-
-    plain = asyncio.run(final(set(range(15)), None))
-    assert asyncio.run(final(cuts, None)) == plain
-    assert asyncio.run(final(cuts, replay_from)) == plain
-
-
 async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_workers_clock_says(
     path: ItemPath,
 ) -> None:
@@ -399,3 +349,23 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     await path.index_all(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
     assert set(path.on_sale) == {"good"}
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]
+
+
+async def test_attributes_are_announced_and_a_change_of_them_alone_is_not_encoded_again(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="one", year=1999, attributes={"colour": "red", "tags": ["x", "y"]}))
+    await path.index_all(path.publish("a", title="one", year=1999, attributes={"pages": 7}, published_at_is="inferred"))
+    first, second = (as_embedding(row) for row in path.outbox.announced)
+    assert (first.year, first.attributes) == (1999, {"colour": "red", "tags": ["x", "y"]})
+    assert (second.year, second.attributes, second.published_at_is) == (1999, {"pages": 7.0}, "inferred")
+    assert first.published_at_is == "known" and path.encoder.encoded == 1
+
+
+async def test_outcomes_are_left_out_and_what_looks_like_one_is_reported_once(path: ItemPath) -> None:
+    path = ItemPath(config=IndexConfig(outcomes=("sales",)))
+    with capture_logs() as logs:
+        for item_id in ("a", "b"):
+            attributes = {"sales": 12, "avg_rating": 4.5, "colour": "red"}
+            await path.index_all(path.publish(item_id, title="one", attributes=attributes))
+    assert path.rows["a"].attributes == {"avg_rating": 4.5, "colour": "red"}
+    warned = [entry["attribute"] for entry in logs if entry["log_level"] == "warning"]
+    assert warned == ["avg_rating"]

@@ -6,55 +6,176 @@ import asyncio
 import os
 import re
 import signal
+from dataclasses import replace
 
 import aiohttp
 import pytest
 
 from schemas.errors import Misconfigured
-from streams.indexing.config import IndexReport, RetryReport
+from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
 from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
-from streams.serving.reports import CacheReport, ModelReport, RequestReport
+from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
+from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
+from streams.training.reports import TrainReport
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+def series(metrics: Metrics) -> dict[str, float]:
+    """All series of a role, without buckets and moments of creation: `name{label}` to value, zeros left out."""
+    found = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if not sample.name.startswith("process_") and not sample.name.endswith(("_created", "_bucket")):
+                found[sample.name + "".join(f"{{{label}}}" for label in sample.labels.values())] = sample.value
+    return {name: pytest.approx(value) for name, value in found.items() if value}
 
 
-def test_a_recorded_batch_moves_its_counters() -> None:
+def test_what_a_recorder_reports_adds_up_in_the_series_of_each_field() -> None:
     metrics = Metrics("record")
     for _ in range(2):
-        metrics.record(RecordReport(3, 120, exposures=5, takes=2, duplicates=1, broken=1, seconds=0.2))
-    assert value(metrics, "mim_record_events_total", outcome="exposures") == 10
-    assert value(metrics, "mim_record_events_total", outcome="broken") == 2
-    assert value(metrics, "mim_record_next_offset", partition="3") == 120
-    assert value(metrics, "mim_record_batch_seconds_sum") == pytest.approx(0.4)
+        metrics.record(
+            RecordReport(
+                3, 120, exposures=5, takes=2, duplicates=1, broken=7, erased=11, replayed=13, resume_from=4, seconds=0.2
+            )
+        )
+        metrics.record(SweepReport(17, 19, 0.3))
+    assert series(metrics) == {
+        "mim_record_events_total{exposures}": 10,
+        "mim_record_events_total{takes}": 4,
+        "mim_record_events_total{duplicates}": 2,
+        "mim_record_events_total{broken}": 14,
+        "mim_record_events_total{erased}": 22,
+        "mim_record_events_total{replayed}": 26,
+        "mim_record_batch_seconds_count": 2,
+        "mim_record_batch_seconds_sum": 0.4,
+        "mim_record_next_offset{3}": 120,
+        "mim_record_deleted_takes_total": 34,
+        "mim_record_deleted_items": 19,
+        "mim_record_sweep_seconds_count": 2,
+        "mim_record_sweep_seconds_sum": 0.6,
+    }
 
 
-def test_an_indexed_batch_and_a_late_picture_move_theirs() -> None:
+def test_what_an_index_worker_reports_adds_up_in_the_series_of_each_field() -> None:
     metrics = Metrics("index")
-    letters = {("decode", "not_json"): 2}
-    counts = {"events": 9, "superseded": 1, "encoded": 4, "rewritten": 1, "pending": 0, "deleted": 1, "stale": 0}
-    metrics.record(IndexReport(**counts, image_retries=0, dead_lettered=letters, seconds=0.5))
-    metrics.record(RetryReport("given_up", 8, {("image", "image_unavailable"): 1}))
-    assert value(metrics, "mim_index_items_total", outcome="encoded") == 4
-    assert value(metrics, "mim_index_dead_letters_total", stage="decode", reason="not_json") == 2
-    assert value(metrics, "mim_index_dead_letters_total", stage="image", reason="image_unavailable") == 1
-    assert value(metrics, "mim_index_image_retries_total", outcome="given_up") == 1
+    counts = {"superseded": 2, "encoded": 3, "rewritten": 5, "pending": 7, "deleted": 11, "stale": 13}
+    letters = {("decode", "not_json"): 19, ("image", "image_unavailable"): 23}
+    for _ in range(2):
+        report = IndexReport(
+            events=99, **counts, image_retries=17, dead_lettered=letters, seconds=0.5, held_seconds=0.25
+        )
+        metrics.record(report)
+        metrics.record(RetryReport("given_up", 8, {("image", "image_unavailable"): 1}))
+        metrics.record(PartitioningReport(home=29, foreign=31))
+    metrics.record(RetryReport("fetched", 1, {}))
+    assert series(metrics) == {
+        **{f"mim_index_items_total{{{name}}}": 2 * count for name, count in counts.items()},
+        "mim_index_items_total{image_retries}": 34,
+        "mim_index_dead_letters_total{decode}{not_json}": 38,
+        "mim_index_dead_letters_total{image}{image_unavailable}": 48,
+        "mim_index_batch_seconds_count": 2,
+        "mim_index_batch_seconds_sum": 1.0,
+        "mim_index_held_seconds_total": 0.5,
+        "mim_index_image_retries_total{given_up}": 2,
+        "mim_index_image_retries_total{fetched}": 1,
+        "mim_index_placed_total{home}": 58,
+        "mim_index_placed_total{foreign}": 62,
+    }
 
 
-def test_serving_reports_move_theirs() -> None:
+def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_release_changes_no_gauge() -> None:
     metrics = Metrics("serve")
-    metrics.record(RequestReport("/v1/score", 200, 0.01))
-    metrics.record(ModelReport("loaded", 7, rows_trained=70, seconds=0.1))
-    metrics.record(ModelReport("damaged", 8))
-    metrics.record(CacheReport(hits=3, misses=2, absent=1, cached=5, behind_seconds=0.5))
-    assert value(metrics, "mim_http_request_seconds_count", route="/v1/score", status="200") == 1
-    assert value(metrics, "mim_model_release_number") == 7
-    assert value(metrics, "mim_model_loads_total", outcome="damaged") == 1
-    assert value(metrics, "mim_vector_lookups_total", source="milvus") == 2
-    assert value(metrics, "mim_vector_cache_behind_seconds") == 0.5
+    for _ in range(2):
+        metrics.record(RequestReport("/v1/score", 200, 0.01))
+        metrics.record(CacheReport(hits=3, misses=2, absent=5, cached=7, behind_seconds=0.5))
+    metrics.record(RequestReport("/v1/score", 503, 0.5))
+    metrics.record(ModelReport("loaded", 6, rows_trained=60, seconds=0.25))
+    metrics.record(ModelReport("loaded", 7, rows_trained=70, seconds=0.5))
+    metrics.record(ModelReport("damaged", 8, rows_trained=80, seconds=9.0))
+    metrics.record(DroppedConnection("slow_head"))
+    assert series(metrics) == {
+        "mim_http_request_seconds_count{/v1/score}{200}": 2,
+        "mim_http_request_seconds_sum{/v1/score}{200}": 0.02,
+        "mim_http_request_seconds_count{/v1/score}{503}": 1,
+        "mim_http_request_seconds_sum{/v1/score}{503}": 0.5,
+        "mim_model_loads_total{loaded}": 2,
+        "mim_model_loads_total{damaged}": 1,
+        "mim_model_release_number": 7,
+        "mim_model_rows_trained": 70,
+        "mim_model_load_seconds_count": 2,
+        "mim_model_load_seconds_sum": 0.75,
+        "mim_vector_lookups_total{cache}": 6,
+        "mim_vector_lookups_total{milvus}": 4,
+        "mim_vector_absent_total": 10,
+        "mim_vector_cache_items": 7,
+        "mim_vector_cache_behind_seconds": 0.5,
+        "mim_http_dropped_connections_total{slow_head}": 1,
+    }
+
+
+def test_what_a_trainer_reports_is_in_the_series_of_each_field() -> None:
+    metrics = Metrics("train")
+    report = TrainReport(
+        accounts={"received": 99, "trained": 2, "late": 3},
+        kinds={"exposure": 5, "click": 7},
+        late_by_partition={0: 11, 4: 13},
+        corrected=17,
+        upgraded=19,
+        takes_too_late=23,
+        steps=29,
+        rows_trained=31,
+        releases=37,
+        refused=41,
+        held=43,
+        last_event_at=47,
+        waiting_for=53,
+        given_up=59,
+        ids_forgotten=61,
+        open_transactions=67,
+        prequential={"gauc": 0.6, "auc": None},
+    )
+    metrics.record(replace(report, steps=1, last_event_at=None, prequential={"gauc": 0.5}))
+    metrics.record(report)
+    metrics.record(replace(report, prequential={"gauc": None}))
+    assert series(metrics) == {
+        "mim_train_events{received}": 99,
+        "mim_train_events{trained}": 2,
+        "mim_train_events{late}": 3,
+        "mim_train_accepted_events{exposure}": 5,
+        "mim_train_accepted_events{click}": 7,
+        "mim_train_late_events{0}": 11,
+        "mim_train_late_events{4}": 13,
+        "mim_train_corrected_rows{label}": 17,
+        "mim_train_corrected_rows{kind}": 19,
+        "mim_train_takes_too_late": 23,
+        "mim_train_steps": 29,
+        "mim_train_rows": 31,
+        "mim_train_releases": 37,
+        "mim_train_kept_back{refused}": 41,
+        "mim_train_kept_back{held}": 43,
+        "mim_train_last_event_timestamp_seconds": 47,
+        "mim_train_waiting_items": 53,
+        "mim_train_given_up_items": 59,
+        "mim_train_forgotten_ids": 61,
+        "mim_train_open_transactions": 67,
+        "mim_train_prequential{gauc}": 0.6,
+    }
+    metrics.record(replace(report, last_event_at=None))
+    assert "mim_train_last_event_timestamp_seconds" not in series(metrics)
+
+
+@pytest.mark.parametrize("port", [None, 0])
+async def test_without_a_port_nothing_is_served(port: int | None) -> None:
+    async with metrics_server(Metrics("train"), "no such host", port):
+        pass
+
+
+async def test_a_port_that_is_taken_is_told_with_its_option(unused_tcp_port: int) -> None:
+    async with metrics_server(Metrics("record"), "127.0.0.1", unused_tcp_port):
+        with pytest.raises(Misconfigured, match=f"--metrics-port {unused_tcp_port} on 127.0.0.1"):
+            async with metrics_server(Metrics("train"), "127.0.0.1", unused_tcp_port):
+                pass
 
 
 def test_a_report_that_nobody_knows_is_an_error() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.behaviours import BehaviourKind
@@ -104,6 +104,7 @@ ids = st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_s
 takes = st.lists(st.tuples(ids, ids, st.integers(0, 2**31), st.sampled_from(list(BehaviourKind))), max_size=60)
 
 
+@settings(max_examples=40)
 @given(takes)
 def test_packing_a_user_loses_nothing(rows: list[tuple[str, str, int, BehaviourKind]]) -> None:
     user = UserTakes()

@@ -190,3 +190,18 @@ async def test_partitions_that_are_taken_away_are_not_written_from_their_old_pos
     await scene.store.record(0, [], first_offset=3, next_offset=4)  # another recorder went on meanwhile
     await scene.run(until=5)
     assert (await scene.store.counts())["takes"] == 4, "offset 3 was the other recorder's"
+
+
+async def test_what_retention_deleted_behind_the_stored_position_is_passed_over_for_good() -> None:
+    scene = Scene(*map(click, range(3)))
+    await scene.run(until=3)
+    scene.consumer.beginning, scene.consumer.log = 7, {PARTITION: [click(7), click(8)]}
+    await scene.run(until=9)
+    assert await scene.store.positions() == {0: 9} and (await scene.store.counts())["takes"] == 5
+    assert [report.resume_from for report in scene.reports] == [None] * len(scene.reports)
+
+
+async def test_a_broken_record_at_the_very_beginning_has_a_letter() -> None:
+    scene = Scene(FakeRecord(0, 0, b"u1", b"{broken"), click(1))
+    await scene.run(until=2)
+    assert [letter.offset for letter in scene.dead_letters.letters] == [0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +25,10 @@ from streams.broker.topics import TopicName, TopicsConfig
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from streams.replay.config import ReplayConfig
 from streams.replay.sender import Replay
-from streams.replay.timeline import Outgoing, Timeline
+from streams.replay.timeline import Outgoing, Timeline, item_json
 from tests.factories.offline_folders import START, write
-from trainer.datasets.exposures import behaviours_of
+from trainer.datasets.attributes import ItemAttributes
+from trainer.datasets.exposures import PUBLISHED_AT_IS, behaviours_of, how_published
 from trainer.datasets.folder import DataSet, open_data_set
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -144,6 +145,17 @@ async def test_everything_that_is_not_broken_parses(tmp_path: Path) -> None:
         shown = exposures[take.exposure_id]
         assert (shown.user_id, shown.item_id, shown.occurred_at) == (take.user_id, take.item_id, take.occurred_at)
         assert take.kind is BehaviourKind.CLICK
+
+
+def test_further_columns_of_items_and_how_their_publish_time_is_known_are_sent(tmp_path: Path) -> None:
+    data = replace(make_set(tmp_path / "set"), described=ItemAttributes((), (), ()))
+    items = [json.loads(one.value) for one in timeline_of(data) if one.topic == "items"]
+    assert not any("attributes" in item for item in items)
+    known = [PUBLISHED_AT_IS[place] for place in how_published(data)]
+    assert [item.get("published_at_is", "known") for item in items] == known
+    described = [{"colour": "red"}, {}]
+    records = [replace(record, described=described[n % 2]) for n, record in enumerate(data.records(0, 2))]
+    assert [json.loads(item_json(record, None)).get("attributes") for record in records] == [{"colour": "red"}, None]
 
 
 def test_the_platforms_own_event_ids_stay(tmp_path: Path) -> None:

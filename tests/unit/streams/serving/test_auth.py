@@ -151,6 +151,7 @@ async def test_no_answer_and_no_log_line_tells_a_secret_or_a_stack(open_bench: O
 
 def test_a_token_that_can_be_guessed_is_refused_and_none_is_shown() -> None:
     with pytest.raises(ValueError, match="at least 16 characters") as caught:
-        ServeConfig(tokens=("short",))  # type: ignore[arg-type]
+        ServeConfig(tokens=(TOKEN, "fifteen-letters"))  # type: ignore[arg-type]
+    ServeConfig(tokens=("sixteen--letters",))  # type: ignore[arg-type]
     assert TOKEN not in repr(ServeConfig(tokens=(TOKEN,)))  # type: ignore[arg-type]
     assert "tokens" in str(caught.value)

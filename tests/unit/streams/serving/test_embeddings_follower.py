@@ -121,7 +121,8 @@ async def test_without_kafka_it_says_so_at_once_and_catches_up_when_kafka_is_the
 async def test_a_topic_that_is_missing_ends_the_start_but_not_a_server_that_answers_already(
     topic: QuietTopic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*_: object) -> ClusterTopics:
+    def missing(broker: object, topics: object, names: list[str]) -> ClusterTopics:
+        assert names == ["embeddings", "models"], "a missing topic of notices would be waited for in silence"
         raise Misconfigured("run 'mimstream topics create'")
 
     found = embeddings_follower.describe_topics
@@ -138,3 +139,95 @@ async def test_a_topic_that_is_missing_ends_the_start_but_not_a_server_that_answ
     await until(lambda: confirmations.count > 0 or running.done(), every=0.001)
     stop.set()
     await running
+
+
+class Cache:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.applied: list[tuple[bytes | None, bytes | None]] = []
+        self.confirmed: list[float] = []
+        self.invalidations = 0
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        self.applied.append((key, value))
+
+    def invalidate(self) -> None:
+        self.invalidations += 1
+
+    def confirm(self, at: float) -> None:
+        self.confirmed.append(at)
+
+
+PARTS = [TopicPartition("mim.embeddings", number) for number in (0, 1)]
+
+
+class Steps:
+    """A follower whose parts are called one after another."""
+
+    def __init__(self, *, warm_up: bool) -> None:
+        records = [FakeRecord(0, n, b"k%d" % n) for n in (3, 4)]
+        self.consumer, self.cache, self.now = FakeConsumer({PARTS[0]: records, PARTS[1]: []}, beginning=3), Cache(), 0.0
+        cache: Any = self.cache
+        self.follower = EmbeddingsFollower(
+            cache, BrokerConfig(), TopicsConfig(), warm_up=warm_up, clock=lambda: self.now, confirm_every_seconds=0.0
+        )
+
+    async def begin(self) -> None:
+        await self.follower._seek_to_start(self.consumer, PARTS)
+
+    async def read(self) -> None:
+        await self.follower._read(self.consumer, PARTS)
+        await self.follower._confirm(self.consumer)
+
+    async def ask(self) -> None:
+        """Ask once where the topic ends."""
+        stop = asyncio.Event()
+        asking = asyncio.create_task(self.follower._poll_ends(self.consumer, PARTS, stop))
+        await asyncio.sleep(0)
+        stop.set()
+        await asking
+
+
+@pytest.mark.parametrize(("warm_up", "applied"), [(True, [b"k3", b"k4", b"k5"]), (False, [b"k5"])])
+async def test_it_begins_at_the_end_unless_the_cache_is_to_be_warmed_up(warm_up: bool, applied: list[bytes]) -> None:
+    steps = Steps(warm_up=warm_up)
+    await steps.begin()
+    steps.consumer.log = {
+        **steps.consumer.log,
+        PARTS[0]: [*steps.consumer.log[PARTS[0]], FakeRecord(0, 5, b"k5", None)],
+    }
+    await steps.read()
+    assert [key for key, _ in steps.cache.applied] == applied and steps.cache.applied[-1] == (b"k5", None)
+
+
+async def test_the_cache_is_confirmed_as_of_when_the_end_was_asked_for_once_everything_before_it_is_applied() -> None:
+    steps = Steps(warm_up=True)
+    await steps.begin()
+    await steps.read()
+    assert steps.cache.confirmed == []  # no end was asked for
+    steps.consumer.log = {PARTS[0]: [FakeRecord(0, 5)], PARTS[1]: [FakeRecord(1, 8)]}
+    steps.now = 1.0
+    await steps.ask()
+    steps.consumer.pause(PARTS[1])
+    steps.now = 2.0
+    await steps.read()
+    assert steps.cache.confirmed == []
+    await steps.ask()  # while behind, the end that was asked for first is kept
+    steps.consumer.resume(PARTS[1])
+    steps.now = 3.0
+    await steps.read()
+    assert steps.cache.confirmed == [1.0]
+    await steps.read()
+    assert steps.cache.confirmed == [1.0]  # each answer counts once
+
+
+async def test_after_a_gap_it_goes_on_at_the_end_with_nothing_trusted() -> None:
+    steps = Steps(warm_up=True)
+    await steps.begin()
+    steps.consumer.fetch_failure = kafka_errors.OffsetOutOfRangeError({PARTS[0]: 3})
+    await steps.read()
+    assert steps.cache.invalidations == 1 and steps.consumer.positions == {PARTS[0]: 5, PARTS[1]: 3}
+    steps.consumer.fetch_failure = kafka_errors.KafkaConnectionError("away")
+    await steps.read()
+    assert steps.cache.invalidations == 1 and steps.cache.applied == []

@@ -25,7 +25,7 @@ async def test_a_checkpoint_that_cannot_be_written_now_is_logged_and_ends_nothin
             raise error
         return LOG
 
-    def write(*_: Any) -> None:
+    def write(*_: Any, **__: Any) -> None:
         raise error
 
     checkpointer = make_checkpointer(tmp_path, read_log=read_log)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
 from streams.runtime.interval import IntervalTimer
@@ -10,6 +11,7 @@ from streams.training.reports import NO_COUNTS, TrainReport
 from tests.factories.feeding import observe_all, through_bytes
 from tests.factories.samples import behaviour, make_trainer, small_config
 from tests.factories.training import ALL, ListedInput, make_loop, trained, vectors
+from trainer.samples.late_events import LateEvent
 
 
 class Watched:
@@ -73,9 +75,31 @@ def test_late_events_are_counted_over_a_restart_and_the_sample_is_bounded() -> N
     assert [event.event_id for event in trainer.intake.late.newest] == [f"old{n}" for n in range(30, 50)]
 
 
-def test_check_tells_a_log_that_no_row_can_be_made_of() -> None:
-    assert click_log_problem({}, draws=False) is None
-    assert "no exposure" in (click_log_problem({"click": 1}, draws=False) or "")
-    assert click_log_problem({"click": 1}, draws=True) is None
-    assert click_log_problem({"click": 1, "exposure": 9}, draws=False) is None
-    assert "no take" in (click_log_problem({"exposure": 1_000}, draws=False) or "")
+@pytest.mark.parametrize(
+    ("received", "late", "told"),
+    [(100, 99, False), (100, 100, True), (10_000, 100, False), (9_999, 100, True), (50_000, 501, True)],
+)
+def test_late_events_are_told_from_a_hundred_on_where_they_are_above_a_hundredth(
+    received: int, late: int, told: bool
+) -> None:
+    watched = Watched()
+    newest = [LateEvent(0, n, f"e{n}", 1.0, 9.0) for n in range(5)]
+    said = watched.look(received=received, late=late, late_events=newest)
+    assert [line["event"] for line in said] == ["train.late_events"] * told
+    assert not told or [one["event_id"] for one in said[0]["newest"]] == ["e2", "e3", "e4"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "draws", "told"),
+    [
+        ({}, False, None),
+        ({"click": 1}, False, "no exposure"),
+        ({"click": 1}, True, None),
+        ({"exposure": 999}, False, None),
+        ({"exposure": 1_000}, True, "no take"),
+        ({"exposure": 1_000, "purchase": 1}, False, None),
+    ],
+)
+def test_a_sample_is_judged_by_its_kinds(kinds: dict[str, int], draws: bool, told: str | None) -> None:
+    problem = click_log_problem(kinds, draws=draws)
+    assert (problem is None) if told is None else told in (problem or "")

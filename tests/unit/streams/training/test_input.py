@@ -111,3 +111,12 @@ def test_only_an_embedding_that_can_be_used_names_the_encoder(length: float) -> 
     usable = length == 1
     assert reads.encoder_version == ("first" if usable else None)
     assert (reads.broken_vectors, reads.other_encoders) == (1 if usable else 2, 0)
+
+
+def test_a_transaction_that_begins_a_partition_is_waited_for_too() -> None:
+    clock = Clock()
+    ends = OpenTransactions(patience_seconds=60, clock=clock)
+    assert ends.end(0, stable=0, high=9) == 9 and ends.open == 1
+    clock.now += 60
+    assert ends.end(0, stable=0, high=9) == 0 and ends.passed_over == 1
+    assert ends.end(0, stable=0, high=0) == 0 and ends.open == 0

@@ -10,7 +10,9 @@ from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.training.promotion_gate import PromotionGate
-from tests.factories.promotion import GATE, Scene
+from tests.factories import releases
+from tests.factories.promotion import GATE, LOG, Scene
+from tests.factories.samples import DIM
 
 
 class Flaky(ModelRegistry):
@@ -220,3 +222,37 @@ async def test_a_release_that_a_person_chose_against_the_gate_is_measured_by_its
     scene.store.choose(shadow.candidate.release_id, seen=scene.store.current(), rollback=False, why=None)
     await scene.candidate()
     assert scene.trainer.shadow is not None and scene.trainer.shadow.against.best[1:7] == "000002"
+
+
+@pytest.mark.parametrize(
+    ("offsets", "beyond"),
+    [
+        ({0: 101, 1: 50}, True),
+        ({0: 100, 1: 51}, True),
+        ({0: 100, 1: 50}, False),
+        ({0: 999, 1: 49}, False),  # ahead in one partition is not enough
+        ({0: 999}, False),
+        ({0: 100, 1: 50, 2: 1}, True),
+    ],
+)
+@pytest.mark.parametrize("last", ["current", "rolled back", "refused"])
+async def test_only_what_goes_further_than_the_newest_release_that_was_decided_about_is_released(
+    last: str, offsets: dict[int, int], beyond: bool
+) -> None:
+    store, log = in_memory_registry(), {"cluster_id": LOG.cluster_id, "topic_ids": LOG.topic_ids}
+    earlier = releases.release(store, 1, encoder_version="enc-1", dim=DIM, offsets={"behaviours": {0: 9, 1: 9}}, **log)
+    place = {"behaviours": {0: 100, 1: 50}}
+    newest = releases.publish(store, 2, encoder_version="enc-1", dim=DIM, offsets=place, **log)
+    if last == "refused":
+        store.record_decision(newest, PromotionDecision(passed=False, reasons=["worse"]))
+    else:
+        store.promote(newest, None)
+    if last == "rolled back":
+        store.choose(earlier, seen=store.current(), rollback=True, why=None)
+    # neither one that nobody decided about, nor one of another log, is a limit
+    further = {"behaviours": {0: 10**6, 1: 10**6}}
+    releases.publish(store, 3, offsets=further, **log)
+    other = releases.publish(store, 4, offsets=further, cluster_id="another", topic_ids={})
+    store.record_decision(other, PromotionDecision(passed=False, reasons=["worse"]))
+    publisher = (await Scene(store).start()).publisher
+    assert publisher.beyond_current(offsets) is beyond

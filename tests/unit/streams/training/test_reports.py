@@ -122,3 +122,34 @@ async def test_a_clock_that_is_set_back_puts_no_report_off() -> None:
             await reports.write(TrainReport(accounts=NO_COUNTS))
             assert not reports.due
     assert len(written) == 2
+
+
+def test_a_report_replaces_the_one_before_in_a_folder_that_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    for steps in (1, 2):
+        write_report(folder, TrainReport(accounts=NO_COUNTS, steps=steps))
+        assert json.loads((folder / "accounts.json").read_text())["steps"] == steps
+    assert [path.name for path in folder.iterdir()] == ["accounts.json"]
+
+
+@pytest.mark.parametrize(("place", "kept"), [((1, 0), 0), ((1, 60), 60), ((2, 0), 100), ((2, 30), 130), ((3, 0), 150)])
+def test_scores_go_on_at_the_place_of_a_snapshot_and_what_lay_beyond_it_is_made_again(
+    tmp_path: Path, place: tuple[int, int], kept: int
+) -> None:
+    files = ScoreFiles(tmp_path, rows_per_file=100)
+    files.open()
+    files.add([make_rows(0, 100), make_rows(100, 50)])
+    files.flush()
+    assert files.place == (2, 50)
+    again = ScoreFiles(tmp_path, rows_per_file=100)
+    again.open(place)
+    assert again.place == place
+    again.flush()
+    read = read_scores(tmp_path)
+    if kept:
+        assert_equal(read, make_rows(0, kept))
+    else:
+        assert read is None
+    again.add([make_rows(kept, 20)])
+    again.flush()
+    assert_equal(read_scores(tmp_path), make_rows(0, kept + 20))

@@ -10,14 +10,24 @@ from typing import Any
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
+from schemas.errors import PipelineError
 from streams.broker.cluster import ClusterTopics
+from streams.broker.rights_asked import Answers
 from streams.broker.topics import TOPICS, TopicsConfig, TopicSpec
 from streams.commands.check import EXIT_UNKNOWN, exit_status
 from streams.settings import Settings
 from streams.stores.histories.client import RedisConfig
 from streams.stores.histories.server import RedisServer, describe_server
 from streams.wiring import rights
-from streams.wiring.preflight import CheckLine, _CheckFailed, _CheckUnknown, judge_redis, why_not_writable
+from streams.wiring.preflight import (
+    CheckLine,
+    _CheckFailed,
+    _CheckUnknown,
+    _model,
+    judge_groups,
+    judge_redis,
+    why_not_writable,
+)
 from streams.wiring.topic_checks import right_problems, specs_of, topic_problems, unseen
 
 ROOT = Path(__file__).parents[4]
@@ -196,6 +206,22 @@ def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left_in_one_that
     (tmp_path / "file").touch()
     for folder in (Path("/proc/mimstream/models"), tmp_path / "file"):
         assert str(folder if folder.exists() else "/proc") in (why_not_writable(folder) or "")
+
+
+async def test_a_server_needs_no_right_to_write_models_and_a_trainer_does() -> None:
+    nowhere = SETTINGS.models.model_copy(update={"folder": Path("/proc/mimstream/models"), "url": None})
+    settings = SETTINGS.model_copy(update={"models": nowhere})
+    assert "nothing released" in await _model(settings, None, writes=False)
+    with pytest.raises(PipelineError, match="MIM_MODELS__FOLDER"):
+        await _model(settings, None, writes=True)
+
+
+def test_a_refused_group_fails_and_one_that_the_broker_says_nothing_of_is_unknown() -> None:
+    assert judge_groups(Answers(["read group g"])) == "this login may read group g"
+    with pytest.raises(_CheckFailed, match="may not read group g"):
+        judge_groups(Answers(["write transactional id t"], ["read group g"], ["read group h"]))
+    with pytest.raises(_CheckUnknown, match="does not say whether this login may read group h"):
+        judge_groups(Answers(["read group g"], unknown=["read group h"]))
 
 
 def test_what_is_unknown_has_an_exit_status_of_its_own() -> None:

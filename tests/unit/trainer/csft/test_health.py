@@ -107,3 +107,37 @@ def test_popularity_at_retrieval_gives_back_what_the_correction_took_out():
             assert rows[q] @ columns[n] == pytest.approx(expected, rel=1e-5)
     fully, untouched = health.with_popularity(queries, vectors, takes, temperature=0.2, strength=1.0)
     np.testing.assert_allclose(fully @ untouched.T, queries @ vectors.T / 0.2, rtol=1e-5)
+
+
+def test_earlier_anchors_weigh_less_by_the_decay_and_padding_nothing():
+    vectors = np.concatenate([np.full((1, 4), 9.0, np.float32), unit(3, 4)])
+    asked = questions([[1, 2, 3], [2, 0, 0]], [3, 3], [[], []])
+    found = health.queries(vectors, asked, decay=0.5)
+    summed = vectors[1] + 0.5 * vectors[2] + 0.25 * vectors[3]
+    np.testing.assert_allclose(found, [summed / np.linalg.norm(summed), vectors[2]], rtol=1e-5)
+
+
+def test_alignment_is_the_mean_squared_distance_of_query_and_answer():
+    one, other = unit(30, 8, 1), unit(30, 8, 2)
+    expected = np.mean([np.sum((a - b) ** 2) for a, b in zip(one, other, strict=True)])
+    assert health.geometry(one, query_QD=one, answer_QD=other).alignment == pytest.approx(expected, rel=1e-5)
+    assert health.geometry(one, query_QD=one[:0], answer_QD=other[:0]).alignment is None
+
+
+@pytest.mark.parametrize(("items", "told"), [(20, True), (19, False)])
+def test_titles_are_matched_from_twenty_items_with_both_on_and_the_tenth_nearest_counts(items, told):
+    rows = np.eye(24, dtype=np.float32)[:items]
+    far = np.concatenate([rows, np.zeros((4, 24), np.float32)])
+    found = health.geometry(unit(items + 4, 24), title_ND=far, image_ND=far).title_finds_image
+    assert found == (1.0 if told else None)
+    titles = rows.copy()
+    titles[0], titles[1] = rows[0] + 2 * rows[1:10].sum(0), rows[1] + 2 * rows[2:12].sum(0)
+    if told:  # nine pictures are nearer to the first title than its own, ten to the second
+        assert health.geometry(rows, title_ND=titles, image_ND=rows).title_finds_image == 0.95
+
+
+def test_a_space_at_its_limits_has_not_collapsed():
+    shape = health.Geometry(0.5, 4.0, -1.0, None, None)
+    assert health.collapse(shape, loss_share=0.98, cosine_limit=0.5, loss_limit=0.98) is None
+    assert health.collapse(shape, loss_share=0.99, cosine_limit=0.5, loss_limit=0.98) is not None
+    assert health.collapse(shape, loss_share=0.5, cosine_limit=0.49, loss_limit=0.98) is not None

@@ -1,5 +1,7 @@
 """Which pairs the log makes, which hard negatives stand beside them, and the ring they are remembered in."""
 
+from base64 import b64encode
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, HardNegatives, NoPair, PairMiner, batches, join_all
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
+from trainer.samples.corrections import CorrectableRows
 from trainer.samples.rows import Take
 
 PURCHASE, CLICK, CART = BehaviourKind.PURCHASE, BehaviourKind.CLICK, BehaviourKind.CART
@@ -173,3 +176,68 @@ def test_batches_hold_every_pair_once_and_stay_inside_their_block_of_time():
     assert sorted(flat) == [pair.row.second for pair in pairs]
     assert [second // 100 for second in flat] == sorted(second // 100 for second in flat)
     assert min(flat) >= DAY0
+
+
+def test_the_newest_things_passed_over_stand_beside_a_pair_without_what_its_user_took():
+    seconds = [[event(f"p{n}", n, "u", f"i{n}")] for n in range(5, 11)]
+    seconds += shown_and_taken("a", 20, "u", "i9")
+    seconds += shown_and_taken("b", 40, "u", "i12", query="q")
+    (pair,) = mine(seconds, queries={"q": 15}, passed_over_length=3)
+    assert pair.row.item == 12 and pair.passed_over == (8, 10)
+
+
+def test_only_so_many_users_have_things_passed_over_the_one_inactive_for_longest_has_none():
+    seconds = [[event(f"p{user}{n}", n, user, "i9")] for n, user in enumerate("uvuw")]
+    for n, user in enumerate("uvw"):
+        seconds += shown_and_taken(f"t{user}", 20 + 10 * n, user, "i12", query="q")
+    pairs = mine(seconds, queries={"q": 15}, max_users=2)
+    assert [(pair.row.user_id, pair.passed_over) for pair in pairs] == [("u", (9, 9)), ("v", ()), ("w", (9,))]
+
+
+def test_a_photo_goes_before_words_and_both_before_what_was_taken():
+    both = {"query_text": "q", "query_image": b64encode(b"photo").decode()}
+    seconds = one_after_the_other("u", "i1")
+    seconds += [[event("x", 50, "u", "i3", **both)], [event("t", 51, "u", "i3", PURCHASE, exposure_id="x")]]
+    for queries, kind, anchor in (
+        ({"q": 15, b"photo": 16}, AnchorKind.QUERY_IMAGE, (16,)),
+        ({"q": 15}, AnchorKind.QUERY_TEXT, (15,)),
+        ({}, AnchorKind.TRIGGER_ITEM, (1,)),
+    ):
+        (pair,) = [pair for pair in mine(seconds, queries=queries) if pair.row.item == 3]
+        assert (pair.anchor_kind, pair.anchor) == (kind, anchor)
+
+
+def test_the_positive_is_no_anchor_of_itself_where_it_was_looked_at():
+    seconds = one_after_the_other("u", "i1")
+    seconds += [[event("x", 50, "u", "i3", trigger_item="i3")], [event("t", 51, "u", "i3", PURCHASE, exposure_id="x")]]
+    assert [(pair.row.item, pair.anchor) for pair in mine(seconds)] == [(3, (1,))]
+
+
+def test_a_first_take_is_watched_for_the_longest_window_of_all_kinds():
+    seconds = shown_and_taken("a", 0, "u", "i1", CLICK, query="q")
+    seconds += shown_and_taken("b", 300, "v", "i2", CLICK, query="q")
+    seconds += shown_and_taken("c", 500, "u", "i1")
+    window = {CLICK: 10.0, PURCHASE: 600.0}
+    assert kinds(seconds, take_seconds=window) == [(1, PURCHASE), (2, CLICK)]
+
+
+def test_a_log_that_is_closed_has_its_late_takes_where_they_were_shown():
+    numbers = make_numbers(20)
+    windows = dict.fromkeys((CLICK, CART, PURCHASE), 100.0)
+    seconds = [[event("x", 0, "u", "i1")], [event("y", 1, "u", "i2")]]
+    seconds += [[event("t1", 20, "u", "i1", CART, exposure_id="x")], [event("t2", 30, "u", "i1", PURCHASE)]]
+    seconds += [[event("z", 40, "u", "i3")]]
+    corrections = CorrectableRows(windows, most_bytes=1e9, most_rows=1e9, upgrades=True)
+    rows = list(join_all(seconds, numbers, history_length=5, attribution_seconds=5.0, corrections=corrections))
+    assert [(row.event_id, row.label, row.taken_as) for row in rows] == [
+        ("x", 1, PURCHASE),
+        ("y", 0, None),
+        ("z", 0, None),
+    ]
+
+
+def test_neither_the_positive_nor_an_earlier_take_is_the_hard_negative_of_its_category():
+    (pair,) = [pair for pair in mine(one_after_the_other("u", "i1", "i2", "i3")) if pair.row.item == 3]
+    hard = HardNegatives(np.array([-1, 0, 0, 0, 0, *[1] * 16]), usable=np.arange(21) > 0, exposed_first=False)
+    found = {hard.choose(pair, np.random.default_rng(seed)) for seed in range(60)}
+    assert found == {0, 4}

@@ -6,22 +6,19 @@ from pathlib import Path
 
 import torch
 
-from tests.factories.csft_two_workers import two_steps
+from tests.factories.csft_two_workers import one_of, two_steps
 from trainer.csft.workers import Workers
 
 
 def test_two_workers_have_the_loss_and_the_gradients_of_one(tmp_path):
     command = [sys.executable, "-m", "tests.factories.csft_two_workers"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[4]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    outs = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    workers = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path / "meet"), str(outs[rank])], env=environment)
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    out, meet = tmp_path / "1.pt", tmp_path / "meet"
+    with subprocess.Popen([*command, str(meet), str(out)], env=environment) as other:
+        first = one_of(2, 0, meet)  # this process is the other worker
+        assert other.wait(timeout=120) == 0
     alone = two_steps()
-    for out in outs:
-        together = torch.load(out, weights_only=True)
+    for together in (first, torch.load(out, weights_only=True)):
         assert together.keys() == alone.keys() and "loss2" in alone
         for name, value in alone.items():
             torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -19,6 +19,7 @@ from schemas.base import Identifier, is_identifier
 from schemas.errors import Misconfigured
 from streams.replay.timeline import Timeline
 from tests.factories.offline_folders import START, read_protocol, write, write_days, write_small_set
+from trainer.datasets.attributes import ItemAttributes
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.datasets.spans import BehaviourLog
@@ -263,3 +264,18 @@ def test_further_columns_of_texts_and_fractions_are_found_whatever_their_type(tm
     facets, numbers = further_columns(open_data_set(folder, behaviours=False), folder)
     assert set(facets) == {"colour"}
     assert {name: values[1] for name, values in numbers.items()} == {"weight": 1.5, "size": 0.5, "half": 0.5}
+
+
+def test_further_columns_are_attributes_where_items_share_their_values(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    names = [f"i{n}" for n in range(8)]
+    write(folder, "items", item_id=names, title=names, publish_ts=[START] * 8,
+          colour=pa.array(["red", "blue", None, " "] * 2).dictionary_encode(), tags=["a, b", "b", "", "a,c"] * 2,
+          note=[f"words of {name}, once" for name in names], weight=pa.array([Decimal("1.5"), Decimal("2.5")] * 4),
+          number=list(range(8)), stock=[7, None] * 4, pages=[100, 200, None, 100] * 2, on_sale=[True, False] * 4,
+          cold_holdout=[0, 1] * 4, diag_takes=[1, 2] * 4, first_ts=[START] * 8)  # fmt: skip
+    data = open_data_set(folder, behaviours=False)
+    assert data.described == ItemAttributes(("colour",), ("tags",), ("weight", "pages"))
+    records = data.records(0, 8)
+    assert records[0].described == {"colour": "red", "tags": ["a", "b"], "weight": 1.5, "pages": 100.0}
+    assert records[2].described == {"weight": 1.5}

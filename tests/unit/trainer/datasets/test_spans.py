@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.factories.offline_folders import DAY, read_protocol, write_stream
-from trainer.datasets.spans import BehaviourLog
+from tests.factories.offline_folders import DAY, read_protocol, write_days, write_stream
+from trainer.csft.pairs import NoPair
+from trainer.datasets.spans import BehaviourLog, Span
+from trainer.samples.numbering import FeatureNumbers
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +46,79 @@ def test_published_items_are_those_before_the_end_of_the_span(log: BehaviourLog)
     span = log.learn
     assert log.published(span).tolist() == [False, *(int(ts) < span.stop for ts in log.data.publish_ts)]
     assert 0 < log.published(span).sum() < len(log.data.publish_ts)
+
+
+def test_a_span_holds_its_first_second_and_not_its_end() -> None:
+    assert Span(5, 8).holds(np.array([4, 5, 7, 8])).tolist() == [False, True, True, False]
+
+
+def test_spans_are_shares_of_the_events_in_order_and_the_test_runs_to_the_end(log: BehaviourLog) -> None:
+    ordered = np.sort(log.ts)
+    at = {share: int(ordered[round(share * len(ordered))]) for share in (0.5, 0.7, 0.8)}
+    assert log.learn == Span(int(ordered[0]), at[0.5])
+    assert log.validation == Span(at[0.7], at[0.8])
+    assert log.test.start == at[0.8] and log.test.holds(ordered[-1:]).all()
+    assert log.boundary(1.0) == ordered[-1]
+
+
+def test_questions_ask_for_the_next_liked_item_that_is_new_given_the_earlier_ones(log: BehaviourLog) -> None:
+    rng, span = np.random.default_rng(0), log.validation
+    liked = rng.random(len(log.ts)) < 0.7
+    log = replace(log, item=rng.integers(1, 30, len(log.ts)))  # users meet items again
+    asked = replace(log, liked=liked).next_questions(span)
+    order = sorted(range(len(log.ts)), key=lambda row: (log.ts[row], row))
+    expected = []
+    for row in order:
+        if not (span.start <= log.ts[row] < span.stop and liked[row]):
+            continue
+        before = [one for one in order if log.user[one] == log.user[row] and log.ts[one] < log.ts[row]]
+        met = {int(log.item[one]) for one in before}
+        earlier = [int(log.item[one]) for one in before if liked[one]]
+        if earlier and int(log.item[row]) not in met:
+            expected.append((earlier[-10:][::-1], int(log.item[row]), sorted(met)))
+    found = [
+        (
+            [item for item in asked.anchors_QL[q].tolist() if item],
+            int(asked.target_Q[q]),
+            asked.known[asked.known_start_Q[q] : asked.known_start_Q[q + 1]].tolist(),
+        )
+        for q in range(len(asked))
+    ]
+    assert found == expected and len(found) > 30
+    assert log.basket_questions(span) is None  # its times are finer than days
+
+
+def test_pairs_leave_out_what_is_held_out_or_was_not_liked(log: BehaviourLog) -> None:
+    numbers = FeatureNumbers(log.data.item_ids, log.data.item_ids)
+    rng, reasons = np.random.default_rng(1), Counter[NoPair]()
+    liked = replace(log, liked=rng.random(len(log.ts)) < 0.6)
+    pairs = liked.pairs(log.test, numbers, history_length=10, seed=0, no_pair=reasons)
+    good = {(int(u), int(i)) for u, i, yes in zip(log.user, log.item, liked.liked, strict=True) if yes}
+    users = {name: n for n, name in enumerate(log.data.user_ids)}
+    assert len(pairs) > 20 and reasons[NoPair.ITEM_NOT_LEARNED] > 0
+    for pair in pairs:
+        assert not log.held_out[[pair.row.item, *pair.anchor, *pair.passed_over]].any()
+        assert (users[pair.row.user_id], pair.row.item) in good
+        assert log.test.holds(np.array([pair.row.second])).all()
+
+
+def test_baskets_ask_for_each_item_given_its_neighbour_of_the_same_day_and_user(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = write_days(tmp_path_factory.mktemp("days"), users=30, items=20)
+    log = read_protocol(folder)[0].log
+    log = replace(log, user=log.user % 5)  # few users, so that baskets are large and hold an item twice
+    asked, span = log.basket_questions(log.test), log.test
+    assert asked is not None and len(asked) > 10
+    baskets: dict[tuple[int, int], list[int]] = {}
+    for ts, user, item, liked in zip(log.ts.tolist(), log.user.tolist(), log.item.tolist(), log.liked, strict=True):
+        if span.start <= ts < span.stop and liked:
+            basket = baskets.setdefault((ts, user), [])
+            basket.extend([item] if item not in basket else [])
+    expected = []
+    for items in baskets.values():
+        for place, item in enumerate(items if len(items) > 1 else []):
+            other = items[place - 1] if place else items[1]
+            expected.append((other, item, other))
+    found = zip(asked.anchors_QL[:, 0].tolist(), asked.target_Q.tolist(), asked.known.tolist(), strict=True)
+    assert sorted(found) == sorted(expected)

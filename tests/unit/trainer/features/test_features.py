@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from tests.factories.feature_world import (
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.features.states import SharedCounts, TakeRows
+from trainer.samples.id_hashes import id_hashes
+from trainer.samples.item_facts import facts_of, word_hash
 
 CONFIG = FeatureConfig(attributes=("genres", "colour"), history_length=8, partners=64)
 ITEMS = 40
@@ -92,18 +95,42 @@ def test_a_restored_state_goes_on_with_the_same_digits() -> None:
     world = World(config, ITEMS)
     takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
     state = fed(world, takes[:300])
-    state.delete(3)
+    state.delete("i3")
     restored = FeatureState(config, world)
     restored.restore(state.snapshot())
     assert_same_state(state, restored)
     for one in (state, restored):
         one.forget(2)
-        one.delete(5)
+        one.delete("i5")
         for start in range(300, 600, 60):
             one.add(columns_of(takes[start : start + 60]), before=takes[start + 59].second)
     assert_same_state(state, restored)
     rows = random_rows(takes, now=9_999, count=30, seed=1)
     assert features_of(state, rows).tobytes() == features_of(restored, rows).tobytes()
+
+
+def test_a_snapshot_holds_all_that_changed_after_the_one_before() -> None:
+    config = CONFIG.model_copy(update={"partners": 4, "max_items": 16, "max_users": 16})
+    world = World(config, ITEMS)
+    takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
+    state = fed(world, takes[:500])
+    first = state.snapshot().frozen()
+    for item in range(1, 6):
+        state.delete(f"i{item}")
+    state.forget(2)
+    for take in takes[500:510]:
+        state.add(columns_of([take]), before=take.second + 1)
+    whole = state.snapshot().arrays
+    second = state.snapshot().frozen({name: copy.held for name, copy in first.copies.items()})
+    assert sum(len(copy.numbers) for copy in second.copies.values()) > 0
+    for name, copy in first.copies.items():
+        later = second.copies[name]
+        kept, changed = copy.columns(slice(None)).arrays, later.columns(slice(None)).arrays
+        for column, values in changed.items():
+            found = np.zeros((later.held.count, *values.shape[1:]), values.dtype)
+            found[copy.numbers[: later.held.count]] = kept[column][: later.held.count]
+            found[later.numbers] = values
+            assert found.tobytes() == whole[f"{name}{column}"].tobytes(), column
 
 
 def test_a_state_of_other_features_is_refused() -> None:
@@ -137,6 +164,8 @@ def test_what_decays_to_almost_nothing_becomes_nothing() -> None:
     state = fed(world, [Take(1, 1, 0, 1), Take(2, 2, 0, 2)])
     late = features_of(state, [Row(n, [2], [0], 400 * 86_400) for n in range(1, 5)])
     assert np.isfinite(late).all()
+    weeks = features_of(state, [Row(n, [2], [0], 20 * 86_400) for n in range(1, 5)])
+    assert set(weeks[:, CONFIG.names.index("takes 1d")]) == {0.0} and weeks[0, CONFIG.names.index("takes 7d")] > 0
     decayed = [place for place, name in enumerate(CONFIG.names) if name in ("takes 1h", "takes 6h", "takes 1d")]
     assert not late[:, decayed].any()
     just_drawn = features_of(state, [Row(1, [2], [0], 10, source=(1, 0))])
@@ -175,7 +204,7 @@ def test_a_deleted_item_leaves_every_list() -> None:
     takes = random_takes(300, users=15, items=ITEMS, seconds=40_000, seed=8)
     state = fed(world, takes)
     assert any(7 in partners(state, world, item) for item in range(1, ITEMS + 1))
-    state.delete(7)
+    state.delete("i7")
     assert not state.states(np.array([0, 7])).takes.takes_U.any()
     state.add(columns_of([take for take in takes[-5:] if take.item != 7]), before=50_000)
     assert not any(7 in partners(state, world, item) for item in range(1, ITEMS + 1))
@@ -187,7 +216,7 @@ def test_lists_are_searched_for_a_deleted_item_some_at_a_time(monkeypatch: pytes
     monkeypatch.setattr("trainer.features.state._SWEPT_ROWS", 10)
     world = World(CONFIG, ITEMS)
     state = fed(world, random_takes(300, users=15, items=ITEMS, seconds=40_000, seed=8))
-    state.delete(7)
+    state.delete("i7")
     holding = []
     for _ in range(5):
         holding.append(sum(7 in partners(state, world, item) for item in range(1, ITEMS + 1)))
@@ -202,8 +231,32 @@ def test_a_forgotten_user_is_in_no_later_pair_and_the_counts_stay() -> None:
     assert partners(state, world, 1) == {2: 1}
     state.add(columns_of([Take(1, 3, 2, 3)]), before=3)
     assert partners(state, world, 3) == {} and partners(state, world, 1) == {2: 1}
-    snapshot = state.snapshot()
-    assert 1 in snapshot.arrays["users/source_row"].tolist() or len(snapshot.arrays["users/source"]) == 1
+
+
+def test_a_drawn_exposure_leaves_out_the_take_of_a_user_who_was_forgotten() -> None:
+    world = World(CONFIG, ITEMS)
+    state = fed(world, [Take(1, 1, 0, 1), Take(1, 2, 1, 2), Take(2, 1, 2, 3)])
+    state.forget(1)
+    (found,) = features_of(state, [Row(1, [2], [1], 10, source=(1, 0))])
+    assert found[CONFIG.names.index("takes")] == pytest.approx(np.log(2), abs=1e-3)
+    assert found[CONFIG.names.index("together")] == pytest.approx(np.log(2), abs=1e-3)  # the pair can no longer be told
+
+
+def test_a_source_that_the_state_does_not_know_was_not_counted() -> None:
+    world = World(CONFIG, ITEMS)
+    state = fed(world, [Take(1, 1, 0, 1)])
+    (found,) = features_of(state, [Row(1, [], [], 10, source=(77, 5))])
+    assert found[CONFIG.names.index("takes")] == pytest.approx(np.log(2), abs=1e-3)
+
+
+def test_a_pair_counts_while_either_item_has_it_in_its_list() -> None:
+    config = CONFIG.model_copy(update={"partners": 1})
+    world = World(config, ITEMS)
+    state = fed(world, [Take(1, 2, 0, 1), Take(1, 1, 1, 2), Take(2, 3, 2, 3), Take(2, 1, 3, 4)], step=1)
+    assert len(partners(state, world, 1)) == 1
+    rows = [Row(1, [2, 3], [0, 0], 10), Row(2, [1], [0], 10), Row(3, [1], [0], 10)]
+    found = features_of(state, rows)[:, config.names.index("together")]
+    assert found == pytest.approx(np.log1p([2, 1, 1]), abs=1e-3)
 
 
 def test_items_longest_without_a_take_lose_their_counts() -> None:
@@ -213,7 +266,7 @@ def test_items_longest_without_a_take_lose_their_counts() -> None:
     state = fed(world, takes, step=3)
     counted = state.states(np.arange(ITEMS + 1)).takes.takes_U
     assert counted.sum() <= 16 and counted[-3:].all() and not counted[1:20].any()
-    assert len(state.snapshot().arrays["number"]) <= 17
+    assert len(state.snapshot().arrays["rows.key"]) <= 17
 
 
 def test_users_longest_without_a_take_lose_theirs() -> None:
@@ -222,6 +275,24 @@ def test_users_longest_without_a_take_lose_theirs() -> None:
     state = fed(world, [Take(user, 1 + user % ITEMS, user, user) for user in range(1, 60)], step=5)
     users = state.snapshot().arrays["users/user"]
     assert len(users) <= 16 and users.max() == 59
+
+
+def test_hashes_that_share_their_low_bits_are_told_apart() -> None:
+    def alike(hash_of: Callable[[int], int]) -> int:
+        return next(n for n in range(1, 1 << 20) if hash_of(n) % (1 << 16) == hash_of(0) % (1 << 16))
+
+    colour = alike(lambda n: word_hash("colour", f"c{n}"))
+    item = alike(lambda n: id_hashes(f"i{n}")[0] & 0xFFFF_FFFF)
+    world = World(CONFIG, 3)
+    for number, name in ((1, "c0"), (2, f"c{colour}"), (3, f"c{colour}")):
+        about = {**world.described[number], "attributes": {"colour": name}}
+        world._facts.put(number, facts_of(CONFIG, **about))  # type: ignore[arg-type]
+    world._hashes[1], world._hashes[2] = id_hashes("i0"), id_hashes(f"i{item}")
+    state = fed(world, [Take(1, 1, 0, 1), Take(1, 3, 1, 2)])
+    rows = [Row(1, [2, 2], [0, 0], 10), Row(3, [2, 2], [0, 0], 10), Row(3, [2, 1], [0, 0], 10)]
+    found = np.concatenate([features_of(state, [row]) for row in rows])
+    assert found[:, CONFIG.names.index("colour share")].tolist() == [0, 1, 0.5]
+    assert found[:, CONFIG.names.index("together")] == pytest.approx(np.log1p([0, 0, 1]), abs=1e-3)
 
 
 def test_an_item_state_is_the_same_as_a_record() -> None:

@@ -205,6 +205,24 @@ def test_a_user_without_history_is_scored_as_in_training() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_released_model_drops_nothing_whatever_it_dropped_in_training() -> None:
+    config = SMALL_MODEL.model_copy(update={"dropout": 0.5, "id_dropout": 0.5})
+    manifest = MANIFEST.model_copy(update={"config": RELEASE_CONFIG | {"model": config.model_dump(mode="json")}})
+    scorer = Scorer.from_release(CiUBM(config, vector_width=DIM, seed=1).state_dict(), manifest)
+    items = ItemRows.of(["i7", "i2", "i3", "i4"], VECTORS, DIM)
+    np.testing.assert_array_equal(scorer.score(items, 2), scorer.score(items, 2))
+
+
+def test_items_of_a_request_have_their_own_row_each_and_say_which_have_no_vector() -> None:
+    rows = ItemRows.of(["i7", "none", "i2", "other", "none", "i7"], VECTORS, DIM)
+    assert rows.found == 3 and rows.without_vector() == ["none", "other"]
+    assert rows.has_vector_U.tolist() == [False, True, False, True, False, False, True]
+    np.testing.assert_array_equal(rows.vectors_UV[[1, 3, 6]], [VECTORS["i7"], VECTORS["i2"], VECTORS["i7"]])
+    assert not rows.vectors_UV[[0, 2, 4, 5]].any() and not rows.hashes_U2[0].any()
+    known = rows.by_item()
+    assert known.keys() == {"i7", "i2"} and all(np.array_equal(known[name], VECTORS[name]) for name in known)
+
+
 def test_scorer_of_foreign_weights_says_so() -> None:
     with pytest.raises(Misconfigured, match="r000001"):
         Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), MANIFEST)

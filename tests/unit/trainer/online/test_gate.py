@@ -12,13 +12,15 @@ import torch
 from schemas.errors import Misconfigured
 from tests.factories.feeding import pump
 from tests.factories.releases import make_manifest
-from tests.factories.samples import SMALL_MODEL, click_log, make_trainer, small_config
+from tests.factories.samples import SMALL_MODEL, click_log, make_catalogue, make_trainer, small_config
 from trainer.features.config import FeatureConfig
 from trainer.metrics import log_loss
 from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import collate
 from trainer.online.gate import NO_ROWS, ComparedRows, GateConfig, Opponents, judge
 from trainer.online.shadow_evaluation import Release, ShadowEvaluation, not_finite
 from trainer.online.trainer import OnlineTrainer
+from trainer.samples.rows import Impression
 
 CONFIG = GateConfig(trial_rows=1_000)
 BEST = "r000002-0123456789ab"
@@ -276,6 +278,117 @@ def test_a_release_of_another_version_cannot_be_in_shadow_evaluation() -> None:
     weights, manifest = release(1)
     with pytest.raises(Misconfigured, match="this version"):
         ShadowEvaluation(({}, manifest), (weights, manifest), rows_needed=5)
+
+
+def ranked(takes: int, *, users: int = 100, level: float = 1.0) -> ComparedRows:
+    """Of each user one row taken and one not, scored in that order; `takes` in all are judged."""
+    user = np.array([f"u{n}" for n in range(users) for _ in range(2)] + ["one label"] * (takes - users))
+    label = np.array([1, 0] * users + [1] * (takes - users))
+    score = np.where(label == 1, 0.75, 0.25)
+    score = level * score * label.sum() / score.sum()
+    return ComparedRows(user, label, np.zeros(len(label), bool), score, score.copy(), score.copy())
+
+
+LAX = GateConfig(trial_rows=1, log_loss_margin=100.0)
+
+
+@pytest.mark.parametrize(("users", "compared"), [(100, True), (99, False)])
+def test_order_is_compared_from_the_least_number_of_users_on(users: int, compared: bool) -> None:
+    decision = judge(ranked(120, users=users), LAX, against=only("r"))
+    assert ("ciubm_gauc" in decision.figures) == compared
+    assert any("99 users with both labels" in remark for remark in decision.remarks) != compared
+
+
+@pytest.mark.parametrize(("takes", "judged"), [(100, True), (99, False)])
+def test_the_level_is_judged_from_the_least_number_of_takes_on(takes: int, judged: bool) -> None:
+    decision = judge(ranked(takes, users=50), LAX, against=only("r"))
+    assert ("ciubm_calibration" in decision.figures) == judged
+    assert ("99 takes, calibration needs 100" in decision.remarks) != judged
+
+
+@pytest.mark.parametrize(("level", "passed"), [(0.7, True), (0.69, False), (1.4, True), (1.41, False)])
+def test_the_bounds_of_the_level_are_inside(level: float, passed: bool) -> None:
+    rows = ranked(200)
+    rows = replace(rows, candidate=rows.candidate * level)
+    exact = {"calibration_low": 0.7 - 1e-12, "calibration_high": 1.4 + 1e-12}
+    assert judge(rows, LAX.model_copy(update=exact), against=only("r")).passed == passed
+
+
+@pytest.mark.parametrize(("ours", "theirs", "passed"), [(0.5, 0.5, True), (0.5, 1.99, False), (0.5, 2.01, True)])
+def test_of_two_that_are_off_their_level_the_one_less_off_in_proportion_may_answer(
+    ours: float, theirs: float, passed: bool
+) -> None:
+    rows = ranked(200)
+    other = replace(rows, candidate=rows.candidate * ours, serving=rows.serving * theirs, best=rows.best * 9)
+    assert judge(other, LAX, against=Opponents("r", "b")).passed == passed
+
+
+@pytest.mark.parametrize(("rows_behind", "passed"), [(0, True), (1, False)])
+def test_few_rows_are_enough_for_a_candidate_that_learned_no_less(rows_behind: int, passed: bool) -> None:
+    config = LAX.model_copy(update={"trial_rows": 10_000})
+    assert judge(ranked(200), config, against=only("r", rows_behind)).passed == passed
+
+
+def test_a_best_release_that_is_not_finite_keeps_nothing_out(rows: ComparedRows) -> None:
+    decision = judge(
+        replace(rows, best=np.full(len(rows), np.inf)), CONFIG, against=Opponents("r000002-0", "r000001-0")
+    )
+    assert decision.passed and decision.best is None
+
+
+def test_rows_of_one_label_say_nothing_of_order_and_leave_the_best_where_it_was() -> None:
+    rows = ranked(200)
+    alike = replace(rows, label=np.zeros(len(rows), np.int64))
+    decision = judge(alike, LAX, against=Opponents("r000002-0", "r000001-0"))
+    assert decision.best == "r000001-0" and any("one label only" in remark for remark in decision.remarks)
+
+
+@pytest.mark.parametrize(("deviations", "passed"), [(1.5, True), (2.2, False)])
+def test_a_loss_is_worse_beyond_chance_from_two_standard_deviations_on(deviations: float, passed: bool) -> None:
+    number = np.arange(400)
+    losses = 1 + 0.01 * deviations + np.where(number // 2 % 2, 0.2, -0.2)  # 0.2 / sqrt(400) is 0.01
+    label = number % 2
+    ours, theirs = (np.where(label == 1, np.exp(-loss), 1 - np.exp(-loss)) for loss in (losses, np.ones(400)))
+    rows = ComparedRows(np.full(400, "u"), label, np.zeros(400, bool), ours, theirs, theirs)
+    config = GateConfig(trial_rows=1, log_loss_margin=0.0, min_takes=10**6)
+    assert judge(rows, config, against=only("r")).passed == passed
+
+
+@pytest.mark.parametrize(("candidate", "serving", "behind"), [(10, 25, 15), (25, 10, 0)])
+def test_how_much_less_a_candidate_learned_is_told(candidate: int, serving: int, behind: int) -> None:
+    sides = []
+    for seed, rows in ((1, candidate), (3, serving)):
+        weights, manifest = release(seed)
+        sides.append((weights, manifest.model_copy(update={"rows_trained": rows})))
+    assert ShadowEvaluation(*sides).against.rows_behind == behind
+
+
+@pytest.mark.parametrize(
+    ("ends", "seen"), [((3, 5), [6, 7]), ((5, 3), [6, 7]), ((None, 6), [7]), ((None, None), [4, 5, 6, 7])]
+)
+def test_rows_count_that_are_later_than_what_either_side_learned(
+    ends: tuple[float | None, float | None], seen: list[int]
+) -> None:
+    shadow = ShadowEvaluation(release(1, until=ends[0]), release(3, until=ends[1]), rows_needed=2)
+    rows = [Impression("e", 0, n, n, f"u{n}", 1, (), (), False, False) for n in (4, 5, 6, 7)]
+    batch = collate(rows, None, make_catalogue(3), history_length=2).batch
+    shadow.observe(rows, batch)
+    assert shadow.compared.user.tolist() == [f"u{n}" for n in seen]
+    assert shadow.complete == (len(seen) >= 2)
+    shadow.observe(rows, batch)
+    assert len(shadow.compared) == (2 if len(seen) == 1 else len(seen))
+    np.testing.assert_array_equal(shadow.compared.best, shadow.compared.serving)
+
+
+def test_nothing_is_dropped_while_releases_are_compared() -> None:
+    config = SMALL_MODEL.model_copy(update={"dropout": 0.5, "id_dropout": 0.5})
+    weights = CiUBM(config, vector_width=8, seed=1).state_dict()
+    known = release(1)[1]
+    manifest = known.model_copy(update={"config": known.config | {"model": config.model_dump(mode="json")}})
+    shadow = ShadowEvaluation((weights, manifest), (weights, manifest))
+    rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
+    shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
+    np.testing.assert_array_equal(shadow.compared.candidate, shadow.compared.serving)
 
 
 def test_the_figures_are_those_of_the_plain_definitions(rows: ComparedRows) -> None:

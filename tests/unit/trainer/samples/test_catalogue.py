@@ -1,15 +1,16 @@
-"""A catalogue that grows past its first block keeps every item's row."""
+"""What a catalogue holds of each item: while it grows, over updates, deletions and a restart."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.factories.samples import DIM, embedding, make_catalogue, unit_vector
-from trainer.samples.catalogue import Catalogue
+from tests.factories.feeding import through_bytes
+from tests.factories.samples import DAY0, DIM, embedding, make_catalogue, unit_vector
+from trainer.samples.catalogue import Catalogue, vector_digest
 from trainer.samples.item_facts import FactsConfig
 
-ITEMS = 2_500
+ITEMS = 1_100
 
 
 def test_a_catalogue_that_grows_keeps_each_items_vector_hashes_and_time_after_a_restore_too() -> None:
@@ -28,6 +29,85 @@ def test_a_catalogue_that_grows_keeps_each_items_vector_hashes_and_time_after_a_
         assert not found.vectors(np.array([ITEMS + 1])).any() and not found.has_vector(ITEMS + 1)
         assert np.isnan(found.published_at(3)) and found.published_at(4) == found.published_at(5)
         assert len({tuple(row) for row in found.hashes(numbers).tolist()}) == ITEMS + 1
+
+
+def told(catalogue: Catalogue, item_id: str) -> tuple[bool, str, float, bytes, list[float]]:
+    """Everything that is known of a numbered item."""
+    number = catalogue.find(item_id)
+    assert number is not None and catalogue.item_id(number) == item_id
+    (vector,) = catalogue.vectors(np.array([number])).tolist()
+    facts = catalogue.has_vector(number), catalogue.content(number), catalogue.published_at(number)
+    return (*facts, catalogue.digest(number), vector)
+
+
+def of(seed: int, content: str, published: float) -> tuple[bool, str, float, bytes, list[float]]:
+    vector = unit_vector(seed)
+    return True, content, DAY0 + published, vector_digest(content, vector), vector.tolist()
+
+
+def restored(catalogue: Catalogue) -> Catalogue:
+    again = Catalogue(DIM)
+    for n in range(3):  # what it held before is gone
+        again.number(f"other{n}")
+        again.put_embedding(embedding(f"other{n}", 90 + n))
+        again.digest(n + 1)
+    again.restore(through_bytes(catalogue.snapshot()))
+    return again
+
+
+def test_the_newest_embedding_replaces_all_that_was_known_of_an_item_named_or_not() -> None:
+    catalogue = Catalogue(DIM)
+    catalogue.put_embedding(embedding("a", 1, content="A", published=5))
+    assert catalogue.find("a") is None and catalogue.items_with_vector == ["a"]
+    catalogue.put_embedding(embedding("a", 2, content="B", published=3))
+    catalogue.number("a")
+    catalogue.number("b")
+    assert told(catalogue, "a") == of(2, "B", 3) and not told(catalogue, "b")[0]
+    catalogue.put_embedding(embedding("a", 3, content="B", published=1))
+    assert told(catalogue, "a") == of(3, "B", 1)
+    catalogue.put_embedding(embedding("a", 3, content="C", published=1))
+    catalogue.put_embedding(embedding("b", 4, content="D", published=2))
+    catalogue.put_embedding(embedding("c", 5, content="E", published=7))
+    for each in (catalogue, restored(catalogue)):
+        assert told(each, "a") == of(3, "C", 1) and told(each, "b") == of(4, "D", 2) and each.find("c") is None
+        assert sorted(each.items_with_vector) == ["a", "b", "c"] and len(each) == 3
+        assert each.number("c") == 3 and told(each, "c") == of(5, "E", 7)
+
+
+def test_a_deleted_item_keeps_its_number_and_nothing_else_and_may_come_back() -> None:
+    catalogue = Catalogue(DIM)
+    for name, seed in (("a", 1), ("b", 2)):
+        catalogue.number(name)
+        catalogue.put_embedding(embedding(name, seed, content=name))
+        told(catalogue, name)
+    catalogue.put_embedding(embedding("unnamed", 3))
+    for name in ("a", "unnamed", "never heard of"):
+        catalogue.delete_item(name)
+    for each in (catalogue, restored(catalogue)):
+        has, content, _, digest, vector = told(each, "a")
+        assert (has, content, digest, vector) == (False, "", b"", [0.0] * DIM)
+        assert each.items_with_vector == ["b"] and each.vector_mask(np.arange(3)).tolist() == [False, False, True]
+        assert not each.has_vector(each.number("unnamed"))
+        each.put_embedding(embedding("a", 4, content="again", published=9))
+        assert told(each, "a") == of(4, "again", 9)
+
+
+def test_a_digest_is_of_content_and_vector_together() -> None:
+    vector, other = unit_vector(1), unit_vector(2)
+    digests = {
+        vector_digest("a", vector),
+        vector_digest("b", vector),
+        vector_digest("a", other),
+        vector_digest("", vector),
+    }
+    assert len(digests) == 4 and all(len(digest) == 16 for digest in digests)
+
+
+def test_vectors_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="4-d"):
+        Catalogue(DIM).put_embedding(embedding("a", unit_vector(1, 4)))
+    with pytest.raises(ValueError, match="8-d, expected 4-d"):
+        Catalogue(4).restore(Catalogue(DIM).snapshot())
 
 
 def test_what_is_known_of_an_item_comes_with_its_embedding_and_survives_a_restart() -> None:
@@ -49,9 +129,7 @@ def test_what_is_known_of_an_item_comes_with_its_embedding_and_survives_a_restar
 def test_a_catalogue_of_an_earlier_build_is_restored_without_facts() -> None:
     catalogue = make_catalogue(2)
     state = catalogue.snapshot()
-    for name in ("facts", "unmet.facts"):
-        del state.values[name]
-    for name in [name for name in state.arrays if "facts/" in name]:
+    for name in [name for name in state.arrays if name.startswith("facts.")]:
         del state.arrays[name]
     restored = Catalogue(DIM)
     restored.restore(state)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from schemas.behaviours import BehaviourKind
 from tests.factories.feeding import finish, is_balanced, observe_all, through_bytes
 from tests.factories.samples import DAY0, DIM, SMALL_MODEL, behaviour, make_catalogue, make_trainer, small_config
 from tests.factories.timelines import Timeline
@@ -16,8 +18,11 @@ from trainer.networks.config import LearnerConfig
 from trainer.networks.learner import Learner
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.config import JoinConfig
+from trainer.samples.corrections import CorrectableRows
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.rows import pack_impressions, unpack_impressions
+from trainer.samples.recent_ids import BYTES_PER_ID
+from trainer.samples.rows import Impression, pack_impressions, unpack_impressions
+from trainer.samples.window import ObserveResult
 
 HOUR = 3600
 WINDOWS = {"correction_seconds": 100, "cart_correction_seconds": 200, "purchase_correction_seconds": 400}
@@ -81,13 +86,13 @@ def test_a_take_of_another_user_or_of_no_more_reliable_kind_corrects_nothing() -
     assert line.corrected() == []
 
 
-def test_thousands_of_purchases_an_hour_later_are_corrected_whatever_the_rate_of_impressions() -> None:
+def test_purchases_an_hour_later_are_corrected_whatever_the_rate_of_impressions() -> None:
     line = Timeline(attribution_seconds=60, correction_megabytes=50)
-    for n in range(20_000):
+    for n in range(4_000):
         line.second(n // 100, behaviour(f"x{n}", user=f"u{n}", item=f"i{n % 7}"))
-    for n in range(0, 20_000, 10):
+    for n in range(0, 4_000, 10):
         line.second(HOUR, behaviour(f"t{n}", "purchase", user=f"u{n}", item=f"i{n % 7}", exposure_id=f"x{n}"))
-    assert len(line.corrected()) == 2_000
+    assert len(line.corrected()) == 400
 
 
 def test_memory_bounds_what_can_be_corrected_and_what_was_taken_is_kept_longest() -> None:
@@ -100,6 +105,38 @@ def test_memory_bounds_what_can_be_corrected_and_what_was_taken_is_kept_longest(
         line.second(50 + second, behaviour(f"late-{item}", "cart", item=item, exposure_id=f"x{second}"))
     assert line.corrected() == ["late-a", "late-c"]
     assert line.join.too_late == 1
+
+
+def resolved(event_id: str, *, label: int = 0, second: int = 0, draw: int = 0) -> Impression:
+    kind = BehaviourKind.CLICK if label else None
+    offset = sum(event_id.encode())
+    return Impression(event_id, 0, offset, second, "u", offset, (), (), False, False, label, taken_as=kind, draw=draw)
+
+
+@pytest.mark.parametrize("bound", [{"most_rows": 2}, {"most_bytes": 2 * 800}])
+def test_beyond_a_bound_the_oldest_that_were_not_taken_are_dropped_first_and_counted(bound: dict[str, float]) -> None:
+    windows = dict.fromkeys((BehaviourKind.CLICK, BehaviourKind.CART), 10.0)
+    rows = CorrectableRows(windows, **{"most_rows": 1e9, "most_bytes": 1e9, **bound}, upgrades=True)
+    left = []
+    for number, label in enumerate((1, 0, 0, 1, 1)):
+        rows.add(resolved("abcde"[number], label=label))
+        left.append(sorted(row.event_id for row in rows))
+    assert left == [["a"], ["a", "b"], ["a", "c"], ["a", "d"], ["d", "e"]] and rows.dropped == 3
+    again = CorrectableRows(windows, **{"most_rows": 1e9, "most_bytes": 1e9, **bound}, upgrades=True)
+    again.restore(through_bytes(rows.snapshot()))
+    again.add(resolved("f", label=1))
+    assert sorted(row.event_id for row in again) == ["e", "f"] and again.dropped == 4
+
+
+def test_rows_are_kept_to_the_last_second_of_the_longest_window_taken_or_not() -> None:
+    windows = {BehaviourKind.CLICK: 5.0, BehaviourKind.PURCHASE: 10.0}
+    rows = CorrectableRows(windows, most_bytes=1e9, most_rows=1e9, upgrades=True)
+    for second in (0, 1):
+        rows.add(resolved(f"n{second}", second=second))
+        rows.add(resolved(f"t{second}", second=second, label=1))
+    for before, left in ((10, ["n0", "n1", "t0", "t1"]), (11, ["n1", "t1"]), (12, [])):
+        rows.forget_before(before)
+        assert sorted(row.event_id for row in rows) == left
 
 
 def test_what_can_be_corrected_goes_with_its_user() -> None:
@@ -127,7 +164,7 @@ def trained_with(purchases: bool) -> OnlineTrainer:
     return trainer
 
 
-def test_an_upgrade_is_a_row_but_no_second_impression_and_weighs_nothing_in_the_click_loss() -> None:
+def test_an_upgrade_is_a_row_but_no_second_impression() -> None:
     trainer = trained_with(purchases=True)
     assert (trainer.progress.upgraded, trainer.progress.corrected, trainer.progress.in_time) == (1, 0, 1.0)
     assert trainer.progress.rows == 41 and is_balanced(trainer.intake.counts)
@@ -168,6 +205,98 @@ def test_what_can_be_corrected_survives_a_restart_with_its_kind() -> None:
         each.second(40, behaviour("t3", "cart", item="a", exposure_id="x1"))
         each.second(41, behaviour("t4", "purchase", item="b", exposure_id="x2"))
         assert each.corrected() == ["t3", "t4"] and each.join.too_late == 1
+
+
+def restarted(line: Timeline) -> Timeline:
+    again = Timeline()
+    again.catalogue, again.rules, again.offset = line.catalogue, line.rules, line.offset
+    again.join = line.rules.join(line.catalogue)
+    again.join.restore(through_bytes(line.join.snapshot()))
+    return again
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_unnamed_take_corrects_the_newest_exposure_of_its_item_restarted_or_not(restart: bool) -> None:
+    line = correcting()
+    line.second(0, behaviour("x1", item="a"))
+    line.second(1, behaviour("t1", "click", item="a", exposure_id="x1"))
+    line.second(5, behaviour("x2", item="a"))
+    line.second(20, behaviour("t2", "click", user="u2", item="a"))
+    line = restarted(line) if restart else line
+    line.second(30, behaviour("t3", "cart", item="a"), behaviour("t4", "purchase", item="a", exposure_id="x1"))
+    rows = line.join.corrections()
+    assert [(row.event_id, row.shown_as, row.upgrade) for row in rows] == [("t3", "x2", False), ("t4", "x1", True)]
+    assert [(row.partition, row.offset, row.draw) for row in rows] == [(0, 4, 0), (0, 5, 0)]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_bound_of_memory_counts_what_a_restart_brought_back(restart: bool) -> None:
+    line = correcting(correction_megabytes=0.0017)  # two rows
+    line.second(0, behaviour("x0", item="a"), behaviour("x1", item="b"), behaviour("x2", item="c"))
+    line.second(20, behaviour("x3", item="d"))
+    line = restarted(line) if restart else line
+    line.second(40)
+    late = [behaviour(f"t{n}", "cart", item="abcd"[n], exposure_id=f"x{n}") for n in range(4)]
+    line.second(41, *late)
+    assert line.corrected() == ["t2", "t3"] and line.join.too_late == 2
+    assert line.join._correctable is not None and line.join._correctable.dropped == 2
+
+
+def test_a_take_that_names_anothers_exposure_or_one_of_another_item_corrects_nothing_and_does_not_free_it() -> None:
+    line = correcting()
+    line.second(0, behaviour("x1", item="a"), behaviour("x2", user="u2", item="b"))
+    line.second(
+        20, behaviour("t1", "cart", item="b", exposure_id="x1"), behaviour("t2", "cart", item="b", exposure_id="x2")
+    )
+    assert line.corrected() == [] and line.join.too_late == 2
+    line.second(21, behaviour("t3", "cart", item="a", exposure_id="x1"), behaviour("t4", "cart", user="u2", item="b"))
+    assert line.corrected() == ["t3", "t4"]
+
+
+def test_what_was_taken_goes_with_its_user_too() -> None:
+    line = correcting()
+    line.second(0, behaviour("x1", item="a"), behaviour("x2", user="u2", item="a"))
+    line.second(1, behaviour("t1", "click", item="a"), behaviour("t2", "click", user="u2", item="a"))
+    line.second(30)
+    line.join.forget("u1")
+    line.second(31, behaviour("t3", "cart", item="a"), behaviour("t4", "cart", user="u2", item="a"))
+    assert line.corrected() == ["t4"]
+
+
+def test_rules_come_back_from_where_they_are_kept_and_reach_what_they_rule() -> None:
+    numbers = {name: float(n) for n, name in enumerate(JoinConfig.model_fields, 3)}
+    config = JoinConfig.model_validate(numbers)
+    rules = JoinRules.of(config, [0, 1])
+    assert {name: rules.settings[name] for name in numbers} == numbers
+    assert replace(JoinRules.kept(rules.settings, [0, 1], [(0, 3)]), dropped_by_idle=()) == rules
+    attribution = config.attribution_seconds
+    assert rules.take_seconds == {
+        "click": attribution + config.correction_seconds,
+        "cart": attribution + config.cart_correction_seconds,
+        "purchase": attribution + config.purchase_correction_seconds,
+    }
+    windows = rules.window(), replace(rules, draw_exposures=0).window()
+    for window in windows:
+        window.observe(0, 0, behaviour("a", second=0))
+        window.observe(1, 0, behaviour("b", second=0))
+    held = windows[0].watermark - windows[0].complete_before
+    assert windows[0].watermark == DAY0 - config.lateness_seconds and held == int(config.draw_window_seconds)
+    assert windows[1].complete_before == windows[1].watermark
+    windows[0].observe(0, 1, behaviour("c", second=6))  # the horizon is 6, the lateness 5
+    assert windows[0].observe(0, 2, behaviour("a", second=0)) is ObserveResult.DUPLICATE
+    bound = {"duplicate_megabytes": 160 * BYTES_PER_ID / 1e6, "duplicate_horizon_seconds": 1e9}
+    few = replace(rules, **bound, dropped_by_idle=[(0, 3)]).window()
+    for n in range(200):
+        few.observe(1, n, behaviour(f"e{n}", second=n))
+    assert few.ids_dropped > 0 and windows[0].ids_dropped == 0
+    assert few.observe(0, 3, behaviour("d", second=199)) is ObserveResult.LATE
+
+
+def test_rules_of_an_earlier_build_that_corrected_nothing_correct_nothing() -> None:
+    rules = JoinRules.of(JoinConfig(), [0])
+    old = {name: value for name, value in rules.settings.items() if name != "upgrades"} | {"correction_rows": 0.0}
+    kept = JoinRules.kept(old, [0], ())
+    assert kept.corrections() is None and not kept.upgrades and kept.draw_exposures == rules.draw_exposures
 
 
 def test_rows_of_an_earlier_build_unpack_without_the_columns_of_this_one() -> None:

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from base64 import b64encode
+from dataclasses import fields, replace
+
 import pytest
 
-from tests.factories.samples import behaviour
+from schemas.behaviours import BehaviourKind
+from tests.factories.feeding import through_bytes
+from tests.factories.samples import DAY0, behaviour
 from tests.factories.timelines import Timeline
+from trainer.samples.rows import Impression, Moment, pack_impressions, row_bytes, unpack_impressions
 
 
 @pytest.fixture
@@ -30,12 +36,15 @@ def test_take_cannot_answer_another_users_exposure(line: Timeline) -> None:
     assert [row.label for row in line.end()] == [0]
 
 
-def test_take_after_the_attribution_bound_leaves_a_negative_and_enters_the_history(line: Timeline) -> None:
+@pytest.mark.parametrize(("second", "label"), [(10, 1), (11, 0)])
+def test_a_take_counts_to_the_last_second_of_the_bound_and_enters_the_history_in_any_case(
+    line: Timeline, second: int, label: int
+) -> None:
     line.second(0, behaviour("x1", item="a"))
-    line.second(11, behaviour("t1", "click", item="a", exposure_id="x1"))
+    line.second(second, behaviour("t1", "click", item="a", exposure_id="x1"))
     line.second(12, behaviour("x2", item="b"))
     rows = line.end()
-    assert [row.label for row in rows] == [0, 0]
+    assert [row.label for row in rows] == [label, 0]
     assert line.history(rows[1]) == ["a"]
 
 
@@ -60,6 +69,7 @@ def test_history_keeps_the_newest_and_a_trigger_stands_last(line: Timeline) -> N
     line.second(9, behaviour("x1", item="q", trigger_item="look"), behaviour("x2", item="r"))
     first, second = line.end()
     assert line.history(first) == ["c", "d", "look"]
+    assert [at - DAY0 for at in first.history_seconds] == [2, 3, 9]
     assert line.history(second) == ["b", "c", "d"]
 
 
@@ -72,6 +82,119 @@ def test_retaken_marks_items_that_the_user_already_took(line: Timeline) -> None:
 def test_users_beyond_the_bound_are_forgotten_oldest_first() -> None:
     line = Timeline(max_users=2)
     for n, user in enumerate(["u1", "u2", "u1", "u3"]):
-        line.second(n, behaviour(f"t{n}", "click", user=user, item="a"))
+        line.second(n, behaviour(f"t{n}", "click", user=user, item=f"i{n}"))
     line.second(9, *(behaviour(f"x{user}", user=user, item="b") for user in ("u1", "u2", "u3")))
-    assert [line.history(row) for row in line.end()] == [["a", "a"], [], ["a"]]
+    assert [line.history(row) for row in line.end()] == [["i0", "i2"], [], ["i3"]]
+
+
+def test_an_exposure_keeps_what_the_log_says_of_it_and_where_it_stands(line: Timeline) -> None:
+    line.second(0, behaviour("x0", item="z"))
+    searched = {"query_text": "red", "query_image": b64encode(b"photo").decode(), "defines_publish": True}
+    line.second(1, behaviour("x1", item="a", **searched))
+    plain, row = line.end()
+    assert (row.event_id, row.user_id, row.second - DAY0, row.partition, row.offset) == ("x1", "u1", 1, 0, 1)
+    assert (row.query_text, row.query_image, row.defines_publish) == ("red", b"photo", True)
+    assert (plain.query_text, plain.query_image, plain.defines_publish, plain.draw) == (None, None, False, 0)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("click", "purchase"), ("purchase", "click"), ("cart", "purchase"), ("click", "click")]
+)
+def test_the_most_reliable_kind_that_came_in_time_stays(line: Timeline, kinds: tuple[str, str]) -> None:
+    line.second(0, behaviour("x1", item="a"))
+    for second, kind in enumerate(kinds, 1):
+        line.second(second, behaviour(f"t{second}", kind, item="a", exposure_id="x1"))
+    (row,) = line.end()
+    assert row.taken_as == ("purchase" if "purchase" in kinds else "click")
+
+
+def test_a_take_that_names_an_exposure_of_another_item_does_not_answer_it(line: Timeline) -> None:
+    line.second(0, behaviour("x1", item="a"), behaviour("x2", item="b"))
+    line.second(1, behaviour("t1", "click", item="b", exposure_id="x1"))
+    assert [row.label for row in line.end()] == [0, 0]
+
+
+def test_takes_of_a_second_enter_the_history_in_their_order(line: Timeline) -> None:
+    line.second(0, *(behaviour(f"t{name}", "click", item=name) for name in "cab"))
+    line.second(1, behaviour("x1", item="q"))
+    assert line.history(line.end()[0]) == ["a", "b", "c"]
+
+
+def test_what_is_resolved_or_forgotten_frees_only_its_own_name(line: Timeline) -> None:
+    """Ids of two users' events may be the same, and a user meets an item twice."""
+    line.second(0, behaviour("x", user="u1", item="a"), behaviour("y", user="u3", item="a"))
+    line.second(5, behaviour("x", user="u2", item="a"), behaviour("z", user="u3", item="a"))
+    line.second(12, behaviour("t1", "click", user="u2", item="a", exposure_id="x"))  # the first second is resolved
+    line.second(13, behaviour("t2", "click", user="u3", item="a"))
+    assert [(row.user_id, row.event_id, row.label) for row in line.end()] == [
+        ("u1", "x", 0), ("u3", "y", 0), ("u2", "x", 1), ("u3", "z", 1),
+    ]  # fmt: skip
+
+
+def test_a_forgotten_user_leaves_no_history_and_no_exposure_that_could_be_answered(line: Timeline) -> None:
+    line.second(0, behaviour("t0", "click", item="a"))
+    line.second(1, behaviour("x1", item="b"), behaviour("x2", user="u2", item="b"))
+    assert [row.event_id for row in line.join.forget("u1")] == ["x1"]
+    line.second(2, behaviour("t1", "click", item="b", exposure_id="x1"), behaviour("t2", "click", item="b"))
+    line.second(3, behaviour("x3", item="c"))
+    rows = line.end()
+    assert [(row.event_id, row.label) for row in rows] == [("x2", 0), ("x3", 0)]
+    assert line.history(rows[1]) == ["b"]
+
+
+def rows_of_all_fields() -> list[Impression]:
+    """One with another value in each field than the default, one with none, one with an empty picture."""
+    full = Impression(
+        event_id="e", partition=1, offset=2, second=3, user_id="u", item=4, history=(5, 6), history_seconds=(7, 8),
+        retaken=True, defines_publish=True, label=1, taken_as=BehaviourKind.CART, query_text="words",
+        query_image=b"photo", correction=True, upgrade=True, exposure_id="x", draw=9,
+        drawn_from=10, drawn_second=11, moment=Moment(b"four"),
+    )  # fmt: skip
+    bare = Impression("f", 0, 0, 0, "v", 1, (), (), False, False)
+    assert all(getattr(full, one.name) != getattr(bare, one.name) for one in fields(Impression))
+    return [full, bare, replace(bare, query_text="", query_image=b"", taken_as=BehaviourKind.CLICK), full]
+
+
+def test_rows_come_back_from_a_checkpoint_with_every_field() -> None:
+    found = unpack_impressions(through_bytes(pack_impressions(rows_of_all_fields())))
+    assert found == rows_of_all_fields()
+    assert [row.moment.features for row in found] == [b"four", b"", b"", b"four"]
+    assert unpack_impressions(through_bytes(pack_impressions([]))) == []
+
+
+def test_a_row_stands_for_an_event_of_the_log_unless_it_corrects_or_was_drawn() -> None:
+    bare = rows_of_all_fields()[1]
+    assert bare.own_event and bare.shown_as == "f"
+    assert not replace(bare, correction=True).own_event and not replace(bare, draw=1).own_event
+    assert replace(bare, exposure_id="x").shown_as == "x"
+    assert row_bytes(replace(bare, history=(1, 2), query_image=b"abc")) == row_bytes(bare) + 2 * 16 + 3
+
+
+def test_a_join_restored_anywhere_goes_on_as_the_one_that_was_not() -> None:
+    events = [
+        (0, behaviour("t0", "click", item="z")),
+        (1, behaviour("x1", item="a", trigger_item="look")),
+        (2, behaviour("x2", user="u2", item="a")),
+        (3, behaviour("x3", item="b")),
+        (8, behaviour("t1", "click", item="a")),
+        (9, behaviour("t2", "cart", user="u2", item="a", exposure_id="x2")),
+        (12, behaviour("x4", item="c")),
+    ]
+
+    def run(cut: int) -> list[Impression]:
+        line = Timeline(max_users=2)
+        for number, (second, event) in enumerate(events):
+            if number == cut:
+                state, before = line.join.snapshot(), line
+                line = Timeline(max_users=2)
+                line.catalogue, line.rows, line.offset = before.catalogue, before.rows, before.offset
+                line.join = before.rules.join(line.catalogue)
+                line.join.restore(through_bytes(state))
+                assert (line.join.waiting, line.join.waiting_bytes) == (before.join.waiting, before.join.waiting_bytes)
+            line.second(second, event)
+        assert line.join.waiting == 3
+        return line.end()
+
+    whole = run(-1)
+    assert [row.label for row in whole] == [1, 1, 0, 0]
+    assert all(run(cut) == whole for cut in range(1, len(events)))

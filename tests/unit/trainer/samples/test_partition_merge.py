@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -99,9 +100,11 @@ def test_a_partition_that_stays_silent_does_not_hold_the_others_for_ever() -> No
     assert len(merge.pop(100)) == 8  # those produced at 0 to 7
 
 
-def test_a_partition_without_room_is_not_fetched() -> None:
+def test_a_partition_without_room_is_not_fetched_nor_said_to_be_read_to_its_end() -> None:
     merge = make_merge([1, 2], room=2)
     assert merge.with_room() == [1]
+    merge.set_exhausted(SILENT)
+    assert merge.empty_and_exhausted() == [1]
 
 
 def test_an_item_is_waited_for_from_when_its_first_behaviour_was_produced() -> None:
@@ -119,13 +122,10 @@ def test_an_old_log_does_not_wait_for_items_that_never_got_a_vector() -> None:
     assert len(waits.overdue([f"gone{number}" for number in range(50)], now=86_400)) == 50
 
 
-def test_a_tombstone_ends_the_wait_and_the_vector_s_knowledge() -> None:
+def test_a_vector_or_a_tombstone_ends_the_wait() -> None:
     waits = EmbeddingWait(timeout_seconds=120)
     waits.needed("item", produced_at=0)
-    waits.resolved("item", has_vector=True)
-    waits.needed("item", produced_at=10)  # known: no wait begins
-    assert waits.overdue([], now=1e9) == set()
-    waits.resolved("item", has_vector=False)
+    waits.resolved("item")
     waits.needed("item", produced_at=500)
     assert waits.overdue(["item"], now=619) == set()
     assert waits.overdue(["item"], now=620) == {"item"}
@@ -135,6 +135,17 @@ def test_an_item_that_no_behaviour_named_is_waited_for_from_now_on() -> None:
     waits = EmbeddingWait(timeout_seconds=10)
     assert waits.overdue(["history"], now=100) == set()
     assert waits.overdue(["history"], now=110) == {"history"}
+
+
+def test_waits_survive_a_restart() -> None:
+    waits, again = EmbeddingWait(timeout_seconds=10), EmbeddingWait(timeout_seconds=10)
+    for item, at in (("a", 0), ("b", 5), ("c", 6)):
+        waits.needed(item, produced_at=at)
+    waits.timed_out(["a"])
+    again.restore(json.loads(json.dumps(waits.snapshot())))
+    for each in (waits, again):
+        each.needed("a", produced_at=8)  # waited for anew
+        assert each.timeouts == 1 and each.overdue(["a", "b", "c"], now=15) == {"b"}
 
 
 def test_waits_are_bounded() -> None:

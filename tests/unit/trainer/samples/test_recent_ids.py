@@ -20,6 +20,18 @@ def test_every_id_of_the_horizon_is_known_and_older_ones_are_forgotten() -> None
     assert len(ids) <= 1_100 and ids.dropped == 0
 
 
+def test_an_id_of_a_late_event_shortens_the_memory_of_none() -> None:
+    ids = RecentIds(horizon_seconds=80, most=10**6)
+    ids.add(1, 100, now=100)
+    ids.add(2, 30, now=100)
+    for n in range(101, 181):
+        ids.add(n, n, now=n)
+        assert 1 in ids
+    for n in range(181, 200):
+        ids.add(n, n, now=n)
+    assert 1 not in ids and 2 not in ids
+
+
 def test_random_numbers_are_found_where_they_are_and_nowhere_else() -> None:
     rng = random.Random(3)
     numbers = [rng.randrange(1, 1 << 64) for _ in range(3_000)] + [1, (1 << 64) - 1, 1 << 63]
@@ -44,8 +56,12 @@ def test_a_restart_knows_the_same_ids() -> None:
     for n in range(250):
         ids.add(id_hash(f"e{n}"), n, now=n)
     again.restore(through_bytes(ids.snapshot()))
+    again.dropped = ids.dropped = 3
+    again.restore(through_bytes(ids.snapshot()))
+    assert again.dropped == 3
     for n in range(250, 500):
-        assert [id_hash(f"e{m}") in again for m in range(n)] == [id_hash(f"e{m}") in ids for m in range(n)]
+        near = range(n - 130, n - 80, 3)
+        assert [id_hash(f"e{m}") in again for m in near] == [id_hash(f"e{m}") in ids for m in near]
         for one in (ids, again):
             one.add(id_hash(f"e{n}"), n, now=n)
 

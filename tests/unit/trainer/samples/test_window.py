@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories.feeding import fetches
+from tests.factories.feeding import fetches, through_bytes
 from tests.factories.samples import DAY0, behaviour
-from trainer.samples.window import EventWindow, ObserveResult
+from trainer.samples.window import EventWindow, Observed, ObserveResult
 
 
 def window(partitions: int = 2, *, lateness: float = 10, horizon: float = 100) -> EventWindow:
@@ -60,8 +63,10 @@ def test_repeated_event_id_is_a_duplicate_inside_the_horizon_and_late_beyond_it(
     events = window(horizon=50)
     events.observe(0, 0, behaviour("a", second=0))
     assert events.observe(0, 1, behaviour("a", second=0)) is ObserveResult.DUPLICATE
-    events.observe(0, 2, behaviour("b", second=51))
-    assert events.observe(0, 3, behaviour("a", second=0)) is ObserveResult.LATE
+    events.observe(0, 2, behaviour("b", second=50))
+    assert events.observe(0, 3, behaviour("a", second=0)) is ObserveResult.DUPLICATE
+    events.observe(0, 4, behaviour("c", second=51))
+    assert events.observe(0, 5, behaviour("a", second=0)) is ObserveResult.LATE
 
 
 def test_remembered_ids_are_bounded_by_the_horizon() -> None:
@@ -96,7 +101,7 @@ def test_a_second_that_only_a_forgotten_user_spoke_in_judges_no_event_restarted_
     assert released_ids(events, everything=True) == ["x", "c"]
 
 
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_results_and_order_do_not_depend_on_how_partitions_interleave(data: st.DataObject) -> None:
     logs = [
@@ -117,3 +122,100 @@ def test_results_and_order_do_not_depend_on_how_partitions_interleave(data: st.D
         return order, sorted(results, key=lambda v: v[:2])
 
     assert run(1) == run(2) == run(3)
+
+
+def test_a_second_is_ordered_exposures_first_then_by_id_and_place_never_by_arrival() -> None:
+    places = [("c", "click", 0, 2), ("a", "click", 0, 3), ("b", "exposure", 1, 4), ("b", "exposure", 0, 9),
+              ("b", "exposure", 0, 5), ("a", "exposure", 1, 8)]  # fmt: skip
+    events = [Observed(p, offset, DAY0, behaviour(event_id, kind)) for event_id, kind, p, offset in places]
+    found = [
+        (event.behaviour.event_id, event.partition, event.offset) for event in sorted(events, key=lambda e: e.order)
+    ]
+    assert found == [("a", 1, 8), ("b", 0, 5), ("b", 0, 9), ("b", 1, 4), ("a", 0, 3), ("c", 0, 2)]
+
+
+@pytest.mark.parametrize("hold", [0, 6])
+def test_what_a_second_was_released_with_is_final_and_what_follows_is_not(hold: int) -> None:
+    events = EventWindow([0, 1], lateness_seconds=10, horizon_seconds=10, hold_seconds=hold)
+    for offset, second in enumerate((0, 40)):
+        events.observe(0, offset, behaviour(f"a{second}", second=second))
+    events.observe(1, 0, behaviour("b", second=35))
+    assert events.complete_before == DAY0 + 25 - hold
+    events.idle([1])
+    assert events.complete_before == -math.inf  # nothing was released, and partition 1 may resume
+    assert released_ids(events) == ["a0"]
+    assert events.complete_before == DAY0 + 1
+    fresh = EventWindow([0, 1], lateness_seconds=10, horizon_seconds=10, hold_seconds=hold)
+    for offset, second in enumerate((0, 40)):
+        fresh.observe(0, offset, behaviour(f"a{second}", second=second))
+    fresh.idle([1])
+    assert released_ids(fresh) == ["a0"] and fresh.complete_before == DAY0 + 1
+    assert fresh.observe(1, 0, behaviour("c", second=hold)) is ObserveResult.LATE
+    assert list(fresh.dropped_by_idle) == [(1, 0)]
+    assert fresh.observe(1, 1, behaviour("d", second=hold + 1)) is ObserveResult.ACCEPTED
+
+
+def test_what_waits_ahead_is_given_from_the_first_to_the_last_second_in_order() -> None:
+    events = window(1, lateness=50)
+    for offset, second in enumerate((4, 1, 3, 2, 0)):
+        events.observe(0, offset, behaviour(f"e{second}", second=second))
+    found = [event.behaviour.event_id for second in events.ahead(DAY0 + 1, DAY0 + 3) for event in second]
+    assert found == ["e1", "e2", "e3"] and events.buffered == 5
+
+
+def test_an_id_is_remembered_at_least_as_long_as_an_event_may_be_late() -> None:
+    events = window(1, lateness=40, horizon=5)
+    for offset, second in enumerate((0, 30)):
+        events.observe(0, offset, behaviour(f"e{second}", second=second))
+    assert events.observe(0, 2, behaviour("e0", second=0)) is ObserveResult.DUPLICATE
+
+
+def test_the_ids_that_may_be_remembered_are_shared_out_among_partitions() -> None:
+    events = EventWindow(range(4), lateness_seconds=1, horizon_seconds=1e9, most_ids=320)
+    for n in range(400):
+        events.observe(0, n, behaviour(f"e{n}", second=n))
+    assert events.ids_dropped > 250
+
+
+def test_events_dropped_by_idle_are_listed_until_the_log_has_deleted_them() -> None:
+    events = EventWindow([0, 1], lateness_seconds=0, horizon_seconds=9, dropped_by_idle=[(0, 4), (0, 5), (1, 2)])
+    events.forget_dropped_by_idle({0: 5})
+    assert list(events.dropped_by_idle) == [(0, 5), (1, 2)]
+    assert events.observe(0, 5, behaviour("a")) is ObserveResult.LATE
+
+
+VERBS = ("observe", "observe", "observe", "observe", "release", "idle", "forget")
+
+
+@pytest.mark.parametrize("hold", [0, 6])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_window_restored_anywhere_goes_on_as_the_one_that_was_not(seed: int, hold: int) -> None:
+    rng = random.Random(seed)
+    script = [(rng.choice(VERBS), rng.randrange(2), n // 2 + rng.randrange(12)) for n in range(60)]
+    cuts = rng.sample(range(10, 60), 3)
+
+    def make() -> EventWindow:
+        return EventWindow([0, 1], lateness_seconds=5, horizon_seconds=20, hold_seconds=hold)
+
+    one, other, idle = make(), make(), set[int]()
+    for offset, (verb, which, second) in enumerate(script):
+        if offset in cuts:
+            state, other = other.snapshot(), make()
+            other.restore(through_bytes(state))
+            other.idle(idle)  # that is no part of a snapshot
+        told = []
+        for events in (one, other):
+            if verb == "observe":
+                event = behaviour(f"{which}-{second % 11}", user=f"u{second % 3}", second=second)
+                told.append(str(events.observe(which, offset, event)))
+            elif verb == "idle":
+                events.idle([which])
+            elif verb == "forget":
+                told.append(str(sorted(event.offset for event in events.forget(f"u{which}"))))
+            else:
+                told.append(str(released_ids(events)))
+        idle = idle | {which} if verb == "idle" else idle - {which} if verb == "observe" else idle
+        assert told[:1] == told[1:]
+        for name in ("watermark", "complete_before", "buffered", "buffered_bytes", "dropped_by_idle"):
+            assert getattr(one, name) == getattr(other, name), name
+    assert released_ids(one, everything=True) == released_ids(other, everything=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 from dataclasses import replace
@@ -197,3 +198,67 @@ def test_a_change_in_any_package_that_decides_what_is_learned_changes_the_code_h
     assert hash_sources([root]) == before
     (root / name).write_text("x = 2\n")
     assert hash_sources([root]) != before
+
+
+def rewrite(folder: Path, written: str, changes: dict[str, object]) -> None:
+    """Change fields of a snapshot's own description behind the store's back."""
+    path = folder / "snapshots" / written / "snapshot.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 1}, "has format 1, this version reads 2"),
+        ({"format": 3}, "has format 3, this version reads 2"),
+        ({"state_sha256": "0" * 64}, "its checksums differ"),
+        ({"values_sha256": "0" * 64}, "its checksums differ"),
+        ({"snapshot_id": "n000009-0123456789ab"}, "it names itself n000009"),
+        ({"rows_trained": -1}, r"1 fields of snapshot\.json are wrong"),
+    ],
+    ids=["older", "newer", "state", "values", "renamed", "field"],
+)
+def test_a_snapshot_of_another_format_or_a_damaged_one_is_refused_with_the_way_out(
+    tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    store = make_store(tmp_path)
+    written = store.write(make_state(1), make_meta(1), None)
+    assert store.load(written.snapshot_id).meta == written
+    rewrite(tmp_path, written.snapshot_id, changes)
+    with pytest.raises(Misconfigured, match=f"{told}.*--from-snapshot ID"):
+        store.load(written.snapshot_id)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_snapshots_are_kept_and_numbers_go_on(tmp_path: Path, keep: int) -> None:
+    store = make_store(tmp_path, keep=keep)
+    written = [store.write(make_state(n), make_meta(n), None).snapshot_id for n in range(5)]
+    assert [name[:7] for name in written] == [f"n{number:06d}" for number in range(1, 6)]
+    assert [meta.snapshot_id for meta in store.kept()] == written[-keep:] and store.current_id() == written[-1]
+
+
+def test_equal_states_of_two_trainers_have_two_names(tmp_path: Path) -> None:
+    names = {
+        make_store(tmp_path / str(n)).write(make_state(1), make_meta(1), fence).snapshot_id
+        for n, fence in enumerate((None, OLD, NEW, OLD.model_copy(update={"term": 3})))
+    }
+    assert len(names) == 4
+
+
+def test_a_superseded_trainer_leaves_neither_its_snapshot_nor_a_moved_pointer(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    current = store.write(make_state(1), make_meta(1), NEW).snapshot_id
+    with pytest.raises(Fenced, match="here belongs to"):
+        store.write(make_state(2), make_meta(2), OLD)
+    assert store.current_id() == current and [meta.snapshot_id for meta in store.kept()] == [current]
+
+
+def test_a_claim_holds_only_against_the_pointer_it_has_seen_and_keeps_the_snapshot(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    before = store.last_claim()
+    assert before.term == 0 and store.claim(OLD, seen=before)
+    assert not store.claim(NEW, seen=before) and store.current_id() is None
+    written = store.write(make_state(1), make_meta(1), OLD).snapshot_id
+    seen = store.last_claim()
+    assert seen.term == 1 and store.claim(NEW.model_copy(update={"term": 8}), seen=seen)
+    assert store.current_id() == written and store.last_claim().term == 8
