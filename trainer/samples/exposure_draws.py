@@ -104,7 +104,7 @@ class ExposureDraws:
 
     def items(self) -> Iterator[str]:
         """Items of the takes."""
-        return (item for _, item, _ in self._takes)
+        return (item for _, item, _, _ in self._takes)
 
     def forget(self, user_id: str) -> None:
         """Remove a user's takes."""
