@@ -254,7 +254,18 @@ class Stubs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *wrong: str) -> None:
         self.asked: dict[str, tuple[Any, ...]] = {}
-        for name in ("broker", "topics", "partitioner", "groups", "click_log", "redis", "view", "center", "model", "folders"):
+        for name in (
+            "broker",
+            "topics",
+            "partitioner",
+            "groups",
+            "click_log",
+            "redis",
+            "view",
+            "center",
+            "model",
+            "folders",
+        ):
             monkeypatch.setattr(preflight, f"_{name}", self.stub(name, name in wrong))
 
     def stub(self, name: str, wrong: bool) -> Any:
