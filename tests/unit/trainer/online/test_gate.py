@@ -343,6 +343,16 @@ def test_rows_of_one_label_say_nothing_of_order_and_leave_the_best_where_it_was(
     assert decision.best == "r000001-0" and any("one label only" in remark for remark in decision.remarks)
 
 
+@pytest.mark.parametrize(("loss", "passed"), [(0.219, True), (0.221, False), (0.19, True)])
+def test_the_margin_of_the_loss_is_a_share_of_it(loss: float, passed: bool) -> None:
+    label = np.arange(400) % 2
+    ours, theirs = (np.where(label == 1, np.exp(-one), 1 - np.exp(-one)) for one in (loss, 0.2))
+    users = np.repeat(np.arange(200), 2).astype(str)
+    rows = ComparedRows(users, label, np.zeros(400, bool), candidate=ours, serving=theirs, best=theirs)
+    config = GateConfig(trial_rows=1, log_loss_margin=0.1, min_takes=10**6)
+    assert judge(rows, config, against=only("r")).passed == passed
+
+
 @pytest.mark.parametrize(("deviations", "passed"), [(1.5, True), (2.2, False)])
 def test_a_loss_is_worse_beyond_chance_from_two_standard_deviations_on(deviations: float, passed: bool) -> None:
     number = np.arange(400)
