@@ -171,9 +171,15 @@ class TrainingInput:
             return
         try:
             with broker_errors(self._broker):
-                found: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
-                    *wanted, timeout_ms=int(wait_seconds * 1000), max_records=self._fetch_max_records
+                self._take(
+                    await self._consumer.getmany(
+                        *wanted, timeout_ms=int(wait_seconds * 1000), max_records=self._fetch_max_records
+                    )
                 )
+                for number, partition in self._embeddings.items():
+                    self.embedding_offsets[number] = await self._position(partition)
+                if behaviours:
+                    await self._mark_exhausted()
         except kafka_errors.OffsetOutOfRangeError as error:
             raise Misconfigured(
                 f"the log was cut off or replaced under the trainer ({error}); start it again, and if it was retention "
@@ -182,17 +188,14 @@ class TrainingInput:
         except Unavailable as error:
             log.warning("train.broker_away", error=str(error))
             await asyncio.sleep(0.5)
-            return
+
+    def _take(self, found: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for partition, records in found.items():
             within = self._within_ends(partition, records)
             if self._embeddings.get(partition.partition) == partition:
                 self._add_embeddings(within)
             else:
                 self._reading.add(partition.partition, [self._entry(record) for record in within])
-        for number, partition in self._embeddings.items():
-            self.embedding_offsets[number] = await self._position(partition)
-        if behaviours:
-            await self._mark_exhausted()
 
     def _within_ends(self, partition: TopicPartition, records: Sequence[Any]) -> Iterable[Any]:
         if not self.bounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -252,7 +253,7 @@ class Catalogue:
             own[:count], own[count:] = kept, unset
         self._restore_facts(state, count)
         self._rows = {item_id: row for row, item_id in enumerate(self._ids) if item_id}
-        self._free = [row for row in range(count - 1, 0, -1) if not self._ids[row]]
+        self._free = [row for row in range(1, count) if not self._ids[row]]
         self._digests.clear()
         self._retired = {}
         if "numbers" in arrays:
@@ -301,7 +302,7 @@ class Catalogue:
         if row is not None:
             return row
         if self._free:
-            row = self._free.pop()
+            row = heapq.heappop(self._free)  # the lowest, so that rows lie as they would without a restart
             self._ids[row] = item_id
         else:
             row = len(self._ids)
@@ -322,7 +323,7 @@ class Catalogue:
         del self._rows[self._ids[row]]
         self._ids[row], self._hashes[row], self._published_at[row] = "", 0, _UNKNOWN_TIME
         self._facts.put(row, FactRows.empty(self._facts_config, 1))
-        self._free.append(row)
+        heapq.heappush(self._free, row)
 
     def _grow_to(self, count: int) -> None:
         while len(self._vectors) < count:

@@ -241,6 +241,8 @@ def test_mapped_input_that_is_no_object_is_refused(payload: bytes) -> None:
 def test_price_and_dates_do_not_change_the_content_hash_and_content_does() -> None:
     base = read(item(price=1))
     assert base.content_hash() == read(item(price=2, published_at="2025-01-01T00:00:00Z")).content_hash()
+    assert read(item(year=1999, price=1)).content_hash() == read(item(year=1999, price=2)).content_hash()
+    assert len({read(item(year=year)).content_hash() for year in (1999, 2000)} | {base.content_hash()}) == 3
     others = [item(title="coat"), item(text="x"), item(category="c"), item(image="AAAA"), item(image_url="https://a/b")]
     hashes = {read(other).content_hash() for other in others}
     assert len(hashes | {base.content_hash()}) == len(others) + 1

@@ -77,7 +77,7 @@ async def test_messages_about_the_model_store_name_both_settings_of_its_place(
     with pytest.raises(Fenced) as outdated:
         store.promote(manifest.release_id, Fence(producer_id=8, epoch=1))
     with pytest.raises(_CheckFailed) as wrong:
-        await _model(settings, "another-encoder")
+        await _model(settings, "another-encoder", writes=True)
     assert "it claims the next term" in str(outdated.value)
     assert all(name in wrong.value.fix for name in MODELS)
     for file in (tmp_path / "releases" / manifest.release_id).iterdir():

@@ -67,9 +67,10 @@ def test_a_topic_that_was_created_again_is_not_hidden_by_what_was_dropped_in_its
 
 def test_key_and_value_do_not_run_into_each_other() -> None:
     digests = {
-        replace(LETTER, key=key, value=value).digest for key, value in [(b"a", b"b"), (b"ab", b""), (None, b"ab")]
+        replace(LETTER, key=key, value=value).digest
+        for key, value in [(b"a", b"b"), (b"ab", b""), (b"ab", None), (None, b"ab"), (b"", b"ab")]
     }
-    assert len(digests) == 3
+    assert len(digests) == 5
 
 
 def test_what_is_no_letter_is_counted_and_does_no_harm() -> None:

@@ -168,6 +168,13 @@ async def test_a_broker_that_is_away_is_waited_for_and_a_log_that_was_cut_off_is
     assert max(slept) == 0.5 and not reads.has_embeddings
     await fetch(reads)
     assert reads.has_embeddings
+
+    async def unknown(partition: TopicPartition) -> int:
+        raise kafka_errors.KafkaTimeoutError("no position yet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.consumer, "position", unknown)
+        await fetch(reads)
     scene.consumer.fetch_failure = kafka_errors.OffsetOutOfRangeError({CLICKS[0]: 3})
     with pytest.raises(Misconfigured, match="BEHAVIOURS_RETENTION_DAYS"):
         await fetch(reads)

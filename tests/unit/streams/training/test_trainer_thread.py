@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,13 @@ class Commits:
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
-async def test_offsets_are_committed_after_a_checkpoint_and_at_the_end(tmp_path: Path, checkpoints: bool) -> None:
+async def test_offsets_are_committed_after_a_checkpoint_and_at_the_end(
+    tmp_path: Path, checkpoints: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(write: Callable[..., Any], *arguments: Any) -> Any:
+        return write(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)  # else the log may end before the first checkpoint is written
     commits, given = Commits(), ListedInput(vectors(*ALL), make_log(600))
     checkpointer = make_checkpointer(tmp_path, LOG)
     assert checkpointer.load() is None
