@@ -30,6 +30,9 @@ class FakeClient:
         await task
         return "answered"
 
+    async def describe_collection(self, *_: object, **__: object) -> dict[str, list[dict[str, str]]]:
+        return {"fields": [{"name": "item_id"}]}
+
     async def close(self) -> None:
         self.closed += 1
         for call in self.calls:
