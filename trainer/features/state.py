@@ -8,7 +8,7 @@ Letters: T takes of a step, S slots of items that were taken (slot 0 belongs to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -96,6 +96,8 @@ class FeatureState:
         self._free: list[int] = []
         self._deleted: dict[int, int] = {}
         """Hash of a deleted item -> the slot up to which lists were searched for it."""
+        self.changed_keys: set[int] | None = None
+        """Keys of the items that changed since their reader emptied it; None while nobody reads them."""
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -126,6 +128,21 @@ class FeatureState:
         partner_BL[drawn] = beside_DL
         return DrawnSources(seconds_B, partner_BL)
 
+    @property
+    def keys(self) -> Collection[int]:
+        """The items that have counts, by the first hash of their ids."""
+        return self._slot.keys()
+
+    @property
+    def shared(self) -> SharedCounts:
+        """Takes of all items together; never written to again."""
+        return self._shared
+
+    def record(self, key: int) -> bytes | None:
+        """What the takes of one item left behind, as `TakeRows.to_bytes`; None for one without counts."""
+        slot = self._slot.get(key)
+        return None if slot is None else self._rows.to_bytes(slot)
+
     # ---- counting ------------------------------------------------------------------------------------------------
 
     def add(self, takes: TakeColumns, *, before: int) -> NDArray[np.int64]:
@@ -152,7 +169,7 @@ class FeatureState:
             slot_T = self._slots(hashes_T2[:, 0])
             self._count_takes(slot_T, counted.second_T)
             slots = np.unique(np.concatenate([self._count_together(one, other), slot_T]))
-            self._changed.touch(slots)
+            self._touch(slots)
             changed = self._key_S[slots]
         self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T)
         return changed
@@ -236,9 +253,9 @@ class FeatureState:
             short = _short_of(key)
             if self._slot_of_short.get(short) == slot:
                 del self._slot_of_short[short]
+        self._touch(slots)
         self._key_S[slots] = 0
         self._rows.clear(slots)
-        self._changed.touch(slots)
         self._free += slots.tolist()
 
     def delete(self, item_id: str) -> None:
@@ -249,6 +266,12 @@ class FeatureState:
         self._users.delete(_short_of(key))
         self._deleted[_short_of(key)] = 0
 
+    def _touch(self, slots: NDArray[np.int64]) -> None:
+        self._changed.touch(slots)
+        if self.changed_keys is not None:
+            self.changed_keys.update(self._key_S[slots].tolist())
+            self.changed_keys.discard(0)
+
     def _sweep(self) -> None:
         """Search the next lists for deleted items. An item that is deleted meanwhile is searched for from there on."""
         if not self._deleted:
@@ -258,7 +281,7 @@ class FeatureState:
             found = self._rows.partner_UP[start:stop] == gone
             self._rows.partner_UP[start:stop][found] = 0
             self._rows.together_UP[start:stop][found] = 0
-            self._changed.touch(start + np.flatnonzero(found.any(axis=1)))
+            self._touch(start + np.flatnonzero(found.any(axis=1)))
             if stop == self._used:
                 del self._deleted[gone]
             else:

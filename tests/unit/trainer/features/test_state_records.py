@@ -1,0 +1,282 @@
+"""States of items as records: what a trainer writes, and what a server computes from its copies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.item_states import parse_state_key, state_key, state_value
+from tests.factories.feature_world import Take, World, columns_of, random_takes
+from trainer.features import columns
+from trainer.features.columns import features
+from trainer.features.config import FeatureConfig
+from trainer.features.state import FeatureState
+from trainer.features.state_records import StateCopies, StateWriter
+from trainer.samples.id_hashes import id_hashes
+
+CONFIG = FeatureConfig(attributes=("genres", "colour"), history_length=8, partners=16, max_items=64)
+ITEMS = 40
+TAKES = random_takes(400, users=15, items=ITEMS, seconds=40_000, seed=3)
+
+
+class Pipe:
+    """A trainer's state, the topic that it writes, and a server that follows."""
+
+    def __init__(self, config: FeatureConfig = CONFIG, *, log: str = "log") -> None:
+        self.world = World(config, ITEMS)
+        self.state = FeatureState(config, self.world)
+        self.writer = StateWriter(config, log=log)
+        self.topic: list[tuple[bytes, bytes | None]] = []
+        self.copies = StateCopies(config)
+
+    def count(self, takes: list[Take]) -> None:
+        self.state.add(columns_of(takes), before=takes[-1].second + 1)
+
+    def write(self, *, most: int = 1_000) -> int:
+        """Write what is due, until nothing is left; how many writes that took."""
+        writes = 0
+        while (write := self.writer.next(self.state, most=most)) is not None:
+            self.topic += write.records
+            self.writer.written(write, takes=self.state.shared.takes)
+            for record in write.records:
+                self.copies.apply(*record)
+            writes += 1
+        return writes
+
+    def compacted(self) -> list[tuple[bytes, bytes | None]]:
+        """The topic as a server that starts later reads it."""
+        newest = {key: place for place, (key, _) in enumerate(self.topic)}
+        return [self.topic[place] for place in sorted(newest.values())]
+
+    def restart(self, *, late: bool = False, log: str = "log") -> None:
+        """Another trainer takes over; it has what this one had, or nothing."""
+        if late:
+            self.state = FeatureState(self.state.config, self.world)
+        self.state.changed_keys = None
+        self.writer = StateWriter(self.state.config, log=log)
+        for record in self.compacted():
+            self.writer.heard(*record)
+
+
+def asked(config: FeatureConfig = CONFIG) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
+    """The items of a request by number, and its arrays: every item a candidate, one history for all."""
+    numbers = np.arange(ITEMS + 1)
+    history = np.array([[3, 9, 1, 22]])
+    return numbers, (numbers[1:], history, np.array([[39_000, 38_000, 20_000, 5]]), np.full(ITEMS, 41_000))
+
+
+def of_trainer(pipe: Pipe) -> NDArray[np.float32]:
+    numbers, request = asked()
+    return features(pipe.state.config, pipe.state.states(numbers), *request)
+
+
+def of_server(copies: StateCopies, world: World) -> NDArray[np.float32]:
+    numbers, request = asked()
+    return features(copies.config, copies.states(world.hashes(numbers), world.facts(numbers)), *request)
+
+
+@pytest.mark.parametrize("most", [3, 1_000])
+def test_trainer_and_server_compute_the_same_to_the_last_bit_at_the_same_state(most: int) -> None:
+    pipe = Pipe()
+    for start in range(0, len(TAKES), 50):
+        pipe.count(TAKES[start : start + 50])
+        assert (pipe.write(most=most) == 1) == (most > ITEMS)
+        assert pipe.copies.complete and pipe.copies.head is not None
+        assert pipe.copies.head.before == pipe.state.before
+        assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+    late = StateCopies(CONFIG)
+    for record in pipe.compacted():
+        late.apply(*record)
+    assert late.head == pipe.copies.head and of_server(late, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_only_what_changed_is_written_again() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    assert pipe.write() == 0
+    pipe.count([Take(99, 7, 50_000, 10_001)])
+    before = len(pipe.topic)
+    assert pipe.write() == 1
+    written = [parse_state_key(key)[1] for key, _ in pipe.topic[before:]]
+    assert written == [id_hashes("i7")[0], None], "a user's first take changes its item alone; the head comes last"
+
+
+def test_what_changes_while_a_write_is_on_its_way_comes_with_the_next() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    write = pipe.writer.next(pipe.state, most=1_000)
+    assert write is not None
+    pipe.count([Take(99, 7, 50_000, 10_001)])
+    pipe.writer.written(write, takes=0)
+    for record in write.records:
+        pipe.copies.apply(*record)
+    assert of_server(pipe.copies, pipe.world).tobytes() != of_trainer(pipe).tobytes()
+    assert pipe.write() == 1
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_a_write_that_failed_is_made_again() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES[:50])
+    assert pipe.writer.next(pipe.state, most=1_000) is not None
+    pipe.count(TAKES[50:100])
+    pipe.write()
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_a_deleted_item_gets_a_tombstone_and_leaves_the_copies_of_lists() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    pipe.state.delete("i3")
+    pipe.count([Take(99, 7, 50_000, 10_001)])  # lists are searched with the next step
+    pipe.write()
+    assert (state_key(CONFIG.version, id_hashes("i3")[0]), None) in pipe.topic
+    numbers, _ = asked()
+    held = pipe.copies.states(pipe.world.hashes(numbers), pipe.world.facts(numbers))
+    assert held.takes.takes_U[3] == 0 and pipe.world.hash(3) not in held.takes.partner_UP
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_items_that_lose_their_counts_to_others_lose_them_in_the_topic() -> None:
+    pipe = Pipe(CONFIG.model_copy(update={"max_items": 32}))
+    for start in range(0, len(TAKES), 25):
+        pipe.count(TAKES[start : start + 25])
+        pipe.write()
+    assert len(pipe.copies) == len(pipe.state.keys) <= 32
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_an_item_without_a_copy_was_never_taken() -> None:
+    copies, world = StateCopies(CONFIG), World(CONFIG, ITEMS)
+    numbers, request = asked()
+    untaken = FeatureState(CONFIG, world).states(numbers)
+    assert of_server(copies, world).tobytes() == features(CONFIG, untaken, *request).tobytes()
+    assert copies.head is None and not copies.complete
+
+
+def test_a_server_with_less_room_drops_those_longest_without_a_take() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    small = StateCopies(CONFIG.model_copy(update={"max_items": 16}))
+    for record in pipe.compacted():
+        small.apply(*record)
+    assert 0 < len(small) <= 16
+    pipe.count([Take(99, 7, 50_000, 10_001)])
+    pipe.write()
+    for record in pipe.compacted():
+        small.apply(*record)
+    numbers, _ = asked()
+    assert small.states(pipe.world.hashes(numbers), pipe.world.facts(numbers)).takes.last_U[7] == 50_000
+
+
+# ---- another trainer -------------------------------------------------------------------------------------------------
+
+
+def test_a_trainer_that_goes_on_writes_only_what_the_topic_does_not_hold() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES[:200])
+    pipe.write()
+    pipe.count(TAKES[200:203])  # counted, and the trainer ends before it writes
+    pipe.restart()
+    before = len(pipe.topic)
+    assert pipe.write() == 1
+    assert 0 < len(pipe.topic) - before < ITEMS
+    assert pipe.copies.head is not None and pipe.copies.head.number == 2
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_a_trainer_behind_the_topic_writes_nothing_until_it_has_caught_up() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    served, topic = of_server(pipe.copies, pipe.world), len(pipe.topic)
+    pipe.restart(late=True)
+    pipe.count(TAKES[:100])
+    assert pipe.writer.is_late(pipe.state) and pipe.write() == 0 and len(pipe.topic) == topic
+    assert of_server(pipe.copies, pipe.world).tobytes() == served.tobytes()
+    pipe.count(TAKES[100:])
+    assert pipe.write() == 1
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_a_trainer_of_another_log_removes_what_it_never_counted() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    pipe.restart(late=True, log="another")
+    pipe.count(TAKES[:10])
+    assert pipe.write() == 1 and len(pipe.copies) == len({take.item for take in TAKES[:10]})
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_states_of_another_feature_set_stand_beside_and_are_passed_over() -> None:
+    other = FeatureConfig(partners=8, max_items=64)
+    one, two = Pipe(), Pipe(other)
+    one.count(TAKES)
+    one.write()
+    topic = list(one.topic)
+    two.topic = topic
+    two.restart()
+    two.count(TAKES[:50])
+    two.write()
+    copies = StateCopies(CONFIG)
+    for record in two.compacted():
+        copies.apply(*record)
+    assert copies.head == one.copies.head and of_server(copies, one.world).tobytes() == of_trainer(one).tobytes()
+
+
+# ---- skews that have to be caught ------------------------------------------------------------------------------------
+
+
+def test_a_stale_counter_is_seen_as_another_state_and_other_numbers() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES[:300])
+    pipe.write()
+    pipe.count(TAKES[300:])
+    assert pipe.copies.head is not None and pipe.copies.head.before < pipe.state.before
+    stale, current = of_server(pipe.copies, pipe.world), of_trainer(pipe)
+    takes = CONFIG.names.index("takes")
+    assert (stale[:, takes] != current[:, takes]).any()
+
+
+def test_a_half_life_changed_on_one_side_makes_another_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    was = CONFIG.version
+    monkeypatch.setitem(columns.HALF_LIVES, "1d", 86_401.0)  # the one dictionary that all of a process read
+    assert CONFIG.version != was
+    served = StateCopies(CONFIG)
+    for record in pipe.compacted():
+        served.apply(*record)
+    assert served.head is None and len(served) == 0
+
+
+def test_swapped_features_make_another_set() -> None:
+    assert FeatureConfig(attributes=("a", "b")).version != FeatureConfig(attributes=("b", "a")).version
+    assert FeatureConfig(numbers=("year", "price")).version != FeatureConfig(numbers=("price", "year")).version
+
+
+@pytest.mark.parametrize("key", [b"", None, b"x", b"0123456789abcdef", b"0123456789abcdef:1", b"0123:head"])
+def test_a_key_that_is_none_is_refused(key: bytes | None) -> None:
+    with pytest.raises(ValueError, match="key of item-states"):
+        StateCopies(CONFIG).apply(key, None)
+    StateWriter(CONFIG, log="log").heard(key, None)
+
+
+def test_a_record_that_cannot_be_read_leaves_its_item_as_never_taken() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    key = state_key(CONFIG.version, id_hashes("i3")[0])
+    short, foreign = state_value(CONFIG.version, b"too short"), state_value("0" * 16, b"")
+    for broken in (b"{", foreign, short):
+        with pytest.raises(ValueError, match=r"."):
+            pipe.copies.apply(key, broken)
+    pipe.copies.apply(*pipe.topic[-1])
+    numbers, _ = asked()
+    assert pipe.copies.states(pipe.world.hashes(numbers), pipe.world.facts(numbers)).takes.takes_U[3] == 0
