@@ -130,10 +130,10 @@ class Leadership:
 
     async def transact(
         self,
-        records: Sequence[tuple[str, bytes, bytes]] = (),
+        records: Sequence[tuple[str, bytes, bytes | None]] = (),
         offsets: Mapping[TopicPartition, int] | None = None,
     ) -> None:
-        """Write records (topic, key, value) and the group's offsets, all or nothing, as the one leader.
+        """Write records (topic, key, value or None) and the group's offsets, all or nothing, as the one leader.
 
         The offsets go through the transaction because a member may commit only offsets of its own partitions, and
         because a former leader must not move them.
@@ -143,7 +143,7 @@ class Leadership:
         await self._transact(records, offsets or {}, undo=False)
 
     async def _transact(
-        self, records: Sequence[tuple[str, bytes, bytes]], offsets: Mapping[TopicPartition, int], *, undo: bool
+        self, records: Sequence[tuple[str, bytes, bytes | None]], offsets: Mapping[TopicPartition, int], *, undo: bool
     ) -> None:
         async with self._one_transaction:
             self.confirm()
@@ -152,8 +152,8 @@ class Leadership:
             try:
                 with broker_errors(self._broker):
                     async with producer.transaction():
-                        for topic, key, value in records:
-                            await producer.send_and_wait(topic, value, key=key)
+                        sent = [await producer.send(topic, value, key=key) for topic, key, value in records]
+                        await asyncio.gather(*sent)
                         if offsets:
                             await producer.send_offsets_to_transaction(dict(offsets), self._group)
                         if undo:

@@ -13,11 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.behaviours import Behaviour
 from schemas.errors import BrokerUnavailable
 from schemas.forgotten import ForgottenUser
+from schemas.item_states import ItemState
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
 from schemas.manifests import ReleaseNotice
 from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 
-TopicName = Literal["items", "behaviours", "embeddings", "models", "forgotten", "items-retry", "dead-letters"]
+TopicName = Literal[
+    "items", "behaviours", "embeddings", "item-states", "models", "forgotten", "items-retry", "dead-letters"
+]
 
 DEAD_LETTER_HEADROOM_BYTES = 1_048_576
 """How much larger a dead letter may be than the records that feed it: the original bytes plus headers must fit."""
@@ -107,6 +110,14 @@ TOPICS: dict[TopicName, TopicSpec] = {
             ItemEmbedding,
             "what the representation center now holds, vector included",
             compacted=True,
+        ),
+        TopicSpec(
+            "item-states",
+            "feature_version:hash of item_id",
+            ItemState,
+            "what the takes of each item left behind, as the trainer counted them",
+            compacted=True,
+            single_partition=True,  # a write ends with its head, for those who read it too
         ),
         TopicSpec("forgotten", "user_id", ForgottenUser, "users who asked to be forgotten", compacted=True),
         TopicSpec("models", "release_id", ReleaseNotice, "notices of releases", single_partition=True),

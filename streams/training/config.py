@@ -38,6 +38,13 @@ class TrainConsumerConfig(BaseModel):
     """Behaviours that were fetched and wait for their turn, over all partitions; above it fetching pauses."""
     commit_interval_seconds: float = Field(default=2.0, gt=0)
     """How often the group is told how far training has got."""
+    states_every_takes: int = Field(default=200, ge=1)
+    """Takes after which the states of items that changed are written for servers, at most once a second; what servers
+    lag in takes is what costs."""
+    states_every_seconds: float = Field(default=10.0, gt=0)
+    """How long changed states wait at most where fewer takes come."""
+    states_per_write: int = Field(default=4_096, ge=1)
+    """Items of one write, of about 700 bytes each; more follow at once with the next."""
     session_timeout_ms: int = Field(default=10_000, ge=1_000)
     """How long a killed trainer keeps its role."""
     state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")

@@ -17,6 +17,7 @@ This is the loop: it reads, and calls the others in turn.
 | `promotion_gate.py` | whether a candidate replaces the serving release |
 | `release_publisher.py` | how a release becomes readable, announced and current |
 | `offset_commits.py` | when offsets are committed for the consumer group |
+| `state_publisher.py` | when states of items are written for servers |
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from streams.training.input import TrainingInput
 from streams.training.offset_commits import OffsetCommits
 from streams.training.release_schedule import ReleaseScheduler
 from streams.training.reports import NO_COUNTS, TrainReport, TrainReports
+from streams.training.state_publisher import StatePublisher
 from streams.training.trainer_thread import StepResult, TrainerThread, in_thread
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
@@ -53,7 +55,7 @@ _STEP_LINE_SECONDS = 1.0
 
 
 class TrainingLoop:
-    """Drives one trainer with what `reads` gives; checkpoints, releases and commits where it was given what does so.
+    """Drives one trainer with what `reads` gives; checkpoints, releases, commits and writes states where it was given what does so.
 
     A bounded input is trained to its end, finished, and the run returns; figures then depend on the topics alone.
     """
@@ -67,6 +69,7 @@ class TrainingLoop:
         checkpointer: Checkpointer | None = None,
         releases: ReleaseScheduler | None = None,
         commits: OffsetCommits | None = None,
+        states: StatePublisher | None = None,
         follower: ForgottenFollower | None = None,
         clock: Callable[[], float],
     ) -> None:
@@ -76,6 +79,7 @@ class TrainingLoop:
         self._checkpointer = checkpointer
         self._releases = releases
         self._commits = commits
+        self._states = states
         self._follower = follower
         self._clock = clock
         self._feed = Feed(reads, thread.waits, clock=clock)
@@ -108,6 +112,8 @@ class TrainingLoop:
             if self._follower is not None:
                 await self._follower.open()
                 await self._follower.catch_up()
+            if self._states is not None:
+                await self._states.open()
             while not stop.is_set() and not await self._reads.all_embeddings_at_start_read():
                 await self._read_embeddings()  # of all items that there are: old clicks need no waiting for them
             await in_thread(self._thread.delete_unnamed)
@@ -121,8 +127,9 @@ class TrainingLoop:
                     break
             await self._leave()
         finally:
-            if self._commits is not None:
-                self._commits.cancel()
+            for begun in (self._commits, self._states):
+                if begun is not None:
+                    begun.cancel()
             if self._checkpointer is not None:
                 self._checkpointer.cancel()
             if self._follower is not None:
@@ -200,6 +207,8 @@ class TrainingLoop:
                 log.warning("train.broker_away", error=str(error))
         if self._commits is not None:
             await self._commits.commit_if_due()
+        if self._states is not None:
+            await self._states.publish_if_due()
         if self._reports.due:
             report = self.report()
             draws = self.trainer is not None and self.trainer.config.draw_exposures > 0
@@ -213,6 +222,8 @@ class TrainingLoop:
         if self._checkpointer is not None:
             await self._checkpointer.checkpoint(self._thread)
             await self._checkpointer.written()
+        if self._states is not None:
+            await self._states.publish_rest()
         if self._commits is not None:
             await self._commits.commit_final()
         await self._reports.write(self.report())

@@ -56,12 +56,12 @@ RIGHTS: dict[str, Rights] = {
         redis="read, write",
     ),
     "train": Rights(
-        reads=("behaviours", "embeddings", "forgotten", "models"),
-        writes=("models",),
+        reads=("behaviours", "embeddings", "item-states", "forgotten", "models"),
+        writes=("item-states", "models"),
         joins="train",
         transactional_id="train",
     ),
-    "serve": Rights(reads=("embeddings", "models"), redis="read", milvus="read"),
+    "serve": Rights(reads=("embeddings", "item-states", "models"), redis="read", milvus="read"),
     "center verify": Rights(reads=("items", "embeddings"), other="group <prefix>index: Describe", milvus="read"),
     "center verify --repair": Rights(
         reads=("items", "embeddings"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +39,7 @@ from streams.training.release_publisher import ReleasePublisher
 from streams.training.release_schedule import ReleaseScheduler
 from streams.training.reports import TrainReports
 from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
+from streams.training.state_publisher import StatePublisher, read_states
 from streams.training.trainer_thread import TrainerThread
 from streams.wiring.rights import RIGHTS
 from trainer.online.embedding_wait import EmbeddingWait
@@ -183,6 +185,7 @@ async def _train(
             else _make_releases(settings, options, registry, thread, checkpointer, leadership)
         ),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
+        states=None if leadership is None else _make_states(settings, thread, leadership, log_now),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
         clock=time.time,
     )
@@ -242,6 +245,22 @@ def _make_commits(settings: Settings, thread: TrainerThread, leadership: Leaders
         thread.committed_offsets,
         topic=settings.topics.full_name("behaviours"),
         interval_seconds=settings.train.commit_interval_seconds,
+        clock=time.time,
+    )
+
+
+def _make_states(
+    settings: Settings, thread: TrainerThread, leadership: Leadership, log_now: ClusterTopics
+) -> StatePublisher:
+    from trainer.features.state_records import StateWriter  # numpy
+
+    return StatePublisher(
+        leadership,
+        thread,
+        StateWriter(settings.trainer.features, log=log_now.topic_ids["behaviours"]),
+        settings.train,
+        read=partial(read_states, settings.kafka, settings.topics),
+        topic=settings.topics.full_name("item-states"),
         clock=time.time,
     )
 

@@ -1,7 +1,7 @@
 """States of items as records of a topic, exactly: what a trainer has to write, and the copies that a server keeps.
 
 ```text
-FeatureState ──> StateWriter ──> records, the last of each write tells how far was counted ──> StateCopies ──> ItemStates
+FeatureState ──> StateWriter ──> records; the last one of a write is its head ──> StateCopies ──> ItemStates
 ```
 """
 

@@ -120,6 +120,11 @@ class OnlineTrainer:
         self._take_counts = TakeCounts(config.popularity_half_life_seconds, most_items=most_items)
         self._rng = np.random.default_rng(config.seed)
 
+    @property
+    def moment(self) -> FeatureState:
+        """What features are computed from: the takes of the steps so far."""
+        return self._moment
+
     def put_embedding(self, embedding: ItemEmbedding) -> None:
         """Use an item's newest embedding. Raises `ValueError` if it is another encoder's: two versions never meet."""
         if embedding.encoder_version != self.encoder_version:

@@ -17,6 +17,7 @@ from schemas.base import ItemId, decode, is_identifier
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Reason
 from schemas.field_maps import FieldMap
+from schemas.item_states import ItemState
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, embedding_key, parse_embedding_key
 from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
@@ -29,6 +30,7 @@ SCHEMA_OF_TOPIC = {
     "items": ItemPublished,
     "behaviours": Behaviour,
     "embeddings": ItemEmbedding,
+    "item-states": ItemState,
     "items-retry": ImageRetry,
     "models": ReleaseNotice,
 }
@@ -121,6 +123,7 @@ OPTIONAL_OF_ITEMS = [
 ]
 OPTIONAL_OF_BEHAVIOURS = [
     *("schema_version", "exposure_id", "query_text", "query_image", "trigger_item", "defines_publish"),
+    *("drawn_from", "drawn_at"),
 ]
 
 

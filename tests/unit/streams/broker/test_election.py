@@ -48,11 +48,16 @@ class Producer:
             raise
         self.committed.append(self.open)
 
-    async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
-        if self.failure is not None:
-            raise self.failure
-        await asyncio.sleep(0)
-        self.open.append((topic, key, value))
+    async def send(self, topic: str, value: bytes, *, key: bytes) -> asyncio.Future[None]:
+        place = self.open
+
+        async def confirmed() -> None:
+            await asyncio.sleep(0)
+            if self.failure is not None:
+                raise self.failure
+            place.append((topic, key, value))
+
+        return asyncio.ensure_future(confirmed())
 
     async def send_offsets_to_transaction(self, offsets: Any, group: str) -> None:
         if self.failure is not None:

@@ -60,7 +60,7 @@ def test_what_is_missing_is_made_as_the_table_says_and_what_is_there_is_left(adm
     assert [new.name for new in admin.made] == created and admin.closed
     for new in admin.made:
         spec = TOPICS[new.name.removeprefix("mim.")]
-        assert (new.num_partitions, new.replication_factor) == (1 if spec.name == "models" else 5, 3)
+        assert (new.num_partitions, new.replication_factor) == (1 if spec.name in ("models", "item-states") else 5, 3)
         assert new.topic_configs == spec.settings(config, BrokerConfig())
     assert create_topics(BrokerConfig(), TopicsConfig(prefix="x."))[0] == "x.items"
     assert admin.made[-1].replication_factor == -1  # the cluster's own
@@ -100,7 +100,7 @@ def test_compacted_topics_keep_deletes_and_others_keep_everything_for_their_time
     settings = TOPICS[name].settings(config, BrokerConfig(max_record_bytes=5_000))
     headroom = 1_048_576 if name == "dead-letters" else 0
     assert settings["max.message.bytes"] == str(5_000 + headroom) and "min.insync.replicas" not in settings
-    if name in ("items", "embeddings", "forgotten"):
+    if name in ("items", "embeddings", "item-states", "forgotten"):
         assert (settings["cleanup.policy"], settings["delete.retention.ms"]) == ("compact", str(3 * 3_600_000))
     else:
         days = {"behaviours": 2, "items-retry": 7, "dead-letters": 30}.get(name)

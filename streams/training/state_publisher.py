@@ -1,0 +1,146 @@
+"""States of items for those who serve: what changed, in transactions of the leader, every so many takes or seconds.
+
+Servers compute features from these states and nothing else, so a score rests on takes that are at most one interval
+older than the trainer's own. A trainer that is behind what the topic holds, as after a restart, writes nothing until it
+has caught up; one that does not lead never writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from schemas.errors import Unavailable
+from streams.broker.clients import BrokerConfig
+from streams.broker.leadership import Leadership
+from streams.broker.topic_follower import TopicFollower
+from streams.broker.topics import TopicsConfig
+from streams.runtime.interval import IntervalTimer
+from streams.training.config import TrainConsumerConfig
+from streams.training.trainer_thread import TrainerThread, in_thread
+
+if TYPE_CHECKING:  # no command should pay for torch because of its imports
+    from trainer.features.state_records import StateWrite, StateWriter
+
+log = structlog.get_logger()
+
+_SHORTEST_SECONDS = 1.0
+"""Between two writes, however many takes come: each one carries the counts of all items together."""
+
+
+class StatePublisher:
+    """Writes the states that changed; one transaction is under way at a time, and training goes on meanwhile."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        thread: TrainerThread,
+        writer: StateWriter,
+        config: TrainConsumerConfig,
+        *,
+        read: Callable[[StateWriter], Any],
+        topic: str,
+        clock: Callable[[], float],
+    ) -> None:
+        """`read` tells the writer all that the topic holds; `read_states` does."""
+        self._leadership = leadership
+        self._thread = thread
+        self._writer = writer
+        self._config = config
+        self._read = read
+        self._topic = topic
+        self._since_write = IntervalTimer(config.states_every_seconds, clock)
+        self._pause = IntervalTimer(min(_SHORTEST_SECONDS, config.states_every_seconds), clock)
+        self._writing: asyncio.Task[None] | None = None
+        self._write: StateWrite | None = None
+        self._takes = 0
+        self._was_late = False
+
+    async def open(self) -> None:
+        """Read what the topic holds. Raises `Misconfigured` if it does not exist, `BrokerUnavailable`."""
+        await self._read(self._writer)
+
+    async def publish_if_due(self) -> None:
+        """Begin a write if it is time. Raises `Fenced` if another process leads now."""
+        if self._writing is not None and self._writing.done():
+            await self._settle()
+        if self._writing is None and self._is_due:
+            await self._begin()
+
+    async def publish_rest(self) -> None:
+        """Write all that is left, and wait for it; a broker that is away is waited for no longer."""
+        written = self._writing is None or await self._settle()
+        while written:
+            await self._begin()
+            if self._writing is None:
+                return
+            written = await self._settle()
+
+    def cancel(self) -> None:
+        """Wait for no write any more."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    @property
+    def _is_due(self) -> bool:
+        trainer = self._thread.trainer
+        if trainer is None or not self._pause.passed:
+            return False
+        takes = trainer.moment.shared.takes - self._writer.takes
+        return bool(self._since_write.passed or takes >= self._config.states_every_takes or self._writer.left)
+
+    async def _begin(self) -> None:
+        trainer = self._thread.trainer
+        if trainer is None:
+            return
+        self._pause.begin()
+        moment = trainer.moment
+        self._write = await in_thread(partial(self._writer.next, moment, most=self._config.states_per_write))
+        self._say_late(self._write is None and self._writer.is_late(moment))
+        if self._write is None:
+            self._since_write.begin()
+            return
+        self._takes = moment.shared.takes
+        records = [(self._topic, key, value) for key, value in self._write.records]
+        # not awaited: a broker that is away must not hold up what can be learned meanwhile
+        self._writing = asyncio.create_task(self._leadership.transact(records))
+
+    async def _settle(self) -> bool:
+        """Wait for the write that is under way; False if it could not be made."""
+        assert self._writing is not None, "no write is under way"
+        assert self._write is not None, "no write is under way"
+        writing, self._writing = self._writing, None
+        try:
+            await writing
+        except Unavailable as error:  # all of it is made again
+            log.warning("train.states_delayed", error=str(error))
+            return False
+        self._since_write.begin()
+        self._writer.written(self._write, takes=self._takes)
+        head = self._write.head
+        log.debug("train.states_written", number=head.number, items=len(self._write.items), left=head.left)
+        return True
+
+    def _say_late(self, late: bool) -> None:
+        if late and not self._was_late:
+            log.info("train.states_ahead", help="the topic holds newer states; none is written before")
+        self._was_late = late
+
+
+async def read_states(broker: BrokerConfig, topics: TopicsConfig, writer: StateWriter) -> None:
+    """Tell the writer all that `item-states` holds. Raises as `TopicFollower.open` does."""
+
+    async def hear(records: Sequence[Any], source: str, after: int) -> None:
+        for record in records:
+            writer.heard(record.key, record.value)
+
+    follower = TopicFollower(broker, topics, "item-states", hear)
+    try:
+        await follower.open()
+        await follower.catch_up()
+    finally:
+        await follower.close()

@@ -1,0 +1,173 @@
+"""States of items for servers: when they are written, by whom, and what a broker that is away costs."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schemas.errors import BrokerUnavailable, Fenced
+from schemas.item_states import ItemState, parse_state_key
+from streams.training.config import TrainConsumerConfig
+from streams.training.state_publisher import StatePublisher
+from tests.factories.feature_world import Take, World, columns_of
+from trainer.features.config import FeatureConfig
+from trainer.features.state import FeatureState
+from trainer.features.state_records import StateCopies, StateWriter
+
+CONFIG = FeatureConfig(max_items=64, partners=8)
+ITEMS = 40
+SETTINGS = {"states_every_takes": 20, "states_every_seconds": 10}
+
+
+class Leads:
+    """Transactions that wait for `gate` and may fail."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.topic: list[tuple[bytes, bytes | None]] = []
+        self.sizes: list[int] = []
+
+    async def transact(self, records: Any) -> None:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert {topic for topic, _, _ in records} == {"mim.item-states"}
+        self.sizes.append(len(records))
+        self.topic += [(key, value) for _, key, value in records]
+
+
+class Scene:
+    def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
+        self.leads, self.now = Leads(), 100.0
+        self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
+        self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state))
+        self.takes = 0
+
+        async def read(writer: StateWriter) -> None:
+            for record in topic or []:
+                writer.heard(*record)
+
+        self.publisher = StatePublisher(
+            self.leads,  # type: ignore[arg-type]
+            self.thread,  # type: ignore[arg-type]
+            StateWriter(CONFIG, log="log"),
+            TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
+            read=read,
+            topic="mim.item-states",
+            clock=lambda: self.now,
+        )
+
+    def take(self, count: int) -> None:
+        """So many more takes, one a second, each of another item in turn."""
+        at = range(self.takes, self.takes + count)
+        self.state.add(columns_of([Take(1 + n, 1 + n % ITEMS, n, n + 1) for n in at]), before=self.takes + count)
+        self.takes += count
+
+    async def after(self, seconds: float) -> int:
+        """How many writes were made by then."""
+        self.now += seconds
+        for _ in range(2):  # one begins it, the next one notes that it came to its end
+            await self.publisher.publish_if_due()
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return len(self.leads.sizes)
+
+    @property
+    def lag(self) -> int:
+        """Takes that a server does not know of."""
+        copies = StateCopies(CONFIG)
+        for record in self.leads.topic:
+            copies.apply(*record)
+        return self.state.shared.takes - copies.states(self.state._items.hashes(ITEM), FACTS).shared.takes
+
+
+ITEM = np.array([0])
+FACTS = World(CONFIG, 1).facts(ITEM)
+
+
+async def test_states_are_written_after_so_many_takes_and_after_so_many_seconds_where_fewer_come() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    assert await scene.after(0) == 1 and scene.lag == 0, "the first at once"
+    scene.take(5)
+    assert await scene.after(9.9) == 1 and scene.lag == 5
+    assert await scene.after(0.1) == 2 and scene.lag == 0
+    assert await scene.after(1_000) == 2, "nothing changed"
+    scene.take(8)
+    assert await scene.after(0) == 2
+    scene.take(12)
+    assert await scene.after(1) == 3, "twenty takes"
+    scene.take(3)
+    assert await scene.after(1) == 3 and scene.lag == 3
+
+
+async def test_writes_of_many_takes_stand_a_second_apart_and_one_is_bounded() -> None:
+    scene = Scene(most=8)
+    await scene.publisher.open()
+    scene.take(30)
+    writes = [await scene.after(0.5) for _ in range(10)]
+    assert scene.leads.sizes == [9, 9, 9, 7] and writes[0] == 1 and writes[1] == 1
+    heads = [ItemState.model_validate_json(value).head for key, value in scene.leads.topic if value and b"head" in key]
+    assert [(head.number, head.left) for head in heads if head] == [(1, 22), (2, 14), (3, 6), (4, 0)]
+
+
+async def test_training_does_not_wait_for_a_write_and_another_does_not_begin_meanwhile() -> None:
+    scene = Scene()
+    scene.leads.gate.clear()
+    scene.take(5)
+    assert await scene.after(0) == 0
+    scene.take(30)
+    assert await scene.after(100) == 0
+    scene.leads.gate.set()
+    await scene.after(0)
+    await scene.publisher.publish_rest()
+    assert scene.lag == 0 and sum(scene.leads.sizes) == 30 + 5 + len(scene.leads.sizes)
+
+
+async def test_what_a_broker_that_was_away_did_not_take_is_written_later() -> None:
+    scene = Scene()
+    scene.leads.failure = BrokerUnavailable("Kafka", "away")
+    scene.take(5)
+    assert await scene.after(0) == 0
+    await scene.publisher.publish_rest()
+    scene.leads.failure = None
+    assert await scene.after(1) == 1 and scene.lag == 0
+
+
+async def test_a_trainer_that_another_has_replaced_ends() -> None:
+    scene = Scene()
+    scene.leads.failure = Fenced("another leads")
+    scene.take(5)
+    with pytest.raises(Fenced):
+        await scene.after(0)
+
+
+async def test_a_trainer_that_is_behind_the_topic_writes_when_it_has_caught_up() -> None:
+    former = Scene()
+    former.take(60)
+    await former.publisher.publish_rest()
+    scene = Scene(former.leads.topic)
+    await scene.publisher.open()
+    scene.take(50)
+    assert await scene.after(0) == 0 and await scene.after(100) == 0
+    await scene.publisher.publish_rest()
+    assert scene.leads.sizes == []
+    scene.take(11)
+    assert await scene.after(100) == 1
+    items = [parse_state_key(key)[1] for key, _ in scene.leads.topic]
+    assert len(items) == 2, "what is as the topic holds it is not written again"
+
+
+async def test_without_a_trainer_there_is_nothing_to_write() -> None:
+    scene = Scene()
+    scene.thread.trainer = None  # type: ignore[assignment]
+    assert await scene.after(100) == 0
+    await scene.publisher.publish_rest()
+    scene.publisher.cancel()
