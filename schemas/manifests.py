@@ -55,6 +55,9 @@ class ModelManifest(Message):
     """Encoder version of the only vectors that this model scores."""
     dim: int
     """Width of those vectors."""
+    features: str | None = None
+    """Version of the features that it reads: a server that computes others refuses it. None in releases of builds whose
+    servers computed none."""
     created_at: UtcTime
     """Wall clock at release."""
     first_event_at: UtcTime | None = None

@@ -46,6 +46,8 @@ class ScoreRequest(RequestBody):
     """Candidates."""
     trigger_item: ItemId | None = None
     """The item that the user is viewing, if any."""
+    at: UtcTime | None = None
+    """Moment of the request (event time), for logs of the past; now by default."""
     exclude_taken: bool = False
     """Whether to leave out candidates that are among the user's stored takes."""
 

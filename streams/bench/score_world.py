@@ -74,6 +74,7 @@ class World:
             weights_sha256=checksum,
             encoder_version=ENCODER_VERSION,
             dim=DIM,
+            features=FeatureConfig().version,
             created_at=_BEGIN,
             rows_trained=0,
             steps=0,

@@ -36,10 +36,11 @@ from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections
 from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.stores.histories.store import BehaviourStore
 from streams.stores.vectors.item_index import ItemIndex
-from trainer.networks.item_rows import ItemRows
+from trainer.networks.item_rows import ItemRows, RequestMoment
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ class ScoringService:
 
     config: ServeConfig
     vector_cache: VectorCache
+    states: StatesFollower
     index: ItemIndex
     behaviours: BehaviourStore
     models: ModelWatcher
@@ -68,6 +70,8 @@ class ScoringService:
     """Receives every `RequestReport` and `CacheReport`."""
     metrics_page: Callable[[], bytes]
     """Renders `GET /metrics`, in the text format of Prometheus."""
+    now: Callable[[], float]
+    """Wall clock, seconds since 1970: the moment of requests that name none."""
     one_pass: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the request that is scored now."""
 
@@ -100,19 +104,23 @@ async def score(request: web.Request) -> web.Response:
         reason = service.models.problem or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
         raise ApiError(503, "no_model", "no model has been released yet; /v1/similar works without one")
-    taken = await service.behaviours.taken_items(asked.user_id)
+    taken, taken_at = await service.behaviours.takes(asked.user_id)
     left_out = set(taken) if asked.exclude_taken else frozenset()
     candidates = [item_id for item_id in asked.item_ids if item_id not in left_out]
     deleted = service.vector_cache.deleted
-    history = [item_id for item_id in taken if item_id not in deleted][-model.scorer.history_length :]
+    kept = [place for place, item_id in enumerate(taken) if item_id not in deleted][-model.scorer.history_length :]
+    history, seconds = [taken[place] for place in kept], [taken_at[place] for place in kept]
+    now = int(service.now() if asked.at is None else asked.at.timestamp())
     seen_last = [asked.trigger_item] if asked.trigger_item and asked.trigger_item not in deleted else []
     lookup = await service.vector_cache.look_up([*candidates, *history, *seen_last])
     service.on_report(lookup.report)
+    states = service.states.copies.states(lookup.items.hashes_U2, lookup.facts)
+    moment = RequestMoment(states, [*seconds, *(now for _ in seen_last)], now)
     async with service.one_pass:
         await asyncio.sleep(0)  # answers of the stores are read between two passes, else their time limits pass unheard
         # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have
         # to win the interpreter back from this loop; measured, that costs more than the concurrency gains
-        probabilities = model.scorer.score(lookup.items, len(candidates)) if candidates else np.empty(0)
+        probabilities = model.scorer.score(lookup.items, len(candidates), moment) if candidates else np.empty(0)
     if deleted:
         probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
     return _answer(
@@ -244,9 +252,14 @@ async def readyz(request: web.Request) -> web.Response:
 
 def unconfirmed(service: ScoringService) -> list[str]:
     """What holds a score up but does not prevent it."""
-    if service.vector_cache.behind_seconds <= service.config.cache.max_staleness_seconds:
-        return []
-    return ["Kafka does not tell which vectors changed: each is read from the representation center again"]
+    told = []
+    if service.vector_cache.behind_seconds > service.config.cache.max_staleness_seconds:
+        told.append("Kafka does not tell which vectors changed: each is read from the representation center again")
+    if service.states.behind_seconds > service.config.cache.max_staleness_seconds:
+        told.append("Kafka does not tell what is taken: scores rest on the takes that were known before")
+    elif service.states.copies.head is None:
+        told.append("no trainer has written what is taken for these features: scores rest on no takes of others")
+    return told
 
 
 async def readiness(service: ScoringService) -> dict[str, str]:
@@ -268,7 +281,8 @@ async def readiness(service: ScoringService) -> dict[str, str]:
         model = "ok"
     else:
         model = "the newest release cannot be used" if service.models.problem else "no model has been released yet"
-    return {"behaviours": behaviours, "center": center, "model": model}
+    states = "what was taken is still being read" if service.states.is_reading else "ok"
+    return {"behaviours": behaviours, "center": center, "model": model, "states": states}
 
 
 def _json(answer: Message) -> web.Response:

@@ -17,7 +17,7 @@ from schemas.manifests import ModelManifest, running_number
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.serving.reports import ModelReport
 from streams.stores.artifacts.registry import ModelRegistry
-from trainer.networks.item_rows import ItemRows
+from trainer.networks.item_rows import ItemRows, RequestMoment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,11 @@ class ScoringModel(Protocol):
         """How many of a user's newest takes count."""
         ...
 
-    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
-        """Probability of each of the first `candidates` items; those that follow are the history, oldest first."""
+    def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
+        """Probability of each of the first `candidates` items; those that follow are the history, oldest first.
+
+        Without a `moment` nothing is known of what was taken.
+        """
         ...
 
 
@@ -56,7 +59,7 @@ class ServedModel:
 
 
 class Refusal(NamedTuple):
-    """Why a release cannot serve: `damaged` or `wrong_encoder`, and the details."""
+    """Why a release cannot serve: `damaged`, `wrong_encoder` or `wrong_features`, and the details."""
 
     outcome: str
     why: str
@@ -71,13 +74,16 @@ class ModelWatcher:
         make_scorer: MakeScorer,
         *,
         encoder_version: str,
+        features: str,
         poll_seconds: float,
         on_report: Callable[[ModelReport], None] = lambda report: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Releases have to go with vectors of `encoder_version`, and read the features of the version `features`."""
         self._store = store
         self._make_scorer = make_scorer
         self._encoder_version = encoder_version
+        self._features = features
         self._poll_seconds = poll_seconds
         self._on_report = on_report
         self._monotonic = monotonic
@@ -149,6 +155,13 @@ class ModelWatcher:
                     "wrong_encoder",
                     f"release {release_id} goes with vectors of encoder {manifest.encoder_version}, the center holds "
                     f"{self._encoder_version}",
+                )
+            if manifest.features != self._features:
+                return Refusal(
+                    "wrong_features",
+                    f"release {release_id} reads features {manifest.features or 'of an earlier build'}, this server "
+                    f"computes {self._features}: start it with the trainer's version of mimstream and its "
+                    "MIM_TRAINER__FEATURES__... settings, or train again with those of this server",
                 )
             scorer = self._make_scorer(weights, manifest)
             tried = scorer.score(ItemRows.of(["a candidate"], {}, manifest.dim), 1)

@@ -28,7 +28,7 @@ class ModelReport:
     """One attempt to load a release."""
 
     outcome: str
-    """`loaded`, `damaged` or `wrong_encoder`."""
+    """`loaded`, `damaged`, `wrong_encoder` or `wrong_features`."""
     number: int
     """Running number of the release."""
     rows_trained: int = 0

@@ -1,4 +1,4 @@
-"""Vectors by item id for scoring: from this process's memory, or else from Milvus.
+"""Vectors and facts by item id for scoring: from this process's memory, or else from Milvus.
 
 Ranking needs hundreds of vectors per request in a fraction of a millisecond, which Milvus does not give; a cache may
 not serve what was deleted or replaced. Following `embeddings` gives both: each change of the center is applied here
@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from schemas.items import ItemEmbedding, parse_embedding_key
 from streams.serving.config import VectorCacheConfig
 from streams.serving.reports import CacheReport
-from streams.stores.vectors.item_index import UNIT_TOLERANCE, ItemIndex
+from streams.stores.vectors.item_index import UNIT_TOLERANCE, ItemIndex, ItemRow
 from trainer.networks.item_rows import ItemRows
 from trainer.samples.id_hashes import hash_columns, id_hashes
+from trainer.samples.item_facts import FactRows, FactsConfig, facts_of
 
 log = structlog.get_logger()
 
@@ -36,15 +37,16 @@ class VectorTable:
     """Vectors by id in one (max_items, dim) float32 matrix; the least recently used make room.
 
     The matrix has its full size from the start, of which the system provides only the pages that are written to:
-    growing it would copy it, and stop the event loop for seconds. The hashes that models look ids up by lie beside it,
-    so that no request computes them again.
+    growing it would copy it, and stop the event loop for seconds. The hashes that models look ids up by and the facts
+    that features read lie beside it, so that no request computes them again.
     """
 
-    def __init__(self, dim: int, max_items: int) -> None:
+    def __init__(self, dim: int, max_items: int, facts: FactsConfig) -> None:
         rows = max_items + 1  # row 0 belongs to no item: an id without a vector reads zeros there
         self._max_items = max_items
         self._matrix = np.zeros((rows, dim), np.float32)
         self._hashes = np.zeros((rows, 2), np.int64)
+        self._facts = FactRows.empty(facts, rows)
         self._known_at = np.zeros(rows)
         self._used_at = np.zeros(rows, np.int64)
         self._row_of: dict[str, int] = {}
@@ -56,8 +58,8 @@ class VectorTable:
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def put(self, item_id: str, vector: NDArray[np.float32], *, at: float) -> None:
-        """Store `vector` (dim,), current at time `at`."""
+    def put(self, item_id: str, vector: NDArray[np.float32], facts: FactRows, *, at: float) -> None:
+        """Store `vector` (dim,) and the one row of `facts`, current at time `at`."""
         row = self._row_of.get(item_id)
         if row is None:
             row = self._free_row()
@@ -66,6 +68,7 @@ class VectorTable:
         self._uses += 1
         self._used_at[row] = self._uses
         self._matrix[row] = vector
+        self._facts.put(row, facts)
         self._known_at[row] = at
 
     def delete(self, item_id: str) -> None:
@@ -74,9 +77,9 @@ class VectorTable:
         if row is not None:
             self._free.append(row)
 
-    def gather(self, item_ids: Sequence[str], *, since: float) -> ItemRows:
-        """A row for each of the items, with copies of the vectors that were current at `since` or later; marks these as
-        used.
+    def gather(self, item_ids: Sequence[str], *, since: float) -> tuple[ItemRows, FactRows]:
+        """A row for each of the items, with copies of the vectors and facts that were current at `since` or later;
+        marks these as used.
         """
         row_U = np.fromiter(chain((0,), map(self._row_of.get, item_ids, repeat(0))), np.int64, len(item_ids) + 1)
         if since > float("-inf"):
@@ -87,7 +90,7 @@ class VectorTable:
             items.hashes_U2[others] = hash_columns([item_ids[number - 1] for number in others])
         self._uses += 1
         self._used_at[row_U] = self._uses
-        return items
+        return items, self._facts.rows(row_U)
 
     def _free_row(self) -> int:
         if not self._free and len(self._row_of) >= self._max_items:
@@ -110,6 +113,8 @@ class Lookup:
 
     items: ItemRows
     """In the order asked; items that the center does not hold have no vector."""
+    facts: FactRows
+    """Of each row of `items`."""
     report: CacheReport
 
 
@@ -125,14 +130,17 @@ class VectorCache:
         *,
         encoder_version: str,
         dim: int,
+        facts: FactsConfig,
         clock: Callable[[], float],
     ) -> None:
+        """`facts` says which attributes of items features look at."""
         self._index = index
         self._config = config
         self._encoder_version = encoder_version
         self._dim = dim
         self._clock = clock
-        self._table = VectorTable(dim, config.max_items)
+        self._facts_config = facts
+        self._table = VectorTable(dim, config.max_items, facts)
         self._absent_until: dict[str, float] = {}
         self._deleted: dict[str, None] = {}
         self._confirmed_at = float("-inf")
@@ -160,20 +168,24 @@ class VectorCache:
         """
         now = self._clock()
         oldest = now - self._config.max_staleness_seconds
-        items = self._table.gather(item_ids, since=float("-inf") if self._confirmed_at >= oldest else oldest)
+        items, facts = self._table.gather(item_ids, since=float("-inf") if self._confirmed_at >= oldest else oldest)
         if items.found == len(item_ids):
-            return self._lookup(items, misses=0)
+            return self._lookup(items, facts, misses=0)
         missing = [one for one in items.without_vector() if self._absent_until.get(one, now) <= now]
         if missing:
-            items.fill(await self._read(missing))
-        return self._lookup(items, misses=len(missing))
+            read = await self._read(missing)
+            items.fill({item_id: vector for item_id, (vector, _) in read.items()})
+            for number, item_id in enumerate(item_ids, start=1):
+                if item_id in read:
+                    facts.put(number, read[item_id][1])
+        return self._lookup(items, facts, misses=len(missing))
 
-    def _lookup(self, items: ItemRows, *, misses: int) -> Lookup:
+    def _lookup(self, items: ItemRows, facts: FactRows, *, misses: int) -> Lookup:
         asked = len(items.item_ids)
         report = CacheReport(asked - misses, misses, asked - items.found, len(self._table), self.behind_seconds)
-        return Lookup(items, report)
+        return Lookup(items, facts, report)
 
-    async def _read(self, item_ids: list[str]) -> dict[str, NDArray[np.float32]]:
+    async def _read(self, item_ids: list[str]) -> dict[str, tuple[NDArray[np.float32], FactRows]]:
         asked_at, epoch = self._clock(), self._epoch
         touched: set[str] = set()
         self._touched.append(touched)
@@ -181,21 +193,33 @@ class VectorCache:
             rows = await self._index.fetch(item_ids)
         finally:
             self._touched = [other for other in self._touched if other is not touched]
-        vectors: dict[str, NDArray[np.float32]] = {}
+        read: dict[str, tuple[NDArray[np.float32], FactRows]] = {}
         for item_id in item_ids:
             row = rows.get(item_id)
             unchanged = item_id not in touched and epoch == self._epoch
             if row is not None and unchanged:
                 self._deleted.pop(item_id, None)  # it came back, whether or not its announcement was applied
             if row is not None and self._is_usable(row.encoder_version, row.vector):
-                vectors[item_id] = row.vector
+                read[item_id] = row.vector, self._facts_of(row, row.first_price)
                 if unchanged:
-                    self._table.put(item_id, row.vector, at=asked_at)
+                    self._table.put(item_id, *read[item_id], at=asked_at)
                     self._absent_until.pop(item_id, None)
             elif unchanged:
                 self._table.delete(item_id)
                 self._remember_absent(item_id, asked_at)
-        return vectors
+        return read
+
+    def _facts_of(self, item: ItemRow | ItemEmbedding, first_price: float | None) -> FactRows:
+        """What the trainer knows of the item, from the announcement of the same row."""
+        return facts_of(
+            self._facts_config,
+            category=item.category,
+            price=first_price,
+            year=item.year,
+            attributes=item.attributes,
+            published_at=item.published_at.timestamp(),
+            published_at_is=item.published_at_is,
+        )
 
     def _remember_absent(self, item_id: str, at: float) -> None:
         absent = self._absent_until  # in the order in which they end
@@ -239,7 +263,7 @@ class VectorCache:
             readable = False
         if readable:
             # its age is unknown: until `confirm` tells that nothing newer follows, the vector is read from Milvus
-            self._table.put(item_id, vector, at=float("-inf"))
+            self._table.put(item_id, vector, self._facts_of(announced, announced.price), at=float("-inf"))
         else:
             self._table.delete(item_id)  # it changed; Milvus holds the new row
             log.warning("representations.unreadable", item_id=item_id)
@@ -254,6 +278,6 @@ class VectorCache:
         Deleted items stay deleted until a read of Milvus finds them.
         """
         self._confirmed_at = float("-inf")
-        self._table = VectorTable(self._dim, self._config.max_items)
+        self._table = VectorTable(self._dim, self._config.max_items, self._facts_config)
         self._absent_until.clear()
         self._epoch += 1

@@ -55,7 +55,7 @@ _STEP_LINE_SECONDS = 1.0
 
 
 class TrainingLoop:
-    """Drives one trainer with what `reads` gives; checkpoints, releases, commits and writes states where it was given what does so.
+    """Drives one trainer with what `reads` gives; checkpoints, releases, commits, states where it got what does so.
 
     A bounded input is trained to its end, finished, and the run returns; figures then depend on the topics alone.
     """

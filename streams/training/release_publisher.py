@@ -244,6 +244,7 @@ class ReleasePublisher:
             parent=None if pointer is None else pointer.release_id,
             encoder_version=self._vectors[0],
             dim=self._vectors[1],
+            features=candidate.features,
             created_at=datetime.fromtimestamp(self._clock(), UTC),
             first_event_at=_moment(candidate.first_event_at),
             last_event_at=_moment(candidate.last_event_at),

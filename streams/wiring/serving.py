@@ -23,6 +23,7 @@ from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections, affordable_connections, listening
 from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.model_watcher import ModelWatcher, follow_notices
+from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings
 from streams.stores.artifacts.registry import open_registry
@@ -85,7 +86,7 @@ def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Score
 
 
 async def serve(settings: Settings, config: ServeConfig) -> None:
-    """Open the stores, follow `embeddings` and `models`, and answer requests until stopped.
+    """Open the stores, follow `embeddings`, `item-states` and `models`, and answer requests until stopped.
 
     Kafka may be away meanwhile: `/readyz` says what cannot be confirmed then.
 
@@ -105,11 +106,16 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         index = MilvusItemIndex(settings.milvus, encoder_version=version, dim=dim)
         opened.push_async_callback(index.close)
         await index.open()
-        vector_cache = VectorCache(index, config.cache, encoder_version=version, dim=dim, clock=time.monotonic)
+        features = settings.trainer.features
+        vector_cache = VectorCache(
+            index, config.cache, encoder_version=version, dim=dim, facts=features, clock=time.monotonic
+        )
+        states = StatesFollower(features, settings.kafka, settings.topics, clock=time.monotonic)
         models = ModelWatcher(
             open_registry(settings.models),
             make_scorer,
             encoder_version=version,
+            features=features.version,
             poll_seconds=config.poll_models_seconds,
             on_report=metrics.record,
         )
@@ -124,6 +130,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
             ScoringService(
                 config=config,
                 vector_cache=vector_cache,
+                states=states,
                 index=index,
                 behaviours=behaviours,
                 models=models,
@@ -132,6 +139,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 compute=compute,
                 on_report=metrics.record,
                 metrics_page=metrics.page,
+                now=time.time,
             ),
             connections,
         )
@@ -144,11 +152,12 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         )
 
         async def work(stop: asyncio.Event) -> None:
-            tried = asyncio.Event()
+            tried, states_tried = asyncio.Event(), asyncio.Event()
             await models.refresh()  # a present release serves from the first request on
             async with AsyncExitStack() as running:
                 tasks = [
                     asyncio.ensure_future(follower.run(stop, tried.set)),
+                    asyncio.ensure_future(states.run(stop, states_tried.set)),
                     asyncio.ensure_future(models.run(stop)),
                     asyncio.ensure_future(
                         follow_notices(models, settings.kafka, settings.topics.full_name("models"), stop)
@@ -156,7 +165,10 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 ]
                 running.push_async_callback(_end, tasks)
                 with suppress(TimeoutError):  # Kafka, which scores do not need, may be away
-                    await _unless_ended(tasks, asyncio.wait_for(tried.wait(), KAFKA_PATIENCE_SECONDS))
+                    await _unless_ended(
+                        tasks,
+                        asyncio.wait_for(asyncio.gather(tried.wait(), states_tried.wait()), KAFKA_PATIENCE_SECONDS),
+                    )
                 await _listen(running, app, connections, config)
                 await _unless_ended(tasks, stop.wait())
 

@@ -218,6 +218,9 @@ class BehaviourStoreContract:
         assert await items(store, "用户") == ["商品:7"]
         assert await store.taken_items("用户") == ["商品:7"]
         assert await store.taken_items("nobody") == []
+        seconds = [int(take.occurred_at) for take in await store.history("用户")]
+        assert await store.takes("用户") == (["商品:7"], seconds)
+        assert await store.takes("nobody") == ([], [])
 
 
 class TestInMemoryBehaviourStore(BehaviourStoreContract):

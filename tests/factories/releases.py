@@ -11,6 +11,7 @@ import torch
 from schemas.manifests import Fence, ModelManifest
 from streams.settings import Settings
 from streams.stores.artifacts.registry import ModelRegistry, folder_registry, pack_weights, weights_checksum
+from trainer.features.config import FeatureConfig
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 
@@ -29,6 +30,7 @@ def make_manifest(number: int, *, weights: Weights | None = None, **changes: Any
         weights_sha256=checksum,
         encoder_version="e1",
         dim=8,
+        features=FeatureConfig().version,
         created_at=NOW,
         rows_trained=number,
         steps=number,

@@ -19,23 +19,29 @@ from torch import Tensor
 from encoders.base import ItemContent, Prepared
 from schemas.errors import EncodingFailed, Misconfigured, Reason, StoreUnavailable
 from schemas.manifests import ModelManifest
+from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
+from streams.broker.topics import TopicsConfig
 from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.connections import Connections
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.stores.histories.store import InMemoryBehaviourStore
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from tests.factories import releases, vector_cache
 from tests.factories.samples import behaviour
-from trainer.networks.item_rows import ItemRows
+from trainer.features.config import FeatureConfig
+from trainer.networks.item_rows import ItemRows, RequestMoment
 
 VERSION = "words-1"
 DIM = 256
+FEATURES = FeatureConfig(max_items=1_000)
+NOW = 1_800_000_000.5
 
 
 class WordEncoder:
@@ -69,8 +75,11 @@ class PlainScorer:
 
     def __init__(self, bias: float) -> None:
         self.bias = bias
+        self.moments: list[RequestMoment | None] = []
+        """What features could be computed from, by request."""
 
-    def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+    def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
+        self.moments.append(moment)
         vectors, past = items.by_item(), items.item_ids[candidates:]
         last = vectors.get(past[-1]) if past else None
         logits = [
@@ -106,9 +115,9 @@ class Down(InMemoryBehaviourStore):
     async def ping(self) -> None:
         raise StoreUnavailable("Redis", "nothing answers at redis://10.1.2.3 (MIM_REDIS__URL)")
 
-    async def taken_items(self, user_id: str) -> list[str]:
+    async def takes(self, user_id: str) -> tuple[list[str], list[int]]:
         await self.ping()
-        return []
+        return [], []
 
 
 @dataclass
@@ -156,17 +165,26 @@ async def open_bench() -> AsyncIterator[Open]:
         clock = asyncio.get_running_loop().time
         service = ScoringService(
             config=ServeConfig(**config),
-            vector_cache=VectorCache(index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, clock=clock),
+            vector_cache=VectorCache(
+                index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=FEATURES, clock=clock
+            ),
+            states=StatesFollower(FEATURES, BrokerConfig(), TopicsConfig(), clock=clock),
             index=index,
             behaviours=behaviours,
             models=ModelWatcher(
-                models, make_scorer, encoder_version=VERSION, poll_seconds=0.02, on_report=metrics.record
+                models,
+                make_scorer,
+                encoder_version=VERSION,
+                features=FEATURES.version,
+                poll_seconds=0.02,
+                on_report=metrics.record,
             ),
             encoder=Loaded(),
             encoder_version=VERSION,
             compute=pool,
             on_report=metrics.record,
             metrics_page=metrics.page,
+            now=lambda: NOW,
         )
         connections = Connections(service.config.max_connections, service.config.head_seconds, metrics.record)
         server = TestServer(make_app(service, connections))

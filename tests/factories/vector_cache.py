@@ -18,6 +18,7 @@ from streams.serving.vector_cache import VectorCache
 from streams.stores.vectors.item_index import InMemoryItemIndex, ItemRow
 from tests.factories.samples import unit_vector
 from tests.factories.waiting import Clock
+from trainer.samples.item_facts import FactsConfig
 
 VERSION = "test-1"
 
@@ -67,6 +68,7 @@ class Bench:
             VectorCacheConfig.model_validate({"max_staleness_seconds": 5, "absent_seconds": 1} | config),
             encoder_version=VERSION,
             dim=DIM,
+            facts=FactsConfig(),
             clock=self.clock,
         )
 

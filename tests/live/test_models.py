@@ -17,6 +17,7 @@ from streams.stores.artifacts.registry import folder_registry
 from streams.wiring.serving import make_scorer
 from tests.factories.click_world import ENCODER, SMALL, World, accounts, produce, read_notices
 from tests.factories.waiting import until, wait_until
+from trainer.features.config import FeatureConfig
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -33,7 +34,9 @@ async def test_a_rollback_beside_a_running_trainer_holds_until_it_is_unpinned_an
     await produce(settings, world=world, behaviours=world.behaviours(1400))
     trainer = process("train", "--state", str(state), env=SMALL)
     wait_until(lambda: accounts(state).get("releases", 0) >= 2, "two releases", 120)
-    watcher = ModelWatcher(store, make_scorer, encoder_version=ENCODER, poll_seconds=0.2)
+    watcher = ModelWatcher(
+        store, make_scorer, encoder_version=ENCODER, features=FeatureConfig().version, poll_seconds=0.2
+    )
     stop = asyncio.Event()
     watching = asyncio.create_task(watcher.run(stop))
 

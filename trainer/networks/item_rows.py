@@ -9,7 +9,10 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.features.config import FeatureConfig
+from trainer.features.states import ItemStates, SharedCounts, TakeRows, item_hash
 from trainer.samples.id_hashes import hash_columns
+from trainer.samples.item_facts import FactRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,3 +59,22 @@ class ItemRows:
         """The known vectors, by item."""
         rows = zip(self.item_ids, self.has_vector_U[1:].tolist(), self.vectors_UV[1:], strict=True)
         return {item_id: vector for item_id, has_vector, vector in rows if has_vector}
+
+
+@dataclass(frozen=True, eq=False)
+class RequestMoment:
+    """What features read beside the items of a request."""
+
+    states: ItemStates
+    """Of each row of `ItemRows`."""
+    history_seconds: Sequence[int]
+    """Seconds of the history's takes, oldest first; a trigger item, which comes last, has the request's own."""
+    now: int
+    """Second of the request."""
+
+    @classmethod
+    def unknown(cls, config: FeatureConfig, items: ItemRows, history: int) -> RequestMoment:
+        """Nothing is known but which items were taken."""
+        size = len(items.hashes_U2)
+        facts, takes = FactRows.empty(config, size), TakeRows.empty(config, size)
+        return cls(ItemStates(item_hash(items.hashes_U2), facts, takes, SharedCounts.empty()), [0] * history, 0)

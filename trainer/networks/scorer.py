@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,31 +13,10 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
-from trainer.features.states import ItemStates, SharedCounts, TakeRows, item_hash
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import dense_columns, dense_width
 from trainer.networks.config import CiUBMConfig
-from trainer.networks.item_rows import ItemRows
-from trainer.samples.item_facts import FactRows
-
-
-@dataclass(frozen=True, eq=False)
-class RequestMoment:
-    """What features read beside the items of a request."""
-
-    states: ItemStates
-    """Of each row of `ItemRows`."""
-    history_seconds: Sequence[int]
-    """Seconds of the history's takes, oldest first; a trigger item, which comes last, has the request's own."""
-    now: int
-    """Second of the request."""
-
-    @classmethod
-    def unknown(cls, config: FeatureConfig, items: ItemRows, history: int) -> RequestMoment:
-        """Nothing is known but which items were taken."""
-        size = len(items.hashes_U2)
-        facts, takes = FactRows.empty(config, size), TakeRows.empty(config, size)
-        return cls(ItemStates(item_hash(items.hashes_U2), facts, takes, SharedCounts.empty()), [0] * history, 0)
+from trainer.networks.item_rows import ItemRows, RequestMoment
 
 
 def network_of(weights: Mapping[str, Tensor], manifest: ModelManifest) -> CiUBM:
@@ -72,6 +50,11 @@ class Scorer:
                 f"release {manifest.release_id} was made by another version of mimstream and cannot be served; train "
                 f"again, or serve with the version that made it: {error}"
             ) from error
+        if manifest.features not in (None, config.version):
+            raise Misconfigured(
+                f"release {manifest.release_id} reads features {manifest.features}, and this version of mimstream "
+                f"computes {config.version} under its settings: serve with the version that made it, or train again"
+            )
         return cls(model, manifest, history_length=history_length, features=config)
 
     @property

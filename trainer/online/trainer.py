@@ -58,6 +58,8 @@ class Candidate:
     last_event_at: int | None
     metrics: dict[str, float | None]
     config: dict[str, object]
+    features: str | None = None
+    """Version of the features that it reads."""
     offsets: Mapping[int, int] = field(default_factory=dict)
     """Per partition of the click log, the offset after the last event trained on of which all before are done."""
     segment: Segment | None = None
@@ -226,6 +228,7 @@ class OnlineTrainer:
             last_event_at=progress.last_event_at,
             metrics=progress.metrics(),
             config=self.config.model_dump(mode="json"),
+            features=self.config.features.version,
             offsets=self.intake.offsets.trained_offsets(),
             segment=self.journal.segment(),
         )

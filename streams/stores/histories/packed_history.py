@@ -12,6 +12,7 @@ recognised; a replay of the log is recognised by its offsets, not by ids.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -218,6 +219,19 @@ def packed_items(packed: bytes | None) -> list[str]:
     n, _, _, start = _layout(packed)
     items = packed[start:].decode().split("\n") if n else []
     return items if len(set(items)) == n else [items[place] for place in newest_only(items)]
+
+
+def packed_takes(packed: bytes | None) -> tuple[list[str], list[int]]:
+    """`packed_items`, and the second of each take. Raises as `unpack_takes` does."""
+    if not packed:
+        return [], []
+    n, times, _, start = _layout(packed)
+    items = packed[start:].decode().split("\n") if n else []
+    seconds = [math.floor(at) for at in struct.unpack_from(f"<{n}d", packed, times)]
+    if len(set(items)) == n:
+        return items, seconds
+    kept = newest_only(items)
+    return [items[place] for place in kept], [seconds[place] for place in kept]
 
 
 def fresh_part(events: Sequence[BehaviourRecord], *, stored: int) -> Sequence[BehaviourRecord]:

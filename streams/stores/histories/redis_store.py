@@ -26,6 +26,7 @@ from streams.stores.histories.packed_history import (
     pack_takes,
     packed_history,
     packed_items,
+    packed_takes,
     skipped,
     unpack_takes,
     without_erased,
@@ -227,6 +228,10 @@ class RedisBehaviourStore(BehaviourStore):
     @override
     async def taken_items(self, user_id: str) -> list[str]:
         return packed_items(await self._packed_takes(user_id))
+
+    @override
+    async def takes(self, user_id: str) -> tuple[list[str], list[int]]:
+        return packed_takes(await self._packed_takes(user_id))
 
     async def _packed_takes(self, user_id: str) -> bytes | None:
         with redis_errors(self._config):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from schemas.errors import StoreBusy
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.serving import Open, PlainScorer, open_bench
-from trainer.networks.item_rows import ItemRows
+from trainer.networks.item_rows import ItemRows, RequestMoment
 
 __all__ = ["open_bench"]
 
@@ -115,7 +115,7 @@ async def test_without_a_token_nothing_is_unpacked(open_bench: Open, monkeypatch
 
 async def test_more_requests_than_connections_to_a_store_are_said_to_be_too_many(open_bench: Open) -> None:
     class Busy(InMemoryBehaviourStore):
-        async def taken_items(self, user_id: str) -> list[str]:
+        async def takes(self, user_id: str) -> tuple[list[str], list[int]]:
             raise StoreBusy("Redis", "all 64 connections have been in use for 5 s")
 
     bench = await open_bench(behaviours=Busy())
@@ -133,9 +133,9 @@ async def test_between_two_passes_the_loop_hears_of_everything_else(open_bench: 
     passes: list[int] = []
 
     class Noting(PlainScorer):
-        def score(self, items: ItemRows, candidates: int) -> NDArray[np.float64]:
+        def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
             passes.append(turns)
-            return super().score(items, candidates)
+            return super().score(items, candidates, moment)
 
     bench.service.models.current.scorer.__class__ = Noting
 

@@ -21,6 +21,7 @@ from streams.serving.reports import ModelReport
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import folder_registry, in_memory_registry
 from tests.factories.serving import VERSION, make_scorer, release
+from trainer.features.config import FeatureConfig
 
 
 @pytest.mark.parametrize("name", ["latest", "", "r000001", "../r000001-0123456789ab", "rabcdef-0123456789ab"])
@@ -29,7 +30,13 @@ async def test_a_pointer_to_no_release_is_reported_once_and_the_release_before_g
 ) -> None:
     store, reports = folder_registry(ModelStoreConfig(folder=tmp_path)), list[ModelReport]()
     watcher = ModelWatcher(
-        store, make_scorer, encoder_version=VERSION, poll_seconds=1.0, on_report=reports.append, monotonic=lambda: 0.0
+        store,
+        make_scorer,
+        encoder_version=VERSION,
+        features=FeatureConfig().version,
+        poll_seconds=1.0,
+        on_report=reports.append,
+        monotonic=lambda: 0.0,
     )
     pointer = tmp_path / "current.json"
     good = release(store, 1, 0.5)  # type: ignore[arg-type]
@@ -58,6 +65,7 @@ class Scene:
             self.store,
             self.make,
             encoder_version=VERSION,
+            features=FeatureConfig().version,
             poll_seconds=60.0,
             on_report=self.reports.append,
             monotonic=lambda: self.now,

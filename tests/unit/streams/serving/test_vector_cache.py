@@ -14,6 +14,9 @@ from schemas.items import embedding_key
 from streams.serving.vector_cache import VectorTable
 from tests.factories.vector_cache import DIM, VERSION, Bench, announced, row, unit
 from trainer.networks.item_rows import ItemRows
+from trainer.samples.item_facts import FactRows, FactsConfig
+
+FACTS = FactRows.empty(FactsConfig(), 1)
 
 
 @pytest.fixture
@@ -139,41 +142,41 @@ async def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "drop", "ask"]), st.integers(0, 9)), max_size=80))
 def test_the_table_answers_like_a_dictionary(steps: list[tuple[str, int]]) -> None:
-    table = VectorTable(DIM, max_items=10)
+    table = VectorTable(DIM, 10, FactsConfig())
     plain: dict[str, NDArray[np.float32]] = {}
     for number, (verb, key) in enumerate(steps):
         name = f"i{key}"
         if verb == "put":
             plain[name] = unit(number)
-            table.put(name, unit(number), at=0.0)
+            table.put(name, unit(number), FACTS, at=0.0)
         elif verb == "drop":
             plain.pop(name, None)
             table.delete(name)
-        found = table.gather([f"i{k}" for k in range(10)], since=0.0).by_item()
+        found = table.gather([f"i{k}" for k in range(10)], since=0.0)[0].by_item()
         assert found.keys() == plain.keys()
         assert all(np.array_equal(found[k], plain[k]) for k in plain)
         assert len(table) == len(plain)
 
 
 def test_the_table_never_copies_itself_to_grow() -> None:
-    table = VectorTable(64, max_items=20_000)
+    table = VectorTable(64, 20_000, FactsConfig())
     vector = np.ones(64, np.float32)
     tracemalloc.start()
     try:
         for i in range(10_000):
-            table.put(f"i{i}", vector, at=0.0)
+            table.put(f"i{i}", vector, FACTS, at=0.0)
         assert tracemalloc.get_traced_memory()[1] < 4_000_000, "ids and hashes; the vectors alone have 2.6 MB"
     finally:
         tracemalloc.stop()
 
 
 def test_a_full_table_drops_a_hundredth_of_its_items_those_unused_for_longest() -> None:
-    table = VectorTable(DIM, max_items=500)
+    table = VectorTable(DIM, 500, FactsConfig())
     for i in range(500):
-        table.put(f"i{i}", unit(1), at=0.0)
-    table.gather([f"i{i}" for i in range(3)], since=0.0)
-    table.put("new", unit(2), at=0.0)
-    left = table.gather([*(f"i{i}" for i in range(500)), "new"], since=0.0)
+        table.put(f"i{i}", unit(1), FACTS, at=0.0)
+    table.gather([f"i{i}" for i in range(3)], since=0.0)[0]
+    table.put("new", unit(2), FACTS, at=0.0)
+    left = table.gather([*(f"i{i}" for i in range(500)), "new"], since=0.0)[0]
     assert left.without_vector() == [f"i{i}" for i in range(3, 9)]
 
 
@@ -191,20 +194,20 @@ async def test_ids_that_the_center_does_not_hold_are_remembered_within_the_bound
 
 
 def test_the_table_grows_and_gives_copies() -> None:
-    table = VectorTable(DIM, max_items=5_000)
+    table = VectorTable(DIM, 5_000, FactsConfig())
     for i in range(3_000):
-        table.put(f"i{i}", unit(i), at=0.0)
-    before = table.gather(["i0", "i2999"], since=0.0).by_item()
-    table.put("i0", unit(77), at=0.0)
+        table.put(f"i{i}", unit(i), FACTS, at=0.0)
+    before = table.gather(["i0", "i2999"], since=0.0)[0].by_item()
+    table.put("i0", unit(77), FACTS, at=0.0)
     assert np.array_equal(before["i0"], unit(0)) and np.array_equal(before["i2999"], unit(2999))
 
 
 def test_what_the_table_hands_out_is_what_would_be_made_from_a_plain_mapping() -> None:
-    table = VectorTable(DIM, max_items=3)
+    table = VectorTable(DIM, 3, FactsConfig())
     for i in range(5):  # the first two make room
-        table.put(f"i{i}", unit(i), at=0.0)
+        table.put(f"i{i}", unit(i), FACTS, at=0.0)
     asked = ["i4", "never seen", "i2", "i0", "i4"]
-    found = table.gather(asked, since=0.0)
+    found = table.gather(asked, since=0.0)[0]
     expected = ItemRows.of(asked, {"i4": unit(4), "i2": unit(2)}, DIM)
     for name in ("vectors_UV", "has_vector_U", "hashes_U2"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
