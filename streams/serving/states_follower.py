@@ -68,6 +68,7 @@ class StatesFollower:
             try:
                 await follower.open()
                 self._begin()
+                is_first = False
                 on_tried()
                 log.info("states.followed", features=self._config.version)
                 await self._follow(follower, stop)

@@ -75,11 +75,11 @@ class PlainScorer:
 
     def __init__(self, bias: float) -> None:
         self.bias = bias
-        self.moments: list[RequestMoment | None] = []
-        """What features could be computed from, by request."""
+        self.asked: list[tuple[ItemRows, int, RequestMoment | None]] = []
+        """What was scored, by request."""
 
     def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
-        self.moments.append(moment)
+        self.asked.append((items, candidates, moment))
         vectors, past = items.by_item(), items.item_ids[candidates:]
         last = vectors.get(past[-1]) if past else None
         logits = [
@@ -99,9 +99,11 @@ def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> Plain
     return PlainScorer(float(weights["bias"]))
 
 
-def release(store: ModelRegistry, number: int, bias: float, *, version: str = VERSION, name: str = "bias") -> str:
-    weights = {name: torch.tensor(bias)}
-    return releases.release(store, number, weights=weights, encoder_version=version, dim=DIM, rows_trained=number * 100)
+def release(
+    store: ModelRegistry, number: int, bias: float, *, version: str = VERSION, name: str = "bias", **made: Any
+) -> str:
+    weights, made = {name: torch.tensor(bias)}, made | {"encoder_version": version, "dim": DIM}
+    return releases.release(store, number, weights=weights, rows_trained=number * 100, **made)
 
 
 def row(item_id: str, title: str) -> ItemRow:

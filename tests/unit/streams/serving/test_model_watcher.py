@@ -106,8 +106,10 @@ async def test_a_newer_release_is_taken_up_once_and_reported_with_its_figures() 
         ({"bias": -2.0}, "damaged", "answers array"),
         ({"bias": 1.0, "name": "other"}, "damaged", "cannot be built.*no bias"),
         ({"bias": 1.0, "version": "another"}, "wrong_encoder", f"encoder another, the center holds {VERSION}"),
+        ({"bias": 1.0, "features": "another"}, "wrong_features", "reads features another.*MIM_TRAINER__FEATURES__"),
+        ({"bias": 1.0, "features": None}, "wrong_features", "features of an earlier build.*train again"),
     ],
-    ids=["not finite", "not one score", "cannot be built", "another encoder"],
+    ids=["not finite", "not one score", "cannot be built", "another encoder", "other features", "no features"],
 )
 async def test_a_release_that_cannot_serve_is_tried_again_now_and_then_and_told_once(
     made: dict[str, Any], outcome: str, told: str
@@ -121,7 +123,7 @@ async def test_a_release_that_cannot_serve_is_tried_again_now_and_then_and_told_
         scene.now += 10
     assert scene.serving == good and re.search(told, scene.watcher.problem or "")
     assert [report.outcome for report in scene.reports] == ["loaded", outcome] and scene.reports[1].number == 2
-    if "version" not in made:  # its scorer is not even made
+    if outcome == "damaged":  # of others no scorer is even made
         assert scene.scorers == 1 + 3  # at once, and after 30 s each
     third = release(scene.store, 3, 0.25)
     await scene.watcher.refresh()

@@ -1,0 +1,280 @@
+"""What was taken, as scores read it: equal to the trainer's at the same state, current, and told where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aiokafka import TopicPartition
+from structlog.testing import capture_logs
+
+from schemas.errors import BrokerUnavailable, Misconfigured
+from schemas.item_states import state_key
+from streams.broker import topic_follower
+from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import ClusterTopics, TopicIncarnation
+from streams.broker.records import BehaviourRecord
+from streams.broker.topics import TopicsConfig
+from streams.indexing.announcements import as_embedding
+from streams.serving.states_follower import StatesFollower
+from streams.stores.histories.store import InMemoryBehaviourStore
+from tests.factories.fake_consumer import FakeConsumer, FakeRecord
+from tests.factories.releases import make_manifest
+from tests.factories.samples import SMALL_MODEL, behaviour
+from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench, row
+from tests.factories.vector_cache import announced
+from trainer.features.config import FeatureConfig
+from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state_records import Record, StateWriter
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import collate, dense_width
+from trainer.networks.scorer import Scorer
+from trainer.samples.catalogue import Catalogue
+from trainer.samples.rows import Impression
+
+__all__ = ["open_bench"]
+
+ITEMS = {
+    "boot": {"year": 2020, "attributes": {"colour": "red", "for": ["winter", "snow"]}},
+    "shoe": {"year": 2021, "attributes": {"colour": "red"}},
+    "lamp": {"category": "light", "first_price": None},
+    "sofa": {"attributes": {"seats": 3, "colour": "blue"}, "published_at_is": "inferred"},
+    "untaken": {"category": "light", "attributes": {"colour": "blue"}},
+}
+NOW = 1_800_000_000
+
+
+class Trained:
+    """A trainer's side: the catalogue, the state after some takes, and the topic that it wrote."""
+
+    def __init__(self, config: FeatureConfig = FEATURES) -> None:
+        self.config = config
+        self.rows = [row_of(item) for item in ITEMS]
+        self.catalogue = Catalogue(DIM, config)
+        for each in self.rows:
+            self.catalogue.put_embedding(as_embedding(each))
+            self.catalogue.number(each.item_id)
+        self.state = FeatureState(config, self.catalogue)
+        self.writer = StateWriter(config, log="t")
+        rng = np.random.default_rng(5)
+        self.takes = [(int(u), ("boot", "shoe", "lamp", "sofa")[i]) for u, i in rng.integers(4, size=(60, 2))]
+
+    def write(self, *, until: int = 60, since: int = 0) -> list[Record]:
+        """Count these takes, one an hour before `NOW`, and write what changed."""
+        part = list(enumerate(self.takes))[since:until]
+        columns = TakeColumns(
+            np.array([user + 1 for _, (user, _) in part]),
+            np.array([self.catalogue.number(item) for _, (_, item) in part]),
+            np.array([NOW - 3_600 * (61 - n) for n, _ in part]),
+            np.array([n + 1 for n, _ in part]),
+            np.zeros(len(part), bool),
+        )
+        self.state.add(columns, before=int(columns.second_T[-1]) + 1)
+        write = self.writer.next(self.state, most=1_000)
+        assert write is not None
+        self.writer.written(write, takes=until)
+        return list(write.records)
+
+    def batch(self, targets: list[str], history: list[str], seconds: list[int], now: int) -> Any:
+        """What the trainer would learn from: one row per target."""
+        number = self.catalogue.number
+        rows = [
+            Impression(
+                f"e{target}",
+                0,
+                0,
+                now,
+                "ann",
+                number(target),
+                tuple(map(number, history)),
+                tuple(seconds),
+                retaken=False,
+                defines_publish=False,
+            )
+            for target in targets
+        ]
+        return collate(rows, None, self.catalogue, history_length=3, moment=self.state).batch
+
+
+def row_of(item: str) -> Any:
+    return replace(row(item, f"words of {item}"), **ITEMS[item])
+
+
+async def apply(bench: Bench, records: list[Record]) -> None:
+    told = [FakeRecord(0, n, key, value) for n, (key, value) in enumerate(records)]
+    await bench.service.states._apply(told, "source", len(told))
+
+
+async def opened(open_bench: Open, trained: Trained) -> Bench:
+    behaviours = InMemoryBehaviourStore()
+    await behaviours.bind(TopicIncarnation("c", "t", "i"))
+    events = [
+        BehaviourRecord(n, behaviour(f"t{n}", "click", second=60 * n, user="ann", item=item))
+        for n, item in enumerate(["shoe", "sofa"])
+    ]
+    await behaviours.record(0, events, first_offset=0, next_offset=2)
+    bench: Bench = await open_bench(behaviours=behaviours)
+    await bench.index.upsert(trained.rows)
+    await bench.serve(1, 0.0)
+    return bench
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("trigger", [None, "lamp"])
+async def test_a_request_reads_what_the_trainer_would_learn_from_to_the_last_bit(
+    open_bench: Open, trigger: str | None, cached: bool
+) -> None:
+    trained = Trained()
+    bench = await opened(open_bench, trained)
+    await apply(bench, trained.write())
+    if cached:
+        for each in trained.rows:
+            bench.service.vector_cache.apply(*announced_as(each))
+        bench.service.vector_cache.confirm(asyncio.get_running_loop().time())
+    asked = {"user_id": "ann", "item_ids": [*ITEMS, "never heard of"], "trigger_item": trigger, "at": NOW}
+    status, _ = await bench.post("/v1/score", asked)
+    assert status == 200 and bench.service.models.current is not None
+    items, candidates, moment = bench.service.models.current.scorer.asked[-1]  # type: ignore[attr-defined]
+    network = CiUBM(SMALL_MODEL, vector_width=DIM, seed=1, dense_width=dense_width(FEATURES)).eval()
+    scorer = Scorer(network, make_manifest(1), history_length=3, features=FEATURES)
+    served = scorer.prepare(items, candidates, moment)
+    history, seconds = await bench.service.behaviours.takes("ann")
+    more = [] if trigger is None else [trigger]
+    learned = trained.batch([*ITEMS, "never heard of"], [*history, *more], [*seconds, *(NOW for _ in more)], NOW)
+    assert served.dense_BF.numpy().tobytes() == learned.dense_BF.numpy().tobytes()
+    with torch.inference_mode():
+        expected = torch.sigmoid(network(learned).double()).numpy()
+    np.testing.assert_allclose(scorer.probabilities(served), expected, rtol=1e-5)
+    columns = dict(zip([*FEATURES.names, "has vector"], served.dense_BF.numpy()[0], strict=True))
+    assert columns["takes"] > 1 and columns["together"] > 0 and columns["attributes shared"] > 0
+
+
+def announced_as(item: Any) -> tuple[bytes, bytes]:
+    return announced(item.item_id, item.vector, item.encoder_version)[0], as_embedding(item).model_dump_json().encode()
+
+
+async def test_without_a_moment_a_request_is_one_of_now(open_bench: Open) -> None:
+    bench = await opened(open_bench, Trained())
+    await bench.post("/v1/score", {"user_id": "ann", "item_ids": ["boot"]})
+    assert bench.service.models.current is not None
+    _, _, moment = bench.service.models.current.scorer.asked[-1]  # type: ignore[attr-defined]
+    assert moment.now == NOW and len(moment.history_seconds) == 2 and moment.states.takes.takes_U.sum() == 0
+
+
+async def test_a_trainer_that_has_written_nothing_yet_is_told_and_no_reason_to_be_unready(open_bench: Open) -> None:
+    trained, clock = Trained(), asyncio.get_running_loop().time
+    bench = await opened(open_bench, trained)
+    bench.service.vector_cache.confirm(clock())
+    bench.service.states._confirm(clock())
+    status, answer = await bench.get("/readyz")
+    assert status == 200 and "no trainer has written" in answer["unconfirmed"][0]
+    await apply(bench, trained.write())
+    assert (await bench.get("/readyz"))[1]["unconfirmed"] == []
+    bench.service.states.is_reading = True
+    status, answer = await bench.get("/readyz")
+    assert (status, answer["checks"]["states"]) == (503, "what was taken is still being read")
+
+
+# ---- the follower ----------------------------------------------------------------------------------------------------
+
+
+class Topic(FakeConsumer):
+    """One partition; connecting can fail."""
+
+    def __init__(self) -> None:
+        self.refusal: Exception | None = None
+        self.starts = 0
+        super().__init__({TopicPartition(TopicsConfig().full_name("item-states"), 0): []})
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.refusal is not None:
+            raise self.refusal
+
+    def add(self, records: list[Record]) -> None:
+        (held,) = self.log.values()
+        held += [FakeRecord(0, len(held) + n, key, value) for n, (key, value) in enumerate(records)]  # type: ignore[operator]
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
+    made = Topic()
+    monkeypatch.setattr(topic_follower, "make_consumer", lambda *_: made)
+    found = ClusterTopics("c", {"item-states": "t"}, {"item-states": [0]})
+    monkeypatch.setattr(topic_follower, "describe_topics", lambda *_: found)
+    return made
+
+
+def follower() -> StatesFollower:
+    clock = asyncio.get_running_loop().time
+    return StatesFollower(
+        FEATURES, BrokerConfig(), TopicsConfig(), clock=clock, confirm_every_seconds=0.001, retry_seconds=0.001
+    )
+
+
+async def following(states: StatesFollower, stop: asyncio.Event) -> asyncio.Task[None]:
+    task = asyncio.create_task(states.run(stop))
+    async with asyncio.timeout(5):
+        while states.behind_seconds == float("inf") and not task.done():
+            await asyncio.sleep(0.001)
+    return task
+
+
+async def test_the_follower_starts_from_the_topic_and_takes_up_what_comes(topic: Topic) -> None:
+    trained, states, stop = Trained(), follower(), asyncio.Event()
+    topic.add(trained.write(until=30))
+    task = await following(states, stop)
+    assert states.copies.head is not None and states.copies.head.number == 1 and not states.is_reading
+    topic.add([(b"nonsense", b""), (state_key(FEATURES.version, 7), b"{")])
+    topic.add(trained.write(since=30))
+    with capture_logs() as logged:
+        async with asyncio.timeout(5):
+            while states.copies.head.number < 2:
+                await asyncio.sleep(0.001)
+    assert [line["event"] for line in logged] == ["states.unreadable"] * 2
+    assert states.copies.states(np.zeros((1, 2), np.int64), trained.catalogue.facts(np.array([0]))).shared.takes == 60
+    stop.set()
+    await task
+
+
+async def test_a_topic_that_begins_anew_is_read_from_its_beginning_and_the_copies_serve_meanwhile(topic: Topic) -> None:
+    trained, states, stop = Trained(), follower(), asyncio.Event()
+    topic.add(trained.write(until=30))
+    task = await following(states, stop)
+    held = states.copies
+    topic.refusal = BrokerUnavailable("Kafka", "away")
+    (log,) = topic.log.values()
+    log.clear()  # type: ignore[attr-defined]
+    topic.fetch_failure = topic_follower.kafka_errors.OffsetOutOfRangeError({})
+    async with asyncio.timeout(5):
+        while topic.starts < 3:
+            await asyncio.sleep(0.001)
+    assert states.copies is held and len(held) and not states.is_reading
+    topic.add(Trained().write(until=10))
+    topic.refusal = None
+    async with asyncio.timeout(5):
+        while states.copies is held:
+            await asyncio.sleep(0.001)
+    assert states.copies.head is not None and states.copies.complete
+    stop.set()
+    await task
+
+
+async def test_a_missing_topic_ends_the_start_and_a_broker_that_is_away_does_not(topic: Topic) -> None:
+    topic.refusal = Misconfigured("no such topic: run 'mimstream topics create'")
+    with pytest.raises(Misconfigured):
+        await follower().run(asyncio.Event())
+    topic.refusal = BrokerUnavailable("Kafka", "away")
+    states, stop, tried = follower(), asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(states.run(stop, tried.set))
+    await asyncio.wait_for(tried.wait(), 5)
+    topic.refusal = None
+    async with asyncio.timeout(5):
+        while states.behind_seconds == float("inf"):
+            await asyncio.sleep(0.001)
+    stop.set()
+    await task
