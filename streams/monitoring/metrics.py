@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
-from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
+from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import TrainReport
@@ -135,6 +135,9 @@ class Metrics:
         size = self._gauge("mim_vector_cache_items", "Vectors in the process's cache")
         behind = self._gauge("mim_vector_cache_behind_seconds", "Time since the cache was last known to be true")
 
+        written = self._gauge("mim_states_number", "Running number of the trainer's write that scores rest on")
+        states = self._gauge("mim_states_items", "Items of which is known how they were taken")
+        unsure = self._gauge("mim_states_behind_seconds", "Time since nothing newer was last known to be written")
         dropped = self._counter("mim_http_dropped_connections_total", "Connections that the server closed", "reason")
 
         labelled = cache(requests.labels)  # as many as there are routes and statuses
@@ -156,6 +159,11 @@ class Metrics:
             size.set(report.cached)
             behind.set(report.behind_seconds)
 
+        def on_states(report: StatesReport) -> None:
+            written.set(report.number)
+            states.set(report.items)
+            unsure.set(report.behind_seconds)
+
         def on_dropped(report: DroppedConnection) -> None:
             dropped.labels(report.reason).inc()
 
@@ -163,6 +171,7 @@ class Metrics:
             RequestReport: on_request,
             ModelReport: on_model,
             CacheReport: on_cache,
+            StatesReport: on_states,
             DroppedConnection: on_dropped,
         }
 

@@ -114,6 +114,7 @@ async def score(request: web.Request) -> web.Response:
     seen_last = [asked.trigger_item] if asked.trigger_item and asked.trigger_item not in deleted else []
     lookup = await service.vector_cache.look_up([*candidates, *history, *seen_last])
     service.on_report(lookup.report)
+    service.on_report(service.states.report())
     states = service.states.copies.states(lookup.items.hashes_U2, lookup.facts)
     moment = RequestMoment(states, [*seconds, *(now for _ in seen_last)], now)
     async with service.one_pass:

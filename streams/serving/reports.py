@@ -36,6 +36,18 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True)
+class StatesReport:
+    """The states of items that one score rested on."""
+
+    number: int
+    """Running number of the trainer's write; 0 before the first."""
+    items: int
+    """Items with a state."""
+    behind_seconds: float
+    """Time since the topic was last known to hold nothing newer."""
+
+
+@dataclass(frozen=True, slots=True)
 class CacheReport:
     """One look-up of many vectors."""
 

@@ -14,6 +14,7 @@ from schemas.errors import Misconfigured, Unavailable
 from streams.broker.clients import BrokerConfig
 from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
+from streams.serving.reports import StatesReport
 from trainer.features.config import FeatureConfig
 from trainer.features.state_records import StateCopies
 
@@ -56,6 +57,11 @@ class StatesFollower:
     def behind_seconds(self) -> float:
         """Time since everything that the topic held was last known to be applied."""
         return self._clock() - self._confirmed_at
+
+    def report(self) -> StatesReport:
+        """What a score rests on now."""
+        head = self.copies.head
+        return StatesReport(0 if head is None else head.number, len(self.copies), self.behind_seconds)
 
     async def run(self, stop: asyncio.Event, on_tried: Callable[[], None] = lambda: None) -> None:
         """Follow until `stop` is set. `on_tried` is called once it is known whether the broker answers.

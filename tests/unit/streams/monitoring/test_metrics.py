@@ -15,7 +15,7 @@ from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
 from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
-from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
+from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import TrainReport
@@ -88,6 +88,7 @@ def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_rele
     metrics = Metrics("serve")
     for _ in range(2):
         metrics.record(RequestReport("/v1/score", 200, 0.01))
+        metrics.record(StatesReport(number=4, items=9, behind_seconds=0.25))
         metrics.record(CacheReport(hits=3, misses=2, absent=5, cached=7, behind_seconds=0.5))
     metrics.record(RequestReport("/v1/score", 503, 0.5))
     metrics.record(ModelReport("loaded", 6, rows_trained=60, seconds=0.25))
@@ -110,6 +111,9 @@ def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_rele
         "mim_vector_absent_total": 10,
         "mim_vector_cache_items": 7,
         "mim_vector_cache_behind_seconds": 0.5,
+        "mim_states_number": 4,
+        "mim_states_items": 9,
+        "mim_states_behind_seconds": 0.25,
         "mim_http_dropped_connections_total{slow_head}": 1,
     }
 
@@ -231,7 +235,7 @@ async def test_what_work_raises_comes_out(when: str) -> None:
 def test_a_page_has_the_series_of_its_role_and_of_the_process_alone(role: MetricsRole) -> None:
     page = Metrics(role).page().decode()
     own = {"index": ("mim_index_",), "record": ("mim_record_",), "train": ("mim_train_",)}
-    serves = ("mim_http_", "mim_model_", "mim_vector_")
+    serves = ("mim_http_", "mim_model_", "mim_vector_", "mim_states_")
     names = set(re.findall(r"^# TYPE (\w+)", page, re.M))
     foreign = {name for name in names if not name.startswith((*own.get(role, serves), "process_"))}
     assert foreign == set() and len(names) > 5
