@@ -24,7 +24,7 @@ from streams.serving.states_follower import StatesFollower
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
 from tests.factories.releases import make_manifest
-from tests.factories.samples import SMALL_MODEL, behaviour
+from tests.factories.samples import DAY0, SMALL_MODEL, behaviour
 from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench, row
 from tests.factories.vector_cache import announced
 from trainer.features.config import FeatureConfig
@@ -46,6 +46,8 @@ ITEMS = {
     "untaken": {"category": "light", "attributes": {"colour": "blue"}},
 }
 NOW = 1_800_000_000
+AT = NOW + 5_000
+"""Moment of a request that names one; the bench's own clock shows `NOW`."""
 
 
 class Trained:
@@ -113,7 +115,7 @@ async def opened(open_bench: Open, trained: Trained) -> Bench:
     behaviours = InMemoryBehaviourStore()
     await behaviours.bind(TopicIncarnation("c", "t", "i"))
     events = [
-        BehaviourRecord(n, behaviour(f"t{n}", "click", second=60 * n, user="ann", item=item))
+        BehaviourRecord(n, behaviour(f"t{n}", "click", second=AT - DAY0 - 90 + 60 * n, user="ann", item=item))
         for n, item in enumerate(["shoe", "sofa"])
     ]
     await behaviours.record(0, events, first_offset=0, next_offset=2)
@@ -124,9 +126,9 @@ async def opened(open_bench: Open, trained: Trained) -> Bench:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("trigger", [None, "lamp"])
+@pytest.mark.parametrize(("user", "trigger"), [("ann", None), ("ann", "lamp"), ("nobody", "lamp")])
 async def test_a_request_reads_what_the_trainer_would_learn_from_to_the_last_bit(
-    open_bench: Open, trigger: str | None, cached: bool
+    open_bench: Open, user: str, trigger: str | None, cached: bool
 ) -> None:
     trained = Trained()
     bench = await opened(open_bench, trained)
@@ -135,22 +137,23 @@ async def test_a_request_reads_what_the_trainer_would_learn_from_to_the_last_bit
         for each in trained.rows:
             bench.service.vector_cache.apply(*announced_as(each))
         bench.service.vector_cache.confirm(asyncio.get_running_loop().time())
-    asked = {"user_id": "ann", "item_ids": [*ITEMS, "never heard of"], "trigger_item": trigger, "at": NOW}
+    asked = {"user_id": user, "item_ids": [*ITEMS, "never heard of"], "trigger_item": trigger, "at": AT}
     status, _ = await bench.post("/v1/score", asked)
     assert status == 200 and bench.service.models.current is not None
     items, candidates, moment = bench.service.models.current.scorer.asked[-1]  # type: ignore[attr-defined]
     network = CiUBM(SMALL_MODEL, vector_width=DIM, seed=1, dense_width=dense_width(FEATURES)).eval()
     scorer = Scorer(network, make_manifest(1), history_length=3, features=FEATURES)
     served = scorer.prepare(items, candidates, moment)
-    history, seconds = await bench.service.behaviours.takes("ann")
+    history, seconds = await bench.service.behaviours.takes(user)
     more = [] if trigger is None else [trigger]
-    learned = trained.batch([*ITEMS, "never heard of"], [*history, *more], [*seconds, *(NOW for _ in more)], NOW)
+    learned = trained.batch([*ITEMS, "never heard of"], [*history, *more], [*seconds, *(AT for _ in more)], AT)
     assert served.dense_BF.numpy().tobytes() == learned.dense_BF.numpy().tobytes()
     with torch.inference_mode():
         expected = torch.sigmoid(network(learned).double()).numpy()
     np.testing.assert_allclose(scorer.probabilities(served), expected, rtol=1e-5)
     columns = dict(zip([*FEATURES.names, "has vector"], served.dense_BF.numpy()[0], strict=True))
-    assert columns["takes"] > 1 and columns["together"] > 0 and columns["attributes shared"] > 0
+    assert columns["takes"] > 1 and (user == "nobody" or columns["attributes shared"] > 0)
+    assert (columns["together"] > 0) == (user == "ann" or trigger is not None)
 
 
 def announced_as(item: Any) -> tuple[bytes, bytes]:
