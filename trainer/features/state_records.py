@@ -187,9 +187,7 @@ class StateCopies:
 
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, {}
-        gone = [slot for key, record in pending.items() if not record and (slot := self._slot.pop(key, 0))]
-        self._rows.clear(np.array(gone, np.int64))
-        self._free += gone
+        self._free += [slot for key, record in pending.items() if not record and (slot := self._slot.pop(key, 0))]
         records = {key: record for key, record in pending.items() if record}
         rows = TakeRows.from_bytes(self.config, list(records.values()))
         self._make_room(records.keys())

@@ -116,6 +116,7 @@ async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_d
     made = await scene.candidate()
     await scene.decide()
     first, second = (manifest.release_id for manifest in scene.store.list())
+    assert {manifest.features for manifest in scene.store.list()} == {scene.trainer.config.features.version}
     scene.store.choose(first, seen=scene.store.current(), rollback=True, why="bad on phones")
     scene.store.pin(False, why=None)
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from schemas.item_states import parse_state_key, state_key, state_value
+from schemas.item_states import StateHead, parse_state_key, state_key, state_value
 from tests.factories.feature_world import Take, World, columns_of, random_takes
 from trainer.features import columns
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.features.state_records import StateCopies, StateWriter
+from trainer.features.states import SharedCounts, TakeRows
 from trainer.samples.id_hashes import id_hashes
 
 CONFIG = FeatureConfig(attributes=("genres", "colour"), history_length=8, partners=16, max_items=64)
@@ -171,6 +172,26 @@ def test_a_server_with_less_room_drops_those_longest_without_a_take() -> None:
         small.apply(*record)
     numbers, _ = asked()
     assert small.states(pipe.world.hashes(numbers), pipe.world.facts(numbers)).takes.last_U[7] == 50_000
+
+
+def test_a_full_server_drops_those_longest_without_a_take_and_none_that_just_changed() -> None:
+    copies, world = StateCopies(CONFIG.model_copy(update={"max_items": 16})), World(CONFIG, ITEMS)
+    head = StateHead(number=1, before=0, left=0, log="log")
+
+    def write(**last: int) -> None:
+        for item, second in last.items():
+            rows = TakeRows.empty(CONFIG, 1)
+            rows.takes_U[0], rows.last_U[0] = 1, second
+            copies.apply(state_key(CONFIG.version, id_hashes(item)[0]), state_value(CONFIG.version, rows.to_bytes(0)))
+        copies.apply(
+            state_key(CONFIG.version, None), state_value(CONFIG.version, SharedCounts.empty().to_bytes(), head)
+        )
+
+    write(**{f"i{n}": 100 - n for n in range(1, 17)})
+    write(i16=200, i17=201, i18=202)
+    numbers, _ = asked()
+    held = copies.states(world.hashes(numbers), world.facts(numbers)).takes.takes_U
+    assert np.flatnonzero(held).tolist() == [*range(1, 14), 16, 17, 18] and len(copies) == 16
 
 
 # ---- another trainer -------------------------------------------------------------------------------------------------

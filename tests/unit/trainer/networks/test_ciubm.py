@@ -223,6 +223,13 @@ def test_items_of_a_request_have_their_own_row_each_and_say_which_have_no_vector
     assert known.keys() == {"i7", "i2"} and all(np.array_equal(known[name], VECTORS[name]) for name in known)
 
 
+def test_a_release_of_other_features_than_this_code_computes_says_so() -> None:
+    network = model()
+    manifest = MANIFEST.model_copy(update={"features": "0123456789abcdef"})
+    with pytest.raises(Misconfigured, match="reads features 0123456789abcdef"):
+        Scorer.from_release(network.state_dict(), manifest)
+
+
 def test_scorer_of_foreign_weights_says_so() -> None:
     with pytest.raises(Misconfigured, match="r000001"):
         Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), MANIFEST)
