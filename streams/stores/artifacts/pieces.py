@@ -89,8 +89,8 @@ class Pieces:
         """
         now = {name: held_of(copy.held) for name, copy in copies.items()}
         refs = [ref for ref in after if ref.is_needed(now)]
-        self._artifacts.put(entry, {WRITER_FILE: b"null" if fence is None else fence.model_dump_json().encode()})
         try:
+            self._artifacts.put(entry, {WRITER_FILE: b"null" if fence is None else fence.model_dump_json().encode()})
             if erased:
                 columns = {name: copy.user_column for name, copy in copies.items() if copy.user_column}
                 refs = [self._without(ref, erased, columns, entry) for ref in refs]

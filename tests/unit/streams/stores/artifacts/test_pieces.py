@@ -268,6 +268,28 @@ def test_an_erased_user_is_in_no_file_that_later_snapshots_need(tmp_path: Path) 
     assert_is(chain.load(), part)
 
 
+@pytest.mark.parametrize("full_at", ["write state.safetensors", "rename entry", "sync entries"])
+def test_a_snapshot_that_a_full_disk_has_no_room_for_leaves_none_of_its_rows(tmp_path: Path, full_at: str) -> None:
+    part, rng = grown()
+    is_full = [False]
+
+    def at_step(step: str) -> None:
+        if step == full_at and is_full[0] and list((tmp_path / "pieces").glob("p000002-*")):
+            raise OSError(28, "No space left on device")
+
+    chain = SnapshotChain(make_store(tmp_path, at_step=at_step))
+    chain.write(part.state())
+    before, is_full[0] = sorted(tmp_path.glob("*/*")), True
+    for _ in range(2):
+        part.act(rng)
+        with pytest.raises(StoreUnavailable):
+            chain.write(part.state())
+        assert sorted(tmp_path.glob("*/*")) == before
+    is_full[0] = False
+    chain.write(part.state())
+    assert_is(chain.load(), part)
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut"])
 def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, harm: str) -> None:
     part, _ = grown()
