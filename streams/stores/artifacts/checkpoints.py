@@ -289,7 +289,7 @@ class CheckpointStore:
                 self._artifacts.delete(name)
         needed: set[str] = set()
         for name in self._names():
-            with suppress(NotFound):
+            with suppress(NotFound, ValueError):  # a damaged one cannot be loaded, with its files or without
                 needed |= refs_in(self._artifacts.read(name, META_FILE))
         self._pieces.retain(needed, pieces, fence)
         self._artifacts.sweep(_LEFTOVER_SECONDS)

@@ -182,7 +182,11 @@ def held_of(held: RowsHeld) -> TableHeld:
 
 def refs_in(content: bytes) -> set[str]:
     """Entries that the manifest of a snapshot names. Raises `ValueError` if it is damaged."""
-    return {PieceRef.model_validate(ref).entry for ref in json.loads(content).get("pieces", [])}
+    manifest = json.loads(content)
+    refs = manifest.get("pieces", []) if isinstance(manifest, dict) else None
+    if not isinstance(refs, list):
+        raise ValueError("not the manifest of a snapshot")
+    return {PieceRef.model_validate(ref).entry for ref in refs}
 
 
 def _files(copies: Mapping[str, TableCopy]) -> Iterator[Arrays]:

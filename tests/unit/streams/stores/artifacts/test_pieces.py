@@ -268,6 +268,21 @@ def test_an_erased_user_is_in_no_file_that_later_snapshots_need(tmp_path: Path) 
     assert_is(chain.load(), part)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"pieces": 3}', '{"pieces": [{}]}'])
+def test_a_damaged_manifest_of_an_earlier_snapshot_keeps_no_later_one_from_being_written(
+    tmp_path: Path, content: str
+) -> None:
+    part, rng = grown()
+    chain = SnapshotChain(make_store(tmp_path, keep=3))
+    first = chain.write(part.state())
+    part.act(rng)
+    chain.write(part.state())
+    (tmp_path / "snapshots" / first.snapshot_id / "snapshot.json").write_text(content)
+    part.act(rng)
+    chain.write(part.state())
+    assert_is(chain.load(), part)
+
+
 @pytest.mark.parametrize("full_at", ["write state.safetensors", "rename entry", "sync entries"])
 def test_a_snapshot_that_a_full_disk_has_no_room_for_leaves_none_of_its_rows(tmp_path: Path, full_at: str) -> None:
     part, rng = grown()
