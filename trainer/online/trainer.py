@@ -134,9 +134,9 @@ class OnlineTrainer:
 
     def step(self) -> StepReport | None:
         """Score the next full batch and learn from it; None while there is none, or while it waits for embeddings."""
+        self._remember(self.intake.surplus_takes())
         rows = self.intake.next_batch()
         if not rows:
-            self._remember(self.intake.surplus_takes())
             return None
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
         self._remember(self.intake.takes_until(rows[-1].second))
