@@ -6,7 +6,8 @@ import pytest
 
 from schemas.behaviours import Behaviour
 from tests.factories.feeding import finish, pump, through_bytes
-from tests.factories.samples import behaviour, make_trainer, small_config
+from tests.factories.samples import DIM, behaviour, embedding, make_trainer, small_config
+from trainer.samples.catalogue import ITEM_BYTES
 
 CONFIG = small_config(
     window_takes=6,
@@ -82,3 +83,17 @@ def test_negatives_do_not_depend_on_how_much_is_read_at_once(name: str) -> None:
             finish(trainer)
             found.add((trainer.progress.rows, trainer.progress.rows_sha256))
     assert len(found) == 1 and found.pop()[0] > 20 - 1
+
+
+def test_items_of_a_log_of_takes_alone_leave_although_nothing_is_ever_released() -> None:
+    most = 40
+    config = CONFIG.model_copy(update={"item_megabytes": most * (ITEM_BYTES + 4 * DIM) / 1e6})
+    trainer = make_trainer(config, items=0)
+    for n in range(1000):
+        trainer.put_embedding(embedding(f"i{n}", n % 40))
+        taken = behaviour(f"s{n}", "click", user=f"u{n % 3}", item=f"i{n}", second=n, exposure_id="unknown")
+        trainer.intake.observe(0, n, taken)
+        pump(trainer)
+        if n >= 50:
+            trainer.delete_item(f"i{n - 50}")
+    assert trainer.progress.rows == 0 and len(trainer.catalogue) < 4 * most
