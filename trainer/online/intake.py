@@ -28,6 +28,7 @@ from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, 
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
+_NEVER = -(1 << 62)
 _COUNTS = ("received", "trained", "late", "duplicate", "dead_lettered", "erased", "corrections_ready")
 
 
@@ -108,6 +109,8 @@ class EventIntake:
         self._timed_out = RememberedItems(config.remembered_items)
         self._finished = False
         self._held_back = 0
+        self._batches = 0
+        self._surplus_until: dict[int, int] = {}  # by batch: takes up to this second are in the memory before it
         self._counts = dict.fromkeys(_COUNTS, 0)
 
     # ---- events --------------------------------------------------------------------------------------------------
@@ -204,10 +207,10 @@ class EventIntake:
         """Items whose embedding the next batch waits for."""
         head = [self._ready[i] for i in range(min(len(self._ready), self._batch_rows))]
         items = {row.item for row in head}
-        if head:
-            # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
-            due = takewhile(lambda queued: queued.take.second <= head[-1].second, self._takes)
-            items |= {queued.take.item for queued in due}
+        # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
+        until = max([self._surplus_until.get(self._batches, _NEVER), *(row.second for row in head[-1:])])
+        due = takewhile(lambda queued: queued.take.second <= until, self._takes)
+        items |= {queued.take.item for queued in due}
         return frozenset(
             item_id
             for item in items
@@ -254,6 +257,10 @@ class EventIntake:
         corrections = self._join.corrections()
         self._ready.extend(corrections)
         self._counts["corrections_ready"] += len(corrections)
+        surplus = len(self._takes) - self._memory_takes
+        if surplus > 0 and not self._join.unresolved:  # said here, of the next batch to fill: a matter of the log alone
+            filling = self._batches + len(self._ready) // self._batch_rows
+            self._surplus_until[filling] = self._takes[surplus - 1].take.second
         if self._catalogue.crowded:  # here, where what is in use does not depend on how far training has got
             self._catalogue.retire(self._join.items_in_use())
 
@@ -273,14 +280,17 @@ class EventIntake:
         may_be_short = self._drained and not self._held_back
         if not self._ready or (len(self._ready) < self._enough and not may_be_short) or self.missing():
             return []
+        self._surplus_until.pop(self._batches, None)
+        self._batches += 1
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
 
     def surplus_takes(self) -> list[Take]:
-        """The oldest of a queue that no row follows: a log of takes without exposures must not fill the memory."""
-        surplus = len(self._takes) - self._memory_takes
-        if surplus <= 0 or self._join.waiting or len(self._ready) >= self._batch_rows:
-            return []
-        return self.takes_until(self._takes[surplus - 1].take.second)
+        """The oldest of a queue that no row follows: a log of takes without exposures must not fill the memory.
+
+        Ask before each `next_batch`: they are in the memory of that batch, however much was read before it.
+        """
+        until = self._surplus_until.get(self._batches)
+        return [] if until is None or self.missing() else self.takes_until(until)
 
     def takes_until(self, second: int) -> list[Take]:
         """The queued takes up to this second, oldest first; they leave the queue."""
@@ -327,6 +337,7 @@ class EventIntake:
                 **self._counts,
                 "given_up": list(self._timed_out),
                 "dropped": list(self._deleted),
+                "surplus": {str(batch - self._batches): second for batch, second in self._surplus_until.items()},
                 "kinds": dict(self.kinds),
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
@@ -346,6 +357,8 @@ class EventIntake:
         self._counts = {name: state.values[name] for name in _COUNTS}
         for items, name in ((self._timed_out, "given_up"), (self._deleted, "dropped")):
             items.restore(state.values[name])
+        surplus = state.values.get("surplus", {})
+        self._batches, self._surplus_until = 0, {int(batch): second for batch, second in surplus.items()}
         self.kinds = Counter(state.values.get("kinds", {}))
         self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))

@@ -134,9 +134,11 @@ class OnlineTrainer:
 
     def step(self) -> StepReport | None:
         """Score the next full batch and learn from it; None while there is none, or while it waits for embeddings."""
+        if surplus := self.intake.surplus_takes():
+            self._remember(surplus)
+            self._release_numbers()  # without rows no candidate is ever due
         rows = self.intake.next_batch()
         if not rows:
-            self._remember(self.intake.surplus_takes())
             return None
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
         self._remember(self.intake.takes_until(rows[-1].second))
@@ -191,6 +193,9 @@ class OnlineTrainer:
         self.progress.begin_next()
         self.journal.cut(rows=self.progress.rows, steps=self.progress.steps)
         self.intake.offsets.trained_offsets()  # settles them: without releases nobody else asks
+        self._release_numbers()
+
+    def _release_numbers(self) -> None:
         if self.catalogue.releases:
             held = (self.intake.items_in_use(), self._memory.items(), self._variants.items())
             self.catalogue.release(chain.from_iterable(held))

@@ -95,6 +95,11 @@ class ImpressionJoin:
         """Number of exposures of the log that are not yet resolved."""
         return len(self._waiting) - self._drawn_waiting
 
+    @property
+    def unresolved(self) -> int:
+        """Number of impressions that are not yet resolved, those that were drawn included."""
+        return len(self._waiting)
+
     def add_second(
         self, events: list[Observed], ahead: Callable[[int, int], Iterable[list[Observed]]] = nothing_ahead
     ) -> list[Take]:

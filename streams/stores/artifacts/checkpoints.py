@@ -199,7 +199,13 @@ class CheckpointStore:
             }
         )
         files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
-        self._artifacts.put(meta.snapshot_id, files)
+        try:
+            self._artifacts.put(meta.snapshot_id, files)
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):
+                self._artifacts.delete(meta.snapshot_id)  # it may be there: only the last step failed
+                self._pieces.delete(entry)  # a full disk gets its room back
+            raise
         try:
             gone = {ref.entry for ref in pieces}.difference(self._pieces.names())
             if gone:  # another process removed them before the new entry named them
@@ -283,7 +289,7 @@ class CheckpointStore:
                 self._artifacts.delete(name)
         needed: set[str] = set()
         for name in self._names():
-            with suppress(NotFound):
+            with suppress(NotFound, ValueError):  # a damaged one cannot be loaded, with its files or without
                 needed |= refs_in(self._artifacts.read(name, META_FILE))
         self._pieces.retain(needed, pieces, fence)
         self._artifacts.sweep(_LEFTOVER_SECONDS)

@@ -89,11 +89,11 @@ class Pieces:
         """
         now = {name: held_of(copy.held) for name, copy in copies.items()}
         refs = [ref for ref in after if ref.is_needed(now)]
-        self._artifacts.put(entry, {WRITER_FILE: b"null" if fence is None else fence.model_dump_json().encode()})
         try:
+            self._artifacts.put(entry, {WRITER_FILE: b"null" if fence is None else fence.model_dump_json().encode()})
             if erased:
                 columns = {name: copy.user_column for name, copy in copies.items() if copy.user_column}
-                refs = [self._without(ref, erased, columns, entry) for ref in refs]
+                refs = [self._without(ref, frozenset(erased), columns, entry) for ref in refs]
             for arrays in _files(copies):
                 places = {name: copies[name].held.place for name in {key.partition("|")[0] for key in arrays}}
                 refs.append(self._put(entry, arrays, places))
@@ -164,13 +164,15 @@ class Pieces:
         """The file, or one without the rows of these users: later files hold what these rows are now."""
         from trainer.tables import rows_without
 
-        content = self._artifacts.read(ref.entry, ref.file)
-        if not any(user.encode() in content for user in erased):
+        if user_columns.keys().isdisjoint(ref.places):
             return ref
         tables = self._tables_of(ref)
-        for name, column in user_columns.items():
-            if name in tables:
-                tables[name] = rows_without(tables[name], column, erased)
+        kept = {
+            name: rows_without(tables[name], column, erased) for name, column in user_columns.items() if name in tables
+        }
+        if all(len(columns["#"]) == len(tables[name]["#"]) for name, columns in kept.items()):
+            return ref
+        tables |= kept
         arrays = {f"{name}|{key}": array for name, columns in tables.items() for key, array in columns.items()}
         return self._put(entry, arrays, ref.places)
 
@@ -182,7 +184,11 @@ def held_of(held: RowsHeld) -> TableHeld:
 
 def refs_in(content: bytes) -> set[str]:
     """Entries that the manifest of a snapshot names. Raises `ValueError` if it is damaged."""
-    return {PieceRef.model_validate(ref).entry for ref in json.loads(content).get("pieces", [])}
+    manifest = json.loads(content)
+    refs = manifest.get("pieces", []) if isinstance(manifest, dict) else None
+    if not isinstance(refs, list):
+        raise ValueError("not the manifest of a snapshot")
+    return {PieceRef.model_validate(ref).entry for ref in refs}
 
 
 def _files(copies: Mapping[str, TableCopy]) -> Iterator[Arrays]:
