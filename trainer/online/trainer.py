@@ -40,7 +40,7 @@ class StepReport:
     rows: int
     losses: dict[str, float]
     last_event_at: int
-    """Second of the last row."""
+    """Second of the newest row."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class OnlineTrainer:
         self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue)
         self.intake.trained(rows)
         self.progress.add(rows, plan, report.probabilities)
-        return StepReport(rows=len(rows), losses=report.losses, last_event_at=rows[-1].second)
+        return StepReport(rows=len(rows), losses=report.losses, last_event_at=max(row.second for row in rows))
 
     def _remember(self, takes: Iterable[Take]) -> None:
         for take in takes:
