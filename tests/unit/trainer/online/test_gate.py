@@ -336,7 +336,7 @@ def test_a_best_release_that_is_not_finite_keeps_nothing_out(rows: ComparedRows)
 
 
 def test_rows_of_one_label_say_nothing_of_order_and_leave_the_best_where_it_was() -> None:
-    alike = replace(ranked(200), label=np.zeros(200, np.int64))
+    alike = replace(ranked(200), label=np.zeros_like(ranked(200).label))
     decision = judge(alike, LAX, against=Opponents("r000002-0", "r000001-0"))
     assert decision.best == "r000001-0" and any("one label only" in remark for remark in decision.remarks)
 
