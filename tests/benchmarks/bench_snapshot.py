@@ -64,8 +64,8 @@ class World:
             catalogue.number(f"item-{item}")
         lengths = self.rng.integers(5, 51, self.users)
         for user, length in enumerate(lengths.tolist()):
-            taken = tuple(self.rng.integers(1, self.items + 1, length).tolist())
-            history = _UserHistory(f"user-{user}", taken, (self.second,) * length, user)
+            taken = tuple(dict.fromkeys(self.rng.integers(1, self.items + 1, length).tolist()))  # each item once
+            history = _UserHistory(f"user-{user}", taken, (self.second,) * len(taken), user)
             join._histories[history.user] = join._history_rows.add(history)
         join._take_number = self.users
         self.learn(1_000)
