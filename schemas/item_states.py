@@ -27,6 +27,8 @@ class StateHead(Message):
     """Items that changed and come with the next writes; 0 where all records together are the state at `before`."""
     log: str
     """Kafka's id of the topic `behaviours` that was counted."""
+    held: bool = False
+    """Whether the trainer keeps this state, to compare what servers computed from it: see topic `skew`."""
 
 
 class ItemState(Message):

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "compare models on a data-set folder, judged by what came later",
     "train": "learn CiUBM from the live click stream and release it",
     "trainset": "rebuild the exact rows that a release was trained on, and verify them",
+    "skew": "compare the features that servers computed with the trainer's own",
     "models": "list what was released, roll back, pin what answers",
     "serve": "answer scores and neighbours over HTTP",
     "replay": "publish a data-set folder through Kafka in event-time order",

@@ -166,6 +166,12 @@ class State:
         return [text if there else None for text, there in zip(self.texts(name), given, strict=True)]
 
 
+def copied_rows(columns: Mapping[str, NDArray[Any]], rows: NDArray[np.int64]) -> Callable[[slice], State]:
+    """For `Table.copied`: these rows of columns that are arrays."""
+    copies = {name: column[rows] for name, column in columns.items()}
+    return lambda part: State({name: column[part] for name, column in copies.items()})
+
+
 def whole_numbers(values: Iterable[int]) -> NDArray[np.int64]:
     """Integers as an array, also where there are none."""
     return np.fromiter(values, np.int64)

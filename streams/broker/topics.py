@@ -16,10 +16,11 @@ from schemas.forgotten import ForgottenUser
 from schemas.item_states import ItemState
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
 from schemas.manifests import ReleaseNotice
+from schemas.skew import SkewRecord
 from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 
 TopicName = Literal[
-    "items", "behaviours", "embeddings", "item-states", "models", "forgotten", "items-retry", "dead-letters"
+    "items", "behaviours", "embeddings", "item-states", "skew", "models", "forgotten", "items-retry", "dead-letters"
 ]
 
 DEAD_LETTER_HEADROOM_BYTES = 1_048_576
@@ -118,6 +119,14 @@ TOPICS: dict[TopicName, TopicSpec] = {
             "what the takes of each item left behind, as the trainer counted them",
             compacted=True,
             single_partition=True,  # a write ends with its head, for those who read it too
+        ),
+        TopicSpec(
+            "skew",
+            "kind of the record",
+            SkewRecord,
+            "rows that servers scored, and whether the trainer computes the same features",
+            single_partition=True,
+            extra={"retention.ms": str(2 * _DAY_MS)},
         ),
         TopicSpec("forgotten", "user_id", ForgottenUser, "users who asked to be forgotten", compacted=True),
         TopicSpec("models", "release_id", ReleaseNotice, "notices of releases", single_partition=True),

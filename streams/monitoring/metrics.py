@@ -19,7 +19,7 @@ from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
 from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
-from streams.training.reports import TrainReport
+from streams.training.reports import SkewReport, TrainReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -216,7 +216,17 @@ class Metrics:
                 if value is not None:
                     metric.labels(name).set(value)
 
-        self._handlers[TrainReport] = handle
+        compared = self._counter("mim_train_skew_rows_total", "Served rows whose features were compared", "outcome")
+        share = self._gauge("mim_train_skew_share", "Share of the rows compared last of which a feature differs")
+        for outcome in ("equal", "differing"):
+            compared.labels(outcome)
+
+        def on_skew(report: SkewReport) -> None:
+            compared.labels("equal").inc(report.rows - report.differing)
+            compared.labels("differing").inc(report.differing)
+            share.set(report.differing / max(1, report.rows))
+
+        self._handlers |= {TrainReport: handle, SkewReport: on_skew}
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections
 from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.stores.histories.store import BehaviourStore
@@ -60,6 +61,7 @@ class ScoringService:
     config: ServeConfig
     vector_cache: VectorCache
     states: StatesFollower
+    skew: SkewLog
     index: ItemIndex
     behaviours: BehaviourStore
     models: ModelWatcher
@@ -115,13 +117,23 @@ async def score(request: web.Request) -> web.Response:
     lookup = await service.vector_cache.look_up([*candidates, *history, *seen_last])
     service.on_report(lookup.report)
     service.on_report(service.states.report())
-    states = service.states.copies.states(lookup.items.hashes_U2, lookup.facts)
+    copies = service.states.copies
+    states = copies.states(lookup.items.hashes_U2, lookup.facts)
+    head = copies.held_head if service.skew.chooses(copies.held_head) else None
     moment = RequestMoment(states, [*seconds, *(now for _ in seen_last)], now)
     async with service.one_pass:
         await asyncio.sleep(0)  # answers of the stores are read between two passes, else their time limits pass unheard
         # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have
         # to win the interpreter back from this loop; measured, that costs more than the concurrency gains
-        probabilities = model.scorer.score(lookup.items, len(candidates), moment) if candidates else np.empty(0)
+        if not candidates:
+            probabilities = np.empty(0)
+        elif head is None:
+            probabilities = model.scorer.score(lookup.items, len(candidates), moment)
+        else:
+            probabilities, values_BF = model.scorer.score_with_features(lookup.items, len(candidates), moment)
+            past = lookup.items.item_ids[len(candidates) :][-model.scorer.history_length :]
+            past_at = moment.history_seconds[-model.scorer.history_length :]
+            service.skew.put(model.manifest.release_id, head, now, candidates, past, past_at, values_BF, probabilities)
     if deleted:
         probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
     return _answer(

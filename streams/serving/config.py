@@ -56,6 +56,9 @@ class ServeConfig(BaseModel):
     """How often to look for a newer release; a notice on `models` makes it look at once."""
     load_encoder_at_start: bool = False
     """Load the encoder before the first text or picture is asked about, rather than then."""
+    skew_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of requests of which up to 4 rows are logged to the topic `skew` (features, items and times of the history,
+    answers; no user), at most ten a second; only at states of which the trainer says that it compares."""
     ready_timeout_seconds: float = Field(default=2.0, gt=0)
     """How long `/readyz` waits for each store."""
     cache: VectorCacheConfig = Field(default_factory=VectorCacheConfig)

@@ -46,6 +46,12 @@ class ScoringModel(Protocol):
         """
         ...
 
+    def score_with_features(
+        self, items: ItemRows, candidates: int, moment: RequestMoment
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The same, and the features that it was computed from, shape (candidates, F)."""
+        ...
+
 
 MakeScorer = Callable[[Mapping[str, "Tensor"], ModelManifest], ScoringModel]
 

@@ -281,12 +281,13 @@ async def restore(found: Checkpoint | None, thread: TrainerThread) -> State | No
     Returns the shadow evaluation that was going on then, if any. Raises `Misconfigured` if the checkpoint cannot be
     read by this version.
     """
-    place, shadow = None, None
+    shadow = None
     if found is not None:
         meta, state = found.meta, found.state
         with found.restoring():
-            place = await asyncio.to_thread(thread.restore, state, encoder_version=meta.encoder_version, dim=meta.dim)
+            await asyncio.to_thread(thread.restore, state, encoder_version=meta.encoder_version, dim=meta.dim)
         shadow = state.part("trial") if "trial" in state.values else None
     if thread.scores is not None:
-        await asyncio.to_thread(thread.scores.open, place)
+        scored = None if thread.trainer is None else thread.trainer.progress.scored
+        await asyncio.to_thread(thread.scores.open, scored)
     return shadow

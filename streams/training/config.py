@@ -45,6 +45,11 @@ class TrainConsumerConfig(BaseModel):
     """How long changed states wait at most where fewer takes come."""
     states_per_write: int = Field(default=4_096, ge=1)
     """Items of one write, of about 700 bytes each; more follow at once with the next."""
+    skew_every_seconds: float = Field(default=30.0, gt=0)
+    """How often features that servers computed are compared with the trainer's own, those of one state each time."""
+    skew_limit: float = Field(default=0.01, ge=0, le=1)
+    """Share of the compared rows that may differ, by more than a thousandth in any feature; above it `train.skew` is
+    logged as an error, and `mimstream skew` ends with status 1."""
     session_timeout_ms: int = Field(default=10_000, ge=1_000)
     """How long a killed trainer keeps its role."""
     state_folder: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "mimstream" / "train")

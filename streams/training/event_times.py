@@ -64,13 +64,13 @@ class EventTimes:
         self._seconds.setdefault(partition, []).append(newest)
         self._next[partition] = offset
 
-    def span(self, partition: int, moment: float, first: int, end: int) -> tuple[int, int, float]:
-        """Offsets between which the moment is reached, and the newest event time before the first of them."""
-        offsets, seconds = self._offsets.get(partition, []), self._seconds.get(partition, [])
-        place = bisect.bisect_left(seconds, moment)
-        before = (offsets[place - 1], seconds[place - 1]) if place else (first, float("-inf"))
+    def span(self, partition: int, moment: float, first: int, end: int) -> tuple[int, int]:
+        """Offsets between which the moment is reached."""
+        offsets = self._offsets.get(partition, [])
+        place = bisect.bisect_left(self._seconds.get(partition, []), moment)
+        before = offsets[place - 1] if place else first
         after = offsets[place] if place < len(offsets) else end
-        return max(before[0], first), min(max(after, first), end), before[1]
+        return max(before, first), min(max(after, first), end)
 
     def dump(self) -> str:
         """As JSON text."""
@@ -148,9 +148,7 @@ class EventTimeFinder:
     async def _search(
         self, reader: LogReader, index: EventTimes, partition: TopicPartition, moment: datetime, first: int, end: int
     ) -> int:
-        start, stop, newest = index.span(partition.partition, moment.timestamp(), first, end)
-        if newest >= moment.timestamp():
-            return start
+        start, stop = index.span(partition.partition, moment.timestamp(), first, end)
         async for record in reader.read(partition, start, stop):
             if self._second(record) >= moment.timestamp():
                 return int(record.offset)

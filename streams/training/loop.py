@@ -127,9 +127,10 @@ class TrainingLoop:
                     break
             await self._leave()
         finally:
-            for begun in (self._commits, self._states):
-                if begun is not None:
-                    begun.cancel()
+            if self._commits is not None:
+                self._commits.cancel()
+            if self._states is not None:
+                await self._states.close()
             if self._checkpointer is not None:
                 self._checkpointer.cancel()
             if self._follower is not None:

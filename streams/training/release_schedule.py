@@ -76,22 +76,24 @@ class ReleaseScheduler:
         self._shadow = shadow
 
     async def catch_up(self) -> None:
-        """Take the store over once there is a trainer, and finish a half-made release."""
+        """Take the store over once there is a trainer, and finish a half-made release; what is away is waited for."""
         trainer, publisher = self._thread.trainer, self.publisher
-        if not publisher.taken_over and trainer is not None:
-            await publisher.take_over(encoder_version=trainer.encoder_version, dim=trainer.catalogue.dim)
-            if self._shadow is not None:
-                await self._gate.resume(trainer, self._shadow)
-                self._shadow = None
-        if publisher.unfinished:
-            try:
+        try:
+            if not publisher.taken_over and trainer is not None:
+                await publisher.take_over(encoder_version=trainer.encoder_version, dim=trainer.catalogue.dim)
+                if self._shadow is not None:
+                    await self._gate.resume(trainer, self._shadow)
+                    self._shadow = None
+            if publisher.unfinished:
                 await publisher.finish()
-            except Unavailable as error:
-                log.warning("train.release_delayed", error=str(error))
-                await asyncio.sleep(_WAIT_SECONDS)
+        except Unavailable as error:
+            log.warning("train.release_delayed", error=str(error))
+            await asyncio.sleep(_WAIT_SECONDS)
 
     async def release_if_due(self, trainer: OnlineTrainer) -> bool:
         """Release if enough was learned; False while it is due and has to wait: nothing may be learned meanwhile."""
+        if not self.publisher.taken_over:
+            return False  # a candidate of a checkpoint may be under comparison, on the rows that come next
         if self._until_end and not await self._reach_last_rows(trainer):
             return False
         if trainer.stand_in is not None:

@@ -26,6 +26,15 @@ ACCOUNTS_FILE = "accounts.json"
 
 
 @dataclass(frozen=True, slots=True)
+class SkewReport:
+    """One comparison of features that servers computed with the trainer's own."""
+
+    rows: int
+    differing: int
+    """Rows of which a feature differs."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainReport:
     """The trainer at one moment; the fields are the keys of `accounts.json`."""
 

@@ -18,11 +18,11 @@ SCORES_FOLDER = "scores"
 
 
 class ScoreFiles:
-    """Prequential scores as `scores-000001.parquet`, ... in a folder; every file is complete at every moment.
+    """Prequential scores as `scores-<number of the first row>.parquet` in a folder; each complete at all times.
 
-    The newest file is written again until it holds `rows_per_file` rows. Where `keep_files` is given, the oldest files
-    go. Rows of users who are forgotten lose the user's name. A folder belongs to one lineage of runs: what an earlier
-    one wrote beyond the place where this one starts is removed, since its rows are made again.
+    Rows are numbered from the first one that the trainer, or those whose snapshots it went on from, ever scored: the
+    folder of one that took over begins later. The newest file is written again until it holds `rows_per_file` rows.
+    Where `keep_files` is given, the oldest files go. Rows of users who are forgotten lose the user's name.
     """
 
     def __init__(self, folder: Path, *, rows_per_file: int = 50_000, keep_files: int | None = None) -> None:
@@ -30,46 +30,51 @@ class ScoreFiles:
         self._rows_per_file = rows_per_file
         self._keep_files = keep_files
         self._tables: list[pa.Table] = []
-        self._number = 0
+        self._first = 0
         self._written = True
         self._to_forget: set[str] = set()
 
-    def open(self, at: tuple[int, int] | None = None) -> None:
-        """Make the folder and clear it of an earlier run, but for what that had written `at` the place of a snapshot.
+    def open(self, scored: int | None = None) -> None:
+        """Make the folder, and remove all rows that are scored again: those from number `scored` on, by default all.
 
         Raises `StoreUnavailable`.
         """
         import pyarrow.parquet as pq
 
-        self._number, rows = at or (1, 0)
-        self._tables, self._written = [], True
+        self._first, self._tables, self._written = scored or 0, [], True
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for old in self._folder.glob("scores-*.parquet"):
-                if _order(old) > _order(self._path) or (old.name == self._path.name and not rows) or at is None:
-                    old.unlink()
-            if rows and self._path.exists():
-                self._tables, self._written = [pq.read_table(self._path).slice(0, rows)], False
+            for path in _files_in(self._folder):
+                first = _first_row(path)
+                if scored is None or (first is not None and first >= scored):
+                    path.unlink()
+                elif first is not None and (end := first + pq.read_metadata(path).num_rows) >= scored:
+                    self._first, self._tables = first, [pq.read_table(path).slice(0, scored - first)]
+                    self._written = end == scored
         except OSError as error:
             raise StoreUnavailable("state folder", f"{self._folder}: {error}") from error
+        self._begin_file_if_full()
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Number of the newest file, and its rows so far."""
-        return self._number, sum(table.num_rows for table in self._tables)
+    def scored(self) -> int:
+        """Number of the next row."""
+        return self._first + sum(int(table.num_rows) for table in self._tables)
 
     @property
     def _path(self) -> Path:
-        return self._folder / f"scores-{self._number:06d}.parquet"
+        return self._folder / f"scores-{self._first:012d}.parquet"
 
     def add(self, scored: Sequence[ScoredRows]) -> None:
         """Add freshly scored rows, in training order; full files are written."""
         for rows in scored:
             self._tables.append(scores_table(rows))
             self._written = False
-            if sum(table.num_rows for table in self._tables) >= self._rows_per_file:
-                self.flush()
-                self._tables, self._number = [], self._number + 1
+            self._begin_file_if_full()
+
+    def _begin_file_if_full(self) -> None:
+        if self.scored - self._first >= self._rows_per_file:
+            self.flush()
+            self._first, self._tables = self.scored, []
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Erase these users' names from all files, with the next `flush` that succeeds."""
@@ -114,12 +119,14 @@ class ScoreFiles:
         self._written = True
 
 
-def _order(path: Path) -> tuple[int, str]:
-    return len(path.name), path.name  # by number: padded with zeros to six digits, it may outgrow them
+def _first_row(path: Path) -> int | None:
+    """None for a file of an earlier build, which numbered its files."""
+    digits = path.stem.removeprefix("scores-")
+    return int(digits) if len(digits) >= 12 else None
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("scores-*.parquet"), key=_order)
+    return sorted(folder.glob("scores-*.parquet"), key=lambda path: (len(path.name), path.name))
 
 
 def _without_names(table: pa.Table, user_ids: Collection[str]) -> pa.Table:

@@ -21,10 +21,15 @@ from streams.broker.topic_follower import TopicFollower
 from streams.broker.topics import TopicsConfig
 from streams.runtime.interval import IntervalTimer
 from streams.training.config import TrainConsumerConfig
+from streams.training.skew_watch import SkewWatch
 from streams.training.trainer_thread import TrainerThread, in_thread
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.features.state_records import StateWrite, StateWriter
+    from trainer.online.trainer import OnlineTrainer
+
+TopicRecord = tuple[str, bytes, bytes | None]
+"""Topic, key, and value or None for a tombstone."""
 
 log = structlog.get_logger()
 
@@ -42,6 +47,7 @@ class StatePublisher:
         writer: StateWriter,
         config: TrainConsumerConfig,
         *,
+        skew: SkewWatch,
         read: Callable[[StateWriter], Any],
         topic: str,
         clock: Callable[[], float],
@@ -51,21 +57,25 @@ class StatePublisher:
         self._thread = thread
         self._writer = writer
         self._config = config
+        self._skew = skew
         self._read = read
         self._topic = topic
         self._since_write = IntervalTimer(config.states_every_seconds, clock)
         self._pause = IntervalTimer(min(_SHORTEST_SECONDS, config.states_every_seconds), clock)
         self._writing: asyncio.Task[None] | None = None
         self._write: StateWrite | None = None
+        self._outcomes: list[TopicRecord] = []
         self._takes = 0
         self._was_late = False
 
     async def open(self) -> None:
-        """Read what the topic holds. Raises `Misconfigured` if it does not exist, `BrokerUnavailable`."""
+        """Read what the topics hold. Raises `Misconfigured` if one does not exist, `BrokerUnavailable`."""
         await self._read(self._writer)
+        await self._skew.open()
 
     async def publish_if_due(self) -> None:
         """Begin a write if it is time. Raises `Fenced` if another process leads now."""
+        await self._skew.poll()
         if self._writing is not None and self._writing.done():
             await self._settle()
         if self._writing is None and self._is_due:
@@ -80,10 +90,11 @@ class StatePublisher:
                 return
             written = await self._settle()
 
-    def cancel(self) -> None:
-        """Wait for no write any more."""
+    async def close(self) -> None:
+        """Wait for no write any more, and disconnect."""
         if self._writing is not None:
             self._writing.cancel()
+        await self._skew.close()
 
     @property
     def _is_due(self) -> bool:
@@ -99,29 +110,43 @@ class StatePublisher:
             return
         self._pause.begin()
         moment = trainer.moment
-        self._write = await in_thread(partial(self._writer.next, moment, most=self._config.states_per_write))
+        self._write = await in_thread(partial(self._next, trainer))
         self._say_late(self._write is None and self._writer.is_late(moment))
         if self._write is None:
             self._since_write.begin()
+        records = [*self._outcomes]
+        if self._write is not None:
+            self._takes = moment.shared.takes
+            records += [(self._topic, key, value) for key, value in self._write.records]
+        if not records:
             return
-        self._takes = moment.shared.takes
-        records = [(self._topic, key, value) for key, value in self._write.records]
         # not awaited: a broker that is away must not hold up what can be learned meanwhile
         self._writing = asyncio.create_task(self._leadership.transact(records))
+
+    def _next(self, trainer: OnlineTrainer) -> StateWrite | None:
+        """What to write now. Rows of the state that was kept are compared before another one is."""
+        due = self._skew.due
+        if due and (outcome := self._skew.compare(trainer)) is not None:
+            self._outcomes = [outcome]
+        return self._writer.next(trainer.moment, most=self._config.states_per_write, hold=due)
 
     async def _settle(self) -> bool:
         """Wait for the write that is under way; False if it could not be made."""
         assert self._writing is not None, "no write is under way"
-        assert self._write is not None, "no write is under way"
         writing, self._writing = self._writing, None
         try:
             await writing
         except Unavailable as error:  # all of it is made again
             log.warning("train.states_delayed", error=str(error))
             return False
+        self._outcomes = []
         self._since_write.begin()
+        if self._write is None:
+            return True
         self._writer.written(self._write, takes=self._takes)
         head = self._write.head
+        if head.held:
+            self._skew.begin(head)
         log.debug("train.states_written", number=head.number, items=len(self._write.items), left=head.left)
         return True
 

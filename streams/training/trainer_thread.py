@@ -217,7 +217,6 @@ class TrainerThread:
             "metrics": dict(self.metrics),
             "gone": {} if self._forgotten is None else self._forgotten.snapshot(),
             "begins": {str(partition): offset for partition, offset in self.begins().items()},
-            "scores": None if self.scores is None else self.scores.place,
         }
         return state.frozen(since)
 
@@ -226,8 +225,8 @@ class TrainerThread:
         erased, self._erased = self._erased, []
         return erased
 
-    def restore(self, state: State, *, encoder_version: str, dim: int) -> tuple[int, int] | None:
-        """Return to the state of `snapshot`; the place of its newest score. The input is open.
+    def restore(self, state: State, *, encoder_version: str, dim: int) -> None:
+        """Return to the state of `snapshot`. The input is open.
 
         Events that only idle partitions made late are dropped where the log does not hold them any more.
         """
@@ -240,9 +239,7 @@ class TrainerThread:
         self._begins = {int(number): offset for number, offset in loop["begins"].items()}
         if self._forgotten is not None:
             self._forgotten.restore(loop["gone"])
-        place = loop["scores"]
         self.trainer, self._copied_at = trainer, trainer.intake.counts.received
-        return place and (place[0], place[1])
 
     def _erases(self, user_id: str, partition: int, offset: int) -> bool:
         return self._forgotten is not None and self._forgotten.erases(user_id, partition, offset)

@@ -56,12 +56,12 @@ RIGHTS: dict[str, Rights] = {
         redis="read, write",
     ),
     "train": Rights(
-        reads=("behaviours", "embeddings", "item-states", "forgotten", "models"),
-        writes=("item-states", "models"),
+        reads=("behaviours", "embeddings", "item-states", "skew", "forgotten", "models"),
+        writes=("item-states", "skew", "models"),
         joins="train",
         transactional_id="train",
     ),
-    "serve": Rights(reads=("embeddings", "item-states", "models"), redis="read", milvus="read"),
+    "serve": Rights(reads=("embeddings", "item-states", "models"), writes=("skew",), redis="read", milvus="read"),
     "center verify": Rights(reads=("items", "embeddings"), other="group <prefix>index: Describe", milvus="read"),
     "center verify --repair": Rights(
         reads=("items", "embeddings"),
@@ -76,6 +76,7 @@ RIGHTS: dict[str, Rights] = {
     "import": Rights(writes=("items",), other="with --follow ROLE: group <prefix>ROLE: Describe"),
     "forget": Rights(reads=("behaviours",), writes=("forgotten",)),
     "models": Rights(writes=("models",)),
+    "skew": Rights(reads=("skew",)),
     "trainset": Rights(reads=("behaviours", "embeddings", "forgotten")),
     "pretrain": Rights(reads=("items",)),
     "csft": Rights(reads=("items", "behaviours", "forgotten")),

@@ -23,6 +23,7 @@ from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections, affordable_connections, listening
 from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.model_watcher import ModelWatcher, follow_notices
+from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.settings import Settings
@@ -110,6 +111,14 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         vector_cache = VectorCache(
             index, config.cache, encoder_version=version, dim=dim, facts=features, clock=time.monotonic
         )
+        skew = SkewLog(
+            features.version,
+            share=config.skew_share,
+            broker=settings.kafka,
+            topics=settings.topics,
+            seed=time.time_ns(),
+            clock=time.monotonic,
+        )
         states = StatesFollower(features, settings.kafka, settings.topics, clock=time.monotonic)
         models = ModelWatcher(
             open_registry(settings.models),
@@ -131,6 +140,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 config=config,
                 vector_cache=vector_cache,
                 states=states,
+                skew=skew,
                 index=index,
                 behaviours=behaviours,
                 models=models,
@@ -158,6 +168,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 tasks = [
                     asyncio.ensure_future(follower.run(stop, tried.set)),
                     asyncio.ensure_future(states.run(stop, states_tried.set)),
+                    asyncio.ensure_future(skew.run(stop)),
                     asyncio.ensure_future(models.run(stop)),
                     asyncio.ensure_future(
                         follow_notices(models, settings.kafka, settings.topics.full_name("models"), stop)

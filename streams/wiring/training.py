@@ -19,6 +19,7 @@ from schemas.manifests import TopicOffsets
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
+from streams.broker.topic_follower import TopicFollower
 from streams.monitoring.metrics import Metrics, metrics_server
 from streams.runtime.extras import require_package
 from streams.runtime.interval import IntervalTimer
@@ -39,6 +40,7 @@ from streams.training.release_publisher import ReleasePublisher
 from streams.training.release_schedule import ReleaseScheduler
 from streams.training.reports import TrainReports
 from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
+from streams.training.skew_watch import SkewWatch
 from streams.training.state_publisher import StatePublisher, read_states
 from streams.training.trainer_thread import TrainerThread
 from streams.wiring.rights import RIGHTS
@@ -185,7 +187,7 @@ async def _train(
             else _make_releases(settings, options, registry, thread, checkpointer, leadership)
         ),
         commits=None if leadership is None else _make_commits(settings, thread, leadership),
-        states=None if leadership is None else _make_states(settings, thread, leadership, log_now),
+        states=None if leadership is None else _make_states(settings, thread, leadership, log_now, metrics),
         follower=ForgottenFollower(settings.kafka, settings.topics, thread.to_forget),
         clock=time.time,
     )
@@ -250,7 +252,7 @@ def _make_commits(settings: Settings, thread: TrainerThread, leadership: Leaders
 
 
 def _make_states(
-    settings: Settings, thread: TrainerThread, leadership: Leadership, log_now: ClusterTopics
+    settings: Settings, thread: TrainerThread, leadership: Leadership, log_now: ClusterTopics, metrics: Metrics
 ) -> StatePublisher:
     from trainer.features.state_records import StateWriter  # numpy
 
@@ -259,6 +261,15 @@ def _make_states(
         thread,
         StateWriter(settings.trainer.features, log=log_now.topic_ids["behaviours"]),
         settings.train,
+        skew=SkewWatch(
+            settings.trainer.features,
+            every_seconds=settings.train.skew_every_seconds,
+            limit=settings.train.skew_limit,
+            topic=settings.topics.full_name("skew"),
+            clock=time.time,
+            on_report=metrics.record,
+            follow=partial(TopicFollower, settings.kafka, settings.topics, "skew"),
+        ),
         read=partial(read_states, settings.kafka, settings.topics),
         topic=settings.topics.full_name("item-states"),
         clock=time.time,

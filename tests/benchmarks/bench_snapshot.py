@@ -3,9 +3,10 @@
 python tests/benchmarks/bench_snapshot.py --items 1000000 --users 1000000 [--changed 0.01] [--rounds 5] [--json FILE]
 
 Builds a trainer of the default configuration with so many items (vectors of 128 numbers) and users (histories of 5 to
-50 takes), without a broker: the parts are filled through their own verbs. Then it writes snapshots as `mimstream train`
-does, into a folder beside the others' temporary files. Before each of them the given share of users takes an item,
-and of items gets a new vector, all drawn uniformly, which is the worst case: real logs name some more often.
+50 takes), each with a take that features count, without a broker: the parts are filled through their own verbs. Then
+it writes snapshots as `mimstream train` does, into a folder beside the others' temporary files. Before each of them the
+given share of users takes an item, and of items gets a new vector, all drawn uniformly, which is the worst case: real
+logs name some more often.
 
 Printed are the milliseconds for which the trainer's thread stands still (and how many of them it computed, on a
 machine that others use too), the seconds until the snapshot is the
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
@@ -34,8 +36,10 @@ from schemas.behaviours import Behaviour, BehaviourKind  # noqa: E402
 from schemas.items import ItemEmbedding  # noqa: E402
 from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa: E402
 from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore  # noqa: E402
+from trainer.features.state import TakeColumns  # noqa: E402
 from trainer.online.config import TrainerConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
+from trainer.samples.id_hashes import hash_columns  # noqa: E402
 from trainer.samples.label_join import _UserHistory  # noqa: E402
 from trainer.samples.rows import Take  # noqa: E402
 from trainer.state import State  # noqa: E402
@@ -64,11 +68,21 @@ class World:
             catalogue.number(f"item-{item}")
         lengths = self.rng.integers(5, 51, self.users)
         for user, length in enumerate(lengths.tolist()):
-            taken = tuple(self.rng.integers(1, self.items + 1, length).tolist())
-            history = _UserHistory(f"user-{user}", taken, (self.second,) * length, user)
+            taken = tuple(dict.fromkeys(self.rng.integers(1, self.items + 1, length).tolist()))  # each item once
+            history = _UserHistory(f"user-{user}", taken, (self.second,) * len(taken), user)
             join._histories[history.user] = join._history_rows.add(history)
         join._take_number = self.users
+        size = max(self.items, self.users)
+        self.count(self.rng.permutation(size) % self.users, 1 + self.rng.permutation(size) % self.items)
         self.learn(1_000)
+
+    def count(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> None:
+        """Takes for the features of the moment."""
+        names = hash_columns([f"user-{user}" for user in users.tolist()])[:, 0]
+        events = self.rng.integers(1, 1 << 62, len(items))
+        seconds = np.full(len(items), self.second)
+        takes = TakeColumns(names, items, seconds, events, np.zeros(len(items), bool))
+        self.trainer.moment.add(takes, before=self.second + 1)
 
     def put(self, item: int) -> None:
         """A vector for an item."""
@@ -88,8 +102,10 @@ class World:
         """A share of the users takes an item, a share of the items gets a vector, and some rows are learned."""
         for item in self.rng.choice(self.items, int(share * self.items), replace=False).tolist():
             self.put(item)
-        users = self.rng.choice(self.users, int(share * self.users), replace=False).tolist()
-        for user, item in zip(users, self.rng.integers(1, self.items + 1, len(users)).tolist(), strict=True):
+        users = self.rng.choice(self.users, int(share * self.users), replace=False)
+        items = self.rng.integers(1, self.items + 1, len(users))
+        self.count(users, items)
+        for user, item in zip(users.tolist(), items.tolist(), strict=True):
             self.trainer.intake._join._append(Take(self.second, f"user-{user}", item))
             self.trainer._take_counts.add(item, self.second)
         self.learn(1_000)

@@ -28,6 +28,7 @@ from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.connections import Connections
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
 from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
@@ -91,6 +92,11 @@ class PlainScorer:
             for item in items.item_ids[:candidates]
         ]
         return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
+
+    def score_with_features(
+        self, items: ItemRows, candidates: int, moment: RequestMoment
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        return self.score(items, candidates, moment), np.zeros((candidates, len(FEATURES.names)), np.float32)
 
 
 def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> PlainScorer:
@@ -171,6 +177,9 @@ async def open_bench() -> AsyncIterator[Open]:
                 index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=FEATURES, clock=clock
             ),
             states=StatesFollower(FEATURES, BrokerConfig(), TopicsConfig(), clock=clock),
+            skew=SkewLog(
+                FEATURES.version, share=1.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=clock
+            ),
             index=index,
             behaviours=behaviours,
             models=ModelWatcher(

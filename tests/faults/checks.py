@@ -274,11 +274,10 @@ def rows_learned(world: World) -> list[Row]:
         if scored is not None:
             columns = zip(scored.user, scored.item, scored.occurred_at, scored.label, strict=True)
             own = [Row(str(user), str(item), int(second), int(label)) for user, item, second, label in columns]
-        total = int(world.standing(state)["rows_trained"])
-        ends = total if begin is None else begin
-        first = total - len(own)
-        rows = own[: max(0, ends - first)] + rows
-        begin = min(ends, first)
+        # its last report does not say how many these are: it may have been stopped between scores and report
+        first = world.first_row(state)
+        rows = (own if begin is None else own[: max(0, begin - first)]) + rows
+        begin = first if begin is None else min(begin, first)
         if begin <= 0:
             break
     return rows

@@ -23,7 +23,7 @@ from streams.encoder_training.topic_input import TopicContent, _add_item
 from streams.indexing.config import IndexConfig
 from streams.indexing.image_retries import _decode
 from streams.indexing.prefetch import decode_batch
-from streams.recording.deleted_items import read_deletions
+from streams.recording.deleted_items import read_states
 from streams.training.input import TrainingInput
 from tests.factories.item_path import NOW, ItemPath
 from tests.factories.vector_cache import VERSION, Bench
@@ -106,13 +106,12 @@ def _as_item(record: Raw, field_map: FieldMap) -> None:
     assert len(batch.changes) + len(batch.letters) == 1
     for letter in batch.letters:
         _written(letter)
-    deleted = read_deletions([record], now=0.0)
+    states = read_states([record], now=0.0)
     RecordDecoding(MAX_BYTES, field_map, context.now() - context.now()).expect(source, 0)
     found = TopicContent()
     _add_item(found, record, BrokerConfig(), field_map)
     for change in batch.changes:
-        assert change.item_id in deleted
-        assert (change.item is None) == (deleted[change.item_id] is not None)
+        assert (change.item is None) == states[change.item_id].is_deleted
         if change.item is not None and record.value is not None and len(record.value) < MAX_BYTES:
             assert found.items == {change.item_id: change.item}
 

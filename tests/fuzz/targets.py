@@ -30,7 +30,7 @@ from schemas.manifests import ModelManifest, ReleaseNotice
 from schemas.scoring import ScoreRequest, SimilarRequest
 from streams.broker.records import SourceRecord, read_batch, read_forgotten, read_item_id
 from streams.dead_letters.inbox import DeadLetterIndex
-from streams.recording.deleted_items import read_deletions
+from streams.recording.deleted_items import read_states
 from streams.stores.histories.packed_history import UserTakes, pack_takes, unpack_takes
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import from_milvus, to_milvus
@@ -145,7 +145,7 @@ def _item_key(data: bytes) -> None:
         read_item_id(data)
     record = SourceRecord("items", 0, 1, 0, data, b"{")
     for value in (None, b"{"):
-        read_deletions([SimpleNamespace(key=data, value=value, timestamp=int.from_bytes(data[:8], "big"))], now=0.0)
+        read_states([SimpleNamespace(key=data, value=value, timestamp=int.from_bytes(data[:8], "big"))], now=0.0)
     events, letters = read_batch([record_of(data, b"{")], now=NOW, max_bytes=MAX_BYTES)
     assert (events[0].behaviour, letters[0].key) == (None, data)
     assert not read_forgotten([record_of(data, b'{"user_id":"u"}')], max_bytes=MAX_BYTES)

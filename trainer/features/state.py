@@ -8,6 +8,7 @@ Letters: T takes of a step, S slots of items that were taken (slot 0 belongs to 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.changed_rows import ChangedRows
 from trainer.features.config import HALF_LIVES, FeatureConfig
+from trainer.features.held_state import HeldState
 from trainer.features.partners import count_pairs
 from trainer.features.states import (
     CATEGORY_SLOTS,
@@ -31,7 +33,7 @@ from trainer.features.states import (
 from trainer.features.user_takes import UserTakes
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import FactRows
-from trainer.state import State, Table
+from trainer.state import State, Table, copied_rows
 
 _EVICTED_SHARE = 16
 _TAKES_AT_ONCE = 64
@@ -93,9 +95,10 @@ class FeatureState:
         self._key_S = np.zeros(64, np.int64)
         self._changed = ChangedRows()
         self._used = 1
-        self._free: list[int] = []
+        self._free: list[int] = []  # a heap: the lowest is taken first, so that snapshots need not say which
         self._deleted: dict[int, int] = {}
         """Hash of a deleted item -> the slot up to which lists were searched for it."""
+        self._held: HeldState | None = None
         self.changed_keys: set[int] | None = None
         """Keys of the items that changed since their reader emptied it; None while nobody reads them."""
 
@@ -143,6 +146,26 @@ class FeatureState:
         slot = self._slot.get(key)
         return None if slot is None else self._rows.to_bytes(slot)
 
+    def hold(self) -> None:
+        """Keep the state as it is now for `held_states`, in place of one that was kept before."""
+        self._held = HeldState(self.before, self._shared)
+
+    @property
+    def held_before(self) -> int | None:
+        """`before` of the state that is kept; None if none is."""
+        return None if self._held is None else self._held.before
+
+    def held_states(self, hashes_U2: NDArray[np.int64], facts: FactRows) -> ItemStates:
+        """What features read of the items with these hashes, and facts, from the state that is kept."""
+        assert self._held is not None, "no state is kept"
+        rows = self._held.rows(hashes_U2[:, 0].tolist(), self._slot, self._rows)
+        return ItemStates(item_hash(hashes_U2), facts, rows, self._held.shared, self._held.before)
+
+    def _keep(self, slots: NDArray[np.int64]) -> None:
+        """Called before rows change."""
+        if self._held is not None:
+            self._held.keep(slots, self._key_S, self._rows)
+
     # ---- counting ------------------------------------------------------------------------------------------------
 
     def add(self, takes: TakeColumns, *, before: int) -> NDArray[np.int64]:
@@ -167,6 +190,7 @@ class FeatureState:
             self._count_shared(counted.item_T)
             self._admit(hashes_T2[:, 0], short_T)
             slot_T = self._slots(hashes_T2[:, 0])
+            self._keep(slot_T)
             self._count_takes(slot_T, counted.second_T)
             slots = np.unique(np.concatenate([self._count_together(one, other), slot_T]))
             self._touch(slots)
@@ -211,6 +235,7 @@ class FeatureState:
         partner = np.concatenate([other, one[apart]])
         slot = np.array([self._slot_of_short.get(short, 0) for short in distinct.tolist()], np.int64)[number]
         kept = slot > 0  # an item that lost its counts since has no list
+        self._keep(slot[kept])
         return count_pairs(self._rows, slot[kept], partner[kept])
 
     # ---- admission, eviction, deletion ---------------------------------------------------------------------------
@@ -227,7 +252,8 @@ class FeatureState:
         if short > 0:
             self._evict(max(short, self.config.max_items // _EVICTED_SHARE), kept=keys)
         for key, name in zip(keys[new].tolist(), short_T[first[new]].tolist(), strict=True):
-            slot = self._free.pop() if self._free else self._new_slot()
+            slot = heapq.heappop(self._free) if self._free else self._new_slot()
+            self._keep(np.array([slot]))
             self._slot[key] = self._slot_of_short[name] = slot
             self._key_S[slot] = key
 
@@ -248,6 +274,7 @@ class FeatureState:
         self._empty(held[np.lexsort((self._key_S[held], self._rows.last_U[held]))][:most])
 
     def _empty(self, slots: NDArray[np.int64]) -> None:
+        self._keep(slots)
         for key, slot in zip(self._key_S[slots].tolist(), slots.tolist(), strict=True):
             del self._slot[key]
             short = _short_of(key)
@@ -256,7 +283,8 @@ class FeatureState:
         self._touch(slots)
         self._key_S[slots] = 0
         self._rows.clear(slots)
-        self._free += slots.tolist()
+        for slot in slots.tolist():
+            heapq.heappush(self._free, slot)
 
     def delete(self, item_id: str) -> None:
         """Remove a deleted item's counts; lists of partners lose it in the steps that follow, some lists in each."""
@@ -279,6 +307,7 @@ class FeatureState:
         for gone, start in list(self._deleted.items())[:_SWEPT_ROWS]:
             stop = min(start + _SWEPT_ROWS, self._used)
             found = self._rows.partner_UP[start:stop] == gone
+            self._keep(start + np.flatnonzero(found.any(axis=1)))
             self._rows.partner_UP[start:stop][found] = 0
             self._rows.together_UP[start:stop][found] = 0
             self._touch(start + np.flatnonzero(found.any(axis=1)))
@@ -303,7 +332,6 @@ class FeatureState:
         state = State({}, values)
         state.arrays.update(
             {
-                "free": np.array(self._free, np.int64),
                 "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
                 "shared.category": self._shared.category_C.copy(),
                 "shared.word": self._shared.word_C.copy(),
@@ -314,8 +342,7 @@ class FeatureState:
         return state
 
     def _copied(self, slots: NDArray[np.int64]) -> Callable[[slice], State]:
-        columns = {**vars(self._rows.rows(slots)), "key": self._key_S[slots]}
-        return lambda part: State({name: column[part] for name, column in columns.items()})
+        return copied_rows({**vars(self._rows), "key": self._key_S}, slots)
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if it is of other features."""
@@ -326,7 +353,7 @@ class FeatureState:
         self._rows = TakeRows(*(arrays[f"rows.{name}"].copy() for name in vars(self._rows)))
         self._key_S, self._used = arrays["rows.key"].copy(), len(arrays["rows.key"])
         self._changed = ChangedRows()
-        self._free = arrays["free"].tolist()
+        self._free = (np.flatnonzero(self._key_S[1:] == 0) + 1).tolist()
         self._slot = {key: slot for slot, key in enumerate(self._key_S.tolist()) if key}
         self._slot_of_short = {_short_of(key): slot for key, slot in self._slot.items()}
         self._deleted = dict(arrays["deleted"].tolist())

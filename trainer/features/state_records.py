@@ -79,8 +79,11 @@ class StateWriter:
         head = self._head
         return head is not None and head.log == self._log and state.before < head.before
 
-    def next(self, state: FeatureState, *, most: int) -> StateWrite | None:
-        """What to write now, of at most so many items; None if nothing changed, or while the state is late."""
+    def next(self, state: FeatureState, *, most: int, hold: bool = False) -> StateWrite | None:
+        """What to write now, of at most so many items; None if nothing changed, or while the state is late.
+
+        With `hold` the state is told to keep itself as the write leaves servers, if the write is all that is left.
+        """
         if self.is_late(state):
             return None
         if self._held is not None:
@@ -98,7 +101,10 @@ class StateWriter:
             before=state.before,
             left=len(self._unwritten) - len(items),
             log=self._log,
+            held=hold and len(items) == len(self._unwritten),
         )
+        if head.held:
+            state.hold()
         records = [self._item(state, key) for key in items]
         records.append((state_key(self._version, None), state_value(self._version, state.shared.to_bytes(), head)))
         return StateWrite(records, head, items)
@@ -143,6 +149,7 @@ class StateCopies:
         self._slot: dict[int, int] = {}
         self._free: list[int] = []
         self._pending: dict[int, bytes | None] = {}
+        self._is_between = False
 
     def __len__(self) -> int:
         return len(self._slot)
@@ -151,6 +158,11 @@ class StateCopies:
     def complete(self) -> bool:
         """Whether the copies together are the trainer's state at `head`."""
         return self.head is not None and not self.head.left and not self._pending
+
+    @property
+    def held_head(self) -> StateHead | None:
+        """The head, if the copies are a state that its trainer keeps."""
+        return None if self.head is None or not self.head.held or self._is_between else self.head
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Apply one record; what was written for other features is passed over.
@@ -170,6 +182,7 @@ class StateCopies:
                 raise ValueError(f"a record of {len(state)} bytes, not of {self._record_bytes}")
             self._pending[item] = state
         if len(self._pending) >= min(_HELD_BACK, self.config.max_items):
+            self._is_between = True
             self._apply_pending()
 
     def _apply_head(self, value: bytes | None) -> None:
@@ -178,6 +191,7 @@ class StateCopies:
             return
         message = self._read(value)
         self._shared, self.head = SharedCounts.from_bytes(message.state), message.head
+        self._is_between = False
 
     def _read(self, value: bytes) -> ItemState:
         message = ItemState.model_validate_json(value)

@@ -5,6 +5,7 @@ Letters: T takes of a step, V users (row 0 belongs to nobody), L history length.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from trainer.changed_rows import ChangedRows
 from trainer.features.config import FeatureConfig
 from trainer.features.states import NEVER
-from trainer.state import Arrays, State, Table, whole_numbers
+from trainer.state import Arrays, State, Table, copied_rows
 
 _NOT_COUNTED = 0
 _REMOVED_SHARE = 16
@@ -25,12 +26,18 @@ class UserTakes:
     def __init__(self, config: FeatureConfig) -> None:
         self._length, self._most, self._remembered = config.history_length, config.max_users, config.remembered_takes
         self._row: dict[int, int] = {}
-        self._free: list[int] = []
+        self._free: list[int] = []  # a heap: the lowest is taken first, so that snapshots need not say which
+        self._used = 1
+        self._user_V = np.zeros(64, np.int64)
         self._item_VL = np.zeros((64, self._length), np.uint32)
         self._second_VL = np.full((64, self._length), NEVER, np.int64)
         self._count_V = np.zeros(64, np.int64)
         self._changed = ChangedRows()
-        self._sources: dict[int, int] = {}
+        self._source: dict[int, int] = {}
+        self._event_R = np.zeros(max(1, self._remembered), np.int64)
+        self._source_row_R = np.zeros(max(1, self._remembered), np.int64)
+        self._next_source = 0
+        self._changed_sources = ChangedRows()
 
     def __len__(self) -> int:
         return len(self._row)
@@ -62,15 +69,21 @@ class UserTakes:
 
     def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
         """Let drawn exposures name these takes; a take that is not counted has nothing to leave out."""
+        if not self._remembered:
+            return
         for event, user, counted in zip(event_T.tolist(), user_T.tolist(), counted_T.tolist(), strict=True):
-            self._sources.pop(event, None)
-            self._sources[event] = self._row[user] if counted else _NOT_COUNTED
-        while len(self._sources) > self._remembered:
-            del self._sources[next(iter(self._sources))]
+            place = self._next_source % self._remembered
+            if self._source.get(former := int(self._event_R[place])) == place:
+                del self._source[former]
+            self._event_R[place], self._source[event] = event, place
+            self._source_row_R[place] = self._row[user] if counted else _NOT_COUNTED
+            self._changed_sources.touch(place)
+            self._next_source += 1
 
     def rows_of(self, event_D: list[int]) -> NDArray[np.int64]:
         """For `beside`, per named take; 0 for one that was not counted, is not among the newest, or was never there."""
-        return np.array([self._sources.get(event, _NOT_COUNTED) for event in event_D], np.int64)
+        place_D = np.array([self._source.get(event, -1) for event in event_D], np.int64)
+        return np.where(place_D < 0, _NOT_COUNTED, self._source_row_R[place_D])
 
     def beside(
         self, row_D: NDArray[np.int64], item_D: NDArray[np.uint32], second_D: NDArray[np.int64]
@@ -102,17 +115,21 @@ class UserTakes:
         if len(self._row) + len(missing) > self._most:
             self._remove_idle(len(self._row) + len(missing) - self._most, kept=distinct)
         for user in missing:
-            self._row[user] = self._free.pop() if self._free else self._new_row()
+            row = self._row[user] = heapq.heappop(self._free) if self._free else self._new_row()
+            self._user_V[row] = user
+            self._changed.touch(row)
         return np.array([self._row[user] for user in distinct.tolist()], np.int64)[number_T]
 
     def _new_row(self) -> int:
-        row = len(self._row) + 1  # no row is free, so all before are in use
-        if row >= len(self._count_V):
-            size = len(self._count_V)
-            self._item_VL = np.concatenate([self._item_VL, np.zeros_like(self._item_VL)])
-            self._second_VL = np.concatenate([self._second_VL, np.full_like(self._second_VL, NEVER)])
-            self._count_V = np.concatenate([self._count_V, np.zeros(size, np.int64)])
-        return row
+        size = len(self._count_V)
+        if self._used == size:
+            more = min(size, self._most + 1)
+            self._user_V = np.concatenate([self._user_V, np.zeros(more, np.int64)])
+            self._item_VL = np.concatenate([self._item_VL, np.zeros((more, self._length), np.uint32)])
+            self._second_VL = np.concatenate([self._second_VL, np.full((more, self._length), NEVER)])
+            self._count_V = np.concatenate([self._count_V, np.zeros(more, np.int64)])
+        self._used += 1
+        return self._used - 1
 
     def _remove_idle(self, at_least: int, *, kept: NDArray[np.int64]) -> None:
         users = np.array(sorted(set(self._row) - set(kept.tolist())), np.int64)
@@ -123,34 +140,37 @@ class UserTakes:
         self._clear(rows[order])
 
     def _clear(self, rows: NDArray[np.int64]) -> None:
-        self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, NEVER, 0
+        self._user_V[rows], self._item_VL[rows], self._second_VL[rows], self._count_V[rows] = 0, 0, NEVER, 0
         self._changed.touch(rows)
-        self._free += rows.tolist()
+        for row in rows.tolist():
+            heapq.heappush(self._free, row)
 
     def snapshot(self) -> State:
         """Everything."""
-        state = State(
-            {
-                "user": whole_numbers(self._row),
-                "row": whole_numbers(self._row.values()),
-                "free": whole_numbers(self._free),
-                "source": whole_numbers(self._sources),
-                "source_row": whole_numbers(self._sources.values()),
-            }
-        )
-        state.put_table("takes.", Table(len(self._row) + len(self._free) + 1, self._changed, self._copied))
+        state = State(values={"next_source": self._next_source})
+        state.put_table("takes.", Table(self._used, self._changed, self._copied))
+        sources = min(self._next_source, self._remembered)
+        state.put_table("sources.", Table(sources, self._changed_sources, self._copied_sources))
         return state
 
     def _copied(self, rows: NDArray[np.int64]) -> Callable[[slice], State]:
-        columns: Arrays = {"items": self._item_VL[rows], "seconds": self._second_VL[rows], "count": self._count_V[rows]}
-        return lambda part: State({name: column[part] for name, column in columns.items()})
+        columns: Arrays = {"user": self._user_V, "items": self._item_VL}
+        return copied_rows(columns | {"seconds": self._second_VL, "count": self._count_V}, rows)
+
+    def _copied_sources(self, places: NDArray[np.int64]) -> Callable[[slice], State]:
+        return copied_rows({"event": self._event_R, "row": self._source_row_R}, places)
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         arrays = state.arrays
-        self._row = dict(zip(arrays["user"].tolist(), arrays["row"].tolist(), strict=True))
-        self._free = arrays["free"].tolist()
-        self._sources = dict(zip(arrays["source"].tolist(), arrays["source_row"].tolist(), strict=True))
+        self._user_V, self._count_V = arrays["takes.user"].copy(), arrays["takes.count"].copy()
         self._item_VL, self._second_VL = arrays["takes.items"].copy(), arrays["takes.seconds"].copy()
-        self._count_V = arrays["takes.count"].copy()
-        self._changed = ChangedRows()
+        self._used = len(self._user_V)
+        self._row = {user: row for row, user in enumerate(self._user_V.tolist()) if user}
+        self._free = [row for row in range(1, self._used) if not self._user_V[row]]
+        self._changed, self._changed_sources = ChangedRows(), ChangedRows()
+        self._next_source, count = state.values["next_source"], len(arrays["sources.event"])
+        self._event_R[:count], self._event_R[count:] = arrays["sources.event"], 0
+        self._source_row_R[:count], self._source_row_R[count:] = arrays["sources.row"], 0
+        places = (np.arange(self._next_source - count, self._next_source) % max(1, self._remembered)).tolist()
+        self._source = {int(self._event_R[place]): place for place in places}

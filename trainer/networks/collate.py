@@ -74,7 +74,7 @@ def collate(
 ) -> Collated:
     """Rows and plan as tensors. `moment` is the state that the rows' features are of; by default nothing was taken yet.
 
-    Features that a row has already, as a correction does, are kept; others are noted in the row.
+    Features that a row has already are kept, as of a correction or of a row that waited; others are noted in the row.
     """
     targets_B = np.fromiter((row.item for row in rows), np.int64, len(rows))
     history_BL = newest_first([row.history for row in rows], history_length)
@@ -143,6 +143,6 @@ def _features_of(
     for place, row in enumerate(rows):
         if not row.moment.features:
             row.moment.features = made_BF[place].tobytes()
-        elif row.correction:
+        else:
             made_BF[place] = np.frombuffer(row.moment.features, np.float32)
     return made_BF

@@ -70,6 +70,13 @@ class Scorer:
         """
         return self.probabilities(self.prepare(items, candidates, moment))
 
+    def score_with_features(
+        self, items: ItemRows, candidates: int, moment: RequestMoment
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """The same, and the features of the moment that went into the network, shape (candidates, F)."""
+        batch = self.prepare(items, candidates, moment)
+        return self.probabilities(batch), batch.dense_BF.numpy()[:, : len(self.features.names)]
+
     def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> CtrBatch:
         """The request as tensors: one row per candidate, and one history, shared by all."""
         last = len(items.item_ids)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, 
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
+_NEVER = -(1 << 62)
 _COUNTS = ("received", "trained", "late", "duplicate", "dead_lettered", "erased", "corrections_ready")
 
 
@@ -108,6 +109,8 @@ class EventIntake:
         self._timed_out = RememberedItems(config.remembered_items)
         self._finished = False
         self._held_back = 0
+        self._batches = 0
+        self._surplus: dict[int, dict[int, int]] = {}  # by batch, then by its rows ready: takes up to which second
         self._counts = dict.fromkeys(_COUNTS, 0)
 
     # ---- events --------------------------------------------------------------------------------------------------
@@ -204,10 +207,11 @@ class EventIntake:
         """Items whose embedding the next batch waits for."""
         head = [self._ready[i] for i in range(min(len(self._ready), self._batch_rows))]
         items = {row.item for row in head}
-        if head:
-            # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
-            due = takewhile(lambda queued: queued.take.second <= head[-1].second, self._takes)
-            items |= {queued.take.item for queued in due}
+        # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
+        surplus = self._surplus.get(self._batches, {})
+        until = max([_NEVER, *surplus.values(), *(row.second for row in head)])
+        due = takewhile(lambda queued: queued.take.second <= until, self._takes)
+        items |= {queued.take.item for queued in due}
         return frozenset(
             item_id
             for item in items
@@ -254,6 +258,11 @@ class EventIntake:
         corrections = self._join.corrections()
         self._ready.extend(corrections)
         self._counts["corrections_ready"] += len(corrections)
+        surplus = len(self._takes) - self._memory_takes
+        if surplus > 0 and not self._join.unresolved:  # said here, of the next batch to fill: a matter of the log alone
+            batches, rows = divmod(len(self._ready), self._batch_rows)
+            of_batch = self._surplus.setdefault(self._batches + batches, {})
+            of_batch[rows] = self._takes[surplus - 1].take.second
         if self._catalogue.crowded:  # here, where what is in use does not depend on how far training has got
             self._catalogue.retire(self._join.items_in_use())
 
@@ -273,19 +282,19 @@ class EventIntake:
         may_be_short = self._drained and not self._held_back
         if not self._ready or (len(self._ready) < self._enough and not may_be_short) or self.missing():
             return []
+        self._surplus.pop(self._batches, None)
+        self._batches += 1
         return [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
 
-    def surplus_takes(self) -> list[Take]:
-        """The oldest of a queue that no row follows: a log of takes without exposures must not fill the memory."""
-        surplus = len(self._takes) - self._memory_takes
-        if surplus <= 0 or self._join.waiting or len(self._ready) >= self._batch_rows:
-            return []
-        return self.takes_until(self._takes[surplus - 1].take.second)
+    def surplus_takes(self) -> Iterator[tuple[list[Take], list[Impression]]]:
+        """The oldest of a queue that no row follows: a log of takes without exposures must not fill the memory.
 
-    @property
-    def next_second(self) -> float:
-        """Second of the oldest row that is ready; infinity without one."""
-        return self._ready[0].second if self._ready else float("inf")
+        They come with the rows of the next batch that are older. Ask before each `next_batch`: they are in the memory
+        of that batch, however much was read before it.
+        """
+        if self._batches in self._surplus and not self.missing():
+            for rows, until in self._surplus.pop(self._batches).items():
+                yield self.takes_until(until), list(islice(self._ready, rows))
 
     def takes_until(self, second: int) -> list[Take]:
         """The queued takes up to this second, oldest first; they leave the queue."""
@@ -295,6 +304,10 @@ class EventIntake:
             self.offsets.trained(queued.partition, queued.offset)
             takes.append(queued.take)
         return takes
+
+    def note_features(self, rows: Sequence[Impression]) -> None:
+        """These rows have their features now."""
+        self._join.note_features(rows)
 
     def trained(self, rows: Sequence[Impression]) -> None:
         """The weights include these rows now."""
@@ -332,6 +345,9 @@ class EventIntake:
                 **self._counts,
                 "given_up": list(self._timed_out),
                 "dropped": list(self._deleted),
+                "surplus": {
+                    str(batch - self._batches): list(of_batch.items()) for batch, of_batch in self._surplus.items()
+                },
                 "kinds": dict(self.kinds),
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
@@ -351,6 +367,8 @@ class EventIntake:
         self._counts = {name: state.values[name] for name in _COUNTS}
         for items, name in ((self._timed_out, "given_up"), (self._deleted, "dropped")):
             items.restore(state.values[name])
+        surplus = state.values["surplus"].items()
+        self._batches, self._surplus = 0, {int(batch): dict(events) for batch, events in surplus}
         self.kinds = Counter(state.values.get("kinds", {}))
         self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))
@@ -358,13 +376,11 @@ class EventIntake:
         self.offsets.restore(state.part("offsets"))
         self._ready = deque(unpack_impressions(state.part("ready")))
         self._join.share_moments(self._ready)
-        places = state.arrays["takes"]
-        if places.shape[1] == 4:  # an earlier build had no features to count takes for
-            places = np.pad(places, ((0, 0), (0, 2)))
+        places = state.arrays["takes"].tolist()
         self._takes = deque(
             _QueuedTake(Take(second, user, item, event, announces=bool(announces)), partition, offset)
             for (second, item, partition, offset, event, announces), user in zip(
-                places.tolist(), state.texts("takes.user"), strict=True
+                places, state.texts("takes.user"), strict=True
             )
         )
         self._finished = False

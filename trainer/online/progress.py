@@ -107,6 +107,11 @@ class TrainProgress:
         )
 
     @property
+    def scored(self) -> int:
+        """Rows scored before they were learned from: all but corrections."""
+        return self.rows - self.corrected - self.upgraded
+
+    @property
     def in_time(self) -> float:
         """Share of the takes learned from so far that came before their impression counted as not taken."""
         return 1.0 if not self.corrected else self.taken_in_time / (self.taken_in_time + self.corrected)

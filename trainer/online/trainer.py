@@ -19,7 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from schemas.items import ItemEmbedding
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
+from trainer.features.states import ItemStates
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.ciubm import CtrBatch
@@ -28,12 +29,13 @@ from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventIntake
 from trainer.online.progress import TrainProgress
 from trainer.online.shadow_evaluation import ShadowEvaluation
+from trainer.online.uncounted_takes import UncountedTakes
 from trainer.online.variants import CIUBM, Variants
 from trainer.provenance.journal import Journal, Segment
 from trainer.samples.catalogue import ITEM_BYTES, Catalogue
 from trainer.samples.id_hashes import hash_columns, id_hashes
 from trainer.samples.rows import Impression, Take
-from trainer.state import State, whole_numbers
+from trainer.state import State
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class StepReport:
     rows: int
     losses: dict[str, float]
     last_event_at: int
-    """Second of the last row."""
+    """Second of the newest row."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ class OnlineTrainer:
             bank_seconds=config.bank_seconds,
         )
         self._moment = FeatureState(config.features, self.catalogue)
-        self._uncounted: list[Take] = []
-        """Takes of the second of the newest row: rows of that second may still come."""
+        self._uncounted = UncountedTakes()
         self._sampler = SpaceTimeSampler(space=config.space_negatives, time=config.time_negatives)
         self._take_counts = TakeCounts(config.popularity_half_life_seconds, most_items=most_items)
         self._rng = np.random.default_rng(config.seed)
@@ -126,6 +127,11 @@ class OnlineTrainer:
     def moment(self) -> FeatureState:
         """What features are computed from: the takes of the steps so far."""
         return self._moment
+
+    def held_states(self, item_ids: Sequence[str]) -> ItemStates:
+        """What features read of these items, from the state that `moment` was told to `hold`; an empty row first."""
+        hashes_U2 = np.concatenate([np.zeros((1, 2), np.int64), hash_columns(item_ids)])
+        return self._moment.held_states(hashes_U2, self.catalogue.facts_by_id(item_ids))
 
     def put_embedding(self, embedding: ItemEmbedding) -> None:
         """Use an item's newest embedding. Raises `ValueError` if it is another encoder's: two versions never meet."""
@@ -155,24 +161,28 @@ class OnlineTrainer:
         for evaluation in self._evaluations:
             evaluation.forget(user_id)
         self._moment.forget(id_hashes(user_id)[0])
-        self._uncounted = [take for take in self._uncounted if take.user_id != user_id]
+        self._uncounted.forget(user_id)
         return self.intake.forget(user_id)
 
     def step(self) -> StepReport | None:
         """Score the next full batch and learn from it; None while there is none, or while it waits for embeddings."""
+        for surplus, waiting in self.intake.surplus_takes():
+            self._remember(surplus)
+            self._uncounted.add(surplus)
+            self._count_beyond(waiting)
+            self._release_numbers()  # without rows no candidate is ever due
         rows = self.intake.next_batch()
         if not rows:
-            surplus = self.intake.surplus_takes()
-            if surplus:
-                self._remember(surplus)
-                self._count(surplus, before=int(min(surplus[-1].second, self.intake.next_second)))
             return None
+        newest = max(row.second for row in rows)  # a correction is as old as its impression
         # the memory stands where the batch stands, not where reading has got to: else negatives would depend on fetches
-        takes = self.intake.takes_until(rows[-1].second)
+        takes = self.intake.takes_until(newest)
         self._remember(takes)
+        self._uncounted.add(takes)
         plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment)
-        self._count(takes, before=rows[-1].second)
+        self.intake.note_features(rows)
+        self._moment.add(self._uncounted.pop(newest), before=newest)
         report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
         for observer in (*self._evaluations, *self.observers):
             observer.observe(rows, collated.batch)
@@ -180,21 +190,15 @@ class OnlineTrainer:
         self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue, dense_BF)
         self.intake.trained(rows)
         self.progress.add(rows, plan, report.probabilities, dense_BF=dense_BF)
-        return StepReport(rows=len(rows), losses=report.losses, last_event_at=rows[-1].second)
+        return StepReport(rows=len(rows), losses=report.losses, last_event_at=newest)
 
-    def _count(self, takes: Sequence[Take], *, before: int) -> None:
-        """Count the takes before a second for the features of the next step, and keep those of that second."""
-        self._uncounted += takes
-        counted = [take for take in self._uncounted if take.second < before]
-        self._uncounted = [take for take in self._uncounted if take.second >= before]
-        columns = TakeColumns(
-            hash_columns([take.user_id for take in counted])[:, 0],
-            whole_numbers(take.item for take in counted),
-            whole_numbers(take.second for take in counted),
-            whole_numbers(take.event for take in counted),
-            np.array([take.announces for take in counted], bool),
-        )
-        self._moment.add(columns, before=before)
+    def _count_beyond(self, waiting: Sequence[Impression]) -> None:
+        """Count takes that no step has counted for long; older rows that wait get their features before that."""
+        while (before := self._uncounted.due(self.config.batch_rows)) is not None:
+            if new := [row for row in waiting if not row.moment.features]:
+                collate(new, None, self.catalogue, history_length=self.config.history_length, moment=self._moment)
+                self.intake.note_features(new)
+            self._moment.add(self._uncounted.pop(before), before=before)
 
     def _remember(self, takes: Iterable[Take]) -> None:
         for take in takes:
@@ -238,10 +242,12 @@ class OnlineTrainer:
         self.progress.begin_next()
         self.journal.cut(rows=self.progress.rows, steps=self.progress.steps)
         self.intake.offsets.trained_offsets()  # settles them: without releases nobody else asks
+        self._release_numbers()
+
+    def _release_numbers(self) -> None:
         if self.catalogue.releases:
-            uncounted = (take.item for take in self._uncounted)
-            held = (self.intake.items_in_use(), self._memory.items(), self._variants.items(), uncounted)
-            self.catalogue.release(chain.from_iterable(held))
+            parts = (self._memory, self._variants, self._uncounted)
+            self.catalogue.release(chain(self.intake.items_in_use(), *(part.items() for part in parts)))
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
@@ -261,9 +267,6 @@ class OnlineTrainer:
         for name, part in self._named_parts():
             state.put(name, part.snapshot())
         state.put("memory", State(dict(self._memory.snapshot())))
-        held = [(take.second, take.item, take.event, take.announces) for take in self._uncounted]
-        state.arrays["uncounted"] = np.array(held, np.int64).reshape(-1, 4)
-        state.put_texts("uncounted.user", (take.user_id for take in self._uncounted))
         return state
 
     def restore(self, state: State) -> None:
@@ -273,8 +276,6 @@ class OnlineTrainer:
         for name, part in self._named_parts():
             part.restore(state.part(name))
         self._memory.restore(state.part("memory").arrays)
-        held = zip(state.arrays["uncounted"].tolist(), state.texts("uncounted.user"), strict=True)
-        self._uncounted = [Take(s, user, item, event, announces=bool(a)) for (s, item, event, a), user in held]
         self._rng.bit_generator.state = state.values["rng"]
 
     def _named_parts(self) -> Iterator[tuple[str, _Part]]:
@@ -282,6 +283,7 @@ class OnlineTrainer:
         yield "counts", self._take_counts
         yield "journal", self.journal
         yield "moment", self._moment
+        yield "uncounted", self._uncounted
 
 
 class _Part(Protocol):

@@ -217,7 +217,7 @@ class Journal:
         self._archive.clear()
         self._leaves: dict[str, Leaf] = {}
         self._nameless: list[Leaf] = []
-        self._seen: dict[int, bytes] = {}
+        self._seen: dict[str, bytes] = {}
 
     def record(
         self,
@@ -285,17 +285,17 @@ class Journal:
         self._segment = segment
         self._leaves = dict(zip(users, segment.leaves, strict=False))
         self._nameless = segment.leaves[len(users) :]
-        self._seen = dict(zip(state.arrays["seen"].tolist(), state.pieces("seen.digests"), strict=True))
+        self._seen = {}
+        if "seen.items.ends" in state.arrays:  # an earlier build named items by number: their vectors are noted again
+            self._seen = dict(zip(state.texts("seen.items"), state.pieces("seen.digests"), strict=True))
 
     def _record_vector(self, step: int, item: int, catalogue: Catalogue) -> None:
-        digest = catalogue.digest(item)
-        if self._seen.get(item, EMPTY) == digest:
+        digest, item_id = catalogue.digest(item), catalogue.item_id(item)  # by id: an item may have two numbers
+        if self._seen.get(item_id, EMPTY) == digest:
             return
-        self._seen[item] = digest
+        self._seen[item_id] = digest
         published = catalogue.published_at(item)
-        self._segment.vectors.append(
-            VectorUse(step, catalogue.item_id(item), digest, catalogue.content(item), published)
-        )
+        self._segment.vectors.append(VectorUse(step, item_id, digest, catalogue.content(item), published))
         if digest and digest not in self._segment.archive:
             vector = catalogue.vectors(np.array([item]))[0]
             self._segment.archive[digest] = vector
@@ -310,10 +310,10 @@ def _packed_vectors(rows: Sequence[tuple[bytes, NDArray[np.float32]] | None]) ->
     return state
 
 
-def _packed(segment: Segment, users: list[str], seen: dict[int, bytes]) -> State:
+def _packed(segment: Segment, users: list[str], seen: dict[str, bytes]) -> State:
     state = State()
     state.put("segment", segment.to_state())
     state.put_texts("users", users)
-    state.arrays["seen"] = whole_numbers(seen)
+    state.put_texts("seen.items", seen)
     state.put_bytes("seen.digests", seen.values())
     return state

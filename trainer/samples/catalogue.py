@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,6 +203,10 @@ class Catalogue:
     def facts(self, numbers: NDArray[np.int64]) -> FactRows:
         """What is known of these items beside their takes; of a deleted item what was known last."""
         return self._facts.rows(self._at(numbers))
+
+    def facts_by_id(self, item_ids: Sequence[str]) -> FactRows:
+        """The same, of items with a number or without; an empty row first."""
+        return self._facts.rows(np.array([0, *(self._rows.get(item_id, 0) for item_id in item_ids)], np.int64))
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class _Kept(NamedTuple):
     """Whether a take that names its exposure finds it."""
     paired: bool = True
     """Whether an unnamed take of its user and item finds it."""
+    features: bytes = b""
+    """Those of its `Moment`, which come later."""
 
 
 _FREE = _Kept(NO_IMPRESSION, -1)
@@ -75,7 +77,9 @@ class CorrectableRows:
             row = self._row_of[_key(paired)]
             self._kept[row] = self._kept[row]._replace(paired=False)
         self._by_event[impression.shown_as] = self._by_pair[_pair(impression)] = impression
-        self._row_of[_key(impression)] = self._kept.add(_Kept(impression, self._next))
+        self._row_of[_key(impression)] = self._kept.add(
+            _Kept(impression, self._next, features=impression.moment.features)
+        )
         self._next += 1
         self._bytes += _size(impression)
         while self._bytes > self._most_bytes or len(self._untaken) + len(self._taken) > self._most_rows:
@@ -84,6 +88,17 @@ class CorrectableRows:
 
     def _place(self, impression: Impression) -> None:
         (self._taken if impression.label else self._untaken)[_key(impression)] = impression
+
+    def note_features(self, impression: Impression) -> None:
+        """Note that the features of an impression came, where it is kept, or a correction of it."""
+        found = {
+            _key(row): row
+            for row in (self._by_event.get(impression.shown_as), self._by_pair.get(_pair(impression)))
+            if row is not None and row.moment is impression.moment
+        }
+        for key in found:
+            place = self._row_of[key]
+            self._kept[place] = self._kept[place]._replace(features=impression.moment.features)
 
     def find(self, behaviour: Behaviour, item: int) -> Impression | None:
         """The impression of this take, whatever its kind; None if it is not kept (any more)."""
@@ -120,7 +135,7 @@ class CorrectableRows:
 
     def snapshot(self) -> State:
         """The impressions, and by which of the two keys a take finds each."""
-        state = State(values={"dropped_early": self.dropped})
+        state = State(values={"dropped_early": self.dropped, "next": self._next})
         state.put_table("", self._kept.table(_packed, user_column="user_id"))
         return state
 
@@ -129,10 +144,13 @@ class CorrectableRows:
         rows, named, paired = unpack_impressions(state), state.arrays["named"], state.arrays["paired"]
         numbers = state.arrays.get("number", np.arange(len(rows)))  # an earlier build wrote them in their order
         columns = zip(rows, numbers.tolist(), named.tolist(), paired.tolist(), strict=True)
-        kept = [None if number < 0 else _Kept(row, number, *found) for row, number, *found in columns]
+        kept = [
+            None if number < 0 else _Kept(row, number, by_name, by_pair, row.moment.features)
+            for row, number, by_name, by_pair in columns
+        ]
         self._kept = Slots(kept)
         self._row_of = {_key(one.impression): place for place, one in enumerate(kept) if one}
-        self._next = max(numbers.tolist(), default=-1) + 1
+        self._next = state.values.get("next", max(numbers.tolist(), default=-1) + 1)
         self._untaken, self._taken, self._bytes = OrderedDict(), OrderedDict(), 0
         self.dropped = state.values.get("dropped_early", 0)
         self._by_event, self._by_pair = {}, {}
@@ -165,7 +183,7 @@ def _pair(impression: Impression) -> tuple[str, int]:
 
 def _packed(rows: Sequence[_Kept | None]) -> State:
     kept = [row or _FREE for row in rows]
-    state = pack_impressions(row.impression for row in kept)
+    state = pack_impressions((row.impression for row in kept), features=[row.features for row in kept])
     state.arrays["number"] = whole_numbers(row.number for row in kept)
     state.arrays["named"] = np.array([row.named for row in kept], bool)
     state.arrays["paired"] = np.array([row.paired for row in kept], bool)

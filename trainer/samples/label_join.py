@@ -97,6 +97,11 @@ class ImpressionJoin:
         """Number of exposures of the log that are not yet resolved."""
         return len(self._waiting) - self._drawn_waiting
 
+    @property
+    def unresolved(self) -> int:
+        """Number of impressions that are not yet resolved, those that were drawn included."""
+        return len(self._waiting)
+
     def add_second(
         self, events: list[Observed], ahead: Callable[[int, int], Iterable[list[Observed]]] = nothing_ahead
     ) -> list[Take]:
@@ -256,6 +261,12 @@ class ImpressionJoin:
         moments = {(row.user_id, row.shown_as): row.moment for row in ready if not row.correction}
         for row in (*self._correctable, *ready):
             row.moment = moments.setdefault((row.user_id, row.shown_as), row.moment)
+
+    def note_features(self, rows: Iterable[Impression]) -> None:
+        """Note that these rows have their features now, for snapshots of what can be corrected."""
+        if self._correctable is not None:
+            for row in rows:
+                self._correctable.note_features(row)
 
     def _name(self, impression: Impression) -> None:
         self._by_event[impression.event_id] = impression

@@ -102,14 +102,16 @@ class Take:
     """Whether the item's time of publication was inferred from it."""
 
 
-def pack_impressions(impressions: Iterable[Impression]) -> State:
-    """Impressions as arrays. Labels may change later on, and are copied at once; the rest is left for later."""
+def pack_impressions(impressions: Iterable[Impression], *, features: list[bytes] | None = None) -> State:
+    """Impressions as arrays. Labels and features, by default those of the rows, may change later on and are copied at
+    once; the rest is left for later.
+    """
     rows = list(impressions)
     state = State()
     state.arrays["label"] = whole_numbers(row.label for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
-    features = [row.moment.features for row in rows]
-    state.later(lambda: _pack_exposures(rows, features))
+    kept = [row.moment.features for row in rows] if features is None else features
+    state.later(lambda: _pack_exposures(rows, kept))
     return state
 
 

@@ -45,10 +45,8 @@ log = structlog.get_logger()
 STATE_FILE = "state.safetensors"
 VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
-FORMAT = 3
+FORMAT = 4
 """Incremented when the contents of a checkpoint change incompatibly."""
-_READABLE = (2, FORMAT)
-"""Format 2 has no pieces: all rows are in `state.safetensors`."""
 _NAME = re.compile(rf"^n{NUMBERED}$")
 _LEFTOVER_SECONDS = 600.0
 
@@ -199,7 +197,13 @@ class CheckpointStore:
             }
         )
         files = {STATE_FILE: packed, VALUES_FILE: values, META_FILE: meta.model_dump_json(indent=2).encode()}
-        self._artifacts.put(meta.snapshot_id, files)
+        try:
+            self._artifacts.put(meta.snapshot_id, files)
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):
+                self._artifacts.delete(meta.snapshot_id)  # it may be there: only the last step failed
+                self._pieces.delete(entry)  # a full disk gets its room back
+            raise
         try:
             gone = {ref.entry for ref in pieces}.difference(self._pieces.names())
             if gone:  # another process removed them before the new entry named them
@@ -236,10 +240,9 @@ class CheckpointStore:
         if not _NAME.match(snapshot_id):
             raise Misconfigured(f"{snapshot_id!r} is no id of a snapshot; there are {self._names()} in {self._named}")
         meta = self._meta(snapshot_id)
-        if meta.format not in _READABLE:
-            readable = " and ".join(map(str, _READABLE))
+        if meta.format != FORMAT:
             raise Misconfigured(
-                f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {readable}: "
+                f"snapshot {snapshot_id} in {self._named} has format {meta.format}, this version reads {FORMAT}: "
                 f"{self._way_out}"
             )
         packed, values = self._artifacts.read(snapshot_id, STATE_FILE), self._artifacts.read(snapshot_id, VALUES_FILE)
@@ -283,7 +286,7 @@ class CheckpointStore:
                 self._artifacts.delete(name)
         needed: set[str] = set()
         for name in self._names():
-            with suppress(NotFound):
+            with suppress(NotFound, ValueError):  # a damaged one cannot be loaded, with its files or without
                 needed |= refs_in(self._artifacts.read(name, META_FILE))
         self._pieces.retain(needed, pieces, fence)
         self._artifacts.sweep(_LEFTOVER_SECONDS)

@@ -3,11 +3,13 @@
 ```text
 pieces/p000012-3f2a.../<hash>.safetensors    rows of tables that changed before snapshot 12, by their numbers
                        writer.json           fence of the trainer that wrote them
+pieces/p000012-3f2a...-users/                the same, of tables whose rows name users
 ```
 
 A snapshot names all files that it needs, in their order: of two with the same row the later counts. It writes only
 the rows that changed since the snapshot before it, and some of the others in turn (`trainer.changed_rows`), so that
-after some time nothing needs a file any more. Files that a user's rows are erased from are written anew.
+after some time nothing needs a file any more. An entry goes with its last file that is needed, so when users are erased
+all files that name users are written anew into one entry, without them, and the old entries go.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from trainer.state import Arrays, TableCopy
 
 WRITER_FILE = "writer.json"
+_USERS = "-users"
 _BLOCK_ROWS = 1 << 14
 """Most rows of a table in a file; a later build may write more, not fewer."""
 _FILE_BYTES = 1 << 24
@@ -89,17 +92,25 @@ class Pieces:
         """
         now = {name: held_of(copy.held) for name, copy in copies.items()}
         refs = [ref for ref in after if ref.is_needed(now)]
-        self._artifacts.put(entry, {WRITER_FILE: b"null" if fence is None else fence.model_dump_json().encode()})
+        columns = {name: copy.user_column for name, copy in copies.items() if copy.user_column}
+        writer = b"null" if fence is None else fence.model_dump_json().encode()
         try:
+            for target in (entry, entry + _USERS) if columns else (entry,):
+                self._artifacts.put(target, {WRITER_FILE: writer})
             if erased:
-                columns = {name: copy.user_column for name, copy in copies.items() if copy.user_column}
-                refs = [self._without(ref, erased, columns, entry) for ref in refs]
-            for arrays in _files(copies):
-                places = {name: copies[name].held.place for name in {key.partition("|")[0] for key in arrays}}
-                refs.append(self._put(entry, arrays, places))
+                users = frozenset(erased)
+                refs = [
+                    ref if columns.keys().isdisjoint(ref.places) else self._without(ref, users, columns, entry + _USERS)
+                    for ref in refs
+                ]
+            for target, with_users in ((entry, False), (entry + _USERS, True)):
+                chosen = {name: copy for name, copy in copies.items() if (name in columns) == with_users}
+                for arrays in _files(chosen):
+                    places = {name: copies[name].held.place for name in {key.partition("|")[0] for key in arrays}}
+                    refs.append(self._put(target, arrays, places))
         except StoreUnavailable:
             with suppress(StoreUnavailable):
-                self._artifacts.delete(entry)  # a full disk gets its room back
+                self.delete(entry)  # a full disk gets its room back
             raise
         return refs
 
@@ -121,8 +132,9 @@ class Pieces:
         return [name for name in self._artifacts.names() if name.startswith("p")]
 
     def delete(self, entry: str) -> None:
-        """Delete an entry."""
-        self._artifacts.delete(entry)
+        """Delete what `write` wrote under this name."""
+        for target in (entry, entry + _USERS):
+            self._artifacts.delete(target)
 
     def retain(self, needed: Collection[str], among: Iterable[str], fence: Fence | None) -> None:
         """Delete all other entries `among` these; none of a later trainer."""
@@ -161,16 +173,13 @@ class Pieces:
         return tables
 
     def _without(self, ref: PieceRef, erased: Collection[str], user_columns: Mapping[str, str], entry: str) -> PieceRef:
-        """The file, or one without the rows of these users: later files hold what these rows are now."""
+        """A file of `entry` without the rows of these users: later files hold what these rows are now."""
         from trainer.tables import rows_without
 
-        content = self._artifacts.read(ref.entry, ref.file)
-        if not any(user.encode() in content for user in erased):
-            return ref
         tables = self._tables_of(ref)
-        for name, column in user_columns.items():
-            if name in tables:
-                tables[name] = rows_without(tables[name], column, erased)
+        tables |= {
+            name: rows_without(tables[name], column, erased) for name, column in user_columns.items() if name in tables
+        }
         arrays = {f"{name}|{key}": array for name, columns in tables.items() for key, array in columns.items()}
         return self._put(entry, arrays, ref.places)
 
@@ -182,7 +191,11 @@ def held_of(held: RowsHeld) -> TableHeld:
 
 def refs_in(content: bytes) -> set[str]:
     """Entries that the manifest of a snapshot names. Raises `ValueError` if it is damaged."""
-    return {PieceRef.model_validate(ref).entry for ref in json.loads(content).get("pieces", [])}
+    manifest = json.loads(content)
+    refs = manifest.get("pieces", []) if isinstance(manifest, dict) else None
+    if not isinstance(refs, list):
+        raise ValueError("not the manifest of a snapshot")
+    return {PieceRef.model_validate(ref).entry for ref in refs}
 
 
 def _files(copies: Mapping[str, TableCopy]) -> Iterator[Arrays]:

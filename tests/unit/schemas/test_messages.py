@@ -22,6 +22,7 @@ from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, embedding_ke
 from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
 from schemas.scoring import MAX_CANDIDATES, ScoreRequest
+from schemas.skew import SkewRecord
 from schemas.times import EARLIEST_EVENT
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -31,6 +32,7 @@ SCHEMA_OF_TOPIC = {
     "behaviours": Behaviour,
     "embeddings": ItemEmbedding,
     "item-states": ItemState,
+    "skew": SkewRecord,
     "items-retry": ImageRetry,
     "models": ReleaseNotice,
 }

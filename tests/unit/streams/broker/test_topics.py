@@ -60,7 +60,10 @@ def test_what_is_missing_is_made_as_the_table_says_and_what_is_there_is_left(adm
     assert [new.name for new in admin.made] == created and admin.closed
     for new in admin.made:
         spec = TOPICS[new.name.removeprefix("mim.")]
-        assert (new.num_partitions, new.replication_factor) == (1 if spec.name in ("models", "item-states") else 5, 3)
+        assert (new.num_partitions, new.replication_factor) == (
+            1 if spec.name in ("models", "item-states", "skew") else 5,
+            3,
+        )
         assert new.topic_configs == spec.settings(config, BrokerConfig())
     assert create_topics(BrokerConfig(), TopicsConfig(prefix="x."))[0] == "x.items"
     assert admin.made[-1].replication_factor == -1  # the cluster's own
@@ -103,7 +106,7 @@ def test_compacted_topics_keep_deletes_and_others_keep_everything_for_their_time
     if name in ("items", "embeddings", "item-states", "forgotten"):
         assert (settings["cleanup.policy"], settings["delete.retention.ms"]) == ("compact", str(3 * 3_600_000))
     else:
-        days = {"behaviours": 2, "items-retry": 7, "dead-letters": 30}.get(name)
+        days = {"behaviours": 2, "skew": 2, "items-retry": 7, "dead-letters": 30}.get(name)
         assert settings["cleanup.policy"] == "delete" and settings["retention.bytes"] == "-1"
         assert settings.get("retention.ms") == (None if days is None else str(days * 86_400_000))
 

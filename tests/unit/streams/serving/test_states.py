@@ -65,7 +65,7 @@ class Trained:
         rng = np.random.default_rng(5)
         self.takes = [(int(u), ("boot", "shoe", "lamp", "sofa")[i]) for u, i in rng.integers(4, size=(60, 2))]
 
-    def write(self, *, until: int = 60, since: int = 0) -> list[Record]:
+    def write(self, *, until: int = 60, since: int = 0, hold: bool = False) -> list[Record]:
         """Count these takes, one an hour before `NOW`, and write what changed."""
         part = list(enumerate(self.takes))[since:until]
         columns = TakeColumns(
@@ -76,7 +76,7 @@ class Trained:
             np.zeros(len(part), bool),
         )
         self.state.add(columns, before=int(columns.second_T[-1]) + 1)
-        write = self.writer.next(self.state, most=1_000)
+        write = self.writer.next(self.state, most=1_000, hold=hold)
         assert write is not None
         self.writer.written(write, takes=until)
         return list(write.records)

@@ -20,8 +20,8 @@ def test_the_span_of_a_moment_holds_the_first_event_that_reaches_it(
         index.add(0, first + place, newest[place - 1])
     kept = EventTimes.parse(index.dump(), "t")
     assert kept.dump() == index.dump()
-    start, stop, before = kept.span(0, moment, first, len(times))
-    found = next((n for n in range(start, stop) if times[n] >= moment), stop) if before < moment else start
+    start, stop = kept.span(0, moment, first, len(times))
+    found = next((n for n in range(start, stop) if times[n] >= moment), stop)
     assert found == first + bisect.bisect_left(newest, moment)
     assert stop - start <= max(stride, len(times) - kept.indexed_below(0))
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from schemas.errors import StoreUnavailable
+from schemas.errors import BrokerUnavailable, StoreUnavailable
 from schemas.manifests import ModelManifest, PromotionDecision
+from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.artifact_store import InMemoryArtifactStore
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.promotion import CurrentPointer
@@ -61,8 +62,9 @@ class Flaky(ModelRegistry):
 class Run:
     """A trainer that releases into a store, from where its checkpoints in a folder are."""
 
-    def __init__(self, folder: Path, store: ModelRegistry) -> None:
+    def __init__(self, folder: Path, store: ModelRegistry, *, away: int = 0) -> None:
         leads: Any = FakeLeadership()
+        self.away = away
         self.store, self.journal = store, make_journal(folder)
         checkpointer = make_checkpointer(folder, LOG)
         self.found = checkpointer.load()
@@ -70,11 +72,18 @@ class Run:
         if self.found is not None:
             given.fetched = self.found.meta.offsets["behaviours"][0]
         thread = make_thread(given, CONFIG)
-        publisher = ReleasePublisher(store, leads, notices_topic="models", read_log=lambda: LOG, clock=lambda: 1e9)
+        publisher = ReleasePublisher(store, leads, notices_topic="models", read_log=self._log, clock=lambda: 1e9)
         gate = PromotionGate(store, publisher, GateConfig(trial_rows=16, min_takes=1_000))
         releases = ReleaseScheduler(thread, publisher, gate, leads, checkpointer=checkpointer)
         self.loop = make_loop(given, thread, checkpointer=checkpointer, releases=releases)
         self._stop = asyncio.Event()
+
+    def _log(self) -> ClusterTopics:
+        if self.away:
+            self.away -= 1
+            assert self.loop.report().rows_trained == 0
+            raise BrokerUnavailable("Kafka", "away")
+        return LOG
 
     def start(self) -> None:
         self.running = asyncio.create_task(self.loop.run(self._stop, self.found))
@@ -120,6 +129,15 @@ async def test_a_store_that_is_away_when_a_release_is_due_puts_it_off_and_no_row
     store = Flaky(call, times=3)
     assert await Run(tmp_path / "away", store).until_released(4) == undisturbed
     assert store.times == 0
+
+
+async def test_a_broker_that_is_away_when_the_first_vector_comes_is_waited_for_and_nothing_is_learned_meanwhile(
+    tmp_path: Path, undisturbed: list[Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_schedule, "_WAIT_SECONDS", 0.01)
+    run = Run(tmp_path / "away", in_memory_registry(), away=3)
+    assert await run.until_released(4) == undisturbed
+    assert run.away == 0
 
 
 @pytest.mark.parametrize(("call", "due"), [("publish", 2), ("decide", 1)])

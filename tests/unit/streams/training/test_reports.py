@@ -102,10 +102,10 @@ def test_a_forgotten_user_is_in_no_file_full_or_not_and_rows_keep_their_places(t
     assert names is not None
     user = str(names.user[3])
     files.forget([user])
-    place = files.place
+    scored = files.scored
     files.flush()
     after = read_scores(tmp_path)
-    assert after is not None and files.place == place
+    assert after is not None and files.scored == scored == 25
     assert after.user.tolist() == ["" if name == user else name for name in names.user.tolist()]
     assert after.scores["ciubm"].tolist() == names.scores["ciubm"].tolist()
     assert not [path for path in tmp_path.iterdir() if user.encode() in path.read_bytes()]
@@ -132,18 +132,15 @@ def test_a_report_replaces_the_one_before_in_a_folder_that_is_made(tmp_path: Pat
     assert [path.name for path in folder.iterdir()] == ["accounts.json"]
 
 
-@pytest.mark.parametrize(("place", "kept"), [((1, 0), 0), ((1, 60), 60), ((2, 0), 100), ((2, 30), 130), ((3, 0), 150)])
-def test_scores_go_on_at_the_place_of_a_snapshot_and_what_lay_beyond_it_is_made_again(
-    tmp_path: Path, place: tuple[int, int], kept: int
-) -> None:
+@pytest.mark.parametrize("kept", [0, 60, 100, 130, 150])
+def test_scores_go_on_at_the_row_of_a_snapshot_and_what_lay_beyond_it_is_made_again(tmp_path: Path, kept: int) -> None:
     files = ScoreFiles(tmp_path, rows_per_file=100)
     files.open()
     files.add([make_rows(0, 100), make_rows(100, 50)])
     files.flush()
-    assert files.place == (2, 50)
     again = ScoreFiles(tmp_path, rows_per_file=100)
-    again.open(place)
-    assert again.place == place
+    again.open(kept)
+    assert files.scored == 150 and again.scored == kept
     again.flush()
     read = read_scores(tmp_path)
     if kept:
@@ -153,3 +150,39 @@ def test_scores_go_on_at_the_place_of_a_snapshot_and_what_lay_beyond_it_is_made_
     again.add([make_rows(kept, 20)])
     again.flush()
     assert_equal(read_scores(tmp_path), make_rows(0, kept + 20))
+
+
+def test_one_that_took_over_elsewhere_and_restarts_from_its_predecessors_snapshot_lists_no_row_twice(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):  # killed before its own first snapshot, and again
+        files = ScoreFiles(tmp_path, rows_per_file=100)
+        files.open(350)
+        files.add([make_rows(350, 130)])
+        files.flush()
+    assert_equal(read_scores(tmp_path), make_rows(350, 130))
+
+
+def test_a_folder_keeps_its_older_rows_when_another_trainer_made_those_between(tmp_path: Path) -> None:
+    for first in (0, 500):
+        files = ScoreFiles(tmp_path)
+        files.open(first)
+        files.add([make_rows(first, 40)])
+        files.flush()
+    files = ScoreFiles(tmp_path)
+    files.open(520)
+    files.flush()
+    kept = read_scores(tmp_path)
+    assert kept is not None and kept.occurred_at.tolist() == [*range(40), *range(500, 520)]
+
+
+def test_files_of_an_earlier_build_stay_and_come_first(tmp_path: Path) -> None:
+    files = ScoreFiles(tmp_path)
+    files.open()
+    files.add([make_rows(0, 40)])
+    files.flush()
+    next(tmp_path.iterdir()).rename(tmp_path / "scores-000001.parquet")
+    files.open(40)
+    files.add([make_rows(40, 5)])
+    files.flush()
+    assert_equal(read_scores(tmp_path), make_rows(0, 45))

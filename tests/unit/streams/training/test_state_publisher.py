@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from schemas.errors import BrokerUnavailable, Fenced
 from schemas.item_states import ItemState, parse_state_key
 from streams.training.config import TrainConsumerConfig
+from streams.training.reports import SkewReport
+from streams.training.skew_watch import SkewWatch
 from streams.training.state_publisher import StatePublisher
 from tests.factories.feature_world import Take, World, columns_of
 from trainer.features.config import FeatureConfig
@@ -42,6 +45,16 @@ class Leads:
         self.topic += [(key, value) for _, key, value in records]
 
 
+class Silent:
+    """A topic on which no server logs anything."""
+
+    async def open(self, *, since: datetime) -> None: ...
+
+    async def poll(self, *, wait_seconds: float) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 class Scene:
     def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
         self.leads, self.now = Leads(), 100.0
@@ -53,11 +66,22 @@ class Scene:
             for record in topic or []:
                 writer.heard(*record)
 
+        self.reports: list[SkewReport] = []
+        self.skew = SkewWatch(
+            CONFIG,
+            every_seconds=30,
+            limit=0.01,
+            topic="mim.skew",
+            clock=lambda: self.now,
+            on_report=self.reports.append,
+            follow=lambda handle: Silent(),  # type: ignore[return-value,arg-type]
+        )
         self.publisher = StatePublisher(
             self.leads,  # type: ignore[arg-type]
             self.thread,  # type: ignore[arg-type]
             StateWriter(CONFIG, log="log"),
             TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
+            skew=self.skew,
             read=read,
             topic="mim.item-states",
             clock=lambda: self.now,
@@ -169,4 +193,4 @@ async def test_without_a_trainer_there_is_nothing_to_write() -> None:
     scene.thread.trainer = None  # type: ignore[assignment]
     assert await scene.after(100) == 0
     await scene.publisher.publish_rest()
-    scene.publisher.cancel()
+    await scene.publisher.close()

@@ -144,10 +144,12 @@ def test_settings_that_a_login_may_not_read_are_unknown() -> None:
 def test_a_right_that_a_role_lacks_is_told_for_that_role_alone() -> None:
     found = cluster(rights={name: frozenset({"READ"}) for name in TOPICS})
     ((what, _),) = right_problems(["train"], SETTINGS, found)
-    assert "may not write mim.item-states, mim.models" in what
-    assert right_problems(["serve"], SETTINGS, found) == []
+    assert "may not write mim.item-states, mim.skew, mim.models" in what
+    ((what, _),) = right_problems(["serve"], SETTINGS, found)
+    assert "may not write mim.skew" in what
+    assert right_problems(["csft"], SETTINGS, found) == []
     assert right_problems(rights.ROLES, SETTINGS, cluster(rights={})) == []  # the broker does not say
-    assert {spec.name for spec in specs_of(["serve"])} == {"embeddings", "item-states", "models"}
+    assert {spec.name for spec in specs_of(["serve"])} == {"embeddings", "item-states", "skew", "models"}
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "volatile-ttl", "allkeys-lru", "allkeys-random", "volatile-lfu"])

@@ -337,31 +337,26 @@ def test_a_best_release_that_is_not_finite_keeps_nothing_out(rows: ComparedRows)
 
 
 def test_rows_of_one_label_say_nothing_of_order_and_leave_the_best_where_it_was() -> None:
-    rows = ranked(200)
-    alike = replace(rows, label=np.zeros(len(rows), np.int64))
+    alike = replace(ranked(200), label=np.zeros_like(ranked(200).label))
     decision = judge(alike, LAX, against=Opponents("r000002-0", "r000001-0"))
     assert decision.best == "r000001-0" and any("one label only" in remark for remark in decision.remarks)
 
 
-@pytest.mark.parametrize(("loss", "passed"), [(0.219, True), (0.221, False), (0.19, True)])
-def test_the_margin_of_the_loss_is_a_share_of_it(loss: float, passed: bool) -> None:
+def passes_with(ours: np.ndarray | float, theirs: float, margin: float) -> bool:
     label = np.arange(400) % 2
-    ours, theirs = (np.where(label == 1, np.exp(-one), 1 - np.exp(-one)) for one in (loss, 0.2))
-    users = np.repeat(np.arange(200), 2).astype(str)
-    rows = ComparedRows(users, label, np.zeros(400, bool), candidate=ours, serving=theirs, best=theirs)
-    config = GateConfig(trial_rows=1, log_loss_margin=0.1, min_takes=10**6)
-    assert judge(rows, config, against=only("r")).passed == passed
+    scores = [np.where(label, np.exp(-loss), 1 - np.exp(-loss)) for loss in (ours, theirs, theirs)]
+    both = ComparedRows(np.full(400, "u"), label, np.zeros(400, bool), *scores)
+    return judge(both, GateConfig(trial_rows=1, log_loss_margin=margin, min_takes=10**6), against=only("r")).passed
+
+
+def test_the_margin_of_the_loss_is_a_share_of_it() -> None:
+    assert [passes_with(loss, 0.2, margin=0.1) for loss in (0.19, 0.219, 0.221)] == [True, True, False]
 
 
 @pytest.mark.parametrize(("deviations", "passed"), [(1.5, True), (2.2, False)])
 def test_a_loss_is_worse_beyond_chance_from_two_standard_deviations_on(deviations: float, passed: bool) -> None:
-    number = np.arange(400)
-    losses = 1 + 0.01 * deviations + np.where(number // 2 % 2, 0.2, -0.2)  # 0.2 / sqrt(400) is 0.01
-    label = number % 2
-    ours, theirs = (np.where(label == 1, np.exp(-loss), 1 - np.exp(-loss)) for loss in (losses, np.ones(400)))
-    rows = ComparedRows(np.full(400, "u"), label, np.zeros(400, bool), ours, theirs, theirs)
-    config = GateConfig(trial_rows=1, log_loss_margin=0.0, min_takes=10**6)
-    assert judge(rows, config, against=only("r")).passed == passed
+    losses = 1 + 0.01 * deviations + np.where(np.arange(400) // 2 % 2, 0.2, -0.2)  # 0.2 / sqrt(400) is 0.01
+    assert passes_with(losses, 1.0, margin=0.0) == passed
 
 
 @pytest.mark.parametrize(("candidate", "serving", "behind"), [(10, 25, 15), (25, 10, 0)])

@@ -35,6 +35,7 @@ def test_corrections_and_upgrades_are_rows_but_no_impressions_of_their_own() -> 
     (scored,) = progress.drain_scores()
     np.testing.assert_allclose(scored.scores["ciubm"], [0.1, 0.12, 0.14, 0.15])
     assert scored.label.tolist() == [1, 0, 1, 1] and (scored.occurred_at - DAY0).tolist() == [0, 2, 4, 5]
+    assert progress.scored == len(scored.label)
     assert progress.drain_scores() == [] and progress.in_time == 3 / 5
 
 

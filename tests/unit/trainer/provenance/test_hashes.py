@@ -210,3 +210,21 @@ def test_a_forgotten_users_leaf_stays_without_the_user_over_a_restart() -> None:
     for each in (journal, again):  # who comes back under that id begins a leaf of their own
         each.record(1, [row("c", 3, user="gone"), row("d", 4)], None, np.array([1]), catalogue)
         assert sorted(leaf.rows for leaf in each.segment().leaves) == [1, 1, 2]
+
+
+def test_an_item_that_was_given_a_second_number_is_one_item() -> None:
+    catalogue, journal = Catalogue(8), Journal()
+    catalogue.put_embedding(embedding("i", 1))
+    first = catalogue.number("i")
+    journal._record_vector(1, first, catalogue)
+    catalogue.retire(())
+    second = catalogue.number("i")
+    assert second != first
+    catalogue.put_embedding(embedding("i", 2))
+    journal._record_vector(2, second, catalogue)
+    again = Journal()
+    again.restore(through_bytes(journal.snapshot()))
+    catalogue.put_embedding(embedding("i", 1))
+    for one in (journal, again):
+        one._record_vector(3, first, catalogue)
+        assert [use.step for use in one.segment().vectors] == [1, 2, 3]

@@ -215,6 +215,8 @@ def test_only_old_releases_are_deleted_never_the_current_one(tmp_path: Path) -> 
     store.promote(oldest, None)
     assert [manifest.rows_trained for manifest in store.list()] == [4, 7, 8]
     assert store.load(oldest)[1].rows_trained == 4
+    store.promote(store.list()[-1].release_id, None)  # what was replaced just now is being loaded somewhere
+    assert [manifest.rows_trained for manifest in store.list()] == [4, 7, 8]
 
 
 def published(store: ModelRegistry, *numbers: int) -> list[str]:

@@ -128,6 +128,10 @@ def test_an_item_stands_once_at_its_newest_take_as_its_most_reliable_kind() -> N
         ("a", 4, "purchase"),
         ("c", 5, "cart"),
     ]
+    assert user.ids == [hash_of("e1"), hash_of("e3"), hash_of("e4")]
+    stored = UserTakes()
+    unpack_takes(pack_takes(user), stored)
+    assert (stored.history(), stored.ids) == (user.history(), user.ids)
 
 
 def test_a_take_that_is_recorded_late_moves_no_item_back() -> None:

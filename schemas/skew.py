@@ -1,0 +1,72 @@
+"""Rows that servers scored, and what a trainer says of their features: topic `skew`."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from schemas.base import Base64, ItemId, Message, UtcTime
+from schemas.item_states import FeatureVersion
+from schemas.versions import SchemaVersion
+
+
+class ServedRows(Message):
+    """Rows of one request, as they went into the network. It does not say whose request it was."""
+
+    release_id: str
+    """The release that scored them."""
+    number: int = Field(ge=1)
+    """Version of the state that the server had: `StateHead.number`."""
+    before: int
+    """Takes of earlier seconds are counted in it."""
+    now: int
+    """Second of the request, since 1970."""
+    targets: list[ItemId] = Field(min_length=1)
+    """One item a row."""
+    history: list[ItemId] = Field(default_factory=list)
+    """What the user took, oldest first, a trigger item last."""
+    history_seconds: list[int] = Field(default_factory=list)
+    """When, a number each."""
+    values: Base64
+    """The features, little-endian float32, row by row in the order of their names."""
+    probabilities: list[float | None]
+    """What was answered, a number per row."""
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> ServedRows:
+        if len(self.history) != len(self.history_seconds) or len(self.targets) != len(self.probabilities):
+            raise ValueError("lists of one row each have different lengths")
+        return self
+
+
+class SkewOutcome(Message):
+    """What a trainer found when it computed the features of such rows from its own state of that version."""
+
+    number: int = Field(ge=1)
+    """Version of the state."""
+    releases: list[str]
+    """The releases that scored the rows."""
+    rows: int = Field(ge=0)
+    """Rows that were compared."""
+    differing: int = Field(ge=0)
+    """Rows of which a feature differs by more than `tolerance`."""
+    tolerance: float = Field(ge=0)
+    largest: dict[str, float]
+    """Largest difference of each feature that differs."""
+    compared_at: UtcTime
+
+
+class SkewRecord(Message):
+    """A record of the topic `skew`: rows that a server logged, or a trainer's outcome for rows of one state."""
+
+    schema_version: SchemaVersion = 1
+    """Version of this schema."""
+    features: FeatureVersion
+    """The feature set that the rows are of."""
+    served: ServedRows | None = None
+    outcome: SkewOutcome | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> SkewRecord:
+        if (self.served is None) == (self.outcome is None):
+            raise ValueError("a record holds either rows or an outcome")
+        return self

@@ -1,0 +1,205 @@
+"""Rows that a server logs against the trainer's own features: equal at the same state, and planted faults are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from schemas.skew import SkewRecord
+from streams.commands.skew import summary
+from streams.training.reports import SkewReport
+from streams.training.skew_watch import SkewWatch
+from tests.factories.releases import make_manifest
+from tests.factories.samples import SMALL_MODEL
+from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench
+from tests.unit.streams.serving.test_states import AT, ITEMS, Trained, apply, opened
+from trainer.features import columns
+from trainer.networks import scorer as served_with
+from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import dense_width
+from trainer.networks.scorer import Scorer
+from trainer.samples.id_hashes import hash_columns
+
+__all__ = ["open_bench"]
+
+ASKED = {"user_id": "ann", "item_ids": [*ITEMS, "never heard of"], "trigger_item": "lamp", "at": AT}
+
+
+class Scene:
+    """A trainer that keeps its state of the newest write, and a server that follows it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.trained = bench, Trained()
+        self.reports: list[SkewReport] = []
+        self.now = 0.0
+        self.watch = SkewWatch(
+            FEATURES,
+            every_seconds=30,
+            limit=0.01,
+            topic="mim.skew",
+            clock=lambda: self.now,
+            on_report=self.reports.append,
+            follow=lambda handle: None,  # type: ignore[return-value,arg-type]
+        )
+        network = CiUBM(SMALL_MODEL, vector_width=DIM, seed=1, dense_width=dense_width(FEATURES)).eval()
+        scorer = Scorer(network, make_manifest(1), history_length=3, features=FEATURES)
+        model = bench.service.models.current
+        assert model is not None
+        bench.service.models.current = replace(model, scorer=scorer)
+
+    async def write(self, *, until: int, since: int = 0, lost: int | None = None) -> None:
+        """Takes, a write of which the state is kept, and what the server hears of it."""
+        records = self.trained.write(until=until, since=since, hold=True)
+        assert self.trained.writer._head is not None and self.trained.writer._head.held
+        self.watch.begin(self.trained.writer._head)
+        await apply(self.bench, [record for n, record in enumerate(records) if n != lost])
+
+    def held_states(self, item_ids: Any) -> Any:
+        """`OnlineTrainer.held_states`."""
+        hashes = np.concatenate([np.zeros((1, 2), np.int64), hash_columns(item_ids)])
+        return self.trained.state.held_states(hashes, self.trained.catalogue.facts_by_id(item_ids))
+
+    @property
+    def moment(self) -> Any:
+        return self.trained.state
+
+    async def ask(self, **more: Any) -> None:
+        status, _ = await self.bench.post("/v1/score", ASKED | more)
+        assert status == 200
+
+    def compare(self) -> SkewRecord | None:
+        waiting = self.bench.service.skew.waiting
+        for value in waiting:
+            self.watch.hear(value)
+        waiting.clear()
+        record = self.watch.compare(self)  # type: ignore[arg-type]
+        return None if record is None else SkewRecord.model_validate_json(record[2])
+
+
+@pytest.fixture
+async def scene(open_bench: Open) -> Scene:
+    return Scene(await opened(open_bench, Trained()))
+
+
+async def test_rows_of_a_state_that_is_kept_are_logged_and_equal_however_far_the_trainer_went_on(scene: Scene) -> None:
+    await scene.write(until=40)
+    await scene.ask()
+    scene.trained.write(since=40, until=60)
+    scene.trained.state.delete("boot")
+    found = scene.compare()
+    assert found is not None and found.outcome is not None
+    assert (found.outcome.rows, found.outcome.differing, found.outcome.largest) == (4, 0, {})
+    assert scene.reports == [SkewReport(4, 0)] and found.outcome.releases == [make_release(scene)]
+    assert scene.compare() is None, "each row once"
+
+
+def make_release(scene: Scene) -> str:
+    model = scene.bench.service.models.current
+    assert model is not None
+    return model.manifest.release_id
+
+
+async def test_a_record_names_no_user_and_holds_what_went_into_the_network(scene: Scene) -> None:
+    await scene.write(until=40)
+    await scene.ask()
+    (value,) = scene.bench.service.skew.waiting
+    served = SkewRecord.model_validate_json(value).served
+    assert served is not None and b"ann" not in value
+    assert served.history == ["shoe", "sofa", "lamp"] and served.history_seconds[-1] == served.now == AT
+    assert len(served.values) == 4 * 4 * len(FEATURES.names) and None not in served.probabilities
+
+
+async def test_nothing_is_logged_of_a_state_that_no_trainer_keeps_nor_between_two_states(scene: Scene) -> None:
+    await scene.ask()
+    await apply(scene.bench, scene.trained.write(until=20))
+    await scene.ask()
+    assert not scene.bench.service.skew.waiting
+    await scene.write(since=20, until=40)
+    scene.bench.service.states.copies._is_between = True
+    await scene.ask()
+    assert not scene.bench.service.skew.waiting
+
+
+async def test_rows_of_another_state_are_not_compared(scene: Scene) -> None:
+    await scene.write(until=20)
+    await scene.ask()
+    await scene.write(since=20, until=40)
+    assert scene.compare() is None and not scene.reports
+
+
+def swapped(kept: Callable[..., Any]) -> Callable[..., Any]:
+    def features(*given: Any) -> Any:
+        values = kept(*given)
+        place = FEATURES.names.index("takes")
+        values[:, [place, place + 1]] = values[:, [place + 1, place]]
+        return values
+
+    return features
+
+
+def other_formula(kept: Callable[..., Any]) -> Callable[..., Any]:
+    def features(*given: Any) -> Any:
+        values = kept(*given)
+        values[:, FEATURES.names.index("takes")] *= 1.01
+        return values
+
+    return features
+
+
+def other_half_life(kept: Callable[..., Any]) -> Callable[..., Any]:
+    def features(*given: Any) -> Any:
+        before = dict(columns.HALF_LIVES)
+        columns.HALF_LIVES["6h"] = 7_200.0
+        try:
+            return kept(*given)
+        finally:
+            columns.HALF_LIVES.update(before)
+
+    return features
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [(swapped, "takes"), (other_formula, "takes"), (other_half_life, "takes 6h")],
+    ids=["order", "formula", "half-life"],
+)
+async def test_a_server_that_computes_otherwise_is_found_and_named(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any], named: str
+) -> None:
+    await scene.write(until=40)
+    monkeypatch.setattr(served_with, "features", fault(served_with.features))
+    await scene.ask()
+    with capture_logs() as logs:
+        found = scene.compare()
+    assert found is not None and found.outcome is not None
+    assert found.outcome.differing >= 3 and named in found.outcome.largest
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["train.skew"]
+    report = summary([found], limit=0.01)
+    assert not report["passed"] and named in report["largest_differences"]
+
+
+async def test_a_count_that_a_server_missed_is_found(scene: Scene) -> None:
+    await scene.write(until=20)
+    await scene.write(since=20, until=40, lost=0)
+    await scene.ask()
+    found = scene.compare()
+    assert found is not None and found.outcome is not None and found.outcome.differing >= 1
+    assert found.outcome.largest
+
+
+async def test_facts_of_an_item_that_the_server_has_otherwise_are_found(scene: Scene) -> None:
+    await scene.write(until=40)
+    for number in range(1, 5):
+        scene.trained.catalogue._facts.words_IW[number] = 0
+    await scene.ask()
+    found = scene.compare()
+    assert found is not None and found.outcome is not None and found.outcome.differing >= 1
+
+
+def test_without_a_comparison_the_report_does_not_pass() -> None:
+    assert summary([], limit=0.01)["passed"] is False
