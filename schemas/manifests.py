@@ -58,6 +58,9 @@ class ModelManifest(Message):
     features: str | None = None
     """Version of the features that it reads: a server that computes others refuses it. None in releases of builds whose
     servers computed none."""
+    feature_probe: list[float] | None = None
+    """Features of rows that are always the same, as the trainer computed them: a server that computes others refuses
+    the release. None in releases of earlier builds."""
     created_at: UtcTime
     """Wall clock at release."""
     first_event_at: UtcTime | None = None

@@ -100,8 +100,10 @@ class ScoreSystem:
     async def _first_answer(self, address: str) -> bytes:
         """One real answer, whose size the floor's will have. Raises `Unavailable` unless it is what it should be."""
         async with aiohttp.ClientSession() as session:
-            user, items = self.world.questions[0]
-            async with session.post(f"{address}/v1/score", json={"user_id": user, "item_ids": items}) as response:
+            asked = self.world.bodies()[0]
+            async with session.post(
+                f"{address}/v1/score", data=asked, headers={"Content-Type": "application/json"}
+            ) as response:
                 body = await response.read()
         answer = json.loads(body)
         if (

@@ -58,8 +58,10 @@ class World:
         ]
 
     def bodies(self) -> list[bytes]:
-        """The questions as bodies of `POST /v1/score`."""
-        return [json.dumps({"user_id": user, "item_ids": items}).encode() for user, items in self.questions]
+        """The questions as bodies of `POST /v1/score`, a minute after the users' newest takes."""
+        newest = max(map(len, self.histories.values()))
+        at = int(_BEGIN.timestamp()) + newest + 60
+        return [json.dumps({"user_id": user, "item_ids": items, "at": at}).encode() for user, items in self.questions]
 
     def release(self, history_length: int) -> tuple[Weights, ModelManifest]:
         """A CiUBM of default size in which every item has an embedding of its own."""

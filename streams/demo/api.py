@@ -44,9 +44,10 @@ class ServeApi:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def score(self, user_id: str, item_ids: Sequence[str]) -> ScoreResponse:
-        """`POST /v1/score`. Raises `StoreUnavailable` unless it answers as it should."""
-        return await self._post("/v1/score", {"user_id": user_id, "item_ids": list(item_ids)}, ScoreResponse)
+    async def score(self, user_id: str, item_ids: Sequence[str], *, at: int | None = None) -> ScoreResponse:
+        """`POST /v1/score`, as of a second since 1970. Raises `StoreUnavailable` unless it answers as it should."""
+        asked: dict[str, object] = {"user_id": user_id, "item_ids": list(item_ids)}
+        return await self._post("/v1/score", asked if at is None else asked | {"at": at}, ScoreResponse)
 
     async def similar(self, item_ids: Sequence[str], *, k: int, include_self: bool) -> list[SimilarResult]:
         """`POST /v1/similar` for several items."""

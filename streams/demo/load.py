@@ -43,9 +43,12 @@ class SteadyLoad:
         per_second: float,
         candidates: int,
         seed: int,
+        reached: Callable[[], int | None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`published` may grow while the load runs."""
+        """`published` may grow while the load runs. `reached` tells the event time of the newest record, which is the
+        moment of each request: by the wall clock all of a log of the past is long ago.
+        """
         self.report = LoadReport()
         self._api = api
         self._users = users
@@ -53,6 +56,7 @@ class SteadyLoad:
         self._interval = 1.0 / per_second
         self._candidates = candidates
         self._random = random.Random(seed)
+        self._reached = reached
         self._monotonic = monotonic
 
     async def run(self, stop: asyncio.Event) -> LoadReport:
@@ -76,7 +80,7 @@ class SteadyLoad:
         item_ids = list(dict.fromkeys(self._random.choices(self._published, k=count)))
         sent = self._monotonic()
         try:
-            answer = await self._api.score(self._random.choice(self._users), item_ids)
+            answer = await self._api.score(self._random.choice(self._users), item_ids, at=self._reached())
         except PipelineError as error:
             self.report.failures.append(str(error))
             return

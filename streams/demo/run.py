@@ -192,14 +192,6 @@ class _Run:
             every_seconds=FRESHNESS_EVERY_SECONDS,
             spacing_seconds=FRESHNESS_SPACING_SECONDS,
         )
-        load = SteadyLoad(
-            api,
-            users=self._options.data.user_ids,
-            published=self._published,
-            per_second=self._options.requests_per_second,
-            candidates=20,
-            seed=self._options.seed,
-        )
         sent_everything, quiet = asyncio.Event(), asyncio.Event()
         followed = GroupPositions(
             settings.kafka, settings.topics, {"items": ["index"], "behaviours": ["record", "train"]}
@@ -224,6 +216,15 @@ class _Run:
                 settings.replay,
                 positions=positions,
                 on_acknowledged=acknowledged,
+            )
+            load = SteadyLoad(
+                api,
+                users=self._options.data.user_ids,
+                published=self._published,
+                per_second=self._options.requests_per_second,
+                candidates=20,
+                seed=self._options.seed,
+                reached=lambda: replay.sent.second,
             )
             self._progress.doing = "replaying"
             async with asyncio.TaskGroup() as tasks:

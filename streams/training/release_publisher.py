@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+
+def _probe(candidate: Candidate) -> list[float]:
+    from trainer.features.probe import FeatureConfig, probe  # numpy
+
+    return probe(FeatureConfig.model_validate(candidate.config["features"]))
+
+
 _HELD = {
     PromotionResult.PINNED: "the current release is pinned ('mimstream models unpin')",
     PromotionResult.OVERTAKEN: "another release was chosen by hand while it was compared",
@@ -245,6 +252,7 @@ class ReleasePublisher:
             encoder_version=self._vectors[0],
             dim=self._vectors[1],
             features=candidate.features,
+            feature_probe=None if candidate.features is None else _probe(candidate),
             created_at=datetime.fromtimestamp(self._clock(), UTC),
             first_event_at=_moment(candidate.first_event_at),
             last_event_at=_moment(candidate.last_event_at),

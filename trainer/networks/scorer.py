@@ -13,6 +13,7 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
+from trainer.features.probe import differing
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import dense_columns, dense_width
 from trainer.networks.config import CiUBMConfig
@@ -54,6 +55,11 @@ class Scorer:
             raise Misconfigured(
                 f"release {manifest.release_id} reads features {manifest.features}, and this version of mimstream "
                 f"computes {config.version} under its settings: serve with the version that made it, or train again"
+            )
+        if manifest.feature_probe is not None and (others := differing(config, manifest.feature_probe)):
+            raise Misconfigured(
+                f"release {manifest.release_id} learned from features that this version of mimstream has otherwise "
+                f"({', '.join(others[:5])}): serve with the version that made it, or train again"
             )
         return cls(model, manifest, history_length=history_length, features=config)
 

@@ -32,6 +32,7 @@ class FakeServer:
         self.twins: set[str] = set()
         self.scores = 0
         self.asked_k: list[int] = []
+        self.moments: list[int | None] = []
 
     async def readyz(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if self.ready else 503)
@@ -41,6 +42,7 @@ class FakeServer:
         if self.fail_every and self.scores % self.fail_every == 0:
             return web.Response(status=500, text="broken")
         asked = await request.json()
+        self.moments.append(asked.get("at"))
         scores = [{"item_id": one, "probability": 0.5, "has_vector": True} for one in asked["item_ids"]]
         release = {"release_id": "r000001-000000000000", "weights_sha256": self.weights}
         return web.json_response({"scores": scores, "encoder_version": "v1", "history_length": 0} | release)
@@ -105,6 +107,19 @@ async def test_load_keeps_its_rate_and_sees_every_release() -> None:
         assert sum(report.weights.values()) == report.requests == len(report.latency_ms)
         assert not report.failures
         assert 0 < report.per_second < 110
+
+
+async def test_requests_of_the_load_are_of_the_event_time_that_the_replay_has_reached() -> None:
+    reached: list[int | None] = [None]
+    async with serving() as (server, api):
+        load = SteadyLoad(
+            api, users=["u"], published=["a"], per_second=100.0, candidates=1, seed=0, reached=lambda: reached[0]
+        )
+        async with running(load.run):
+            await asyncio.sleep(0.2)
+            reached[0] = 1_700_000_000
+            await asyncio.sleep(0.2)
+    assert server.moments[0] is None and server.moments[-1] == 1_700_000_000
 
 
 async def test_load_waits_until_the_server_can_score() -> None:

@@ -16,8 +16,8 @@ from streams.training.reports import SkewReport
 from streams.training.skew_watch import SkewWatch
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL
+from tests.factories.served_states import AT, ITEMS, Trained, apply, opened
 from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench
-from tests.unit.streams.serving.test_states import AT, ITEMS, Trained, apply, opened
 from trainer.features import columns
 from trainer.networks import scorer as served_with
 from trainer.networks.ciubm import CiUBM

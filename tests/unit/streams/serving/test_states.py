@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,113 +15,22 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 from schemas.item_states import state_key
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
-from streams.broker.cluster import ClusterTopics, TopicIncarnation
-from streams.broker.records import BehaviourRecord
+from streams.broker.cluster import ClusterTopics
 from streams.broker.topics import TopicsConfig
 from streams.indexing.announcements import as_embedding
 from streams.serving.states_follower import StatesFollower
-from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
 from tests.factories.releases import make_manifest
-from tests.factories.samples import DAY0, SMALL_MODEL, behaviour
-from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench, row
+from tests.factories.samples import SMALL_MODEL
+from tests.factories.served_states import AT, ITEMS, NOW, Trained, apply, opened
+from tests.factories.serving import DIM, FEATURES, Open, open_bench
 from tests.factories.vector_cache import announced
-from trainer.features.config import FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
-from trainer.features.state_records import Record, StateWriter
+from trainer.features.state_records import Record
 from trainer.networks.ciubm import CiUBM
-from trainer.networks.collate import collate, dense_width
+from trainer.networks.collate import dense_width
 from trainer.networks.scorer import Scorer
-from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
 
 __all__ = ["open_bench"]
-
-ITEMS = {
-    "boot": {"year": 2020, "attributes": {"colour": "red", "for": ["winter", "snow"]}},
-    "shoe": {"year": 2021, "attributes": {"colour": "red"}},
-    "lamp": {"category": "light", "first_price": None},
-    "sofa": {"attributes": {"seats": 3, "colour": "blue"}, "published_at_is": "inferred"},
-    "untaken": {"category": "light", "attributes": {"colour": "blue"}},
-}
-NOW = 1_800_000_000
-AT = NOW + 5_000
-"""Moment of a request that names one; the bench's own clock shows `NOW`."""
-
-
-class Trained:
-    """A trainer's side: the catalogue, the state after some takes, and the topic that it wrote."""
-
-    def __init__(self, config: FeatureConfig = FEATURES) -> None:
-        self.config = config
-        self.rows = [row_of(item) for item in ITEMS]
-        self.catalogue = Catalogue(DIM, config)
-        for each in self.rows:
-            self.catalogue.put_embedding(as_embedding(each))
-            self.catalogue.number(each.item_id)
-        self.state = FeatureState(config, self.catalogue)
-        self.writer = StateWriter(config, log="t")
-        rng = np.random.default_rng(5)
-        self.takes = [(int(u), ("boot", "shoe", "lamp", "sofa")[i]) for u, i in rng.integers(4, size=(60, 2))]
-
-    def write(self, *, until: int = 60, since: int = 0, hold: bool = False) -> list[Record]:
-        """Count these takes, one an hour before `NOW`, and write what changed."""
-        part = list(enumerate(self.takes))[since:until]
-        columns = TakeColumns(
-            np.array([user + 1 for _, (user, _) in part]),
-            np.array([self.catalogue.number(item) for _, (_, item) in part]),
-            np.array([NOW - 3_600 * (61 - n) for n, _ in part]),
-            np.array([n + 1 for n, _ in part]),
-            np.zeros(len(part), bool),
-        )
-        self.state.add(columns, before=int(columns.second_T[-1]) + 1)
-        write = self.writer.next(self.state, most=1_000, hold=hold)
-        assert write is not None
-        self.writer.written(write, takes=until)
-        return list(write.records)
-
-    def batch(self, targets: list[str], history: list[str], seconds: list[int], now: int) -> Any:
-        """What the trainer would learn from: one row per target."""
-        number = self.catalogue.number
-        rows = [
-            Impression(
-                f"e{target}",
-                0,
-                0,
-                now,
-                "ann",
-                number(target),
-                tuple(map(number, history)),
-                tuple(seconds),
-                retaken=False,
-                defines_publish=False,
-            )
-            for target in targets
-        ]
-        return collate(rows, None, self.catalogue, history_length=3, moment=self.state).batch
-
-
-def row_of(item: str) -> Any:
-    return replace(row(item, f"words of {item}"), **ITEMS[item])
-
-
-async def apply(bench: Bench, records: list[Record]) -> None:
-    told = [FakeRecord(0, n, key, value) for n, (key, value) in enumerate(records)]
-    await bench.service.states._apply(told, "source", len(told))
-
-
-async def opened(open_bench: Open, trained: Trained) -> Bench:
-    behaviours = InMemoryBehaviourStore()
-    await behaviours.bind(TopicIncarnation("c", "t", "i"))
-    events = [
-        BehaviourRecord(n, behaviour(f"t{n}", "click", second=AT - DAY0 - 90 + 60 * n, user="ann", item=item))
-        for n, item in enumerate(["shoe", "sofa"])
-    ]
-    await behaviours.record(0, events, first_offset=0, next_offset=2)
-    bench: Bench = await open_bench(behaviours=behaviours)
-    await bench.index.upsert(trained.rows)
-    await bench.serve(1, 0.0)
-    return bench
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -10,6 +10,7 @@ from schemas.errors import Misconfigured
 from tests.factories.releases import make_manifest
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vector
 from trainer.features.config import FeatureConfig
+from trainer.features.probe import probe
 from trainer.features.state import FeatureState
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import collate
@@ -228,6 +229,11 @@ def test_a_release_of_other_features_than_this_code_computes_says_so() -> None:
     manifest = MANIFEST.model_copy(update={"features": "0123456789abcdef"})
     with pytest.raises(Misconfigured, match="reads features 0123456789abcdef"):
         Scorer.from_release(network.state_dict(), manifest)
+    values = probe(FeatureConfig.model_validate(RELEASE_CONFIG["features"]))
+    Scorer.from_release(network.state_dict(), MANIFEST.model_copy(update={"feature_probe": values}))
+    values[3] += 0.1
+    with pytest.raises(Misconfigured, match=r"has otherwise \(takes\)"):
+        Scorer.from_release(network.state_dict(), MANIFEST.model_copy(update={"feature_probe": values}))
 
 
 def test_scorer_of_foreign_weights_says_so() -> None:
