@@ -142,7 +142,7 @@ BUGS = {
     "pointer before rename": Bug(
         pointer_before_rename, "kill train", ("the pointer named a release that was not there",)
     ),
-    "zombie writes": Bug(zombie_writes, "zombie index", ("center verify mended",)),
+    "zombie writes": Bug(zombie_writes, "zombie index", ("center verify mended", "goes on as if nothing had happened")),
     "lost tombstone": Bug(lost_tombstone, "kill serve", ("deleted items are in the center",)),
     "event_id ignored": Bug(event_id_ignored, "kill serve", ("learned from more than once",)),
 }
