@@ -50,7 +50,9 @@ def pointer_before_rename() -> None:
 
     def swap_first(self: FolderArtifactStore, content: bytes, *, expected: Any) -> bool:
         named = json.loads(content)
-        entry = self.entry_folder(named.get("release_id") or named.get("snapshot_id"))
+        entry = self.entry_folder(named.get("release_id") or named.get("snapshot_id") or "none")
+        if not entry.exists():  # a trainer takes over before anything was written
+            return compare_and_swap(self, content, expected=expected)
         unnamed = entry.with_name(f".late-{entry.name}")
         entry.rename(unnamed)
         try:
@@ -140,7 +142,7 @@ BUGS = {
     "pointer before rename": Bug(
         pointer_before_rename, "kill train", ("the pointer named a release that was not there",)
     ),
-    "zombie writes": Bug(zombie_writes, "zombie index", ("center verify mended",)),
+    "zombie writes": Bug(zombie_writes, "zombie index", ("center verify mended", "goes on as if nothing had happened")),
     "lost tombstone": Bug(lost_tombstone, "kill serve", ("deleted items are in the center",)),
     "event_id ignored": Bug(event_id_ignored, "kill serve", ("learned from more than once",)),
 }
