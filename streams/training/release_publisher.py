@@ -39,7 +39,8 @@ log = structlog.get_logger()
 
 
 def _probe(candidate: Candidate) -> list[float]:
-    from trainer.features.probe import FeatureConfig, probe  # numpy
+    from trainer.features.config import FeatureConfig
+    from trainer.features.probe import probe  # numpy
 
     return probe(FeatureConfig.model_validate(candidate.config["features"]))
 

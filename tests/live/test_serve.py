@@ -119,7 +119,7 @@ async def test_a_deleted_item_disappears_everywhere_within_the_bound(
 ) -> None:
     release(settings, 1)
     child, api = await serve()
-    assert (await api.get("/readyz"))[0] == 200
+    await until(lambda: api.get("/readyz"), lambda found: found[0] == 200)
     for n in range(10, 13):
         _, scored = await api.post("/v1/score", user_id="ann", item_ids=[f"i{n}"])
         assert scored["scores"][0]["has_vector"] and scored["history_length"] == 5
