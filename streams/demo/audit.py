@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.log_reader import LogReader
 from streams.broker.topics import TopicsConfig
 from streams.demo.api import ServeApi
+from trainer.datasets.exposures import is_drawn_name
 from trainer.datasets.folder import DataSet
 
 _QUERIES_AT_ONCE = MAX_SIMILAR_QUERIES
@@ -34,6 +36,25 @@ async def announced_items(broker: BrokerConfig, topics: TopicsConfig) -> set[str
             _, item_id = parse_embedding_key(record.key)
             (held.discard if record.value is None else held.add)(item_id)
     return held
+
+
+class DrawnExposures:
+    """Counts exposures that the replay drew, and those among them that do not say from which take.
+
+    Popularity counts the take that an exposure was drawn from. Where a row does not name it, features cannot leave it
+    out, and it tells drawn rows from shown ones.
+    """
+
+    def __init__(self) -> None:
+        self.drawn = 0
+        self.without_source = 0
+
+    def see(self, value: bytes) -> None:
+        """Look at a behaviour event as it was sent."""
+        event = json.loads(value)
+        if event["kind"] == "exposure" and is_drawn_name(event["event_id"]):
+            self.drawn += 1
+            self.without_source += not event.get("drawn_from") or not event.get("drawn_at")
 
 
 @dataclass(frozen=True)

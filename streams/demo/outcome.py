@@ -72,6 +72,10 @@ class DemoResult:
     wall_seconds: float
     scored: ScoredRows | None
     neighbours: list[Neighbours] = field(default_factory=list)
+    draws_without_source: int = 0
+    """Exposures that were drawn and do not say from which take."""
+    skew: Mapping[str, Any] = field(default_factory=dict)
+    """What `mimstream skew` says of the run."""
 
     @property
     def backend(self) -> str:
@@ -129,6 +133,17 @@ class DemoResult:
                 f"{accounts['dead_lettered']}"
             )
         said += letters.missing[:5] + [f"an event that is good was refused: {one}" for one in letters.unexpected[:5]]
+        if self.draws_without_source:
+            said.append(
+                f"{self.draws_without_source} exposures were drawn and do not name the take they were drawn from: "
+                "popularity tells them from others, so no figure of this run can be trusted"
+            )
+        if self.skew.get("rows") and not self.skew["passed"]:
+            named = ", ".join(list(self.skew["largest_differences"])[:5])
+            said.append(
+                f"of {self.skew['rows']} scored rows {self.skew['differing_rows']} had other features than the trainer "
+                f"computes at the same state ({named})"
+            )
         if self.load.failures:
             said.append(f"{len(self.load.failures)} score requests failed, the first: {self.load.failures[0]}")
         if lost := self.freshness.lost + self.live.lost:
@@ -190,6 +205,7 @@ class DemoResult:
                 "latency_ms": latency,
             },
             "sample": {"items": self.sample_items, "min_cosine": self.sample_cosine},
+            "skew": dict(self.skew),
             "broken_promises": self.broken_promises(),
         }
 

@@ -23,7 +23,7 @@ from streams.broker.clients import broker_errors, make_producer
 from streams.broker.lag import GroupPositions
 from streams.broker.topics import create_topics
 from streams.demo.api import ServeApi
-from streams.demo.audit import announced_items, compare_with_fresh, read_letters, searchable
+from streams.demo.audit import DrawnExposures, announced_items, compare_with_fresh, read_letters, searchable
 from streams.demo.display import DemoProgress, show
 from streams.demo.freshness import FreshnessProbe, FreshnessReport, probe_at_rate
 from streams.demo.load import LoadReport, SteadyLoad
@@ -38,6 +38,7 @@ from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.training.reports import ACCOUNTS_FILE
 from streams.training.scores import SCORES_FOLDER, read_scores
+from streams.training.skew_report import read_skew, summary
 from trainer.datasets.exposures import Behaviours
 from trainer.datasets.folder import DataSet
 
@@ -57,6 +58,7 @@ LIVE_ITEMS = 20
 LIVE_PER_SECOND = 2.0
 QUIET_SECONDS = 8.0
 """The trainer is done when it has received everything and its counts have not changed for this long."""
+SKEW_EVERY_SECONDS = 3.0
 STUCK_SECONDS = 180.0
 """How long draining may go on without any progress."""
 SHOWN_ITEMS = 8
@@ -100,10 +102,11 @@ def _values(stack: RunningStack, folder: Path, port: int, release_every_rows: in
         **stack.endpoints,
         "models": folders["models"] | {"keep_releases": 50},
         # nothing is under way once the replay has ended
-        "train": folders["train"] | {"variants": ",".join(VARIANTS), "all_idle_seconds": 5.0},
+        "train": folders["train"]
+        | {"variants": ",".join(VARIANTS), "all_idle_seconds": 5.0, "skew_every_seconds": SKEW_EVERY_SECONDS},
         "trainer": {"release_every_rows": release_every_rows},
         "gate": {"trial_rows": release_every_rows // 2},
-        "serve": {"host": "127.0.0.1", "port": port, "tokens": []},
+        "serve": {"host": "127.0.0.1", "port": port, "tokens": [], "skew_share": 1.0},
         "replay": {"max_items_in_flight": ITEMS_IN_FLIGHT},
         "index": {"commit_interval_seconds": INDEX_COMMIT_SECONDS},
     }
@@ -133,7 +136,9 @@ class _Run:
         self._progress = DemoProgress()
         self._children: dict[str, Child] = {}
         self._published: list[str] = []
+        self._started_at = datetime.now(UTC)
         self._indexing: tuple[float, float] | None = None
+        self._draws = DrawnExposures()
 
     async def run(self) -> DemoResult:
         timeline = Timeline(
@@ -204,6 +209,8 @@ class _Run:
             stack.push_async_callback(producer.stop)
 
             def acknowledged(outgoing: Outgoing, at: float) -> None:
+                if outgoing.topic == "behaviours" and outgoing.reason is None:
+                    self._draws.see(outgoing.value)
                 if outgoing.topic == "items" and outgoing.reason is None:
                     item_id = outgoing.key.decode()
                     self._published.append(item_id)
@@ -353,6 +360,10 @@ class _Run:
             neighbours=await self._new_items(api, encoded),
             live=await self._probe_live(api, send),  # last: these items are in no other figure
             live_per_second=LIVE_PER_SECOND,
+            draws_without_source=0 if data.negatives is not None else self._draws.without_source,
+            skew=summary(
+                await read_skew(settings.kafka, settings.topics, self._started_at), limit=settings.train.skew_limit
+            ),
         )
 
     async def _probe_live(self, api: ServeApi, send: Callable[[str, bytes], Awaitable[object]]) -> FreshnessReport:

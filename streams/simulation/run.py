@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from schemas.errors import Misconfigured
 from schemas.manifests import PromotionDecision
 from streams.simulation.item_vectors import VectorsBySecond
+from streams.simulation.leak_audit import LeakAudit
 from streams.simulation.releases import SimulatedReleases
 from streams.training.feed import FeedBatch
 from streams.training.input import EmbeddingRecord
@@ -87,13 +88,15 @@ def simulate(
     partitions: int,
     gate: GateConfig,
     now: datetime,
+    drawn_here: bool = True,
     advance: Callable[[int], None] = lambda events: None,
 ) -> SimulatedRun:
     """Learn a click log once, in its order, as a trainer does whose topics fall silent at their ends.
 
     All `vectors` of a second are there before its events; a row of an item without one does not wait. What waits for a
-    full batch, or for a label at the end, is left as a trainer without an end leaves it. Raises `Misconfigured` if
-    there is no vector, or nothing to score, or if training diverged.
+    full batch, or for a label at the end, is left as a trainer without an end leaves it. `drawn_here`: a replay drew
+    the exposures that led to nothing. Raises `Misconfigured` if there is no vector, or nothing to score, if training
+    diverged, or if rows knew what they may not know.
     """
     reads = _HeldVectors(partitions)
     thread = TrainerThread(reads, make_trainer, waits=EmbeddingWait(timeout_seconds=0.0))
@@ -107,7 +110,9 @@ def simulate(
     if trainer is None:
         raise Misconfigured("no item of the folder has a vector, so there is nothing to train on")
     releases = SimulatedReleases(trainer, gate, now=now)
-    trainer.observers += [histories, releases]
+    audit = LeakAudit(trainer.config.features.names, drawn_here=drawn_here)
+    audit.catalogue = trainer.catalogue
+    trainer.observers += [histories, releases, audit]
 
     def learn(batch: FeedBatch) -> None:
         missing = frozenset[str]()
@@ -120,7 +125,7 @@ def simulate(
                 return
 
     try:
-        for chunk in _chunks(events):
+        for chunk in _chunks(audit.hear(events)):
             second = _second(chunk)
             while due and second is not None and due[0] <= second:
                 reads.put(vectors[due.pop(0)])
@@ -129,6 +134,8 @@ def simulate(
         learn(FeedBatch((), reads.partitions, (), finish=False))
     except ArithmeticError as error:
         raise Misconfigured(f"training diverged: {error}; lower MIM_TRAINER__LEARNER__LEARNING_RATE") from error
+    if audit.found:
+        raise Misconfigured(f"the figures of this run mean nothing: {'; '.join(audit.found)}")
     if not scored:
         raise Misconfigured(
             f"the log makes no batch of MIM_TRAINER__BATCH_ROWS={trainer.config.batch_rows} rows, so nothing was scored"

@@ -57,6 +57,7 @@ class Simulation:
             partitions=partitions,
             gate=settings.gate,
             now=self.timeline.now,
+            drawn_here=self.log.data.negatives is None,
             advance=advance,
         )
 

@@ -7,6 +7,7 @@ system draws them from its own log.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +53,14 @@ class Behaviours:
         if row < 0:
             return f"x{-1 - row}"
         return f"s{row}" if draw < 0 else f"n{row}-{draw}"
+
+
+_DRAWN_NAME = re.compile(r"-n\d+-\d+$")
+
+
+def is_drawn_name(event_id: str) -> bool:
+    """Whether an exposure of this id, a prefix and `exposure_name`, was drawn beside a row."""
+    return _DRAWN_NAME.search(event_id) is not None
 
 
 def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retakes: bool = False) -> Behaviours:

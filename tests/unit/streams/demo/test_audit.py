@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 from encoders.base import ItemContent
 from encoders.hashing import HashingEncoder
 from schemas.errors import Reason
 from schemas.letters import DeadLetter
-from streams.demo.audit import judge_letters, prepare_as_indexed
+from streams.demo.audit import DrawnExposures, judge_letters, prepare_as_indexed
 from tests.factories.item_path import picture
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,3 +46,13 @@ def test_an_item_whose_picture_cannot_be_used_is_encoded_afresh_as_it_was_indexe
     damaged = ItemContent("a", "a title", image=picture()[:40])
     assert not prepare_as_indexed(encoder, damaged).has_image
     assert prepare_as_indexed(encoder, ItemContent("a", "a title", image=picture())).has_image
+
+
+def test_drawn_exposures_that_do_not_name_their_take_are_counted() -> None:
+    audit = DrawnExposures()
+    shown = {"event_id": "ab12-s7", "kind": "exposure"}
+    drawn = {"event_id": "ab12-n7-0", "kind": "exposure", "drawn_from": "ab12-t3", "drawn_at": "2026-01-01T00:00:00Z"}
+    take = {"event_id": "ab12-n7-0", "kind": "click"}
+    for event in (shown, drawn, take, drawn | {"drawn_from": None}, {**drawn, "drawn_at": None}):
+        audit.see(json.dumps(event).encode())
+    assert (audit.drawn, audit.without_source) == (3, 2)

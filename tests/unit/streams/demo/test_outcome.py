@@ -137,6 +137,11 @@ BALANCED = dict(make_result().accounts)
         ({"load": LoadReport(9, ["timeout"], [], {}, 1.0)}, "1 score requests failed, the first: timeout"),
         ({"freshness": FreshnessReport([], lost=2)}, "2 probed items could not be found"),
         ({"live": FreshnessReport([], lost=1)}, "1 probed items could not be found"),
+        ({"draws_without_source": 3}, "3 exposures were drawn and do not name the take"),
+        (
+            {"skew": {"rows": 8, "differing_rows": 2, "passed": False, "largest_differences": {"takes 1h": 0.4}}},
+            "of 8 scored rows 2 had other features than the trainer computes at the same state (takes 1h)",
+        ),
         ({"sample_cosine": 0.9}, "cosine 0.90000 to a fresh encode"),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas.skew import SkewRecord
-from streams.commands.skew import summary
 from streams.training.reports import SkewReport
+from streams.training.skew_report import summary
 from streams.training.skew_watch import SkewWatch
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL
