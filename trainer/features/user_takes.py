@@ -69,16 +69,20 @@ class UserTakes:
 
     def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
         """Let drawn exposures name these takes; a take that is not counted has nothing to leave out."""
-        if not self._remembered:
+        kept = slice(max(0, len(event_T) - self._remembered), len(event_T))
+        event_T, user_T, counted_T = event_T[kept], user_T[kept], counted_T[kept]
+        if not len(event_T):
             return
-        for event, user, counted in zip(event_T.tolist(), user_T.tolist(), counted_T.tolist(), strict=True):
-            place = self._next_source % self._remembered
-            if self._source.get(former := int(self._event_R[place])) == place:
-                del self._source[former]
-            self._event_R[place], self._source[event] = event, place
-            self._source_row_R[place] = self._row[user] if counted else _NOT_COUNTED
-            self._changed_sources.touch(place)
-            self._next_source += 1
+        place_T = (self._next_source + np.arange(len(event_T))) % self._remembered
+        for event, place in zip(self._event_R[place_T].tolist(), place_T.tolist(), strict=True):
+            if self._source.get(event) == place:
+                del self._source[event]
+        self._source |= dict(zip(event_T.tolist(), place_T.tolist(), strict=True))
+        self._event_R[place_T] = event_T
+        counted = zip(user_T.tolist(), counted_T.tolist(), strict=True)
+        self._source_row_R[place_T] = [self._row[user] if has else _NOT_COUNTED for user, has in counted]
+        self._changed_sources.touch(place_T)
+        self._next_source += len(event_T)
 
     def rows_of(self, event_D: list[int]) -> NDArray[np.int64]:
         """For `beside`, per named take; 0 for one that was not counted, is not among the newest, or was never there."""

@@ -108,9 +108,11 @@ class FallingSilent(ListedInput):
         self.reading = PartitionMerge(log, room_per_partition=50)
         self.starts = self.beginnings = dict.fromkeys(log, 0)
         self.told_idle = False
+        self.fetches = 0
 
     async def fetch(self, *, embeddings: bool, behaviours: bool, wait_seconds: float) -> None:
         await asyncio.sleep(0)
+        self.fetches += 1
         for number in self.reading.with_room() if behaviours else ():
             self.reading.add(number, self.left[number][: self.size])
             del self.left[number][: self.size]
@@ -137,10 +139,11 @@ async def through_a_broker(folder: Path, size: int) -> OnlineTrainer:
     running = asyncio.create_task(loop.run(stop))
     while not given.told_idle or loop.trainer is None or loop.trainer.intake.missing():
         await asyncio.sleep(0.01)
-    seen = -1
-    while seen != loop.trainer.progress.rows:
-        seen = loop.trainer.progress.rows
-        await asyncio.sleep(0.3)
+    seen, since = -1, 0
+    while seen != loop.trainer.progress.rows or given.fetches - since < 50:  # a slow step is between two fetches
+        if seen != loop.trainer.progress.rows:
+            seen, since = loop.trainer.progress.rows, given.fetches
+        await asyncio.sleep(0.01)
     stop.set()
     await asyncio.wait_for(running, 30)
     return loop.trainer
