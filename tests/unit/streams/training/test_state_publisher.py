@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
-from schemas.item_states import ItemState, parse_state_key
+from schemas.item_states import ItemState, StateHead, parse_state_key
+from schemas.skew import ServedRows, SkewRecord
 from streams.training.config import TrainConsumerConfig
 from streams.training.reports import SkewReport
 from streams.training.skew_watch import SkewWatch
 from streams.training.state_publisher import StatePublisher
 from tests.factories.feature_world import Take, World, columns_of
 from trainer.features.config import FeatureConfig
+from trainer.features.skew import recomputed
 from trainer.features.state import FeatureState
 from trainer.features.state_records import StateCopies, StateWriter
+from trainer.features.states import ItemStates
 
 CONFIG = FeatureConfig(max_items=64, partners=8)
 ITEMS = 40
@@ -35,14 +39,17 @@ class Leads:
         self.failure: Exception | None = None
         self.topic: list[tuple[bytes, bytes | None]] = []
         self.sizes: list[int] = []
+        self.outcomes: list[bytes] = []
 
     async def transact(self, records: Any) -> None:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        assert {topic for topic, _, _ in records} == {"mim.item-states"}
+        self.outcomes += [value for topic, _, value in records if topic == "mim.skew"]
+        states = [(key, value) for topic, key, value in records if topic == "mim.item-states"]
+        assert len(states) == len(records) or self.outcomes
         self.sizes.append(len(records))
-        self.topic += [(key, value) for _, key, value in records]
+        self.topic += states
 
 
 class Silent:
@@ -59,7 +66,7 @@ class Scene:
     def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
         self.leads, self.now = Leads(), 100.0
         self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
-        self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state))
+        self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state, held_states=self.held_states))
         self.takes = 0
 
         async def read(writer: StateWriter) -> None:
@@ -86,6 +93,33 @@ class Scene:
             topic="mim.item-states",
             clock=lambda: self.now,
         )
+
+    def held_states(self, item_ids: list[str]) -> ItemStates:
+        world = World(CONFIG, ITEMS)
+        numbers = np.array([world.names.index(name) for name in ["", *item_ids]])
+        return self.state.held_states(world.hashes(numbers), world.facts(numbers))
+
+    @property
+    def head(self) -> StateHead:
+        """Of the newest write."""
+        head = ItemState.model_validate_json(self.leads.topic[-1][1] or b"").head
+        assert head is not None
+        return head
+
+    def served(self, item: str, *, wrong_by: float = 0.0) -> bytes:
+        """A row that a server scored from the newest write, with all features off by so much."""
+        row = ServedRows(
+            release_id="r1",
+            number=self.head.number,
+            before=self.head.before,
+            now=1_000,
+            targets=[item],
+            values=base64.b64encode(bytes(4 * len(CONFIG.names))),
+            probabilities=[0.5],
+        )
+        values = recomputed(CONFIG, row, self.held_states) + np.float32(wrong_by)
+        row = row.model_copy(update={"values": values.astype("<f4").tobytes()})
+        return SkewRecord(features=CONFIG.version, served=row).model_dump_json().encode()
 
     def take(self, count: int) -> None:
         """So many more takes, one a second, each of another item in turn."""
@@ -194,3 +228,47 @@ async def test_without_a_trainer_there_is_nothing_to_write() -> None:
     assert await scene.after(100) == 0
     await scene.publisher.publish_rest()
     await scene.publisher.close()
+
+
+async def test_now_and_then_a_state_is_kept_and_rows_of_servers_are_compared_before_the_next_one_is() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    assert await scene.after(0) == 1 and scene.head.held
+    equal, wrong = scene.served("i1"), scene.served("i2", wrong_by=0.01)
+    scene.take(30)
+    assert await scene.after(10) == 2 and not scene.head.held, "the state that is kept stays for half a minute"
+    scene.skew.hear(equal)
+    scene.skew.hear(scene.served("i3"))  # of another state than the one that is kept
+    scene.skew.hear(wrong)
+    scene.skew.hear(b"{")
+    scene.take(30)
+    assert await scene.after(20) == 3 and scene.head.held and scene.head.number == 3
+    (value,) = scene.leads.outcomes
+    outcome = SkewRecord.model_validate_json(value).outcome
+    assert outcome is not None and (outcome.number, outcome.rows, outcome.differing) == (1, 2, 1)
+    assert set(outcome.largest) == set(CONFIG.names) and scene.reports == [SkewReport(2, 1)]
+
+
+async def test_an_outcome_is_written_although_nothing_else_is_due_and_again_after_a_broker_was_away() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    scene.skew.hear(scene.served("i1"))
+    scene.leads.failure = BrokerUnavailable("Kafka", "away")
+    assert await scene.after(30) == 1 and not scene.leads.outcomes
+    scene.leads.failure = None
+    await scene.after(30)
+    assert len(scene.leads.outcomes) == 1
+
+
+async def test_no_state_is_kept_of_a_write_that_leaves_items_over() -> None:
+    scene = Scene(most=2)
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    assert scene.head.left == 3 and not scene.head.held and scene.state.held_before is None
+    while scene.head.left:
+        await scene.after(1)
+    assert scene.head.held
