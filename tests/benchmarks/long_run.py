@@ -11,8 +11,8 @@ each twentieth of the run the whole state goes to FOLDER, and what was sampled s
 of one core.
 
 Exit status 1 if the mean of resident memory grows by more than GROWTH from the second third of the run to the last one,
-or that of a structure by more than a fifth (without a bound it would be two thirds). `--leak` adds a structure that
-grows, to see that.
+or that of a structure by more than a fifth (without a bound it would be two thirds) and beyond what it may hold.
+`--leak` adds a structure that grows, to see that.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ CONFIG = TrainerConfig(
 _VECTORS = np.random.default_rng(0).normal(size=(997, DIM))
 _VECTORS = (_VECTORS / np.linalg.norm(_VECTORS, axis=1, keepdims=True)).astype("<f4")
 _STRUCTURE_GROWTH, _FEW = 0.2, 1000
+_BOUNDS = {"waits for vectors": 100_000}
+"""Entries up to which a structure may fill at any pace: of items that are gone when a behaviour names them."""
 """Growth of one structure that is allowed, as it may rise and fall, and the size below which none is looked at."""
 _KINDS = (BehaviourKind.CLICK, BehaviourKind.CLICK, BehaviourKind.CART, BehaviourKind.PURCHASE)
 
@@ -220,7 +222,7 @@ class Run:
         self.thread = TrainerThread(
             self.reads,  # type: ignore[arg-type]
             lambda version, dim, parts: OnlineTrainer(CONFIG, encoder_version=version, dim=dim, partitions=parts),
-            waits=EmbeddingWait(timeout_seconds=60),
+            waits=EmbeddingWait(timeout_seconds=60, max_waits=_BOUNDS["waits for vectors"]),
         )
         self._feed = Feed(self.reads, self.thread.waits, clock=time.monotonic)  # type: ignore[arg-type]
         self._folder, self._leak = folder, [""] if leak else None
@@ -271,7 +273,7 @@ class Run:
                     trainer.begin_next()
                 if self._leak is not None:
                     self._leak.extend(entry.behaviour.event_id * 9 for entry in batch.entries if entry.behaviour)
-            if self.reads.made % SAMPLE_EVERY == 0:
+            if self.reads.made % SAMPLE_EVERY == 0 and self.reads.made not in (s["events"] for s in self.samples[-1:]):
                 self._sample(trainer)
             if self.reads.made % keep_every == 0:
                 self.keep()
@@ -321,6 +323,7 @@ def draw(samples: list[dict[str, Any]], file: Path) -> None:
     below.legend(fontsize=6, ncol=2, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
+    pyplot.close(figure)
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -340,7 +343,9 @@ def write(run: Run, args: argparse.Namespace) -> dict[str, float]:
     allowed = {name: args.growth if name == "resident_megabytes" else _STRUCTURE_GROWTH for name in grown}
     largest = {name: max(sample["sizes"].get(name, 0) for sample in run.samples) for name in run.samples[-1]["sizes"]}
     too_much = {
-        name: share for name, share in grown.items() if share > allowed[name] and largest.get(name, _FEW) >= _FEW
+        name: share
+        for name, share in grown.items()
+        if share > allowed[name] and largest.get(name, math.inf) > _BOUNDS.get(name, _FEW)
     }
     report = {
         "events": run.reads.made,

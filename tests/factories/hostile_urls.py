@@ -44,6 +44,7 @@ ELSEWHERE = {
     "nat64-local.test": ["64:ff9b:1::7f00:1"],
     "teredo.test": ["2001:0:4136:e378:8000:63bf:80ff:fffe"],
     "isatap.test": ["2606:4700::5efe:7f00:1"],
+    "isatap-unique.test": ["2606:4700::200:5efe:7f00:1"],
     "documentation.test": ["2001:db8::1"],
 }
 NAMES = INSIDE_NAMES | OUTSIDE_NAMES | ELSEWHERE

@@ -167,6 +167,12 @@ def test_what_is_dropped_or_sent_again_is_handled_and_what_is_not_sent_is_status
     assert scene.say("requeue", "--key", "nobody")[1].endswith("nothing to do\n")
 
 
+def test_a_letter_whose_item_was_sent_anew_since_is_not_sent_again_which_is_status_1(scene: Scene) -> None:
+    scene.topics["items"][0].append(FakeRecord(0, 1, b"a", b"{}", 2))
+    status, told = scene.call("requeue", "items/0/0")
+    assert (status, told["counts"]) == (1, {"superseded": 1})
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -83,6 +83,18 @@ def test_values_beyond_the_limit_are_not_remembered_and_make_room_when_they_are_
     assert [write.record.key for write in recent.pop_due()] == [b"c"]
 
 
+def test_an_item_that_is_written_again_and_again_takes_the_room_of_one_record(
+    path: ItemPath, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 250)
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=0, clock=clock)
+    recent.restart()
+    for name in "aaaab":
+        recent.add([path.record(name, b"v" * 100)])
+    clock.now = 42
+    assert [write.record.key for write in recent.pop_due()] == [b"a", b"b"]
+
+
 def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: RecentWrites) -> None:
     recent.add([path.publish("a", title="x")])
     clock.now = 30

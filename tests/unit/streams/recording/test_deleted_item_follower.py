@@ -131,6 +131,13 @@ async def test_what_was_deleted_before_any_behaviour_that_could_come_is_not_even
     assert scene.consumer.positions[PARTS[0]] == 20 and "i19" in await scene.marked()
 
 
+async def test_an_item_that_was_published_again_is_not_marked_however_long_ago_that_was(scene: Scene) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "back", gone=False, days_ago=20)], PARTS[1]: []}
+    scene.items._deleted, scene.items._positions = {"back": NOW - 21 * DAY}, {"i1:0": 0}  # read late: nobody led
+    scene.items._swept = ("0", NOW)
+    assert await scene.after(0) == [] and await scene.marked() == set()
+
+
 async def test_a_deletion_is_remembered_as_long_as_either_topic_keeps_what_it_concerns(scene: Scene) -> None:
     scene.consumer.log = {PARTS[0]: [said(0, n, f"i{n}", days_ago=20 - n) for n in range(20)], PARTS[1]: []}
     scene.follower = scene.make("me", tombstone_hours=17 * 24)

@@ -305,18 +305,25 @@ def test_a_field_map_that_does_not_read_our_own_names_is_refused(
         timeline.refuse_field_maps(items, behaviours)
 
 
+@dataclass
 class FailingSender(RecordingSender):
+    """Loses one record, by its number."""
+
+    loses: int = 10
+
     async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
         future = await super().send(topic, value, key)
-        if len(self.records) == 10:
+        if len(self.records) == self.loses:
             future.set_exception(ConnectionResetError("gone"))
             self._waiting.pop()
         return future
 
 
-async def test_a_record_that_the_broker_did_not_take_fails_the_replay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [10, -1], ids=["on the way", "the last one"])
+async def test_a_record_that_the_broker_did_not_take_fails_the_replay(tmp_path: Path, place: int) -> None:
+    records = list(timeline_of(make_set(tmp_path / "set")))
     with pytest.raises(ConnectionResetError):
-        await replay_to(FailingSender()).run(timeline_of(make_set(tmp_path / "set")))
+        await replay_to(FailingSender(loses=place % (len(records) + 1))).run(records)
 
 
 def test_the_packaged_stream_is_whole_and_draws_its_cards() -> None:

@@ -128,6 +128,10 @@ def test_releases_that_each_lose_less_than_the_margin_do_not_add_up(rows: Compar
     assert decision.figures["best_gauc"] == pytest.approx(decision.figures["serving_gauc"] + 0.0096, abs=1e-3)
     # what is better than the serving release is no loss, however far the best one is ahead
     assert judge(replace(rows, candidate=worse, serving=worst), CONFIG, against=both).passed
+    worse, worst = blurred(rows.candidate, 0.2), blurred(rows.candidate, 0.22)
+    reasons = judge(replace(rows, candidate=worse), CONFIG, against=only("r")).reasons
+    assert any("GAUC" in reason for reason in reasons) and any("log-loss" in reason for reason in reasons)
+    assert judge(replace(rows, candidate=worse, serving=worst), CONFIG, against=both).passed
 
 
 def test_the_best_release_stays_the_best_until_a_candidate_is_as_good_in_order_and_level(rows: ComparedRows) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from streams.stores.artifacts import pieces
-from streams.stores.artifacts.artifact_store import FolderArtifactStore
+from streams.stores.artifacts.artifact_store import FolderArtifactStore, InMemoryArtifactStore
 from streams.stores.artifacts.checkpoints import BaseGone
 from tests.factories.checkpoints import NEW, OLD, SnapshotChain, make_store
 from trainer.changed_rows import ChangedRows
@@ -250,6 +250,16 @@ def test_a_superseded_trainer_deletes_no_file_of_its_successor(tmp_path: Path) -
     part.act(rng)
     successor[0].write(part.state(), NEW)
     assert_is(successor[0].load(), part)
+
+
+def test_files_that_no_snapshot_needs_go_unless_a_later_trainer_wrote_them() -> None:
+    files = pieces.Pieces(InMemoryArtifactStore())
+    for entry, fence in (("p000001-0", None), ("p000002-0", OLD), ("p000003-0", NEW), ("p000004-0", OLD)):
+        files.write(entry, {}, after=(), erased=(), fence=fence)
+    files.retain({"p000004-0"}, files.names(), OLD)
+    assert files.names() == ["p000003-0", "p000004-0"]
+    files.retain((), files.names(), NEW)
+    assert files.names() == []
 
 
 @pytest.mark.parametrize("file_bytes", [1 << 24, 1], ids=["one-file", "many-files"])
