@@ -22,7 +22,10 @@ from trainer.offline.encoder_report import frozen_vectors
 from trainer.offline.protocols import Protocol
 from trainer.samples.numbering import FeatureNumbers
 
-VectorKind = Literal["csft", "pretrained", "frozen", "shuffled", "stale", "text", "image"]
+VectorKind = Literal[
+    "csft", "pretrained", "frozen", "shuffled", "stale", "text", "image",
+    "missing-10", "missing-30", "missing-50", "missing-70",
+]  # fmt: skip
 VECTOR_KINDS: tuple[VectorKind, ...] = get_args(VectorKind)
 REFRESH_EPOCHS = 2
 """Passes over all pairs so far when an encoder is warm-started from the one before."""
@@ -65,9 +68,10 @@ class EncoderVersions:
 
         csft: C-SFT, warm-started for each later version. pretrained: image-title alignment only. frozen: plain tower
         features. shuffled: the vectors of csft, permuted over the items. stale: the first version for all rows. text,
-        image: csft with one modality alone.
+        image: csft with one modality alone. missing-P: csft where P % of the items with both modalities lack one of
+        them, drawn anew for each seed.
         """
-        features = _of_one_side(self.features, kind)
+        features = _without_sides(self.features, kind, seed)
         has = np.concatenate([[False], features.has_text_N | features.has_image_N])
         stops = self.protocol.encoder_stops if kind != "stale" else self.protocol.encoder_stops[:1]
         if kind == "frozen":
@@ -134,11 +138,22 @@ def reduced(vectors_ND: NDArray[np.float32], fitted_on_N: NDArray[np.bool_], wid
     return unit_or_zero_rows(turned)
 
 
-def _of_one_side(features: ItemFeatures, kind: VectorKind) -> ItemFeatures:
+def _without_sides(features: ItemFeatures, kind: VectorKind, seed: int) -> ItemFeatures:
+    text_N, image_N = features.has_text_N.copy(), features.has_image_N.copy()
     if kind == "text":
-        nothing = np.zeros_like(features.has_image_N)
-        return replace(features, image_NI=np.zeros_like(features.image_NI), has_image_N=nothing)
-    if kind == "image":
-        nothing = np.zeros_like(features.has_text_N)
-        return replace(features, text_NT=np.zeros_like(features.text_NT), has_text_N=nothing)
-    return features
+        image_N[:] = False
+    elif kind == "image":
+        text_N[:] = False
+    elif kind.startswith("missing-"):
+        rng = np.random.default_rng([seed, 33])
+        missing_N = (rng.random(len(features)) < int(kind.removeprefix("missing-")) / 100) & text_N & image_N
+        is_text_N = rng.random(len(features)) < 0.5
+        text_N &= ~(missing_N & is_text_N)
+        image_N &= ~(missing_N & ~is_text_N)
+    return replace(
+        features,
+        text_NT=features.text_NT * text_N[:, None],
+        image_NI=features.image_NI * image_N[:, None],
+        has_text_N=text_N,
+        has_image_N=image_N,
+    )
