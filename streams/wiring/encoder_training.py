@@ -110,7 +110,13 @@ def open_study(
     protocol = protocol_of(BehaviourLog.of(data, folder), protocol_name)
     csft, fusion = for_click_models(settings.csft, settings.fusion)
     return Study(
-        read_columns(protocol, folder),
+        read_columns(
+            protocol,
+            folder,
+            live=settings.trainer.features,
+            outcomes=settings.index.outcomes,
+            step_rows=settings.trainer.batch_rows,
+        ),
         protocol,
         lambda: encoder_versions(settings, protocol),
         vectors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,12 +59,17 @@ class Recorded:
 
 
 def read_columns(
-    protocol: Protocol, folder: Path, *, live: FeatureConfig | None = None, step_rows: int = STEP_ROWS
+    protocol: Protocol,
+    folder: Path,
+    *,
+    live: FeatureConfig | None = None,
+    outcomes: Collection[str] = (),
+    step_rows: int = STEP_ROWS,
 ) -> Recorded:
     """Build the columns of a folder under a protocol.
 
-    With `live` the features are those of a live trainer with steps of `step_rows`, else exact ones over all takes
-    before a row.
+    With `live` the features are those of a live trainer with steps of `step_rows`, which never sees the attributes
+    `outcomes`; else exact ones over all takes before a row.
     """
     log, data = protocol.log, protocol.log.data
     day_resolution = data.day_resolution
@@ -101,7 +107,7 @@ def read_columns(
     if live is None:
         dense, names = features(rows, histories, takes, facts_of_items, sources, day_resolution=day_resolution)
     else:
-        items, names = FixedItems(_hashes(data), folder_facts(live, data)), live.names
+        items, names = FixedItems(_hashes(data), folder_facts(live, data, outcomes=outcomes)), live.names
         dense = live_features(
             live, items, rows, histories, takes, sources, unpaired_I=log.held_out, step_rows=step_rows
         )

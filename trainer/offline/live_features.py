@@ -25,17 +25,8 @@ STEP_ROWS = 256
 _ITEMS_AT_ONCE = 4_096
 
 
-def config_of(data: DataSet, *, outcomes: Collection[str] = ()) -> FeatureConfig:
-    """Features with all attributes of a folder but those that are `outcomes` (ratings, sales)."""
-    described = data.described
-    return FeatureConfig(
-        attributes=tuple(name for name in described.texts + described.lists if name not in outcomes),
-        numbers=("price", "year", *(name for name in described.numbers if name not in outcomes)),
-    )
-
-
-def folder_facts(config: FeatureConfig, data: DataSet) -> FactRows:
-    """Facts of a folder's items by item number, as they come to a live trainer."""
+def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[str] = ()) -> FactRows:
+    """Facts of a folder's items by item number, as a live trainer has them: without outcomes."""
     facts = FactRows.empty(config, len(data.item_ids) + 1)
     known = how_published(data)
     for start in range(0, len(data.item_ids), _ITEMS_AT_ONCE):
@@ -45,7 +36,7 @@ def folder_facts(config: FeatureConfig, data: DataSet) -> FactRows:
                 category=record.category,
                 price=record.price,
                 year=record.year,
-                attributes=record.described,
+                attributes={name: value for name, value in record.described.items() if name not in outcomes},
                 published_at=float(record.publish_ts),
                 published_at_is=PUBLISHED_AT_IS[known[number]],
             )

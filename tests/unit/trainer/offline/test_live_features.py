@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.factories.offline_folders import write_stream
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
+from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState, TakeColumns
 from trainer.features.states import DrawnSources
 from trainer.offline import live_features
 from trainer.offline.columns import Recorded, read_columns
-from trainer.offline.live_features import config_of
 from trainer.offline.protocols import Protocol, protocol_of
 
 SAME = (
@@ -36,7 +39,7 @@ def protocol_over(folder: Path) -> Protocol:
 
 def live(folder: Path, step_rows: int = live_features.STEP_ROWS) -> Recorded:
     protocol = protocol_over(folder)
-    return read_columns(protocol, folder, live=config_of(protocol.log.data), step_rows=step_rows)
+    return read_columns(protocol, folder, live=FeatureConfig(), step_rows=step_rows)
 
 
 def test_live_features_are_the_exact_ones_but_for_the_step_that_a_row_waits_for(folder: Path) -> None:
@@ -53,6 +56,17 @@ def test_live_features_are_the_exact_ones_but_for_the_step_that_a_row_waits_for(
         ours = rows.dense_NF[:, rows.dense_names.index(name)]
         theirs = exact.dense_NF[:, exact.dense_names.index(name)]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.9, name
+
+
+def test_what_is_an_outcome_is_no_feature(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "sold")
+    items = pq.read_table(folder / "items.parquet")
+    sold = pa.array([("often", "never")[row % 2] for row in range(len(items))])
+    pq.write_table(items.append_column("sold", sold), tmp_path / "sold" / "items.parquet")
+    protocol, config = protocol_over(tmp_path / "sold"), FeatureConfig(attributes=("sold",))
+    for outcomes, told in ((), True), (("sold",), False):
+        rows = read_columns(protocol, tmp_path / "sold", live=config, outcomes=outcomes).rows
+        assert rows.dense_NF[:, rows.dense_names.index("sold share")].any() == told
 
 
 def test_a_folder_without_leaks_passes(folder: Path) -> None:
