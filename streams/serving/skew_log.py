@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from schemas.errors import Unavailable
+from schemas.errors import Misconfigured, Unavailable
 from schemas.item_states import StateHead
 from schemas.skew import ServedRows, SkewRecord
 from streams.broker.clients import BrokerConfig, broker_errors, make_producer
@@ -31,7 +31,7 @@ _ROWS = 4
 _SHORTEST_SECONDS = 0.1
 """Between two requests that are logged."""
 _WAITING = 100
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS, _REFUSED_SECONDS = 5.0, 60.0
 
 
 class SkewLog:
@@ -91,15 +91,16 @@ class SkewLog:
         self._came.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set. Raises `Misconfigured` if the topic does not exist, or is refused."""
+        """Send until `stop` is set. A topic that does not exist, or is refused, is told and costs no score."""
         while not stop.is_set():
             try:
                 await asyncio.to_thread(describe_topics, self._broker, self._topics, ["skew"])
                 await self._send(stop)
-            except Unavailable as error:
-                log.warning("serve.skew_not_logged", error=str(error))
+            except (Unavailable, Misconfigured) as error:
+                refused = isinstance(error, Misconfigured)
+                (log.error if refused else log.warning)("serve.skew_not_logged", error=str(error))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
+                    await asyncio.wait_for(stop.wait(), _REFUSED_SECONDS if refused else _RETRY_SECONDS)
 
     async def _send(self, stop: asyncio.Event) -> None:
         producer = make_producer(self._broker)
@@ -115,5 +116,5 @@ class SkewLog:
                         await producer.send_and_wait(self._topics.full_name("skew"), self.waiting[0], key=b"rows")
                     self.waiting.popleft()
         finally:
-            with suppress(Unavailable), broker_errors(self._broker):
+            with suppress(Unavailable, Misconfigured), broker_errors(self._broker):
                 await producer.stop()
