@@ -72,10 +72,18 @@ class SkewLog:
         history_seconds: Sequence[int],
         values_BF: NDArray[np.float32],
         probabilities_B: NDArray[np.float64],
+        *,
+        held_B: NDArray[np.bool_],
     ) -> None:
-        """Log some of the rows of a request; `values_BF` are the features alone, oldest history first."""
+        """Log some of the rows of a request; `values_BF` are the features alone, oldest history first.
+
+        Only rows of items that are `held`: of others the trainer may know more by the time that it compares.
+        """
+        held = np.flatnonzero(held_B).tolist()
+        if not held:
+            return
         self._pause.begin()
-        places = sorted(self._rng.sample(range(len(targets)), min(_ROWS, len(targets))))
+        places = sorted(self._rng.sample(held, min(_ROWS, len(held))))
         served = ServedRows(
             release_id=release_id,
             number=head.number,

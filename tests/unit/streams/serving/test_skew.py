@@ -131,6 +131,18 @@ async def test_nothing_is_logged_of_a_state_that_no_trainer_keeps_nor_between_tw
     assert not scene.bench.service.skew.waiting
 
 
+async def test_items_that_the_server_does_not_hold_are_not_logged(scene: Scene) -> None:
+    await scene.write(until=40)
+    await scene.ask(item_ids=["never heard of", "untaken", "nor of"])
+    (value,) = scene.bench.service.skew.waiting
+    served = SkewRecord.model_validate_json(value).served
+    assert served is not None and served.targets == ["untaken"]
+    for more in ({"item_ids": ["never heard of"]}, {"trigger_item": "never heard of"}):
+        scene.bench.service.skew._pause.cut_short()
+        await scene.ask(**more)
+    assert len(scene.bench.service.skew.waiting) == 1
+
+
 async def test_rows_of_another_state_are_not_compared(scene: Scene) -> None:
     await scene.write(until=20)
     await scene.ask()
