@@ -133,7 +133,10 @@ async def score(request: web.Request) -> web.Response:
             probabilities, values_BF = model.scorer.score_with_features(lookup.items, len(candidates), moment)
             past = lookup.items.item_ids[len(candidates) :][-model.scorer.history_length :]
             past_at = moment.history_seconds[-model.scorer.history_length :]
-            service.skew.put(model.manifest.release_id, head, now, candidates, past, past_at, values_BF, probabilities)
+            held_U = lookup.items.has_vector_U[1:]
+            if held_U[len(candidates) :].all():  # what is not held here may be known to the trainer a moment later
+                scored = (model.manifest.release_id, head, now, candidates, past, past_at)
+                service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)])
     if deleted:
         probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
     return _answer(

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from schemas.errors import Unavailable
+from schemas.errors import Misconfigured, Unavailable
 from schemas.item_states import StateHead
 from schemas.skew import ServedRows, SkewRecord
 from streams.broker.clients import BrokerConfig, broker_errors, make_producer
@@ -31,7 +31,7 @@ _ROWS = 4
 _SHORTEST_SECONDS = 0.1
 """Between two requests that are logged."""
 _WAITING = 100
-_RETRY_SECONDS = 5.0
+_RETRY_SECONDS, _REFUSED_SECONDS = 5.0, 60.0
 
 
 class SkewLog:
@@ -72,10 +72,18 @@ class SkewLog:
         history_seconds: Sequence[int],
         values_BF: NDArray[np.float32],
         probabilities_B: NDArray[np.float64],
+        *,
+        held_B: NDArray[np.bool_],
     ) -> None:
-        """Log some of the rows of a request; `values_BF` are the features alone, oldest history first."""
+        """Log some of the rows of a request; `values_BF` are the features alone, oldest history first.
+
+        Only rows of items that are `held`: of others the trainer may know more by the time that it compares.
+        """
+        held = np.flatnonzero(held_B).tolist()
+        if not held:
+            return
         self._pause.begin()
-        places = sorted(self._rng.sample(range(len(targets)), min(_ROWS, len(targets))))
+        places = sorted(self._rng.sample(held, min(_ROWS, len(held))))
         served = ServedRows(
             release_id=release_id,
             number=head.number,
@@ -91,15 +99,16 @@ class SkewLog:
         self._came.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop` is set. Raises `Misconfigured` if the topic does not exist, or is refused."""
+        """Send until `stop` is set. A topic that does not exist, or is refused, is told and costs no score."""
         while not stop.is_set():
             try:
                 await asyncio.to_thread(describe_topics, self._broker, self._topics, ["skew"])
                 await self._send(stop)
-            except Unavailable as error:
-                log.warning("serve.skew_not_logged", error=str(error))
+            except (Unavailable, Misconfigured) as error:
+                refused = isinstance(error, Misconfigured)
+                (log.error if refused else log.warning)("serve.skew_not_logged", error=str(error))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
+                    await asyncio.wait_for(stop.wait(), _REFUSED_SECONDS if refused else _RETRY_SECONDS)
 
     async def _send(self, stop: asyncio.Event) -> None:
         producer = make_producer(self._broker)
@@ -115,5 +124,5 @@ class SkewLog:
                         await producer.send_and_wait(self._topics.full_name("skew"), self.waiting[0], key=b"rows")
                     self.waiting.popleft()
         finally:
-            with suppress(Unavailable), broker_errors(self._broker):
+            with suppress(Unavailable, Misconfigured), broker_errors(self._broker):
                 await producer.stop()

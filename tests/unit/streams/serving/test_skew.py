@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from schemas.errors import BrokerUnavailable, Misconfigured
 from schemas.skew import SkewRecord
+from streams.broker.clients import BrokerConfig
+from streams.broker.topics import TopicsConfig
+from streams.serving import skew_log
 from streams.training.reports import SkewReport
 from streams.training.skew_report import summary
 from streams.training.skew_watch import SkewWatch
@@ -18,6 +23,7 @@ from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL
 from tests.factories.served_states import AT, ITEMS, Trained, apply, opened
 from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench
+from tests.factories.waiting import until
 from trainer.features import columns
 from trainer.networks import scorer as served_with
 from trainer.networks.ciubm import CiUBM
@@ -125,6 +131,18 @@ async def test_nothing_is_logged_of_a_state_that_no_trainer_keeps_nor_between_tw
     assert not scene.bench.service.skew.waiting
 
 
+async def test_items_that_the_server_does_not_hold_are_not_logged(scene: Scene) -> None:
+    await scene.write(until=40)
+    await scene.ask(item_ids=["never heard of", "untaken", "nor of"])
+    (value,) = scene.bench.service.skew.waiting
+    served = SkewRecord.model_validate_json(value).served
+    assert served is not None and served.targets == ["untaken"]
+    for more in ({"item_ids": ["never heard of"]}, {"trigger_item": "never heard of"}):
+        scene.bench.service.skew._pause.cut_short()
+        await scene.ask(**more)
+    assert len(scene.bench.service.skew.waiting) == 1
+
+
 async def test_rows_of_another_state_are_not_compared(scene: Scene) -> None:
     await scene.write(until=20)
     await scene.ask()
@@ -203,3 +221,45 @@ async def test_facts_of_an_item_that_the_server_has_otherwise_are_found(scene: S
 
 def test_without_a_comparison_the_report_does_not_pass() -> None:
     assert summary([], limit=0.01)["passed"] is False
+
+
+class Producer:
+    """Takes records until it is told to refuse them."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.failures: list[Exception] = []
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
+        assert (topic, key) == ("mim.skew", b"rows")
+        if self.failures:
+            raise self.failures.pop()
+        self.sent.append(value)
+
+
+async def test_rows_are_sent_once_and_a_topic_that_is_refused_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    producer, stop = Producer(), asyncio.Event()
+    monkeypatch.setattr(skew_log, "make_producer", lambda config: producer)
+    monkeypatch.setattr(skew_log, "describe_topics", lambda *given: None)
+    monkeypatch.setattr(skew_log, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(skew_log, "_REFUSED_SECONDS", 0.0)
+    sending = skew_log.SkewLog(
+        FEATURES.version, share=1.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=lambda: 0.0
+    )
+    producer.failures = [BrokerUnavailable("Kafka", "away"), Misconfigured("may not write")]
+    sending.waiting.extend([b"one", b"two"])
+    sending._came.set()
+    with capture_logs() as logs:
+        running = asyncio.create_task(sending.run(stop))
+        await until(lambda: len(producer.sent) == 2)
+        stop.set()
+        sending._came.set()
+        await running
+    assert producer.sent == [b"one", b"two"] and not sending.waiting
+    assert [line["log_level"] for line in logs if line["event"] == "serve.skew_not_logged"] == ["error", "warning"]
