@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -275,3 +276,33 @@ async def test_a_clock_that_was_set_back_holds_no_check_up(scene: Scene) -> None
     scene.items._positions.clear()
     await scene.after(-3_600)
     assert await scene.marked() == {"a"}
+
+
+async def test_a_mark_is_forgotten_by_the_first_sweep_after_no_behaviour_of_its_item_can_come(scene: Scene) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "old", days_ago=13.9), said(0, 1, "new")], PARTS[1]: []}
+    await scene.after(0)
+    assert await scene.after(CHECK_SECONDS) == [0] and await scene.marked() == {"old", "new"}
+    assert await scene.after(0.2 * DAY) == [0] and await scene.marked() == {"new"}
+
+
+async def test_a_sweep_rests_four_times_as_long_as_each_page_took_and_not_after_the_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, rests, sweep = Clock(), list[float](), scene.items.sweep
+
+    async def slow(cursor: int) -> tuple[int, int]:
+        taken.now += 0.5
+        return await sweep(cursor)
+
+    async def rest(stop: asyncio.Event, seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(scene.items, "sweep", slow)
+    monkeypatch.setattr(deleted_items, "_until", rest)
+    monkeypatch.setattr(deleted_items, "time", SimpleNamespace(monotonic=taken))
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: []}
+    scene.items.pages = 3
+    await scene.after(0)
+    assert await scene.after(CHECK_SECONDS) == [0, 1, 2]
+    assert rests == [2.0, 2.0] and [(one.removed, one.seconds) for one in scene.reports] == [(6, 1.5)]
+    assert scene.items.noted == []  # the lead is asked for again after a third of its time, not before
