@@ -179,7 +179,7 @@ def test_what_is_enough_for_a_batch_is_repaired_as_one() -> None:
     assert [beside.repairer.add(*given) for given in ((b"a", one), (b"a", one), (b"b", other))] == [False, False, True]
 
 
-NOTHING = {"max_record_bytes": 100_000, "field_map": {}, "max_ahead": timedelta(hours=1)}
+NOTHING: dict[str, Any] = {"max_record_bytes": 100_000, "field_map": {}, "max_ahead": timedelta(hours=1)}
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ async def test_the_letter_of_a_late_picture_goes_on_from_the_letter_that_its_ite
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("words", [{"title": "x"}, {"text": "a description"}, {}])
 async def test_a_picture_that_is_no_use_costs_neither_title_nor_description(
-    path: ItemPath, kind: str, late: bool, words: dict[str, str]
+    path: ItemPath, kind: str, late: bool, words: dict[str, Any]
 ) -> None:
     broken = broken_item(kind, 1, 1_000, NOW)
     content = base64.b64decode(json.loads(broken.value)["image"])

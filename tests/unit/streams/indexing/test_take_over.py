@@ -177,7 +177,7 @@ async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is(pat
 
 @pytest.mark.parametrize("place", [{"source_offset": 5}, {"source_partition": 1}])
 async def test_a_row_that_changes_while_it_is_announced_is_announced_again(
-    path: ItemPath, place: dict[str, int]
+    path: ItemPath, place: dict[str, Any]
 ) -> None:
     await path.index_all(path.publish("a", title="first"), path.publish("b", title="stays"))
     row = path.rows["a"]

@@ -10,7 +10,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, StoreUnavailable
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics, TopicIncarnation
@@ -306,3 +306,34 @@ async def test_a_sweep_rests_four_times_as_long_as_each_page_took_and_not_after_
     assert await scene.after(CHECK_SECONDS) == [0, 1, 2]
     assert rests == [2.0, 2.0] and [(one.removed, one.seconds) for one in scene.reports] == [(6, 1.5)]
     assert scene.items.noted == []  # the lead is asked for again after a third of its time, not before
+
+
+async def test_it_follows_until_it_is_stopped_and_waits_for_a_store_that_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: []}
+    mark, away = scene.items.mark, [StoreUnavailable("Redis", "away")]
+
+    async def unsteady(states: Any, **place: Any) -> int:
+        if away:
+            raise away.pop()
+        return await mark(states, **place)
+
+    monkeypatch.setattr(scene.items, "mark", unsteady)
+    running = asyncio.create_task(scene.follower.run(scene.stop))
+    async with asyncio.timeout(10):
+        while not await scene.marked():
+            await asyncio.sleep(0.01)
+    scene.stop.set()
+    await asyncio.wait_for(running, 5)
+    assert await scene.items.positions() == {"i1:0": 1}
+
+
+async def test_a_store_that_is_away_at_the_end_is_not_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(who: str) -> None:
+        raise StoreUnavailable("Redis", "away")
+
+    monkeypatch.setattr(scene.items, "resign", away)
+    await scene.after(0)
+    await scene.follower.close()
+    assert scene.consumer.stops == 1 and scene.items._leader == "me"  # the lease ends by itself

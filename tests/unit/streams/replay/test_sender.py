@@ -96,9 +96,9 @@ async def test_the_first_twenty_large_ones_are_named_and_all_are_counted() -> No
 
 
 class LateSender(RecordingSender):
-    """Says of the last `late` records only after the flush what became of them."""
+    """Says of the last records only after the flush what became of them."""
 
-    late, error = 2, None
+    error: Exception | None = None
 
     async def flush(self) -> None:
         self.flushes += 1
