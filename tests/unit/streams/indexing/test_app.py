@@ -38,6 +38,7 @@ async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
         session_timeout_seconds=100, commit_interval_seconds=3, topic_check_seconds=7, batch_max_items=5
     )
     broker = BrokerConfig(bootstrap_servers="one:1,two:2", client_id="me", max_record_bytes=3_000_000)
+    ready_calls: list[bool] = []
     app = create_index_app(
         ItemPath(config).context,
         flow,
@@ -46,7 +47,7 @@ async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
         instance_id="index-3",
         folder=tmp_path,
         on_report=lambda report: None,
-        on_ready=lambda: None,
+        on_ready=lambda: ready_calls.append(True),
     )
     conf: Any = app.conf
     assert conf.id == TopicsConfig(prefix="shop.").group("index") and conf.consumer_group_instance_id == "index-3"
@@ -67,6 +68,12 @@ async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
     assert sorted(topic for agent in app.agents.values() for topic in agent.channel.topics) == [
         "shop.items", "shop.items-retry",
     ]  # fmt: skip
+    group = Group(flow)
+    group.sizes = {"shop.items": 4, "shop.items-retry": 4}
+    consumer._thread._consumer = group.app.consumer._thread._consumer
+    await app.on_partitions_assigned.send({TP("shop.items", 0), TP("shop.items-retry", 0)})
+    await app.on_partitions_revoked.send(set())
+    assert (ready_calls, flow.epoch) == ([True], 1)
     consumer._thread.thread_loop.close()
 
 
@@ -139,6 +146,7 @@ async def test_with_an_assignment_writes_are_remembered_anew_and_heartbeats_coun
     await group.assign([0], [0])
     group.recent.add([path.publish("a", title="x")])
     group.clock.now = 5
+    assert group.recent.is_due
     await group.assign([0], [0])
     assert not group.recent.is_due
     group.clock.now = 60

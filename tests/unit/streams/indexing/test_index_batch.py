@@ -74,6 +74,7 @@ async def test_a_change_of_price_alone_is_not_encoded_again(path: ItemPath) -> N
     after = path.rows["a"]
     assert path.encoder.encoded == 1
     assert (after.price, after.first_price, after.source_offset) == (8.0, 10.0, 1)
+    assert after.produced_at_ms == before.produced_at_ms + 1
     assert after.vector is before.vector
     assert report.rewritten == 1
     assert path.outbox.announced == [before, after]

@@ -47,7 +47,7 @@ class Scene:
         self.ready = 0
 
     def on_ready(self) -> None:
-        assert not self.consumer.paused, "not placed yet"
+        assert self.consumer.positions and not self.consumer.paused, "not placed yet"
         self.ready += 1
 
     async def run(self, *, until: int, then: Callable[[], int] | None = None) -> None:
