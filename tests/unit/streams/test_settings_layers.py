@@ -248,6 +248,20 @@ def test_values_in_force_are_shown_with_their_source_and_no_secret(
     assert "redis://host:1/0" in line and "environment" in line and "redis://127.0.0.1:16379/0" in line
 
 
+def test_an_address_is_shown_without_a_login_in_its_options_and_a_bucket_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert {leaf.path for leaf in leaves() if leaf.path[-1] in ("url", "uri")} == {
+        ("redis", "url"), ("milvus", "uri"), ("models", "url"),
+    }  # fmt: skip
+    monkeypatch.setenv("MIM_REDIS__URL", "redis://host:1/0?password=hunter2")
+    monkeypatch.setenv("MIM_MILVUS__URI", "http://root:hunter2@host:2")
+    monkeypatch.setenv("MIM_MODELS__URL", "s3://bucket/pre@fix")
+    told = describe_values(load_settings())
+    assert told["MIM_REDIS__URL"][0] == "redis://host:1/0" and told["MIM_MILVUS__URI"][0] == "http://host:2"
+    assert told["MIM_MODELS__URL"][0] == "s3://bucket/pre@fix"
+
+
 def test_common_options_stand_before_or_after_the_command() -> None:
     for words in (
         ["--stack", "demo", "--log-level=debug", "topics", "list", "--json"],
