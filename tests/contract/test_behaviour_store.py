@@ -22,6 +22,7 @@ from streams.stores.histories.packed_history import RecordReport
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
+from tests.factories.small_redis import small_redis
 
 
 def forgotten(user: str, ends: dict[int, int], *, topic_id: str = LOG.topic_id) -> ForgottenUser:
@@ -236,11 +237,10 @@ async def opened(config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
     await store.close()
 
 
-@pytest.mark.live
-class TestRedisBehaviourStore(BehaviourStoreContract):
+class RedisBehaviourStoreContract(BehaviourStoreContract):
     @pytest.fixture
-    def config(self, valkey: str) -> RedisConfig:
-        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
+    def config(self) -> RedisConfig:
+        raise NotImplementedError
 
     @pytest.fixture
     async def store(self, config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
@@ -317,3 +317,17 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
             await away.history("u1")
         assert "secret" not in str(caught.value)
         await away.close()
+
+
+class TestRedisBehaviourStoreHere(RedisBehaviourStoreContract):
+    @pytest.fixture
+    async def config(self) -> AsyncIterator[RedisConfig]:
+        async with small_redis() as url:
+            yield RedisConfig(url=url)
+
+
+@pytest.mark.live
+class TestRedisBehaviourStore(RedisBehaviourStoreContract):
+    @pytest.fixture
+    def config(self, valkey: str) -> RedisConfig:
+        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
