@@ -261,14 +261,18 @@ def test_contents_that_do_not_fit_are_refused_though_their_checksums_agree(
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("x"), ValueError("x"), TypeError("x"), AttributeError("x"), OverflowError("x"), RuntimeError("x")]
+    "error",
+    [KeyError("x"), ValueError("x"), TypeError("x"), AttributeError("x"), OverflowError("x"), RuntimeError("x")],
 )
 def test_a_part_that_cannot_take_its_contents_names_the_snapshot_and_the_way_out(
     tmp_path: Path, error: Exception
 ) -> None:
     store = make_store(tmp_path)
     found = store.load(write(store, 1))
-    with pytest.raises(Misconfigured, match=f"{found.meta.snapshot_id} .*MIM_TRAIN__SNAPSHOT_FOLDER"), found.restoring():
+    with (
+        pytest.raises(Misconfigured, match=f"{found.meta.snapshot_id} .*MIM_TRAIN__SNAPSHOT_FOLDER"),
+        found.restoring(),
+    ):
         raise error
     with pytest.raises(StoreUnavailable), found.restoring():
         raise StoreUnavailable("store", "away")

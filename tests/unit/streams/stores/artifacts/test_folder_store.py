@@ -41,9 +41,7 @@ def test_a_file_or_record_that_another_writer_wrote_meanwhile_stays(tmp_path: Pa
     faster(tmp_path, "link file", lambda other: other.attach("r1", "verdict", b"theirs")).attach(
         "r1", "verdict", b"ours"
     )
-    faster(tmp_path, "link file", lambda other: other.append_audit("1.json", b"theirs")).append_audit(
-        "1.json", b"ours"
-    )
+    faster(tmp_path, "link file", lambda other: other.append_audit("1.json", b"theirs")).append_audit("1.json", b"ours")
     store = make_store(tmp_path)
     assert store.read("r1", "verdict") == b"theirs" and store.audit_trail() == [b"theirs"]
     assert not list(tmp_path.rglob(".unfinished*"))

@@ -12,7 +12,7 @@ from botocore import exceptions as boto
 
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.stores.artifacts.artifact_store import NotFound, VersionedPointer
-from streams.stores.artifacts.object_store import S3ArtifactStore, _open, _OnS3
+from streams.stores.artifacts.object_store import S3ArtifactStore, _OnS3, _open
 
 NAMED = "s3://models/x (MIM_MODELS__URL)"
 
@@ -132,9 +132,7 @@ def answered(status: int) -> OSError:
 def test_what_heals_by_waiting_is_told_apart_from_what_somebody_has_to_mend(
     place: Place, error: Exception, expected: type[Exception], told: str
 ) -> None:
-    store = S3ArtifactStore(
-        f"memory://{place.name}", entries="e", pointer="p", named=NAMED, timeout_seconds=7.0
-    )
+    store = S3ArtifactStore(f"memory://{place.name}", entries="e", pointer="p", named=NAMED, timeout_seconds=7.0)
 
     def fail(path: str) -> Any:
         raise error
