@@ -1,10 +1,10 @@
-"""As much of Milvus as the center uses, in this process: collections with aliases, and the filters that it is asked with."""
+"""As much of Milvus as the center uses, in this process: collections with aliases, and the filters it is asked with."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,14 @@ class _Plain:
     def __init__(self, server: SmallMilvus, options: dict[str, Any]) -> None:
         self.server, self.options = server, options
 
-    def _query(self, name: str, filter: str, output_fields: Sequence[str]) -> list[dict[str, Any]]:
-        found = [row for row in self.server.rows(name).values() if admits(filter)(row)]
-        if output_fields == ["count(*)"]:
+    def _admitted(self, name: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+        return [row for row in self.server.rows(name).values() if admits(given["filter"])(row)]
+
+    def _query(self, name: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+        found, fields = self._admitted(name, given), given["output_fields"]
+        if fields == ["count(*)"]:
             return [{"count(*)": len(found)}]
-        return [{field: row[field] for field in output_fields} for row in found]
+        return [{field: row[field] for field in fields} for row in found]
 
 
 class _Asynchronous(_Plain):
@@ -77,11 +80,10 @@ class _Asynchronous(_Plain):
         assert len(ids) == len(set(ids)), "a server keeps both rows of two equal ids"
         self.server.rows(name).update({row["item_id"]: row for row in data})
 
-    async def delete(self, name: str, *, filter: str, **given: Any) -> None:
+    async def delete(self, name: str, **given: Any) -> None:
         self.server.ask("delete", {"name": name, **given})
-        rows = self.server.rows(name)
-        for item_id in [item_id for item_id, row in rows.items() if admits(filter)(row)]:
-            del rows[item_id]
+        for row in self._admitted(name, given):
+            del self.server.rows(name)[row["item_id"]]
 
     async def list_collections(self, **given: Any) -> list[str]:
         return list(self.server.collections)
@@ -89,13 +91,13 @@ class _Asynchronous(_Plain):
     async def list_aliases(self, name: str, **given: Any) -> list[str]:
         return [alias for alias, target in self.server.aliases.items() if target == name]
 
-    async def query(self, name: str, *, filter: str, output_fields: Sequence[str], **given: Any) -> Any:
+    async def query(self, name: str, **given: Any) -> Any:
         self.server.ask("query", given)
-        return self._query(name, filter, output_fields)
+        return self._query(name, given)
 
-    async def search(self, name: str, *, data: Any, filter: str, limit: int, **given: Any) -> Any:
+    async def search(self, name: str, *, data: Any, limit: int, **given: Any) -> Any:
         self.server.ask("search", given)
-        rows = [row for row in self.server.rows(name).values() if admits(filter)(row)]
+        rows = self._admitted(name, given)
         found = []
         for vector in data:
             hits = [{"item_id": row["item_id"], "distance": float(np.dot(row["emb"], vector))} for row in rows]
@@ -169,11 +171,9 @@ class _Synchronous(_Plain):
         fields = [{"name": field, "params": options} for field, options in self.server.fields[found].items()]
         return {"collection_name": found, "fields": fields}
 
-    def query(self, name: str, *, filter: str, output_fields: Sequence[str], limit: int, **given: Any) -> Any:
-        return self._query(name, filter, output_fields)[:limit]
+    def query(self, name: str, *, limit: int, **given: Any) -> Any:
+        return self._query(name, given)[:limit]
 
-    def query_iterator(
-        self, name: str, *, batch_size: int, filter: str, output_fields: Sequence[str], **given: Any
-    ) -> Any:
+    def query_iterator(self, name: str, *, batch_size: int, **given: Any) -> Any:
         self.server.ask("iterate", given)
-        return _Iterator(self._query(name, filter, output_fields), batch_size)
+        return _Iterator(self._query(name, given), batch_size)
