@@ -73,7 +73,7 @@ def test_a_file_that_differs_from_its_checksum_is_not_read(place: Place) -> None
     (path,) = [path for path in place.files() if path.endswith("/b")]
     place.write(path, b"3")
     assert store.read("r1", "a") == b"1"
-    with pytest.raises(StoreUnavailable, match="r1/b in .* differs from its checksum"):
+    with pytest.raises(StoreUnavailable, match=r"r1/b in .* differs from its checksum"):
         store.read("r1", "b")
     place.memory.rm(f"/{place.name}/{path}")
     with pytest.raises(NotFound):

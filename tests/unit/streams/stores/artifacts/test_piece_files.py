@@ -1,4 +1,4 @@
-"""Files of rows without the snapshots that name them: whose they are, how long they are needed, what is read of them."""
+"""Files of rows without the snapshots that name them: whose they are, how long they are needed, what is read."""
 
 from __future__ import annotations
 
