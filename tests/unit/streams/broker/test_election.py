@@ -238,7 +238,7 @@ async def test_a_group_that_cannot_be_joined_is_left_and_one_in_trouble_is_not(
         async with scene.leads.candidate():
             raise AssertionError("it is no member")
     assert stopped == [0]
-    monkeypatch.setattr(module.asyncio, "sleep", no_pause)
+    monkeypatch.setattr("streams.broker.leadership.asyncio.sleep", no_pause)
     async with scene.leads.candidate():
         async with asyncio.timeout(5):
             while len(polls) < 2:

@@ -109,7 +109,7 @@ def test_a_sweep_takes_old_attempts_and_spares_one_that_is_still_written(place: 
 def answered(status: int) -> OSError:
     """What s3fs raises for an answer of this status."""
     error = OSError(5, f"status {status}")
-    error.__cause__ = boto.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
+    error.__cause__ = boto.ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
     return error
 
 
