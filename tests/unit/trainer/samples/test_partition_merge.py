@@ -154,3 +154,12 @@ def test_waits_are_bounded() -> None:
         waits.needed(str(number), produced_at=number)
     assert waits.overdue(["9"], now=19) == {"9"}
     assert waits.overdue(["0"], now=19) == set()  # forgotten, so it starts anew
+
+
+def test_of_some_partitions_alone_the_others_keep_their_entries_and_their_order() -> None:
+    merge = make_merge([1, 4, 9], [2, 3, 10])
+    merge.set_exhausted(SILENT)
+    assert merge.pop(10, only=[]) == []
+    assert places(merge.pop(2, only=[1])) == [(1, 0), (1, 1)]
+    merge.add(0, [])
+    assert places(merge.pop(10)) == [(0, 0), (0, 1), (0, 2), (1, 2)]
