@@ -39,8 +39,9 @@ def test_a_snapshot_holds_what_was_written_since_another_one_and_as_many_on_the_
 
 
 def piece(*texts: str) -> dict[str, np.ndarray]:
-    """Columns of a number, of a text and of a list for each row."""
-    state = State({"number": np.array([len(text) for text in texts], np.int64)})
+    """Columns of a number, of two, of a text and of a list for each row."""
+    numbers = np.array([[len(text), ord((text or " ")[0])] for text in texts], np.int64).reshape(-1, 2)
+    state = State({"number": numbers[:, 0].copy(), "pair": numbers})
     state.put_texts("text", texts)
     state.add(ragged("list", [list(map(ord, text)) for text in texts]))
     return dict(state.arrays)
@@ -50,12 +51,16 @@ def test_a_table_is_made_of_its_pieces_of_which_the_later_counts_and_of_its_firs
     fold = Fold(3)
     fold.add(np.array([0, 2, 3]), piece("a", "bcd", "gone"))
     fold.add(np.array([], np.int64), piece())
-    fold.add(np.array([1, 2]), piece("ef", ""))
+    fold.add(np.array([1, 2]), piece("", "efg"))
     with pytest.raises(ValueError, match="no piece"):
         Fold(1).arrays()
     state = State(fold.arrays())
-    assert state.texts("text") == ["a", "ef", ""] and unragged("list", state) == [[97], [101, 102], []]
-    assert state.arrays["number"].tolist() == [1, 2, 0]
+    assert state.texts("text") == ["a", "", "efg"] and unragged("list", state) == [[97], [], [101, 102, 103]]
+    assert state.arrays["number"].tolist() == [1, 0, 3] and state.arrays["pair"].tolist() == [
+        [1, 97],
+        [0, 32],
+        [3, 101],
+    ]
     none = Fold(0)
     none.add(np.array([], np.int64), piece())
     assert {name: len(column) for name, column in none.arrays().items()} == dict.fromkeys(piece(), 0)
@@ -91,8 +96,9 @@ def test_rows_of_a_piece_rise_from_zero(rows: list[int]) -> None:
 
 def test_rows_without_some_texts_keep_every_column_of_the_others() -> None:
     assert State(rows_without(piece("a", "bc", "", "a"), "text", {"a", "zz"})).texts("text") == ["bc", ""]
-    left = State(rows_without(piece("a", "bc", "", "a"), "text", {"a"}))
-    assert unragged("list", left) == [[98, 99], []] and left.arrays["number"].tolist() == [2, 0]
+    left = State(rows_without(piece("def", "a", "bc", "", "a"), "text", {"a"}))
+    assert left.texts("text") == ["def", "bc", ""] and left.arrays["number"].tolist() == [3, 2, 0]
+    assert unragged("list", left) == [[100, 101, 102], [98, 99], []] and left.arrays["pair"].shape == (3, 2)
 
 
 @pytest.mark.parametrize("ends", [[1, 2], [1, 4], [2, 1, 3], [], [-1, 3]])
@@ -156,9 +162,13 @@ def test_a_state_of_what_changed_alone_is_no_whole_state() -> None:
     assert numbers[-300:] == list(range(2, 302)) and 1 in numbers
     assert first.texts("people.names") == ["a", "b"]
     since = {name: copy.held for name, copy in state().frozen().copies.items()}
-    slots[1] = "y"
+    slots[200] = "y"
+    slots.pop(250)
     part = state().frozen(since)
+    copy = part.copies["people."]
+    assert copy.numbers.tolist() == [0, 1, 2, 200, 250]
+    assert copy.columns(slice(1, 5)).texts("names") == ["z", "c", "y", ""]
     with pytest.raises(ValueError, match=r"'people.' holds \d+ of 302 rows"):
         _ = part.arrays
-    assert state().texts("people.names") == ["a", "y", *["c"] * 300]
+    assert state().texts("people.names") == ["a", "z", *["c"] * 198, "y", *["c"] * 49, "", *["c"] * 51]
     assert isinstance(slots.table(packed), Table)

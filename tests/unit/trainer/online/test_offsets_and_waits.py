@@ -73,11 +73,11 @@ def test_a_batch_waits_for_takes_to_its_last_second_and_no_further() -> None:
     assert [take.second - DAY0 for take in trainer.intake.takes_until(DAY0 + 7)] == [6]
 
 
-@pytest.mark.parametrize("rows", [0, 3, 17])
+@pytest.mark.parametrize("rows", [0, 3, 30])
 def test_the_last_rows_are_kept_back_and_then_learned_in_the_same_batches(rows: int) -> None:
     def batches(rows: int) -> list[list[str]]:
         trainer = make_trainer(small_config(batch_rows=4, lateness_seconds=0))
-        observe_all(trainer, [behaviour(f"x{n}", item="i1", user=f"u{n}", second=n) for n in range(18)])
+        observe_all(trainer, [behaviour(f"x{n}", item="i1", user=f"u{n}", second=n) for n in range(42)])
         trainer.intake.hold_back(rows)
         trainer.intake.finish()
         found, kept = [], 0
@@ -94,7 +94,7 @@ def test_the_last_rows_are_kept_back_and_then_learned_in_the_same_batches(rows: 
         assert trainer.intake.last_rows == 0 and not trainer.intake.at_last_rows
         return found
 
-    assert [len(batch) for batch in batches(rows)] == [4, 4, 4, 4, 2] and batches(rows) == batches(0)
+    assert [len(batch) for batch in batches(rows)] == [*[4] * 10, 2] and batches(rows) == batches(0)
 
 
 def test_exactly_as_many_rows_as_a_batch_and_those_held_back_are_enough() -> None:

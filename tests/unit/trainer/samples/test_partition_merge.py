@@ -161,5 +161,13 @@ def test_of_some_partitions_alone_the_others_keep_their_entries_and_their_order(
     merge.set_exhausted(SILENT)
     assert merge.pop(10, only=[]) == []
     assert places(merge.pop(2, only=[1])) == [(1, 0), (1, 1)]
-    merge.add(0, [])
     assert places(merge.pop(10)) == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    merge.add(0, [])
+    assert merge.empty_and_exhausted() == [0, 1]
+
+
+def test_an_item_that_is_waited_for_already_takes_no_others_place() -> None:
+    waits = EmbeddingWait(timeout_seconds=10, max_waits=2)
+    for item in ("a", "b", "b", "a"):
+        waits.needed(item, produced_at=0)
+    assert waits.overdue(["a", "b"], now=10) == {"a", "b"}
