@@ -61,6 +61,10 @@ def test_a_table_is_made_of_its_pieces_of_which_the_later_counts_and_of_its_firs
         [0, 32],
         [3, 101],
     ]
+    widened = Fold(1)
+    widened.add(np.array([], np.int64), {"vector": np.zeros((0, 0), np.float32)})  # before the first was there
+    widened.add(np.array([0]), {"vector": np.ones((1, 3), np.float32)})
+    assert widened.arrays()["vector"].tolist() == [[1, 1, 1]]
     none = Fold(0)
     none.add(np.array([], np.int64), piece())
     assert {name: len(column) for name, column in none.arrays().items()} == dict.fromkeys(piece(), 0)
