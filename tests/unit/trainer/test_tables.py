@@ -23,7 +23,8 @@ def test_a_snapshot_holds_what_was_written_since_another_one_and_as_many_on_the_
             row = rng.randrange(count)
             kind = rng.randrange(3)
             rows = [row] if kind == 0 else list(range(row, min(row + 3, count)))
-            table.touch(row if kind == 0 else slice(rows[0], rows[-1] + 1) if kind == 1 else np.array(rows))
+            given: list[Any] = [row, slice(rows[0], rows[-1] + 1), np.array(rows)]
+            table.touch(given[kind])
             written.update(dict.fromkeys(rows, now))
         since = rng.choice(held[-3:])
         found, new = table.select(count, since)

@@ -38,7 +38,8 @@ def blurred(scores: np.ndarray, strength: float) -> np.ndarray:
 
 
 def strict(**over: float) -> GateConfig:
-    return GateConfig(trial_rows=1, min_takes=10**6, **{"log_loss_margin": 0.0, "gauc_margin": 0.0, **over})
+    known = {"trial_rows": 1, "min_takes": 10**6, "log_loss_margin": 0.0, "gauc_margin": 0.0}
+    return GateConfig.model_validate(known | over)
 
 
 def test_order_and_level_are_each_measured_against_the_best_release_where_the_serving_one_is_better() -> None:

@@ -376,13 +376,17 @@ def test_rows_that_can_be_corrected_and_were_restored_are_found_as_those_that_we
         row.taken_as = BehaviourKind.CLICK if label else None
         named = {"exposure_id": shown} if rng.randrange(2) else {}
         take = behaviour(f"t{n}", rng.choice(["click", "purchase"]), user=user, item=f"i{item}", **named)
-        verb, told = rng.randrange(6), []
+        verb = rng.randrange(6)
+        told: list[list[Any]] = []
         if rng.randrange(4) == 0:
             state, other = through_bytes(other.snapshot()), make()
             other.restore(state)
         for rows in (one, other):
             told.append([rows.find(take, item), rows.pop_corrected(take, item, n) if verb == 0 else None])
-            rows.forget(user) if verb == 1 and n % 5 == 0 else rows.add(replace(row))
+            if verb == 1 and n % 5 == 0:
+                rows.forget(user)
+            else:
+                rows.add(replace(row))
             rows.forget_before(n)
             told[-1] += [*rows, rows.dropped]
         assert told[0] == told[1]

@@ -168,6 +168,6 @@ def test_of_some_partitions_alone_the_others_keep_their_entries_and_their_order(
 
 def test_an_item_that_is_waited_for_already_takes_no_others_place() -> None:
     waits = EmbeddingWait(timeout_seconds=10, max_waits=2)
-    for item in ("a", "b", "b", "a"):
-        waits.needed(item, produced_at=0)
+    for item, at in (("a", 0), ("b", 0), ("b", 9), ("a", 9)):
+        waits.needed(item, produced_at=at)
     assert waits.overdue(["a", "b"], now=10) == {"a", "b"}
