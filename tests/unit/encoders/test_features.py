@@ -57,7 +57,7 @@ def test_what_the_towers_read_decides_the_key(change: dict[str, Any]) -> None:
 
 
 class Towers:
-    """Length of title and of picture as features; counts what it computes."""
+    """Lengths of title, description and picture as features; counts what it computes."""
 
     tower_widths = (2, 3)
 
@@ -70,11 +70,11 @@ class Towers:
         if not content.title and content.image is None:
             raise EncodingFailed(Reason.NO_CONTENT, "nothing")
         pixels = None if content.image is None else np.full((1, 1, 3), len(content.image), np.uint8)
-        return Prepared(tokens=(len(content.title),) if content.title else None, pixels=pixels)
+        return Prepared(tokens=(len(content.title), len(content.text)) if content.title else None, pixels=pixels)
 
     def tower_features(self, batch: Sequence[Prepared]) -> tuple[np.ndarray, np.ndarray]:
         self.computed.append(len(batch))
-        text = [[0 if one.tokens is None else one.tokens[0]] * 2 for one in batch]
+        text = [[0, 0] if one.tokens is None else list(one.tokens) for one in batch]
         image = [[0 if one.pixels is None else one.pixels[0, 0, 0]] * 3 for one in batch]
         return np.array(text, np.float32), np.array(image, np.float32)
 
@@ -115,6 +115,12 @@ def test_each_content_passes_the_towers_once_and_attributes_are_each_items_own(t
     other.features(ITEMS[:2])
     assert working.computed == [2]
     assert cache(tmp_path)[0].features([]).text_NT.shape == (0, 2)
+
+
+def test_a_damaged_picture_costs_the_picture_and_none_of_the_words(tmp_path: Path) -> None:
+    item = ItemContent(title="coat", text="of wool", image=b"damaged")
+    found = cache(tmp_path)[0].features([item])
+    assert found.text_NT.tolist() == [[4, 7]] and found.has_image_N.tolist() == [False]
 
 
 def test_a_shard_that_cannot_be_read_costs_its_rows_again_and_nothing_else(tmp_path: Path) -> None:

@@ -115,6 +115,19 @@ def test_categories_are_known_by_name_whatever_its_case():
     assert category_hashes("") == category_hashes(None) == (-1, -1)
 
 
+@pytest.mark.parametrize(
+    ("attribute", "column"), [("category", "category_N2"), ("year", "year_N"), ("price", "price_N")]
+)
+def test_an_attribute_that_is_switched_off_changes_no_input(features, attribute, column):
+    items = features.select(np.array([1]))
+    other = replace(items, **{column: getattr(items, column) + 1})
+    for used in (True, False):
+        fusion = make_fusion(features, SMALL.model_copy(update={attribute: used}))
+        one, two = fusion.prepare(items), fusion.prepare(other)
+        alike = torch.equal(one.category_N2, two.category_N2) and torch.equal(one.spline_NS, two.spline_NS)
+        assert alike is not used
+
+
 def test_nested_prefixes_are_unit_vectors_with_their_share_of_text_and_picture(features, fusion):
     views = fusion.embed(fusion.prepare(features))
     (prefix,) = nested_unit(views.fused_ND, (8,))

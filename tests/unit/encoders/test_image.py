@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.calibration import calibration_pictures
-from encoders.image import EfficientNetLite0
+from encoders.image import EfficientNetLite0, _declared_size
 from schemas.errors import Misconfigured
 
 
@@ -53,3 +54,16 @@ def test_weights_with_another_checksum_are_refused_unread(weights: tuple[Path, s
     path.write_bytes(b"not even a zip")
     with pytest.raises(Misconfigured, match="SHA-256"):
         EfficientNetLite0(path, sha256=weights[1], size=96)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 256}}, 224),
+        ({"do_center_crop": False, "crop_size": 224, "size": {"shortest_edge": 256}}, 256),
+        ({"size": {"height": 384, "width": 384}}, 384),
+        ({}, 224),
+    ],
+)
+def test_pictures_have_the_size_that_the_model_crops_to_or_else_resizes_to(settings: dict[str, Any], size: int) -> None:
+    assert _declared_size(settings) == size

@@ -235,6 +235,9 @@ class TestText:
         content = ItemContent(title="Wool coat.", text="Lined.  With\nbuttons", category="Coat")
         assert join_text(content, max_characters=100) == "Wool coat. Coat. Lined. With buttons"
 
+    def test_a_description_alone_is_text(self) -> None:
+        assert join_text(ItemContent(text="Lined", category="Coat"), max_characters=100) == "Coat. Lined"
+
     def test_a_category_alone_is_no_text(self) -> None:
         assert join_text(ItemContent(category="Coat"), max_characters=100) == ""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.base import Prepared
+from encoders.base import ItemContent, Prepared
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from encoders.trained import TrainedEncoder, TrainingManifest, is_trained, read_trained, write_trained
 from schemas.errors import Misconfigured
@@ -104,6 +104,18 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, towers, monkeypatch
     with pytest.raises(OSError, match="disk full"):
         write_trained(tmp_path / "new", towers=towers, fusion=make_fusion(make_features()), training=TRAINING)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_category_year_and_price_of_an_item_are_part_of_what_is_encoded():
+    class Towers:
+        tower_widths = (20, 30)
+
+        def prepare(self, content):
+            return Prepared(tokens=(1,), pixels=None)
+
+    encoder = TrainedEncoder(Towers(), make_fusion(make_features()), version="csft16-x")
+    one = encoder.prepare(ItemContent(title="coat", category="Coats", year=2001, price=5.0))
+    assert (one.tokens, one.category, one.year, one.price) == ((1,), "Coats", 2001, 5.0)
 
 
 def test_vectors_keep_a_nested_prefix_on_request_and_say_so_in_their_version():

@@ -6,6 +6,7 @@ import torch
 
 from encoders.calibration import calibration_items, calibration_pictures
 from encoders.config import EncoderConfig
+from encoders.fusion import ItemFusion
 from encoders.loading import load_encoder, load_towers
 from encoders.trained import TrainingManifest, features_of, read_tower_weights, read_trained, write_trained
 from encoders.tuning import TunedItems, TunedNetwork, TunedTowers
@@ -13,7 +14,7 @@ from encoders.tuning_config import TuningConfig
 from schemas.errors import Misconfigured
 from streams.encoder_training.bundle_builder import BundleBuilder, towers_digest
 from streams.encoder_training.config import EncoderTrainingConfig
-from tests.factories.csft import make_csft_trainer, make_fusion, make_numbers, make_pairs
+from tests.factories.csft import SMALL, make_csft_trainer, make_fusion, make_numbers, make_pairs
 from tests.factories.encoders import flip_byte
 from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pretrain import pretrain
@@ -154,3 +155,11 @@ def test_features_of_another_precision_are_kept_apart(folders, specs):
     assert towers_digest(specs, "fp32") == towers_digest(specs)
     kept = BundleBuilder(EncoderConfig(precision="bf16"), folders).cache
     assert kept.folder.name == towers_digest(specs, "bf16")
+
+
+def test_a_trained_encoder_of_reduced_precision_has_a_version_of_its_own(tmp_path, towers, specs):
+    text_width, image_width = towers.tower_widths
+    fusion = ItemFusion(SMALL, text_width=text_width, image_width=image_width)
+    manifest = write_trained(tmp_path / "b", towers=specs, fusion=fusion, training=TRAINING)
+    reduced = load_encoder(EncoderConfig(bundle=str(tmp_path / "b"), precision="bf16", num_threads=1))
+    assert reduced.version == f"{manifest.version}-bf16"
