@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas.base import decode, is_identifier
 from schemas.behaviours import Behaviour, BehaviourKind
@@ -83,6 +84,9 @@ BROKEN_ITEMS = {
     "another event": (item(event="delete"), Reason.WRONG_TYPE),
     "flag as id": (item(item_id=True), Reason.WRONG_TYPE),
     "version before the first": (item(schema_version=0), Reason.UNKNOWN_VERSION),
+    "first year of the calendar": (item(published_at="0001-06-01T00:00:00Z"), Reason.WRONG_TYPE),
+    "last year of the calendar": (item(published_at="9999-06-01T00:00:00Z"), Reason.WRONG_TYPE),
+    "nested too deeply": (b"[" * 9_000, Reason.NOT_JSON),
     "second time without zone": (item(updated_at="2026-01-01T00:00:00"), Reason.TIMESTAMP_WITHOUT_ZONE),
     "second time in the far future": (item(updated_at="2999-01-01T00:00:00Z"), Reason.TIMESTAMP_IN_FUTURE),
     "image is not base64": (item(image="%%%"), Reason.WRONG_TYPE),
@@ -113,6 +117,11 @@ def test_broken_item_is_refused_with_its_reason(payload: object, reason: Reason)
 )
 def test_broken_behaviour_is_refused_with_its_reason(payload: object, reason: Reason) -> None:
     assert refusal(payload, Behaviour).reason is reason
+
+
+def test_a_message_does_not_change_once_it_is_read() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        read(item()).title = "coat"
 
 
 def test_a_clock_slightly_ahead_is_accepted() -> None:
