@@ -26,7 +26,7 @@ def test_every_field_that_encoders_read_is_taken_from_the_item_and_the_picture_f
     image: bytes | None,
 ) -> None:
     item = ItemPublished(
-        item_id="a", title="coat", text="of wool", category="Coats", price=5.0, year=2001, image="AAAA",
+        item_id="a", title="coat", text="of wool", category="Coats", price=5.0, year=2001, image=b"AAAA",
         published_at=NOW,
     )  # fmt: skip
     expected = ItemContent("a", title="coat", text="of wool", category="Coats", price=5.0, image=image, year=2001)

@@ -82,7 +82,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["bundle", "trained"])
 def test_limits_of_pictures_and_threads_are_those_of_the_settings(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
-    settings = {"max_image_bytes": 2_000, "max_image_pixels": 5_000, "num_threads": 2}
+    settings: dict[str, Any] = {"max_image_bytes": 2_000, "max_image_pixels": 5_000, "num_threads": 2}
     encoder = load_encoder(EncoderConfig(bundle=str(folder), **settings))
     assert torch.get_num_threads() == 2
     with pytest.raises(EncodingFailed, match="the limit is 2000") as refused:
@@ -125,7 +125,8 @@ def test_weights_lie_where_the_bundle_says_also_inside_it(bundle: Path, models: 
     (inside / "towers").symlink_to(models)
     found, same = (load_encoder(EncoderConfig(bundle=str(place))) for place in (inside, bundle))
     assert found.version == same.version == manifest.version
-    np.testing.assert_array_equal(*(one.encode([one.prepare(ItemContent(title="coat"))]) for one in (found, same)))
+    one, two = (each.encode([each.prepare(ItemContent(title="coat"))]) for each in (found, same))
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("package", ["no_such_package_here", "this"])

@@ -41,11 +41,11 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_vit(models / "image", patch_size=16)
     text = WeightsPlace(path=str(models / "text"), sha256=text_model_sha256(models / "text"))
     image = WeightsPlace(path=str(models / "image"), sha256=vision_model_sha256(models / "image"))
-    sides = [draw_projection(np.eye(2, width, dtype=np.float32), 4, seed=0) for width in (48, 40)]
+    side, other = (draw_projection(np.eye(2, width, dtype=np.float32), 4, seed=0) for width in (48, 40))
     towers = {"text": TextSpec(weights=text, max_tokens=16)}
     write_bundle(
         models / "bundle", **towers, image=ImageSpec(kind="transformers", weights=image, size=32),
-        fusion=FixedFusion(*sides, image_share=0.2), recipe="r",
+        fusion=FixedFusion(side, other, image_share=0.2), recipe="r",
     )  # fmt: skip
     return models / "bundle"
 

@@ -62,7 +62,7 @@ def test_each_level_is_the_mean_over_its_pairs_by_their_weights(settings: dict[s
         for name in sums:
             own = rows[name.partition("_")[0]]
             asking = own if config.anchor_view == "same" or name == "fused_8" else rows["fused"]
-            cut = (lambda row: unit(row[:8])) if name == "fused_8" else (lambda row: row)
+            cut: Any = (lambda row: unit(row[:8])) if name == "fused_8" else (lambda row: row)
             query = cut(unit(sum(0.7**n * asking[item] for n, item in enumerate(anchor))))
             positive = cut(own[plan.positives[p]])
             if not np.abs(own[plan.positives[p]]).sum():
