@@ -188,7 +188,7 @@ async def test_without_a_serving_release_the_last_rows_are_let_go_and_nothing_st
     scene.learn(lambda: scene.trainer.progress.rows >= 16)
     scene.trainer.intake.hold_back(32)
     await scene.gate.begin_last_rows(scene.trainer)
-    assert scene.trainer.stand_in is None
+    assert scene.trainer.stand_in is None and scene.trainer.intake._held_back == 0
     await scene.candidate(more_rows=False)
     decision = scene.store.decision(scene.store.list()[0].release_id)
     assert scene.current == 1 and decision is not None and decision.against is None
