@@ -1,4 +1,4 @@
-"""What `mimstream record` does before its first record: which log the store belongs to is known before it is cleared."""
+"""What `mimstream record` does before its first record, and how its parts end together."""
 
 from __future__ import annotations
 

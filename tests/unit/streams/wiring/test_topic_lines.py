@@ -144,10 +144,10 @@ async def topics(monkeypatch: pytest.MonkeyPatch, found: ClusterTopics, *roles: 
 async def test_the_line_of_topics_fails_for_what_is_wrong_before_it_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await topics(monkeypatch, cluster(), "serve") == "2 topics with prefix 'mim.'"
     hidden = cluster(hidden=frozenset({"models"}))
-    with pytest.raises(_CheckUnknown, match="mim.models: not visible"):
+    with pytest.raises(_CheckUnknown, match=r"mim\.models: not visible"):
         await topics(monkeypatch, hidden, "serve")
     lacking = replace(hidden, rights={"embeddings": frozenset({"WRITE"})})
-    with pytest.raises(_CheckFailed, match="may not read mim.embeddings, as serve"):
+    with pytest.raises(_CheckFailed, match=r"may not read mim\.embeddings, as serve"):
         await topics(monkeypatch, lacking, "serve")
     assert "topics" in await topics(monkeypatch, replace(cluster(), hidden=frozenset({"items"})), "serve")
     missing = cluster()
