@@ -1,4 +1,4 @@
-"""What single answers of the HTTP interface hold and hide: limits of neighbours, kinds of errors, checks of readiness."""
+"""What single answers of the HTTP interface hold and hide."""
 
 from __future__ import annotations
 
