@@ -157,7 +157,7 @@ async def test_a_training_that_diverged_ends_with_the_setting_and_other_faults_a
     def diverged() -> None:
         raise FloatingPointError("loss is nan")
 
-    with pytest.raises(Misconfigured, match="training diverged: loss is nan.*MIM_TRAINER__LEARNER__LEARNING_RATE"):
+    with pytest.raises(Misconfigured, match=r"training diverged: loss is nan.*MIM_TRAINER__LEARNER__LEARNING_RATE"):
         await in_thread(diverged)
     with pytest.raises(KeyError):
         await in_thread(lambda: {}["x"])
