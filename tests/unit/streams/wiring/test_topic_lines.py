@@ -204,15 +204,15 @@ async def test_a_view_of_another_log_fails_and_an_empty_one_does_not(monkeypatch
 @pytest.mark.parametrize(
     ("images", "body", "roles", "told"),
     [
-        (1_000, record_bytes_for(1_000), ROLES, None),
-        (1_000, record_bytes_for(1_000) - 8, ["serve"], "MIM_SERVE__MAX_BODY_BYTES"),
-        (1_000, 1_024, ["index"], None),
-        (999, 10_000, ROLES, "MIM_IMAGES__MAX_BYTES to 1000"),
+        (999, record_bytes_for(999), ROLES, None),
+        (999, record_bytes_for(999) - 1, ["serve"], "MIM_SERVE__MAX_BODY_BYTES"),
+        (999, 1_024, ["index"], None),
+        (998, 10_000, ROLES, "MIM_IMAGES__MAX_BYTES to 999"),
     ],
 )
 def test_a_picture_needs_a_way_in_and_room_in_a_query(images: int, body: int, roles: Any, told: str | None) -> None:
     sections = {
-        "encoder": {"max_image_bytes": 1_000}, "images": {"max_bytes": images}, "kafka": {"max_record_bytes": 1_024},
+        "encoder": {"max_image_bytes": 999}, "images": {"max_bytes": images}, "kafka": {"max_record_bytes": 1_024},
         "serve": {"max_body_bytes": body},
     }  # fmt: skip
     settings = SETTINGS.model_copy(
