@@ -44,7 +44,7 @@ def test_questions_at_the_limits_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     def getloadavg() -> Any:
         raise Started
 
-    monkeypatch.setattr(score.os, "getloadavg", getloadavg)
+    monkeypatch.setattr("streams.bench.score.os.getloadavg", getloadavg)
     for given in (("--candidates", "1", "--items", "1"), ("--history", str(LONGEST), "--requests", "1")):
         with pytest.raises(Started):
             call(score, *given)

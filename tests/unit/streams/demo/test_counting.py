@@ -161,7 +161,7 @@ class Draining:
             self.now += seconds
             self.look()
 
-        monkeypatch.setattr(run.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("streams.demo.run.time.monotonic", lambda: self.now)
         monkeypatch.setattr(run, "asyncio", SimpleNamespace(sleep=sleep))
         monkeypatch.setattr(
             self.run, "_trainer_report", lambda: {"accounts": {"received": self.received}, "waiting_for": self.waiting}
@@ -252,7 +252,7 @@ def test_a_demo_that_does_not_add_up_ends_with_1(
         return replace(make_result(), items_searchable=found)
 
     monkeypatch.setattr(run, "run_demo", run_demo)
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("streams.commands.demo.signal.signal", lambda *_: None)
     monkeypatch.setattr(command, "behaviours_of", lambda _, **drawn: drawn)
     monkeypatch.setattr(command, "open_data_set", lambda folder, **_: data)
     monkeypatch.setattr(command, "open_packaged", lambda: data)

@@ -15,7 +15,7 @@ import redis
 from schemas.errors import Misconfigured, PipelineError, Unavailable
 from streams.commands import stack as command
 from streams.settings import Settings
-from streams.stack import kafka_part, supervisor, valkey_part
+from streams.stack import kafka_part, supervisor
 from streams.stack.config import NOWHERE_ELSE, StackConfig
 from streams.stack.folder import PartState, Ports, ProcessId, StackFolder, StackState, tail
 from streams.stack.kafka_part import KafkaPart
@@ -91,7 +91,7 @@ def test_valkey_is_ready_once_it_answers_and_writes_its_file(
             raise redis.exceptions.BusyLoadingError("loading")
 
     client = SimpleNamespace(ping=ping, info=lambda section: state, close=lambda: closed.append(True))
-    monkeypatch.setattr(valkey_part.redis, "Redis", lambda **_: client)
+    monkeypatch.setattr("streams.stack.valkey_part.redis.Redis", lambda **_: client)
     if ready:
         ValkeyPart(tmp_path, 3).probe(1.0)
     else:
@@ -109,7 +109,8 @@ def test_a_log_folder_is_formatted_once_and_what_a_killed_formatting_left_is_rem
 ) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr(
-        kafka_part.subprocess, "run", lambda words, **_: calls.append(words) or SimpleNamespace(returncode=status)
+        "streams.stack.kafka_part.subprocess.run",
+        lambda words, **_: calls.append(words) or SimpleNamespace(returncode=status),
     )
     part = KafkaPart(tmp_path / "kafka", 1, 2, "jars", 256)
     left = tmp_path / "kafka" / "logs" / "half"
@@ -134,7 +135,7 @@ def test_a_log_folder_is_formatted_once_and_what_a_killed_formatting_left_is_rem
 
 def test_ids_of_clusters_are_16_bytes_and_begin_with_no_dash(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([b"\xf8" + bytes(15), b"\x01" * 16])
-    monkeypatch.setattr(kafka_part.os, "urandom", lambda size: next(drawn)[:size])
+    monkeypatch.setattr("streams.stack.kafka_part.os.urandom", lambda size: next(drawn)[:size])
     assert kafka_part._random_cluster_id() == "AQEBAQEBAQEBAQEBAQEBAQ"
 
 
@@ -258,7 +259,9 @@ def test_a_supervisor_ends_with_what_kept_it_from_running(
 
     monkeypatch.setattr(supervisor, "supervise", supervise)
     monkeypatch.setattr(supervisor, "configure_logging", lambda: None)
-    monkeypatch.setattr(supervisor.sys, "argv", ["x", "mine", StackConfig(kafka_heap_mb=300).model_dump_json()])
+    monkeypatch.setattr(
+        "streams.stack.supervisor.sys.argv", ["x", "mine", StackConfig(kafka_heap_mb=300).model_dump_json()]
+    )
     assert supervisor.main() == status
     assert capsys.readouterr().err.startswith(supervisor.ERROR_MARK if status else "")
 

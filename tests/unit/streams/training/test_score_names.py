@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import StoreUnavailable
-from streams.training import scores as module
 from streams.training.scores import ScoreFiles, read_scores, write_row_lines
 from trainer.metrics import ScoredRows
 
@@ -41,7 +40,7 @@ def test_a_disk_that_is_full_keeps_a_name_no_longer_than_it_is_full(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        patched.setattr(module.os, "replace", full)
+        patched.setattr("streams.training.scores.os.replace", full)
         with pytest.raises(StoreUnavailable, match="No space left"):
             files.flush()
     assert names(tmp_path) == ["u1", "u2", "u1"]

@@ -128,7 +128,7 @@ async def test_a_center_counts_as_filled_only_once_nothing_of_it_is_left_to_repa
 
 def test_a_verification_tells_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(indexing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("streams.wiring.indexing.time.monotonic", lambda: now[0])
     told = indexing._ProgressLog()
     with capture_logs() as said:
         for moment in (0, 29.9, 30, 31, 59.9, 60):

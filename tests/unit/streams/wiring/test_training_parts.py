@@ -136,7 +136,7 @@ def test_tombstones_count_as_gone_once_they_may_have_been_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = changed(tmp_path, topics={"tombstone_retention_hours": 3})
-    monkeypatch.setattr(training.time, "time", lambda: FROM.timestamp())
+    monkeypatch.setattr("streams.wiring.training.time.time", lambda: FROM.timestamp())
     assert not training._tombstones_gone(settings, FROM - timedelta(hours=2, minutes=59))
     assert training._tombstones_gone(settings, FROM - timedelta(hours=3))
 
