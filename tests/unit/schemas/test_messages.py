@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.base import decode, is_identifier
-from schemas.behaviours import Behaviour, BehaviourKind
+from schemas.behaviours import Behaviour
 from schemas.errors import BadMessage, Reason
 from schemas.field_maps import FieldMap
 from schemas.item_states import ItemState
@@ -398,7 +398,3 @@ def test_dead_letters_keep_the_original_bytes_and_survive_a_round_trip(
 def test_no_bytes_crash_the_decoder(payload: bytes) -> None:
     for model in SCHEMA_OF_TOPIC.values():
         assert refusal(payload, model)
-
-
-def test_kinds_that_are_takes() -> None:
-    assert [kind.value for kind in BehaviourKind if kind.is_take] == ["click", "cart", "purchase"]

@@ -124,7 +124,10 @@ def test_rights_beside_topics_are_told_with_the_prefix_of_this_cluster() -> None
         "group <prefix>train: Read; transactional id <prefix>train: Write, Describe; more"
     )
     rows = {row[0]: row for row in rights_table(TopicsConfig(prefix="shop."))}
-    assert rows["serve"][1] == "shop.embeddings, shop.models" and rows["record"][2] == "shop.dead-letters"
+    assert (
+        rows["serve"][1] == "shop.embeddings, shop.item-states, shop.models"
+        and rows["record"][2] == "shop.dead-letters"
+    )
     assert "group shop.index: Read" in rows["index"][3] and "<prefix>" not in str(rows)
     assert rows["serve"][4:] == ("read", "read") and rights_table()[0][1].startswith("items, ")
 
@@ -142,7 +145,7 @@ async def topics(monkeypatch: pytest.MonkeyPatch, found: ClusterTopics, *roles: 
 
 
 async def test_the_line_of_topics_fails_for_what_is_wrong_before_it_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await topics(monkeypatch, cluster(), "serve") == "2 topics with prefix 'mim.'"
+    assert await topics(monkeypatch, cluster(), "serve") == "4 topics with prefix 'mim.'"
     hidden = cluster(hidden=frozenset({"models"}))
     with pytest.raises(_CheckUnknown, match=r"mim\.models: not visible"):
         await topics(monkeypatch, hidden, "serve")

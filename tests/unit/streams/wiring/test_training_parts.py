@@ -142,11 +142,11 @@ def test_tombstones_count_as_gone_once_they_may_have_been_removed(
 
 
 def test_variants_are_named_with_commas_and_an_unknown_one_by_its_setting(tmp_path: Path) -> None:
-    made = training._trainer_maker(changed(tmp_path, train={"variants": " ciubm, din ,"}))("e", DIM, [0, 1])
+    made = training.trainer_maker(changed(tmp_path, train={"variants": " ciubm, din ,"}))("e", DIM, [0, 1])
     assert list(made._variants._learners) == ["ciubm", "din"]
     assert (made.encoder_version, made.catalogue.dim) == ("e", DIM)
     with pytest.raises(Misconfigured, match=r"MIM_TRAIN__VARIANTS \(--variants\)"):
-        training._trainer_maker(changed(tmp_path, train={"variants": "ciubm,dinn"}))("e", DIM, [0])
+        training.trainer_maker(changed(tmp_path, train={"variants": "ciubm,dinn"}))("e", DIM, [0])
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ async def test_a_store_on_s3_without_its_package_is_told_before_anything_is_read
         raise Misconfigured(needed_by)
 
     monkeypatch.setattr(training, "require_package", require)
-    monkeypatch.setattr(training, "_trainer_maker", lambda _: None)
+    monkeypatch.setattr(training, "trainer_maker", lambda _: None)
     with pytest.raises(Misconfigured, match="MIM_MODELS__URL"):
         await training.train(changed(tmp_path, models={"url": "s3://bucket/x"}), TrainOptions(**RUN))
     assert asked == ["s3fs"]

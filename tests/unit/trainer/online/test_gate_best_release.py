@@ -9,6 +9,7 @@ import pytest
 
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, make_catalogue
+from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import collate
 from trainer.online.gate import ComparedRows, GateConfig, Opponents, judge
@@ -83,7 +84,7 @@ def test_a_candidate_without_finite_scores_leaves_the_best_release_where_it_was(
 
 
 def release(seed: int, release_id: str) -> Release:
-    config = {"model": SMALL_MODEL.model_dump(mode="json")}
+    config = {"model": SMALL_MODEL.model_dump(mode="json"), "features": FeatureConfig().model_dump(mode="json")}
     manifest = make_manifest(1).model_copy(update={"release_id": release_id, "config": config, "last_event_at": None})
     return CiUBM(SMALL_MODEL, vector_width=8, seed=seed).state_dict(), manifest
 
@@ -117,3 +118,14 @@ def test_others_are_scored_instead_of_a_user_who_is_forgotten_after_the_end() ->
     for each in (evaluation, again):
         observe(each, "b", "c")
         assert each.complete and each.compared.user.tolist() == ["a", "b", "c"]
+
+
+def test_nothing_is_dropped_while_releases_are_compared() -> None:
+    config = SMALL_MODEL.model_copy(update={"dropout": 0.5, "id_dropout": 0.5})
+    weights = CiUBM(config, vector_width=8, seed=1).state_dict()
+    known = release(1, "r1")[1]
+    manifest = known.model_copy(update={"config": known.config | {"model": config.model_dump(mode="json")}})
+    shadow = ShadowEvaluation((weights, manifest), (weights, manifest))
+    rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
+    shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
+    np.testing.assert_array_equal(shadow.compared.candidate, shadow.compared.serving)
