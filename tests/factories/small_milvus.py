@@ -67,6 +67,13 @@ class _Plain:
             return [{"count(*)": len(found)}]
         return [{field: row[field] for field in fields} for row in found]
 
+    def _described(self, name: str) -> dict[str, Any]:
+        self.server.ask("describe", {"name": name})
+        self.server.rows(name)
+        found = self.server.aliases.get(name, name)
+        fields = [{"name": field, "params": options} for field, options in self.server.fields[found].items()]
+        return {"collection_name": found, "fields": fields}
+
 
 class _Asynchronous(_Plain):
     async def close(self) -> None: ...
@@ -84,6 +91,9 @@ class _Asynchronous(_Plain):
         self.server.ask("delete", {"name": name, **given})
         for row in self._admitted(name, given):
             del self.server.rows(name)[row["item_id"]]
+
+    async def describe_collection(self, name: str, **given: Any) -> dict[str, Any]:
+        return self._described(name)
 
     async def list_collections(self, **given: Any) -> list[str]:
         return list(self.server.collections)
@@ -165,11 +175,7 @@ class _Synchronous(_Plain):
         self.server.ask("load", {"name": name})
 
     def describe_collection(self, name: str) -> dict[str, Any]:
-        self.server.ask("describe", {"name": name})
-        self.server.rows(name)
-        found = self.server.aliases.get(name, name)
-        fields = [{"name": field, "params": options} for field, options in self.server.fields[found].items()]
-        return {"collection_name": found, "fields": fields}
+        return self._described(name)
 
     def query(self, name: str, *, limit: int, **given: Any) -> Any:
         return self._query(name, given)[:limit]

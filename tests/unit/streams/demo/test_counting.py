@@ -137,7 +137,7 @@ def test_the_processes_of_a_run_keep_to_its_folder_and_its_machine(tmp_path: Pat
         values["train"]["state_folder"] == tmp_path / "train" and values["train"]["variants"].split(",")[0] == "ciubm"
     )
     assert (
-        values["serve"] == {"host": "127.0.0.1", "port": 7, "tokens": []}
+        values["serve"] == {"host": "127.0.0.1", "port": 7, "tokens": [], "skew_share": 1.0}
         and values["kafka"] == stack.endpoints["kafka"]
     )
     assert values["trainer"]["release_every_rows"] == 4_000 and values["gate"]["trial_rows"] == 2_000

@@ -280,11 +280,15 @@ def test_a_part_that_cannot_take_its_contents_names_the_snapshot_and_the_way_out
         pass
 
 
-def test_a_snapshot_of_the_format_before_pieces_is_resumed_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_snapshot_of_an_earlier_format_is_refused_with_the_way_out(tmp_path: Path, before: int) -> None:
     store = make_store(tmp_path)
     name = write(store, 1)
-    rewrite(tmp_path, name, {"format": 2})
-    assert_is(store, name, 1)
+    rewrite(tmp_path, name, {"format": before})
+    with pytest.raises(
+        Misconfigured, match=f"has format {before}, this version reads .*remove the folder to train anew"
+    ):
+        store.load(name)
     with pytest.raises(StoreUnavailable, match="not there"):
         store.load("n000009-0123456789ab")
 
