@@ -24,6 +24,9 @@ from streams.stores.vectors.item_index import ItemRow
 
 COMPARED_AT_ONCE = 500
 
+_UNREADABLE = SourceOffset.model_construct(partition=-1, offset=-1)
+"""As good as an announcement of long ago: no row comes from this place."""
+
 FetchRows = Callable[[Sequence[str]], Awaitable[Mapping[str, ItemRow]]]
 """Reads rows by item id, pending ones included."""
 
@@ -88,7 +91,7 @@ class AnnouncementCheck:
             try:
                 source = ItemEmbedding.model_validate_json(record.value).source
             except ValidationError:
-                source = SourceOffset(partition=0, offset=0)  # unreadable: as good as one of long ago
+                source = _UNREADABLE
         return _Announcement(record.key, item_id, record.partition, record.offset, source)
 
     async def _differing(self, batch: list[_Announcement]) -> list[_Announcement]:

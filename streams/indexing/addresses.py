@@ -63,7 +63,7 @@ def is_allowed(address: str, inside: Sequence[Network]) -> bool:
         parsed = _unwrapped(ipaddress.ip_address(address))
     except ValueError:
         return False
-    return "%" not in address and any(parsed.version == network.version and parsed in network for network in inside)
+    return "%" not in address and any(parsed in network for network in inside)
 
 
 def is_name(host: str) -> bool:

@@ -103,7 +103,6 @@ def is_complete(context: IndexContext, row: ItemRow, change: ItemChange, item: I
         and row.content_hash == item.content_hash()
         and row.has_image == bool(item.image or item.image_url)
         and row.first_price == change.first_price(row)
-        and not row.is_pending
     )
 
 

@@ -56,6 +56,8 @@ def fault(expected: Expected, row: ItemRow | None) -> str | None:
         (EXPECTED, replace(ROW, content_hash="other"), "wrong"),
         (EXPECTED, replace(ROW, encoder_version="e2"), "wrong"),
         (EXPECTED, replace(ROW, price=4.0), "wrong"),
+        (EXPECTED, replace(ROW, published_at=NOW + timedelta(seconds=1)), "wrong"),
+        (EXPECTED, replace(ROW, first_price=9.0, title="cut"), None),
         (EXPECTED, replace(ROW, has_title=False), None),  # waits for its picture
         (DELETED, None, None),
         (DELETED, replace(ROW, source_offset=9), "resurrected"),
@@ -81,6 +83,10 @@ def test_a_row_is_held_against_the_newest_record_of_its_item(
         (None, None, None),
         (None, replace(ROW, has_title=False), None),  # waits for its picture: not to be scored yet
         ((2, 9), ROW, "announced from 2/9, yet there from 2/10"),
+        ((1, 10), ROW, "announced from 1/10, yet there from 2/10"),
+        ((2, 10), replace(ROW, has_title=False), "announced from 2/10, yet not there"),
+        ((2, 10), MARK, "announced from 2/10, yet not there"),
+        (None, MARK, None),
         (None, ROW, "announced as gone, yet there from 2/10"),
         ((2, 10), None, "announced from 2/10, yet not there"),
     ],
@@ -93,6 +99,34 @@ def test_a_row_is_held_against_its_last_announcement(
     assert (found and (found.fault, found.partition, found.offset, found.detail)) == (
         detail and ("misannounced", 1, 7, detail)
     )
+
+
+def test_a_finding_says_what_differs_and_which_record_says_so() -> None:
+    row = replace(ROW, content_hash="other", price=4.0, published_at=NOW + timedelta(1), encoder_version="e2")
+    found = compare(EXPECTED, row, is_current=lambda version: version == "e1")
+    assert found == Finding(
+        "wrong", "a", 2, 10, "another content, price, time of publishing, encoder version than its record says"
+    )
+    stale = compare(EXPECTED, replace(ROW, source_offset=9), is_current=lambda version: True)
+    assert stale == Finding("stale", "a", 2, 10, "still from 2/9")
+
+
+def test_what_an_item_and_its_row_have_in_common_is_taken_from_the_item() -> None:
+    for fields, has_image in (({}, False), ({"image": b"\xff\xd8"}, True), ({"image_url": "https://x.test/1"}, True)):
+        content = ExpectedContent.of(ITEM.model_copy(update=fields | {"category": ""}))
+        assert (content.has_image, content.category, content.price, content.published_at) == (
+            has_image, None, 3.0, NOW,
+        )  # fmt: skip
+    assert ExpectedContent.of(ITEM.model_copy(update={"category": "shoes"})).category == "shoes"
+
+
+def test_records_of_one_time_in_two_partitions_are_ordered_by_partition() -> None:
+    offsets = KeyedOffsets()
+    for partition in (2, 5, 3):
+        offsets.add(b"a", 7, 50, deleted=partition == 3)
+        offsets.end_partition(partition)
+    found = [offsets.time_if_newest(b"a", partition, 7) for partition in (2, 3, 5)]
+    assert (found, offsets.count_live(), offsets.count_split()) == ([None, None, 50], 1, 1)
 
 
 PARTITIONS = 3

@@ -5,19 +5,23 @@ The guard is called between reading a row and writing it, so that is where these
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from schemas.errors import Fenced, StoreUnavailable
 from streams.broker.records import SourceRecord
 from streams.center.compare import CenterReport, Expected
 from streams.center.repair import LogTail, RecordDecoding, Repairer
+from streams.indexing.config import IndexConfig
 from streams.indexing.index_batch import index_batch
 from streams.stores.vectors.row_scan import RowSource, source_of
+from tests.factories.fake_consumer import FakeRecord
 from tests.factories.item_path import ItemPath, allowed
+from tests.factories.memory_log import MemoryLog
 
 
 class FakeTail(LogTail):
@@ -86,6 +90,11 @@ class Beside:
 
 
 @pytest.fixture
+def path() -> ItemPath:
+    return ItemPath()
+
+
+@pytest.fixture
 def beside() -> Beside:
     return Beside()
 
@@ -129,6 +138,101 @@ async def test_a_row_without_a_record_is_deleted_unless_it_was_published_again_m
     beside.strikes = [beside.worker_writes(beside.path.publish("back", title="again", offset=7))]
     assert await beside.repair() == (2, 0)
     assert beside.titles == {"back": ("again", 7)}
+    assert "gone" in beside.path.outbox.announced
+
+
+async def test_a_repair_that_may_write_no_more_deletes_and_announces_nothing(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.publish("gone", title="x"))
+    told = len(beside.path.outbox.announced)
+
+    async def fenced() -> None:
+        raise Fenced("another repair")
+
+    beside.repairer.add(b"gone", RowSource("gone", 0, 0))
+    beside.strikes = [fenced]
+    with pytest.raises(Fenced):
+        await beside.repair()
+    assert set(beside.titles) == {"gone"} and len(beside.path.outbox.announced) == told
+
+
+async def test_a_deletion_that_fails_is_repeated_and_announced_once_it_is_done(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.publish("gone", title="x"))
+    delete, announced, calls = beside.path.index.delete, beside.path.outbox.announced, 0
+
+    async def away_once(item_ids: Sequence[str]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert len(announced) == 1
+            raise StoreUnavailable("Milvus", "away")
+        await delete(item_ids)
+
+    beside.path.index.delete = away_once
+    beside.repairer.add(b"gone", RowSource("gone", 0, 0))
+    assert await beside.repair() == (1, 0)
+    assert (calls, beside.titles, announced[-1]) == (2, {}, "gone")
+
+
+def test_what_is_enough_for_a_batch_is_repaired_as_one() -> None:
+    beside = Beside(ItemPath(IndexConfig(batch_max_items=2)))
+    one, other = RowSource("a", 0, 3), RowSource("b", 0, 4)
+    assert [beside.repairer.add(*given) for given in ((b"a", one), (b"a", one), (b"b", other))] == [False, False, True]
+
+
+NOTHING: dict[str, Any] = {"max_record_bytes": 100_000, "field_map": {}, "max_ahead": timedelta(hours=1)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "usable"),
+    [
+        ({}, {}, True),
+        ({"max_record_bytes": 20}, {}, False),
+        ({"field_map": {"title": "name"}}, {}, False),
+        ({"field_map": {"title": ["name", "title"]}}, {}, True),
+        ({"max_ahead": timedelta(seconds=-3_600 * 48)}, {}, False),
+        ({}, {"key": b"b"}, False),
+        ({}, {"key": None}, False),
+        ({}, {"key": b"\xff"}, False),
+        ({}, {"value": b"{"}, False),
+        ({"max_record_bytes": 1}, {"value": None}, True),
+    ],
+)
+def test_a_record_is_read_as_the_index_worker_reads_it(
+    path: ItemPath, settings: dict[str, Any], change: dict[str, Any], usable: bool
+) -> None:
+    record = replace(path.publish("a", title="x", partition=2, offset=7), **change)
+    expected = RecordDecoding(**(NOTHING | settings)).expect(record, 50)
+    assert (expected.key, expected.partition, expected.offset, expected.time_ms) == (record.key or b"", 2, 7, 50)
+    assert expected.usable is usable and (expected.content is not None) is (usable and record.value is not None)
+    assert expected.item_id == {b"a": "a", b"b": "b"}.get(record.key or b"", "")
+
+
+async def test_a_record_that_cannot_be_read_is_neither_mended_by_a_write_nor_left(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.publish("a", title="good"))
+    beside.to_repair(beside.path.record("a", b"{"))
+    assert await beside.repair() == (1, 0)
+    assert beside.titles == {"a": ("good", 0)}
+
+
+async def test_the_tail_reads_each_record_once_and_tells_records_by_their_place() -> None:
+    log = MemoryLog(items=[[FakeRecord(0, 0, b"old")], []])
+    zero, one = await log.partitions("items")
+    reader: Any = log
+    tail = LogTail(reader, {zero: 1, one: 0})
+    await tail.catch_up()
+    assert log.passed == [] and not tail.has_key(b"old")
+    log.topics["items"][1].append(FakeRecord(1, 0, b"new", timestamp=5))
+    await tail.catch_up()
+    log.topics["items"][0].append(FakeRecord(0, 1, None))
+    log.topics["items"][1].append(FakeRecord(1, 1, b"new", timestamp=4))
+    await tail.catch_up()
+    await tail.catch_up()
+    assert log.passed == [("items", 1, 0), ("items", 0, 1), ("items", 1, 1)]
+    assert tail.newest(b"new", RowSource("new", 0, 0)) == (5, 1, 1)
+    found = [await tail.record(*place) for place in ((0, 0), (1, 0), (1, 7))]
+    assert [record and (record.topic, record.partition, record.offset, record.key) for record in found] == [
+        ("items", 0, 0, b"old"), ("items", 1, 0, b"new"), None,
+    ]  # fmt: skip
 
 
 async def test_a_row_that_is_no_longer_the_one_that_was_judged_is_left_alone(beside: Beside) -> None:

@@ -22,6 +22,7 @@ from streams.center.compare import CenterReport
 from streams.center.repair import RecordDecoding, Repairer
 from streams.center.verify import CenterVerification
 from streams.indexing.announcements import as_embedding
+from streams.indexing.config import IndexConfig
 from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.row_scan import InMemoryRowScan
 from tests.factories.fake_consumer import IN_TIME_MS, FakeRecord
@@ -171,8 +172,82 @@ async def test_a_title_without_its_picture_is_judged_only_while_letters_and_retr
     await world.index(world.path.publish("a", title="x", image_url=PICTURE_URL))
     assert (await world.verify()).found["wrong"] == 1
     world.logs["embeddings"][0].clear()
-    world.retries_since = NOW + timedelta(seconds=1)
+    world.retries_since = NOW + timedelta(milliseconds=1)
     assert (await world.verify()).faults == 0
+    await world.index(world.path.publish("bare", image_url=PICTURE_URL))  # a row that waits is judged at any time
+    world.logs["embeddings"][0].clear()
+    assert dict((await world.verify()).found) == {"missing": 1}
+    world.logs["embeddings"][0].clear()
+    world.retries_since = NOW
+    assert dict((await world.verify()).found) == {"missing": 1, "wrong": 1}
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_an_item_whose_newest_record_nobody_can_read_is_no_fault_whatever_the_center_holds(
+    world: World, held: bool
+) -> None:
+    if held:
+        await world.index(world.path.publish("a", title="good"))
+    world.say(world.path.record("a", b"{"), world.path.record(b"\xff", None), world.path.record("b", b"{"))
+    report = await world.verify(repair=True)
+    assert (report.unusable, report.faults, report.mended, report.left) == (3, 0, 0, 0)
+    assert set(world.path.on_sale) == ({"a"} if held else set())
+
+
+async def test_a_row_of_which_the_topic_holds_no_record_goes_with_a_repair_and_is_announced_as_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "COMPARED_AT_ONCE", 2)
+    lost = [world.path.publish(f"lost{n}", title="x", partition=n % 2) for n in range(5)]
+    kept = [world.path.publish(f"kept{n}", title="x") for n in range(5)]
+    await world.path.index_all(*lost, *kept)
+    world.say(*kept)
+    found = await world.verify()
+    assert (found.faults, found.mended, found.found["resurrected"]) == (5, 0, 5)
+    one = next(one for one in found.examples if one.item_id == "lost1")
+    assert (one.partition, one.offset, one.detail) == (1, None, "there from 1/0, yet the topic holds no record of it")
+    world.logs["embeddings"][0].clear()
+    report = await world.verify(repair=True)
+    assert (report.found["resurrected"], report.mended, report.left) == (5, 5, 0)
+    assert set(world.path.rows) == {f"kept{n}" for n in range(5)}
+    assert set(world.path.outbox.announced[-5:]) == {f"lost{n}" for n in range(5)}
+
+
+@pytest.mark.parametrize("what", ["published", "deleted", "written"])
+async def test_a_row_without_a_record_that_changes_meanwhile_is_not_judged(world: World, what: str) -> None:
+    await world.path.index_all(world.path.publish("a", title="x"), world.path.publish("b", title="x"))
+
+    def meanwhile() -> None:
+        if what == "published":
+            world.say(world.path.publish("a", title="again"))
+        elif what == "deleted":
+            world.path.rows.pop("a", None)
+        else:
+            world.path.rows["a"] = replace(world.path.rows["a"], source_offset=9)
+
+    fetches = 0
+
+    def once() -> None:
+        nonlocal fetches
+        fetches += 1
+        if fetches == 2:  # the first one is of no records at all
+            meanwhile()
+
+    world.before_rows = once
+    report = await world.verify(repair=True)
+    assert (report.changed_meanwhile, report.found["resurrected"]) == (1, 1)
+    assert report.examples[0].item_id == "b" and "b" not in world.path.rows
+
+
+async def test_more_items_than_are_compared_at_once_are_all_compared_and_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "COMPARED_AT_ONCE", 2)
+    world.path = ItemPath(IndexConfig(batch_max_items=3))
+    world.say(*(world.path.publish(f"i{n}", title="x", partition=n % 2) for n in range(7)))
+    report = await world.verify(repair=True)
+    assert (report.found["missing"], report.mended, report.left) == (7, 7, 0)
+    assert len(world.path.on_sale) == 7
 
 
 async def test_what_a_worker_wrote_from_beyond_the_end_is_not_judged(world: World) -> None:
@@ -226,6 +301,8 @@ async def test_a_record_that_was_refused_is_no_fault_and_another_one_is(world: W
         FakeRecord(1, 0, b"?", b"no letter"),
         letter_of("items-retry", 0, 3, b"{broken"),
         letter_of("behaviours", lost.partition, lost.offset, None),
+        letter_of("items", lost.partition + 1, lost.offset, None),
+        letter_of("items-retry", lost.partition, lost.offset, None),
         letter_of(topic, refused.partition, refused.offset, value),
     ]
     for number, record in enumerate(world.logs["dead-letters"][1]):

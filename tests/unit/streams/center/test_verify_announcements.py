@@ -12,6 +12,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from schemas.items import embedding_key
+from streams.center import verify_announcements
 from streams.center.compare import CenterReport
 from streams.center.verify_announcements import AnnouncementCheck
 from streams.indexing.announcements import as_embedding
@@ -117,3 +118,34 @@ async def test_what_a_live_worker_is_about_to_announce_is_no_fault(world: World)
 async def test_a_row_that_is_wrong_itself_is_told_once(world: World) -> None:
     world.say(named("a", 3), "a")
     assert (await world.check(but=frozenset({"a"}))).faults == 0
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("repair", [False, True])
+async def test_however_many_there_are_each_is_compared_and_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: int, repair: bool
+) -> None:
+    monkeypatch.setattr(verify_announcements, "COMPARED_AT_ONCE", 2)
+    for n in range(count):
+        world.say(named(f"i{n}", 3), f"i{n}")
+        world.rows[f"i{n}"] = named(f"i{n}", 4 if n else 3)
+    report = await world.check(repair=repair)
+    assert (report.faults, report.mended) == (count - 1, count - 1 if repair else 0)
+    assert [one.item_id for one in report.examples] == [f"i{n}" for n in range(1, count)]
+    assert (await world.check()).faults == (0 if repair else count - 1)
+
+
+async def test_what_was_put_right_while_it_was_compared_is_no_fault(world: World) -> None:
+    world.say(named("a", 3), "a")
+    world.rows["a"] = named("a", 4)
+    world.later = lambda: world.rows.update(a=named("a", 3))
+    assert (await world.check()).faults == 0
+
+
+@pytest.mark.parametrize("place", [(2, 10), (0, 0)])
+async def test_an_announcement_that_nobody_can_read_is_told_again(world: World, place: tuple[int, int]) -> None:
+    world.rows["a"] = replace(named("a", place[1]), source_partition=place[0])
+    world.say(world.rows["a"], "a")
+    world.log.append(replace(world.log[0], offset=1, value=b"{"))
+    assert (await world.check(repair=True)).mended == 1
+    assert (await world.check()).faults == 0

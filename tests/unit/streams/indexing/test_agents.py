@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from schemas.errors import Fenced
+from schemas.errors import Fenced, StoreUnavailable
 from streams.indexing import agents as item_streams
 from streams.indexing.config import IndexConfig, IndexReport, RetryReport
-from streams.indexing.flow import OrderedAcks
-from tests.factories.item_path import PICTURE_URL, ItemPath, item, picture, retry_record
+from streams.indexing.flow import Flow, OrderedAcks
+from tests.factories.item_path import PICTURE_URL, ItemPath, allowed, item, picture, retry_record
 from tests.factories.running_agent import running
+from tests.factories.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -281,6 +283,100 @@ async def test_batches_report_what_became_of_them(path: ItemPath, tmp_path: Path
     (report,) = run.reports
     assert isinstance(report, IndexReport)
     assert report.encoded == 1
+
+
+async def test_marks_whose_time_is_over_are_forgotten_every_hour_and_later_where_the_center_is_away(
+    path: ItemPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_streams, "_DUE_EVERY_SECONDS", 0.01)
+    forget, moments = path.index.forget_deleted, list[datetime]()
+    away = True
+
+    async def noted(moment: datetime) -> None:
+        moments.append(moment)
+        if away:
+            raise StoreUnavailable("Milvus", "away")
+        await forget(moment)
+
+    path.index.forget_deleted = noted
+    await path.index_all(path.delete("a"))
+    path.now = start = path.now + timedelta(days=8)
+    async with running("items", path, tmp_path) as run:
+        await run.until(lambda: len(moments) == 1)
+        away, path.now = False, start + timedelta(minutes=59)
+        await asyncio.sleep(0.1)
+        assert (moments, set(path.rows)) == ([start], {"a"})
+        path.now = start + timedelta(hours=1)
+        await run.until(lambda: not path.rows)
+        await asyncio.sleep(0.1)
+        assert not run.flow.failed.done()
+    assert moments == [start, start + timedelta(hours=1)]
+
+
+async def test_a_worker_that_lost_its_slot_forgets_no_marks(
+    path: ItemPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_streams, "_DUE_EVERY_SECONDS", 0.01)
+
+    async def lost() -> None:
+        raise Fenced("slot taken")
+
+    await path.index_all(path.delete("a"))
+    path.now += timedelta(days=8)
+    async with running("items", path, tmp_path, check_role=lost) as run:
+        await run.fails_with(Fenced)
+    assert set(path.rows) == {"a"}
+
+
+class Message(NamedTuple):
+    partition: int
+    offset: int
+    generation_id: int
+    value: bytes | None
+    key: bytes | None = b"a"
+    timestamp: float = 1_767_225_600.123
+    headers: Any = None
+
+
+class Event(NamedTuple):
+    message: Message
+
+
+@pytest.mark.parametrize("headers", [None, [("h", b"1")], {"h": b"1"}, [("h", b"1"), ("h", None)]])
+def test_an_event_of_faust_is_a_record_with_its_time_to_the_millisecond(headers: Any) -> None:
+    event: Any = Event(Message(2, 9, 1, b"v", headers=headers))
+    record = item_streams.as_record(event, "items")
+    assert (record.topic, record.partition, record.offset, record.key, record.value) == ("items", 2, 9, b"a", b"v")
+    assert record.timestamp_ms == 1_767_225_600_123
+    assert record.headers == tuple(headers.items() if isinstance(headers, dict) else headers or ())
+
+
+async def test_a_late_picture_of_an_earlier_assignment_holds_no_acknowledgement_of_this_one_up(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
+    path.web[PICTURE_URL] = picture()
+    (due,) = path.outbox.retries
+    path.now = due.not_before
+    waiting = due.model_copy(update={"not_before": path.now + timedelta(hours=1)})
+    acked: list[tuple[int, int]] = []
+
+    class Stream:
+        async def noack_take(self, most: int, within: float) -> AsyncIterator[list[Event]]:
+            yield [Event(Message(0, 7, 1, retry_record(waiting).value))]
+            yield [Event(Message(0, 7, 2, retry_record(due).value)), Event(Message(0, 8, 2, b"{"))]
+            await asyncio.Event().wait()
+
+        async def ack(self, event: Event) -> None:
+            acked.append((event.message.generation_id, event.message.offset))
+
+    stream: Any = Stream()
+    pool = item_streams.ImageRetryPool(
+        path.context, Flow(check_role=allowed), lambda event: True, lambda report: None, asyncio.sleep, stream
+    )
+    reading = asyncio.create_task(pool.run())
+    await until(lambda: acked == [(2, 7), (2, 8)], seconds=10, every=0.01)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert reading.cancelled()
 
 
 async def test_acknowledgements_keep_the_order_of_arrival() -> None:

@@ -101,6 +101,19 @@ async def test_a_living_worker_is_noticed_by_its_renewal_and_keeps_the_slot(scen
     assert 2.0 <= scene.clock.now <= 2.5 and scene.leases.held == b"alive"
 
 
+async def test_a_lease_that_never_ends_is_not_waited_for_much_longer_than_one_lasts(scene: Scene) -> None:
+    await scene.slot("odd").claim()
+    scene.leases.until = float("inf")
+
+    async def no_end(key: str) -> int:
+        return -1
+
+    scene.leases.pttl = no_end  # type: ignore[method-assign]
+    with pytest.raises(Misconfigured, match="odd"):
+        await scene.slot("mine").claim()
+    assert 7.0 <= scene.clock.now <= 8.5
+
+
 async def test_a_slot_that_another_claims_first_is_not_waited_for(scene: Scene) -> None:
     await scene.slot("dead").claim()
     scene.leases.until = 1.0

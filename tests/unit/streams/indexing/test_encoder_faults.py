@@ -87,6 +87,30 @@ async def test_a_device_that_stays_dead_ends_the_process_with_what_to_do() -> No
         await encoding.encode(batch)
 
 
+async def test_what_only_a_bug_raises_passes_through() -> None:
+    class Wrong(CountingEncoder):
+        def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+            raise TypeError("a bug")
+
+    encoding = ItemEncoding(Wrong(), prepare_threads=1)
+    with pytest.raises(TypeError, match="a bug"):
+        await encoding.encode([Wrong().prepare(ItemContent(title="x"))])
+
+
+async def test_what_the_encoder_itself_says_of_a_content_is_not_judged_again(encoder: FaultyEncoder) -> None:
+    said = EncodingFailed(Reason.BAD_VECTOR, "not finite")
+
+    def encode(batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        encoder.sizes.append(len(batch))
+        raise said
+
+    encoder.encode = encode  # type: ignore[method-assign]
+    encoding = ItemEncoding(encoder, prepare_threads=1)
+    with pytest.raises(EncodingFailed) as caught:
+        await encoding.encode([encoder.prepare(ItemContent(title="x"))])
+    assert caught.value is said and encoder.sizes == [1]
+
+
 async def test_a_late_picture_waits_for_a_dead_device_and_is_given_up_if_it_fails_alone(
     path: ItemPath, encoder: FaultyEncoder
 ) -> None:

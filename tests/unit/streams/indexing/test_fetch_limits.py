@@ -122,8 +122,30 @@ class TestLimitOfAHost:
 
     async def test_a_few_failures_say_nothing_about_load(self) -> None:
         one = limit()
-        await self.round(one, FIRST_LIMIT // 4, waiting=1)
+        for number in range(1, 4):
+            await self.round(one, one.limit // 4, waiting=1)
+            assert one.limit == FIRST_LIMIT + number * STEP
+
+    async def test_whoever_waits_comes_before_the_next_and_a_limit_that_grew_lets_several_go(self) -> None:
+        one, order = limit(), list[int]()
+        for _ in range(FIRST_LIMIT):
+            await one.enter()
+
+        async def enter(number: int) -> None:
+            await one.enter()
+            order.append(number)
+
+        tasks = [asyncio.create_task(enter(number)) for number in range(3)]
+        await settled()
+        for _ in range(FIRST_LIMIT):
+            one.learn(overload=False)
         assert one.limit == FIRST_LIMIT + STEP
+        tasks.append(asyncio.create_task(enter(3)))
+        await settled()
+        assert order == []
+        one.leave()
+        await asyncio.wait_for(asyncio.gather(*tasks), 1)
+        assert order == [0, 1, 2, 3]
 
     async def test_it_never_begins_above_what_is_set(self) -> None:
         one = limit(most=2)
@@ -207,10 +229,33 @@ class TestLane:
             sent += 1
             raise failed(again=True)
 
+        counts = []
         for _ in range(QUIET_AFTER):
             with pytest.raises(FetchFailed):
                 await asked.ask("u", "x.test", dead)
-        assert sent == QUIET_AFTER
+            counts.append(sent)
+        assert counts == [2, 4, 5, 6, 7, QUIET_AFTER, QUIET_AFTER, QUIET_AFTER]  # at first it may be the picture
+
+    async def test_the_host_that_was_asked_longest_ago_is_forgotten_first(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fetch_limits, "MAX_HOSTS", 3)
+        asked = lane(Clock())
+        first, second, _ = (asked.host(name) for name in ("1.test", "2.test", "3.test"))
+        assert asked.host("1.test") is first
+        asked.host("4.test")
+        assert asked.host("1.test") is first and asked.host("2.test") is not second
+
+    @pytest.mark.parametrize("error", [failed(), Unprocessable(Reason.IMAGE_REFUSED, "no"), KeyError("a bug"), None])
+    async def test_however_a_request_ends_its_turn_goes_to_the_next(self, error: Exception | None) -> None:
+        asked, requests = Lane(most=1, most_per_host=1, quiet_seconds=9, tries=1, clock=Clock()), Requests()
+        first = asyncio.create_task(asked.ask("u", "x.test", requests))
+        await settled()
+        first.cancel() if error is None else requests.open[0].set_exception(error)
+        await asyncio.wait([first])
+        async with asyncio.timeout(1):
+            assert await asked.ask("u", "x.test", answering(b"1")) == b"1"
+        assert asked.host("x.test").is_idle
 
     async def test_hosts_are_forgotten_and_never_one_with_requests_under_way(
         self, monkeypatch: pytest.MonkeyPatch

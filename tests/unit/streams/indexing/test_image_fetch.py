@@ -12,14 +12,14 @@ from aiohttp import web
 
 from schemas.errors import ContentUnavailable, Reason, Unprocessable
 from streams.indexing.addresses import is_public
-from streams.indexing.fetch_limits import QUIET_AFTER
+from streams.indexing.fetch_limits import QUIET_AFTER, FetchFailed
 from streams.indexing.image_fetch import ImageFetchConfig, ImageFetcher
 from tests.factories.dns import FakeResolver, RebindingResolver
 from tests.factories.waiting import until
 
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 PICTURE = PNG_BEGINS + b"and so on" * 100
-LOOPBACK = IPv4Network("127.0.0.0/8")
+LOOPBACK, LOCAL = IPv4Network("127.0.0.0/8"), ["127.0.0.1"]
 
 
 class Site:
@@ -30,7 +30,7 @@ class Site:
         self.asked: list[str] = []
         self.written: list[str] = []
         """Path and query as they came."""
-        self.accepts: list[str] = []
+        self.headers: list[dict[str, str]] = []
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}/{path}"
@@ -39,7 +39,7 @@ class Site:
         path = request.path.lstrip("/")
         self.asked.append(path)
         self.written.append(request.raw_path)
-        self.accepts.append(request.headers["Accept"])
+        self.headers.append(dict(request.headers))
         if path.startswith("status/"):
             return web.Response(status=int(path.removeprefix("status/")))
         if path.startswith("hops/"):
@@ -52,7 +52,12 @@ class Site:
         if path.startswith("page"):
             if path == "page":
                 return web.Response(body=b"\n<!DOCTYPE html><p>Soon", content_type="image/png")
-            return web.Response(body=b"Soon", content_type="text/html")
+            return web.Response(body=b"Soon", content_type=request.query.get("type", "text/html"))
+        if path == "chunked":
+            response = web.StreamResponse(headers={"Set-Cookie": "known=1"})
+            await response.prepare(request)
+            await response.write(PICTURE)
+            return response
         if path == "late":
             await asyncio.sleep(0.1)
         if path == "slow":
@@ -110,18 +115,39 @@ async def test_three_redirects_are_followed_and_a_fourth_is_not(site: Site) -> N
     assert await refused(site.url("hops/3")) is Reason.IMAGE_REFUSED
 
 
-@pytest.mark.parametrize("status", [403, 404, 408, 429, 500, 503])
-async def test_an_answer_that_may_change_is_worth_another_try(site: Site, status: int) -> None:
-    with pytest.raises(ContentUnavailable, match=str(status)):
-        await fetch(site.url(f"status/{status}"))
+@pytest.mark.parametrize(
+    ("path", "overload", "again"),
+    [
+        *((f"status/{status}", False, False) for status in (204, 402, 403, 404, 408, 418, 501)),
+        *((f"status/{status}", False, True) for status in (500, 502, 504)),
+        ("status/429", True, False),
+        ("status/503", True, True),
+        ("slow", True, True),
+        ("empty", False, True),
+        ("page", False, False),
+    ],
+)
+async def test_an_answer_that_may_change_is_worth_another_try_and_tells_whether_the_host_has_too_much_to_do(
+    site: Site, path: str, overload: bool, again: bool
+) -> None:
+    with pytest.raises(FetchFailed) as caught:
+        await fetch(site.url(path), INSIDE.model_copy(update={"timeout_seconds": 0.3}))
+    assert (caught.value.overload, caught.value.again) == (overload, again)
+    assert len(site.asked) == 1  # a late picture is asked for once at a time
 
 
-@pytest.mark.parametrize("status", [401, 410])
+async def test_a_host_that_nobody_can_connect_to_has_too_much_to_do(unused_tcp_port: int) -> None:
+    with pytest.raises(FetchFailed) as caught:
+        await fetch(f"http://127.0.0.1:{unused_tcp_port}/x")
+    assert (caught.value.overload, caught.value.again) == (True, False)
+
+
+@pytest.mark.parametrize("status", [400, 401, 405, 406, 410, 414, 451])
 async def test_an_answer_that_will_not_change_is_final(site: Site, status: int) -> None:
     assert await refused(site.url(f"status/{status}")) is Reason.IMAGE_REFUSED
 
 
-@pytest.mark.parametrize("path", ["page", "page-by-type"])
+@pytest.mark.parametrize("path", ["page", "page-by-type", "page-by-type?type=application/xhtml%2Bxml"])
 async def test_a_page_in_place_of_a_picture_is_worth_another_try(site: Site, path: str) -> None:
     with pytest.raises(ContentUnavailable, match="HTML page"):
         await fetch(site.url(path))
@@ -150,9 +176,34 @@ async def test_characters_that_no_url_may_have_are_quoted(site: Site) -> None:
     assert written.startswith("/gr%C3%B6%C3%9Fe%201.png") and "\n" not in written
 
 
-async def test_no_format_is_asked_for_that_is_not_decoded(site: Site) -> None:
+async def test_no_format_is_asked_for_that_is_not_decoded_and_nothing_is_packed(site: Site) -> None:
     await fetch(site.url("ok"))
-    assert "avif" not in site.accepts[0] and "*" not in site.accepts[0]
+    accepted, packed = site.headers[0]["Accept"], site.headers[0]["Accept-Encoding"]
+    assert "avif" not in accepted and "*" not in accepted and packed == "identity"
+
+
+async def test_no_host_recognises_us_and_no_proxy_stands_between(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    names = FakeResolver({"shop.test": ["127.0.0.1"]})
+    async with ImageFetcher(INSIDE, resolver=lambda: names) as fetcher:
+        for _ in range(2):
+            assert await got(fetcher, site.url("chunked", "shop.test")) == PICTURE
+    assert ["Cookie" in headers for headers in site.headers] == [False, False]
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_host_is_asked_for_no_more_at_a_time_than_is_set(site: Site, late: bool) -> None:
+    options = {} if late else {"timeout_seconds": 0.4}
+    config = INSIDE.model_copy(update={"host_concurrency": 1, "timeout_seconds": 0.4})
+    async with ImageFetcher(config) as fetcher:
+        slow = asyncio.create_task(got(fetcher, site.url("slow"), **options))
+        await until(lambda: site.asked == ["slow"])
+        quick = asyncio.create_task(got(fetcher, site.url("ok"), **options))
+        await asyncio.sleep(0.1)
+        assert "ok" not in site.asked
+        assert await quick == PICTURE
+        await asyncio.wait([slow])
+        assert isinstance(slow.exception(), ContentUnavailable)
 
 
 async def test_waiting_for_a_turn_costs_nothing_of_a_pictures_time(site: Site) -> None:
@@ -164,15 +215,16 @@ async def test_waiting_for_a_turn_costs_nothing_of_a_pictures_time(site: Site) -
 
 async def test_pictures_in_memory_wait_for_room_and_their_time_stands_still(site: Site) -> None:
     small = INSIDE.model_copy(update={"max_held_bytes": 2 * len(PICTURE)})
-    held = asyncio.Event()
+    held, has = asyncio.Event(), list[bytes]()
     async with ImageFetcher(small) as fetcher:
 
         async def decoded_later() -> None:
-            async with fetcher.picture(site.url("ok"), timeout_seconds=1):
+            async with fetcher.picture(site.url("ok"), timeout_seconds=1) as picture:
+                has.append(picture)
                 await held.wait()
 
         slow = [asyncio.create_task(decoded_later()) for _ in range(2)]
-        await until(lambda: len(site.asked) == 2)
+        await until(lambda: has == [PICTURE] * 2)
         waiting = asyncio.create_task(got(fetcher, site.url("ok"), timeout_seconds=0.2))
         await until(lambda: len(site.asked) == 3)
         await asyncio.sleep(0.6)
@@ -180,6 +232,18 @@ async def test_pictures_in_memory_wait_for_room_and_their_time_stands_still(site
         held.set()
         assert await waiting == PICTURE
         await asyncio.gather(*slow)
+
+
+async def test_a_picture_of_unknown_size_takes_the_room_of_the_largest_one(site: Site) -> None:
+    most = {"max_bytes": 2 * len(PICTURE), "max_held_bytes": 2 * len(PICTURE) + 1}
+    async with ImageFetcher(INSIDE.model_copy(update=most)) as fetcher:
+        async with fetcher.picture(site.url("ok")):
+            unknown = asyncio.create_task(got(fetcher, site.url("chunked")))
+            await until(lambda: len(site.asked) == 2)
+            await asyncio.sleep(0.1)
+            assert not unknown.done()
+        assert await unknown == PICTURE
+        assert await got(fetcher, site.url("chunked")) == PICTURE  # its room was given back
 
 
 async def test_a_slow_server_costs_no_more_than_the_budget(site: Site) -> None:
@@ -234,7 +298,9 @@ async def test_a_body_without_end_stops_at_the_cap(site: Site) -> None:
 async def test_a_declared_length_above_the_cap_is_refused(site: Site) -> None:
     small = INSIDE.model_copy(update={"max_bytes": len(PICTURE) - 1})
     assert await refused(site.url("ok"), small) is Reason.IMAGE_TOO_LARGE
-    assert await fetch(site.url("ok"), INSIDE.model_copy(update={"max_bytes": len(PICTURE)})) == PICTURE
+    assert await refused(site.url("chunked"), small) is Reason.IMAGE_TOO_LARGE
+    for path in ("ok", "chunked"):
+        assert await fetch(site.url(path), INSIDE.model_copy(update={"max_bytes": len(PICTURE)})) == PICTURE
 
 
 async def test_a_closed_port_an_unknown_name_and_an_empty_body_are_worth_another_try(site: Site) -> None:
@@ -245,10 +311,15 @@ async def test_a_closed_port_an_unknown_name_and_an_empty_body_are_worth_another
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://example.com/x", "http://", "nonsense", "http://user:pw@example.com/x", "http://[::1"],
-)
-async def test_only_plain_http_urls_are_fetched(url: str) -> None:
-    assert await refused(url) is Reason.IMAGE_REFUSED
+    [
+        "file:///etc/passwd", "ftp://127.0.0.1/x", "http://", "nonsense", "http://[::1", "http://user@127.0.0.1:1/x",
+        "http://user:secret@127.0.0.1:1/x", "http://:secret@127.0.0.1:1/x", "ftp://user:secret@127.0.0.1/x",
+    ],
+)  # fmt: skip
+async def test_only_plain_http_urls_are_fetched_and_no_login_is_repeated(url: str) -> None:
+    with pytest.raises(Unprocessable) as caught:
+        await fetch(url)
+    assert caught.value.reason is Reason.IMAGE_REFUSED and "secret" not in caught.value.detail
 
 
 @pytest.mark.parametrize(
@@ -306,11 +377,12 @@ async def test_a_redirect_is_checked_like_a_first_request(site: Site) -> None:
 
 
 async def test_only_listed_hosts_are_asked_where_there_is_a_list(site: Site) -> None:
-    config = INSIDE.model_copy(update={"allowed_hosts": ("cdn.test", ".img.test")})
-    names = FakeResolver({host: ["127.0.0.1"] for host in ("cdn.test", "a.img.test", "evilimg.test", "xcdn.test")})
-    assert await fetch(site.url("ok", "cdn.test"), config, names) == PICTURE
-    assert await fetch(site.url("ok", "A.IMG.test"), config, names) == PICTURE
-    for host in ("evilimg.test", "xcdn.test"):
+    config = INSIDE.model_copy(update={"allowed_hosts": ("CDN.test", ".Img.test")})
+    names = FakeResolver(dict.fromkeys(["cdn.test", "a.img.test", "img.test", "evilimg.test", "xcdn.test"], LOCAL))
+    for host in ("cdn.test", "cdn.test.", "A.IMG.test", "b.a.img.test"):
+        names.names[host] = LOCAL
+        assert await fetch(site.url("ok", host), config, names) == PICTURE
+    for host in ("img.test", "evilimg.test", "xcdn.test", "a.cdn.test", "127.0.0.1"):
         assert await refused(site.url("ok", host), config, names) is Reason.IMAGE_REFUSED
 
 

@@ -74,9 +74,25 @@ async def test_a_change_of_price_alone_is_not_encoded_again(path: ItemPath) -> N
     after = path.rows["a"]
     assert path.encoder.encoded == 1
     assert (after.price, after.first_price, after.source_offset) == (8.0, 10.0, 1)
+    assert after.produced_at_ms == before.produced_at_ms + 1
     assert after.vector is before.vector
     assert report.rewritten == 1
     assert path.outbox.announced == [before, after]
+
+
+@pytest.mark.parametrize(
+    ("row", "encoded"),
+    [({}, 0), ({"encoder_version": "of another"}, 1), ({"content_hash": "0" * 32}, 1), ({"first_price": 9.0}, 0),
+     ({"first_price": None}, 1), ({"has_image": True}, 1)],
+)  # fmt: skip
+async def test_only_a_row_whose_vector_is_the_present_one_of_this_content_is_kept(
+    path: ItemPath, row: dict[str, Any], encoded: int
+) -> None:
+    await path.index_all(path.publish("a", title="one", price=10.0))
+    path.rows["a"] = replace(path.rows["a"], **row)
+    report = await path.index_all(path.publish("a", title="one", price=8.0))
+    assert (report.encoded, report.rewritten, path.encoder.encoded) == (encoded, 1 - encoded, 1 + encoded)
+    assert (path.rows["a"].encoder_version, path.rows["a"].has_image) == (VERSION, False)
 
 
 async def test_a_corrected_time_of_publication_is_kept_although_nothing_is_encoded(path: ItemPath) -> None:

@@ -88,6 +88,69 @@ async def test_a_mark_is_forgotten_when_the_topic_forgets_the_deletion_but_not_b
     assert set(path.rows) == {"b"}
 
 
+Marked = Callable[[ItemPath], Sequence[Sequence[SourceRecord]]]
+MARKS: dict[str, tuple[Marked, bool]] = {
+    "a publish in another partition, in one batch": (
+        lambda path: [[path.publish("a", title="x", ms=1), path.delete("a", partition=1, ms=2)]],
+        True,
+    ),
+    "deleted once more after that": (
+        lambda path: [
+            [path.publish("a", title="x", ms=1)],
+            [path.delete("a", partition=1, ms=2)],
+            [path.delete("a", partition=1, ms=3)],
+        ],
+        True,
+    ),
+    "a publish in the same partition": (
+        lambda path: [[path.publish("a", title="x", ms=1)], [path.delete("a", ms=2)]],
+        False,
+    ),
+    "a publish in the same partition, in one batch": (
+        lambda path: [[path.publish("a", title="x", ms=1), path.delete("a", ms=2)]],
+        False,
+    ),
+    "its own publish comes again": (
+        lambda path: [[path.publish("a", title="x", ms=1, offset=0)], [path.delete("a", ms=2)],
+                      [path.publish("a", title="x", ms=1, offset=0)]],
+        False,
+    ),
+    "deleted in both partitions, the older one last": (
+        lambda path: [[path.delete("a", ms=2)], [path.delete("a", partition=1, ms=1)]],
+        False,
+    ),
+    "deleted in both partitions, in one batch": (
+        lambda path: [[path.delete("a", ms=2), path.delete("a", partition=1, ms=1)]],
+        False,
+    ),
+    "deleted in both partitions, the newer one last": (
+        lambda path: [[path.delete("a", ms=1)], [path.delete("a", partition=1, ms=2)]],
+        False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("batches", "for_ever"), MARKS.values(), ids=MARKS)
+async def test_a_mark_stays_for_good_only_beside_a_publish_that_compaction_leaves(
+    path: ItemPath, batches: Marked, for_ever: bool
+) -> None:
+    for batch in batches(path):
+        await path.index_all(*batch)
+    row = path.rows["a"]
+    assert row.is_deleted
+    assert row.published_at == (FOR_EVER if for_ever else path.now + path.context.deletions_kept)
+
+
+async def test_what_was_written_is_told_with_the_time_of_its_row(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="one", ms=100), path.publish("b", title="one", ms=100))
+    report = await path.index_all(
+        path.publish("a", title="two", ms=50), path.delete("b", ms=40), path.publish("a", title="old", offset=0, ms=100)
+    )
+    assert [(one.key, one.offset, one.timestamp_ms - PRODUCED_MS) for one in report.written] == [
+        (b"b", 3, 100), (b"a", 2, 100),
+    ]  # fmt: skip
+
+
 async def test_a_publish_after_the_deletion_brings_the_item_back_from_either_partition() -> None:
     for partition in range(2):
         path = ItemPath()
@@ -197,9 +260,11 @@ async def test_what_one_owner_overwrites_of_the_other_is_put_right_when_both_loo
         assert (told.source_offset, told.source_partition) == (newest.offset, newest.partition)
 
 
-async def test_a_write_that_was_held_for_long_looks_again_before_it_overwrites() -> None:
+@pytest.mark.parametrize("sessions", [0.6, 0.61, -0.01])
+@pytest.mark.parametrize("make", list(CASES.values())[:3], ids=list(CASES)[:3])
+async def test_a_write_that_was_held_for_long_looks_again_before_it_overwrites(make: Make, sessions: float) -> None:
     both = TwoOwners()
-    mine, theirs = both.one.publish("a", title="old", ms=1), both.one.delete("a", partition=1, ms=2)
+    mine, theirs = make(both.one)
     silent = True
 
     async def guard() -> None:
@@ -207,12 +272,13 @@ async def test_a_write_that_was_held_for_long_looks_again_before_it_overwrites()
         if silent:
             silent = False
             await both.write(both.other, theirs)
-            both.one.now += timedelta(seconds=both.one.config.read_ahead_seconds)
+            both.one.now += timedelta(seconds=sessions * both.one.config.session_timeout_seconds)
             raise BrokerUnavailable("Kafka", "no heartbeat")
 
     report = await index_batch(both.one.context, [mine], guard)
-    assert both.one.on_sale == {}
-    assert both.one.outbox.announced[-1] == "a"
+    await assert_holds(both.one, [mine, theirs], make)
+    told = both.one.outbox.announced[-1]
+    assert (told if isinstance(told, str) else told.title) == ("a" if theirs.value is None else "new")
     assert list(report.written) == []
 
 

@@ -106,6 +106,47 @@ def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: Rec
     assert recent.pop_due() == [RecentWrite(newer, is_after_take_over=True)]
 
 
+def test_before_any_assignment_nothing_is_remembered(path: ItemPath, clock: Clock) -> None:
+    recent = RecentWrites(window_seconds=1, max_records=9, max_taken_over=9, clock=clock)
+    recent.add([path.publish("a", title="x")])
+    assert not recent.is_due
+    clock.now = 5
+    assert recent.pop_due() == []
+
+
+def test_of_the_first_window_after_a_take_over_no_more_than_were_held_then_count_as_taken_over(
+    path: ItemPath, clock: Clock
+) -> None:
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=2, clock=clock)
+    clock.now = 100
+    recent.restart()
+    recent.add([path.publish(name, title="x") for name in "abc"])
+    clock.now = 141.9
+    assert recent.pop_due() == []
+    clock.now = 142
+    assert [len(recent.pop_due(2)), recent.is_due, len(recent.pop_due(2)), recent.is_due] == [2, True, 1, False]
+    recent.add([path.publish("a", title="y")])
+    clock.now = 200
+    assert [write.is_after_take_over for write in recent.pop_due()] == [False]
+    recent.restart()
+    recent.add([path.publish(name, title="x") for name in "abc"])
+    clock.now = 242
+    assert [write.is_after_take_over for write in recent.pop_due()] == [True, True, False]
+
+
+def test_an_item_that_is_written_again_and_again_takes_the_room_of_one_record(
+    path: ItemPath, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 200)
+    recent = RecentWrites(window_seconds=42, max_records=2, max_taken_over=0, clock=clock)
+    recent.restart()
+    for _ in range(5):
+        recent.add([path.record("a", b"v" * 100)])
+    recent.add([path.record("b", b"v" * 100), path.delete("c")])
+    clock.now = 42
+    assert [(write.record.key, write.record.offset) for write in recent.pop_due()] == [(b"a", 4), (b"b", 5)]
+
+
 def taken_over(*records: SourceRecord) -> list[RecentWrite]:
     return [RecentWrite(record, is_after_take_over=True) for record in records]
 
@@ -146,13 +187,16 @@ async def test_what_a_former_owner_announced_last_is_announced_anew_as_it_is(pat
     assert (held.title, held.item_id, gone) == ("after", "changed", "deleted")
 
 
-async def test_a_row_that_changes_while_it_is_announced_is_announced_again(path: ItemPath) -> None:
+@pytest.mark.parametrize("place", [{"source_offset": 5}, {"source_partition": 1}])
+async def test_a_row_that_changes_while_it_is_announced_is_announced_again(
+    path: ItemPath, place: dict[str, Any]
+) -> None:
     await path.index_all(path.publish("a", title="first"), path.publish("b", title="stays"))
     row = path.rows["a"]
 
     async def changed_by_another_worker() -> None:
         if len(path.outbox.announced) == 2:
-            path.rows["a"] = replace(row, title="second", source_offset=row.source_offset + 5)
+            path.rows["a"] = replace(row, title="second", **place)
 
     await reannounce(path.context, ["a", "b"], changed_by_another_worker)
     told = [(one.item_id, one.title) for one in path.outbox.announced[2:] if isinstance(one, ItemRow)]
@@ -222,26 +266,55 @@ async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path, clock: Cloc
 
 
 class SlowIndex(InMemoryItemIndex):
-    """A store that takes a write and does not answer the first time."""
+    """A store that takes a write of one kind and does not answer the first time."""
 
-    def __init__(self) -> None:
+    def __init__(self, slow: str) -> None:
         super().__init__(encoder_version=VERSION, dim=DIM)
-        self.writes = 0
+        self.slow, self.writes = slow, 0
+
+    async def pause(self, what: str) -> None:
+        self.writes += what == self.slow
+        if what == self.slow and self.writes == 1:
+            await asyncio.Event().wait()
 
     async def upsert(self, rows: Sequence[ItemRow]) -> None:
-        self.writes += 1
-        if self.writes == 1:
-            await asyncio.Event().wait()
+        await self.pause("upsert")
         await super().upsert(rows)
 
+    async def delete(self, item_ids: Sequence[str]) -> None:
+        await self.pause("delete")
+        await super().delete(item_ids)
 
-async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_again() -> None:
+
+@pytest.mark.parametrize("slow", ["upsert", "delete"])
+async def test_a_write_that_takes_longer_than_the_deadline_is_given_up_and_done_again(slow: str) -> None:
     config = IndexConfig.model_construct(**IndexConfig().__dict__ | {"session_timeout_seconds": 0.05})
-    index = SlowIndex()
+    index = SlowIndex(slow)
     path = ItemPath(index=index, config=config)
-    report = await path.index_all(path.publish("a", title="x"))
-    assert (index.writes, set(path.on_sale)) == (2, {"a"})
-    assert report.held_seconds > 0
+    async with asyncio.timeout(10):
+        report = await path.index_all(path.publish("a", title="x") if slow == "upsert" else path.delete("a"))
+    assert (index.writes, path.rows["a"].is_deleted) == (2, slow == "delete")
+    assert (report.held_seconds > 0) == (slow == "upsert")
+
+
+@pytest.mark.parametrize("gone_at", range(1, 5))
+async def test_each_step_of_a_deletion_is_guarded(path: ItemPath, gone_at: int) -> None:
+    await path.index_all(path.publish("a", title="x"))
+    asked, told = 0, len(path.outbox.announced)
+
+    async def guard() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == gone_at:
+            raise Fenced("replaced")
+
+    with pytest.raises(Fenced):
+        await index_batch(path.context, [path.delete("a")], guard)
+    held = path.rows.get("a")
+    assert (held is not None, held is not None and held.is_deleted) == [
+        (True, False), (False, False), (True, True), (True, True),
+    ][gone_at - 1]  # fmt: skip
+    assert len(path.outbox.announced) - told == (gone_at == 4)
 
 
 @dataclass
@@ -303,5 +376,7 @@ async def test_a_worker_that_was_replaced_while_it_held_writes_nothing(path: Ite
 def test_a_write_and_the_silence_before_it_are_shorter_together_than_a_session() -> None:
     for seconds in (6.0, 30.0, 300.0):
         config = IndexConfig(session_timeout_seconds=seconds)
+        assert config.write_deadline_seconds == pytest.approx(0.4 * seconds)
+        assert config.recheck_seconds == pytest.approx(1.4 * seconds)
         assert config.silence_seconds + config.write_deadline_seconds <= seconds
         assert config.silence_seconds > 2 * seconds / 10  # heartbeats are sent every tenth of it

@@ -13,6 +13,7 @@ import pytest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
+from streams.monitoring.config import MetricsConfig
 from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
 from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport
@@ -176,6 +177,17 @@ async def test_a_port_that_is_taken_is_told_with_its_option(unused_tcp_port: int
         with pytest.raises(Misconfigured, match=f"--metrics-port {unused_tcp_port} on 127.0.0.1"):
             async with metrics_server(Metrics("train"), "127.0.0.1", unused_tcp_port):
                 pass
+
+
+async def test_only_the_address_that_is_set_shows_metrics_and_by_default_no_other_machine_sees_them(
+    unused_tcp_port: int,
+) -> None:
+    assert MetricsConfig().host == "127.0.0.1"
+    async with metrics_server(Metrics("index"), "127.0.0.2", unused_tcp_port), aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.2:{unused_tcp_port}/metrics") as answer:
+            assert answer.status == 200
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(f"http://127.0.0.1:{unused_tcp_port}/metrics")
 
 
 def test_a_report_that_nobody_knows_is_an_error() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, StoreUnavailable
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics, TopicIncarnation
@@ -282,3 +283,64 @@ async def test_a_clock_that_was_set_back_holds_no_check_up(scene: Scene) -> None
     scene.items._positions.clear()
     await scene.after(-3_600)
     assert await scene.marked() == {"a"}
+
+
+async def test_a_mark_is_forgotten_by_the_first_sweep_after_no_behaviour_of_its_item_can_come(scene: Scene) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "old", days_ago=13.9), said(0, 1, "new")], PARTS[1]: []}
+    await scene.after(0)
+    assert await scene.after(CHECK_SECONDS) == [0] and await scene.marked() == {"old", "new"}
+    assert await scene.after(0.2 * DAY) == [0] and await scene.marked() == {"new"}
+
+
+async def test_a_sweep_rests_four_times_as_long_as_each_page_took_and_not_after_the_last(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, rests, sweep = Clock(), list[float](), scene.items.sweep
+
+    async def slow(cursor: int) -> tuple[int, int]:
+        taken.now += 0.5
+        return await sweep(cursor)
+
+    async def rest(stop: asyncio.Event, seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(scene.items, "sweep", slow)
+    monkeypatch.setattr(deleted_items, "_until", rest)
+    monkeypatch.setattr(deleted_items, "time", SimpleNamespace(monotonic=taken))
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: []}
+    scene.items.pages = 3
+    await scene.after(0)
+    assert await scene.after(CHECK_SECONDS) == [0, 1, 2]
+    assert rests == [2.0, 2.0] and [(one.removed, one.seconds) for one in scene.reports] == [(6, 1.5)]
+    assert scene.items.noted == []  # the lead is asked for again after a third of its time, not before
+
+
+async def test_it_follows_until_it_is_stopped_and_waits_for_a_store_that_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: []}
+    mark, away = scene.items.mark, [StoreUnavailable("Redis", "away")]
+
+    async def unsteady(states: Any, **place: Any) -> int:
+        if away:
+            raise away.pop()
+        return await mark(states, **place)
+
+    monkeypatch.setattr(scene.items, "mark", unsteady)
+    running = asyncio.create_task(scene.follower.run(scene.stop))
+    async with asyncio.timeout(10):
+        while not await scene.marked():
+            await asyncio.sleep(0.01)
+    scene.stop.set()
+    await asyncio.wait_for(running, 5)
+    assert await scene.items.positions() == {"i1:0": 1}
+
+
+async def test_a_store_that_is_away_at_the_end_is_not_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(who: str) -> None:
+        raise StoreUnavailable("Redis", "away")
+
+    monkeypatch.setattr(scene.items, "resign", away)
+    await scene.after(0)
+    await scene.follower.close()
+    assert scene.consumer.stops == 1 and scene.items._leader == "me"  # the lease ends by itself

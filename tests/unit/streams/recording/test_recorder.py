@@ -83,6 +83,7 @@ def test_a_platforms_own_field_names_are_mapped() -> None:
 def test_reading_starts_where_the_store_stands_whatever_the_group_committed() -> None:
     assert place(stored=50, committed=40, beginning=0, end=90) == Placement(50)
     assert place(stored=50, committed=None, beginning=0, end=90) == Placement(50)
+    assert place(stored=90, committed=90, beginning=90, end=90) == Placement(90)
 
 
 def test_a_store_behind_the_commit_is_replayed() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaConnectionError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from structlog.testing import capture_logs
 
-from schemas.errors import Misconfigured, StoreUnavailable
+from schemas.errors import Misconfigured, Reason, StoreUnavailable
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import TopicIncarnation
 from streams.dead_letters.producer import InMemoryDeadLetters
@@ -21,6 +23,7 @@ from streams.stores.histories.packed_history import RecordReport
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.click_log import LOG
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
+from tests.factories.waiting import Clock
 
 PARTITION = TopicPartition(LOG.topic, 0)
 
@@ -38,25 +41,35 @@ class Scene:
         self.store = InMemoryBehaviourStore()
         self.dead_letters = InMemoryDeadLetters()
         self.reports: list[RecordReport] = []
+        self.log, self.log_replaced = LOG, False
+        self.clock: Callable[[], float] | None = None
+        self.config, self.broker = RecordConfig(), BrokerConfig()
+        self.ready = 0
+
+    def on_ready(self) -> None:
+        assert self.consumer.positions and not self.consumer.paused, "not placed yet"
+        self.ready += 1
 
     async def run(self, *, until: int, then: Callable[[], int] | None = None) -> None:
         """Run until offset `until` is committed, do `then`, and run on until what it returns is."""
         stop = asyncio.Event()
 
         async def identify() -> TopicIncarnation:
-            return LOG
+            return self.log
 
         recorder = Recorder(
             self.consumer,
             self.store,
             self.dead_letters,
             topic=LOG.topic,
-            broker=BrokerConfig(),
+            broker=self.broker,
             identify=identify,
-            config=RecordConfig(),
-            clock=asyncio.get_running_loop().time,
+            config=self.config,
+            clock=self.clock or asyncio.get_running_loop().time,
+            log_replaced=self.log_replaced,
             patience=Patience(sleep=lambda seconds: asyncio.sleep(0)),
             on_report=self.reports.append,
+            on_ready=self.on_ready,
         )
         running = asyncio.create_task(recorder.run(stop))
         async with asyncio.timeout(30):
@@ -205,3 +218,152 @@ async def test_a_broken_record_at_the_very_beginning_has_a_letter() -> None:
     scene = Scene(FakeRecord(0, 0, b"u1", b"{broken"), click(1))
     await scene.run(until=2)
     assert [letter.offset for letter in scene.dead_letters.letters] == [0]
+
+
+@pytest.mark.parametrize("committed", [None, 1, 2])
+async def test_a_commit_that_was_lost_between_write_and_commit_is_made_up_for_at_once(committed: int | None) -> None:
+    scene = Scene(*map(click, range(3)))
+    await scene.store.bind(LOG)
+    await scene.store.record(0, [], first_offset=0, next_offset=3)
+    if committed is not None:
+        scene.consumer.commits[PARTITION] = committed
+    await scene.run(until=3)
+    assert (scene.reports, scene.ready) == ([], 1)
+
+
+async def test_a_commit_stays_where_the_store_is_behind_it_so_that_the_lag_is_not_shown_as_growing() -> None:
+    scene = Scene(*map(click, range(3)))
+    commits: list[int] = []
+    commit = scene.consumer.commit
+
+    async def noted(offsets: Any) -> None:
+        commits.extend(offsets.values())
+        await commit(offsets)
+
+    scene.consumer.commit = noted  # type: ignore[method-assign]
+    scene.consumer.commits[PARTITION] = 2
+    await scene.run(until=3)
+    assert commits == [3]
+
+
+@pytest.mark.parametrize(
+    ("committed", "replaced", "letters"),
+    [
+        (4, False, []),  # up to the end of this log
+        (5, False, [2]),  # beyond it: of a former one
+        (3, True, [2]),  # of a former one, though within this one
+        (None, True, [2]),
+    ],
+)
+async def test_a_commit_of_a_former_log_does_not_keep_a_letter_back(
+    committed: int | None, replaced: bool, letters: list[int]
+) -> None:
+    scene = Scene(click(0), click(1), BROKEN, click(3))
+    scene.log_replaced = replaced
+    if committed is not None:
+        scene.consumer.commits[PARTITION] = committed
+    commit, commits = scene.consumer.commit, list[int]()
+
+    async def noted(offsets: Any) -> None:
+        commits.extend(offsets.values())
+        await commit(offsets)
+
+    scene.consumer.commit = noted  # type: ignore[method-assign]
+
+    def assigned_again() -> int:
+        if letters:
+            scene.store._positions.clear()  # it is read again: the commits of the group are of this log by now
+        scene.consumer.log = {PARTITION: [*scene.consumer.log[PARTITION], click(4)]}
+        return 5
+
+    async with asyncio.timeout(20):
+        await scene.run(until=4, then=assigned_again)
+    assert [letter.offset for letter in scene.dead_letters.letters] == letters
+    assert (commits[0] == 0) is bool(letters)
+
+
+async def test_a_log_that_is_replaced_while_it_runs_ends_it_at_the_next_look() -> None:
+    scene = Scene(click(0))
+    clock = scene.clock = Clock(1_000.0)
+
+    def replaced() -> int:
+        scene.log = TopicIncarnation(LOG.cluster_id, LOG.topic, "another")
+        scene.consumer.log = {PARTITION: [click(0), click(1)]}
+        return 2
+
+    await scene.run(until=1, then=replaced)  # it looked less than half a minute ago
+    assert await scene.store.positions() == {0: 2}
+    for step in (30.1, -1.0):
+        scene = Scene(click(0))
+        clock = scene.clock = Clock(1_000.0)
+
+        def late(scene: Scene = scene, clock: Clock = clock, step: float = step) -> int:
+            clock.now += step  # a clock may be set back, too
+            return replaced_in(scene)
+
+        with pytest.raises((Misconfigured, AssertionError), match="record --rebuild"):
+            await scene.run(until=1, then=late)
+
+
+def replaced_in(scene: Scene) -> int:
+    scene.log = TopicIncarnation(LOG.cluster_id, LOG.topic, "another")
+    return 9
+
+
+@pytest.mark.parametrize("error", [OffsetOutOfRangeError({PARTITION: 3}), NoOffsetForPartitionError()], ids=repr)
+async def test_a_position_that_the_broker_does_not_have_is_asked_of_the_store_again(error: Exception) -> None:
+    scene = Scene(*map(click, range(3)))
+
+    def lost() -> int:
+        scene.consumer.fetch_failure = error
+        scene.consumer.positions[PARTITION] = 77
+        scene.consumer.log = {PARTITION: [*map(click, range(5))]}
+        return 5
+
+    await scene.run(until=3, then=lost)
+    counts = await scene.store.counts()
+    assert (counts["takes"], counts["duplicates"], scene.ready) == (5, 0, 1)
+
+
+async def test_a_commit_that_fails_leaves_a_stale_lag_and_nothing_else() -> None:
+    scene = Scene(*map(click, range(3)))
+    commit, failures = scene.consumer.commit, [CommitFailedError(), KafkaConnectionError("away")]
+
+    async def unsteady(offsets: Any) -> None:
+        if failures:
+            raise failures.pop()
+        await commit(offsets)
+
+    scene.consumer.commit = unsteady  # type: ignore[method-assign]
+    running = asyncio.create_task(scene.run(until=5))
+    async with asyncio.timeout(10):
+        for count in (4, 5):
+            while len(failures) > 5 - count:
+                await asyncio.sleep(0)
+            scene.consumer.log = {PARTITION: [*map(click, range(count))]}
+        await running
+    assert (await scene.store.counts())["takes"] == 5
+
+
+async def test_a_recorder_reads_records_as_it_is_set() -> None:
+    large = {"event_id": "large", "kind": "click", "who": "u1", "item_id": "i", "occurred_at": 1_700_000_000}
+    small = {"event_id": "small", "kind": "click", "who": "u1", "item_id": "i", "occurred_at": 1_700_000_000}
+    values = [json.dumps(large | {"more": "x" * 5_000}).encode(), json.dumps(small).encode()]
+    scene = Scene(*(FakeRecord(0, offset, b"u1", value) for offset, value in enumerate(values)))
+    scene.config, scene.broker = RecordConfig(field_map={"user_id": "who"}), BrokerConfig(max_record_bytes=4_000)
+    await scene.run(until=2)
+    assert [(letter.offset, letter.reason) for letter in scene.dead_letters.letters] == [(0, Reason.TOO_LARGE)]
+    assert (await scene.store.counts())["takes"] == 1
+
+
+@pytest.mark.parametrize(("stored", "level"), [(0, "warning"), (3, "error")])
+async def test_what_retention_took_before_it_was_recorded_is_told(stored: int, level: str) -> None:
+    scene = Scene(click(7), beginning=5)
+    await scene.store.bind(LOG)
+    if stored:
+        await scene.store.record(0, [], first_offset=0, next_offset=stored)
+    with capture_logs() as lines:
+        await scene.run(until=8)
+    (line,) = [line for line in lines if line["event"] == "record.log_begins_later"]
+    assert (line["log_level"], line["stored"], line["earliest"], line["missing"]) == (level, stored, 5, 5 - stored)
+    assert await scene.store.positions() == {0: 8}

@@ -2,107 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from structlog.testing import capture_logs
 
 from schemas.base import Message, decode
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import BadMessage, Misconfigured, Reason
 from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
-from streams.broker.clients import BrokerConfig
-from streams.broker.topics import TopicName, TopicsConfig
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
-from streams.replay.config import ReplayConfig
-from streams.replay.sender import Replay
-from streams.replay.timeline import Outgoing, Timeline
-from tests.factories.offline_folders import START, write
-from trainer.datasets.exposures import behaviours_of
-from trainer.datasets.folder import DataSet, open_data_set
+from streams.replay.timeline import Outgoing, Timeline, item_json
+from tests.factories.offline_folders import START
+from tests.factories.replaying import NOW, RecordingSender, make_set, replay_to, timeline_of
+from trainer.datasets.folder import ItemRecord
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MAX_BYTES = 4_194_304
-
-
-def make_set(folder: Path, items: int = 30, rows: int = 120, **more_columns: Any) -> DataSet:
-    rng = np.random.default_rng(0)
-    publish = np.sort(rng.integers(0, 60, items)) + START
-    item = rng.integers(0, items, rows)
-    ts = np.maximum(np.sort(rng.integers(0, 90, rows)) + START, publish[item])
-    names = [f"i{number}" for number in range(items)]
-    write(folder, "items", item_id=names, title=names, publish_ts=publish, price=[1.5] * items)
-    columns = {"user_id": rng.integers(0, 9, rows), "item_id": [names[i] for i in item], "ts": ts, "label": [1] * rows}
-    write(folder, "interactions", **columns | more_columns)
-    write(folder, "images", item_id=names[:5], image=[b"\xff\xd8picture"] * 5)
-    return open_data_set(folder)
-
-
-def timeline_of(data: DataSet, broken: float = 0.0) -> Timeline:
-    return Timeline(data, behaviours_of(data, seed=1), seed=1, now=NOW, broken_share=broken)
-
-
-class Metadata(NamedTuple):
-    partition: int
-    offset: int
-
-
-@dataclass
-class RecordingSender:
-    """Keeps what it is given, and acknowledges when flushed or after `lag` further records."""
-
-    lag: int = 3
-    records: list[tuple[str, bytes, bytes]] = field(default_factory=list)
-    flushes: int = 0
-    _waiting: list[tuple[asyncio.Future[Any], Metadata]] = field(default_factory=list)
-
-    async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
-        assert value is not None and key is not None
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, Metadata(0, sum(one[0] == topic for one in self.records))))
-        self.records.append((topic, key, value))
-        while len(self._waiting) > self.lag:
-            self._acknowledge_one()
-        return future
-
-    async def flush(self) -> None:
-        self.flushes += 1
-        while self._waiting:
-            self._acknowledge_one()
-
-    def _acknowledge_one(self) -> None:
-        future, metadata = self._waiting.pop(0)
-        future.set_result(metadata)
-
-
-@dataclass
-class SlowReaders:
-    """Reads a few records of each topic at every look."""
-
-    sender: RecordingSender
-    read: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
-    most_unread: dict[TopicName, int] = field(default_factory=lambda: {"items": 0, "behaviours": 0})
-
-    async def consumed(self) -> Mapping[TopicName, Mapping[str, int]]:
-        steps: dict[TopicName, int] = {"items": 4, "behaviours": 10}
-        for topic, step in steps.items():
-            sent = sum(one[0].endswith(topic) for one in self.sender.records)
-            self.most_unread[topic] = max(self.most_unread[topic], sent - self.read[topic])
-            self.read[topic] = min(sent, self.read[topic] + step)
-        return {"items": {"index": self.read["items"]}, "behaviours": {"record": self.read["behaviours"]}}
-
-
-def replay_to(sender: RecordingSender, config: ReplayConfig | None = None, **options: Any) -> Replay:
-    return Replay(sender, BrokerConfig(), TopicsConfig(), config or ReplayConfig(), **options)
 
 
 def second_of(record: tuple[str, bytes, bytes]) -> float:
@@ -213,51 +132,6 @@ async def test_broken_records_are_remembered_by_where_they_ended_up(tmp_path: Pa
     assert sent.acknowledged == len(sender.records)
 
 
-async def test_a_picture_that_is_too_large_for_a_record_costs_its_item_only_the_picture(tmp_path: Path) -> None:
-    make_set(tmp_path / "set")
-    whole, sender = RecordingSender(), RecordingSender()
-    images = [b"\xff\xd8picture", b"\xff\xd8" + bytes(9_000), b"\xff\xd8picture"]
-    write(tmp_path / "set", "images", item_id=["i0", "i1", "i2"], image=images)
-    data = open_data_set(tmp_path / "set")
-    await replay_to(whole).run(timeline_of(data))
-    with capture_logs() as lines:
-        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
-        sent = await replay.run(timeline_of(data))
-    assert (sent.without_picture, sent.records_left_out) == ({"i1"}, 0)
-    assert [one[:2] for one in sender.records] == [one[:2] for one in whole.records]
-    items = {key: json.loads(value) for topic, key, value in sender.records if topic == "mim.items"}
-    assert {key for key, one in items.items() if "image" in one} == {b"i0", b"i2"}
-    assert items[b"i1"]["title"] == "i1"
-    (line,) = [line for line in lines if line["event"] == "replay.picture_left_out"]
-    assert line["key"] == "i1" and line["limit"] == "MIM_KAFKA__MAX_RECORD_BYTES=8000"
-
-
-async def test_a_record_that_is_too_large_without_a_picture_is_left_out_and_named(tmp_path: Path) -> None:
-    sender = RecordingSender()
-    large = Outgoing("items", b"large", json.dumps({"item_id": "large", "text": "x" * 9_000}).encode(), 1)
-    small = Outgoing("behaviours", b"u", b"{}", 2)
-    with capture_logs() as lines:
-        replay = Replay(sender, BrokerConfig(max_record_bytes=8_000), TopicsConfig(), ReplayConfig())
-        sent = await replay.run([large, small])
-    assert (sent.items, sent.behaviours, sent.records_left_out) == (0, 1, 1)
-    assert [one[1] for one in sender.records] == [b"u"]
-    assert [line["key"] for line in lines if line["event"] == "replay.record_left_out"] == ["large"]
-
-
-async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_path: Path) -> None:
-    data = make_set(tmp_path / "set")
-    sender = RecordingSender()
-    readers = SlowReaders(sender)
-    config = ReplayConfig(max_items_in_flight=6, max_behaviours_in_flight=25, poll_seconds=0.001)
-    sent = await replay_to(sender, config, positions=readers).run(timeline_of(data))
-    assert (sent.items, sent.behaviours) == (30, timeline_of(data).events)
-    assert readers.most_unread["items"] <= 6 and readers.most_unread["behaviours"] <= 25
-    assert sender.flushes > 5
-    free = RecordingSender()
-    await replay_to(free).run(timeline_of(data))
-    assert free.records == sender.records
-
-
 async def test_speed_spaces_records_by_event_time(tmp_path: Path) -> None:
     sender = RecordingSender(lag=0)
     clock = [100.0]
@@ -293,25 +167,55 @@ def test_a_field_map_that_does_not_read_our_own_names_is_refused(
         timeline.refuse_field_maps(items, behaviours)
 
 
-@dataclass
-class FailingSender(RecordingSender):
-    """Loses one record, by its number."""
+def test_an_item_is_published_with_all_that_the_set_says_of_it() -> None:
+    plain = ItemRecord("i1", "größe", "words", None, None, START, {})
+    whole = replace(plain, category="shoes", price=0.0, year=1999)
+    read = [
+        decode(ItemPublished, item_json(record, picture), now=NOW, max_bytes=MAX_BYTES)
+        for record, picture in ((plain, None), (plain, b""), (whole, b"\xff\xd8picture"))
+    ]
+    for item in read:
+        assert (item.item_id, item.title, item.text, item.event) == ("i1", "größe", "words", "publish")
+        assert item.published_at.timestamp() == START
+    assert [(one.category, one.price, one.year, one.image) for one in read] == [
+        (None, None, None, None), (None, None, None, None), ("shoes", 0.0, 1999, b"\xff\xd8picture"),
+    ]  # fmt: skip
 
-    loses: int = 10
 
-    async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
-        future = await super().send(topic, value, key)
-        if len(self.records) == self.loses:
-            future.set_exception(ConnectionResetError("gone"))
-            self._waiting.pop()
-        return future
+def test_every_event_says_what_its_row_says(tmp_path: Path) -> None:
+    data = make_set(tmp_path / "set")
+    timeline = timeline_of(data)
+    log = timeline.behaviours
+    assert log is not None and log.defines_publish.any() and (log.draw >= 0).any()
+    events = [one for one in timeline if one.topic == "behaviours"]
+    for position, outgoing in enumerate(events):
+        document, row = json.loads(outgoing.value), int(log.row[position])
+        assert outgoing.second == log.ts[position] == datetime.fromisoformat(document["occurred_at"]).timestamp()
+        assert (document["user_id"], document["item_id"]) == (
+            data.user_ids[log.user[position]], data.item_ids[log.item[position]],
+        )  # fmt: skip
+        assert document.get("defines_publish", False) == bool(log.defines_publish[position])
+        assert document["kind"] == ("click" if log.is_take[position] else "exposure")
+        shown = document.get("exposure_id", document["event_id"])
+        assert shown.endswith(log.exposure_name(position)) and ("exposure_id" in document) == log.is_take[position]
+        if log.is_take[position]:
+            assert document["event_id"].endswith(f"-t{row}")
 
 
-@pytest.mark.parametrize("place", [10, -1], ids=["on the way", "the last one"])
-async def test_a_record_that_the_broker_did_not_take_fails_the_replay(tmp_path: Path, place: int) -> None:
-    records = list(timeline_of(make_set(tmp_path / "set")))
-    with pytest.raises(ConnectionResetError):
-        await replay_to(FailingSender(loses=place % (len(records) + 1))).run(records)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_a_set_without_behaviours_is_its_items_and_the_broken_ones_asked_for(tmp_path: Path, share: float) -> None:
+    timeline = Timeline(make_set(tmp_path / "set"), None, seed=1, now=NOW, broken_share=share)
+    broken = {0.0: 0, 0.01: len(ITEM_KINDS), 0.5: 15}[share]
+    assert (timeline.items, timeline.events, len(list(timeline))) == (30 + broken, 0, 30 + broken)
+    assert sum(one.reason is not None for one in timeline) == broken
+
+
+def test_only_an_item_has_a_picture_to_leave_out() -> None:
+    value = b'{"image": "x", "title": "\xc3\xb6"}'
+    without = Outgoing("items", b"a", value, 3).without_picture()
+    assert without == Outgoing("items", b"a", b'{"title": "\xc3\xb6"}', 3) and without.size == len(without.value) + 1
+    assert Outgoing("behaviours", b"a", value, 3).without_picture() is None
+    assert Outgoing("items", b"a", b'{"title": "x"}', 3).without_picture() is None
 
 
 def test_the_packaged_stream_is_whole_and_draws_its_cards() -> None:
