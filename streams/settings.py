@@ -49,6 +49,9 @@ NO_SETTINGS = frozenset({"MIM_CONFIG", "MIM_TEST_DATA"})
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """What Kubernetes sets in every container for a service whose name begins with `mim-`."""
 
+_WITH_LOGIN = frozenset({("redis", "url"), ("milvus", "uri")})
+"""Addresses that may hold a login, before the host or among the options."""
+
 _SURELY_MEANT = 0.8
 """How alike (`difflib`) a variable and a setting are, so that the one is taken for a slip of the other."""
 
@@ -295,7 +298,7 @@ def describe_values(settings: Settings) -> dict[str, tuple[str, str]]:
         text = as_text(value)
         if leaf.is_secret and value:
             text = "(set, not shown)"
-        elif "://" in text and "@" in text:
+        elif leaf.path in _WITH_LOGIN:
             text = shown_endpoint(text)
         found[leaf.variable] = (text, settings.source_of(leaf.path))
     return found

@@ -22,6 +22,7 @@ from streams.stores.histories.packed_history import RecordReport
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
+from tests.factories.small_redis import small_redis
 
 
 def forgotten(user: str, ends: dict[int, int], *, topic_id: str = LOG.topic_id) -> ForgottenUser:
@@ -99,10 +100,37 @@ class BehaviourStoreContract:
         await store.forget([forgotten("u1", {0: 6})], source="t:0", next_offset=2)
         assert await store.history("u1") == []
 
-    async def test_ends_of_another_log_erase_nothing_that_comes_in_this_one(self, store: BehaviourStore) -> None:
-        await store.forget([forgotten("u1", {0: 100}, topic_id="an older one")], source="t:0", next_offset=1)
+    @pytest.mark.parametrize("other", [{"topic_id": "an older one"}, {"cluster_id": "another"}])
+    async def test_ends_of_another_log_erase_nothing_that_comes_in_this_one(
+        self, store: BehaviourStore, other: dict[str, str]
+    ) -> None:
+        gone = forgotten("u1", {0: 100}).model_copy(update=other)
+        await store.forget([gone], source="t:0", next_offset=1)
         report = await record(store, event(0))
         assert report.erased == 0 and len(await store.history("u1")) == 1
+
+    async def test_ends_hold_for_their_own_partition_and_their_own_user(self, store: BehaviourStore) -> None:
+        users = [forgotten("u1", {0: 5}), forgotten("u2", {1: 3})]
+        assert await store.forget(users, source="t:0", next_offset=2) == 2
+        both = [event(4, "a"), event(4, "b", user="u2")]
+        assert (await store.record(0, both, first_offset=0, next_offset=5)).erased == 1
+        again = [event(2, "c"), event(2, "d", user="u2"), event(2, "e", user="u3")]
+        report = await store.record(1, again, first_offset=0, next_offset=3)
+        assert (report.erased, report.takes, report.users) == (1, 2, 2)
+        assert [len(await store.history(user)) for user in ("u1", "u2", "u3")] == [1, 1, 1]
+
+    async def test_of_a_forgotten_user_no_event_counts_as_seen(self, store: BehaviourStore) -> None:
+        await record(store, event(0, "a"), event(1, "b", kind="exposure"))
+        await store.forget([forgotten("u1", {0: 2})], source="t:0", next_offset=1)
+        report = await record(store, event(2, "a"), event(3, "b", kind="exposure"))
+        assert (report.takes, report.exposures, report.duplicates) == (1, 1, 0)
+
+    async def test_as_many_events_are_recognised_as_the_settings_say(self, store: BehaviourStore) -> None:
+        shown = [event(n, kind="exposure") for n in range(KEEP.remembered_event_ids + 1)]
+        await record(store, *shown)
+        oldest, beyond = shown[1]._replace(offset=9), shown[0]._replace(offset=10)
+        report = await record(store, oldest, beyond)
+        assert (report.duplicates, report.exposures) == (1, 1)
 
     async def test_a_mark_goes_when_the_log_and_the_store_are_past_the_erasure_and_no_sooner(
         self, store: BehaviourStore
@@ -236,11 +264,10 @@ async def opened(config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
     await store.close()
 
 
-@pytest.mark.live
-class TestRedisBehaviourStore(BehaviourStoreContract):
+class RedisBehaviourStoreContract(BehaviourStoreContract):
     @pytest.fixture
-    def config(self, valkey: str) -> RedisConfig:
-        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
+    def config(self) -> RedisConfig:
+        raise NotImplementedError
 
     @pytest.fixture
     async def store(self, config: RedisConfig) -> AsyncIterator[RedisBehaviourStore]:
@@ -317,3 +344,38 @@ class TestRedisBehaviourStore(BehaviourStoreContract):
             await away.history("u1")
         assert "secret" not in str(caught.value)
         await away.close()
+
+
+class TestRedisBehaviourStoreHere(RedisBehaviourStoreContract):
+    async def test_a_users_days_begin_again_with_each_event(self, store: BehaviourStore, config: RedisConfig) -> None:
+        await record(store, event(0), event(1, user="u2", kind="exposure"))
+        client: Any = make_redis(config)
+        keys = sorted(await client.keys("mim:record:0:[te]:*"))
+        assert [key.rpartition(b"record:")[2] for key in keys] == [b"0:e:u1", b"0:e:u2", b"0:t:u1"]
+        for key in keys:
+            assert await client.ttl(key) == KEEP.idle_days * 86_400
+            await client.expire(key, 10)
+        await record(store, event(2), event(3, user="u2", kind="exposure"))
+        assert {await client.ttl(key) for key in keys} == {KEEP.idle_days * 86_400}
+        await client.aclose()
+
+    async def test_a_store_that_is_bound_to_no_log_drops_no_mark(self, config: RedisConfig) -> None:
+        store = RedisBehaviourStore(make_redis(config), config)
+        await store.forget([forgotten("u1", {0: 5}, topic_id="other")], source="t:0", next_offset=1)
+        assert await store.drop_spent_marks({}, sources=()) == 0 and await store.bound_log() is None
+        await store.bind(LOG)
+        assert await store.bound_log() == LOG
+        assert await store.drop_spent_marks({}, sources={"t:0"}) == 1
+        await store.close()
+
+    @pytest.fixture
+    async def config(self) -> AsyncIterator[RedisConfig]:
+        async with small_redis() as url:
+            yield RedisConfig(url=url)
+
+
+@pytest.mark.live
+class TestRedisBehaviourStore(RedisBehaviourStoreContract):
+    @pytest.fixture
+    def config(self, valkey: str) -> RedisConfig:
+        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")

@@ -21,6 +21,7 @@ from streams.stores.histories.item_order import ItemState
 from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.histories.store import BehaviourStore, InMemoryBehaviourStore
 from tests.factories.click_log import KEEP, LOG, event, random_log
+from tests.factories.small_redis import small_redis
 
 
 def gone(at: float) -> ItemState:
@@ -208,11 +209,10 @@ class TestInMemoryDeletedItems(DeletedItemsContract):
         return Both(store, InMemoryDeletedItems(store))
 
 
-@pytest.mark.live
-class TestRedisDeletedItems(DeletedItemsContract):
+class RedisDeletedItemsContract(DeletedItemsContract):
     @pytest.fixture
-    def config(self, valkey: str) -> RedisConfig:
-        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")
+    def config(self) -> RedisConfig:
+        raise NotImplementedError
 
     @pytest.fixture
     async def client(self, config: RedisConfig) -> AsyncIterator[Any]:
@@ -317,3 +317,17 @@ class TestRedisDeletedItems(DeletedItemsContract):
         await both.store.clear()
         after = await both.deleted.sweeps()
         assert after.marks != after.swept_marks
+
+
+class TestRedisDeletedItemsHere(RedisDeletedItemsContract):
+    @pytest.fixture
+    async def config(self) -> AsyncIterator[RedisConfig]:
+        async with small_redis() as url:
+            yield RedisConfig(url=url)
+
+
+@pytest.mark.live
+class TestRedisDeletedItems(RedisDeletedItemsContract):
+    @pytest.fixture
+    def config(self, valkey: str) -> RedisConfig:
+        return RedisConfig(url=valkey, key_prefix=f"t{os.urandom(4).hex()}:")

@@ -23,6 +23,7 @@ from streams.stores.vectors.item_index import FOR_EVER, InMemoryItemIndex, ItemI
 from streams.stores.vectors.milvus_index import MilvusItemIndex, collection_name
 from streams.stores.vectors.row_scan import InMemoryRowScan, MilvusRowScan, RowScan, RowSource, source_of
 from tests.factories.part_server import PartServer, part_server
+from tests.factories.small_milvus import SmallMilvus
 
 DIM = 16
 VERSION = "enc-1.a"
@@ -218,6 +219,24 @@ class TestInMemoryItemIndex(ItemIndexContract):
     @pytest.fixture
     async def index(self) -> AsyncIterator[ItemIndex]:
         index = InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
+        await index.open()
+        yield index
+        await index.close()
+
+
+class TestMilvusItemIndexHere(ItemIndexContract):
+    @pytest.fixture
+    def config(self, monkeypatch: pytest.MonkeyPatch) -> MilvusConfig:
+        SmallMilvus().install(monkeypatch)
+        return MilvusConfig()
+
+    @pytest.fixture
+    def scan(self, config: MilvusConfig) -> RowScan:
+        return MilvusRowScan(config)
+
+    @pytest.fixture
+    async def index(self, config: MilvusConfig) -> AsyncIterator[ItemIndex]:
+        index = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
         await index.open()
         yield index
         await index.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streams.commands.stack import exports
 from streams.settings import (
     NO_SETTINGS,
     Settings,
+    child_arguments,
     child_environment,
     child_settings,
     describe_settings,
@@ -246,6 +248,72 @@ def test_values_in_force_are_shown_with_their_source_and_no_secret(
     assert not [line for line in lines if "hunter2" in line]
     (line,) = [line for line in lines if line.startswith("MIM_REDIS__URL ")]
     assert "redis://host:1/0" in line and "environment" in line and "redis://127.0.0.1:16379/0" in line
+
+
+def test_an_address_is_shown_without_a_login_in_its_options_and_a_bucket_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert {leaf.path for leaf in leaves() if leaf.path[-1] in ("url", "uri")} == {
+        ("redis", "url"), ("milvus", "uri"), ("models", "url"),
+    }  # fmt: skip
+    monkeypatch.setenv("MIM_REDIS__URL", "redis://host:1/0?password=hunter2")
+    monkeypatch.setenv("MIM_MILVUS__URI", "http://root:hunter2@host:2")
+    monkeypatch.setenv("MIM_MODELS__URL", "s3://bucket/pre@fix")
+    told = describe_values(load_settings())
+    assert told["MIM_REDIS__URL"][0] == "redis://host:1/0" and told["MIM_MILVUS__URI"][0] == "http://host:2"
+    assert told["MIM_MODELS__URL"][0] == "s3://bucket/pre@fix"
+
+
+def test_folders_follow_the_users_own_choice_unless_a_setting_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/d")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    monkeypatch.setenv("MIM_KAFKA__BOOTSTRAP_SERVERS", "prod:9092")
+    found = load_settings()
+    at = {
+        "stacks": found.stack.data_folder,
+        "train": found.train.state_folder,
+        "models": found.models.folder,
+        "encoders": found.encoders.folder,
+    }
+    assert at == {name: Path("/d/mimstream") / name for name in at}
+    assert found.stack.cache_folder == found.encoders.cache_folder == Path("/c/mimstream")
+    assert describe_values(found)["MIM_MODELS__FOLDER"] == ("/d/mimstream/models", "default")
+    monkeypatch.setenv("MIM_MODELS__FOLDER", "/mine")
+    assert load_settings().models.folder == Path("/mine")
+    for name in ("MIM_MODELS__FOLDER", "MIM_KAFKA__BOOTSTRAP_SERVERS"):
+        monkeypatch.delenv(name)
+    assert load_settings().models.folder == folders_in(Path("/d/mimstream/stacks/default"))["models"]["folder"]
+
+
+def test_the_file_of_the_command_line_wins_over_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        text = f'[topics]\nprefix = "{name}."\n[index.field_map]\ntitle = "label"\n'
+        (tmp_path / f"{name}.toml").write_text(text)
+    monkeypatch.setenv("MIM_CONFIG", str(tmp_path / "a.toml"))
+    assert load_settings().topics.prefix == "a."
+    assert load_settings(tmp_path / "b.toml").topics.prefix == "b."
+    assert child_arguments(tmp_path / "b.toml") == [f"--config={tmp_path / 'b.toml'}"] and child_arguments(None) == []
+    monkeypatch.setenv("MIM_INDEX__FIELD_MAP", '{"item_id": "sku"}')
+    assert load_settings().index.field_map == {"item_id": "sku"}  # a setting that is a mapping is replaced whole
+
+
+def test_a_wrong_value_is_told_with_its_place_its_source_and_without_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mim.toml").write_text("[trainer.model]\nhidden = [8, 'hunter2']\n")
+    monkeypatch.setenv("MIM_KAFKA__REQUEST_TIMEOUT_MS", "hunter2")
+    with pytest.raises(Misconfigured) as caught:
+        load_settings(tmp_path / "mim.toml", given=["topics.partitions=0"])
+    told = str(caught.value)
+    for place, source in (
+        (r"MIM_TRAINER__MODEL__HIDDEN\[1\]", "file"),
+        ("MIM_KAFKA__REQUEST_TIMEOUT_MS", "environment"),
+        ("MIM_TOPICS__PARTITIONS", "command line"),
+    ):
+        assert re.search(rf"^  {place}: .* \(from: {source}\)$", told, re.MULTILINE), told
+    assert "hunter2" not in told
 
 
 def test_common_options_stand_before_or_after_the_command() -> None:

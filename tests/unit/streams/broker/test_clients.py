@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -11,7 +13,8 @@ from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from kafka import errors as kp_errors
 
-from schemas.errors import BrokerUnavailable, Misconfigured
+from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
+from streams.broker import clients
 from streams.broker.clients import BrokerConfig, RecordTooLarge, broker_errors
 
 CONFIG = BrokerConfig(bootstrap_servers="kafka-1:9093")
@@ -80,6 +83,66 @@ def test_where_there_is_a_login_silence_may_be_its_refusal() -> None:
         with pytest.raises(BrokerUnavailable) as caught, broker_errors(config):
             raise error
         assert ("MIM_KAFKA__SASL_USERNAME" in str(caught.value)) is named
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [
+        ("PLAINTEXT", ""),
+        ("SSL", "SSL_CAFILE, SSL_CERTFILE"),
+        ("SASL_PLAINTEXT", "SASL_USERNAME, SASL_PASSWORD"),
+        ("SASL_SSL", "SSL_CAFILE, SSL_CERTFILE, SASL_USERNAME, SASL_PASSWORD"),
+    ],
+)
+def test_without_a_connection_those_settings_are_named_that_may_be_wrong(protocol: str, settings: str) -> None:
+    config = BrokerConfig.model_validate({"security_protocol": protocol})
+    names = ["BOOTSTRAP_SERVERS", "SECURITY_PROTOCOL", *filter(None, settings.split(", "))]
+    told = re.escape("(" + ", ".join(f"MIM_KAFKA__{name}" for name in names) + ")")
+    for error in (aio_errors.KafkaConnectionError("x"), kp_errors.KafkaTimeoutError("x")):
+        with pytest.raises(BrokerUnavailable, match=told), broker_errors(config):
+            raise error
+
+
+@pytest.mark.parametrize("client", [aio_errors, kp_errors], ids=["aiokafka", "kafka-python"])
+def test_what_passes_by_waiting_is_told_apart_from_what_does_not(client: Any) -> None:
+    with pytest.raises(BrokerUnavailable, match="kafka-1:9093"), broker_errors(CONFIG):
+        raise client.NotLeaderForPartitionError("moved")
+    with pytest.raises(client.InvalidTopicError), broker_errors(CONFIG):
+        raise client.InvalidTopicError("x")
+
+
+def test_a_coordinator_that_was_replaced_is_a_takeover() -> None:
+    with pytest.raises(Fenced), broker_errors(CONFIG):
+        raise aio_errors.TransactionCoordinatorFenced("x")
+
+
+@pytest.mark.parametrize(
+    "login", [{}, {"sasl_username": "me"}, {"sasl_password": "secret"}], ids=lambda one: ",".join(one)
+)
+def test_a_login_that_is_not_whole_is_refused_by_its_settings(login: dict[str, str]) -> None:
+    config = BrokerConfig.model_validate({"security_protocol": "SASL_PLAINTEXT", **login})
+    with pytest.raises(
+        Misconfigured, match=r"SASL_PLAINTEXT needs MIM_KAFKA__SASL_USERNAME and MIM_KAFKA__SASL_PASSWORD"
+    ):
+        config.client_options()
+    plain = BrokerConfig.model_validate(login)
+    assert "sasl_mechanism" not in plain.client_options()
+
+
+def test_clients_lose_and_double_nothing_unless_they_are_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIOKafkaProducer", "AIOKafkaConsumer"):
+        monkeypatch.setattr(clients, name, lambda *topics, **options: (topics, options))
+    config = BrokerConfig(max_record_bytes=5_000, client_id="me")
+    made: Any = clients.make_producer(config, linger_ms=0)
+    _, options = made
+    assert (options["enable_idempotence"], options["acks"], options["linger_ms"]) == (True, "all", 0)
+    assert (options["max_request_size"], options["client_id"]) == (5_000 + 65_536, "me")
+    made = clients.make_consumer(config, "a", "b", auto_offset_reset="latest")
+    topics, options = made
+    assert (topics, options["enable_auto_commit"], options["auto_offset_reset"]) == (("a", "b"), False, "latest")
+    assert options["max_partition_fetch_bytes"] == 5_000 + 65_536
+    made = clients.make_consumer(config)
+    assert (made[1]["auto_offset_reset"], made[1]["isolation_level"]) == ("none", "read_committed")
 
 
 def test_what_is_told_apart_by_callers_stays_what_it_is() -> None:

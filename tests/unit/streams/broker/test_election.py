@@ -206,6 +206,56 @@ async def test_a_candidate_joins_the_group_and_leaves_it_with_its_producer(
     assert len(polls) == count
 
 
+async def test_a_group_that_cannot_be_joined_is_left_and_one_in_trouble_is_not(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [kafka_errors.KafkaConnectionError("away")]
+    stopped: list[int] = []
+    polls: list[int] = []
+
+    class Consumer:
+        def subscribe(self, topics: list[str], listener: Any) -> None: ...
+
+        async def start(self) -> None:
+            if failures:
+                raise failures.pop()
+
+        async def stop(self) -> None:
+            stopped.append(len(polls))
+            raise kafka_errors.KafkaConnectionError("away")
+
+        async def getmany(self, *, timeout_ms: int) -> None:
+            polls.append(timeout_ms)
+            if len(polls) == 1:
+                raise kafka_errors.KafkaConnectionError("away")
+            await asyncio.sleep(60)
+
+    async def no_pause(seconds: float, sleep: Any = asyncio.sleep) -> None:
+        await sleep(0 if seconds < 1 else seconds)
+
+    monkeypatch.setattr(module, "make_consumer", lambda *_, **__: Consumer())
+    with pytest.raises(BrokerUnavailable):
+        async with scene.leads.candidate():
+            raise AssertionError("it is no member")
+    assert stopped == [0]
+    monkeypatch.setattr("streams.broker.leadership.asyncio.sleep", no_pause)
+    async with scene.leads.candidate():
+        async with asyncio.timeout(5):
+            while len(polls) < 2:
+                await asyncio.sleep(0)
+    assert stopped == [0, 2]
+
+
+@pytest.mark.parametrize("order", ["abc", "cba"])
+def test_of_equal_members_every_one_chooses_the_same_and_it_gets_every_partition(order: str) -> None:
+    leads = Leadership(BrokerConfig(), group="g", topic="models", transactional_id="t")
+    own, cluster = _KeepsTheLeader(leads), SimpleNamespace(partitions_for_topic={"models": {1, 0}, "x": None}.get)
+    assigned = own.assign(cluster, {name: own.metadata(["x", "models"]) for name in order})
+    assert {name: one.assignment for name, one in assigned.items() if one.assignment} == {
+        "c": [("models", [0, 1]), ("x", [])]
+    }
+
+
 @pytest.mark.parametrize("names", ["ab", "ba"])
 def test_before_any_term_the_member_that_was_chosen_keeps_the_role(names: str) -> None:
     def metadata(chosen: bool) -> Any:

@@ -16,7 +16,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics
 from streams.broker.forgotten import read_forgotten_users
 from streams.broker.lag import GroupPositions
-from streams.broker.log_reader import LogReader, read_ends
+from streams.broker.log_reader import LogReader, read_beginnings, read_ends
 from streams.broker.topics import TopicsConfig
 from tests.factories.fake_consumer import IN_TIME_MS, FakeConsumer, FakeRecord
 
@@ -123,6 +123,9 @@ async def test_the_first_record_since_a_moment_is_found_where_there_is_one(kafka
 async def test_ends_count_open_transactions(kafka: Kafka) -> None:
     assert await read_ends(BrokerConfig(), TopicsConfig(), "items") == {0: 8, 1: 2}
     assert kafka.isolation == "read_uncommitted" and kafka.closed == 1
+    kafka.consumer.beginning = 1
+    assert await read_beginnings(BrokerConfig(), TopicsConfig(), "items") == {0: 1, 1: 1}
+    assert kafka.isolation == "read_committed" and kafka.closed == 2
 
 
 async def test_committed_positions_are_asked_for_again_a_few_times_and_those_never_committed_left_out(

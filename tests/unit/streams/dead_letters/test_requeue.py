@@ -11,7 +11,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from schemas.errors import Reason
-from schemas.letters import DeadLetter
+from schemas.letters import DeadLetter, RequeueHeaders
 from streams.broker.clients import BrokerConfig
 from streams.dead_letters.inbox import DeadLetterEntry
 from streams.dead_letters.requeue import Requeue, RequeueResult
@@ -85,8 +85,9 @@ async def test_a_record_without_a_newer_one_is_sent_again_once(world: World) -> 
     world.say(1, b"of another item", 5_000, key=b"b")
     (first,) = await world.requeue(failed)
     assert (first.status, world.log[0][-1].value, world.marked) == ("requeued", b"one", ["items/0/0 requeued"])
-    (second,) = await world.requeue(failed)
+    (second,) = await world.requeue(failed)  # whoever sent it died before it was marked
     assert (second.status, len(world.log[0])) == ("already_requeued", 2)
+    assert world.marked == ["items/0/0 requeued"] * 2
 
 
 @pytest.mark.parametrize("value", [b"newer", None])
@@ -105,4 +106,49 @@ async def test_a_newer_record_in_the_same_partition_is_not_replaced(world: World
     failed = world.say(0, b"one", 1_000)
     world.say(0, b"two", 900)  # its producer's clock stepped back
     (result,) = await world.requeue(failed)
-    assert (result.status, len(world.log[0])) == ("superseded", 2)
+    assert (result.status, len(world.log[0]), world.marked) == ("superseded", 2, [])
+
+
+async def test_at_equal_times_the_higher_partition_is_newer(world: World) -> None:
+    failed = world.say(1, b"two", 1_000)
+    world.say(0, b"one", 1_000)
+    assert [one.status for one in await world.requeue(failed)] == ["requeued"]
+
+
+async def test_the_newest_record_of_another_partition_counts_wherever_it_lies_there(world: World) -> None:
+    failed = world.say(0, b"one", 1_000)
+    world.say(1, b"newer", 2_000)
+    world.say(1, b"older", 500)
+    (result,) = await world.requeue(failed)
+    assert result.status == "superseded" and "record 1/0 " in result.detail
+
+
+async def test_letters_of_one_partition_are_judged_by_their_own_times_and_places(world: World) -> None:
+    first = world.say(0, b"1", 1_000, key=b"a")
+    second = world.say(0, b"1", 1_000, key=b"b")
+    third = world.say(0, b"1", 1_000, key=b"c")
+    world.say(0, b"2", 1_000, key=b"b")
+    late = world.say(0, b"1", 9_000, key=b"d")
+    world.say(1, b"2", 3_000, key=b"a")
+    world.say(1, b"2", 3_000, key=b"d")
+    found = await world.requeue(late, third, second, first)
+    assert {one.id: one.status for one in found} == {
+        "items/0/0": "superseded",  # by another partition
+        "items/0/1": "superseded",  # by its own
+        "items/0/2": "requeued",
+        "items/0/4": "requeued",
+    }
+
+
+@pytest.mark.parametrize("value", [b"newer", None])
+async def test_what_a_killed_repetition_left_behind_a_newer_record_is_put_right(
+    world: World, value: bytes | None
+) -> None:
+    failed = world.say(0, b"one", 1_000)
+    newer = world.say(0, value, 2_000)
+    again = tuple(RequeueHeaders.of(letter_of(failed)).headers())
+    world.log[0].append(FakeRecord(0, 2, b"a", b"one", LATER, again))
+    (result,) = await world.requeue(failed)
+    assert result.status == "superseded" and "record 0/1 " in result.detail and "put back" in result.detail
+    last = world.log[0][-1]
+    assert (last.offset, last.value, last.headers, world.marked) == (3, value, newer.headers, [])

@@ -85,6 +85,14 @@ async def test_letters_of_all_partitions_are_read_with_what_became_of_them_and_h
     assert (mark.key, mark.value, mark.offset) == (b"behaviours/0/0", None, 1)
 
 
+async def test_progress_counts_what_is_there_and_not_what_retention_has_deleted(topics: Topics) -> None:
+    topics.first[TopicPartition("mim.dead-letters", 1)] = 400
+    topics.bury("items", topics.add("items", 1, b"a", b"{"), into=1)
+    told: list[tuple[int, int]] = []
+    await topics.letters.read(lambda done, total: told.append((done, total)))
+    assert told == [(0, 1), (1, 1), (1, 1)]
+
+
 async def test_the_whole_letter_is_read_from_its_place_while_it_is_there(topics: Topics) -> None:
     topics.bury("items", topics.add("items", 0, b"other", b"1"), into=0)
     topics.bury("items", topics.add("items", 0, b"a", b"original"), into=1)
@@ -120,8 +128,10 @@ async def test_a_behaviour_goes_again_to_its_own_partition_with_its_headers_and_
     sent = topics.topics["behaviours"][1][-1]
     assert (sent.offset, sent.key, sent.value) == (4, b"u1", b"{")
     assert set(RequeueHeaders.of(letter).headers()) <= set(sent.headers)
+    written = len(topics.topics["dead-letters"][0])
     assert await topics.requeue("behaviours/1/3") == [("behaviours/1/3", "already_requeued")]
     assert len(topics.topics["behaviours"][1]) == 5
+    assert len(topics.topics["dead-letters"][0]) == written  # it is marked already
 
 
 async def test_what_cannot_be_sent_again_is_refused_with_the_reason_and_not_marked(topics: Topics) -> None:
@@ -133,8 +143,11 @@ async def test_what_cannot_be_sent_again_is_refused_with_the_reason_and_not_mark
     assert sorted(await topics.requeue(*ids)) == sorted((one, "refused") for one in ids)
     assert len(only_open(await topics.letters.read())) == 4
     topics.bury("behaviours", topics.add("behaviours", 0, b"u", b"{"))
+    topics.bury("items", topics.add("items", 1, b"a", b"{"))
     topics.too_large = True
-    assert await topics.requeue("behaviours/0/0") == [("behaviours/0/0", "refused")]
+    refused = ["behaviours/0/0", "items/1/0"]
+    assert await topics.requeue(*refused) == [(one, "refused") for one in refused]
+    assert len(only_open(await topics.letters.read())) == 6
 
 
 async def test_a_dropped_letter_is_not_sent(topics: Topics) -> None:

@@ -121,16 +121,19 @@ async def test_jitter_shortens_waits_by_at_most_its_share() -> None:
     assert config.wait_seconds(10_000, 0.0) == 5
 
 
-async def test_a_retry_after_of_the_server_is_respected() -> None:
+@pytest.mark.parametrize(("asked_for", "waited"), [(30, 30), (0.5, 1), (1, 1)])
+async def test_a_retry_after_of_the_server_is_respected_and_shortens_no_wait(asked_for: float, waited: float) -> None:
     waits = Waits()
-    answers = iter([StoreUnavailable("s", "busy", retry_after_seconds=30), None])
+    answers = iter([StoreUnavailable("s", "busy", retry_after_seconds=asked_for), None])
 
-    async def once() -> None:
+    async def once() -> str:
         if (error := next(answers)) is not None:
             raise error
+        return "done"
 
-    await retry_until_available(once, what="test", patience=waits.patience)
-    assert waits.seconds == [30]
+    told: list[float] = []
+    assert await retry_until_available(once, what="test", patience=waits.patience, waits=told) == "done"
+    assert waits.seconds == told == [waited]
 
 
 @pytest.mark.parametrize("error", [Fenced("taken over"), ZeroDivisionError()])

@@ -55,3 +55,28 @@ def test_a_full_disk_that_gives_no_path_is_found_among_the_folders(monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
     assert "MIM_" not in str(file_refusal(OSError(errno.ENOSPC, "No space left on device"), in_force()))
     assert "MIM_" not in str(file_refusal(OSError(errno.EROFS, "Read-only file system", "/elsewhere/x"), None))
+
+
+@pytest.mark.parametrize(("free", "full"), [((1 << 20) - 1, True), (1 << 20, False)])
+def test_a_folder_counts_as_full_below_a_megabyte_whether_it_is_there_or_not(
+    free: int, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    settings = Settings(stack=StackConfig(data_folder=tmp_path / "not" / "yet", cache_folder=tmp_path))
+    told = str(file_refusal(OSError(errno.EDQUOT, "Quota exceeded"), settings))
+    assert ("MIM_STACK__DATA_FOLDER" in told) is full and tmp_path in asked and "make room there" in told
+
+
+def test_the_folder_that_a_path_lies_in_is_named_and_no_other() -> None:
+    error = OSError(errno.EACCES, "Permission denied", str(AT / "cache" / "x"))
+    told = str(file_refusal(error, in_force()))
+    assert "make it writable, or set MIM_STACK__CACHE_FOLDER to another folder" in told
+    assert "DATA_FOLDER" not in told
+    elsewhere = str(file_refusal(OSError(errno.EACCES, "Permission denied", "/somewhere/cached"), in_force()))
+    assert "MIM_" not in elsewhere and elsewhere.startswith("/somewhere/cached: Permission denied; make it writable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -237,6 +238,79 @@ def test_the_newest_snapshots_are_kept_and_numbers_go_on(tmp_path: Path, keep: i
     assert [meta.snapshot_id for meta in store.kept()] == written[-keep:] and store.current_id() == written[-1]
 
 
+FITTING_SUMS = [
+    ("values.json", b"[]", "is no object"),
+    ("values.json", b"{", "contents are not what they should be"),
+    ("values.json", b"[" * 100_000, "contents are not what they should be"),
+    ("values.json", b"\xff", "contents are not what they should be"),
+    ("state.safetensors", b"nothing of the kind", "not arrays"),
+    ("state.safetensors", b"", "not arrays"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "told"), FITTING_SUMS, ids=range(len(FITTING_SUMS)))
+def test_contents_that_do_not_fit_are_refused_though_their_checksums_agree(
+    tmp_path: Path, file: str, content: bytes, told: str
+) -> None:
+    store = make_store(tmp_path)
+    name = write(store, 1)
+    (tmp_path / "snapshots" / name / file).write_bytes(content)
+    rewrite(tmp_path, name, {f"{file.partition('.')[0]}_sha256": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(Misconfigured, match=f"{name} .*damaged: .*{told}.*--from-snapshot"):
+        store.load(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), ValueError("x"), TypeError("x"), AttributeError("x"), OverflowError("x"), RuntimeError("x")],
+)
+def test_a_part_that_cannot_take_its_contents_names_the_snapshot_and_the_way_out(
+    tmp_path: Path, error: Exception
+) -> None:
+    store = make_store(tmp_path)
+    found = store.load(write(store, 1))
+    with (
+        pytest.raises(Misconfigured, match=f"{found.meta.snapshot_id} .*MIM_TRAIN__SNAPSHOT_FOLDER"),
+        found.restoring(),
+    ):
+        raise error
+    with pytest.raises(StoreUnavailable), found.restoring():
+        raise StoreUnavailable("store", "away")
+    with found.restoring():
+        pass
+
+
+def test_a_snapshot_of_the_format_before_pieces_is_resumed_from(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    name = write(store, 1)
+    rewrite(tmp_path, name, {"format": 2})
+    assert_is(store, name, 1)
+    with pytest.raises(StoreUnavailable, match="not there"):
+        store.load("n000009-0123456789ab")
+
+
+def test_a_damaged_pointer_is_told_with_the_way_out_and_replaced_by_nobody(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    write(store, 1)
+    (tmp_path / "current.json").write_text("{")
+    for act in (store.current_id, store.last_claim, lambda: write(store, 2)):
+        with pytest.raises(Misconfigured, match=r"pointer to snapshots in here is damaged .*restore it"):
+            act()
+    assert (tmp_path / "current.json").read_text() == "{"
+
+
+def test_a_file_that_is_renamed_changes_the_code_hash(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("schemas", "trainer")]
+    for root in roots:
+        root.mkdir()
+        (root / "a.py").write_text(f"{root.name} = 1\n")
+    before = hash_sources(roots)
+    (roots[1] / "a.txt").write_text("no code")
+    assert hash_sources(roots) == before
+    (roots[1] / "a.py").rename(roots[1] / "b.py")
+    assert hash_sources(roots) != before
+
+
 def test_equal_states_of_two_trainers_have_two_names(tmp_path: Path) -> None:
     names = {
         make_store(tmp_path / str(n)).write(make_state(1), make_meta(1), fence).snapshot_id
@@ -251,6 +325,7 @@ def test_a_superseded_trainer_leaves_neither_its_snapshot_nor_a_moved_pointer(tm
     with pytest.raises(Fenced, match="here belongs to"):
         store.write(make_state(2), make_meta(2), OLD)
     assert store.current_id() == current and [meta.snapshot_id for meta in store.kept()] == [current]
+    assert list((tmp_path / "pieces").iterdir()) == []
 
 
 def test_a_claim_holds_only_against_the_pointer_it_has_seen_and_keeps_the_snapshot(tmp_path: Path) -> None:

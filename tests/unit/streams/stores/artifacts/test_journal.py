@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from schemas.errors import Misconfigured
 from schemas.manifests import Fence
+from streams.stores.artifacts.artifact_store import NotFound
 from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from tests.factories.checkpoints import NEW, OLD, make_journal
 from tests.factories.samples import DIM, click_log, make_trainer, small_config
@@ -143,3 +146,45 @@ def test_a_pack_that_is_used_for_the_most_part_is_referred_to(tmp_path: Path) ->
     assert len(journal.present().packs) == 1
     write(journal, using(2, items[:4]), OLD)
     assert len(journal.present().packs) == 2
+
+
+def test_a_segment_that_is_gone_or_damaged_is_told_with_its_name(tmp_path: Path, segments: list[Segment]) -> None:
+    journal = make_journal(tmp_path)
+    name = write(journal, segments[0], OLD)
+    folder = tmp_path / "journal" / name
+    with pytest.raises(Misconfigured, match="is no id of a journal segment"):
+        journal.load("../snapshots")
+    with pytest.raises(NotFound):
+        journal.load("s999999999-000000000000")
+    for file in ("segment.safetensors", "values.json", "segment.json"):
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(b"{}" if file == "segment.json" else content + b" ")
+        with pytest.raises(Misconfigured, match=f"segment {name} in here is damaged: .*restore it"):
+            journal.load(name)
+        (folder / file).write_bytes(content)
+    assert journal.load(name).segment.root == segments[0].root
+
+
+def test_what_nobody_can_say_the_writer_of_goes_with_the_next_trainer(tmp_path: Path, segments: list[Segment]) -> None:
+    journal = make_journal(tmp_path)
+    damaged, kept = write(journal, segments[0], NEW), write(make_journal(tmp_path), segments[1], OLD)
+    (tmp_path / "journal" / damaged / "segment.json").write_text('{"packs": []}')
+    for pack in make_journal(tmp_path).present().packs:
+        (tmp_path / "vectors" / pack / "writer.json").unlink()  # as a version without this file wrote it
+    needed = journal.load(kept).meta.packs
+    journal.retain({kept}, journal.present(), OLD)
+    left = journal.present()
+    assert left.segments == [kept] and left.packs == needed
+
+
+def test_vectors_whose_pack_is_gone_are_passed_over_and_the_others_read(
+    tmp_path: Path, segments: list[Segment]
+) -> None:
+    journal = make_journal(tmp_path)
+    write(journal, using(0, [f"item-{i}" for i in range(4)]), OLD)
+    last = using(1, [f"item-{i}" for i in range(2, 8)])
+    write(journal, last, OLD)
+    meta = journal.load(last.name).meta
+    assert len(meta.packs) == 2 and journal.vectors(meta).keys() >= last.archive.keys()
+    shutil.rmtree(tmp_path / "vectors" / meta.packs[0])
+    assert len(journal.vectors(meta)) == 4

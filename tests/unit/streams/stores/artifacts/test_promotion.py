@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import Fenced, PipelineError
+from schemas.errors import Fenced, PipelineError, StoreUnavailable
 from schemas.manifests import Fence
 from streams.stores.artifacts import promotion
-from streams.stores.artifacts.pointer import last_term, may_replace, update_pointer
+from streams.stores.artifacts.pointer import last_term, may_replace, refuse_smaller_fence, update_pointer
 from streams.stores.artifacts.promotion import CurrentPointer, PointerAction, PromotionResult
 from tests.factories.releases import make_manifest
 
@@ -245,3 +245,18 @@ def test_a_swap_whose_reply_was_lost_counts() -> None:
         return (text or b"") + b"!"
 
     assert update_pointer(store, change) == b"0!" and calls == [b"0"]  # type: ignore[arg-type]
+
+
+def test_a_pointer_that_never_rests_is_given_up_after_many_attempts() -> None:
+    store = Contended(1_000)
+    with pytest.raises(StoreUnavailable, match="replaced 100 times"):
+        update_pointer(store, lambda text: (text or b"") + b"!")  # type: ignore[arg-type]
+    assert store.text == b"0" + b"x" * 100
+
+
+def test_whoever_is_refused_hears_both_terms() -> None:
+    for ours, told in ((OLD, "ours: term 4, producer 1, epoch 0"), (None, "ours: none")):
+        with pytest.raises(Fenced, match=rf"the release belongs to a later trainer \(term 5, .*{told}"):
+            refuse_smaller_fence(NOW, ours, subject="the release belongs to")
+    refuse_smaller_fence(NOW, NOW, subject="x")
+    refuse_smaller_fence(None, None, subject="x")

@@ -82,8 +82,14 @@ def test_promoting_what_was_never_published_is_refused(store: ModelRegistry) -> 
 
 
 def test_a_manifest_of_other_weights_is_refused(store: ModelRegistry) -> None:
-    with pytest.raises(ValueError, match="does not belong"):
-        store.publish(make_weights(2), make_manifest(1))
+    first, second = make_manifest(1), make_manifest(2)
+    for manifest in (
+        first,
+        second.model_copy(update={"release_id": first.release_id}),
+        second.model_copy(update={"weights_sha256": first.weights_sha256}),
+    ):
+        with pytest.raises(ValueError, match="does not belong"):
+            store.publish(make_weights(2), manifest)
     assert store.list() == []
 
 

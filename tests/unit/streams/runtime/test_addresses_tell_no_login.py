@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig
-from streams.runtime.endpoints import shown_endpoint
+from streams.runtime.endpoints import checked_endpoint, shown_endpoint
 from streams.settings import load_settings
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.histories.client import RedisConfig, make_redis
@@ -78,3 +78,22 @@ def test_a_wrong_option_of_redis_is_named_without_the_login() -> None:
     with pytest.raises(Misconfigured, match=r"MIM_REDIS__URL \(redis://host/0\).*socket_timeout") as told:
         make_redis(RedisConfig(url="redis://:hunter2@host/0?socket_timeout=soon"))
     assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("host:6379", "begins with redis:// or rediss://"),
+        ("http://host:6379", "begins with redis:// or rediss://"),
+        ("redis:/host", "begins with redis:// or rediss://"),
+        ("redis://host:70000/0", "a number up to 65535"),
+        ("redis://host:port/0", "a number up to 65535"),
+        ("redis://[::1:6379", "no host:port"),
+        ("redis://me:a/b@host", "percent-encode"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_what_is_wrong(address: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        checked_endpoint(address, schemes=("redis", "rediss"))
+    right = "rediss://me:x@[::1]:65535/0"
+    assert checked_endpoint(right, schemes=("redis", "rediss")) == right
