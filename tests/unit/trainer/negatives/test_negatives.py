@@ -317,3 +317,16 @@ def test_the_correction_costs_as_much_for_a_million_items_as_for_one(monkeypatch
     counts.add(1_000_000, DAY0)
     monkeypatch.setattr(np, "count_nonzero", lambda array: pytest.fail("all items are counted in a step"))
     assert np.exp(counts.log_q(np.array([1_000_000])))[0] == pytest.approx(1.0)
+
+
+def test_the_items_of_a_memory_are_those_of_window_and_bank_however_old() -> None:
+    memory = make_memory(window_takes=2, bank_seconds=1)
+    for second, item in enumerate((1, 2, 3, 4, 4)):
+        memory.add(take(item, 5 * second))
+    assert sorted(memory.items()) == [1, 2, 3, 4, 4] and memory.bank_items(DAY0 + 20).tolist() == []
+    with pytest.raises(ValueError, match="at least 1"):
+        TakeBank(0, max_age_seconds=1)
+
+
+def test_without_any_take_nothing_is_corrected() -> None:
+    assert TakeCounts(9.0).log_q(np.array([1, 2]), draws=3).tolist() == [0, 0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
-from trainer.networks.collate import collate
+from trainer.networks.collate import Collated, collate
 from trainer.networks.config import LearnerConfig
 from trainer.networks.learner import Learner
 from trainer.samples.rows import Impression
@@ -36,3 +37,34 @@ def test_an_id_that_gets_anothers_row_does_not_get_its_momentum() -> None:
         moments = np.abs(learner.snapshot().arrays[f"sparse/0/{name}"]).sum(1)[1:]
         assert reassigned.sum() == 3
         assert not moments[reassigned].any() and (moments[~reassigned] > 0).all()
+
+
+def collated_rows() -> Collated:
+    rows = [Impression("e", 0, n, 0, f"u{n}", n, (n + 1, n + 2), (0, 0), False, False, n % 2) for n in range(1, 9)]
+    return collate(rows, None, make_catalogue(16), history_length=5)
+
+
+def test_dense_weights_decay_and_move_by_a_bounded_gradient_and_ids_by_their_own_rate() -> None:
+    config = LearnerConfig(learning_rate=0.01, id_learning_rate=0.03, weight_decay=0.5, max_gradient_norm=1e-9)
+    learner, batch = Learner(SMALL_MODEL, config, vector_width=DIM, seed=0), collated_rows()
+    before = {name: tensor.detach().clone() for name, tensor in learner.model.named_parameters()}
+    learner.step(batch.batch, batch.labels_B, None)
+    after = dict(learner.model.named_parameters())
+    for name in before.keys() - {"id_table.embedding.weight"}:
+        # Adam moves a weight by its rate unless the gradient is about as small as its epsilon
+        torch.testing.assert_close(after[name].detach(), before[name] * (1 - 0.01 * 0.5), rtol=0, atol=1.5e-3)
+    shared = (after["id_table.embedding.weight"] - before["id_table.embedding.weight"]).detach()[0]
+    torch.testing.assert_close(shared.abs(), torch.full_like(shared, 0.03), rtol=1e-2, atol=0)
+
+
+def test_a_learner_that_is_restored_to_where_nothing_was_learned_has_no_momentum() -> None:
+    one, other = (Learner(SMALL_MODEL, LearnerConfig(), vector_width=DIM, seed=seed) for seed in (0, 1))
+    batch = collated_rows()
+    for _ in range(3):
+        other.step(batch.batch, batch.labels_B, None)
+    other.restore(one.snapshot())
+    for each in (one, other):
+        for _ in range(2):
+            each.step(batch.batch, batch.labels_B, None)
+    weights = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -73,11 +73,11 @@ def test_a_batch_waits_for_takes_to_its_last_second_and_no_further() -> None:
     assert [take.second - DAY0 for take in trainer.intake.takes_until(DAY0 + 7)] == [6]
 
 
-@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("rows", [0, 3, 30])
 def test_the_last_rows_are_kept_back_and_then_learned_in_the_same_batches(rows: int) -> None:
     def batches(rows: int) -> list[list[str]]:
         trainer = make_trainer(small_config(batch_rows=4, lateness_seconds=0))
-        observe_all(trainer, [behaviour(f"x{n}", item="i1", user=f"u{n}", second=n) for n in range(18)])
+        observe_all(trainer, [behaviour(f"x{n}", item="i1", user=f"u{n}", second=n) for n in range(42)])
         trainer.intake.hold_back(rows)
         trainer.intake.finish()
         found, kept = [], 0
@@ -94,7 +94,7 @@ def test_the_last_rows_are_kept_back_and_then_learned_in_the_same_batches(rows: 
         assert trainer.intake.last_rows == 0 and not trainer.intake.at_last_rows
         return found
 
-    assert [len(batch) for batch in batches(rows)] == [4, 4, 4, 4, 2] and batches(rows) == batches(0)
+    assert [len(batch) for batch in batches(rows)] == [*[4] * 10, 2] and batches(rows) == batches(0)
 
 
 def test_exactly_as_many_rows_as_a_batch_and_those_held_back_are_enough() -> None:
@@ -207,3 +207,24 @@ def test_a_row_of_the_log_settles_its_place_and_a_correction_or_a_drawn_row_does
     others = [replace(row, offset=1, correction=True), replace(row, offset=1, draw=1)]
     trainer.intake.trained([row, *others])
     assert trainer.intake.offsets.committed_offsets() == {0: 1} and trainer.intake.counts.trained == 1
+
+
+def test_items_are_in_use_while_a_row_that_is_ready_or_a_take_that_is_queued_names_them() -> None:
+    config = small_config(
+        lateness_seconds=0, attribution_seconds=0, history_length=1, correction_megabytes=0, batch_rows=9
+    )
+    trainer = make_trainer(config)
+    log = [behaviour("t0", "click", item="i1", second=0), behaviour("q0", "click", user="v", item="i5", second=0)]
+    log += [behaviour("x1", item="i2", second=1), behaviour("q1", "click", user="v", item="i6", second=1)]
+    log += [behaviour("t1", "click", item="i3", second=2), behaviour("x2", user="w", item="i4", second=50)]
+    observe_all(trainer, [*log, behaviour("end", user="w", item="i9", second=60)])
+    trainer.intake.advance()
+
+    def in_use() -> set[str]:
+        return {trainer.catalogue.item_id(item) for item in trainer.intake.items_in_use()}
+
+    assert in_use() == {"i1", "i2", "i3", "i4", "i5", "i6"}
+    trainer.intake.takes_until(DAY0 + 60)
+    assert in_use() == {"i1", "i2", "i3", "i4", "i6"}
+    trainer.intake._ready.clear()
+    assert in_use() == {"i3", "i6"}

@@ -13,9 +13,12 @@ from tests.factories.feeding import through_bytes
 from tests.factories.samples import DAY0, embedding, make_catalogue
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.online.progress import TrainProgress
-from trainer.provenance.journal import Journal, Leaf, Segment, StepRows, VectorUse, root_of
-from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
+from trainer.provenance.journal import Journal, Leaf, Segment, StepRows, VectorUse, root_of, row_text
+from trainer.samples.catalogue import Catalogue, vector_digest
+from trainer.samples.forgotten import ForgottenUsers
+from trainer.samples.id_hashes import id_hashes
+from trainer.samples.recent_ids import id_hash
+from trainer.samples.rows import RELIABILITY, Impression
 
 
 def row(event_id: str, item: int, *, user: str = "u1", label: int = 0) -> Impression:
@@ -228,3 +231,21 @@ def test_an_item_that_was_given_a_second_number_is_one_item() -> None:
     for one in (journal, again):
         one._record_vector(3, first, catalogue)
         assert [use.step for use in one.segment().vectors] == [1, 2, 3]
+
+
+def test_hashes_are_those_that_releases_snapshots_and_erasures_were_kept_with() -> None:
+    assert id_hashes("item-17") == (3413445538853364867, 7542785179641482432)
+    assert id_hash("event-17") == 6958542774133541185
+    assert vector_digest("c", np.array([1, -2], np.float32)).hex() == "1797dfe8418b087aff0decf1e6a26efa"
+    leaf = Leaf()
+    leaf.add(row_text("e", "i", 1, ["a", "b"], [7, 8]))
+    leaf.add(row_text("f", "j", 0, [], []))
+    assert (leaf.digest.hex(), leaf.rows) == ("b80727fd03186f70b04611501b74f8e2995a1e404cb9e6cc294b013dbe742f9a", 2)
+    segment = Segment(first_row=3, vectors=[VectorUse(1, "i", b"d", "c", 1.0)], leaves=[leaf])
+    segment.steps = steps_against(["a", "b"], None).steps
+    assert segment.root == "b55c5077d13d50287473132d24dab551fa92b8f917fcfbef21f01da006b51a6f"
+    assert segment.name == "s000000003-b55c5077d13d"
+    forgotten = ForgottenUsers("c", "t")
+    forgotten.restore({"aa09beec600fe1f19a1842ac74124240": {"0": 5}})
+    assert forgotten.erases("somebody", 0, 4)
+    assert RELIABILITY == {"exposure": 0, "click": 1, "cart": 2, "purchase": 3}

@@ -107,3 +107,42 @@ def test_vectors_of_another_width_are_refused() -> None:
         Catalogue(DIM).put_embedding(embedding("a", unit_vector(1, 4)))
     with pytest.raises(ValueError, match="8-d, expected 4-d"):
         Catalogue(4).restore(Catalogue(DIM).snapshot())
+
+
+def test_a_catalogue_is_crowded_at_its_bound_and_then_at_twice_what_is_in_use() -> None:
+    catalogue = Catalogue(DIM, most_items=3)
+
+    def crowded_after(*names: str) -> list[bool]:
+        return [bool(catalogue.number(name)) and catalogue.crowded for name in names]
+
+    assert crowded_after("a", "b", "b", "c") == [False, False, False, True]
+    catalogue.retire([1, 2])
+    again = Catalogue(DIM, most_items=3)
+    again.restore(through_bytes(catalogue.snapshot()))
+    assert (again.named, again.releases) == (2, True)
+    catalogue = again
+    assert crowded_after("c", "d") == [False, True]
+    catalogue.retire([])
+    assert crowded_after("e", "f", "g") == [False, False, True] and catalogue.named == 3
+
+
+def test_of_several_retired_numbers_those_that_are_held_still_stand_for_their_item() -> None:
+    catalogue = Catalogue(DIM)
+    for number in (1, 2, 3):
+        assert catalogue.number("a") == number and catalogue.numbers_of("a") == [number, *range(1, number)]
+        catalogue.retire([3])
+    assert catalogue.releases and catalogue.numbers_of("never") == []
+    catalogue.release([2])
+    assert catalogue.numbers_of("a") == [3, 2] and catalogue.item_id(2) == "a" and not catalogue.releases
+    with pytest.raises(KeyError):
+        catalogue.item_id(1)
+
+
+@pytest.mark.parametrize("name", ["has_vector", "published_at", "hashes", "vectors", "numbers", "retired"])
+def test_a_snapshot_whose_columns_do_not_fit_its_items_is_refused(name: str) -> None:
+    catalogue = Catalogue(DIM)
+    catalogue.number("a")
+    state = through_bytes(catalogue.snapshot())
+    state.arrays[name] = np.array([[1, 2]]) if name == "retired" else state.arrays[name][:-1]
+    with pytest.raises(ValueError, match="2 items"):
+        Catalogue(DIM).restore(state)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -332,3 +333,61 @@ def test_rules_of_an_earlier_build_correct_as_they_did() -> None:
 def test_the_setting_of_earlier_builds_is_refused_with_what_replaces_it() -> None:
     with pytest.raises(ValidationError, match="CORRECTION_MEGABYTES"):
         JoinConfig.model_validate({"correction_rows": 0})
+
+
+def test_rules_of_an_earlier_build_have_one_window_and_a_bound_by_rows_and_correct_no_row_that_was_taken() -> None:
+    settings = JoinRules.of(Timeline.config(), [0]).settings | {"correction_rows": 2.0, "correction_seconds": 30.0}
+    for name in ("upgrades", "cart_correction_seconds", "purchase_correction_seconds", "correction_megabytes"):
+        del settings[name]
+    rules = JoinRules.kept(settings, [0], ())
+    assert set(rules.take_seconds.values()) == {40.0}
+    line = Timeline()
+    line.join = rules.join(line.catalogue)
+    line.second(0, behaviour("x1", item="a"), behaviour("x2", item="b"))
+    line.second(1, behaviour("t1", "click", item="a", exposure_id="x1"), behaviour("x3", item="c"))
+    line.second(2, behaviour("x4", item="d"))
+    line.second(40, *(behaviour(f"late{n}", "purchase", item="abcd"[n], exposure_id=f"x{n + 1}") for n in range(4)))
+    assert line.corrected() == ["late2", "late3"]
+    with pytest.raises(KeyError):
+        JoinRules.kept({name: value for name, value in settings.items() if name != "max_users"}, [0], ())
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("correction_rows", "CORRECTION_MEGABYTES"), ("max_pending", "PENDING_")]
+)
+def test_a_setting_that_is_gone_is_refused_with_what_is_there_instead(name: str, instead: str) -> None:
+    with pytest.raises(ValidationError, match=f"MIM_TRAINER__{name.upper()} is gone: .*{instead}"):
+        JoinConfig.model_validate({name: 5})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_that_can_be_corrected_and_were_restored_are_found_as_those_that_were_not(seed: int) -> None:
+    rng = random.Random(seed)
+    windows = {BehaviourKind.CLICK: 15.0, BehaviourKind.PURCHASE: 30.0}
+
+    def make() -> CorrectableRows:
+        return CorrectableRows(windows, most_bytes=1e9, most_rows=5, upgrades=True)
+
+    one, other = make(), make()
+    for n in range(120):
+        user, item, shown = f"u{rng.randrange(2)}", rng.randrange(3), f"x{rng.randrange(4)}"
+        label = rng.randrange(2)
+        row = Impression(shown, 0, n, n, user, item, (), (), False, False, label)
+        row.taken_as = BehaviourKind.CLICK if label else None
+        named = {"exposure_id": shown} if rng.randrange(2) else {}
+        take = behaviour(f"t{n}", rng.choice(["click", "purchase"]), user=user, item=f"i{item}", **named)
+        verb = rng.randrange(6)
+        told: list[list[Any]] = []
+        if rng.randrange(4) == 0:
+            state, other = through_bytes(other.snapshot()), make()
+            other.restore(state)
+        for rows in (one, other):
+            told.append([rows.find(take, item), rows.pop_corrected(take, item, n) if verb == 0 else None])
+            if verb == 1 and n % 5 == 0:
+                rows.forget(user)
+            else:
+                rows.add(replace(row))
+            rows.forget_before(n)
+            told[-1] += [*rows, rows.dropped]
+        assert told[0] == told[1]
+    assert one.dropped > 10

@@ -195,3 +195,38 @@ def test_a_join_restored_anywhere_goes_on_as_the_one_that_was_not() -> None:
     whole = run(-1)
     assert [row.label for row in whole] == [1, 1, 0, 0]
     assert all(run(cut) == whole for cut in range(1, len(events)))
+
+
+def test_a_trigger_item_ends_the_history_of_its_row_and_counts_as_no_earlier_take(line: Timeline) -> None:
+    line.second(0, behaviour("x1", item="a", trigger_item="a"), behaviour("x2", item="a"))
+    line.second(1, behaviour("t1", "click", item="b"))
+    line.second(2, behaviour("x3", item="c", trigger_item="c"))
+    rows = line.end()
+    assert [(line.history(row), row.retaken) for row in rows] == [(["a"], False), ([], False), (["b", "c"], False)]
+
+
+def in_use(line: Timeline) -> set[str]:
+    return {line.catalogue.item_id(item) for item in line.join.items_in_use()}
+
+
+def test_items_are_in_use_while_a_history_a_row_or_one_that_can_be_corrected_names_them() -> None:
+    times = {"correction_seconds": 20, "cart_correction_seconds": 0, "purchase_correction_seconds": 0}
+    line = Timeline(history_length=1, correction_megabytes=1, **times)
+    line.second(0, behaviour("t0", "click", item="a"))
+    line.second(1, behaviour("x1", item="b"))
+    line.second(2, behaviour("t1", "click", item="c"))
+    assert in_use(line) == {"a", "b", "c"}
+    line.second(31, behaviour("x2", user="u2", item="z"))
+    assert line.join.unresolved == 1 and in_use(line) == {"a", "b", "c", "z"}
+    line.second(32, behaviour("x3", user="u2", item="y"))  # 10 and 20 seconds are over
+    assert in_use(line) == {"c", "z", "y"}
+
+
+def test_items_are_in_use_while_exposures_may_be_drawn_from_their_takes() -> None:
+    line = Timeline(draw_exposures=2, draw_window_seconds=20, max_users=1)
+    line.second(0, behaviour("t0", "click", user="o", item="a"))
+    line.second(1, behaviour("t1", "click", item="b"))
+    line.second(20, behaviour("x1", item="c"))
+    assert in_use(line) == {"a", "b", "c"}
+    line.second(21, behaviour("x2", item="c"))
+    assert in_use(line) == {"b", "c"}

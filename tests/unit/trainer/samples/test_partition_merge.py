@@ -154,3 +154,20 @@ def test_waits_are_bounded() -> None:
         waits.needed(str(number), produced_at=number)
     assert waits.overdue(["9"], now=19) == {"9"}
     assert waits.overdue(["0"], now=19) == set()  # forgotten, so it starts anew
+
+
+def test_of_some_partitions_alone_the_others_keep_their_entries_and_their_order() -> None:
+    merge = make_merge([1, 4, 9], [2, 3, 10])
+    merge.set_exhausted(SILENT)
+    assert merge.pop(10, only=[]) == []
+    assert places(merge.pop(2, only=[1])) == [(1, 0), (1, 1)]
+    assert places(merge.pop(10)) == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    merge.add(0, [])
+    assert merge.empty_and_exhausted() == [0, 1]
+
+
+def test_an_item_that_is_waited_for_already_takes_no_others_place() -> None:
+    waits = EmbeddingWait(timeout_seconds=10, max_waits=2)
+    for item, at in (("a", 0), ("b", 0), ("b", 9), ("a", 9)):
+        waits.needed(item, produced_at=at)
+    assert waits.overdue(["a", "b"], now=10) == {"a", "b"}

@@ -219,3 +219,30 @@ def test_a_window_restored_anywhere_goes_on_as_the_one_that_was_not(seed: int, h
         for name in ("watermark", "complete_before", "buffered", "buffered_bytes", "dropped_by_idle"):
             assert getattr(one, name) == getattr(other, name), name
     assert released_ids(one, everything=True) == released_ids(other, everything=True)
+
+
+def test_a_partition_speaks_again_with_an_event_that_is_not_accepted_too() -> None:
+    events = window()
+    for partition in (0, 1):
+        events.observe(partition, 0, behaviour(f"a{partition}", second=0))
+    events.observe(0, 1, behaviour("b", second=50))
+    for event_id, second in (("a1", 0), ("c", -11)):
+        events.idle([1])
+        assert events.watermark == DAY0 + 40
+        assert events.observe(1, 1, behaviour(event_id, second=second)) is not ObserveResult.ACCEPTED
+        assert events.watermark == DAY0 - 10
+
+
+def test_the_slowest_partitions_are_those_without_events_and_then_those_furthest_behind_but_none_that_is_idle() -> None:
+    events = window(3)
+    assert events.slowest == {0, 1, 2}
+    events.observe(0, 0, behaviour("a", second=5))
+    assert events.slowest == {1, 2}
+    events.idle([2])
+    assert events.slowest == {1}
+    events.observe(1, 0, behaviour("b", second=5))
+    assert events.slowest == {0, 1}
+    events.observe(0, 1, behaviour("c", second=9))
+    assert events.slowest == {1} and events.newest(0) == DAY0 + 9 and events.newest(2) is None
+    events.idle([0, 1])
+    assert events.slowest == set()
