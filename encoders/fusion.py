@@ -299,7 +299,8 @@ def _log_price(price_N: NDArray[np.float32]) -> NDArray[np.float32]:
 def _knots(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Quantiles, moved apart where many values are the same so that they increase."""
     knots = np.quantile(values.astype(np.float64), np.linspace(0, 1, count))
-    gap = max(float(values.max() - values.min()), 1e-2) * 1e-3
+    least = 2 * float(np.spacing(np.abs(values).max()))  # less is nothing in float32, as 1e-5 of a year is
+    gap = max(float(values.max() - values.min()) * 1e-3, 1e-5, least)
     for i in range(1, count):
         knots[i] = max(knots[i], knots[i - 1] + gap)
     return knots.astype(np.float32)

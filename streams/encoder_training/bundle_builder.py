@@ -51,17 +51,17 @@ class BundleBuilder:
         self.specs: BundleManifest | TrainedManifest
         self._parent_fusion: ItemFusion | None = None
         self._tower_weights: dict[str, Tensor] = {}
-        if is_trained(bundle):
-            manifest, _, self._parent_fusion = read_trained(bundle)
-            self.specs, self.towers = manifest, towers_of(manifest, bundle, encoder)
-            further = read_tower_weights(bundle, manifest)
-            self._tower_weights = {f"{side}.{name}": value for side in further for name, value in further[side].items()}
-        elif encoder.text_model is not None or encoder.image_model is not None:
+        if encoder.text_model is not None or encoder.image_model is not None:
             raise Misconfigured(
                 "MIM_ENCODER__TEXT_MODEL and MIM_ENCODER__IMAGE_MODEL last only while a process runs; make a bundle of "
                 "these towers ('mimstream bundle make --text PATH --image PATH'), name it in MIM_ENCODER__BUNDLE and "
                 "unset the two"
             )
+        if is_trained(bundle):
+            manifest, _, self._parent_fusion = read_trained(bundle)
+            self.specs, self.towers = manifest, towers_of(manifest, bundle, encoder)
+            further = read_tower_weights(bundle, manifest)
+            self._tower_weights = {f"{side}.{name}": value for side in further for name, value in further[side].items()}
         else:
             self.specs, self.towers = read_bundle(bundle)[0], load_towers(encoder)
         self.parent = self.specs.version

@@ -17,7 +17,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import describe_topics
 from streams.broker.forgotten import read_forgotten_users
 from streams.broker.log_reader import LogReader
-from streams.broker.records import behaviour_of, read_item
+from streams.broker.records import behaviour_of, read_item, read_item_id
 from streams.broker.topics import TopicName, TopicsConfig
 from trainer.samples.forgotten import ForgottenUsers
 
@@ -97,18 +97,21 @@ async def read_topics(
 
 
 def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap) -> None:
-    item_id = (record.key or b"").decode(errors="replace")
-    if record.value is None:
-        found.items.pop(item_id, None)
-        return
     try:
+        item_id = read_item_id(record.key)
+        if record.value is None:
+            found.items.pop(item_id, None)
+            return
         item = read_item(
             record.value, record.timestamp, record.headers, max_bytes=broker.max_record_bytes, field_map=fields
         )
     except BadMessage:
         found.broken += 1
+        return
+    if item.item_id == item_id:
+        found.items[item_id] = item
     else:
-        found.items[item.item_id] = item
+        found.broken += 1
 
 
 def _add_behaviour(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from encoders.base import ItemContent, Prepared
 from encoders.digests import files_sha256
@@ -143,3 +145,64 @@ def test_a_digest_of_files_is_of_their_names_and_bytes_in_any_order(tmp_path: Pa
     (tmp_path / "a").write_bytes(b"2")
     (tmp_path / "b").write_bytes(b"1")
     assert whole != files_sha256(tmp_path, ["a", "b"])
+
+
+def test_any_text_has_a_key_also_one_that_is_no_unicode() -> None:
+    keys = {content_key(ItemContent(title=title)) for title in ("", "\ud800", "\ud801", "?")}
+    assert len(keys) == 4
+    assert content_key(ItemContent(title="a", text="b")) != content_key(ItemContent(title="ab"))
+
+
+@pytest.mark.parametrize("count", [1_023, 1_024, 1_100])
+def test_every_row_of_a_large_catalogue_is_kept_whatever_shard_it_falls_into(tmp_path: Path, count: int) -> None:
+    items = [ItemContent(title="x" * (n + 1)) for n in range(count)]
+    progress: list[int] = []
+    first, _ = cache(tmp_path)
+    found = first.features(items, on_progress=progress.append)
+    assert found.text_NT[:, 0].tolist() == list(range(1, count + 1))
+    assert sum(progress) == count and max(progress) <= 64
+    assert len(list(first.folder.glob("*.safetensors"))) == -(-count // 1_024)
+    again, idle = cache(tmp_path)
+    same(again.features(items), found)
+    assert (idle.computed, again.computed, first.computed) == ([], 0, count)
+
+
+def test_what_is_left_of_an_item_with_a_damaged_picture_is_all_its_words(tmp_path: Path) -> None:
+    towers, seen, told = Towers(), [], []
+    plain = towers.prepare
+
+    def prepare(content: ItemContent) -> Prepared:
+        seen.append(content)
+        return plain(content)
+
+    towers.prepare = prepare  # type: ignore[method-assign]
+    kept = FeatureCache(tmp_path, towers, "d", warn=lambda *event, **more: told.append((event, more)))  # type: ignore[arg-type]
+    words = ItemContent(item_id="a", title="coat", text="of wool", category="Coats", image=b"damaged")
+    found = kept.features([words, ItemContent(item_id="b", category="c", image=b"damaged")])
+    assert {(one.title, one.text, one.category) for one in seen if one.image is None} == {
+        ("coat", "of wool", "Coats"),
+        ("", "", "c"),
+    }
+    assert found.has_text_N.tolist() == [True, False] and not found.has_image_N.any()
+    event = ("features.picture_ignored",)
+    assert sorted(more["item_id"] for _, more in told) == ["a", "b"]
+    assert all(named == event and more["reason"] == "bad_image" for named, more in told)
+
+
+@pytest.mark.parametrize("fault", ["without keys", "fewer keys", "without flags"])
+def test_a_whole_file_that_is_no_shard_costs_its_rows_alone(tmp_path: Path, fault: str) -> None:
+    first, _ = cache(tmp_path)
+    first.features(ITEMS[:2])
+    (path,) = first.folder.glob("*.safetensors")
+    rows = {"text": np.ones((2, 2), np.float32), "image": np.ones((2, 3), np.float32), "has": np.ones((2, 2), np.uint8)}
+    keys = [] if fault == "fewer keys" else ["k1", "k2"]
+    if fault == "without flags":
+        del rows["has"]
+    save_file(
+        rows, first.folder / "0.safetensors", metadata=None if fault == "without keys" else {"keys": json.dumps(keys)}
+    )
+    told: list[str] = []
+    again, towers = cache(tmp_path, warned=told)
+    found = again.features(ITEMS[:2])
+    assert told == ["features.shard_ignored"] and towers.computed == [] and found.text_NT[:, 0].tolist() == [4, 3]
+    assert path.exists()

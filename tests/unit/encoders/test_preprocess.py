@@ -80,6 +80,17 @@ class TestFormats:
             (b"<?xml version='1.0'?><svg/>", "an SVG"),
             (b"\xef\xbb\xbf\n<!DOCTYPE html><p>", "an HTML page"),
             (b"", "empty"),
+            (b"\0\0\0\x20ftypavis" + bytes(52), "an AVIF"),
+            (b"\0\0\0\x20ftypheix" + bytes(52), "a HEIC"),
+            (b"\0\0\0\x20ftypmif1" + bytes(52), "a HEIF"),
+            (b"\0\0\0\x20ftypmp42" + bytes(52), "something else"),
+            (b"<SVG>", "an SVG"),
+            (b"<html>", "an HTML page"),
+            (b"  <HEAD>", "an HTML page"),
+            (b"<body>", "an HTML page"),
+            (b"<!-- x -->", "an HTML page"),
+            (b"x <html>", "something else"),
+            (b"x" * 64 + b"<svg/>", "something else"),
         ],
     )
     def test_a_format_that_is_refused_is_named(self, data: bytes, name: str) -> None:
@@ -87,9 +98,10 @@ class TestFormats:
         assert error.reason is Reason.BAD_IMAGE
         assert name in error.detail and "WebP, GIF or BMP" in error.detail
 
-    def test_a_bmp_that_python_would_unpack_byte_by_byte_is_refused(self) -> None:
+    @pytest.mark.parametrize("compression", [1, 2])
+    def test_a_bmp_that_python_would_unpack_byte_by_byte_is_refused(self, compression: int) -> None:
         data = bytearray(encoded(Image.new("L", (64, 64)), "BMP"))
-        data[30:34] = (1).to_bytes(4, "little")
+        data[30:34] = compression.to_bytes(4, "little")
         assert "run lengths" in refused(bytes(data)).detail
 
     @pytest.mark.parametrize("image_format", ["TIFF", "PPM", "ICO"])
@@ -105,6 +117,10 @@ class TestFormats:
     def test_the_first_bytes_decide_not_a_name(self) -> None:
         assert sniff(encoded(Image.new("RGB", (4, 4)), "WEBP")) == "WEBP"
         assert sniff(b"BM is how this text begins, which is no picture") is None
+        assert [sniff(b"GIF8%da" % n) for n in (7, 8, 9)] == ["GIF", None, "GIF"]
+        assert sniff(b"RIFF\0\0\0\0WAVE") is sniff(b"RIFX\0\0\0\0WEBP") is sniff(b"\xff\xd8") is None
+        headers = [n for n in range(256) if sniff(b"BM" + bytes(12) + n.to_bytes(4, "little"))]
+        assert headers == [12, 40, 52, 56, 64, 108, 124]
 
     @settings(max_examples=150, deadline=None)
     @given(
@@ -137,6 +153,14 @@ class TestSize:
         error = refused(b"\xff\xd8\xff" + b"\0" * 100, ImageLimits(max_bytes=50, max_pixels=100))
         assert error.reason is Reason.IMAGE_TOO_LARGE
         assert "103" in error.detail
+        data = encoded(solid(8, 8))
+        decode(data, limits=ImageLimits(max_bytes=len(data), max_pixels=64))
+        error = refused(data, ImageLimits(max_bytes=len(data) - 1, max_pixels=64))
+        assert f"has {len(data)} bytes, the limit is {len(data) - 1}" in error.detail
+
+    def test_a_bomb_within_the_settings_is_refused_as_too_large(self) -> None:
+        data = png_header_only(50_000, 50_000)
+        assert refused(data, ImageLimits(max_bytes=1_000, max_pixels=10**12)).reason is Reason.IMAGE_TOO_LARGE
 
     @pytest.mark.parametrize("size", [(50_000, 50_000), (1_000_001, 1), (1, 1_000_001), (2**31 - 1, 2**31 - 1)])
     def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
@@ -153,6 +177,9 @@ class TestSize:
     def test_a_jpeg_of_thousands_of_scans_is_refused(self) -> None:
         data = encoded(solid(8, 8), "JPEG")
         assert refused(data[:-2] + b"\xff\xda\x00\x08" * 500 + data[-2:]).reason is Reason.BAD_IMAGE
+        scans = data.count(b"\xff\xda")
+        assert "more than 100 scans" in refused(data + b"\xff\xda" * (101 - scans)).detail
+        decode(data + b"\xff\xda" * (100 - scans))  # behind the end of the picture
 
     def test_a_progressive_photo_is_not_mistaken_for_it(self) -> None:
         decode(encoded(noise(400), "JPEG", progressive=True, quality=95))
@@ -160,6 +187,19 @@ class TestSize:
     @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
     def test_tiny_and_narrow_pictures_decode(self, size: tuple[int, int]) -> None:
         assert_red(encoded(solid(*size)), atol=2)
+
+    @pytest.mark.parametrize("size", [(30, 300), (300, 30)])
+    def test_nothing_of_a_tall_or_wide_picture_is_cut_off(self, size: tuple[int, int]) -> None:
+        ends = [(0, 0, size[0], 20), (0, size[1] - 20, size[0], size[1])]
+        if size[0] > size[1]:
+            ends = [(0, 0, 20, size[1]), (size[0] - 20, 0, size[0], size[1])]
+        image = Image.new("RGB", size, WHITE)
+        image.paste(RED, ends[0])
+        image.paste((0, 0, 200), ends[1])
+        pixels = decode(encoded(image))
+        first, last = (pixels[8, 0], pixels[8, -1]) if size[0] > size[1] else (pixels[0, 8], pixels[-1, 8])
+        np.testing.assert_allclose(first, RED, atol=20)
+        np.testing.assert_allclose(last, (0, 0, 200), atol=20)
 
     def test_a_large_jpeg_comes_out_like_the_same_picture_sent_small(self) -> None:
         large = Image.radial_gradient("L").resize((960, 960), Image.Resampling.BICUBIC).convert("RGB")
@@ -187,6 +227,12 @@ class TestModes:
 
     def test_a_transparent_colour_of_an_rgb_png_is_white(self) -> None:
         np.testing.assert_array_equal(decode(encoded(solid(20, 20), transparency=RED)), 255)
+
+    def test_a_transparent_shade_of_a_grey_png_is_white_and_so_is_a_clear_grey(self) -> None:
+        grey = Image.new("L", (20, 20), 90)
+        np.testing.assert_array_equal(decode(encoded(grey, transparency=90)), 255)
+        np.testing.assert_array_equal(decode(encoded(grey, transparency=91)), 90)
+        np.testing.assert_array_equal(decode(encoded(Image.new("LA", (20, 20), (90, 0)))), 255)
 
     def test_cmyk_photos_decode_to_their_colour(self) -> None:
         assert_red(encoded(solid(40, 40).convert("CMYK"), "JPEG"), atol=6)
@@ -243,6 +289,12 @@ class TestText:
 
     def test_what_is_too_long_is_cut_at_the_end(self) -> None:
         assert join_text(ItemContent(title="Coat", text="x" * 30_000), max_characters=10) == "Coat. xxxx"
+
+    def test_points_at_the_ends_of_parts_are_no_more_than_one_and_those_inside_stay(self) -> None:
+        content = ItemContent(title="Size 1.5...", text="Warm.", category="A. B.")
+        assert join_text(content, max_characters=100) == "Size 1.5. A. B. Warm"
+        assert join_text(ItemContent(title="Coat.", category=" "), max_characters=100) == "Coat"
+        assert join_text(ItemContent(title="x" * 50), max_characters=10) == "x" * 10
 
     def test_equal_looking_titles_are_equal(self) -> None:
         composed, decomposed = ItemContent(title="Café"), ItemContent(title="Cafe\u0301")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,11 +134,56 @@ def test_a_text_beyond_the_bound_of_a_pass_goes_alone_and_all_others_within_it()
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
         ({"model_type": "clip", "text_config": {"max_position_embeddings": 77}}, 77),
         ({"model_type": "t5"}, 1 << 20),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": None}, 513),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 3}, 510),
     ],
 )
 def test_what_a_model_reads_is_told_by_its_configuration(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert longest_text(tmp_path) == longest
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"max_position_embeddings": "many"}'])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(Misconfigured, match=str(tmp_path)):
+        longest_text(tmp_path)
+
+
+def test_weights_in_several_files_with_a_prefix_are_the_same_model(tiny_bert: Path, own_bert: Path) -> None:
+    weights = {f"bert.{name}": value for name, value in load_file(own_bert / "model.safetensors").items()}
+    (own_bert / "model.safetensors").unlink()
+    for part, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2])):
+        save_file({name: weights[name] for name in names}, own_bert / f"model-{part}.safetensors")
+    texts = [(2, 7, 8, 3), (2, 9, 3)]
+    found, same = (TextTower(folder, max_tokens=32).features(texts) for folder in (own_bert, tiny_bert))
+    np.testing.assert_array_equal(found, same)
+
+
+def test_weights_are_replaced_by_name_and_shape_or_not_at_all(tiny_bert: Path) -> None:
+    tower, name = TextTower(tiny_bert, max_tokens=32), "encoder.layer.2.output.dense.bias"
+    before = tower.features([(2, 7, 3)])
+    for wrong in ({"no.such": torch.zeros(1)}, {name: torch.zeros(1)}):
+        with pytest.raises(ValueError, match="is no weight of this tower"):
+            tower.load(wrong)
+    np.testing.assert_array_equal(tower.features([(2, 7, 3)]), before)
+    tower.load({name: torch.arange(48.0)})
+    assert not np.allclose(tower.features([(2, 7, 3)]), before, atol=1e-2)
+
+
+def test_a_text_as_long_as_the_model_reads_is_not_padded_beyond_it(tmp_path: Path) -> None:
+    write_bert(tmp_path, num_hidden_layers=1, intermediate_size=16, max_position_embeddings=60)
+    tower = TextTower(tmp_path, max_tokens=60)
+    texts = [(2, *[7] * length, 3) for length in (58, 57, 1)]
+    found = tower.features(texts)
+    assert np.isfinite(found).all() and tower.features([]).shape == (0, 48)
+    np.testing.assert_array_equal(found[1], tower.features([texts[1]])[0])
+
+
+def test_a_vocabulary_is_its_whole_words_in_alphabetical_order() -> None:
+    known = {"▁wool": 0, "Ġcoat": 1, "coat": 2, "##ing": 3, "[PAD]": 4, "of": 5, "été": 6, "abc1": 7, "Dress": 8}
+    tower: Any = SimpleNamespace(_tokenizer=SimpleNamespace(get_vocab=lambda: known))
+    assert TextTower.vocabulary(tower) == ["Dress", "coat", "wool"]
 
 
 def test_a_folder_without_configuration_is_named(tmp_path: Path) -> None:

@@ -8,8 +8,16 @@ import torch
 
 from encoders.base import ItemContent, Prepared
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
-from encoders.trained import TrainedEncoder, TrainingManifest, is_trained, read_trained, write_trained
-from schemas.errors import Misconfigured
+from encoders.digests import file_sha256
+from encoders.trained import (
+    TrainedEncoder,
+    TrainingManifest,
+    is_trained,
+    read_tower_weights,
+    read_trained,
+    write_trained,
+)
+from schemas.errors import EncodingFailed, Misconfigured, Reason
 from tests.factories.csft import SMALL, make_features, make_fusion
 from tests.factories.encoders import flip_byte, seal
 
@@ -138,3 +146,109 @@ def test_vectors_keep_a_nested_prefix_on_request_and_say_so_in_their_version():
     assert whole.encode([]).shape == (0, 16)
     with pytest.raises(Misconfigured, match="MIM_ENCODER__WIDTH=9"):
         TrainedEncoder(Towers(), fusion, version="csft16-x", width=9)
+
+
+class Rows:
+    """Towers whose features are those of a row of made-up items, named by the price."""
+
+    tower_widths = (20, 30)
+
+    def tower_features(self, batch):
+        features, rows = make_features(), [int(item.price) for item in batch]
+        return features.text_NT[rows], features.image_NI[rows]
+
+
+def rows_of(numbers):
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    return [Prepared(tokens=(1,), pixels=pixels, price=row, category="c", year=2000) for row in numbers]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 40])
+def test_a_row_is_the_same_alone_and_in_a_batch_of_any_size(count):
+    encoder = TrainedEncoder(Rows(), make_fusion(make_features()), version="csft16-x")
+    together = encoder.encode(rows_of(range(count)))
+    assert together.shape == (count, 16)
+    for row in {0, count // 2, count - 1}:
+        np.testing.assert_array_equal(encoder.encode(rows_of([row]))[0], together[row])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_vector_that_is_not_finite_is_an_error_that_blames_the_weights(value):
+    fusion = make_fusion(make_features())
+    with torch.no_grad():
+        fusion.text_in.weight[3, 3] = value
+    with pytest.raises(EncodingFailed) as refused:
+        TrainedEncoder(Rows(), fusion, version="csft16-x").encode(rows_of([0, 1]))
+    assert refused.value.reason is Reason.BAD_VECTOR
+
+
+def test_a_prefix_without_direction_is_an_error_too():
+    fusion = make_fusion(make_features())
+
+    def sided(items):
+        views = type(fusion).forward(fusion, items)
+        views.fused_ND[:, :8] = 0
+        return views
+
+    fusion.forward = sided
+    assert np.isfinite(TrainedEncoder(Rows(), fusion, version="x").encode(rows_of([0]))).all()
+    with pytest.raises(EncodingFailed, match="zero or not finite"):
+        TrainedEncoder(Rows(), fusion, version="x", width=8).encode(rows_of([0]))
+
+
+def test_the_whole_width_is_no_version_of_its_own():
+    assert TrainedEncoder(Rows(), make_fusion(make_features()), version="csft16-x", width=16).version == "csft16-x"
+
+
+def rewritten(folder, **change):
+    """The manifest once more, with its version and sums made to fit."""
+    manifest = read_trained(folder)[0].model_copy(update=change)
+    manifest = manifest.model_copy(update={"version": manifest.address()})
+    (folder / "trained.json").write_text(manifest.model_dump_json())
+    seal(folder, *FILES)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"preprocessing": "0"}, "made for preprocessing 0, .*train it again"),
+        ({"fusion": SMALL.model_copy(update={"kind": "tensor"})}, r"trained\.safetensors does not fit the fusion"),
+        ({"text_width": 21}, r"trained\.safetensors does not fit the fusion"),
+    ],
+)
+def test_a_bundle_that_names_itself_rightly_and_fits_nothing_here_is_refused(folder, change, told):
+    rewritten(folder, **change)
+    with pytest.raises(Misconfigured, match=told):
+        read_trained(folder)
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_sums_cover_every_file_and_an_empty_folder_may_be_there_before(tmp_path, towers, tuned):
+    weights = {"text.b": torch.ones(2), "image.a.c": torch.zeros(3)} if tuned else {}
+    fusion = make_fusion(make_features())
+    (tmp_path / "new").mkdir()
+    manifest = write_trained(tmp_path / "new", towers=towers, fusion=fusion, training=TRAINING, tower_weights=weights)
+    lines = (tmp_path / "new" / "SHA256SUMS").read_text().splitlines()
+    names = {path.name for path in (tmp_path / "new").iterdir()} - {"SHA256SUMS"}
+    assert sorted(lines) == sorted(f"{file_sha256(tmp_path / 'new' / name)}  {name}" for name in names)
+    assert ("towers.safetensors" in names) is tuned is (manifest.towers_sha256 is not None)
+    found = read_tower_weights(tmp_path / "new", manifest)
+    assert {side: set(one) for side, one in found.items()} == ({"text": {"b"}, "image": {"a.c"}} if tuned else {})
+    if tuned:
+        (tmp_path / "new" / "towers.safetensors").unlink()
+        with pytest.raises(Misconfigured, match=r"cannot read towers\.safetensors"):
+            read_tower_weights(tmp_path / "new", manifest)
+
+
+def test_where_the_towers_lie_is_no_part_of_the_version_and_what_they_are_is(folder):
+    manifest = read_trained(folder)[0]
+
+    def address(side, place=None, **change):
+        part = getattr(manifest, side)
+        weights = part.weights.model_copy(update=place or {})
+        return manifest.model_copy(update={side: part.model_copy(update={"weights": weights, **change})}).address()
+
+    for side, change in (("text", {"max_tokens": 9}), ("image", {"size": 99})):
+        assert address(side, {"path": "elsewhere", "package": None}) == manifest.version
+        others = {address(side, {"sha256": "1" * 64}), address(side, **change), manifest.version}
+        assert len(others) == 3

@@ -73,9 +73,19 @@ def test_a_mapped_field_is_never_read_from_the_platforms_field_of_our_name() -> 
         (["gone", "blank", "a.b"], "1"),
         ("a.b+ones", "1-5"),
         ("a.b+gone", ""),
+        ("gone+a.b", ""),
+        ("a.b+blank", ""),
+        ("number+ones+a.b", "9-5-1"),
+        (["a.b+gone", "ones"], "5"),
+        ("numbered.0", "10"),
+        ("ones.1", ""),
+        ("a.b.0", ""),
         ("header:h", "8"),
         ("header:H", ""),
         ("header:nothing", ""),
+        ("header:odd", "\\xff"),
+        ("header:h+a.b", "8-1"),
+        (["header:nothing", "a.b"], "1"),
         ({"from": "a.b", "values": {"1": "one"}}, "one"),
         ({"from": ["gone", "ones"], "values": {"1": "one"}}, "5"),
         ({"from": "number", "values": {"9": "nine"}}, "nine"),
@@ -91,8 +101,9 @@ def test_a_value_is_found_at_its_place(place: object, found: str) -> None:
         "dotted.name": "6",
         "blank": " ",
         "number": 9,
+        "numbered": {"0": "10"},
     }
-    assert read(PLAIN | document, {"text": place}, h=b"8", nothing=None).text == found  # type: ignore[dict-item]
+    assert read(PLAIN | document, {"text": place}, h=b"8", nothing=None, odd=b"\xff").text == found  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("place", ["lines.sku", "skus", "deep.lines.sku"])
@@ -101,6 +112,19 @@ def test_one_of_several_values_is_never_chosen_in_silence(place: str) -> None:
     with pytest.raises(BadMessage, match=rf"{place}: a list of 2") as caught:
         read(PLAIN | {"lines": lines, "skus": ["a", "b"], "deep": {"lines": lines}}, {"item_id": place})
     assert caught.value.reason is Reason.WRONG_TYPE
+
+
+def test_of_headers_of_one_name_the_last_is_read() -> None:
+    envelope = Envelope(NOW, (("h", b"1"), ("h", b"2")))
+    payload = json.dumps(PLAIN).encode()
+    item = decode(ItemPublished, payload, now=NOW, max_bytes=9_000, field_map={"text": "header:h"}, envelope=envelope)
+    assert item.text == "2"
+
+
+def test_without_an_envelope_the_time_of_production_is_now() -> None:
+    payload, field_map = json.dumps(PLAIN).encode(), {"published_at": "record:timestamp", "text": "header:h"}
+    item = decode(ItemPublished, payload, now=NOW, max_bytes=9_000, field_map=field_map)  # type: ignore[arg-type]
+    assert (item.published_at, item.text) == (NOW, "")
 
 
 def test_a_feed_without_times_may_use_the_records_own() -> None:
@@ -129,6 +153,10 @@ def test_a_value_without_translation_is_judged_as_it_is() -> None:
         ({"event": {"from": "op"}}, "event: a translation is"),
         ({"event": {"from": "op", "values": {"c": 1}}}, "event: places and values are texts"),
         ({"event": {"from": 7, "values": {}}}, "event: a translation is"),
+        ({"event": {"from": "op", "values": ["c"]}}, "event: a translation is"),
+        ({"event": {"from": "op", "values": {}, "else": "update"}}, "event: a translation is"),
+        ({"event": {"from": ["op", 7], "values": {"c": "update"}}}, "event: places and values are texts"),
+        ({"title": "title", "event": {"values": {}}}, "event: a translation is"),
     ],
 )
 def test_a_map_that_cannot_be_meant_is_refused(field_map: FieldMap, message: str) -> None:

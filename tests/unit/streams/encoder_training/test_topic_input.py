@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import base64
+import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 import structlog
 
+from encoders.base import ItemContent
+from schemas.behaviours import Behaviour
+from schemas.forgotten import ForgottenUser
 from schemas.items import ItemPublished
-from streams.encoder_training.topic_input import TopicContent
+from streams.broker.clients import BrokerConfig
+from streams.encoder_training.topic_input import TopicContent, _add_behaviour, _add_item
+from tests.factories.fake_consumer import FakeRecord
+from trainer.samples.forgotten import ForgottenUsers
 
 
 def published(item_id: str, **content: Any) -> ItemPublished:
@@ -35,3 +43,59 @@ def test_where_every_picture_travels_in_its_message_nothing_is_said() -> None:
     with structlog.testing.capture_logs() as logged:
         TopicContent(items={item.item_id: item for item in [*IN_THE_MESSAGE, published("e")]}).contents()
     assert logged == []
+
+
+def test_contents_are_whole_and_by_id_whatever_the_order_of_the_topic() -> None:
+    item = published("b", text="of oak", category="Lamps", price=5.0, year=2001)
+    contents = TopicContent(items={one.item_id: one for one in (item, published("a"))}).contents()
+    assert contents == [
+        ItemContent(item_id="a", title="a lamp"),
+        ItemContent(item_id="b", title="a lamp", text="of oak", category="Lamps", price=5.0, year=2001),
+    ]
+
+
+MS = 1_767_225_600_000
+
+
+def items_of(*records: tuple[bytes | None, bytes | None]) -> TopicContent:
+    found = TopicContent()
+    for offset, (key, value) in enumerate(records):
+        _add_item(found, FakeRecord(0, offset, key, value, MS), BrokerConfig(max_record_bytes=100_000), {})
+    return found
+
+
+def value(item_id: str, title: str = "x") -> bytes:
+    return json.dumps({"item_id": item_id, "title": title, "published_at": MS}).encode()
+
+
+def test_items_are_what_their_last_record_made_of_them() -> None:
+    found = items_of((b"a", value("a")), (b"b", value("b")), (b"a", value("a", "y")), (b"b", None), (b"c", None))
+    assert {name: item.title for name, item in found.items.items()} == {"a": "y"} and found.broken == 0
+
+
+@pytest.mark.parametrize(
+    "record", [(b"a", b"{"), (b"a", value("b")), (None, value("a")), (None, None), (b"\xff", value("a")), (b" a", None)]
+)
+def test_a_record_that_the_index_refuses_is_counted_and_changes_nothing(
+    record: tuple[bytes | None, bytes | None],
+) -> None:
+    found = items_of((b"a", value("a", "whole")), record)
+    assert {name: item.title for name, item in found.items.items()} == {"a": "whole"} and found.broken == 1
+
+
+def test_behaviours_are_read_in_place_and_counted_where_broken_or_erased() -> None:
+    request = ForgottenUser(
+        user_id="gone", forgotten_at=datetime(2026, 1, 1, tzinfo=UTC), cluster_id="c", topic_id="t", ends={1: 6}
+    )
+    gone, found = ForgottenUsers("c", "t"), TopicContent()
+    gone.add(request)
+    for offset, user in ((4, "u"), (5, "gone"), (6, "gone"), (7, None)):
+        document = {"event_id": f"e{offset}", "kind": "click", "user_id": user, "item_id": "a", "occurred_at": MS}
+        record = FakeRecord(1, offset, (user or "u").encode(), json.dumps(document).encode(), MS)
+        _add_behaviour(found, record, BrokerConfig(), {}, gone)
+    assert [(partition, offset, one.user_id) for partition, offset, one in found.behaviours] == [
+        (1, 4, "u"),
+        (1, 6, "gone"),
+    ]
+    assert isinstance(found.behaviours[0][2], Behaviour)
+    assert (found.behaviours_read, found.broken, found.erased) == (2, 1, 1)

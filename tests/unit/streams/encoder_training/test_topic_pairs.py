@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,18 +16,22 @@ import torch
 
 from encoders.base import ItemContent
 from encoders.features import ItemFeatures, attribute_columns
-from encoders.fusion import Views
+from encoders.fusion import FusionInput, ItemFusion, Views
+from encoders.fusion_config import FusionConfig
 from encoders.similarity import unit_or_zero_rows
+from encoders.trained import TrainingManifest
+from encoders.tuning_config import TuningConfig
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.errors import Misconfigured
 from schemas.items import ItemPublished
-from streams.encoder_training.csft import PairData
+from streams.encoder_training.csft import PairData, train_bundle
 from streams.encoder_training.pair_report import pair_report
+from streams.encoder_training.pretrain import pretrain_bundle
 from streams.encoder_training.topic_input import TopicContent
 from streams.encoder_training.topic_pairs import topic_pairs
-from tests.factories.csft import make_fusion
+from tests.factories.csft import SMALL, make_fusion
 from tests.factories.samples import behaviour
-from trainer.csft.config import CsftConfig
+from trainer.csft.config import CsftConfig, PretrainConfig
 from trainer.csft.pairs import AnchorKind, Pair
 from trainer.csft.run import learn, padded
 from trainer.samples.config import JoinConfig
@@ -208,3 +215,119 @@ def test_a_query_asks_with_the_view_that_it_was_trained_with(kind: AnchorKind) -
         return pair_report([], pairs, items, features, views, anchor_view=view)["trained"][kind.value]["all"]
 
     assert (recall("fused"), recall("same")) == (1.0, 0.0)
+
+
+@dataclass
+class Builder:
+    """A builder over made-up features, which keeps what is written."""
+
+    parent: str = "mm128-0"
+    cache: Any = field(default_factory=lambda: SimpleNamespace(computed=7))
+    shapes: list[FusionConfig] = field(default_factory=list)
+    written: list[tuple[TrainingManifest, Path | None]] = field(default_factory=list)
+
+    def features(self, contents: Sequence[ItemContent]) -> ItemFeatures:
+        return features_of(contents)
+
+    def fusion(self, shape: FusionConfig, features: ItemFeatures, *, seed: int) -> ItemFusion:
+        self.shapes.append(shape)
+        return make_fusion(features, SMALL.model_copy(update={"kind": shape.kind}))
+
+    def items(self, fusion: ItemFusion, features: ItemFeatures, *_: Any) -> tuple[FusionInput, None]:
+        return padded(fusion, features), None
+
+    def write(self, fusion: ItemFusion, training: TrainingManifest, out: Path | None, *, towers: Any) -> Any:
+        self.written.append((training, out))
+        return out or Path("place"), "csft16-1"
+
+
+def trained(config: CsftConfig, *, dry_run: bool = False, out: Path | None = None) -> tuple[dict[str, Any], Builder]:
+    builder: Any = Builder()
+    data = pairs_of(searches(40), config)
+    report = train_bundle(builder, data, config, FusionConfig(hidden=8), TuningConfig(), out=out, dry_run=dry_run)
+    return report, builder
+
+
+SHORT = CONFIG.model_copy(update={"epochs": 1})
+
+
+def test_a_bundle_says_what_it_was_trained_on_and_not_what_it_was_judged_by() -> None:
+    report, builder = trained(SHORT, out=Path("mine"))
+    ((manifest, out),) = builder.written
+    assert (report["bundle"], report["encoder_version"], out) == ("mine", "csft16-1", Path("mine"))
+    assert (report["collapse"], report["steps"], report["pairs"], report["features_computed"]) == (None, 3, 36, 7)
+    assert (manifest.stage, manifest.parent, manifest.data, manifest.pairs) == ("csft", "mm128-0", "t", 36)
+    assert manifest.items == ITEMS + 40 and manifest.settings["epochs"] == 1 and manifest.made_at is not None
+    data = pairs_of(searches(40), SHORT)
+    assert (manifest.first_event_at, manifest.last_event_at) == tuple(
+        datetime.fromtimestamp(pair.row.second, UTC) for pair in (data.pairs[0], data.pairs[35])
+    )
+    assert manifest.metrics == report["validation"] and report["data"] == "t" and report["behaviours"] == 80
+    assert builder.shapes == [FusionConfig(hidden=8)]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"collapse_cosine": -1.0}, "items look alike"),
+        ({"collapse_loss_share": 0.01, "log_q_strength": 0.0}, "nothing is told apart"),
+        ({"collapse_loss_share": 0.01, "log_q_strength": 0.5}, None),
+    ],
+)
+def test_a_space_that_collapsed_is_never_written_and_a_corrected_loss_says_nothing(
+    change: dict[str, Any], why: str | None
+) -> None:
+    report, builder = trained(SHORT.model_copy(update=change))
+    if why is None:
+        assert report["collapse"] is None and report["bundle"] == "place" and len(builder.written) == 1
+    else:
+        assert why in report["collapse"] and not builder.written
+        assert report["bundle"] is report["encoder_version"] is None and report["validation"]
+
+
+def test_a_dry_run_reports_and_writes_nothing() -> None:
+    report, builder = trained(SHORT, dry_run=True)
+    assert report["bundle"] is None and report["steps"] == 3 and not builder.written
+
+
+def test_scl_has_its_sides_beside_each_other_and_nothing_else_changes_the_shape() -> None:
+    scl = SHORT.as_scl().model_copy(update={"bank_takes": 8, "time_negatives": 8, "hard_loss": "info_nce"})
+    assert trained(scl)[1].shapes == [FusionConfig(hidden=8, kind="mean")]
+    assert trained(SHORT.model_copy(update={"anchor_view": "same"}))[1].shapes == [FusionConfig(hidden=8)]
+
+
+@pytest.mark.parametrize(("count", "held_back"), [(20, 2), (24, 2), (26, 3), (40, 4)])
+def test_twenty_pairs_are_enough_and_a_tenth_of_them_the_newest_judges(count: int, held_back: int) -> None:
+    data = pairs_of(searches(count))
+    assert [pair.row.user_id for pair in data.learned] == [f"u{n}" for n in range(count - held_back)]
+    assert len(data.pairs) == count and data.usable.tolist() == [False, *[True] * ITEMS, *[False] * count]
+    with pytest.raises(Misconfigured, match="which make 19 pairs"):
+        pairs_of(searches(19))
+
+
+def aligned(count: int, **change: Any) -> tuple[dict[str, Any], Builder]:
+    builder: Any = Builder()
+    contents = [ItemContent(title=f"thing {n}", image=b"photo %d" % n) for n in range(count)]
+    config = PretrainConfig(epochs=2, batch_items=8)
+    given = {"collapse_cosine": 0.9, "out": None} | change
+    places = (builder, "items", contents, {"items": {0: 5}}, config, FusionConfig(hidden=8), TuningConfig())
+    return pretrain_bundle(*places, **given), builder
+
+
+def test_alignment_makes_a_bundle_of_two_items_or_more_that_did_not_collapse() -> None:
+    report, builder = aligned(24, out=Path("mine"))
+    ((manifest, out),) = builder.written
+    assert (report["bundle"], report["encoder_version"], out) == ("mine", "csft16-1", Path("mine"))
+    assert (report["stage"], report["items"], report["steps"]) == ("pretrain", 24, 6)
+    assert (manifest.stage, manifest.items, manifest.offsets, manifest.data) == (
+        "pretrain",
+        24,
+        {"items": {0: 5}},
+        "items",
+    )
+    names = ("alignment_loss", "title_finds_image", "mean_pairwise_cosine")
+    assert manifest.metrics == {name: report[name] for name in names}
+    report, builder = aligned(24, collapse_cosine=-1.0)
+    assert "items look alike" in report["collapse"] and report["bundle"] is None and not builder.written
+    with pytest.raises(Misconfigured, match="items holds 1 items, pre-training needs at least 2"):
+        aligned(1)

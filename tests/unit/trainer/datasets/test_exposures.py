@@ -175,6 +175,51 @@ def test_the_order_within_a_second_does_not_tell_what_was_taken(tmp_path: Path) 
     assert 0.12 < share < 0.28  # one in five
 
 
+def test_without_interactions_or_exposures_there_is_nothing_to_match() -> None:
+    none = np.zeros(0, int)
+    assert match_to_rows(none, none, np.array([3, 4]), np.array([1, 1])).tolist() == [-1, -1]
+    assert match_to_rows(np.array([3]), np.array([1]), none, none).tolist() == []
+    assert match_to_rows(np.array([5]), np.array([0]), np.array([0, 5]), np.array([1, 0])).tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("shown", "retakes", "drawn_from"),
+    [
+        ("exposures", False, None),
+        ("sampled_negatives", False, "sampled (sampled_negatives.parquet)"),
+        (None, False, "drawn by seed 3: 4 per take from what was taken within 1,000 events before or after, already "
+         "published then, never taken by that user"),
+        (None, True, "drawn by seed 3: 4 per take from what was taken within 1,000 events before or after, already "
+         "published then, not taken by that user then or later"),
+    ],
+)  # fmt: skip
+def test_the_report_says_where_exposures_come_from(
+    tmp_path: Path, shown: str | None, retakes: bool, drawn_from: str | None
+) -> None:
+    folder = write_small_set(tmp_path / "set")
+    write(folder, "interactions", user_id=["b", "a"], item_id=[5, 7], ts=[START + 10, START + 25], label=[1, 1])
+    if shown:
+        write(folder, shown, user_id=["b", "c"], item_id=[7, 7], ts=[START + 10, START + 30])
+    log = behaviours_of(open_data_set(folder), seed=3, retakes=retakes)
+    assert log.drawn_from == drawn_from
+    drawn = sorted(zip(log.ts[log.draw >= 0].tolist(), log.item[log.draw >= 0].tolist(), strict=True))
+    assert drawn == ([(START + 10, 1), (START + 30, 1)] if shown else [(START + 25, 0)])
+    assert not log.is_take[log.draw >= 0].any()
+
+
+def test_exposures_of_a_day_stand_beside_the_moment_of_their_interaction_or_at_one_of_their_own(tmp_path: Path) -> None:
+    folder = write_small_set(tmp_path / "set")
+    write(folder, "items", item_id=[5, 7, 9], title=["x"] * 3, publish_ts=[START] * 3)
+    days = [START + DAY, START + 2 * DAY]
+    write(folder, "interactions", user_id=["a", "a"], item_id=[5, 7], ts=days, label=[1, 1])
+    write(folder, "exposures", user_id=["a", "a", "b"], item_id=[9, 9, 9], ts=[*days, days[0]])
+    log = behaviours_of(open_data_set(folder), seed=0)
+    moment = {int(row): int(ts) for ts, row, take in zip(log.ts, log.row, log.is_take, strict=True) if take}
+    beside = {int(row): int(ts) for ts, row, draw in zip(log.ts, log.row, log.draw, strict=True) if draw >= 0}
+    assert {row: beside[row] for row in (0, 1)} == moment and set(beside) == {0, 1, -3}
+    assert beside[-3] // DAY * DAY == days[0] and beside[-3] % DAY and beside[-3] != moment[0]
+
+
 def test_ids_depend_on_set_and_seed() -> None:
     assert id_prefix("a", 0) == id_prefix("a", 0)
     assert len({id_prefix("a", 0), id_prefix("a", 1), id_prefix("b", 0)}) == 3

@@ -188,6 +188,53 @@ def test_sampled_users_are_whole_and_below_the_cap(folder: Path) -> None:
     assert sample_users(data, 120, seed=3).tolist() != sample_users(data, 120, seed=4).tolist()
 
 
+def test_a_record_holds_what_fits_a_message_and_nothing_for_what_is_empty(folder: Path) -> None:
+    wide = {
+        "title": ["t" * 2_001, "x", None], "text": ["d" * 20_001, "", None], "category": ["c" * 201, "", None],
+        "year": [0, 1999, None], "release_year": [2001, 2002, 2003], "colour": ["red", "", None],
+    }  # fmt: skip
+    write(folder, "items", item_id=["a", "b", "c"], publish_ts=[START, START + 1, START + 2], **wide)
+    data = open_data_set(folder, behaviours=False, attributes=("colour", "absent"))
+    first, second, third = data.records(0, 3)
+    assert (first.title, first.text, first.category) == ("t" * 2_000, "d" * 20_000, "c" * 200)
+    assert (second.text, second.category, third.title, third.text, third.category) == ("", None, "", "", None)
+    assert [one.year for one in (first, second, third)] == [2001, 1999, 2003]
+    assert first.attributes == {"colour": "red", "absent": None}
+    assert [one.item_id for one in data.records(1, 9)] == ["b", "c"] and data.records(2, 1) == data.records(3, 4) == []
+
+
+def test_items_of_one_second_come_in_the_order_of_their_ids(folder: Path) -> None:
+    write(folder, "items", item_id=["b", "a", "c"], title=["x"] * 3, publish_ts=[START + 5, START + 5, START])
+    assert open_data_set(folder, behaviours=False).item_ids == ["c", "a", "b"]
+
+
+def test_a_set_begins_with_its_first_item_or_its_first_interaction(folder: Path) -> None:
+    assert open_data_set(folder).start_ts == START + 10
+    write(folder, "interactions", user_id=["b"], item_id=[5], ts=[START + 3], label=[1])
+    data = open_data_set(folder)
+    assert data.start_ts == START + 3
+    write(folder, "items", item_id=[5, 7], title=["x"] * 2, publish_ts=[START + 3 + DAY - 1, START + 3 + DAY])
+    assert open_data_set(folder).catalogue.tolist() == [True, False]
+
+
+def test_other_pictures_take_the_place_of_those_in_the_folder_and_an_empty_one_is_none(folder: Path) -> None:
+    write(folder, "images", item_id=[9, 5], image=[b"", b"five"])
+    data = open_data_set(folder)
+    assert data.pictures.of(data.records(0, 3)) == [b"five", None, None]
+    assert data.pictures.of(data.records(0, 3)[::-1]) == [None, None, b"five"]
+    assert open_data_set(folder, pictures=NoPictures()).pictures.of(data.records(0, 1)) == [None]
+
+
+def test_ids_of_events_are_the_platforms_own_and_each_is_there_once(folder: Path) -> None:
+    rows = {"user_id": ["b", "a"], "item_id": [5, 7], "ts": [START, START], "label": [1, 0]}
+    write(folder, "interactions", event_id=["e1", "e2"], **rows)
+    found = open_data_set(folder).interactions.event_id
+    assert found is not None and found.tolist() == ["e1", "e2"]
+    write(folder, "interactions", event_id=["e1", "e1"], **rows)
+    with pytest.raises(Misconfigured, match="'event_id' holds the same id more than once"):
+        open_data_set(folder)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "items", "users", "rows", "pictures", "by_day"),

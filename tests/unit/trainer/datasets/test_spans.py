@@ -122,3 +122,15 @@ def test_baskets_ask_for_each_item_given_its_neighbour_of_the_same_day_and_user(
             expected.append((other, item, other))
     found = zip(asked.anchors_QL[:, 0].tolist(), asked.target_Q.tolist(), asked.known.tolist(), strict=True)
     assert sorted(found) == sorted(expected)
+
+
+def test_where_only_days_are_known_a_span_ends_at_the_midnight_nearest_to_its_share(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    log = read_protocol(write_days(tmp_path_factory.mktemp("nearest"), users=30, items=20))[0].log
+    rows = np.repeat(np.arange(4), [10, 50, 30, 10])  # days begin at 0, 10, 60 and 90 % of the events
+    start = int(log.ts.min())
+    few = replace(log, ts=start + rows * DAY, user=rows, item=rows + 1, liked=rows >= 0)
+    shares = {0.0: 0, 0.04: 0, 0.06: 1, 0.34: 1, 0.36: 2, 0.5: 2, 0.74: 2, 0.76: 3, 1.0: 3}
+    assert {share: (few.boundary(share) - start) // DAY for share in shares} == shares
+    assert few.test == Span(start + 3 * DAY, start + 4 * DAY)
