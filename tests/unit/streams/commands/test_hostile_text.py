@@ -27,8 +27,8 @@ from streams.settings import Settings
 from streams.stack.supervisor import PartReport
 from streams.stores.artifacts.registry import in_memory_registry
 from streams.wiring.preflight import CheckLine
+from tests.factories.demo import make_result
 from tests.factories.releases import make_manifest, make_weights
-from tests.unit.streams.demo.test_outcome import make_result
 
 CLIPBOARD, TITLE, CSI = "\x1b]52;c;ZXZpbA==\x07", "\x1b]0;x\x1b\\", "\x9b31m"
 HOSTILE = f"[/x][bold]a[link=x]{CLIPBOARD}{TITLE}{CSI}\u202e\u2028\r"
