@@ -32,6 +32,8 @@ log = structlog.get_logger()
 RequeueAction = Literal["send", "already", "superseded", "put_back"]
 RequeueStatus = Literal["requeued", "dropped", "already_requeued", "already_dropped", "superseded", "refused"]
 
+_NO_BYTES = "the letter has no bytes, as the record was too large for it or empty: publish it anew"
+
 
 @dataclass(frozen=True, slots=True)
 class RequeueResult:
@@ -215,6 +217,8 @@ class Requeue:
         partition = next((one for one in partitions if one.partition == letter.partition), None)
         if partition is None:
             return RequeueResult(entry.id, "refused", f"behaviours has no partition {letter.partition}")
+        if letter.value == b"":
+            return RequeueResult(entry.id, "refused", _NO_BYTES)
         offset = await self._send(partition, letter.key, letter.value, _again(letter, letter.record_headers))
         return RequeueResult(entry.id, "requeued", f"as {partition.partition}/{offset}")
 
@@ -238,6 +242,8 @@ class Requeue:
                     name, "superseded", f"record {number}/{failed.offset}, which asked for it, is gone"
                 )
             value, own = record.value, kept_headers(record.headers)
+        if value == b"":
+            return RequeueResult(name, "refused", _NO_BYTES)
         sent = await self._send(later.partition, letter.key, value, _again(letter, own))
         await later.read_to(sent + 1)
         between = decide(letter.letter_key, later.after(letter.key, failed.offset))

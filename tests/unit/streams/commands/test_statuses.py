@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,40 +17,18 @@ from streams.commands import (
     bundle,
     center,
     csft,
-    import_,
     index,
     pretrain,
     record,
-    replay,
     serve,
     settings,
     trainset,
 )
-from streams.replay.sender import Sent
 from streams.settings import Settings
 from streams.wiring import encoder_training
+from tests.factories.commands import SETTINGS, call
 from trainer.csft.config import CsftConfig
 from trainer.provenance.rebuild import TrainingRow
-
-SETTINGS = Settings()
-
-
-def call(command: ModuleType, *given: str, to: Settings = SETTINGS) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return int(command.run(parser.parse_args(given), to))
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Any:
-    """What was printed since the last call, of both streams; the first one as JSON if so asked."""
-
-    def read(*, as_json: bool = False) -> Any:
-        out, _ = capsys.readouterr()
-        return json.loads(out) if as_json else out
-
-    return read
-
 
 # ---- arguments that commands share -----------------------------------------------------------------------------------
 
@@ -332,86 +308,6 @@ def test_a_recorder_rebuilds_on_request(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(record, "record", recording)
     assert call(record) == call(record, "--rebuild", "--metrics-port", "9") == 0
     assert given == [{"rebuild": False, "metrics_port": None}, {"rebuild": True, "metrics_port": 9}]
-
-
-# ---- replay and import -----------------------------------------------------------------------------------------------
-
-
-class Published:
-    """A folder that is sent without a broker."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, sent: Sent) -> None:
-        self.timelines: list[Any] = []
-        self.sent_with: list[Any] = []
-        self.drawn: list[Any] = []
-        data = SimpleNamespace(name="a set")
-        taken = SimpleNamespace(drawn_from="drawn by seed 3")
-
-        def opened(folder: Path, **more: Any) -> Any:
-            self.drawn.append((folder, more))
-            return data
-
-        def behaviours(_: Any, **more: Any) -> Any:
-            self.drawn.append(more)
-            return taken
-
-        def timeline(*given: Any) -> Any:
-            self.timelines.append(given)
-            return SimpleNamespace(refuse_field_maps=lambda *maps: self.timelines.append(maps))
-
-        async def send(_: Any, __: Settings, follow: list[str], speed: float | None) -> Sent:
-            self.sent_with.append((follow, speed))
-            return sent
-
-        for module in (replay, import_):
-            monkeypatch.setattr(module, "open_data_set", opened)
-        monkeypatch.setattr(replay, "behaviours_of", behaviours)
-        monkeypatch.setattr(replay, "Timeline", timeline)
-        monkeypatch.setattr(replay, "send", send)
-
-
-def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
-    monkeypatch: pytest.MonkeyPatch, said: Any
-) -> None:
-    sent = Sent(items=1_200, behaviours=34, broken={("items", 0, 1): "x"}, without_picture={"i1", "i2"})  # type: ignore[dict-item]
-    sent.records_left_out = 5
-    published = Published(monkeypatch, sent)
-    flags = ("--seed", "3", "--events", "50", "--neg-type", "rand", "--broken", "0.1", "--speed", "2.5")
-    assert call(replay, "d", *flags, "--follow", "index,train") == 0
-    told = said()
-    assert "a set: 1,200 items and 34 behaviours sent" in told and "1 of them broken on purpose" in told
-    assert "2 pictures" in told and "5 records, which were not sent" in told and "drawn by seed 3" in told
-    assert published.drawn == [
-        (Path("d"), {"neg_type": "rand"}), {"seed": 3, "events": 50, "retakes": True}
-    ]  # fmt: skip
-    given, maps = published.timelines
-    assert given[2] == 3 and given[4] == 0.1 and given[1].drawn_from == "drawn by seed 3"
-    assert maps == (SETTINGS.index.field_map, SETTINGS.record.field_map)
-    assert published.sent_with == [(["index", "train"], 2.5)]
-    assert call(replay, "d", "--json") == 0
-    report = said(as_json=True)
-    del report["wall_seconds"]
-    assert report == {
-        "data": "a set", "items_published": 1_200, "behaviours_sent": 34, "broken": 1, "pictures_left_out": 2,
-        "records_left_out": 5, "exposures_drawn": "drawn by seed 3",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("pictures", "records", "told"), [(set(), 0, False), ({"i"}, 0, True), (set(), 1, True)])
-def test_an_import_sends_items_alone_and_tells_of_either_loss(
-    monkeypatch: pytest.MonkeyPatch, said: Any, pictures: set[str], records: int, told: bool
-) -> None:
-    published = Published(monkeypatch, Sent(items=3, without_picture=pictures, records_left_out=records))
-    assert call(import_, "d") == 0
-    assert ("too large for MIM_KAFKA__MAX_RECORD_BYTES" in said()) == told
-    assert published.drawn == [(Path("d"), {"behaviours": False})] and published.timelines[0][1] is None
-    assert published.sent_with == [([], None)]
-
-
-@pytest.mark.parametrize("speed", ["0", "-1"])
-def test_a_replay_that_stands_still_is_refused(speed: str) -> None:
-    with pytest.raises(Misconfigured, match="--speed"):
-        call(replay, "d", f"--speed={speed}")
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class World:
     def __init__(self) -> None:
         self.log: list[list[FakeRecord]] = [[], []]
         self.marked: list[str] = []
+        self.topic = "items"
 
     def say(self, partition: int, value: bytes | None, ms: int, key: bytes = b"a") -> FakeRecord:
         log = self.log[partition]
@@ -57,7 +58,7 @@ class World:
 
     async def letter(self, entry: DeadLetterEntry) -> DeadLetter:
         record = self.log[entry.newest.partition][entry.newest.offset]
-        return letter_of(record)
+        return letter_of(record, self.topic)
 
     async def mark(self, entries: Sequence[DeadLetterEntry], action: str) -> None:
         self.marked += [f"{entry.id} {action}" for entry in entries]
@@ -65,13 +66,14 @@ class World:
     async def requeue(self, *failed: FakeRecord) -> list[RequeueResult]:
         world: Any = self
         entries = [
-            DeadLetterEntry.of(letter_of(one), first_failed_at=NOW, attempts=1, letters=1, at=(0, 0)) for one in failed
+            DeadLetterEntry.of(letter_of(one, self.topic), first_failed_at=NOW, attempts=1, letters=1, at=(0, 0))
+            for one in failed
         ]
         return await Requeue(world, world, BrokerConfig(), world).requeue(entries)
 
 
-def letter_of(record: FakeRecord) -> DeadLetter:
-    place = ("items", record.partition, record.offset, record.key, record.value)
+def letter_of(record: FakeRecord, topic: str = "items") -> DeadLetter:
+    place = (topic, record.partition, record.offset, record.key, record.value)
     return DeadLetter(*place, "encode", Reason.ENCODER_FAILED, "x", NOW)
 
 
@@ -88,6 +90,18 @@ async def test_a_record_without_a_newer_one_is_sent_again_once(world: World) -> 
     (second,) = await world.requeue(failed)  # whoever sent it died before it was marked
     assert (second.status, len(world.log[0])) == ("already_requeued", 2)
     assert world.marked == ["items/0/0 requeued"] * 2
+
+
+@pytest.mark.parametrize("topic", ["items", "behaviours"])
+async def test_a_letter_without_the_bytes_of_its_record_replaces_nothing(world: World, topic: str) -> None:
+    world.topic = topic
+    failed = world.say(0, b"", 1_000)
+    (result,) = await world.requeue(failed)
+    assert (result.status, world.log[0], world.marked) == (
+        "refused",
+        [failed],
+        [],
+    ) and "publish it anew" in result.detail
 
 
 @pytest.mark.parametrize("value", [b"newer", None])

@@ -134,19 +134,6 @@ def test_of_the_first_window_after_a_take_over_no_more_than_were_held_then_count
     assert [write.is_after_take_over for write in recent.pop_due()] == [True, True, False]
 
 
-def test_an_item_that_is_written_again_and_again_takes_the_room_of_one_record(
-    path: ItemPath, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 200)
-    recent = RecentWrites(window_seconds=42, max_records=2, max_taken_over=0, clock=clock)
-    recent.restart()
-    for _ in range(5):
-        recent.add([path.record("a", b"v" * 100)])
-    recent.add([path.record("b", b"v" * 100), path.delete("c")])
-    clock.now = 42
-    assert [(write.record.key, write.record.offset) for write in recent.pop_due()] == [(b"a", 4), (b"b", 5)]
-
-
 def taken_over(*records: SourceRecord) -> list[RecentWrite]:
     return [RecentWrite(record, is_after_take_over=True) for record in records]
 

@@ -197,7 +197,7 @@ async def test_a_release_is_preceded_by_its_checkpoint_and_its_journal(
     await checkpointer.after_release(kept)
     assert list(checkpointer._journal.present().segments) == []
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise StoreUnavailable("disk", "full")
 
     monkeypatch.setattr(JournalStore, "write", full)

@@ -388,16 +388,6 @@ def test_rows_count_that_are_later_than_what_either_side_learned(
     np.testing.assert_array_equal(shadow.compared.best, shadow.compared.serving)
 
 
-def test_nothing_is_dropped_while_releases_are_compared() -> None:
-    config = SMALL_MODEL.model_copy(update={"dropout": 0.5, "id_dropout": 0.5})
-    weights = CiUBM(config, vector_width=8, seed=1).state_dict()
-    manifest = release(1)[1].model_copy(update={"config": {"model": config.model_dump(mode="json")}})
-    shadow = ShadowEvaluation((weights, manifest), (weights, manifest))
-    rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
-    shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
-    np.testing.assert_array_equal(shadow.compared.candidate, shadow.compared.serving)
-
-
 def test_the_figures_are_those_of_the_plain_definitions(rows: ComparedRows) -> None:
     figures = judge(rows, CONFIG, against=only("r")).figures
     assert figures["serving_logloss"] == pytest.approx(log_loss(rows.label, rows.serving))
