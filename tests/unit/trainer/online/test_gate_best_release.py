@@ -122,7 +122,7 @@ def test_others_are_scored_instead_of_a_user_who_is_forgotten_after_the_end() ->
 def test_nothing_is_dropped_while_releases_are_compared() -> None:
     config = SMALL_MODEL.model_copy(update={"dropout": 0.5, "id_dropout": 0.5})
     weights = CiUBM(config, vector_width=8, seed=1).state_dict()
-    manifest = release(1)[1].model_copy(update={"config": {"model": config.model_dump(mode="json")}})
+    manifest = release(1, "r1")[1].model_copy(update={"config": {"model": config.model_dump(mode="json")}})
     shadow = ShadowEvaluation((weights, manifest), (weights, manifest))
     rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
     shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
