@@ -58,7 +58,8 @@ class ScoreFiles:
     @property
     def scored(self) -> int:
         """Number of the next row."""
-        return self._first + sum(int(table.num_rows) for table in self._tables)
+        rows: int = sum(table.num_rows for table in self._tables)
+        return self._first + rows
 
     @property
     def _path(self) -> Path:

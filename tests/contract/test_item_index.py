@@ -228,12 +228,7 @@ class TestInMemoryItemIndex(ItemIndexContract):
         await index.close()
 
 
-class TestMilvusItemIndexHere(ItemIndexContract):
-    @pytest.fixture
-    def config(self, monkeypatch: pytest.MonkeyPatch) -> MilvusConfig:
-        SmallMilvus().install(monkeypatch)
-        return MilvusConfig()
-
+class MilvusContract(ItemIndexContract):
     @pytest.fixture
     def scan(self, config: MilvusConfig) -> RowScan:
         return MilvusRowScan(config)
@@ -244,6 +239,13 @@ class TestMilvusItemIndexHere(ItemIndexContract):
         await index.open()
         yield index
         await index.close()
+
+
+class TestMilvusItemIndexHere(MilvusContract):
+    @pytest.fixture
+    def config(self, monkeypatch: pytest.MonkeyPatch) -> MilvusConfig:
+        SmallMilvus().install(monkeypatch)
+        return MilvusConfig()
 
 
 @pytest.fixture(scope="module")
@@ -255,22 +257,11 @@ def milvus(
 
 
 @pytest.mark.live
-class TestMilvusItemIndex(ItemIndexContract):
+class TestMilvusItemIndex(MilvusContract):
     @pytest.fixture
     def config(self, milvus: PartServer, request: pytest.FixtureRequest) -> MilvusConfig:
         uri, alias = f"http://127.0.0.1:{milvus.part.port}", f"t{abs(hash(request.node.nodeid)):x}"[:40]
         return MilvusConfig(uri=uri, alias=alias, timeout_seconds=5)
-
-    @pytest.fixture
-    def scan(self, config: MilvusConfig) -> RowScan:
-        return MilvusRowScan(config)
-
-    @pytest.fixture
-    async def index(self, config: MilvusConfig) -> AsyncIterator[ItemIndex]:
-        index = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)
-        await index.open()
-        yield index
-        await index.close()
 
     async def test_a_delete_reaches_the_collections_of_other_encoders_behind_the_alias(
         self, config: MilvusConfig, index: ItemIndex

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from schemas.errors import BrokerUnavailable, Fenced, Misconfigured, PipelineError, Reason, StoreBusy, WriteRejected
 from streams import cli
 from streams.commands import settings as any_command
 from streams.commands import stack as stack_command
 
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in list(os.environ):
-        if name.startswith("MIM_") and name != "MIM_TEST_DATA":
-            monkeypatch.delenv(name)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def ends_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

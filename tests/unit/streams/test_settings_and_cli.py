@@ -1,32 +1,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from schemas.errors import Misconfigured
 from streams.cli import COMMANDS, main
 from streams.settings import Settings, child_environment, describe_settings, environment_of, load_settings
 
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No settings from outside, and no logging left behind: commands configure it for their process."""
-    for name in list(os.environ):
-        if name.startswith("MIM_") and name != "MIM_TEST_DATA":
-            monkeypatch.delenv(name)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_wrong_value_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
