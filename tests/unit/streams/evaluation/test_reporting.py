@@ -71,8 +71,8 @@ def test_tables_go_from_the_buckets_that_matter_to_cost_and_the_best_model_stand
 def test_statements_say_what_was_compared_with_what_and_what_was_left_out() -> None:
     told = " ".join(statements(make_document()))
     for said in ("vectors csft", "learn from E, click models from T", "compared on V", "both X is scored once",
-                 "4 encoder version(s)", "1,000 training, 200 validation and 300 test", "40 of these, of users without a history",
-                 "as the set observed them"):  # fmt: skip
+                 "4 encoder version(s)", "1,000 training, 200 validation and 300 test",
+                 "40 of these, of users without a history", "as the set observed them"):  # fmt: skip
         assert said in told
     assert "Not reported" not in told
     document = make_document(too_small=["cold", "retaken"])
