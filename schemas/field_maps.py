@@ -73,6 +73,7 @@ def checked_field_map(field_map: FieldMap, model: type[BaseModel]) -> FieldMap:
 def mapped(document: Mapping[str, Any], field_map: FieldMap, envelope: Envelope) -> dict[str, Any]:
     """The fields of a platform's record under our names. Raises `BadMessage` where a path is ambiguous."""
     fields: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     attributes = {name for name in field_map if name.startswith(_ATTRIBUTE)}
     if _ALL_OTHERS not in field_map:
         hidden = set(field_map) | ({"attributes"} if attributes else set())
@@ -84,10 +85,13 @@ def mapped(document: Mapping[str, Any], field_map: FieldMap, envelope: Envelope)
             if not is_blank(value):
                 value = values.get(str(value), value) if values else value
                 if ours in attributes:
-                    fields["attributes"] = {**fields.get("attributes", {}), ours.removeprefix(_ATTRIBUTE): value}
+                    named[ours.removeprefix(_ATTRIBUTE)] = value
                 else:
                     fields[ours] = value
                 break
+    whole = fields.get("attributes", {})
+    if named and isinstance(whole, Mapping):  # what is no object is refused with the message
+        fields["attributes"] = {**whole, **named}
     return fields
 
 

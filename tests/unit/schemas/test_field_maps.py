@@ -197,6 +197,17 @@ def test_an_object_can_be_taken_whole_as_the_attributes() -> None:
     }
 
 
+@pytest.mark.parametrize("named_first", [True, False])
+def test_attributes_of_a_place_of_their_own_stand_beside_the_whole_object_in_any_order(*, named_first: bool) -> None:
+    field_map: FieldMap = {"attributes": "specs", "attributes.colour": "colour"}
+    if named_first:
+        field_map = dict(reversed(field_map.items()))
+    found = read(PLAIN | {"specs": {"size": "xl", "colour": "grey"}, "colour": "red"}, field_map)
+    assert found.attributes == {"size": "xl", "colour": "red"}
+    with pytest.raises(BadMessage, match="attributes"):
+        read(PLAIN | {"specs": "a text", "colour": "red"}, field_map)
+
+
 def test_only_items_have_attributes() -> None:
     with pytest.raises(ValueError, match=r"no field is called attributes\.one"):
         checked_field_map({"attributes.one": "x"}, Behaviour)
