@@ -38,10 +38,16 @@ def _without_blanks(value: object) -> object:
     return {name: one for name, one in value.items() if one is not None and one != "" and one != []}
 
 
-def _within_bounds(value: dict[str, Attribute]) -> dict[str, Attribute]:
+def characters(attributes: Mapping[str, Attribute]) -> int:
+    """Of all names and texts together."""
     size = 0
-    for name, one in value.items():
+    for name, one in attributes.items():
         size += len(name) + (0 if isinstance(one, float) else len(one) if isinstance(one, str) else sum(map(len, one)))
+    return size
+
+
+def _within_bounds(value: dict[str, Attribute]) -> dict[str, Attribute]:
+    size = characters(value)
     if size > MAX_CHARACTERS:
         raise ValueError(f"names and texts have {size} characters together, at most {MAX_CHARACTERS} are read")
     return value

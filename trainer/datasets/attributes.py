@@ -17,7 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.attributes import MAX_NAME_CHARACTERS, MAX_VALUE_CHARACTERS, MOST_ATTRIBUTES, MOST_VALUES, Attribute
+from schemas.attributes import (
+    MAX_CHARACTERS,
+    MAX_NAME_CHARACTERS,
+    MAX_VALUE_CHARACTERS,
+    MOST_ATTRIBUTES,
+    MOST_VALUES,
+    Attribute,
+    characters,
+)
 from trainer.datasets.parquet import as_numbers, parquet_errors
 
 _OF_THE_FORMAT = {
@@ -42,7 +50,9 @@ class ItemAttributes:
         return self.texts + self.lists + self.numbers
 
     def of(self, row: Mapping[str, object]) -> dict[str, Attribute]:
-        """The attributes of one item, as messages carry them; without those that say nothing."""
+        """The attributes of one item, as messages carry them: without those that say nothing, and those that are too
+        much beside the ones before.
+        """
         found: dict[str, Attribute] = {}
         for name in self.texts:
             if text := str(row.get(name) or "").strip():
@@ -54,7 +64,13 @@ class ItemAttributes:
             value = row.get(name)
             if value is not None and math.isfinite(float(value)):  # type: ignore[arg-type]
                 found[name] = float(value)  # type: ignore[arg-type]
-        return found
+        if characters(found) <= MAX_CHARACTERS:
+            return found
+        kept: dict[str, Attribute] = {}
+        for name, one in found.items():
+            if characters({**kept, name: one}) <= MAX_CHARACTERS:
+                kept[name] = one
+        return kept
 
 
 NO_ATTRIBUTES = ItemAttributes((), (), ())

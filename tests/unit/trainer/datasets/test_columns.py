@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from schemas.attributes import Attributes
 from schemas.base import Identifier, is_identifier
 from schemas.errors import Misconfigured
 from streams.replay.timeline import Timeline
@@ -279,3 +280,12 @@ def test_further_columns_are_attributes_where_items_share_their_values(tmp_path:
     records = data.records(0, 8)
     assert records[0].described == {"colour": "red", "tags": ["a", "b"], "weight": 1.5, "pages": 100.0}
     assert records[2].described == {"weight": 1.5}
+
+
+def test_attributes_of_an_item_that_a_message_has_no_room_for_are_left_out() -> None:
+    columns = ItemAttributes(("colour",), ("tags", "notes", "genres"), ("pages",))
+    words = [f"{n:04}".ljust(200, "x") for n in range(32)]
+    row = {"colour": "red", "tags": ",".join(words), "notes": ",".join(words[:10]), "genres": "a,b", "pages": 5}
+    found = columns.of(row)
+    assert found == {"colour": "red", "tags": words, "genres": ["a", "b"], "pages": 5.0}
+    assert TypeAdapter(Attributes).validate_python(found) == found
