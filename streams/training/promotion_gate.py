@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # no command should pay for torch because of its imports
 
 log = structlog.get_logger()
 
+_READ = ("encoder_version", "dim", "features")
+"""What releases that are compared on the same rows have in common."""
+
 
 class PromotionGate:
     """Judges the candidates of one trainer, between two calls of it."""
@@ -174,7 +177,7 @@ class PromotionGate:
             return None
 
     async def _best(self, serving: ModelManifest) -> Release | None:
-        """The best release so far, if that is not the serving one, is kept and goes with the same vectors."""
+        """The best release so far, if that is not the serving one, is kept, and reads the same vectors and features."""
 
         def load() -> Release | None:
             decision = self._registry.decision(serving.release_id)
@@ -187,8 +190,9 @@ class PromotionGate:
         except (NotFound, Misconfigured) as error:
             log.info("train.best_release_not_loaded", error=str(error))
             return None
-        vectors = (serving.encoder_version, serving.dim)
-        return None if best is None or (best[1].encoder_version, best[1].dim) != vectors else best
+        if best is None or any(getattr(best[1], name) != getattr(serving, name) for name in _READ):
+            return None
+        return best
 
     async def _conclude(self, manifest: ModelManifest, decision: PromotionDecision) -> None:
         await self._publisher.carry_out(manifest, await self._keep(manifest, decision))

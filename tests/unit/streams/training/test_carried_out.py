@@ -265,13 +265,17 @@ async def best_of(scene: Scene, best: str | None) -> str | None:
     return scene.trainer.shadow.against.best
 
 
-@pytest.mark.parametrize("best", [None, "gone", "other vectors"])
+@pytest.mark.parametrize("best", [None, "gone", "other vectors", "other features"])
 async def test_without_a_best_release_that_can_score_the_serving_one_is_it(scene: Scene, best: str | None) -> None:
     if best == "gone":
         best = releases.make_manifest(30).release_id
     elif best == "other vectors":
         weights = scene.store.load(scene.store.list()[0].release_id)[0]
         best = releases.publish(scene.store, 30, weights=weights, encoder_version="enc-2", dim=DIM)
+    elif best == "other features":
+        weights, manifest = scene.store.load(scene.store.list()[0].release_id)
+        same = {name: getattr(manifest, name) for name in ("encoder_version", "dim", "config")}
+        best = releases.publish(scene.store, 30, weights=weights, features="0" * 16, **same)
     found = await best_of(scene, best)
     current = scene.store.current()
     assert current is not None and found == current.release_id
