@@ -29,7 +29,9 @@ class FeatureConfig(FactsConfig):
     max_users: int = Field(default=1_000_000, ge=16)
     """Users whose takes are kept to count pairs from; those longest without a take are removed first."""
     remembered_takes: int = Field(default=100_000, ge=0)
-    """Newest takes that a drawn exposure can name as its source."""
+    """Newest takes that a drawn exposure can name as its source; an older one is not left out of its features, and
+    popularity then tells drawn exposures apart. Where exposures are drawn, at least as many as are taken in
+    MIM_TRAINER__DRAW_WINDOW_SECONDS."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class TrainerConfig(JoinConfig):
     remembered_items: int = Field(default=500_000, ge=1)
     """Deleted items, and as many whose vector was given up, that rows do not wait for; about 150 bytes each."""
     item_megabytes: float = Field(default=2048.0, gt=0)
-    """Memory for items that behaviours named, by estimate: 600 bytes each and 4 per component of their vectors. Above
+    """Memory for items that behaviours named, by estimate: 720 bytes each and 4 per component of their vectors. Above
     it, or above twice what is in use, those that no history, no row and no draw names lose their number and, once
     deleted, everything else; named again they are numbered anew. The topic `embeddings` bounds the vectors of items
     that are not deleted."""

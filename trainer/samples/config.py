@@ -31,7 +31,7 @@ class JoinConfig(BaseModel):
     purchase_correction_seconds: float = Field(default=24 * 3600.0, ge=0)
     """Likewise for a purchase, which also corrects an impression that was clicked or put into the cart."""
     correction_megabytes: float = Field(default=512.0, ge=0)
-    """Memory for impressions that a late take can correct, by estimate: 600 bytes each and 16 per take of its history.
+    """Memory for impressions that a late take can correct, by estimate: 800 bytes each and 16 per take of its history.
     Beyond it the oldest that were not taken are dropped first; 0 switches corrections off."""
     draw_exposures: int = Field(default=0, ge=0, le=50)
     """For a click log without exposures: how many are drawn beside each take that answers none, as not taken, from what
