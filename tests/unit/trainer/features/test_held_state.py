@@ -37,3 +37,15 @@ def test_a_state_that_is_kept_stays_as_it_was_through_takes_evictions_deletes_an
         for name, column in vars(kept.takes).items():
             np.testing.assert_array_equal(column, getattr(then.takes, name), err_msg=name)
     assert (state.states(numbers).takes.takes_U != then.takes.takes_U).sum() > 10
+
+
+def test_a_state_that_is_kept_for_long_takes_no_more_memory_than_its_items() -> None:
+    state = FeatureState(CONFIG, World(CONFIG, ITEMS))
+    state.add(columns_of(TAKES[:60]), before=TAKES[59].second + 1)
+    state.hold()
+    assert state._held is not None
+    kept = []
+    for at in range(60, 600, 5):
+        state.add(columns_of(TAKES[at : at + 5]), before=TAKES[at + 4].second + 1)
+        kept.append(len(state._held._copies))
+    assert kept[-1] <= CONFIG.max_items and kept[-1] == kept[len(kept) // 2]
