@@ -145,8 +145,8 @@ class PlainFeatures:
         category = about["category"]
         same = [bool(category) and described[item]["category"] == category for item in history]
         categories = {described[take.item]["category"] for take in counted}
-        taken = sum(described[take.item]["category"] == category for take in counted)
-        usual = (taken + 1) / (len(counted) + max(1, len(categories)))
+        taken = sum(described[take.item]["category"] == category for take in left)
+        usual = (taken + 1) / (len(left) + max(1, len(categories)))
         found["category takes"] = math.log1p(sum(same))
         found["category share"] = sum(same) / max(1, len(history))
         found["category lift"] = math.log((sum(same) + 5 * usual) / (len(history) + 5) / usual) if category else 0.0
@@ -156,7 +156,7 @@ class PlainFeatures:
         for name in config.numbers:
             found |= self._number(name, row.target, history, weights)
         for name in config.attributes:
-            found |= self._group(name, row.target, history, weights, total, counted)
+            found |= self._group(name, row.target, history, weights, total, counted, left)
         return found | self._together(row.target, history, weights, total, counted, left, own)
 
     def _number(self, name: str, target: int, history: list[int], weights: list[float]) -> dict[str, float]:
@@ -179,7 +179,14 @@ class PlainFeatures:
         }
 
     def _group(
-        self, name: str, target: int, history: list[int], weights: list[float], total: float, counted: list[Take]
+        self,
+        name: str,
+        target: int,
+        history: list[int],
+        weights: list[float],
+        total: float,
+        counted: list[Take],
+        left: list[Take],
     ) -> dict[str, float]:
         def words(item: int) -> list[str]:
             value = self.world.described[item]["attributes"][name]  # type: ignore[index]
@@ -194,7 +201,8 @@ class PlainFeatures:
 
         own = bag(target)
         cosines = [sum(v * bag(item).get(word, 0.0) for word, v in own.items()) for item in history]
-        usual = [math.log((counts[word] + 1) / (len(counted) + 100)) for word in own]
+        others = Counter(word for take in left for word in words(take.item))
+        usual = [math.log((others[word] + 1) / (len(left) + 100)) for word in own]
         return {
             f"{name} shared": sum(w * c for w, c in zip(weights, cosines, strict=True)) / total,
             f"{name} share": sum(cosines) / max(1, len(history)),

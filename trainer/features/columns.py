@@ -46,10 +46,10 @@ def features(
     seconds_RL = _padded(history_seconds_RL, config.history_length)
     rows = _Rows(states, target_B, *_distinct(history_RL, seconds_RL, len(target_B)), now_B)
     drawn = drawn or DrawnSources.none(len(target_B))
-    columns: list[Floats] = [*_user(rows), *_item(rows, drawn), *_category(rows)]
+    columns: list[Floats] = [*_user(rows), *_item(rows, drawn), *_category(rows, drawn)]
     for place in range(len(config.numbers)):
         columns += _number(rows, place)
-    columns += _groups(rows, len(config.groups))
+    columns += _groups(rows, len(config.groups), drawn)
     columns += _together(rows, drawn)
     out_FB = np.empty((len(columns), len(target_B)), np.float32)
     for place, column in enumerate(columns):
@@ -136,14 +136,14 @@ def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     return [*columns, np.log1p(age_B / _HOUR), known_B.astype(np.float64)]
 
 
-def _category(rows: _Rows) -> list[Floats]:
-    category_U, shared = rows.states.facts.category_I, rows.states.shared
+def _category(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
+    category_U, shared, counted_B = rows.states.facts.category_I, rows.states.shared, drawn.second_B > NEVER
     target_B = category_U[rows.target_B]
     known_B = target_B > 0
     same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
     own_B = same_BL.sum(1)
-    taken_B = shared.category_C[target_B % CATEGORY_SLOTS]
-    usual_B = (taken_B + 1.0) / (shared.takes + max(1, int(np.count_nonzero(shared.category_C))))
+    taken_B = np.maximum(shared.category_C[target_B % CATEGORY_SLOTS] - counted_B.astype(np.float64), 0.0)
+    usual_B = (taken_B + 1.0) / (shared.takes - counted_B + max(1, int(np.count_nonzero(shared.category_C))))
     share_B = (own_B + _SHRINK * usual_B) / (rows.lengths + _SHRINK)
     return [
         np.log1p(own_B),
@@ -174,11 +174,12 @@ def _number(rows: _Rows, place: int) -> list[Floats]:
     ]
 
 
-def _groups(rows: _Rows, groups: int) -> list[Floats]:
+def _groups(rows: _Rows, groups: int, drawn: DrawnSources) -> list[Floats]:
     """Per group of attributes: cosine of the values of target and history, newest weighted up and not; popularity.
 
     A value weighs the more, the fewer takes have it. The sum over the history of a cosine is a product with the sum of
-    the history's values, of which only those of some target are needed.
+    the history's values, of which only those of some target are needed. Popularity leaves out a row's source; the
+    weights, of which no feature is made but a ratio, do not.
     """
     facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
     used = int((facts.words_IW > 0).any(0).sum()) or 1  # values come first, padding after them
@@ -200,7 +201,9 @@ def _groups(rows: _Rows, groups: int) -> list[Floats]:
     at_BW = number_UW[rows.target_B] + (rows.row_B * (len(wanted) + 1))[:, None]
     value_BW, used_BW = value_UW[rows.target_B], (word_BW > 0).astype(np.float64)
     key = (group_UW[rows.target_B] + np.arange(0, size_B * groups, groups)[:, None]).ravel()
-    usual_BW = np.log((shared.word_C[word_BW % WORD_SLOTS] + 1.0) / (shared.takes + 100.0)) * used_BW
+    counted_B1 = (drawn.second_B > NEVER).astype(np.float64)[:, None]
+    taken_BW = np.maximum(shared.word_C[word_BW % WORD_SLOTS] - counted_B1, 0.0)
+    usual_BW = np.log((taken_BW + 1.0) / (shared.takes - counted_B1 + 100.0)) * used_BW
     recent_BG, all_BG, words_BG, usual_BG = (
         _summed(key, values.ravel(), size_B * groups).reshape(size_B, groups)
         for values in (sums[0][at_BW] * value_BW, sums[1][at_BW] * value_BW, used_BW, usual_BW)

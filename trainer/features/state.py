@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,12 @@ class FeatureState:
         self._changed = ChangedRows()
         self._used = 1
         self._free: list[int] = []  # a heap: the lowest is taken first, so that snapshots need not say which
-        self._deleted: dict[int, int] = {}
-        """Hash of a deleted item -> the slot up to which lists were searched for it."""
+        self._deleted: set[int] = set()
+        """Hashes of deleted items that the next pass over the lists searches for."""
+        self._searched_D = np.zeros(0, np.uint32)
+        """Those that this pass searches for."""
+        self._swept = 0
+        """Slot that this pass comes to next."""
         self._held: HeldState | None = None
         self.changed_keys: set[int] | None = None
         """Keys of the items that changed since their reader emptied it; None while nobody reads them."""
@@ -254,7 +258,8 @@ class FeatureState:
         for key, name in zip(keys[new].tolist(), short_T[first[new]].tolist(), strict=True):
             slot = heapq.heappop(self._free) if self._free else self._new_slot()
             self._keep(np.array([slot]))
-            self._slot[key] = self._slot_of_short[name] = slot
+            self._slot[key] = slot
+            self._slot_of_short[name] = max(slot, self._slot_of_short.get(name, 0))  # as after `restore`
             self._key_S[slot] = key
 
     def _new_slot(self) -> int:
@@ -275,13 +280,14 @@ class FeatureState:
 
     def _empty(self, slots: NDArray[np.int64]) -> None:
         self._keep(slots)
-        for key, slot in zip(self._key_S[slots].tolist(), slots.tolist(), strict=True):
+        gone = _shorts_of(self._key_S[slots])
+        for key, short in zip(self._key_S[slots].tolist(), gone.tolist(), strict=True):
             del self._slot[key]
-            short = _short_of(key)
-            if self._slot_of_short.get(short) == slot:
-                del self._slot_of_short[short]
+            self._slot_of_short.pop(short, None)
         self._touch(slots)
         self._key_S[slots] = 0
+        for slot in np.flatnonzero(np.isin(_shorts_of(self._key_S), gone)).tolist():  # another item of that short hash
+            self._slot_of_short[_short_of(self._key_S[slot])] = slot
         self._rows.clear(slots)
         for slot in slots.tolist():
             heapq.heappush(self._free, slot)
@@ -292,7 +298,7 @@ class FeatureState:
         if key in self._slot:
             self._empty(np.array([self._slot[key]]))
         self._users.delete(_short_of(key))
-        self._deleted[_short_of(key)] = 0
+        self._deleted.add(_short_of(key))
 
     def _touch(self, slots: NDArray[np.int64]) -> None:
         self._changed.touch(slots)
@@ -301,20 +307,27 @@ class FeatureState:
             self.changed_keys.discard(0)
 
     def _sweep(self) -> None:
-        """Search the next lists for deleted items. An item that is deleted meanwhile is searched for from there on."""
-        if not self._deleted:
-            return
-        for gone, start in list(self._deleted.items())[:_SWEPT_ROWS]:
-            stop = min(start + _SWEPT_ROWS, self._used)
-            found = self._rows.partner_UP[start:stop] == gone
-            self._keep(start + np.flatnonzero(found.any(axis=1)))
-            self._rows.partner_UP[start:stop][found] = 0
-            self._rows.together_UP[start:stop][found] = 0
-            self._touch(start + np.flatnonzero(found.any(axis=1)))
-            if stop == self._used:
-                del self._deleted[gone]
-            else:
-                self._deleted[gone] = stop
+        """Search the next lists for all deleted items at once; one deleted meanwhile waits for the next pass."""
+        if not len(self._searched_D):
+            if not self._deleted:
+                return
+            self._searched_D, self._swept = np.array(sorted(self._deleted), np.uint32), 0
+            self._deleted.clear()
+        stop = min(self._swept + _SWEPT_ROWS, self._used)
+        partner, together = (
+            column[self._swept : stop].reshape(-1) for column in (self._rows.partner_UP, self._rows.together_UP)
+        )
+        short = np.zeros(1 << 16, bool)
+        short[self._searched_D.astype(np.uint16)] = True
+        found = np.flatnonzero(short.take(partner.astype(np.uint16)))
+        found = found[np.isin(partner[found], self._searched_D)]
+        slots = self._swept + np.unique(found // self.config.partners)
+        self._keep(slots)
+        partner[found], together[found] = 0, 0
+        self._touch(slots)
+        self._swept = stop
+        if stop == self._used:
+            self._searched_D = self._searched_D[:0]
 
     def forget(self, user: int) -> None:
         """Remove a user (by the hash of `TakeColumns`): no pair is counted with their takes from here on.
@@ -328,11 +341,12 @@ class FeatureState:
 
     def snapshot(self) -> State:
         """Everything: after `restore` a state of the same configuration goes on with the same digits."""
-        values = {"before": self.before, "version": self.config.version, "takes": self._shared.takes}
+        values: dict[str, Any] = {"before": self.before, "version": self.config.version, "takes": self._shared.takes}
+        values |= {"deleted": sorted(self._deleted), "swept": self._swept}
         state = State({}, values)
         state.arrays.update(
             {
-                "deleted": np.array(list(self._deleted.items()), np.int64).reshape(-1, 2),
+                "searched": self._searched_D,
                 "shared.category": self._shared.category_C.copy(),
                 "shared.word": self._shared.word_C.copy(),
             }
@@ -355,14 +369,21 @@ class FeatureState:
         self._changed = ChangedRows()
         self._free = (np.flatnonzero(self._key_S[1:] == 0) + 1).tolist()
         self._slot = {key: slot for slot, key in enumerate(self._key_S.tolist()) if key}
-        self._slot_of_short = {_short_of(key): slot for key, slot in self._slot.items()}
-        self._deleted = dict(arrays["deleted"].tolist())
+        shorts = _shorts_of(np.array([*self._slot], np.int64)).tolist()
+        self._slot_of_short = dict(zip(shorts, self._slot.values(), strict=True))
+        self._deleted, self._swept = set(values["deleted"]), values["swept"]
+        self._searched_D = arrays["searched"].copy()
         self._shared = SharedCounts(arrays["shared.category"].copy(), arrays["shared.word"].copy(), values["takes"])
         self._users.restore(state.part("users"))
 
 
 def _short_of(key: int) -> int:
-    return int(item_hash(np.array([[key, 1]]))[0])
+    return int(_shorts_of(np.array([key]))[0])
+
+
+def _shorts_of(keys: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Short hashes of items, that of padding for a key of 0."""
+    return item_hash(np.stack([keys, keys], axis=1))
 
 
 def _counted(count_C: NDArray[np.uint32], places: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -109,9 +109,9 @@ class UserTakes:
 
     def delete(self, item: int) -> None:
         """Remove a deleted item, so that no new pair is counted with it."""
-        gone_VL = self._item_VL == item
-        self._item_VL[gone_VL], self._second_VL[gone_VL] = 0, NEVER
-        self._changed.touch(np.flatnonzero(gone_VL.any(axis=1)))
+        gone = np.flatnonzero(self._item_VL == item)
+        self._item_VL.reshape(-1)[gone], self._second_VL.reshape(-1)[gone] = 0, NEVER
+        self._changed.touch(gone // self._length)
 
     def _rows_of(self, user_T: NDArray[np.int64]) -> NDArray[np.int64]:
         distinct, number_T = np.unique(user_T, return_inverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -224,6 +225,53 @@ def test_lists_are_searched_for_a_deleted_item_some_at_a_time(monkeypatch: pytes
     assert holding[0] > holding[1] and holding[-1] == 0
 
 
+def test_many_deleted_items_are_searched_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.features.state._SWEPT_ROWS", 10)
+    world = World(CONFIG, ITEMS)
+    state = fed(world, random_takes(300, users=15, items=ITEMS, seconds=40_000, seed=8))
+    for item in range(1, 16):
+        state.delete(f"i{item}")
+    state.add(columns_of([]), before=50_000)
+    state.delete("i16")  # in the midst of a pass: in the next one
+    for _ in range(8):
+        restored = FeatureState(CONFIG, world)
+        restored.restore(state.snapshot())
+        state = restored
+        state.add(columns_of([]), before=50_000)
+    assert not any(partners(state, world, item).keys() & set(range(1, 17)) for item in range(1, ITEMS + 1))
+    assert any(partners(state, world, item) for item in range(17, ITEMS + 1))
+
+
+def test_a_step_costs_about_the_same_however_many_items_were_deleted() -> None:
+    def seconds(deleted: int) -> float:
+        state = fed(World(CONFIG, ITEMS), random_takes(30, users=15, items=ITEMS, seconds=40_000, seed=8))
+        for item in range(deleted):
+            state.delete(f"other {item}")
+        start = time.process_time()
+        state.add(columns_of([]), before=50_000)
+        return time.process_time() - start
+
+    assert min(seconds(1_000) for _ in range(3)) < 20 * max(seconds(1) for _ in range(3))
+
+
+def test_two_items_of_one_short_hash_count_pairs_as_before_a_restart() -> None:
+    config = CONFIG.model_copy(update={"max_items": 16})
+    world = World(config, ITEMS)
+    world._hashes[2] = world._hashes[1] + [1 << 40, 0]
+    assert world.hash(1) == world.hash(2)
+    state = fed(world, [Take(1, 3, 0, 1), Take(1, 2, 1, 2), Take(1, 4, 2, 3)], step=1)
+    state.delete("i3")  # item 1 is given the slot of item 3, before that of item 2
+    state.add(columns_of([Take(2, 1, 3, 4)]), before=4)
+    for gone in (False, True):
+        if gone:
+            state._empty(np.array([state._slot[int(world._hashes[2, 0])]]))
+        restored = FeatureState(config, world)
+        restored.restore(state.snapshot())
+        for one in (state, restored):
+            one.add(columns_of([Take(5, 4, 5 + gone, 9 + gone), Take(5, 1, 6 + gone, 11 + gone)]), before=9)
+        assert_same_state(state, restored)
+
+
 def test_a_forgotten_user_is_in_no_later_pair_and_the_counts_stay() -> None:
     world = World(CONFIG, ITEMS)
     state = fed(world, [Take(1, 1, 0, 1), Take(1, 2, 1, 2)])
@@ -231,6 +279,18 @@ def test_a_forgotten_user_is_in_no_later_pair_and_the_counts_stay() -> None:
     assert partners(state, world, 1) == {2: 1}
     state.add(columns_of([Take(1, 3, 2, 3)]), before=3)
     assert partners(state, world, 3) == {} and partners(state, world, 1) == {2: 1}
+
+
+def test_a_drawn_exposure_knows_no_more_of_category_and_attributes_than_if_its_source_had_never_been() -> None:
+    world = World(CONFIG, ITEMS)
+    target = next(n for n in range(1, ITEMS + 1) if all(world.described[n]["attributes"].values()))  # type: ignore[attr-defined]
+    others = [take for take in random_takes(40, users=15, items=ITEMS, seconds=900, seed=2) if take.item != target]
+    names = [name for name in CONFIG.names if name.endswith("popularity")]
+    places = [CONFIG.names.index(name) for name in names]
+    rows = [Row(target, [3], [1], 1_000), Row(target, [3], [1], 1_000, source=(99, 950))]
+    without = features_of(fed(world, others, before=1_000), rows)[0, places]
+    known, drawn = features_of(fed(world, [*others, Take(20, target, 950, 99)], before=1_000), rows)[:, places]
+    assert drawn == pytest.approx(without, abs=3e-4) and (known != without).all()
 
 
 def test_a_drawn_exposure_leaves_out_the_take_of_a_user_who_was_forgotten() -> None:
