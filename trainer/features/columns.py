@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.features.config import HALF_LIVES, RECENT, FeatureConfig
-from trainer.features.states import CATEGORY_SLOTS, NEVER, NO_ITEM, WORD_SLOTS, DrawnSources, ItemStates
+from trainer.features.states import (
+    CATEGORY_SLOTS,
+    NEVER,
+    NO_ITEM,
+    WORD_SLOTS,
+    DrawnSources,
+    ItemStates,
+    N,
+    distinct,
+)
 
 _HOUR = 3_600.0
 _STEPS = 4_096.0
@@ -73,6 +82,10 @@ class _Rows:
     """The history of each row."""
     now_B: NDArray[np.int64]
 
+    def of(self, values: NDArray[N]) -> NDArray[N]:
+        """Of each row, what is given for each history; still of one history if all rows have the same one."""
+        return values if len(values) == 1 else values.take(self.row_B, axis=0)
+
     @cached_property
     def known(self) -> NDArray[np.bool_]:
         """Places of a history that hold an item."""
@@ -108,9 +121,12 @@ def _distinct(
 
 
 def _user(rows: _Rows) -> list[Floats]:
-    before_BL = rows.known[rows.row_B] & (rows.seconds[rows.row_B] < rows.now_B[:, None])
+    seconds = np.where(rows.known, rows.seconds, NEVER)
+    last_B = seconds.max(1)[rows.row_B]
     # a trigger item has the row's own second, and is no take
-    last_B = np.where(before_BL, rows.seconds[rows.row_B], NEVER).max(1)
+    late = np.flatnonzero(last_B >= rows.now_B)
+    late_KL = seconds[rows.row_B[late]]
+    last_B[late] = np.where(late_KL < rows.now_B[late, None], late_KL, NEVER).max(1)
     idle_B = np.log1p(_since(rows.now_B, last_B) / _HOUR)
     return [np.log1p(rows.lengths), (rows.lengths > 0).astype(np.float64), idle_B]
 
@@ -122,12 +138,10 @@ def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     newest_B = takes.last_U[target_B]
     since_B = _since(now_B, newest_B)
     since_source_B = _since(now_B, drawn.second_B)
-    decayed_BH = takes.decayed_UH[target_B].astype(np.float64)
-    columns: list[Floats] = [np.log1p(count_B)]
-    for place, half_life in enumerate(HALF_LIVES.values()):
-        left_B = decayed_BH[:, place] * np.exp2(-since_B / half_life)
-        left_B -= counted_B * np.exp2(-since_source_B / half_life)
-        columns.append(np.log1p(np.maximum(left_B, 0.0)))
+    half_life_H1 = np.array([*HALF_LIVES.values()])[:, None]
+    left_HB = takes.decayed_UH[target_B].T.astype(np.float64) * np.exp2(-since_B / half_life_H1)
+    left_HB -= counted_B * np.exp2(-since_source_B / half_life_H1)
+    columns: list[Floats] = [np.log1p(count_B), *np.log1p(np.maximum(left_HB, 0.0))]
     last_B = np.where(counted_B & (drawn.second_B == newest_B), takes.previous_U[target_B], newest_B)
     columns.append(np.where(last_B > NEVER, np.log1p(_since(now_B, last_B) / _HOUR), 0.0))
     kind_B, published_B = facts.age_I[target_B], facts.published_I[target_B]
@@ -140,8 +154,8 @@ def _category(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     category_U, shared, counted_B = rows.states.facts.category_I, rows.states.shared, drawn.second_B > NEVER
     target_B = category_U[rows.target_B]
     known_B = target_B > 0
-    same_BL = category_U[rows.history][rows.row_B] == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
-    own_B = same_BL.sum(1)
+    same_BL = rows.of(category_U[rows.history]) == np.where(known_B, target_B, np.uint32(NO_ITEM))[:, None]
+    own_B = np.count_nonzero(same_BL, axis=1)
     taken_B = np.maximum(shared.category_C[target_B % CATEGORY_SLOTS] - counted_B.astype(np.float64), 0.0)
     usual_B = (taken_B + 1.0) / (shared.takes - counted_B + max(1, int(np.count_nonzero(shared.category_C))))
     share_B = (own_B + _SHRINK * usual_B) / (rows.lengths + _SHRINK)
@@ -150,7 +164,7 @@ def _category(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
         own_B / np.maximum(rows.lengths, 1),
         np.where(known_B, np.log(share_B / usual_B), 0.0),
         np.log(usual_B),
-        (same_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
+        (same_BL * rows.of(rows.weight)).sum(1) / rows.weights,
         same_BL[:, 0].astype(np.float64),
     ]
 
@@ -164,7 +178,7 @@ def _number(rows: _Rows, place: int) -> list[Floats]:
     total = weight.sum(1)
     mean_B = ((history * weight).sum(1) / np.maximum(total, _TINY))[rows.row_B]
     both_B = known_B & (total > 0)[rows.row_B]
-    away_BL = np.abs(history[rows.row_B] - target_B[:, None]) * weight[rows.row_B]
+    away_BL = np.abs(rows.of(history) - target_B[:, None]) * rows.of(weight)
     return [
         target_B,
         known_B.astype(np.float64),
@@ -191,7 +205,7 @@ def _groups(rows: _Rows, groups: int, drawn: DrawnSources) -> list[Floats]:
     squares = _summed(place_UW.ravel(), (weight_UW * weight_UW).ravel(), size_U * groups)
     value_UW = weight_UW / np.sqrt(np.maximum(squares, 1e-18))[place_UW]
     word_BW = word_UW[rows.target_B]
-    wanted = np.append(np.unique(word_BW), 0xFFFF_FFFF).astype(np.uint32)
+    wanted = np.append(distinct(word_BW), np.uint32(0xFFFF_FFFF))
     wanted = wanted[wanted > 0]
     number_UW = np.zeros(word_UW.shape, np.int64)  # 0 is that of no value, and of those that no target has
     some = np.flatnonzero(_perhaps(word_UW.astype(np.uint16), wanted) & known_UW)
@@ -219,14 +233,14 @@ def _history_sums(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum of the values of each history, by wanted value: weighted by recency, and not; flat, shape (R * wanted)."""
     taken = np.flatnonzero(rows.history)
-    item = rows.history.ravel()[taken]
-    number_KW = number_UW[item]
+    item, first = rows.history.ravel()[taken], taken // rows.history.shape[1] * wanted
+    number_KW = number_UW.take(item, axis=0)
     hit = np.flatnonzero(number_KW)
     take = hit // number_UW.shape[1]
-    value = value_UW[item].ravel()[hit]
-    place = number_KW.ravel()[hit] + (taken[take] // rows.history.shape[1]) * wanted
+    value = value_UW.take(item, axis=0).ravel()[hit]
+    place = number_KW.ravel()[hit] + first[take]
     size = len(rows.history) * wanted
-    recent = _summed(place, value * rows.weight.ravel()[taken[take]], size)
+    recent = _summed(place, value * rows.weight.ravel()[taken][take], size)
     return recent, _summed(place, value, size)
 
 
@@ -237,14 +251,14 @@ def _summed(places: NDArray[np.int64], values: Floats, size: int) -> NDArray[np.
 def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     count_BL = _pairs(rows, drawn)
     own_B1 = _own_takes(rows, drawn).astype(np.float32)[:, None]
-    other_BL = rows.states.takes.takes_U[rows.history].astype(np.float32)[rows.row_B]
+    other_BL = rows.of(rows.states.takes.takes_U[rows.history].astype(np.float32))
     near_BL = count_BL / np.sqrt((own_B1 + 2) * (other_BL + 2))
-    usual_BL = np.sqrt((own_B1 + 1) * (other_BL + 1)) * rows.known[rows.row_B]
+    usual_BL = np.sqrt((own_B1 + 1) * (other_BL + 1)) * rows.of(rows.known)
     sum_B = count_BL.sum(1)
     return [
         np.log1p(sum_B),
         np.log1p(count_BL.max(1)),
-        (near_BL * rows.weight[rows.row_B]).sum(1) / rows.weights,
+        (near_BL * rows.of(rows.weight)).sum(1) / rows.weights,
         near_BL.max(1),
         np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
     ]
@@ -256,32 +270,39 @@ def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:
     target_B, history = hash_U[rows.target_B], hash_U[rows.history]
     size_L, size_P = history.shape[1], takes.partner_UP.shape[1]
     row_R1 = np.arange(len(history))[:, None]
-    short_UP = takes.partner_UP.astype(np.uint16)
+    partner, together, short_UP = (
+        takes.partner_UP.ravel(),
+        takes.together_UP.ravel(),
+        takes.partner_UP.astype(np.uint16),
+    )
     # lists of the targets: the history's items among their partners, each at its newest place
-    keys, first, number = np.unique(_paired(row_R1, history), return_index=True, return_inverse=True)
+    keys_R, first, number = np.unique(_paired(row_R1, history), return_index=True, return_inverse=True)
     found = np.flatnonzero(_perhaps(short_UP.take(rows.target_B, axis=0), history, row_B[:, None], row_R1))
-    target, place = found // size_P, found % size_P
-    hit, key = _found(keys, _paired(row_B[target], takes.partner_UP[rows.target_B[target], place]))
-    target, place = target[hit], place[hit]
+    target = found // size_P
+    at = rows.target_B[target] * size_P + found % size_P
+    hit, key = _found(keys_R, _paired(row_B[target], partner.take(at)))
     count_BL = np.zeros((len(target_B), size_L), np.float32)
-    count_BL[target, first[key] % size_L] = takes.together_UP[rows.target_B[target], place]
-    newest = (first[number.reshape(history.shape)] % size_L)[row_B]
-    count_BL = np.take_along_axis(count_BL, newest, axis=1)
+    count_BL.ravel()[target[hit] * size_L + first[key] % size_L] = together.take(at[hit])
+    newest_BL = rows.of(first[number.reshape(history.shape)] % size_L) + np.arange(0, count_BL.size, size_L)[:, None]
+    count_BL = count_BL.take(newest_BL)
     # lists of the histories: the targets among their partners
     found = np.flatnonzero(_perhaps(short_UP.take(rows.history, axis=0), target_B, row_R1[:, :, None], row_B))
     keys, key_B = np.unique(_paired(row_B, target_B), return_inverse=True)
-    item, place = found // size_P, found % size_P
-    hit, key = _found(keys, _paired(item // size_L, takes.partner_UP[rows.history.ravel()[item], place]))
-    item, place = item[hit], place[hit]
+    item = found // size_P
+    at = rows.history.ravel()[item] * size_P + found % size_P
+    hit, key = _found(keys, _paired(item // size_L, partner.take(at)))
     count_KL = np.zeros((len(keys), size_L), np.float32)
-    count_KL[key, item % size_L] = takes.together_UP[rows.history.ravel()[item], place]
-    count_BL = np.maximum(count_BL, count_KL[key_B])
+    count_KL.ravel()[key * size_L + item[hit] % size_L] = together.take(at[hit])
+    count_BL = np.maximum(count_BL, count_KL.take(key_B, axis=0))
     some = np.flatnonzero(drawn.second_B > NEVER)
     if len(some) and drawn.partner_BM.shape[1]:
-        found = np.flatnonzero(history[row_B[some]][:, :, None] == drawn.partner_BM[some][:, None, :])
-        counted = np.bincount(found // drawn.partner_BM.shape[1], minlength=len(some) * size_L)
-        count_BL[some] = np.maximum(count_BL[some] - counted.reshape(len(some), size_L), 0)
-    return count_BL * rows.known[row_B]
+        partner_M = drawn.partner_BM[some].ravel()
+        row_M = np.repeat(some, drawn.partner_BM.shape[1])
+        found = np.flatnonzero(_perhaps(partner_M.astype(np.uint16), history, row_B[row_M], row_R1))
+        hit, key = _found(keys_R, _paired(row_B[row_M[found]], partner_M[found]))
+        counted = np.bincount(row_M[found[hit]] * size_L + first[key] % size_L, minlength=count_BL.size)
+        count_BL = np.maximum(count_BL - counted.take(newest_BL), 0)
+    return np.asarray(count_BL * rows.of(rows.known), np.float32)
 
 
 def _perhaps(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.features.states import SharedCounts, TakeRows
+from trainer.features.states import SharedCounts, TakeRows, distinct
 
 
 class HeldState:
@@ -28,7 +28,7 @@ class HeldState:
         """
         if len(self._seen_S) < len(key_S):
             self._seen_S = np.concatenate([self._seen_S, np.zeros(len(key_S) - len(self._seen_S), bool)])
-        new = np.unique(slots[~self._seen_S[slots]])
+        new = distinct(slots[~self._seen_S[slots]])
         self._seen_S[new] = True
         new = new[key_S[new] != 0]
         if not len(new):

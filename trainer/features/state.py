@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trainer.changed_rows import ChangedRows
 from trainer.features.config import HALF_LIVES, FeatureConfig
 from trainer.features.held_state import HeldState
+from trainer.features.item_slots import ItemSlots, short_of
 from trainer.features.partners import count_pairs
 from trainer.features.states import (
     CATEGORY_SLOTS,
@@ -28,6 +29,7 @@ from trainer.features.states import (
     ItemStates,
     SharedCounts,
     TakeRows,
+    distinct,
     item_hash,
 )
 from trainer.features.user_takes import UserTakes
@@ -87,12 +89,9 @@ class FeatureState:
         self._items = items
         self._users = UserTakes(config)
         self._shared = SharedCounts.empty()
-        self._slot: dict[int, int] = {}
-        """By the 63-bit hash of an item's id: numbers of items come and go."""
-        self._slot_of_short: dict[int, int] = {}
-        """By `item_hash`, as lists of partners and of users name items."""
+        self._slots = ItemSlots(np.zeros(64, np.int64))
+        """By hashes of items' ids: numbers of items come and go."""
         self._rows = TakeRows.empty(config, 64)
-        self._key_S = np.zeros(64, np.int64)
         self._changed = ChangedRows()
         self._used = 1
         self._free: list[int] = []  # a heap: the lowest is taken first, so that snapshots need not say which
@@ -111,7 +110,7 @@ class FeatureState:
     def states(self, numbers_U: NDArray[np.int64]) -> ItemStates:
         """What features read of these items, as copies; a number of 0 gives padding."""
         hashes_U2 = self._items.hashes(numbers_U)
-        takes = self._rows.rows(self._slots(hashes_U2[:, 0]))
+        takes = self._rows.rows(self._slots.of(hashes_U2[:, 0]))
         return ItemStates(item_hash(hashes_U2), self._items.facts(numbers_U), takes, self._shared, self.before)
 
     def sources(
@@ -138,7 +137,7 @@ class FeatureState:
     @property
     def keys(self) -> Collection[int]:
         """The items that have counts, by the first hash of their ids."""
-        return self._slot.keys()
+        return self._slots.by_key.keys()
 
     @property
     def shared(self) -> SharedCounts:
@@ -147,7 +146,7 @@ class FeatureState:
 
     def record(self, key: int) -> bytes | None:
         """What the takes of one item left behind, as `TakeRows.to_bytes`; None for one without counts."""
-        slot = self._slot.get(key)
+        slot = self._slots.by_key.get(key)
         return None if slot is None else self._rows.to_bytes(slot)
 
     def hold(self) -> None:
@@ -162,13 +161,13 @@ class FeatureState:
     def held_states(self, hashes_U2: NDArray[np.int64], facts: FactRows) -> ItemStates:
         """What features read of the items with these hashes, and facts, from the state that is kept."""
         assert self._held is not None, "no state is kept"
-        rows = self._held.rows(hashes_U2[:, 0].tolist(), self._slot, self._rows)
+        rows = self._held.rows(hashes_U2[:, 0].tolist(), self._slots.by_key, self._rows)
         return ItemStates(item_hash(hashes_U2), facts, rows, self._held.shared, self._held.before)
 
     def _keep(self, slots: NDArray[np.int64]) -> None:
         """Called before rows change."""
         if self._held is not None:
-            self._held.keep(slots, self._key_S, self._rows)
+            self._held.keep(slots, self._slots.key_S, self._rows)
 
     # ---- counting ------------------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class FeatureState:
         takes = takes.select(np.lexsort((takes.event_T, takes.user_T, takes.second_T)))
         starts = range(0, len(takes), _TAKES_AT_ONCE)
         changed = [self._add(takes.select(slice(start, start + _TAKES_AT_ONCE))) for start in starts]
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *changed]))
+        return distinct(np.concatenate([np.zeros(0, np.int64), *changed]))
 
     def _add(self, takes: TakeColumns) -> NDArray[np.int64]:
         counted = takes.select(~takes.announces_T)
@@ -190,15 +189,15 @@ class FeatureState:
         if len(counted):
             hashes_T2 = self._items.hashes(counted.item_T)
             short_T = item_hash(hashes_T2)
-            one, other = self._users.add(counted.user_T, short_T, counted.second_T)
+            take, other = self._users.add(counted.user_T, short_T, counted.second_T)
             self._count_shared(counted.item_T)
             self._admit(hashes_T2[:, 0], short_T)
-            slot_T = self._slots(hashes_T2[:, 0])
+            slot_T = self._slots.of(hashes_T2[:, 0])
             self._keep(slot_T)
             self._count_takes(slot_T, counted.second_T)
-            slots = np.unique(np.concatenate([self._count_together(one, other), slot_T]))
+            slots = distinct(np.concatenate([self._count_together(short_T, take, other), slot_T]))
             self._touch(slots)
-            changed = self._key_S[slots]
+            changed = self._slots.key_S[slots]
         self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T)
         return changed
 
@@ -222,72 +221,64 @@ class FeatureState:
         rows = self._rows
         old_last_S, old_previous_S = rows.last_U[slot_S], rows.previous_U[slot_S]
         last_S = np.maximum(old_last_S, second_T[end_S])
-        for place, half_life in enumerate(HALF_LIVES.values()):
-            idle_S = last_S - np.where(old_last_S > NEVER, old_last_S, last_S)
-            left_S = rows.decayed_UH[slot_S, place].astype(np.float64) * np.exp2(-idle_S / half_life)
-            weight_T = np.exp2(-(last_S[number_T] - second_T) / half_life)
-            rows.decayed_UH[slot_S, place] = left_S + np.add.reduceat(weight_T, first_S)
+        half_life_H1 = np.array([*HALF_LIVES.values()])[:, None]
+        idle_S = last_S - np.where(old_last_S > NEVER, old_last_S, last_S)
+        left_HS = rows.decayed_UH[slot_S].T.astype(np.float64) * np.exp2(-idle_S / half_life_H1)
+        weight_HT = np.exp2(-(last_S[number_T] - second_T) / half_life_H1)
+        rows.decayed_UH[slot_S] = (left_HS + np.add.reduceat(weight_HT, first_S, axis=1)).T
         newest_S2 = np.stack([second_T[end_S], np.where(count_S > 1, second_T[np.maximum(end_S - 1, 0)], NEVER)], 1)
         four_S4 = np.sort(np.concatenate([newest_S2, old_last_S[:, None], old_previous_S[:, None]], axis=1), axis=1)
         rows.last_U[slot_S], rows.previous_U[slot_S] = four_S4[:, 3], four_S4[:, 2]
         rows.takes_U[slot_S] += count_S.astype(np.uint32)
 
-    def _count_together(self, one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.int64]:
+    def _count_together(
+        self, short_T: NDArray[np.uint32], take_K: NDArray[np.int64], other_K: NDArray[np.uint32]
+    ) -> NDArray[np.int64]:
         """Both sides of each pair, once where an item meets itself; returns the slots that changed."""
-        apart = one != other
-        distinct, number = np.unique(np.concatenate([one, other[apart]]), return_inverse=True)
-        partner = np.concatenate([other, one[apart]])
-        slot = np.array([self._slot_of_short.get(short, 0) for short in distinct.tolist()], np.int64)[number]
+        one_K = short_T[take_K]
+        apart = one_K != other_K
+        slot_T, slot_K = self._slots.of_shorts(short_T), self._slots.of_shorts(other_K[apart])
+        slot = np.concatenate([slot_T[take_K], slot_K])
+        partner = np.concatenate([other_K, one_K[apart]])
         kept = slot > 0  # an item that lost its counts since has no list
-        self._keep(slot[kept])
-        return count_pairs(self._rows, slot[kept], partner[kept])
+        slot, partner = slot[kept], partner[kept]
+        self._keep(slot)
+        return count_pairs(self._rows, slot, partner)
 
     # ---- admission, eviction, deletion ---------------------------------------------------------------------------
-
-    def _slots(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        slot = self._slot
-        return np.array([slot.get(key, 0) for key in keys.tolist()], np.int64)
 
     def _admit(self, key_T: NDArray[np.int64], short_T: NDArray[np.uint32]) -> None:
         """Give slots to items taken for the first time; where none is left, take those of the longest untaken."""
         keys, first = np.unique(key_T, return_index=True)
-        new = np.flatnonzero(self._slots(keys) == 0)
-        short = len(self._slot) + len(new) - self.config.max_items
+        new = np.flatnonzero(self._slots.of(keys) == 0)
+        short = len(self._slots) + len(new) - self.config.max_items
         if short > 0:
             self._evict(max(short, self.config.max_items // _EVICTED_SHARE), kept=keys)
         for key, name in zip(keys[new].tolist(), short_T[first[new]].tolist(), strict=True):
             slot = heapq.heappop(self._free) if self._free else self._new_slot()
             self._keep(np.array([slot]))
-            self._slot[key] = slot
-            self._slot_of_short[name] = max(slot, self._slot_of_short.get(name, 0))  # as after `restore`
-            self._key_S[slot] = key
+            self._slots.put(key, name, slot)
 
     def _new_slot(self) -> int:
-        if self._used == len(self._key_S):
+        if self._used == len(self._rows):
             size, more = self._used, max(self._used + 1, min(2 * self._used, self.config.max_items + 1))
             rows = TakeRows.empty(self.config, more)
             for name, column in vars(self._rows).items():
                 getattr(rows, name)[:size] = column
             self._rows = rows
-            self._key_S = np.concatenate([self._key_S, np.zeros(more - size, np.int64)])
+            self._slots.grow(more)
         self._used += 1
         return self._used - 1
 
     def _evict(self, most: int, *, kept: NDArray[np.int64]) -> None:
-        held = np.flatnonzero(self._key_S)
-        held = held[~np.isin(self._key_S[held], kept)]
-        self._empty(held[np.lexsort((self._key_S[held], self._rows.last_U[held]))][:most])
+        held = np.flatnonzero(self._slots.key_S)
+        held = held[~np.isin(self._slots.key_S[held], kept)]
+        self._empty(held[np.lexsort((self._slots.key_S[held], self._rows.last_U[held]))][:most])
 
     def _empty(self, slots: NDArray[np.int64]) -> None:
         self._keep(slots)
-        gone = _shorts_of(self._key_S[slots])
-        for key, short in zip(self._key_S[slots].tolist(), gone.tolist(), strict=True):
-            del self._slot[key]
-            self._slot_of_short.pop(short, None)
         self._touch(slots)
-        self._key_S[slots] = 0
-        for slot in np.flatnonzero(np.isin(_shorts_of(self._key_S), gone)).tolist():  # another item of that short hash
-            self._slot_of_short[_short_of(self._key_S[slot])] = slot
+        self._slots.free(slots)
         self._rows.clear(slots)
         for slot in slots.tolist():
             heapq.heappush(self._free, slot)
@@ -295,15 +286,15 @@ class FeatureState:
     def delete(self, item_id: str) -> None:
         """Remove a deleted item's counts; lists of partners lose it in the steps that follow, some lists in each."""
         key = id_hashes(item_id)[0]
-        if key in self._slot:
-            self._empty(np.array([self._slot[key]]))
-        self._users.delete(_short_of(key))
-        self._deleted.add(_short_of(key))
+        if key in self._slots.by_key:
+            self._empty(np.array([self._slots.by_key[key]]))
+        self._users.delete(short_of(key))
+        self._deleted.add(short_of(key))
 
     def _touch(self, slots: NDArray[np.int64]) -> None:
         self._changed.touch(slots)
         if self.changed_keys is not None:
-            self.changed_keys.update(self._key_S[slots].tolist())
+            self.changed_keys.update(self._slots.key_S[slots].tolist())
             self.changed_keys.discard(0)
 
     def _sweep(self) -> None:
@@ -321,7 +312,7 @@ class FeatureState:
         short[self._searched_D.astype(np.uint16)] = True
         found = np.flatnonzero(short.take(partner.astype(np.uint16)))
         found = found[np.isin(partner[found], self._searched_D)]
-        slots = self._swept + np.unique(found // self.config.partners)
+        slots = self._swept + distinct(found // self.config.partners)
         self._keep(slots)
         partner[found], together[found] = 0, 0
         self._touch(slots)
@@ -356,7 +347,7 @@ class FeatureState:
         return state
 
     def _copied(self, slots: NDArray[np.int64]) -> Callable[[slice], State]:
-        return copied_rows({**vars(self._rows), "key": self._key_S}, slots)
+        return copied_rows({**vars(self._rows), "key": self._slots.key_S}, slots)
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if it is of other features."""
@@ -365,27 +356,17 @@ class FeatureState:
             raise ValueError(f"the state is of features {values['version']}, not of {self.config.version}")
         self.before = values["before"]
         self._rows = TakeRows(*(arrays[f"rows.{name}"].copy() for name in vars(self._rows)))
-        self._key_S, self._used = arrays["rows.key"].copy(), len(arrays["rows.key"])
+        self._slots, self._used = ItemSlots(arrays["rows.key"].copy()), len(arrays["rows.key"])
         self._changed = ChangedRows()
-        self._free = (np.flatnonzero(self._key_S[1:] == 0) + 1).tolist()
-        self._slot = {key: slot for slot, key in enumerate(self._key_S.tolist()) if key}
-        shorts = _shorts_of(np.array([*self._slot], np.int64)).tolist()
-        self._slot_of_short = dict(zip(shorts, self._slot.values(), strict=True))
+        self._free = (np.flatnonzero(self._slots.key_S[1:] == 0) + 1).tolist()
         self._deleted, self._swept = set(values["deleted"]), values["swept"]
         self._searched_D = arrays["searched"].copy()
         self._shared = SharedCounts(arrays["shared.category"].copy(), arrays["shared.word"].copy(), values["takes"])
         self._users.restore(state.part("users"))
 
 
-def _short_of(key: int) -> int:
-    return int(_shorts_of(np.array([key]))[0])
-
-
-def _shorts_of(keys: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Short hashes of items, that of padding for a key of 0."""
-    return item_hash(np.stack([keys, keys], axis=1))
-
-
 def _counted(count_C: NDArray[np.uint32], places: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """A copy of the counts with these added."""
-    return count_C + np.bincount(places, minlength=len(count_C)).astype(np.uint32)
+    count_C = count_C.copy()
+    np.add.at(count_C, places, np.uint32(1))
+    return count_C

@@ -6,6 +6,7 @@ Letters: U distinct items (row 0 is padding), P partners, H half-lives, B rows, 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ NEVER = np.iinfo(np.int64).min
 NO_ITEM = np.uint32(0xFFFF_FFFF)
 """Hash of padding; a free place among partners is 0, so neither matches the other."""
 CATEGORY_SLOTS, WORD_SLOTS = 1 << 12, 1 << 14
+
+N = TypeVar("N", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class TakeRows:
 
     def rows(self, places: NDArray[np.int64]) -> TakeRows:
         """Copies of these rows."""
-        return TakeRows(*(getattr(self, one.name)[places] for one in fields(self)))
+        return TakeRows(*(getattr(self, one.name).take(places, axis=0) for one in fields(self)))
 
     def clear(self, places: NDArray[np.int64]) -> None:
         """Make these rows those of items that were never taken."""
@@ -149,6 +152,19 @@ def item_hash(hashes_U2: NDArray[np.int64]) -> NDArray[np.uint32]:
     """32-bit hashes of items from `trainer.samples.id_hashes`, `NO_ITEM` for padding (zero hashes), never 0."""
     low = np.clip(hashes_U2[:, 0].astype(np.uint32), 1, NO_ITEM - np.uint32(1))
     return np.where((hashes_U2[:, 0] | hashes_U2[:, 1]) != 0, low, NO_ITEM)
+
+
+def firsts(sorted_N: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Where a value is the first of its kind among sorted ones."""
+    first_N = np.ones(len(sorted_N), bool)
+    np.not_equal(sorted_N[1:], sorted_N[:-1], out=first_N[1:])
+    return first_N
+
+
+def distinct(values: NDArray[N]) -> NDArray[N]:
+    """What `np.unique` gives, by sorting, in a tenth of the time that its table of hashes takes."""
+    sorted_N = np.sort(values, axis=None)
+    return sorted_N[firsts(sorted_N)]
 
 
 def _little(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -44,8 +44,9 @@ class UserTakes:
 
     def add(
         self, user_T: NDArray[np.int64], item_T: NDArray[np.uint32], second_T: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Append takes in order; returns the pairs of each with the takes in its user's ring before it, as items.
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Append takes in order; returns the pairs of each with the takes in its user's ring before it: the place of
+        the take among those given, and the item of the other.
 
         Items are `item_hash`es.
         """
@@ -53,14 +54,14 @@ class UserTakes:
         order = np.argsort(row_T, kind="stable")
         starts = np.flatnonzero(np.concatenate([[True], np.diff(row_T[order]) > 0])) if len(order) else order
         sizes = np.diff(np.append(starts, len(order)))
-        one, other = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+        one, other = [np.zeros(0, np.int64)], [np.zeros(0, np.uint32)]
         for turn in range(int(sizes.max(initial=0))):  # the first takes of all users, then their second ones, ...
             take = order[starts[sizes > turn] + turn]
             row, item = row_T[take], item_T[take]
             before_TL = self._item_VL[row]
-            at, place = np.nonzero(before_TL)
-            one.append(item[at])
-            other.append(before_TL[at, place])
+            held = np.flatnonzero(before_TL)
+            one.append(take[held // self._length])
+            other.append(before_TL.reshape(-1)[held])
             slot = self._count_V[row] % self._length
             self._item_VL[row, slot], self._second_VL[row, slot] = item, second_T[take]
             self._count_V[row] += 1

@@ -72,7 +72,7 @@ class FactRows:
 
     def rows(self, places: NDArray[np.int64]) -> FactRows:
         """Copies of these rows."""
-        return FactRows(*(getattr(self, one.name)[places] for one in fields(self)))
+        return FactRows(*(getattr(self, one.name).take(places, axis=0) for one in fields(self)))
 
     def put(self, place: int, row: FactRows) -> None:
         """Write a single row."""

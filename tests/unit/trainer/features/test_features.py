@@ -264,7 +264,7 @@ def test_two_items_of_one_short_hash_count_pairs_as_before_a_restart() -> None:
     state.add(columns_of([Take(2, 1, 3, 4)]), before=4)
     for gone in (False, True):
         if gone:
-            state._empty(np.array([state._slot[int(world._hashes[2, 0])]]))
+            state._empty(np.array([state._slots.by_key[int(world._hashes[2, 0])]]))
         restored = FeatureState(config, world)
         restored.restore(state.snapshot())
         for one in (state, restored):
