@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Base64, EventId, ItemId, Message, UserId, UtcTime
 from schemas.versions import SchemaVersion
@@ -54,3 +55,9 @@ class Behaviour(Message):
     from. Features of the exposure do not count that take."""
     drawn_at: UtcTime | None = None
     """Event time of that take."""
+
+    @model_validator(mode="after")
+    def _source_has_a_time(self) -> Self:
+        if (self.drawn_from is None) != (self.drawn_at is None):
+            raise ValueError("drawn_from and drawn_at come together")
+        return self
