@@ -17,6 +17,7 @@ from schemas.attributes import Attribute, PublishedAtIs
 from trainer.samples.id_hashes import id_hashes
 from trainer.state import State
 
+_LAST_YEAR = 9_999
 _AGE_KINDS: tuple[PublishedAtIs, ...] = ("known", "inferred", "unknown")
 
 
@@ -116,24 +117,23 @@ def facts_of(
         value = attributes.get(name) if own is None else own
         if isinstance(value, int | float) and math.isfinite(value):
             row.numbers_IN[0, place] = scaled(name, float(value))
-    values = [
-        (0 if not config.attributes else config.attributes.index(name), word)
-        for name in (config.attributes or sorted(attributes))
-        for word in _words(name, attributes.get(name))
-    ]
+    names = config.attributes or sorted(attributes)
+    values = [(number, word) for number, name in enumerate(names) for word in _words(name, attributes.get(name))]
     kept = _spread(values, config.values_per_item)
-    for place, (group, word) in enumerate(kept):
+    for place, (group, word) in enumerate(kept if config.attributes else sorted((0, word) for _, word in kept)):
         row.words_IW[0, place], row.group_IW[0, place] = word, group
     row.published_I[0], row.age_I[0] = published_at, _AGE_KINDS.index(published_at_is)
     return row
 
 
 def scaled(name: str, value: float) -> float:
-    """A number as networks read it: logarithm of the price, decades since 2000, the inverse hyperbolic sine else."""
+    """A number as networks read it: logarithm of the price, decades since 2000, the inverse hyperbolic sine else; NaN
+    where it is no price or year.
+    """
     if name == "price":
         return math.log(value) if value > 0 else math.nan
     if name.endswith("year"):
-        return (value - 2_000) / 10 if value else math.nan
+        return (value - 2_000) / 10 if 0 < abs(value) <= _LAST_YEAR else math.nan
     return math.asinh(value)
 
 
@@ -151,10 +151,10 @@ def _words(name: str, value: Attribute | None) -> list[int]:
 
 
 def _spread(values: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
-    """At most so many values: the first of each group, then the second of each, and so on; in order of groups."""
+    """At most so many values: the first of each attribute, then the second of each, and so on; in their order."""
     seen: dict[int, int] = {}
     ranked = []
-    for group, word in values:
-        seen[group] = seen.get(group, 0) + 1
-        ranked.append((seen[group], group, word))
-    return sorted((group, word) for _, group, word in sorted(ranked)[:most])
+    for number, word in values:
+        seen[number] = seen.get(number, 0) + 1
+        ranked.append((seen[number], number, word))
+    return sorted((number, word) for _, number, word in sorted(ranked)[:most])

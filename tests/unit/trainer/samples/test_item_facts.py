@@ -26,6 +26,11 @@ def test_each_attribute_has_its_share_of_the_values_that_are_kept() -> None:
     assert found.group_IW[0].tolist() == [0, 0, 1] and word_hash("colour", "red") == found.words_IW[0, 2]
 
 
+def test_each_attribute_has_its_share_also_where_all_are_one_group() -> None:
+    found = facts(FactsConfig(values_per_item=3), attributes={"actors": [f"t{n}" for n in range(9)], "colour": "red"})
+    assert word_hash("colour", "red") in found.words_IW[0] and (found.words_IW > 0).sum() == 3
+
+
 def test_without_named_attributes_all_are_one_group() -> None:
     found = facts(FactsConfig(), attributes={"b": ["x", "x", "y"], "a": "x", "pages": 7.0})
     assert (found.words_IW > 0).sum() == 3 and not found.group_IW.any()
@@ -33,7 +38,10 @@ def test_without_named_attributes_all_are_one_group() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
-    [("price", math.e, 1.0), ("price", 0.0, math.nan), ("year", 2010, 1.0), ("pages", -3.0, math.asinh(-3.0))],
+    [
+        *(("price", math.e, 1.0), ("price", 0.0, math.nan), ("pages", -3.0, math.asinh(-3.0))),
+        *(("year", 2010, 1.0), ("birth_year", -300.0, -230.0), ("birth_year", 1e36, math.nan)),
+    ],
 )
 def test_numbers_are_on_a_scale_for_networks(name: str, value: float, expected: float) -> None:
     assert scaled(name, value) == pytest.approx(expected, nan_ok=True)
