@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.samples.item_facts import FactsConfig
 
@@ -32,6 +33,16 @@ class FeatureConfig(FactsConfig):
     """Newest takes that a drawn exposure can name as its source; an older one is not left out of its features, and
     popularity then tells drawn exposures apart. Where exposures are drawn, at least as many as are taken in
     MIM_TRAINER__DRAW_WINDOW_SECONDS."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if "attributes" in self.attributes:
+            raise ValueError(
+                '"attributes" is the name of the group of all attributes, and no attribute can have it here'
+            )
+        if twice := {name for name in self.names if self.names.count(name) > 1}:
+            raise ValueError(f"features would have the same name: {', '.join(sorted(twice))}")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:

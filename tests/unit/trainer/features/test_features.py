@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.factories.feature_world import (
     PlainFeatures,
@@ -375,6 +376,14 @@ def test_an_item_takes_at_most_600_bytes() -> None:
     states = FeatureState(config, World(config.model_copy(update={"numbers": ()}), 1)).states(np.array([0, 1]))
     facts = sum(column[:1].nbytes for column in vars(world.facts(np.array([0]))).values())
     assert len(states.takes.to_bytes(0)) + facts + 4 * 4 <= 600
+
+
+@pytest.mark.parametrize(
+    "of_one_name", [{"numbers": ("takes",)}, {"attributes": ("a", "a")}, {"attributes": ("attributes",)}]
+)
+def test_features_of_one_name_are_refused(of_one_name: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        FeatureConfig.model_validate(of_one_name)
 
 
 def test_the_version_names_what_a_value_depends_on() -> None:
