@@ -56,8 +56,7 @@ def features(
     rows = _Rows(states, target_B, *_distinct(history_RL, seconds_RL, len(target_B)), now_B)
     drawn = drawn or DrawnSources.none(len(target_B))
     columns: list[Floats] = [*_user(rows), *_item(rows, drawn), *_category(rows, drawn)]
-    for place in range(len(config.numbers)):
-        columns += _number(rows, place)
+    columns += _numbers(rows)
     columns += _groups(rows, len(config.groups), drawn)
     columns += _together(rows, drawn)
     out_FB = np.empty((len(columns), len(target_B)), np.float32)
@@ -83,8 +82,8 @@ class _Rows:
     now_B: NDArray[np.int64]
 
     def of(self, values: NDArray[N]) -> NDArray[N]:
-        """Of each row, what is given for each history; still of one history if all rows have the same one."""
-        return values if len(values) == 1 else values.take(self.row_B, axis=0)
+        """Shape (..., B, L) of (..., R, L): what is given for each row's history; (..., 1, L) for a single history."""
+        return values if len(self.history) == 1 else values.take(self.row_B, axis=-2)
 
     @cached_property
     def known(self) -> NDArray[np.bool_]:
@@ -137,10 +136,10 @@ def _item(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     count_B = _own_takes(rows, drawn)
     newest_B = takes.last_U[target_B]
     since_B = _since(now_B, newest_B)
-    since_source_B = _since(now_B, drawn.second_B)
     half_life_H1 = np.array([*HALF_LIVES.values()])[:, None]
     left_HB = takes.decayed_UH[target_B].T.astype(np.float64) * np.exp2(-since_B / half_life_H1)
-    left_HB -= counted_B * np.exp2(-since_source_B / half_life_H1)
+    some = np.flatnonzero(counted_B)
+    left_HB[:, some] -= np.exp2(-_since(now_B[some], drawn.second_B[some]) / half_life_H1)
     columns: list[Floats] = [np.log1p(count_B), *np.log1p(np.maximum(left_HB, 0.0))]
     last_B = np.where(counted_B & (drawn.second_B == newest_B), takes.previous_U[target_B], newest_B)
     columns.append(np.where(last_B > NEVER, np.log1p(_since(now_B, last_B) / _HOUR), 0.0))
@@ -169,23 +168,26 @@ def _category(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
     ]
 
 
-def _number(rows: _Rows, place: int) -> list[Floats]:
-    values_U = rows.states.facts.numbers_IN[:, place]
-    target_B, history = values_U[rows.target_B], values_U[rows.history]
-    known_B, known = np.isfinite(target_B), np.isfinite(history) & rows.known
-    target_B, history = np.where(known_B, target_B, np.float32(0)), np.where(known, history, np.float32(0))
+def _numbers(rows: _Rows) -> list[Floats]:
+    """Five columns per number, of N numbers."""
+    values_NU = np.ascontiguousarray(rows.states.facts.numbers_IN.T)
+    target_NB, history = values_NU.take(rows.target_B, axis=1), values_NU.take(rows.history, axis=1)
+    known_NB, known = np.isfinite(target_NB), np.isfinite(history) & rows.known
+    target_NB, history = np.where(known_NB, target_NB, np.float32(0)), np.where(known, history, np.float32(0))
     weight = rows.weight * known
-    total = weight.sum(1)
-    mean_B = ((history * weight).sum(1) / np.maximum(total, _TINY))[rows.row_B]
-    both_B = known_B & (total > 0)[rows.row_B]
-    away_BL = np.abs(rows.of(history) - target_B[:, None]) * rows.of(weight)
-    return [
-        target_B,
-        known_B.astype(np.float64),
-        np.where(both_B, target_B - mean_B, 0.0),
-        np.where(both_B, away_BL.sum(1) / np.maximum(total, _TINY)[rows.row_B], 0.0),
-        np.where(both_B, mean_B, 0.0),
-    ]
+    total = weight.sum(-1)
+    total_NB = np.maximum(total, _TINY).take(rows.row_B, axis=1)
+    mean_NB = (history * weight).sum(-1).take(rows.row_B, axis=1) / total_NB
+    both_NB = known_NB & (total > 0).take(rows.row_B, axis=1)
+    away_NBL = np.abs(rows.of(history) - target_NB[:, :, None]) * rows.of(weight)
+    columns = (
+        target_NB,
+        known_NB,
+        np.where(both_NB, target_NB - mean_NB, 0.0),
+        np.where(both_NB, away_NBL.sum(-1) / total_NB, 0.0),
+        np.where(both_NB, mean_NB, 0.0),
+    )
+    return [column_NB[n] for n in range(len(values_NU)) for column_NB in columns]
 
 
 def _groups(rows: _Rows, groups: int, drawn: DrawnSources) -> list[Floats]:
@@ -196,7 +198,7 @@ def _groups(rows: _Rows, groups: int, drawn: DrawnSources) -> list[Floats]:
     weights, of which no feature is made but a ratio, do not.
     """
     facts, shared, size_B = rows.states.facts, rows.states.shared, len(rows.target_B)
-    used = int((facts.words_IW > 0).any(0).sum()) or 1  # values come first, padding after them
+    used = np.count_nonzero(facts.words_IW.any(axis=0)) or 1  # values come first, padding after them
     word_UW, group_UW = facts.words_IW[:, :used], facts.group_IW[:, :used].astype(np.int64)
     size_U, known_UW = len(word_UW), word_UW > 0
     weight_UW = np.log(np.float32(shared.takes) / (shared.word_C[word_UW % WORD_SLOTS] + np.float32(1)) + np.float32(1))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.features.states import NO_ITEM, firsts
 
-_PLACES_PER_SLOT = 4
+_PLACES_PER_SLOT = 2
 
 
 class ItemSlots:
