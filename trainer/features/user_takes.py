@@ -137,10 +137,10 @@ class UserTakes:
         return self._used - 1
 
     def _remove_idle(self, at_least: int, *, kept: NDArray[np.int64]) -> None:
-        users = np.array(sorted(set(self._row) - set(kept.tolist())), np.int64)
-        rows = np.array([self._row[user] for user in users.tolist()], np.int64)
-        order = np.lexsort((users, self._second_VL[rows].max(axis=1)))[: max(at_least, self._most // _REMOVED_SHARE)]
-        for user in users[order].tolist():
+        user_V, newest_V = self._user_V[: self._used], self._second_VL[: self._used].max(axis=1)
+        rows = np.flatnonzero((user_V != 0) & ~np.isin(user_V, kept))
+        order = np.lexsort((user_V[rows], newest_V[rows]))[: max(at_least, self._most // _REMOVED_SHARE)]
+        for user in user_V[rows[order]].tolist():
             del self._row[user]
         self._clear(rows[order])
 
