@@ -20,7 +20,7 @@ from trainer.features.states import (
     WORD_SLOTS,
     DrawnSources,
     ItemStates,
-    N,
+    Scalar,
     distinct,
 )
 
@@ -81,7 +81,7 @@ class _Rows:
     """The history of each row."""
     now_B: NDArray[np.int64]
 
-    def of(self, values: NDArray[N]) -> NDArray[N]:
+    def of(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """Shape (..., B, L) of (..., R, L): what is given for each row's history; (..., 1, L) for a single history."""
         return values if len(self.history) == 1 else values.take(self.row_B, axis=-2)
 
