@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.errors import BrokerUnavailable, Fenced
 from schemas.item_states import ItemState, StateHead, parse_state_key
@@ -64,7 +65,7 @@ class Silent:
 
 class Scene:
     def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
-        self.leads, self.now = Leads(), 100.0
+        self.leads, self.now, self.topic_id = Leads(), 100.0, "t1"
         self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
         self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state, held_states=self.held_states))
         self.takes = 0
@@ -90,6 +91,7 @@ class Scene:
             TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
             skew=self.skew,
             read=read,
+            read_id=lambda: self.topic_id,
             topic="mim.item-states",
             clock=lambda: self.now,
         )
@@ -176,6 +178,20 @@ async def test_writes_of_many_takes_stand_a_second_apart_and_one_is_bounded() ->
     assert [(head.number, head.left) for head in heads if head] == [(1, 22), (2, 14), (3, 6), (4, 0)]
 
 
+async def test_servers_that_lag_since_more_changes_than_is_written_are_told_of_once_a_minute() -> None:
+    scene = Scene(most=1)
+    await scene.publisher.open()
+    scene.take(36)
+    with capture_logs() as logs:
+        for _ in range(4):
+            await scene.after(1)
+        assert "train.states_left" not in {line["event"] for line in logs}
+        for _ in range(26):
+            await scene.after(5)
+    told = [line["items"] for line in logs if line["event"] == "train.states_left"]
+    assert len(told) == 2 and told[0] > told[1] > 0
+
+
 async def test_training_does_not_wait_for_a_write_and_another_does_not_begin_meanwhile() -> None:
     scene = Scene()
     scene.leads.gate.clear()
@@ -220,6 +236,21 @@ async def test_a_trainer_that_is_behind_the_topic_writes_when_it_has_caught_up()
     assert await scene.after(100) == 1
     items = [parse_state_key(key)[1] for key, _ in scene.leads.topic]
     assert len(items) == 2, "what is as the topic holds it is not written again"
+
+
+async def test_a_topic_that_was_deleted_and_created_again_gets_all_states_anew() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(30)
+    assert await scene.after(0) == 1
+    scene.topic_id = "t2"
+    scene.leads.topic.clear()
+    scene.take(1)
+    await scene.after(60)  # it is asked for
+    await asyncio.sleep(0.1)
+    number = scene.head.number
+    await scene.after(10)
+    assert scene.head.number > number and len({key for key, _ in scene.leads.topic}) == 31 + 1
 
 
 async def test_without_a_trainer_there_is_nothing_to_write() -> None:
