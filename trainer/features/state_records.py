@@ -220,7 +220,7 @@ class StateCopies:
         return slot
 
     def _make_room(self, wanted: Collection[int]) -> None:
-        short = len(self._slot.keys() | wanted) - self.config.max_items
+        short = len(self._slot) + sum(key not in self._slot for key in wanted) - self.config.max_items
         if short <= 0:
             return
         others = [key for key in self._slot if key not in wanted]
