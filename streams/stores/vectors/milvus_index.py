@@ -120,8 +120,8 @@ class MilvusItemIndex(ItemIndex):
                 log.warning(
                     "milvus.no_facts",
                     collection=found.get("collection_name", self._config.alias),
-                    help="a collection of an earlier build: years and attributes of its items are not kept, so features "
-                    "lack them; set MIM_MILVUS__ALIAS to a new name to index into a new one",
+                    help="made by an earlier build: years and attributes of items are not kept, so features lack them; "
+                    "set MIM_MILVUS__ALIAS to a new name to index into a new one",
                 )
             self._fields = [field for field in _FIELDS if field != "searchable" and (field != _FACTS or field in held)]
         return self._fields
