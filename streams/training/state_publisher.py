@@ -96,14 +96,17 @@ class StatePublisher:
         if self._writing is None and self._is_due:
             await self._begin()
 
-    async def publish_rest(self) -> None:
-        """Write all that is left, and wait for it; a broker that is away is waited for no longer."""
+    async def publish_rest(self, stop: asyncio.Event) -> None:
+        """Write all that is left, and wait for it; a broker that is away is waited for no longer.
+
+        Once `stop` is set, one write at most: the next trainer finds what is missing, and it waits for this one to end.
+        """
         written = self._writing is None or await self._settle()
         while written:
             await self._begin()
             if self._writing is None:
                 return
-            written = await self._settle()
+            written = await self._settle() and not stop.is_set()
 
     async def close(self) -> None:
         """Wait for no write any more, and disconnect."""

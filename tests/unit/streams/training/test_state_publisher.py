@@ -194,6 +194,7 @@ async def test_servers_that_lag_since_more_changes_than_is_written_are_told_of_o
 
 async def test_training_does_not_wait_for_a_write_and_another_does_not_begin_meanwhile() -> None:
     scene = Scene()
+    await scene.publisher.open()
     scene.leads.gate.clear()
     scene.take(5)
     assert await scene.after(0) == 0
@@ -209,7 +210,7 @@ async def test_what_a_broker_that_was_away_did_not_take_is_written_later() -> No
     scene.leads.failure = BrokerUnavailable("Kafka", "away")
     scene.take(5)
     assert await scene.after(0) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     scene.leads.failure = None
     assert await scene.after(1) == 1 and scene.lag == 0
 
@@ -225,12 +226,12 @@ async def test_a_trainer_that_another_has_replaced_ends() -> None:
 async def test_a_trainer_that_is_behind_the_topic_writes_when_it_has_caught_up() -> None:
     former = Scene()
     former.take(60)
-    await former.publisher.publish_rest()
+    await former.publisher.publish_rest(asyncio.Event())
     scene = Scene(former.leads.topic)
     await scene.publisher.open()
     scene.take(50)
     assert await scene.after(0) == 0 and await scene.after(100) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     assert scene.leads.sizes == []
     scene.take(11)
     assert await scene.after(100) == 1
@@ -253,11 +254,22 @@ async def test_a_topic_that_was_deleted_and_created_again_gets_all_states_anew()
     assert scene.head.number > number and len({key for key, _ in scene.leads.topic}) == 31 + 1
 
 
+async def test_a_run_that_ends_writes_all_that_is_left_and_a_process_that_is_to_stop_does_not_wait_for_that() -> None:
+    scene = Scene(most=4)
+    scene.take(30)
+    stop = asyncio.Event()
+    stop.set()
+    await scene.publisher.publish_rest(stop)
+    assert scene.leads.sizes == [5]
+    await scene.publisher.publish_rest(asyncio.Event())
+    assert sum(scene.leads.sizes) == 30 + len(scene.leads.sizes) and scene.lag == 0
+
+
 async def test_without_a_trainer_there_is_nothing_to_write() -> None:
     scene = Scene()
     scene.thread.trainer = None  # type: ignore[assignment]
     assert await scene.after(100) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     await scene.publisher.close()
 
 
