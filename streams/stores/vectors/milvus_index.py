@@ -314,4 +314,5 @@ def from_milvus(entity: dict[str, Any]) -> ItemRow:
         produced_at_ms=int(entity["produced_at_ms"]),
         title=str(entity["title"]),
         **json.loads(entity.get(_FACTS) or "{}"),
+        keeps_facts=_FACTS in entity,
     )
