@@ -31,6 +31,8 @@ class HeldState:
         new = np.unique(slots[~self._seen_S[slots]])
         self._seen_S[new] = True
         new = new[key_S[new] != 0]
+        if not len(new):
+            return
         self._place |= {key: (len(self._copies), place) for place, key in enumerate(key_S[new].tolist())}
         self._copies.append(rows.rows(new))
 

@@ -39,8 +39,12 @@ class ShadowEvaluation:
     ) -> None:
         """`best` is the best release so far, if that is not the serving one; without `rows_needed` it goes on for ever.
 
-        Raises `Misconfigured` if this version cannot build one of them.
+        Raises `Misconfigured` if this version cannot build one of them, or if they read other features than the
+        candidate: the rows have the candidate's.
         """
+        for _, other in (serving, best or serving):
+            if other.features != candidate[1].features:
+                raise Misconfigured(f"release {other.release_id} reads other features: it cannot score the same rows")
         self.candidate = candidate[1]
         serves = serving[1].release_id
         behind = serving[1].rows_trained - candidate[1].rows_trained

@@ -37,3 +37,13 @@ def test_a_state_that_is_kept_stays_as_it_was_through_takes_evictions_deletes_an
         for name, column in vars(kept.takes).items():
             np.testing.assert_array_equal(column, getattr(then.takes, name), err_msg=name)
     assert (state.states(numbers).takes.takes_U != then.takes.takes_U).sum() > 10
+
+
+def test_a_state_that_is_kept_for_long_grows_with_the_items_that_changed_and_not_with_the_takes() -> None:
+    state = FeatureState(CONFIG, World(CONFIG, 3))
+    state.hold()
+    assert state._held is not None
+    for day in range(50):
+        takes = random_takes(20, users=4, items=3, seconds=1_000, seed=day)
+        state.add(columns_of(takes), before=10_000)
+    assert sum(map(len, state._held._copies)) == 0 and len(state._held._copies) <= 3
