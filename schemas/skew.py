@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from schemas.base import Base64, ItemId, Message, UtcTime
 from schemas.item_states import FeatureVersion
 from schemas.versions import SchemaVersion
+
+Second = Annotated[int, Field(ge=-(1 << 61), le=1 << 61)]
+"""Since 1970; any two can be subtracted in 64 bits."""
 
 
 class ServedRows(Message):
@@ -18,13 +23,13 @@ class ServedRows(Message):
     """Version of the state that the server had: `StateHead.number`."""
     before: int
     """Takes of earlier seconds are counted in it."""
-    now: int
-    """Second of the request, since 1970."""
+    now: Second
+    """When the request was made."""
     targets: list[ItemId] = Field(min_length=1)
     """One item a row."""
     history: list[ItemId] = Field(default_factory=list)
     """What the user took, oldest first, a trigger item last."""
-    history_seconds: list[int] = Field(default_factory=list)
+    history_seconds: list[Second] = Field(default_factory=list)
     """When, a number each."""
     values: Base64
     """The features, little-endian float32, row by row in the order of their names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -31,6 +31,8 @@ class RecordDecoding:
     max_record_bytes: int
     field_map: FieldMap
     max_ahead: timedelta
+    outcomes: Collection[str] = ()
+    """Attributes that are left out."""
 
     def expect(self, record: SourceRecord, time_ms: int) -> Expected:
         """What the center must hold by a record; not usable if it cannot be decoded.
@@ -46,7 +48,7 @@ class RecordDecoding:
             )
         except BadMessage:
             return Expected(key, item_id, *place, None, usable=False)
-        content = ExpectedContent.of(change.item) if change.item is not None else None
+        content = ExpectedContent.of(change.item, self.outcomes) if change.item is not None else None
         return Expected(key, item_id, *place, content)
 
 

@@ -17,6 +17,8 @@ from streams.settings import Settings
 NEEDED = {"trees": "lightgbm", "dense-only": "lightgbm", "logistic": "sklearn"}
 """Models that need a package beside the installation."""
 LIVE = "live"
+_ELSEWHERE, _LIVE_ALONE = ("models", "seeds"), ("seed", "events", "limit", "broken", "against")
+"""Options that go with the other protocols alone, and with the live one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*VECTOR_KINDS, "bundle"],
         help="which item vectors models get (csft; with --protocol live: bundle, those of MIM_ENCODER__BUNDLE)",
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds of encoders and models (3)")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of encoders and models (3)")
     parser.add_argument("--neg-type", default="pop", help="which sampled negatives count (default: pop)")
     parser.add_argument(
         "--out",
@@ -47,16 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scores and reports; an unfinished study there goes on (default: below the cache folder)",
     )
     live = parser.add_argument_group("with --protocol live")
-    live.add_argument("--seed", type=int, default=0, help="seed of everything that a replay draws (default: 0)")
+    live.add_argument("--seed", type=int, help="seed of everything that a replay draws (default: 0)")
     live.add_argument("--events", type=positive, metavar="N", help="keep at most N takes, sampling users whole")
     live.add_argument("--limit", type=positive, metavar="N", help="end after the first N events of the click log")
-    live.add_argument("--broken", type=share, default=0.0, metavar="SHARE", help="share of broken events to mix in")
+    live.add_argument("--broken", type=share, metavar="SHARE", help="share of broken events to mix in")
     live.add_argument("--against", type=Path, metavar="DIR", help="compare with the scores in the --out of another run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Run what is missing of the study, write its reports."""
+    for name in _ELSEWHERE if options.protocol == LIVE else _LIVE_ALONE:
+        if getattr(options, name) is not None:
+            raise Misconfigured(f"--{name} does not go with --protocol {options.protocol}: nothing there looks at it")
     if options.protocol == LIVE:
         return _run_live(options, settings)
     if options.vectors == "bundle":
@@ -74,12 +79,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         if name in NEEDED:
             require_package(NEEDED[name], f"model {name!r}")
     started = time.monotonic()
+    seeds = options.seeds or 3
     study = open_study(
         settings, options.folder, protocol_name=options.protocol, vectors=options.vectors or "csft",
         neg_type=options.neg_type, out=options.out,
     )  # fmt: skip
-    with progress_bar("evaluate", trials + len(models) * options.seeds) as bar:
-        scores = run_study(study, models, options.seeds, advance=bar.advance)
+    with progress_bar("evaluate", trials + len(models) * seeds) as bar:
+        scores = run_study(study, models, seeds, advance=bar.advance)
     document = document_of(study, scores, figures_of(study, scores))
     document["wall_seconds"] = round(time.monotonic() - started, 1)
     write_reports(document, study.out)
@@ -97,15 +103,15 @@ def _run_live(options: argparse.Namespace, settings: Settings) -> int:
     from streams.simulation.report import document_of, read_run, text_of, write_run
     from streams.wiring.simulation import open_simulation
 
-    other = None if options.against is None else read_run(options.against)
+    seed, other = options.seed or 0, None if options.against is None else read_run(options.against)
     simulation = open_simulation(
-        settings, options.folder, neg_type=options.neg_type, seed=options.seed, takes=options.events,
-        limit=options.limit, broken=options.broken, vectors=options.vectors or "bundle",
+        settings, options.folder, neg_type=options.neg_type, seed=seed, takes=options.events,
+        limit=options.limit, broken=options.broken or 0.0, vectors=options.vectors or "bundle",
     )  # fmt: skip
     started = time.monotonic()
     with progress_bar("evaluate", simulation.events) as bar:
-        result = simulation.run(seed=options.seed, advance=bar.advance)
-    document = document_of(result, simulation.log, other=other, seed=options.seed)
+        result = simulation.run(seed=seed, advance=bar.advance)
+    document = document_of(result, simulation.log, other=other, seed=seed)
     document["wall_seconds"] = round(time.monotonic() - started, 1)
     if options.out is not None:
         write_run(result, document, options.out)

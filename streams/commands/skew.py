@@ -13,6 +13,8 @@ from streams.runtime.terminal import print_table
 from streams.settings import Settings
 from streams.training.skew_report import read_skew, summary
 
+_MOST_HOURS = 366 * 24
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -22,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Print what trainers found. Status 1 if more rows differ than MIM_TRAIN__SKEW_LIMIT, or none were compared."""
-    if not options.hours > 0:
-        raise Misconfigured(f"--hours {options.hours}: look back for some time")
+    if not 0 < options.hours <= _MOST_HOURS:
+        raise Misconfigured(f"--hours {options.hours}: look back for some time, and at most a year")
     since = datetime.now(UTC) - timedelta(hours=options.hours)
     report = summary(asyncio.run(read_skew(settings.kafka, settings.topics, since)), limit=settings.train.skew_limit)
     if options.json:

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from faust.types import EventT, StreamT
 
-from schemas.errors import Unavailable
+from schemas.errors import Fenced, Unavailable
 from streams.broker.partitioning import FIX, home_partition
 from streams.broker.records import SourceRecord
 from streams.indexing.config import PartitioningReport
@@ -168,15 +168,23 @@ class ItemPipeline:
     async def _recheck_when_due(self) -> None:
         while True:
             await asyncio.sleep(_DUE_EVERY_SECONDS)
-            epoch = self.flow.epoch
             while self.recent.is_due:
+                epoch = self.flow.epoch
                 async with self.flow.hand(epoch), self._in_turn:
-                    await recheck(self.context, self.recent.pop_due(), self.flow.guard(epoch))
-            now = self.context.now()
+                    await self._recheck(self.flow.guard(epoch))
+            epoch, now = self.flow.epoch, self.context.now()
             if self._forgot_at is None or now - self._forgot_at >= _FORGET_EVERY:
                 self._forgot_at = now
                 async with self.flow.hand(epoch), self._in_turn:
                     await self._forget_deleted(now, self.flow.guard(epoch))
+
+    async def _recheck(self, guard: Guard) -> None:
+        writes = self.recent.pop_due()
+        try:
+            await recheck(self.context, writes, guard)
+        except Fenced:  # partitions moved
+            self.recent.put_back(writes)
+            raise
 
     async def _forget_deleted(self, now: datetime, guard: Guard) -> None:
         """Remove marks of deleted items whose time is over. A center that is away is asked the next time."""

@@ -182,7 +182,7 @@ class _Assignment:
         self._is_moving = False
         consumer = self.app.consumer._thread._consumer
         self.heartbeats.watch(consumer._coordinator)
-        self.recent.restart()
+        self.recent.take_over()
         of_topic: dict[str, list[int]] = {}
         for name in ("items", "items-retry"):
             full = self.topics.full_name(name)

@@ -46,7 +46,8 @@ class IndexConfig(BaseModel):
     deploy/field-maps.md."""
     outcomes: tuple[str, ...] = ()
     """Attributes of items that are left out, because they tell what became of an item (ratings, sales). A click model
-    that learns from them knows what nobody knew when the item was shown. A name that looks like one is reported."""
+    that learns from them knows what nobody knew when the item was shown. A name that looks like one is reported.
+    Items that were indexed before keep theirs until `mimstream center verify --repair`, or their next publish."""
     max_ahead_seconds: float = Field(default=3_600.0, ge=0)
     """How far in the future a time in an event may lie."""
     fetch_budget_seconds: float = Field(default=1.0, gt=0)

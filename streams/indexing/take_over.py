@@ -63,11 +63,12 @@ class RecentWrites:
         """By key, the next one to check first: when it is due, and the record."""
         self._bytes = 0
 
-    def restart(self) -> None:
-        """Begin anew: partitions were assigned to this worker."""
+    def take_over(self) -> None:
+        """Partitions were assigned to this worker: what it writes next, a former owner may write too.
+
+        Earlier writes stay. A replaced worker that wakes up moves partitions itself, a moment after its late write.
+        """
         self._assigned_at = self._clock()
-        self._taken_over, self._writes = set(), {}
-        self._bytes = 0
 
     def add(self, records: Sequence[SourceRecord]) -> None:
         """Remember records that were written, each in place of an older one of its item."""
@@ -100,6 +101,18 @@ class RecentWrites:
             found.append(RecentWrite(record, key in self._taken_over))
             self._taken_over.discard(key)
         return found
+
+    def put_back(self, writes: Sequence[RecentWrite]) -> None:
+        """Writes that were not checked after all are due again, unless a newer one of their item is remembered."""
+        now, later = self._clock(), self._writes
+        self._writes = {}
+        for write in writes:
+            key = write.record.key or b""
+            if key not in later:
+                self._writes[key] = now, write.record
+                self._bytes += len(write.record.value or b"")
+                self._taken_over |= {key} if write.is_after_take_over else set()
+        self._writes |= later
 
 
 def was_overwritten(record: SourceRecord, row: ItemRow | None) -> bool:

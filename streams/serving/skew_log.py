@@ -100,6 +100,8 @@ class SkewLog:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until `stop` is set. A topic that does not exist, or is refused, is told and costs no score."""
+        if not self._share:
+            await stop.wait()  # nothing comes, and a login may lack the right
         while not stop.is_set():
             try:
                 await asyncio.to_thread(describe_topics, self._broker, self._topics, ["skew"])

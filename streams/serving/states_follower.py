@@ -86,8 +86,7 @@ class StatesFollower:
                 await follower.close()
             is_first = False
             on_tried()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._retry_seconds)
+            await self._wait(stop)
 
     def _begin(self) -> None:
         if len(self.copies):
@@ -96,17 +95,35 @@ class StatesFollower:
             self.is_reading = True
 
     async def _follow(self, follower: TopicFollower, stop: asyncio.Event) -> None:
+        """Until `stop` is set, or the topic was replaced while the broker was away. A broker that comes back is read on
+        from where it was left: a whole topic takes long.
+        """
         asked_at = float("-inf")
         ends: Mapping[TopicPartition, int] | None = None
+        was_away = False
         while not stop.is_set():
-            if ends is None and self._clock() - asked_at >= self._confirm_every:
-                asked_at, ends = self._clock(), await follower.ends()
-            await follower.poll(wait_seconds=0.2)
-            if ends is not None and await follower.has_reached(ends):
-                self._confirm(asked_at)
-                ends = None
+            try:
+                if was_away and not await follower.is_same_topic():
+                    return
+                was_away = False
+                if ends is None and self._clock() - asked_at >= self._confirm_every:
+                    asked_at, ends = self._clock(), await follower.ends()
+                await follower.poll(wait_seconds=0.2)
+                if ends is not None and await follower.has_reached(ends):
+                    self._confirm(asked_at)
+                    ends = None
+            except Unavailable as error:
+                log.warning("states.not_followed", error=str(error))
+                was_away, ends = True, None
+                await self._wait(stop)
+
+    async def _wait(self, stop: asyncio.Event) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), self._retry_seconds)
 
     def _confirm(self, at: float) -> None:
+        if self._reading is not self.copies and self._reading.head is None:
+            return  # a topic that was created again and holds nothing yet
         self.copies, self.is_reading = self._reading, False
         self._confirmed_at = at
 

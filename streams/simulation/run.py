@@ -93,10 +93,10 @@ def simulate(
 ) -> SimulatedRun:
     """Learn a click log once, in its order, as a trainer does whose topics fall silent at their ends.
 
-    All `vectors` of a second are there before its events; a row of an item without one does not wait. What waits for a
-    full batch, or for a label at the end, is left as a trainer without an end leaves it. `drawn_here`: a replay drew
-    the exposures that led to nothing. Raises `Misconfigured` if there is no vector, or nothing to score, if training
-    diverged, or if rows knew what they may not know.
+    The `vectors` of a second are there 512 events after its first one or sooner; a row of an item without one does not
+    wait. What waits for a full batch, or for a label at the end, is left as a trainer without an end leaves it.
+    `drawn_here`: a replay drew the exposures that led to nothing. Raises `Misconfigured` if there is no vector, or
+    nothing to score, if training diverged, or if rows knew what they may not know.
     """
     reads = _HeldVectors(partitions)
     thread = TrainerThread(reads, make_trainer, waits=EmbeddingWait(timeout_seconds=0.0))

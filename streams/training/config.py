@@ -44,7 +44,8 @@ class TrainConsumerConfig(BaseModel):
     states_every_seconds: float = Field(default=10.0, gt=0)
     """How long changed states wait at most where fewer takes come."""
     states_per_write: int = Field(default=4_096, ge=1)
-    """Items of one write, of about 700 bytes each; more follow at once with the next."""
+    """Items of one write, of about 700 bytes each; the rest follows a second later. A take changes its item and those
+    of its user's history, so more can change than is written: servers then lag, and `train.states_left` says so."""
     skew_every_seconds: float = Field(default=30.0, gt=0)
     """How often features that servers computed are compared with the trainer's own, those of one state each time."""
     skew_limit: float = Field(default=0.01, ge=0, le=1)

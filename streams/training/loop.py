@@ -224,7 +224,7 @@ class TrainingLoop:
             await self._checkpointer.checkpoint(self._thread)
             await self._checkpointer.written()
         if self._states is not None:
-            await self._states.publish_rest()
+            await self._states.publish_rest(self._stop)
         if self._commits is not None:
             await self._commits.commit_final()
         await self._reports.write(self.report())

@@ -7,9 +7,9 @@ candidate ──> published, not served ──> shadow evaluation over the next 
 A log that ends has no next rows for the last candidate. Its last rows are held back: the weights before them stand in
 for the candidate and are compared on them, before they are learned from.
 
-Without anything to compare with (the first release, or one that cannot be loaded) the decision comes at once and says
-so. Shadow evaluations are part of the trainer's checkpoints; one that was cut short goes on, and a decision that was
-made and not carried out is carried out. A stand-in begins anew.
+Without anything to compare with (the first release, or a serving one that cannot be loaded or reads other features)
+the decision comes at once and says so. Shadow evaluations are part of the trainer's checkpoints; one that was cut short
+goes on, and a decision that was made and not carried out is carried out. A stand-in begins anew.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class PromotionGate:
             candidate, last_rows = await asyncio.to_thread(trainer.candidate), trainer.intake.last_rows
             about = {
                 "config": candidate.config,
+                "features": candidate.features,
                 "last_event_at": None,  # it learned from rows before these, whatever their seconds
                 "rows_trained": candidate.rows_trained + last_rows,
             }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from schemas.errors import Unavailable
+from schemas.errors import Misconfigured, Unavailable
 from streams.broker.clients import BrokerConfig
 from streams.broker.leadership import Leadership
 from streams.broker.topic_follower import TopicFollower
@@ -33,6 +33,9 @@ TopicRecord = tuple[str, bytes, bytes | None]
 
 log = structlog.get_logger()
 
+_LOOK_SECONDS = 60.0
+_LEFT_SECONDS = 60.0
+"""How long items may be left over before it is told."""
 _SHORTEST_SECONDS = 1.0
 """Between two writes, however many takes come: each one carries the counts of all items together."""
 
@@ -49,19 +52,29 @@ class StatePublisher:
         *,
         skew: SkewWatch,
         read: Callable[[StateWriter], Any],
+        read_id: Callable[[], str],
         topic: str,
         clock: Callable[[], float],
     ) -> None:
-        """`read` tells the writer all that the topic holds; `read_states` does."""
+        """`read` tells the writer all that the topic holds; `read_states` does. `read_id` asks for Kafka's id of the
+        topic, and blocks.
+        """
         self._leadership = leadership
         self._thread = thread
         self._writer = writer
         self._config = config
         self._skew = skew
         self._read = read
+        self._read_id = read_id
         self._topic = topic
         self._since_write = IntervalTimer(config.states_every_seconds, clock)
         self._pause = IntervalTimer(min(_SHORTEST_SECONDS, config.states_every_seconds), clock)
+        self._look = IntervalTimer(_LOOK_SECONDS, clock)
+        self._look.begin()
+        self._looking: asyncio.Task[str] | None = None
+        self._complete = IntervalTimer(_LEFT_SECONDS, clock)
+        self._complete.begin()
+        self._topic_id: str | None = None
         self._writing: asyncio.Task[None] | None = None
         self._write: StateWrite | None = None
         self._outcomes: list[TopicRecord] = []
@@ -70,31 +83,57 @@ class StatePublisher:
 
     async def open(self) -> None:
         """Read what the topics hold. Raises `Misconfigured` if one does not exist, `BrokerUnavailable`."""
+        self._topic_id = await asyncio.to_thread(self._read_id)
         await self._read(self._writer)
         await self._skew.open()
 
     async def publish_if_due(self) -> None:
         """Begin a write if it is time. Raises `Fenced` if another process leads now."""
         await self._skew.poll()
+        await self._look_at_topic()
         if self._writing is not None and self._writing.done():
             await self._settle()
         if self._writing is None and self._is_due:
             await self._begin()
 
-    async def publish_rest(self) -> None:
-        """Write all that is left, and wait for it; a broker that is away is waited for no longer."""
+    async def publish_rest(self, stop: asyncio.Event) -> None:
+        """Write all that is left, and wait for it; a broker that is away is waited for no longer.
+
+        Once `stop` is set, one write at most: the next trainer finds what is missing, and it waits for this one to end.
+        """
         written = self._writing is None or await self._settle()
         while written:
             await self._begin()
             if self._writing is None:
                 return
-            written = await self._settle()
+            written = await self._settle() and not stop.is_set()
 
     async def close(self) -> None:
         """Wait for no write any more, and disconnect."""
-        if self._writing is not None:
-            self._writing.cancel()
+        for task in (self._writing, self._looking):
+            if task is not None:
+                task.cancel()
         await self._skew.close()
+
+    async def _look_at_topic(self) -> None:
+        """Write everything again where the topic was deleted and created again: of what did not change since, servers
+        would never hear.
+        """
+        if self._looking is None and self._look.passed:
+            self._look.begin()
+            self._looking = asyncio.create_task(asyncio.to_thread(self._read_id))
+        if self._looking is None or not self._looking.done():
+            return
+        looking, self._looking = self._looking, None
+        try:
+            found = await looking
+        except (Unavailable, Misconfigured) as error:
+            log.warning("train.states_topic_unknown", error=str(error))
+            return
+        if found != self._topic_id:
+            log.warning("train.states_topic_replaced", topic=self._topic, help="all states are written again")
+            self._topic_id = found
+            self._writer.begin_anew()
 
     @property
     def _is_due(self) -> bool:
@@ -147,6 +186,12 @@ class StatePublisher:
         head = self._write.head
         if head.held:
             self._skew.begin(head)
+        if head.left and self._complete.passed:
+            log.warning(
+                "train.states_left", items=head.left, help="more change than MIM_TRAIN__STATES_PER_WRITE a second"
+            )
+        if not head.left or self._complete.passed:
+            self._complete.begin()
         log.debug("train.states_written", number=head.number, items=len(self._write.items), left=head.left)
         return True
 

@@ -129,6 +129,7 @@ def _decoding(settings: Settings) -> RecordDecoding:
         max_record_bytes=settings.kafka.max_record_bytes,
         field_map=settings.index.field_map,
         max_ahead=timedelta(seconds=settings.index.max_ahead_seconds),
+        outcomes=settings.index.outcomes,
     )
 
 

@@ -320,6 +320,13 @@ async def _model(settings: Settings, encoder_version: str | None, *, writes: boo
             "set MIM_MODELS__FOLDER (or MIM_MODELS__URL) to the releases of this encoder, or train anew with "
             f"{NEW_STORE}",
         )
+    features = settings.trainer.features.version
+    if manifest.features != features:
+        raise _CheckFailed(
+            f"release {manifest.release_id} reads features {manifest.features or 'of an earlier build'}, these "
+            f"settings compute {features}: a server refuses it",
+            "set MIM_TRAINER__FEATURES__... to what it was trained with, or train again with these settings",
+        )
     return f"{manifest.release_id}, {manifest.rows_trained} rows trained"
 
 

@@ -29,7 +29,10 @@ def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) ->
         return [(f"{name} is missing", CREATE)]
     problems: list[Problem] = []
     wanted, partitions = spec.partitions(settings.topics), len(found.partitions[spec.name])
-    if partitions != wanted:
+    if partitions != wanted and spec.single_partition:
+        fix = "delete it, and run 'mimstream topics create'"
+        problems.append((f"{name} has {partitions} partitions; it has to have one, for the order of its records", fix))
+    elif partitions != wanted:
         problems.append(
             (
                 f"{name} has {partitions} partitions, the settings say {wanted}",

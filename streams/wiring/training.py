@@ -16,7 +16,7 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.manifests import TopicOffsets
-from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics, read_incarnation
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.broker.topic_follower import TopicFollower
@@ -271,6 +271,7 @@ def _make_states(
             follow=partial(TopicFollower, settings.kafka, settings.topics, "skew"),
         ),
         read=partial(read_states, settings.kafka, settings.topics),
+        read_id=lambda: read_incarnation(settings.kafka, settings.topics, "item-states").topic_id,
         topic=settings.topics.full_name("item-states"),
         clock=time.time,
     )

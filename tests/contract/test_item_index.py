@@ -337,7 +337,7 @@ class TestMilvusItemIndex(MilvusContract):
         await index.open()
         await index.upsert([row("a", 1)])
         found = (await index.fetch(["a"]))["a"]
-        assert same(found, row("a", 1, year=None, attributes={}, published_at_is="known"))
+        assert same(found, row("a", 1, year=None, attributes={}, published_at_is="known", keeps_facts=False))
         reader = MilvusItemIndex(config, encoder_version=VERSION, dim=DIM)  # not opened: reading rows needs no encoder
         assert set(await reader.fetch(["a"])) == {"a"}
         for one in (index, reader):

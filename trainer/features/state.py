@@ -1,7 +1,7 @@
 """The state behind the features of the moment: what the takes so far left behind, by item and by user.
 
 A row sees the state as of the step before: its features are computed first, then the takes before the second of the
-step's last row are added. A take of that very second waits for the next step, so no row sees its own take.
+step's newest row are added. A take of that very second waits for the next step, so no row sees its own take.
 
 Letters: T takes of a step, S slots of items that were taken (slot 0 belongs to none), U distinct items.
 """

@@ -109,6 +109,10 @@ class StateWriter:
         records.append((state_key(self._version, None), state_value(self._version, state.shared.to_bytes(), head)))
         return StateWrite(records, head, items)
 
+    def begin_anew(self) -> None:
+        """The topic was replaced by one that holds nothing: `next` writes all of the state again."""
+        self._held, self._has_written = {}, False
+
     def written(self, write: StateWrite, *, takes: int) -> None:
         """Note that this write is in the topic. What changed since it was made is kept for the next."""
         self._head, self._has_written, self.takes = write.head, True, takes

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
-from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.scorer import network_of
 from trainer.online.gate import NO_ROWS, ComparedRows, Opponents
@@ -40,15 +39,20 @@ class ShadowEvaluation:
     ) -> None:
         """`best` is the best release so far, if that is not the serving one; without `rows_needed` it goes on for ever.
 
-        Raises `Misconfigured` if this version cannot build one of them, or one reads other features than the candidate.
+        Raises `Misconfigured` if this version cannot build one of them, or if they read other features than the
+        candidate: the rows have the candidate's.
         """
+        for _, other in (serving, best or serving):
+            if other.features != candidate[1].features:
+                raise Misconfigured(f"release {other.release_id} reads other features: it cannot score the same rows")
         self.candidate = candidate[1]
         serves = serving[1].release_id
         behind = serving[1].rows_trained - candidate[1].rows_trained
         self.against = Opponents(serves, serves if best is None else best[1].release_id, max(behind, 0))
         """The releases that the candidate is compared with."""
-        releases = {"candidate": candidate, "serving": serving} | ({} if best is None else {"best": best})
-        self._models = {name: _built(release, features=_features(candidate)) for name, release in releases.items()}
+        self._models = {"candidate": _built(candidate), "serving": _built(serving)}
+        if best is not None:
+            self._models["best"] = _built(best)
         ends = [manifest.last_event_at for _, manifest in (candidate, serving)]
         self._learned_until = max((int(end.timestamp()) for end in ends if end is not None), default=-1)
         self._rows_needed = rows_needed
@@ -130,16 +134,9 @@ def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _built(release: Release, *, features: str) -> CiUBM:
+def _built(release: Release) -> CiUBM:
     weights, manifest = release
     try:
-        model = network_of(weights, manifest)
+        return network_of(weights, manifest)
     except (KeyError, ValueError, RuntimeError) as error:
         raise Misconfigured(f"release {manifest.release_id} cannot be scored by this version: {error}") from error
-    if _features(release) != features:
-        raise Misconfigured(f"release {manifest.release_id} reads other features than the candidate")
-    return model
-
-
-def _features(release: Release) -> str:
-    return FeatureConfig.model_validate(release[1].config["features"]).version

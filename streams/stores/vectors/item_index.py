@@ -57,6 +57,8 @@ class ItemRow:
     year: int | None = None
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     published_at_is: PublishedAtIs = "known"
+    keeps_facts: bool = True
+    """Whether the collection has room for year, attributes and `published_at_is`; one of an earlier build has not."""
 
     @property
     def is_searchable(self) -> bool:

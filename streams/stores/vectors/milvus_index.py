@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
@@ -22,6 +23,8 @@ from schemas.errors import Misconfigured
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.config import MilvusConfig
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS, ItemIndex, ItemRow, check_rows, last_of_each
+
+log = structlog.get_logger()
 
 _UTF8_BYTES = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -113,6 +116,13 @@ class MilvusItemIndex(ItemIndex):
         if self._fields is None:
             found = await client.describe_collection(self._config.alias, timeout=self._config.timeout_seconds)
             held = {field["name"] for field in found["fields"]}
+            if _FACTS not in held:
+                log.warning(
+                    "milvus.no_facts",
+                    collection=found.get("collection_name", self._config.alias),
+                    help="made by an earlier build: years and attributes of items are not kept, so features lack them; "
+                    "set MIM_MILVUS__ALIAS to a new name to index into a new one",
+                )
             self._fields = [field for field in _FIELDS if field != "searchable" and (field != _FACTS or field in held)]
         return self._fields
 
@@ -304,4 +314,5 @@ def from_milvus(entity: dict[str, Any]) -> ItemRow:
         produced_at_ms=int(entity["produced_at_ms"]),
         title=str(entity["title"]),
         **json.loads(entity.get(_FACTS) or "{}"),
+        keeps_facts=_FACTS in entity,
     )

@@ -111,6 +111,17 @@ def test_a_finding_says_what_differs_and_which_record_says_so() -> None:
     assert stale == Finding("stale", "a", 2, 10, "still from 2/9")
 
 
+def test_attributes_that_differ_are_found_and_what_the_settings_leave_out_is_none() -> None:
+    item = ITEM.model_copy(update={"attributes": {"colour": "red", "rating": 4.5}, "published_at_is": "inferred"})
+    expected = replace(EXPECTED, content=ExpectedContent.of(item, ("rating",)))
+    row = replace(ROW, attributes={"colour": "red"}, published_at_is="inferred")
+    assert fault(expected, row) is None
+    for other in ({"attributes": dict(item.attributes)}, {"attributes": {}}, {"published_at_is": "known"}):
+        found = compare(expected, replace(row, **other), is_current=lambda version: True)  # type: ignore[arg-type]
+        assert found is not None and found.detail == "another attributes than its record says"
+        assert fault(expected, replace(row, keeps_facts=False, **other)) is None  # type: ignore[arg-type]
+
+
 def test_what_an_item_and_its_row_have_in_common_is_taken_from_the_item() -> None:
     for fields, has_image in (({}, False), ({"image": b"\xff\xd8"}, True), ({"image_url": "https://x.test/1"}, True)):
         content = ExpectedContent.of(ITEM.model_copy(update=fields | {"category": ""}))

@@ -106,6 +106,18 @@ async def test_a_missing_row_is_made_by_the_index_path(beside: Beside) -> None:
     assert len(beside.path.outbox.announced) == 1
 
 
+async def test_an_attribute_that_the_settings_leave_out_since_is_removed_and_announced(beside: Beside) -> None:
+    record = beside.path.publish("a", title="a shoe", attributes={"colour": "red", "rating": 4.5})
+    await index_batch(beside.path.context, [record], allowed)
+    assert set(beside.path.rows["a"].attributes) == {"colour", "rating"}
+    beside.decoding = replace(beside.decoding, outcomes=("rating",))
+    after = ItemPath(IndexConfig(outcomes=("rating",)), index=beside.path.index, outbox=beside.path.outbox)
+    beside.repairer = Repairer(after.context, allowed, beside.decoding, lambda version: True)
+    beside.to_repair(record)
+    assert await beside.repair() == (1, 0)
+    assert beside.path.rows["a"].attributes == {"colour": "red"} and len(beside.path.outbox.announced) == 2
+
+
 async def test_what_a_worker_writes_between_look_and_write_holds_in_the_end(beside: Beside) -> None:
     old = beside.to_repair(beside.path.publish("a", title="old"))
     beside.tail.start = old.offset + 1

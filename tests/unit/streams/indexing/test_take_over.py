@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
-from streams.broker.heartbeats import Heartbeats
 from streams.broker.records import SourceRecord
 from streams.indexing import take_over
 from streams.indexing.config import IndexConfig
@@ -35,7 +34,7 @@ def clock() -> Clock:
 def recent(clock: Clock) -> RecentWrites:
     """Writes after a take-over at 0 s: they are due at 42 s, the newest of each of the first two items."""
     made = RecentWrites(window_seconds=42, max_records=2, max_taken_over=2, clock=clock)
-    made.restart()
+    made.take_over()
     return made
 
 
@@ -74,7 +73,7 @@ def test_values_beyond_the_limit_are_not_remembered_and_make_room_when_they_are_
 ) -> None:
     monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 250)
     recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=0, clock=clock)
-    recent.restart()
+    recent.take_over()
     recent.add([path.record(name, b"v" * 100) for name in "abc"])
     clock.now = 42
     assert [write.record.key for write in recent.pop_due()] == [b"a", b"b"]
@@ -88,22 +87,41 @@ def test_an_item_that_is_written_again_and_again_takes_the_room_of_one_record(
 ) -> None:
     monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 250)
     recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=0, clock=clock)
-    recent.restart()
+    recent.take_over()
     for name in "aaaab":
         recent.add([path.record(name, b"v" * 100)])
     clock.now = 42
     assert [write.record.key for write in recent.pop_due()] == [b"a", b"b"]
 
 
-def test_another_take_over_begins_anew(path: ItemPath, clock: Clock, recent: RecentWrites) -> None:
-    recent.add([path.publish("a", title="x")])
-    clock.now = 30
-    recent.restart()
-    recent.add([newer := path.publish("b", title="y")])
+def test_another_take_over_forgets_no_write_of_before_and_counts_its_own(path: ItemPath, clock: Clock) -> None:
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=9, clock=clock)
+    recent.take_over()
+    clock.now = 50
+    recent.add([older := path.publish("a", title="x")])
     clock.now = 60
-    assert recent.pop_due() == []
-    clock.now = 72
+    recent.take_over()
+    recent.add([newer := path.publish("b", title="y")])
+    clock.now = 92
+    assert recent.pop_due() == [RecentWrite(older)]
+    clock.now = 102
     assert recent.pop_due() == [RecentWrite(newer, is_after_take_over=True)]
+
+
+def test_writes_that_were_not_checked_are_due_again_but_for_a_newer_one_of_their_item(
+    path: ItemPath, clock: Clock
+) -> None:
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=9, clock=clock)
+    recent.take_over()
+    recent.add([path.publish("a", title="x"), first := path.publish("b", title="x")])
+    clock.now = 42
+    recent.add([later := path.publish("c", title="x")])
+    popped = recent.pop_due()
+    recent.add([newer := path.publish("a", title="y")])
+    recent.put_back(popped)
+    assert recent.pop_due() == [RecentWrite(first, is_after_take_over=True)]
+    clock.now = 84
+    assert recent.pop_due() == [RecentWrite(later), RecentWrite(newer)]
 
 
 def test_before_any_assignment_nothing_is_remembered(path: ItemPath, clock: Clock) -> None:
@@ -119,7 +137,7 @@ def test_of_the_first_window_after_a_take_over_no_more_than_were_held_then_count
 ) -> None:
     recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=2, clock=clock)
     clock.now = 100
-    recent.restart()
+    recent.take_over()
     recent.add([path.publish(name, title="x") for name in "abc"])
     clock.now = 141.9
     assert recent.pop_due() == []
@@ -128,7 +146,7 @@ def test_of_the_first_window_after_a_take_over_no_more_than_were_held_then_count
     recent.add([path.publish("a", title="y")])
     clock.now = 200
     assert [write.is_after_take_over for write in recent.pop_due()] == [False]
-    recent.restart()
+    recent.take_over()
     recent.add([path.publish(name, title="x") for name in "abc"])
     clock.now = 242
     assert [write.is_after_take_over for write in recent.pop_due()] == [True, True, False]
@@ -252,6 +270,30 @@ async def test_the_agent_looks_again_when_it_is_time(tmp_path: Path, clock: Cloc
         await run.until(lambda: path.rows["a"].title == "newest")
 
 
+async def test_partitions_that_move_while_the_agent_looks_again_put_it_off(
+    tmp_path: Path, clock: Clock, recent: RecentWrites
+) -> None:
+    path = ItemPath(config=QUICK)
+    async with running("items", path, tmp_path, recent=recent) as run:
+        await run.put("a", item("a", title="newest"))
+        await run.until(lambda: len(run.acked) == 1)
+        path.rows["a"] = replace(path.rows["a"], title="of a zombie", content_hash="0" * 32, source_offset=-1)
+        original, moved = path.index.fetch, []
+
+        async def fetch(*arguments: Any, **more: Any) -> Any:
+            if not moved:
+                moved.append(True)
+                run.flow.partitions_moved()
+                recent.take_over()
+            return await original(*arguments, **more)
+
+        path.index.fetch = fetch  # type: ignore[method-assign]
+        clock.now = 100
+        await run.until(lambda: path.rows["a"].title == "newest")
+        assert moved
+        assert not run.flow.failed.done()
+
+
 class SlowIndex(InMemoryItemIndex):
     """A store that takes a write of one kind and does not answer the first time."""
 
@@ -302,38 +344,6 @@ async def test_each_step_of_a_deletion_is_guarded(path: ItemPath, gone_at: int) 
         (True, False), (False, False), (True, True), (True, True),
     ][gone_at - 1]  # fmt: skip
     assert len(path.outbox.announced) - told == (gone_at == 4)
-
-
-@dataclass
-class Coordinator:
-    """The part of the driver's coordinator that sends heartbeats."""
-
-    answers: list[bool] = field(default_factory=list)
-    sent: int = 0
-
-    async def _do_heartbeat(self) -> bool:
-        self.sent += 1
-        return self.answers.pop(0)
-
-
-async def test_a_write_begins_only_while_the_session_cannot_be_over(clock: Clock) -> None:
-    coordinator = Coordinator([True, False])
-    heartbeats = Heartbeats(clock)
-    await heartbeats.assert_within(18)  # not a member yet: nothing to lose
-    heartbeats.watch(coordinator)
-    heartbeats.watch(coordinator)
-    clock.now = 18
-    await heartbeats.assert_within(18)
-    assert await coordinator._do_heartbeat()
-    clock.now = 36
-    await heartbeats.assert_within(18)
-    assert not await coordinator._do_heartbeat()
-    clock.now = 36.1
-    with pytest.raises(BrokerUnavailable, match="heartbeat"):
-        await heartbeats.assert_within(18)
-    assert coordinator.sent == 2
-    heartbeats.watch(coordinator)  # it joined again
-    await heartbeats.assert_within(18)
 
 
 async def test_a_worker_without_heartbeats_holds_its_write_and_goes_on_when_they_are_back(path: ItemPath) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,14 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 from schemas.skew import SkewRecord
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
+from streams.commands import skew as skew_command
 from streams.serving import skew_log
+from streams.settings import Settings
+from streams.training import skew_report
 from streams.training.reports import SkewReport
-from streams.training.skew_report import summary
+from streams.training.skew_report import SkewFound, read_skew, summary
 from streams.training.skew_watch import SkewWatch
+from tests.factories.fake_consumer import FakeRecord
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL
 from tests.factories.served_states import AT, ITEMS, Trained, apply, opened
@@ -197,7 +203,7 @@ async def test_a_server_that_computes_otherwise_is_found_and_named(
     assert found is not None and found.outcome is not None
     assert found.outcome.differing >= 3 and named in found.outcome.largest
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["train.skew"]
-    report = summary([found], limit=0.01)
+    report = summary(SkewFound([found.outcome]), limit=0.01)
     assert not report["passed"] and named in report["largest_differences"]
 
 
@@ -220,7 +226,69 @@ async def test_facts_of_an_item_that_the_server_has_otherwise_are_found(scene: S
 
 
 def test_without_a_comparison_the_report_does_not_pass() -> None:
-    assert summary([], limit=0.01)["passed"] is False
+    assert summary(SkewFound(), limit=0.01)["passed"] is False
+
+
+async def test_a_report_keeps_outcomes_and_only_counts_the_rows_that_servers_logged(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.write(until=40)
+    await scene.ask()
+    (logged,) = scene.bench.service.skew.waiting
+    outcome = scene.compare()
+    assert outcome is not None
+
+    class Topic:
+        def __init__(self, broker: Any, topics: Any, name: str, handle: Callable[..., Any]) -> None:
+            self.handle = handle
+
+        async def open(self, *, since: datetime) -> None: ...
+
+        async def catch_up(self) -> None:
+            for value in (logged, None, b"{", outcome.model_dump_json().encode(), logged):
+                await self.handle([FakeRecord(0, 0, value=value)], "source", 1)
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(skew_report, "TopicFollower", Topic)
+    found = await read_skew(BrokerConfig(), TopicsConfig(), datetime.now(UTC))
+    assert found == SkewFound([outcome.outcome], 8)
+    assert summary(found, limit=0.01)["logged_rows"] == 8 and summary(found, limit=0.01)["passed"]
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "1e12"])
+def test_a_time_that_cannot_be_looked_back_for_is_refused(hours: str) -> None:
+    parser = argparse.ArgumentParser()
+    skew_command.add_arguments(parser)
+    with pytest.raises(Misconfigured, match="look back"):
+        skew_command.run(parser.parse_args(["--hours", hours]), Settings())
+
+
+async def test_a_row_with_times_beyond_all_clocks_ends_no_training(scene: Scene) -> None:
+    await scene.write(until=40)
+    await scene.ask()
+    (value,) = scene.bench.service.skew.waiting
+    record = SkewRecord.model_validate_json(value)
+    assert record.served is not None
+    served = record.served.model_copy(update={"now": 1 << 70})
+    with capture_logs() as logs:
+        scene.watch.hear(record.model_copy(update={"served": served}).model_dump_json().encode())
+        found = scene.compare()
+    assert [line["event"] for line in logs] == ["train.skew_unreadable"]
+    assert found is not None and found.outcome is not None and found.outcome.rows == 4
+
+
+async def test_a_server_that_shall_log_nothing_needs_no_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skew_log, "describe_topics", lambda *given: pytest.fail("asked for the topic"))
+    stop = asyncio.Event()
+    sending = skew_log.SkewLog(
+        FEATURES.version, share=0.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=lambda: 0.0
+    )
+    running = asyncio.create_task(sending.run(stop))
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    stop.set()
+    await asyncio.wait_for(running, 1)
 
 
 class Producer:

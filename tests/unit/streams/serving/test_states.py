@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from schemas.errors import BrokerUnavailable, Misconfigured
 from schemas.item_states import state_key
 from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
-from streams.broker.cluster import ClusterTopics
+from streams.broker.cluster import ClusterTopics, TopicIncarnation
 from streams.broker.topics import TopicsConfig
 from streams.indexing.announcements import as_embedding
 from streams.serving.states_follower import StatesFollower
@@ -98,13 +99,20 @@ class Topic(FakeConsumer):
 
     def __init__(self) -> None:
         self.refusal: Exception | None = None
-        self.starts = 0
+        self.starts = self.asked = 0
+        self.is_away = False
         super().__init__({TopicPartition(TopicsConfig().full_name("item-states"), 0): []})
 
     async def start(self) -> None:
         self.starts += 1
         if self.refusal is not None:
             raise self.refusal
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        self.asked += 1
+        if self.is_away:
+            raise topic_follower.kafka_errors.KafkaConnectionError("away")
+        return await super().end_offsets(partitions)
 
     def add(self, records: list[Record]) -> None:
         (held,) = self.log.values()
@@ -165,12 +173,43 @@ async def test_a_topic_that_begins_anew_is_read_from_its_beginning_and_the_copie
         while topic.starts < 3:
             await asyncio.sleep(0.001)
     assert states.copies is held and len(held) and not states.is_reading
-    topic.add(Trained().write(until=10))
     topic.refusal = None
+    for _ in range(2):  # what it holds is known, and that is nothing
+        asked = topic.asked
+        async with asyncio.timeout(5):
+            while topic.asked == asked:
+                await asyncio.sleep(0.001)
+    assert states.copies is held and states.copies.head is not None, "an old count is closer than none"
+    topic.add(Trained().write(until=10))
     async with asyncio.timeout(5):
         while states.copies is held:
             await asyncio.sleep(0.001)
     assert states.copies.head is not None and states.copies.complete
+    stop.set()
+    await task
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+async def test_a_broker_that_was_away_is_read_on_and_only_a_topic_that_was_replaced_meanwhile_from_its_beginning(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    trained, states, stop = Trained(), follower(), asyncio.Event()
+    topic.add(trained.write(until=30))
+    task = await following(states, stop)
+    held = states.copies
+    found = TopicIncarnation("c", "item-states", "t" if is_same else "another")
+    topic.is_away = True
+    monkeypatch.setattr(topic_follower, "read_incarnation", lambda *_: found)
+    async with asyncio.timeout(5):
+        asked = topic.asked
+        while topic.asked < asked + 2:
+            await asyncio.sleep(0.001)
+    topic.add(trained.write(since=30))
+    topic.is_away = False
+    async with asyncio.timeout(5):
+        while states.copies.head is None or states.copies.head.number < 2:
+            await asyncio.sleep(0.001)
+    assert (states.copies is held) == is_same == (topic.starts == 1)
     stop.set()
     await task
 

@@ -12,7 +12,7 @@ from streams.stores.artifacts.registry import ModelRegistry, in_memory_registry
 from streams.training.promotion_gate import PromotionGate
 from tests.factories import releases
 from tests.factories.promotion import GATE, LOG, Scene
-from tests.factories.samples import DIM
+from tests.factories.samples import DIM, make_trainer, small_config
 
 
 class Flaky(ModelRegistry):
@@ -110,6 +110,19 @@ async def test_a_damaged_serving_release_keeps_nothing_sound_away(scene: Scene) 
     scene.store.artifacts.delete(current.release_id)
     await scene.candidate()
     assert scene.trainer.shadow is None and scene.current == 2
+
+
+@pytest.mark.parametrize("more_rows", [True, False])
+async def test_a_serving_release_of_other_features_keeps_nothing_away_and_scores_no_row(
+    scene: Scene, more_rows: bool
+) -> None:
+    anew = await Scene(scene.store).start()
+    anew.trainer = make_trainer(small_config(release_every_rows=128, features={"numbers": ["price"]}))
+    if not more_rows:
+        anew.learn(lambda: anew.trainer.progress.rows >= 64)
+        await anew.gate.begin_last_rows(anew.trainer)
+    await anew.candidate(more_rows=more_rows)
+    assert anew.trainer.shadow is None and anew.trainer.stand_in is None and anew.current == 2
 
 
 async def test_a_candidate_that_is_made_again_after_a_restart_keeps_number_and_decision(scene: Scene) -> None:

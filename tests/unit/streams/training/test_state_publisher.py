@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.errors import BrokerUnavailable, Fenced
 from schemas.item_states import ItemState, StateHead, parse_state_key
@@ -64,7 +65,7 @@ class Silent:
 
 class Scene:
     def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
-        self.leads, self.now = Leads(), 100.0
+        self.leads, self.now, self.topic_id = Leads(), 100.0, "t1"
         self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
         self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state, held_states=self.held_states))
         self.takes = 0
@@ -90,6 +91,7 @@ class Scene:
             TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
             skew=self.skew,
             read=read,
+            read_id=lambda: self.topic_id,
             topic="mim.item-states",
             clock=lambda: self.now,
         )
@@ -176,8 +178,23 @@ async def test_writes_of_many_takes_stand_a_second_apart_and_one_is_bounded() ->
     assert [(head.number, head.left) for head in heads if head] == [(1, 22), (2, 14), (3, 6), (4, 0)]
 
 
+async def test_servers_that_lag_since_more_changes_than_is_written_are_told_of_once_a_minute() -> None:
+    scene = Scene(most=1)
+    await scene.publisher.open()
+    scene.take(36)
+    with capture_logs() as logs:
+        for _ in range(4):
+            await scene.after(1)
+        assert "train.states_left" not in {line["event"] for line in logs}
+        for _ in range(26):
+            await scene.after(5)
+    told = [line["items"] for line in logs if line["event"] == "train.states_left"]
+    assert len(told) == 2 and told[0] > told[1] > 0
+
+
 async def test_training_does_not_wait_for_a_write_and_another_does_not_begin_meanwhile() -> None:
     scene = Scene()
+    await scene.publisher.open()
     scene.leads.gate.clear()
     scene.take(5)
     assert await scene.after(0) == 0
@@ -193,7 +210,7 @@ async def test_what_a_broker_that_was_away_did_not_take_is_written_later() -> No
     scene.leads.failure = BrokerUnavailable("Kafka", "away")
     scene.take(5)
     assert await scene.after(0) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     scene.leads.failure = None
     assert await scene.after(1) == 1 and scene.lag == 0
 
@@ -209,12 +226,12 @@ async def test_a_trainer_that_another_has_replaced_ends() -> None:
 async def test_a_trainer_that_is_behind_the_topic_writes_when_it_has_caught_up() -> None:
     former = Scene()
     former.take(60)
-    await former.publisher.publish_rest()
+    await former.publisher.publish_rest(asyncio.Event())
     scene = Scene(former.leads.topic)
     await scene.publisher.open()
     scene.take(50)
     assert await scene.after(0) == 0 and await scene.after(100) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     assert scene.leads.sizes == []
     scene.take(11)
     assert await scene.after(100) == 1
@@ -222,11 +239,38 @@ async def test_a_trainer_that_is_behind_the_topic_writes_when_it_has_caught_up()
     assert len(items) == 2, "what is as the topic holds it is not written again"
 
 
+async def test_a_topic_that_was_deleted_and_created_again_gets_all_states_anew() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(30)
+    assert await scene.after(0) == 1
+    scene.topic_id = "t2"
+    scene.leads.topic.clear()
+    scene.take(1)
+    await scene.after(60)  # it is asked for
+    if (looking := scene.publisher._looking) is not None:
+        await looking
+    await scene.after(10)
+    assert len({key for key, _ in scene.leads.topic}) == 31 + 1
+    assert scene.head.number >= 2, "a server that read the former topic knows a later one"
+
+
+async def test_a_run_that_ends_writes_all_that_is_left_and_a_process_that_is_to_stop_does_not_wait_for_that() -> None:
+    scene = Scene(most=4)
+    scene.take(30)
+    stop = asyncio.Event()
+    stop.set()
+    await scene.publisher.publish_rest(stop)
+    assert scene.leads.sizes == [5]
+    await scene.publisher.publish_rest(asyncio.Event())
+    assert sum(scene.leads.sizes) == 30 + len(scene.leads.sizes) and scene.lag == 0
+
+
 async def test_without_a_trainer_there_is_nothing_to_write() -> None:
     scene = Scene()
     scene.thread.trainer = None  # type: ignore[assignment]
     assert await scene.after(100) == 0
-    await scene.publisher.publish_rest()
+    await scene.publisher.publish_rest(asyncio.Event())
     await scene.publisher.close()
 
 

@@ -177,10 +177,14 @@ async def test_a_release_fits_the_center_and_its_store_can_be_relied_on(monkeypa
         assert await preflight._model(SETTINGS, expected, writes=True) == f"{name}, 7 rows trained"
     with pytest.raises(_CheckFailed, match=f"release {name} goes with encoder e1, the center with e2"):
         await preflight._model(SETTINGS, "e2", writes=False)
+    release(store, 8, features="0123456789abcdef")
+    with pytest.raises(_CheckFailed, match="reads features 0123456789abcdef, these settings compute"):
+        await preflight._model(SETTINGS, "e1", writes=False)
+    name = release(store, 9)
     artifacts.sound = False
     with pytest.raises(Misconfigured, match="does not heed"):
         await preflight._model(SETTINGS, "e1", writes=True)
-    assert await preflight._model(SETTINGS, "e1", writes=False) == f"{name}, 7 rows trained"
+    assert await preflight._model(SETTINGS, "e1", writes=False) == f"{name}, 9 rows trained"
 
 
 @pytest.mark.parametrize(

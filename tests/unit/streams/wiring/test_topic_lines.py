@@ -41,6 +41,14 @@ def test_another_number_of_partitions_is_told_with_the_setting_that_says_so(part
     assert f"mim.items has {partitions} partitions" in what and f"MIM_TOPICS__PARTITIONS={partitions}" in fix
 
 
+def test_a_topic_that_has_one_partition_whatever_the_settings_is_created_anew() -> None:
+    found = cluster()
+    found.partitions["item-states"] = [0, 1]
+    ((what, fix),) = topic_problems(TOPICS["item-states"], SETTINGS, found)
+    assert "mim.item-states has 2 partitions; it has to have one" in what
+    assert "topics create" in fix and "MIM_TOPICS__PARTITIONS" not in fix
+
+
 @pytest.mark.parametrize(
     ("key", "held", "wanted", "enough"),
     [

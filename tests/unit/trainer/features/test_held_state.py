@@ -39,13 +39,11 @@ def test_a_state_that_is_kept_stays_as_it_was_through_takes_evictions_deletes_an
     assert (state.states(numbers).takes.takes_U != then.takes.takes_U).sum() > 10
 
 
-def test_a_state_that_is_kept_for_long_takes_no_more_memory_than_its_items() -> None:
-    state = FeatureState(CONFIG, World(CONFIG, ITEMS))
-    state.add(columns_of(TAKES[:60]), before=TAKES[59].second + 1)
+def test_a_state_that_is_kept_for_long_grows_with_the_items_that_changed_and_not_with_the_takes() -> None:
+    state = FeatureState(CONFIG, World(CONFIG, 3))
     state.hold()
     assert state._held is not None
-    kept = []
-    for at in range(60, 600, 5):
-        state.add(columns_of(TAKES[at : at + 5]), before=TAKES[at + 4].second + 1)
-        kept.append(len(state._held._copies))
-    assert kept[-1] <= CONFIG.max_items and kept[-1] == kept[len(kept) // 2]
+    for day in range(50):
+        takes = random_takes(20, users=4, items=3, seconds=1_000, seed=day)
+        state.add(columns_of(takes), before=10_000)
+    assert sum(map(len, state._held._copies)) == 0 and len(state._held._copies) <= 3

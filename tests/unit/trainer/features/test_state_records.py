@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -192,6 +194,25 @@ def test_a_full_server_drops_those_longest_without_a_take_and_none_that_just_cha
     numbers, _ = asked()
     held = copies.states(world.hashes(numbers), world.facts(numbers)).takes.takes_U
     assert np.flatnonzero(held).tolist() == [*range(1, 14), 16, 17, 18] and len(copies) == 16
+
+
+class Costly(dict[int, int]):
+    """Refuses what takes as long as it has entries."""
+
+    def keys(self) -> Any:
+        raise AssertionError("all items were looked at")
+
+    __iter__ = keys
+
+
+def test_a_write_costs_a_server_as_much_as_the_write_holds_however_many_items_it_knows() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES[:200])
+    pipe.write()
+    pipe.copies._slot = Costly(pipe.copies._slot)
+    pipe.count(TAKES[200:])
+    pipe.write()
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
 
 
 # ---- another trainer -------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from schemas.errors import Misconfigured
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, make_catalogue
 from trainer.features.config import FeatureConfig
@@ -130,13 +129,3 @@ def test_nothing_is_dropped_while_releases_are_compared() -> None:
     rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
     shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
     np.testing.assert_array_equal(shadow.compared.candidate, shadow.compared.serving)
-
-
-def test_releases_of_other_features_are_not_compared_on_one_batch() -> None:
-    weights, manifest = release(1, "r1")
-    # as many features, of other meaning
-    features = FeatureConfig(numbers=("price", "pages")).model_dump(mode="json")
-    other = (weights, manifest.model_copy(update={"config": manifest.config | {"features": features}}))
-    for sides in (((weights, manifest), other), ((weights, manifest), (weights, manifest), other)):
-        with pytest.raises(Misconfigured, match="r1 reads other features than the candidate"):
-            ShadowEvaluation(*sides)

@@ -11,8 +11,10 @@ import grpc
 import numpy as np
 import pytest
 from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
+from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured, StoreUnavailable, WriteRejected
+from streams.stores.vectors import milvus_index
 from streams.stores.vectors.client import MilvusConnection
 from streams.stores.vectors.collection import mark_filled, read_center
 from streams.stores.vectors.config import MilvusConfig
@@ -272,3 +274,17 @@ def test_a_client_gets_the_files_that_are_set() -> None:
     assert MilvusConfig.model_validate(ours).tls_options() == {
         "secure": True, "ca_pem_path": "a", "client_pem_path": "c", "client_key_path": "k",
     }  # fmt: skip
+
+
+async def test_a_collection_of_an_earlier_build_is_told_once(
+    server: SmallMilvus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {name: options for name, options in milvus_index._FIELDS.items() if name != "facts"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(milvus_index, "_FIELDS", fields)
+        await make_index().open()
+    index = make_index()
+    with capture_logs() as logs:
+        await index.upsert([make_row("a")])
+        await index.fetch(["a"])
+    assert [line["event"] for line in logs] == ["milvus.no_facts"]
