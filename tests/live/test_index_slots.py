@@ -86,7 +86,7 @@ async def test_an_item_and_its_retries_are_always_read_by_one_worker(settings: S
 async def test_a_slot_that_does_not_come_back_leaves_at_once_or_is_taken_out(
     settings: Settings, process: Start
 ) -> None:
-    env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "120"}  # twice as long as the test waits for what it expects
+    env = {"MIM_INDEX__SESSION_TIMEOUT_SECONDS": "60"}  # longer than the test waits for what it expects
     stays = start_index(process, **env)
     leaves = start_index(process, "--slot", "1", "--leave", **env)
     await until(lambda: len(assigned(stays)["items"]) == len(assigned(leaves)["items"]) == 2)
@@ -94,13 +94,13 @@ async def test_a_slot_that_does_not_come_back_leaves_at_once_or_is_taken_out(
     assert await asyncio.to_thread(taking_out.wait, 60) == 2  # somebody lives in it
     assert leaves.stop() == 0
     assert "index.left_group" in leaves.output()
-    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3])
+    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3], seconds=40)
     killed = start_index(process, "--slot", "2", **env)
     await until(lambda: len(assigned(stays)["items"]) == len(assigned(killed)["items"]) == 2)
     killed.kill()
     taking_out = process("index", "--slot", "2", "--remove", env=ONE_THREAD)
     assert await asyncio.to_thread(taking_out.wait, 60) == 0, taking_out.output()
-    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3])
+    await until(lambda: assigned(stays)["items"] == [0, 1, 2, 3], seconds=40)
     async with feeding(settings) as feed, center(settings) as index:
         for n in range(20):
             await feed.publish(f"i{n}", f"title {n}")

@@ -141,14 +141,18 @@ async def test_only_what_was_read_under_the_present_assignment_counts(group: Gro
     assert group.assignment.partitions == {"items": 4, "items-retry": 4}
 
 
-async def test_with_an_assignment_writes_are_remembered_anew_and_heartbeats_counted(group: Group) -> None:
+async def test_from_an_assignment_on_writes_are_remembered_and_count_as_after_a_take_over(group: Group) -> None:
     path = ItemPath()
+    group.recent.add([path.publish("before any", title="x")])
     await group.assign([0], [0])
     group.recent.add([path.publish("a", title="x")])
     group.clock.now = 5
-    assert group.recent.is_due
     await group.assign([0], [0])
-    assert not group.recent.is_due
+    assert [(write.record.key, write.is_after_take_over) for write in group.recent.pop_due()] == [(b"a", True)]
+
+
+async def test_with_an_assignment_heartbeats_are_counted(group: Group) -> None:
+    await group.assign([0], [0])
     group.clock.now = 60
     with pytest.raises(BrokerUnavailable):
         await group.heartbeats.assert_within(18)
