@@ -82,7 +82,7 @@ class Reads:
 
 
 def batches_of(size: int, *, ahead: int = 2) -> IndexConfig:
-    return IndexConfig(batch_max_items=size, batch_within_seconds=0.05, batches_ahead=ahead)
+    return IndexConfig(batch_max_items=size, batch_within_seconds=1.0, batches_ahead=ahead)  # they are filled sooner
 
 
 async def test_the_next_batches_are_encoded_while_one_is_written_and_none_is_acknowledged(tmp_path: Path) -> None:
