@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -14,14 +15,18 @@ FeatureVersion = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 """Version of a feature set: a hash of the names, order and constants of its features."""
 
 _HEAD = "head"
+_KEY = re.compile(rb"([0-9a-f]{16}):([0-9a-f]{16}|head)")
+_INT64 = 1 << 63
+MOST_WRITES = 1 << 53
+"""Largest number of a write; a float holds it exactly."""
 
 
 class StateHead(Message):
     """What a write of states ends with: how far the trainer had counted."""
 
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=MOST_WRITES)
     """Running number of the write: the version of the state as a whole."""
-    before: int
+    before: int = Field(ge=-_INT64, lt=_INT64)
     """Takes of earlier seconds are counted, others are not; seconds since 1970."""
     left: int = Field(ge=0)
     """Items that changed and come with the next writes; 0 where all records together are the state at `before`."""
@@ -60,7 +65,8 @@ def state_key(features: str, item: int | None) -> bytes:
 
 def parse_state_key(key: bytes | None) -> tuple[str, int | None]:
     """Feature version and item of a key, as `state_key` takes them; `ValueError` if it is not one."""
-    features, separator, item = (key or b"").decode().partition(":")
-    if len(features) != 16 or not separator or (item != _HEAD and len(item) != 16):
-        raise ValueError(f"not a key of item-states: {key!r}")
-    return features, None if item == _HEAD else int(item, 16)
+    found = _KEY.fullmatch(key or b"")
+    item = None if found is None or found[2] == _HEAD.encode() else int(found[2], 16)
+    if found is None or (item is not None and not 0 < item < _INT64):  # 0 is padding's hash
+        raise ValueError(f"not a key of item-states: {(key or b'')[:100]!r}")
+    return found[1].decode(), item

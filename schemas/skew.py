@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from schemas.base import Base64, ItemId, Message, UtcTime
-from schemas.item_states import FeatureVersion
+from schemas.item_states import MOST_WRITES, FeatureVersion
 from schemas.versions import SchemaVersion
 
 Second = Annotated[int, Field(ge=-(1 << 61), le=1 << 61)]
 """Since 1970; any two can be subtracted in 64 bits."""
+_MOST_ROWS = 1 << 53
 
 
 class ServedRows(Message):
     """Rows of one request, as they went into the network. It does not say whose request it was."""
 
-    release_id: str
+    release_id: str = Field(max_length=200)
     """The release that scored them."""
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=MOST_WRITES)
     """Version of the state that the server had: `StateHead.number`."""
     before: int
     """Takes of earlier seconds are counted in it."""
     now: Second
     """When the request was made."""
-    targets: list[ItemId] = Field(min_length=1)
+    targets: list[ItemId] = Field(min_length=1, max_length=100)
     """One item a row."""
-    history: list[ItemId] = Field(default_factory=list)
+    history: list[ItemId] = Field(default_factory=list, max_length=1_000)
     """What the user took, oldest first, a trigger item last."""
     history_seconds: list[Second] = Field(default_factory=list)
     """When, a number each."""
@@ -46,16 +47,16 @@ class ServedRows(Message):
 class SkewOutcome(Message):
     """What a trainer found when it computed the features of such rows from its own state of that version."""
 
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=MOST_WRITES)
     """Version of the state."""
     releases: list[str]
     """The releases that scored the rows."""
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, le=_MOST_ROWS)
     """Rows that were compared."""
-    differing: int = Field(ge=0)
+    differing: int = Field(ge=0, le=_MOST_ROWS)
     """Rows of which a feature differs by more than `tolerance`."""
-    tolerance: float = Field(ge=0)
-    largest: dict[str, float]
+    tolerance: FiniteFloat = Field(ge=0)
+    largest: dict[str, FiniteFloat]
     """Largest difference of each feature that differs."""
     compared_at: UtcTime
 

@@ -77,9 +77,15 @@ class SkewWatch:
             log.warning("train.skew_unreadable", error=str(error)[:500])
             return
         served, head = record.served, self._head
-        if served is None or head is None or record.features != self._config.version:
+        if served is None or record.features != self._config.version:
             return
-        if (served.number, served.before) == (head.number, head.before) and len(self._requests) < _MOST_REQUESTS:
+        expected = 4 * len(served.targets) * len(self._config.names)
+        if len(served.values) != expected:
+            log.warning("train.skew_unreadable", error=f"values of {len(served.values)} bytes, not of {expected}")
+            return
+        if head is None or (served.number, served.before) != (head.number, head.before):
+            return
+        if len(self._requests) < _MOST_REQUESTS:
             self._requests.append(served)
 
     def compare(self, trainer: OnlineTrainer) -> tuple[str, bytes, bytes] | None:

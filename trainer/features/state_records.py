@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.item_states import ItemState, StateHead, parse_state_key, state_key, state_value
+from schemas.item_states import MOST_WRITES, ItemState, StateHead, parse_state_key, state_key, state_value
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.features.states import NEVER, ItemStates, SharedCounts, TakeRows, item_hash
@@ -97,7 +97,7 @@ class StateWriter:
             return None
         items = list(self._unwritten)[:most]
         head = StateHead(
-            number=1 + (0 if self._head is None else self._head.number),
+            number=1 + (0 if self._head is None else self._head.number % MOST_WRITES),
             before=state.before,
             left=len(self._unwritten) - len(items),
             log=self._log,
@@ -171,7 +171,8 @@ class StateCopies:
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Apply one record; what was written for other features is passed over.
 
-        Raises `ValueError` for one that cannot be read; its item then counts as never taken.
+        Raises `ValueError` for one that cannot be read; its item then counts as never taken. Without a head that can be
+        read, the copies stay as the write before left them.
         """
         version, item = parse_state_key(key)
         if version != self.config.version:
@@ -181,20 +182,26 @@ class StateCopies:
             return
         self._pending[item] = None
         if value is not None:
-            state = self._read(value).state
+            message = self._read(value)
+            state = message.state
+            if message.head is not None:
+                raise ValueError("the record of an item has a head")
             if len(state) != self._record_bytes:
                 raise ValueError(f"a record of {len(state)} bytes, not of {self._record_bytes}")
+            if not TakeRows.counts_are_finite(state):
+                raise ValueError("counts that are negative, or no numbers")
             self._pending[item] = state
         if len(self._pending) >= min(_HELD_BACK, self.config.max_items):
             self._is_between = True
             self._apply_pending()
 
     def _apply_head(self, value: bytes | None) -> None:
+        message = None if value is None else self._read(value)
+        if message is None or message.head is None:
+            raise ValueError("the record of all items has no head")
+        shared = SharedCounts.from_bytes(message.state)
         self._apply_pending()
-        if value is None:
-            return
-        message = self._read(value)
-        self._shared, self.head = SharedCounts.from_bytes(message.state), message.head
+        self._shared, self.head = shared, message.head
         self._is_between = False
 
     def _read(self, value: bytes) -> ItemState:

@@ -5,6 +5,8 @@ Letters: U distinct items (row 0 is padding), P partners, H half-lives, B rows, 
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -19,6 +21,7 @@ NEVER = np.iinfo(np.int64).min
 NO_ITEM = np.uint32(0xFFFF_FFFF)
 """Hash of padding; a free place among partners is 0, so neither matches the other."""
 CATEGORY_SLOTS, WORD_SLOTS = 1 << 12, 1 << 14
+_MOST_TAKES = 1 << 53
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -64,6 +67,12 @@ class TakeRows:
         for one in fields(self):
             getattr(self, one.name)[places] = NEVER if one.name in ("last_U", "previous_U") else 0
 
+    @staticmethod
+    def counts_are_finite(record: bytes) -> bool:
+        """Whether the decayed counts of a record of the right length are numbers of at least 0."""
+        offset = np.dtype(np.uint32).itemsize
+        return all(0 <= one < math.inf for one in struct.unpack_from(f"<{len(HALF_LIVES)}f", record, offset))
+
     def to_bytes(self, place: int) -> bytes:
         """One row exactly, as a record."""
         return b"".join(_little(getattr(self, one.name)[place : place + 1]).tobytes() for one in fields(self))
@@ -106,11 +115,14 @@ class SharedCounts:
 
     @classmethod
     def from_bytes(cls, record: bytes) -> SharedCounts:
-        """From `to_bytes`. Raises `ValueError` for another length."""
+        """From `to_bytes`. Raises `ValueError` for another length, or for more takes than are ever counted."""
         if len(record) != 8 + 4 * (CATEGORY_SLOTS + WORD_SLOTS):
             raise ValueError("a record of shared counts has another length")
         counts = np.frombuffer(record, "<u4", offset=8).astype(np.uint32)
-        return cls(counts[:CATEGORY_SLOTS], counts[CATEGORY_SLOTS:], int(np.frombuffer(record, "<u8", 1)[0]))
+        takes = int(np.frombuffer(record, "<u8", 1)[0])
+        if takes > _MOST_TAKES:
+            raise ValueError(f"a record of shared counts says that there were {takes} takes")
+        return cls(counts[:CATEGORY_SLOTS], counts[CATEGORY_SLOTS:], takes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -23,79 +21,15 @@ from streams.settings import Settings
 from streams.training import skew_report
 from streams.training.reports import SkewReport
 from streams.training.skew_report import SkewFound, read_skew, summary
-from streams.training.skew_watch import SkewWatch
 from tests.factories.fake_consumer import FakeRecord
-from tests.factories.releases import make_manifest
-from tests.factories.samples import SMALL_MODEL
-from tests.factories.served_states import AT, ITEMS, Trained, apply, opened
-from tests.factories.serving import DIM, FEATURES, Bench, Open, open_bench
+from tests.factories.served_states import AT, apply
+from tests.factories.serving import FEATURES, open_bench
+from tests.factories.skew_scene import Scene, scene
 from tests.factories.waiting import until
 from trainer.features import columns
 from trainer.networks import scorer as served_with
-from trainer.networks.ciubm import CiUBM
-from trainer.networks.collate import dense_width
-from trainer.networks.scorer import Scorer
-from trainer.samples.id_hashes import hash_columns
 
-__all__ = ["open_bench"]
-
-ASKED = {"user_id": "ann", "item_ids": [*ITEMS, "never heard of"], "trigger_item": "lamp", "at": AT}
-
-
-class Scene:
-    """A trainer that keeps its state of the newest write, and a server that follows it."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.trained = bench, Trained()
-        self.reports: list[SkewReport] = []
-        self.now = 0.0
-        self.watch = SkewWatch(
-            FEATURES,
-            every_seconds=30,
-            limit=0.01,
-            topic="mim.skew",
-            clock=lambda: self.now,
-            on_report=self.reports.append,
-            follow=lambda handle: None,  # type: ignore[return-value,arg-type]
-        )
-        network = CiUBM(SMALL_MODEL, vector_width=DIM, seed=1, dense_width=dense_width(FEATURES)).eval()
-        scorer = Scorer(network, make_manifest(1), history_length=3, features=FEATURES)
-        model = bench.service.models.current
-        assert model is not None
-        bench.service.models.current = replace(model, scorer=scorer)
-
-    async def write(self, *, until: int, since: int = 0, lost: int | None = None) -> None:
-        """Takes, a write of which the state is kept, and what the server hears of it."""
-        records = self.trained.write(until=until, since=since, hold=True)
-        assert self.trained.writer._head is not None and self.trained.writer._head.held
-        self.watch.begin(self.trained.writer._head)
-        await apply(self.bench, [record for n, record in enumerate(records) if n != lost])
-
-    def held_states(self, item_ids: Any) -> Any:
-        """`OnlineTrainer.held_states`."""
-        hashes = np.concatenate([np.zeros((1, 2), np.int64), hash_columns(item_ids)])
-        return self.trained.state.held_states(hashes, self.trained.catalogue.facts_by_id(item_ids))
-
-    @property
-    def moment(self) -> Any:
-        return self.trained.state
-
-    async def ask(self, **more: Any) -> None:
-        status, _ = await self.bench.post("/v1/score", ASKED | more)
-        assert status == 200
-
-    def compare(self) -> SkewRecord | None:
-        waiting = self.bench.service.skew.waiting
-        for value in waiting:
-            self.watch.hear(value)
-        waiting.clear()
-        record = self.watch.compare(self)  # type: ignore[arg-type]
-        return None if record is None else SkewRecord.model_validate_json(record[2])
-
-
-@pytest.fixture
-async def scene(open_bench: Open) -> Scene:
-    return Scene(await opened(open_bench, Trained()))
+__all__ = ["open_bench", "scene"]
 
 
 async def test_rows_of_a_state_that_is_kept_are_logged_and_equal_however_far_the_trainer_went_on(scene: Scene) -> None:
@@ -262,20 +196,6 @@ def test_a_time_that_cannot_be_looked_back_for_is_refused(hours: str) -> None:
     skew_command.add_arguments(parser)
     with pytest.raises(Misconfigured, match="look back"):
         skew_command.run(parser.parse_args(["--hours", hours]), Settings())
-
-
-async def test_a_row_with_times_beyond_all_clocks_ends_no_training(scene: Scene) -> None:
-    await scene.write(until=40)
-    await scene.ask()
-    (value,) = scene.bench.service.skew.waiting
-    record = SkewRecord.model_validate_json(value)
-    assert record.served is not None
-    served = record.served.model_copy(update={"now": 1 << 70})
-    with capture_logs() as logs:
-        scene.watch.hear(record.model_copy(update={"served": served}).model_dump_json().encode())
-        found = scene.compare()
-    assert [line["event"] for line in logs] == ["train.skew_unreadable"]
-    assert found is not None and found.outcome is not None and found.outcome.rows == 4
 
 
 async def test_a_server_that_shall_log_nothing_needs_no_topic(monkeypatch: pytest.MonkeyPatch) -> None:
