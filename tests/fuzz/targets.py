@@ -36,6 +36,7 @@ from streams.stores.vectors.item_index import ItemRow
 from streams.stores.vectors.milvus_index import from_milvus, to_milvus
 from tests.fuzz.records import BEHAVIOUR_MAP, ITEM_MAP, read_everywhere
 from tests.fuzz.snapshots import CORPUS_OF, with_file
+from tests.fuzz.states import read_skew, read_state, read_state_key
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 MAX_BYTES = 1_000_000
@@ -211,6 +212,9 @@ TARGETS = {
         Target("headers", _headers, (), binary=True),
         Target("item-keys", _item_key, (), binary=True),
         Target("embedding-keys", parse_embedding_key, (ValueError,), binary=True),
+        Target("item-states", read_state, (), binary=True),
+        Target("state-keys", read_state_key, (ValueError,), binary=True),
+        Target("skew", read_skew, ()),
         Target("pictures", _picture, (EncodingFailed,), binary=True),
         Target("bundle-manifest", _bundle(MANIFEST), (Misconfigured,)),
         Target("bundle-sums", _bundle(SUMS), (Misconfigured,)),

@@ -28,6 +28,8 @@ FIELDS = [
     *("encoder_version", "vector", "dim", "content_hash", "source", "partition", "offset", "item", "attempt"),
     *("not_before", "item_ids", "k", "include_self", "sku", "pics", "names", "en", "href", "id", "user", "ts", "name"),
     *("lines", "value", "body", "x", "payload", "ends", "forgotten_at", "cluster_id", "topic_id"),
+    *("features", "state", "head", "served", "outcome", "number", "before", "left", "held", "targets", "history"),
+    *("history_seconds", "values", "probabilities", "rows", "differing", "tolerance", "largest", "compared_at", "now"),
 ]
 GOOD = ["a", "click", "2026-01-01T00:00:00Z", "iVBORw0KGgo=", "http://x.test/a.png", 1, 1.5, True, None, 1_760_000_000]
 leaf = (
