@@ -237,13 +237,13 @@ def _skew(features: FeatureConfig) -> Iterator[Hostile]:
     for key in (None, *KEYS):  # no key decides anything
         yield hostile(key, record(served=served), False, FORGED)
     nan = base64.b64encode(b"\xff" * 4 * len(features.names)).decode()
-    readable: list[dict[str, object]] = [{"values": nan}, {"targets": ["never heard of"]}, {"now": -(1 << 61)}]
+    readable: list[Any] = [{"values": nan}, {"targets": ["never heard of"]}, {"now": -(1 << 61)}]
     readable += [{"release_id": MARKUP}, {"probabilities": [None]}, {"probabilities": [float("nan")]}]
     for change in readable:
         yield hostile(b"rows", record(served=served | change), False)
     yield hostile(b"rows", record(served=served | {"values": ""}, features="0" * 16), False)
     yield hostile(b"outcome", record(outcome=outcome | {"releases": [MARKUP], "largest": {MARKUP: 0.5}}), False)
-    broken: list[dict[str, object]] = [
+    broken: list[Any] = [
         *({"values": values} for values in ("", "*", "AAAA", nan[4:], None, MARKUP)),
         *({"targets": targets} for targets in ([], ["n", "n"], ["n\n"], [MARKUP], [""], None, "n")),
         *({"history": history} for history in ([], ["item0"] * 2, [MARKUP])),

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from contextlib import redirect_stdout
+from copy import deepcopy
 from functools import cache
 from io import StringIO
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from streams.training.reports import SkewReport
 from streams.training.skew_report import SkewFound, summary
 from streams.training.skew_watch import SkewWatch
 from tests.factories.state_pipe import CONFIG, TAKES, Pipe, of_server
-from trainer.features.state_records import StateWriter
+from trainer.features.state_records import StateCopies, StateWriter
 from trainer.samples.id_hashes import hash_columns, id_hashes
 
 ITEM = id_hashes("i3")[0]
@@ -41,26 +42,33 @@ def _trained() -> Pipe:
     return pipe
 
 
+@cache
+def _begun() -> tuple[StateCopies, StateWriter, bytes]:
+    """A server's copies and a trainer's writer that have read the topic, and the features of such a server."""
+    pipe, copies, writer = _trained(), StateCopies(CONFIG), StateWriter(CONFIG, log="another")
+    for record in pipe.topic:
+        copies.apply(*record)
+        writer.heard(*record)
+    return copies, writer, of_server(copies, pipe.world).tobytes()
+
+
 def _read(key: bytes | None, value: bytes | None) -> None:
     """Servers go on, compute finite features, and a trainer that begins writes what makes them true again."""
-    pipe = _trained()
+    pipe, (copies, writer, expected) = _trained(), _begun()
     follower = StatesFollower(CONFIG, BrokerConfig(), TopicsConfig(), clock=lambda: 0.0)
-    head = pipe.topic[-1]
-    records = [SimpleNamespace(key=one, value=told) for one, told in (*pipe.topic, (key, value), head)]
-    asyncio.run(follower._apply(records[:-1], "source", 1))
-    assert np.isfinite(of_server(follower.copies, pipe.world)).all()
-    _metrics().record(follower.report())
-    asyncio.run(follower._apply(records[-1:], "source", 2))
-    assert np.isfinite(of_server(follower.copies, pipe.world)).all()
-    assert follower.copies.head == pipe.copies.head and follower.copies.complete
-    writer = StateWriter(CONFIG, log="another")
-    for record in records[:-1]:
-        writer.heard(record.key, record.value)
+    follower._reading = follower.copies = copies = deepcopy(copies)
+    for record in ((key, value), pipe.topic[-1]):
+        asyncio.run(follower._apply([SimpleNamespace(key=record[0], value=record[1])], "source", 1))
+        assert np.isfinite(of_server(copies, pipe.world)).all()
+        _metrics().record(follower.report())
+    assert copies.head == pipe.copies.head and copies.complete
+    writer = deepcopy(writer)
+    writer.heard(key, value)
     write = writer.next(pipe.state, most=1_000)
     assert write is not None
-    for record in write.records:
-        follower.copies.apply(*record)
-    assert of_server(follower.copies, pipe.world).tobytes() == of_server(pipe.copies, pipe.world).tobytes()
+    for written in write.records:
+        copies.apply(*written)
+    assert of_server(copies, pipe.world).tobytes() == expected
 
 
 @cache

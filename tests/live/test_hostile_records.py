@@ -128,7 +128,8 @@ async def test_every_process_reads_on_behind_hostile_records_and_each_of_them_is
         releases = json.loads(run_command("models", "list", "--json").stdout)
         current = next(one["release_id"] for one in releases if one["state"] == "current")
         written = await states(settings)
-        assert written.head is not None and len(written) > 0
+        head = written.head
+        assert head is not None and len(written) > 0
 
         async def served() -> tuple[str, float]:
             answer = await scored()
@@ -136,7 +137,7 @@ async def test_every_process_reads_on_behind_hostile_records_and_each_of_them_is
                 number = re.search(r"^mim_states_number (\S+)$", await page.text(), re.MULTILINE)
             return answer["release_id"], float(number[1]) if number else 0.0
 
-        await until(served, lambda found: found == (current, written.head.number))
+        await until(served, lambda found: found == (current, head.number))
         answer = await scored()
         again = [one for one in hostile if one.topic in ("item-states", "skew")]
         await send_hostile(settings, again)
