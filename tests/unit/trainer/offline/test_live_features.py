@@ -16,7 +16,7 @@ from trainer.datasets.spans import BehaviourLog
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState, TakeColumns
 from trainer.features.states import DrawnSources
-from trainer.offline import live_features
+from trainer.offline import live_features, simple
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.protocols import Protocol, protocol_of
 
@@ -56,6 +56,12 @@ def test_live_features_are_the_exact_ones_but_for_the_step_that_a_row_waits_for(
         ours = rows.dense_NF[:, rows.dense_names.index(name)]
         theirs = exact.dense_NF[:, exact.dense_names.index(name)]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.9, name
+
+
+def test_models_of_one_feature_find_each_that_they_try(folder: Path) -> None:
+    names = live(folder).rows.dense_names
+    for model in (simple.popularity(), simple.category_affinity()):
+        assert {trial["feature"] for trial in model.trials} <= set(names)
 
 
 def test_what_is_an_outcome_is_no_feature(folder: Path, tmp_path: Path) -> None:
