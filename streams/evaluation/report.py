@@ -221,7 +221,7 @@ def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
 
 def _judged_by(about: dict[str, Any]) -> str:
     """What was judged, and what its labels mean."""
-    if about["labels"] == "ratings":
+    if about.get("labels") == "ratings":
         return (
             "Labels ratings: the impressions are the rated takes alone, none is drawn. 1: rated above the mean of the "
             "user's earlier ratings, or, for their first, of all users' earlier ones; 0: equal or below."

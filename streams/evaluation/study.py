@@ -218,7 +218,7 @@ class Study:
         about = json.loads(json.dumps(about, default=str))
         path = self.out / "study.json"
         if path.exists():
-            stored = {"labels": "takes"} | json.loads(path.read_text())  # until there were others, not said
+            stored = {"labels": "takes"} | json.loads(path.read_text())  # earlier studies did not say so
             differing = [name for name in about if stored.get(name) != about[name]]
             if differing:
                 raise Misconfigured(

@@ -88,6 +88,8 @@ def test_statements_say_which_labels_were_judged() -> None:
     told = " ".join(statements(document))
     assert "Labels ratings: the impressions are the rated takes alone, none is drawn. 1: rated above the mean" in told
     assert "Exposures" not in told
+    del document["about"]["labels"]  # a report from when there were takes alone
+    assert "Labels takes" in " ".join(statements(document))
 
 
 def test_a_report_is_written_in_three_forms_and_escapes_names(tmp_path: Path) -> None:
