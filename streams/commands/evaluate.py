@@ -17,13 +17,14 @@ from streams.settings import Settings
 NEEDED = {"trees": "lightgbm", "dense-only": "lightgbm", "logistic": "sklearn"}
 """Models that need a package beside the installation."""
 LIVE = "live"
-_ELSEWHERE, _LIVE_ALONE = ("models", "seeds"), ("seed", "events", "limit", "broken", "against")
+_ELSEWHERE, _LIVE_ALONE = ("models", "seeds", "labels"), ("seed", "events", "limit", "broken", "against")
 """Options that go with the other protocols alone, and with the live one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     from trainer.offline.encoder_versions import VECTOR_KINDS
+    from trainer.offline.labels import LABEL_KINDS
     from trainer.offline.protocols import PROTOCOLS
 
     parser.add_argument("folder", type=Path, metavar="DIR", help="data-set folder")
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="time-split",
         help="one encoder, encoders refreshed as time goes on, cold items alone (default: time-split), or what "
         "`mimstream train` learns in one pass from what `mimstream replay` sends",
+    )
+    parser.add_argument(
+        "--labels",
+        choices=LABEL_KINDS,
+        help="what models are judged by: takes against exposures (default), or the rated takes alone, each by whether "
+        "it was rated above the mean of what its user rated before",
     )
     parser.add_argument(
         "--vectors",
@@ -81,8 +88,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     started = time.monotonic()
     seeds = options.seeds or 3
     study = open_study(
-        settings, options.folder, protocol_name=options.protocol, vectors=options.vectors or "csft",
-        neg_type=options.neg_type, out=options.out,
+        settings, options.folder, protocol_name=options.protocol, labels=options.labels or "takes",
+        vectors=options.vectors or "csft", neg_type=options.neg_type, out=options.out,
     )  # fmt: skip
     with progress_bar("evaluate", trials + len(models) * seeds) as bar:
         scores = run_study(study, models, seeds, advance=bar.advance)

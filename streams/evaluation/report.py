@@ -42,6 +42,7 @@ def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dic
         "about": {
             "data": protocol.log.data.name,
             "protocol": protocol.name,
+            "labels": recorded.labels,
             "vectors": study.kind,
             "versions": len(protocol.encoder_stops),
             "spans": {name: _span_words(span) for name, span in spans.items()},
@@ -93,7 +94,7 @@ def statements(document: dict[str, Any]) -> list[str]:
         f"{about['rows']['train']:,} training, {about['rows']['validation']:,} validation and "
         f"{about['rows']['test']:,} test impressions; {about['rows']['without_history']:,} of these, of users without "
         "a history, are a bucket of their own. Held-out items and re-takes teach nothing.",
-        f"Exposures that led to nothing: {about['negatives'] or 'as the set observed them'}.",
+        _judged_by(about),
         "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
         "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",
     ]
@@ -216,6 +217,17 @@ def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
 
     figure = Figure(figsize=(4.6 * max(1, count), height), layout="constrained")
     return figure, list(figure.subplots(1, max(1, count), squeeze=False)[0])
+
+
+def _judged_by(about: dict[str, Any]) -> str:
+    """What was judged, and what its labels mean."""
+    if about.get("labels") == "ratings":
+        return (
+            "Labels ratings: the impressions are the rated takes alone, none is drawn. 1: rated above the mean of the "
+            "user's earlier ratings, or, for their first, of all users' earlier ones; 0: equal or below."
+        )
+    exposures = about["negatives"] or "as the set observed them"
+    return f"Labels takes: 1 for a take, 0 for an exposure alone. Exposures that led to nothing: {exposures}."
 
 
 def _span_words(span: Span) -> str:

@@ -207,6 +207,7 @@ class Study:
             "format": FORMAT,
             "data": self.protocol.log.data.name,
             "protocol": self.protocol.name,
+            "labels": self.recorded.labels,
             "vectors": self.kind,
             "encoder": encoder,
             "encoder_stops": list(self.protocol.encoder_stops),
@@ -217,7 +218,7 @@ class Study:
         about = json.loads(json.dumps(about, default=str))
         path = self.out / "study.json"
         if path.exists():
-            stored = json.loads(path.read_text())
+            stored = {"labels": "takes"} | json.loads(path.read_text())  # earlier studies did not say so
             differing = [name for name in about if stored.get(name) != about[name]]
             if differing:
                 raise Misconfigured(

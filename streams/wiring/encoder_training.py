@@ -24,6 +24,7 @@ from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
 from trainer.offline.encoder_versions import REFRESH_EPOCHS, EncoderVersions, VectorKind, for_click_models
+from trainer.offline.labels import LabelKind
 from trainer.offline.protocols import Protocol, ProtocolName, protocol_of
 from trainer.samples.numbering import FeatureNumbers
 
@@ -99,11 +100,12 @@ def open_study(
     folder: Path,
     *,
     protocol_name: ProtocolName,
+    labels: LabelKind,
     vectors: VectorKind,
     neg_type: str,
     out: Path | None,
 ) -> Study:
-    """A study of a data-set folder. Raises `Misconfigured` if the folder has no interactions."""
+    """A study of a data-set folder. Raises `Misconfigured` if it has no interactions, or not the ones to judge by."""
     data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
@@ -113,6 +115,7 @@ def open_study(
         read_columns(
             protocol,
             folder,
+            labels=labels,
             live=settings.trainer.features,
             outcomes=settings.index.outcomes,
             step_rows=settings.trainer.batch_rows,
@@ -120,7 +123,7 @@ def open_study(
         protocol,
         lambda: encoder_versions(settings, protocol),
         vectors,
-        out or study_folder(settings, data.name, protocol_name, vectors),
+        out or study_folder(settings, data.name, protocol_name, vectors, labels),
         encoder={
             "bundle": settings.encoder.bundle,
             "csft": csft.model_dump(mode="json") | {"refresh_epochs": REFRESH_EPOCHS},
@@ -130,9 +133,12 @@ def open_study(
     )
 
 
-def study_folder(settings: Settings, name: str, protocol: ProtocolName, vectors: VectorKind) -> Path:
+def study_folder(
+    settings: Settings, name: str, protocol: ProtocolName, vectors: VectorKind, labels: LabelKind = "takes"
+) -> Path:
     """Where a study of the data set of this name is kept, if the user names no folder."""
-    return settings.encoders.cache_folder / "evaluate" / f"{name}-{protocol}-{vectors}"
+    judged_by = "" if labels == "takes" else f"-{labels}"
+    return settings.encoders.cache_folder / "evaluate" / f"{name}-{protocol}-{vectors}{judged_by}"
 
 
 def encoder_versions(settings: Settings, protocol: Protocol) -> EncoderVersions:

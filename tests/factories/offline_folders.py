@@ -16,6 +16,7 @@ from trainer.datasets.folder import DataSet, open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.data import CtrData
+from trainer.offline.labels import LabelKind
 from trainer.offline.protocols import Protocol, ProtocolName, protocol_of
 
 DAY = 86_400
@@ -44,10 +45,12 @@ def real_set(name: str) -> DataSet:
     return open_data_set(Path(os.environ["MIM_TEST_DATA"]) / name)
 
 
-def read_protocol(folder: Path, name: ProtocolName = "prequential") -> tuple[Protocol, Recorded]:
+def read_protocol(
+    folder: Path, name: ProtocolName = "prequential", labels: LabelKind = "takes"
+) -> tuple[Protocol, Recorded]:
     data = open_data_set(folder, attributes=("cold_holdout",))
     protocol = protocol_of(BehaviourLog.of(data, folder), name)
-    return protocol, read_columns(protocol, folder)
+    return protocol, read_columns(protocol, folder, labels=labels)
 
 
 def without_vectors(recorded: Recorded) -> CtrData:

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.datasets import parquet
-from trainer.datasets.exposures import defining_interactions, negatives_beside, sources_of_draws
+from trainer.datasets.exposures import (
+    NEGATIVES_PER_TAKE,
+    defining_interactions,
+    negatives_beside,
+    sources_of_draws,
+)
 from trainer.datasets.folder import DAY_SECONDS, DataSet
 from trainer.datasets.spans import Span
 from trainer.features.config import FeatureConfig
@@ -20,6 +24,7 @@ from trainer.offline.data import Histories, ImpressionColumns, ItemColumns
 from trainer.offline.event_index import EventIndex
 from trainer.offline.facets import Facet, further_columns
 from trainer.offline.features import features
+from trainer.offline.labels import LabelKind, liked, means_before, read_ratings
 from trainer.offline.live_features import STEP_ROWS, FixedItems, folder_facts, live_features, state_leaks
 from trainer.offline.protocols import Protocol
 from trainer.samples.id_hashes import id_hashes
@@ -43,6 +48,7 @@ class Recorded:
     """Only cold items are evaluated."""
     drawn_from: str | None
     """Source of the exposures that were not taken, as text."""
+    labels: LabelKind = "takes"
     leaks: tuple[str, ...] = ()
     """What features know that they may not."""
 
@@ -62,14 +68,18 @@ def read_columns(
     protocol: Protocol,
     folder: Path,
     *,
+    labels: LabelKind = "takes",
     live: FeatureConfig | None = None,
     outcomes: Collection[str] = (),
     step_rows: int = STEP_ROWS,
 ) -> Recorded:
     """Build the columns of a folder under a protocol.
 
+    The rows are takes and exposures, or with `labels` ratings the rated takes alone. A take has the same history and
+    features in both.
+
     With `live` the features are those of a live trainer with steps of `step_rows`, which never sees the attributes
-    `outcomes`; else exact ones over all takes before a row.
+    `outcomes`; else exact ones over all takes before a row. Raises `Misconfigured` if there are no ratings to judge by.
     """
     log, data = protocol.log, protocol.log.data
     day_resolution = data.day_resolution
@@ -79,7 +89,11 @@ def read_columns(
         inferred_from = np.zeros(len(log.ts), bool)
     taken = data.interactions.taken & ~_invisible(protocol)
     takes = Takes(log.user[taken], log.item[taken], log.ts[taken], _ratings(data, folder, taken), inferred_from[taken])
-    user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from)
+    liked_T = None
+    if labels == "ratings":
+        liked_T = liked(data, folder)
+        step_rows = max(1, step_rows // (1 + NEGATIVES_PER_TAKE))  # as many takes as a step has beside exposures
+    user, item, second, label, defines, source, drawn_from = _impressions(protocol, inferred_from, liked_T)
     length = EventIndex(takes.user_T, takes.second_T).count(user, second)
     by_user = np.lexsort((takes.second_T, takes.user_T))
     histories = Histories.of(takes.user_T[by_user], takes.item_T[by_user], takes.second_T[by_user])
@@ -131,12 +145,13 @@ def read_columns(
         log.held_out[item],
         protocol.name == "cold",
         drawn_from,
+        labels,
         tuple(leaks),
     )
 
 
 def _impressions(
-    protocol: Protocol, inferred_from: NDArray[np.bool_]
+    protocol: Protocol, inferred_from: NDArray[np.bool_], liked_T: NDArray[np.float64] | None
 ) -> tuple[
     NDArray[np.int64],
     NDArray[np.int64],
@@ -148,21 +163,28 @@ def _impressions(
 ]:
     """Users, items, seconds, labels, whether the row defines a publish time, source interaction, source as text.
 
-    From the first training second on.
+    From the first training second on. With `liked_T` (1, 0, NaN for no row) as labels there are no exposures.
     """
     log, data = protocol.log, protocol.log.data
-    other_user, other_item, other_second, beside, _, drawn_from = negatives_beside(data, log.ts, EXPOSURE_SEED)
+    other_user = other_item = other_second = beside = np.zeros(0, np.int64)
+    drawn_from = None
+    if liked_T is None:
+        other_user, other_item, other_second, beside, _, drawn_from = negatives_beside(data, log.ts, EXPOSURE_SEED)
+    ones = data.interactions.taken if liked_T is None else liked_T == 1
     if data.day_resolution:
         other_second = other_second - other_second % DAY_SECONDS
     user = np.concatenate([log.user, other_user])
     item = np.concatenate([log.item, other_item + 1])
     second = np.concatenate([log.ts, other_second])
-    label = np.concatenate([data.interactions.taken, np.zeros(len(other_user), bool)]).astype(np.int8)
+    label = np.concatenate([ones, np.zeros(len(other_user), bool)]).astype(np.int8)
     defines = np.concatenate([inferred_from, np.zeros(len(other_user), bool)])
     source = np.full(len(user), -1)
     if data.negatives is None and len(other_user):
         source[len(log.user) :] = sources_of_draws(log.ts, log.item, beside, other_item + 1, seed=EXPOSURE_SEED)
-    kept = np.flatnonzero(second >= protocol.train.start)
+    wanted = second >= protocol.train.start
+    if liked_T is not None:
+        wanted &= ~np.isnan(liked_T)
+    kept = np.flatnonzero(wanted)
     # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([EXPOSURE_SEED, 29]).permutation(len(kept))
     kept = kept[np.lexsort((shuffle, second[kept]))]
@@ -176,12 +198,12 @@ def _invisible(protocol: Protocol) -> NDArray[np.bool_]:
 
 
 def _ratings(data: DataSet, folder: Path, chosen: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    if not data.interactions.rated:
+    ratings = read_ratings(data, folder)
+    if ratings is None:
         return None
-    path = folder / "interactions.parquet"
-    values = parquet.as_numbers(parquet.read_columns(path, ["rating"], []), path, "rating")
-    known = ~np.isnan(values)
-    return np.where(known, values, values[known].mean() if known.any() else np.nan)[chosen]
+    ts = data.interactions.ts
+    usual = np.nan_to_num(means_before(np.zeros_like(ts), ts, ratings))  # of what came before, never of the whole set
+    return np.where(np.isnan(ratings), usual, ratings)[chosen]
 
 
 def _item_facts(

@@ -33,7 +33,7 @@ class OneFeature:
 
 def popularity() -> OneFeature:
     """Takes of the item by all users: so far, or recent."""
-    return OneFeature("popularity", ["takes", "takes 1d", "takes 7d", "takes 30d"])
+    return OneFeature("popularity", ["takes", "takes 1d", "takes 7d"])
 
 
 def category_affinity() -> OneFeature:

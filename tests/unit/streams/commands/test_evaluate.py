@@ -16,6 +16,7 @@ from streams.settings import Settings
     [
         ("live", ("--models", "ciubm")),
         ("live", ("--seeds", "3")),
+        ("live", ("--labels", "ratings")),
         ("time-split", ("--seed", "0")),
         ("prequential", ("--events", "100")),
         ("time-split", ("--limit", "100")),

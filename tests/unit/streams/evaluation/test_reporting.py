@@ -32,7 +32,7 @@ def make_document(**more: Any) -> dict[str, Any]:
     gain = {"model": "din", "reference": "ciubm", "difference": 0.02, "low": -0.01, "high": 0.05}
     return {
         "about": {
-            "data": "<a set>", "protocol": "time-split", "vectors": "csft", "versions": 4,
+            "data": "<a set>", "protocol": "time-split", "labels": "takes", "vectors": "csft", "versions": 4,
             "spans": {"encode": "E", "train": "T", "validation": "V", "test": "X"},
             "rows": {"train": 1_000, "validation": 200, "test": 300, "without_history": 40},
             "negatives": None, "features": [],
@@ -79,6 +79,17 @@ def test_statements_say_what_was_compared_with_what_and_what_was_left_out() -> N
     document["about"]["negatives"] = "drawn by seed 0"
     told = " ".join(statements(document))
     assert "100 users with both labels: cold, retaken." in told and "led to nothing: drawn by seed 0." in told
+
+
+def test_statements_say_which_labels_were_judged() -> None:
+    document = make_document()
+    assert "Labels takes: 1 for a take, 0 for an exposure alone." in " ".join(statements(document))
+    document["about"]["labels"] = "ratings"
+    told = " ".join(statements(document))
+    assert "Labels ratings: the impressions are the rated takes alone, none is drawn. 1: rated above the mean" in told
+    assert "Exposures" not in told
+    del document["about"]["labels"]  # a report from when there were takes alone
+    assert "Labels takes" in " ".join(statements(document))
 
 
 def test_a_report_is_written_in_three_forms_and_escapes_names(tmp_path: Path) -> None:

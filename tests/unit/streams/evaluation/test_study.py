@@ -24,7 +24,8 @@ from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
 from trainer.offline.data import CtrData
 from trainer.offline.encoder_versions import EncoderVersions, Vectors
-from trainer.offline.protocols import Protocol
+from trainer.offline.labels import LabelKind
+from trainer.offline.protocols import Protocol, ProtocolName
 from trainer.samples.numbering import FeatureNumbers
 
 SEEN: list[tuple[str, CtrData]] = []
@@ -64,8 +65,10 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stream(tmp_path_factory.mktemp("stream"), users=400, items=120, takes=5_000)
 
 
-def study_of(folder: Path, out: Path, name: str = "prequential", kind: str = "csft") -> Study:
-    protocol, recorded = read_protocol(folder, name)  # type: ignore[arg-type]
+def study_of(
+    folder: Path, out: Path, name: ProtocolName = "prequential", kind: str = "csft", labels: LabelKind = "takes"
+) -> Study:
+    protocol, recorded = read_protocol(folder, name, labels)
     return Study(recorded, protocol, lambda: Guesses(protocol), kind, out, encoder={})  # type: ignore[arg-type,return-value]
 
 
@@ -104,11 +107,17 @@ def test_what_was_done_is_not_done_again(stream: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_study_is_refused(stream: Path, tmp_path: Path) -> None:
-    study_of(stream, tmp_path)
+    study = study_of(stream, tmp_path)
     with pytest.raises(Misconfigured, match="vectors"):
         study_of(stream, tmp_path, kind="frozen")
     with pytest.raises(Misconfigured, match="protocol"):
         study_of(stream, tmp_path, name="time-split")
+    with pytest.raises(Misconfigured, match="labels, impressions"):
+        study_of(stream, tmp_path, labels="ratings")
+    about = json.loads((tmp_path / "study.json").read_text())
+    assert about.pop("labels") == study.recorded.labels == "takes"
+    (tmp_path / "study.json").write_text(json.dumps(about))  # as it was written when there were takes alone
+    study_of(stream, tmp_path)
 
 
 def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: Path) -> None:
@@ -207,6 +216,25 @@ def test_the_command_evaluates_a_folder_from_scratch(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "src='data:image/svg+xml;base64," in page and not re.search(r"""(href|src)=["']?http""", page)
     assert "| category-affinity |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_command_judges_by_ratings_in_a_folder_of_its_own(
+    tmp_path: Path, stream: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIM_ENCODERS__CACHE_FOLDER", str(tmp_path / "cache"))
+    arguments = ["evaluate", str(stream), "--models", "popularity", "--seeds", "1", "--vectors", "frozen"]
+    assert cli.main(["--log-level", "error", *arguments, "--labels", "ratings", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["about"]["labels"] == "ratings" and document["about"]["negatives"] is None
+    _, recorded = read_protocol(stream, "time-split", "ratings")
+    assert sum(document["about"]["rows"][span] for span in ("train", "validation", "test")) <= len(recorded.rows)
+    assert Path(document["out"]).name == f"{stream.name}-time-split-frozen-ratings"
+
+
+def test_a_folder_without_ratings_is_not_judged_by_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_days(tmp_path / "days")
+    assert cli.main(["evaluate", str(folder), "--labels", "ratings"]) == cli.EXIT_MISCONFIGURED
+    assert "has no ratings" in capsys.readouterr().err
 
 
 def test_a_folder_without_interactions_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from trainer.offline.buckets import buckets
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.event_index import EventIndex
 from trainer.offline.features import features
+from trainer.offline.labels import LabelKind
 from trainer.offline.leak_checks import leaks
 from trainer.offline.protocols import PROTOCOLS, Protocol
 
@@ -57,9 +58,11 @@ def test_an_honest_set_has_no_leak(folder: Path) -> None:
 # ---- a feature that looks ahead ----------------------------------------------------------------------------------
 
 
-def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def features_that_see_the_future(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, labels: LabelKind = "takes"
+) -> list[str]:
     """Features of early rows that change when everything from some second on is another story."""
-    protocol, recorded = read_protocol(folder)
+    protocol, recorded = read_protocol(folder, labels=labels)
     rows, made = recorded.rows, columns.features
     middle = int(rows.second_N[len(rows) // 2])
 
@@ -77,7 +80,7 @@ def features_that_see_the_future(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patched:
         patched.setattr(columns, "features", from_another_future)
-        changed = read_columns(protocol, folder).rows
+        changed = read_columns(protocol, folder, labels=labels).rows
     early = rows.second_N <= middle
     # sums over all items round differently when later ones change
     differs = ~np.all(np.isclose(rows.dense_NF[early], changed.dense_NF[: early.sum()], atol=1e-5), axis=0)
@@ -90,10 +93,20 @@ def test_no_feature_changes_with_what_happens_at_its_second_or_later(
     assert features_that_see_the_future(folder, monkeypatch) == []
 
 
-def test_a_feature_that_looks_one_event_ahead_is_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_feature_of_rated_takes_changes_with_what_happens_at_its_second_or_later(
+    stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert features_that_see_the_future(stream, monkeypatch, "ratings") == []
+
+
+@pytest.mark.parametrize(("name", "labels"), [("stream", "takes"), ("days", "takes"), ("stream", "ratings")])
+def test_a_feature_that_looks_one_event_ahead_is_caught(
+    name: str, labels: LabelKind, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder: Path = request.getfixturevalue(name)
     honest = EventIndex.bounds
     monkeypatch.setattr(EventIndex, "bounds", lambda self, key, second: honest(self, key, second + 1))
-    caught = features_that_see_the_future(folder, monkeypatch)
+    caught = features_that_see_the_future(folder, monkeypatch, labels)
     assert "takes" in caught and "together" in caught and "category takes" in caught
 
 

@@ -16,8 +16,9 @@ from trainer.datasets.spans import BehaviourLog
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState, TakeColumns
 from trainer.features.states import DrawnSources
-from trainer.offline import live_features
+from trainer.offline import live_features, simple
 from trainer.offline.columns import Recorded, read_columns
+from trainer.offline.labels import LABEL_KINDS, LabelKind
 from trainer.offline.protocols import Protocol, protocol_of
 
 SAME = (
@@ -37,9 +38,9 @@ def protocol_over(folder: Path) -> Protocol:
     return protocol_of(BehaviourLog.of(data, folder), "prequential")
 
 
-def live(folder: Path, step_rows: int = live_features.STEP_ROWS) -> Recorded:
+def live(folder: Path, step_rows: int = live_features.STEP_ROWS, labels: LabelKind = "takes") -> Recorded:
     protocol = protocol_over(folder)
-    return read_columns(protocol, folder, live=FeatureConfig(), step_rows=step_rows)
+    return read_columns(protocol, folder, labels=labels, live=FeatureConfig(), step_rows=step_rows)
 
 
 def test_live_features_are_the_exact_ones_but_for_the_step_that_a_row_waits_for(folder: Path) -> None:
@@ -56,6 +57,12 @@ def test_live_features_are_the_exact_ones_but_for_the_step_that_a_row_waits_for(
         ours = rows.dense_NF[:, rows.dense_names.index(name)]
         theirs = exact.dense_NF[:, exact.dense_names.index(name)]
         assert np.corrcoef(ours, theirs)[0, 1] > 0.9, name
+
+
+def test_models_of_one_feature_find_each_that_they_try(folder: Path) -> None:
+    names = live(folder).rows.dense_names
+    for model in (simple.popularity(), simple.category_affinity()):
+        assert {trial["feature"] for trial in model.trials} <= set(names)
 
 
 def test_what_is_an_outcome_is_no_feature(folder: Path, tmp_path: Path) -> None:
@@ -103,7 +110,8 @@ def test_a_look_at_later_seconds_is_caught(folder: Path, monkeypatch: pytest.Mon
     assert any("before its last step" in message for message in live(folder).leaks)
 
 
-def test_the_state_after_the_step_is_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("labels", LABEL_KINDS)
+def test_the_state_after_the_step_is_caught(labels: LabelKind, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     until = live_features._until
     monkeypatch.setattr(live_features, "_until", lambda columns, before: until(columns, before) + 50)
-    assert any("before its last step" in message for message in live(folder).leaks)
+    assert any("before its last step" in message for message in live(folder, labels=labels).leaks)
