@@ -104,7 +104,10 @@ def _write() -> None:
         rows_sha256=trainer.progress.rows_sha256,
     )
     with tempfile.TemporaryDirectory() as folder:
-        snapshot_id = _store(Path(folder)).write(state, meta, None).snapshot_id
+        store = _store(Path(folder))
+        first = store.write(state, meta, None).snapshot_id
+        whole = store.load(first).state  # rows of tables among the other arrays, so that one file holds all
+        snapshot_id = store.write(whole, meta, None).snapshot_id
         for file, corpus in CORPUS_OF.items():
             place = Path(folder) if file == POINTER_FILE else Path(folder) / "snapshots" / snapshot_id
             target = HERE / "corpus" / corpus
