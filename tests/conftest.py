@@ -48,7 +48,7 @@ def part(items: list[pytest.Item], share: int, shares: int) -> list[pytest.Item]
 
 
 def in_turns(real: list[pytest.Item], others: list[pytest.Item]) -> list[pytest.Item]:
-    """Files of tests of real parts between the files of the others, spread over the first four fifths of them.
+    """Files of tests of real parts between the files of the others, spread over the first half of them.
 
     Files stay whole: what a file sets up for all its tests is set up once.
     """
@@ -58,7 +58,7 @@ def in_turns(real: list[pytest.Item], others: list[pytest.Item]) -> list[pytest.
     for _, file in groupby(others, key=lambda item: item.path):
         merged += (tests := list(file))
         seen += len(tests)
-        while files and placed / len(real) < 1.25 * seen / len(others):
+        while files and placed / len(real) < 2 * seen / len(others):
             placed += len(files[0])
             merged += files.popleft()
     return [*merged, *chain.from_iterable(files)]
