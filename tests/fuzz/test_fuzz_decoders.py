@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 
 CORPUS_FILES = [(path.parent.name, path.name) for path in sorted(CORPUS.glob("*/*"))]
 SPARE = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,

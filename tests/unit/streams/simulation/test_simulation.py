@@ -73,6 +73,12 @@ def simulated(folder: Path, **over: Any) -> SimulatedRun:
     return simulate(make_trainer, events, {0: vectors_of(timeline)}, **given)
 
 
+@pytest.fixture(scope="module")
+def run(folder: Path) -> SimulatedRun:
+    """The run of the folder as it is."""
+    return simulated(folder)
+
+
 class Held(NamedTuple):
     partition: int
     offset: int
@@ -150,8 +156,10 @@ async def through_a_broker(folder: Path, size: int) -> OnlineTrainer:
 
 
 @pytest.mark.parametrize("size", [3, 1_000])
-async def test_a_simulation_learns_the_rows_of_a_trainer_that_reads_a_replay(folder: Path, size: int) -> None:
-    run, trainer = simulated(folder), await through_a_broker(folder, size)
+async def test_a_simulation_learns_the_rows_of_a_trainer_that_reads_a_replay(
+    folder: Path, run: SimulatedRun, size: int
+) -> None:
+    trainer = await through_a_broker(folder, size)
     assert run.rows > 3_000
     assert run.rows_sha256 == trainer.progress.rows_sha256
     assert run.counts == trainer.intake.counts and run.counts.dead_lettered > 0 and run.counts.pending > 0
@@ -168,23 +176,24 @@ async def test_each_record_has_the_place_that_a_producer_gives_it(folder: Path) 
         assert entry.behaviour == behaviour_of(held[entry.partition, entry.offset], BrokerConfig(), {})
 
 
-def test_the_same_folder_gives_the_same_scores_to_the_last_digit_and_releases_are_compared(folder: Path) -> None:
-    first, second = simulated(folder), simulated(folder)
+def test_the_same_folder_gives_the_same_scores_to_the_last_digit_and_releases_are_compared(
+    folder: Path, run: SimulatedRun
+) -> None:
+    first, second = run, simulated(folder)
     for name in ("ciubm", SERVED):
         np.testing.assert_array_equal(first.scored.scores[name], second.scored.scores[name])
     assert first.decisions[0].passed and first.decisions[0].rows == 0
     assert len(first.decisions) >= 2 and all(one.rows >= GATE.trial_rows for one in first.decisions[1:])
     served = first.scored.scores[SERVED]
     unserved = int(np.isnan(served).sum())
-    assert (
-        1_000 <= unserved <= 1_000 + CONFIG.batch_rows
-    )  # the first release is made of a thousand rows and serves at once
+    # the first release is made of a thousand rows and serves at once
+    assert 1_000 <= unserved <= 1_000 + CONFIG.batch_rows
     assert len(served) == len(first.with_history) == len(first.scored)
 
 
-def test_what_serves_never_changes_what_is_learned(folder: Path) -> None:
+def test_what_serves_never_changes_what_is_learned(folder: Path, run: SimulatedRun) -> None:
     never = simulated(folder, gate=GateConfig(trial_rows=10**9))
-    np.testing.assert_array_equal(never.scored.scores["ciubm"], simulated(folder).scored.scores["ciubm"])
+    np.testing.assert_array_equal(never.scored.scores["ciubm"], run.scored.scores["ciubm"])
 
 
 def test_vectors_that_come_later_change_only_rows_from_then_on(folder: Path) -> None:
@@ -206,8 +215,7 @@ def test_vectors_that_come_later_change_only_rows_from_then_on(folder: Path) -> 
     assert changed.any() and plain.scored.occurred_at[first] >= half - 600 * 60
 
 
-def test_runs_are_compared_on_the_same_rows_alone(folder: Path, tmp_path: Path) -> None:
-    run = simulated(folder)
+def test_runs_are_compared_on_the_same_rows_alone(folder: Path, run: SimulatedRun, tmp_path: Path) -> None:
     log = BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder)
     write_run(run, document_of(run, log, other=None, seed=0), tmp_path / "a")
     digest, scores = read_run(tmp_path / "a")
