@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -240,7 +241,7 @@ def look_at_training(world: World, truth: Behaviours, reference: Reference, *, u
     told = {name: accounts[name] for name in wanted}
     if told != wanted:
         found.add(f"the trainer counted {told}, by the log it is {wanted}")
-    rows = rows_learned(world)
+    rows = rows_learned(world.states)
     found.add_any("rows were learned from more than once, or are of no behaviour", twice(rows, truth.rows))
     lost = Counter(row for row in truth.rows if row.second < until) - Counter(rows)
     found.add_any("behaviours were not learned from, or with another label", sorted(lost.elements()))
@@ -260,26 +261,21 @@ def look_at_training(world: World, truth: Behaviours, reference: Reference, *, u
     return found
 
 
-def rows_learned(world: World) -> list[Row]:
-    """Every row that the trainer at work and those before it have learned from, in order.
+def rows_learned(states: Iterable[Path]) -> list[Row]:
+    """Every row that the trainers of these state folders have learned from, one folder after the other, in order.
 
-    One that takes over goes on from a snapshot and lists its own rows alone; what was learned before the snapshot is
-    listed by its predecessors.
+    A trainer in a new folder goes on from a snapshot and lists its own rows alone; what was learned before the snapshot
+    is listed by its predecessors, and what they listed after it does not count.
     """
     rows: list[Row] = []
-    begin: int | None = None
-    for state in reversed(world.states):
+    for state in states:
         scored = read_scores(state / SCORES_FOLDER)
-        own = []
-        if scored is not None:
-            columns = zip(scored.user, scored.item, scored.occurred_at, scored.label, strict=True)
-            own = [Row(str(user), str(item), int(second), int(label)) for user, item, second, label in columns]
-        # its last report does not say how many these are: it may have been stopped between scores and report
-        first = world.first_row(state)
-        rows = (own if begin is None else own[: max(0, begin - first)]) + rows
-        begin = first if begin is None else min(begin, first)
-        if begin <= 0:
-            break
+        if scored is None:
+            continue
+        begin = min(int(path.stem.removeprefix("scores-")) for path in (state / SCORES_FOLDER).glob("scores-*.parquet"))
+        columns = zip(scored.user, scored.item, scored.occurred_at, scored.label, strict=True)
+        del rows[begin:]
+        rows += [Row(str(user), str(item), int(second), int(label)) for user, item, second, label in columns]
     return rows
 
 

@@ -8,16 +8,20 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from streams.settings import load_settings
 from streams.stack.run import RunningStack, running_stack
+from streams.training.scores import SCORES_FOLDER, ScoreFiles
 from tests.faults import checks
+from tests.faults.checks import rows_learned
 from tests.faults.oracle import Logged, expected_behaviours, expected_items
 from tests.faults.planted import BUGS
 from tests.faults.processes import Starter
 from tests.faults.rounds import Rounds
 from tests.faults.scenario import FAULTS, Fault, plan_round
+from trainer.metrics import ScoredRows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -71,6 +75,31 @@ def test_the_truth_knows_late_and_repeated_behaviours() -> None:
     found = expected_behaviours({0: [*log, Logged(0, 9, b"u", b"{")]})
     assert (found.records, found.repeated, found.late, len(found.broken)) == (6, 1, 1, 1)
     assert [row.label for row in found.rows] == [0, 1] and found.histories == {"u": [("i", 1735689665.0)]}
+
+
+def test_rows_are_those_of_each_folder_up_to_where_the_next_one_goes_on(tmp_path: Path) -> None:
+    def learn(folder: str, scored: int | None, seconds: range) -> None:
+        files = ScoreFiles(tmp_path / folder / SCORES_FOLDER)
+        files.open(scored)
+        if seconds:
+            files.add([scored_rows(seconds)])
+        files.flush()
+
+    states = [tmp_path / folder for folder in ("a", "b", "c")]
+    learn("a", None, range(5))
+    learn("a", 3, range(3, 8))  # killed, and started again from a snapshot of its own
+    learn("b", 6, range(0))  # took over and was killed before it had learned anything
+    learn("c", 6, range(6, 9))
+    assert [row.second for row in rows_learned(states)] == list(range(9))
+
+
+def scored_rows(seconds: range) -> ScoredRows:
+    """Rows of these event times."""
+    count = len(seconds)
+    names = np.full(count, "u")
+    labels, ages = np.zeros(count, np.int8), np.zeros(count)
+    never = np.zeros(count, bool)
+    return ScoredRows(names, names, np.array(seconds), labels, ages, never, never, {"ciubm": ages})
 
 
 @pytest.fixture(scope="module")

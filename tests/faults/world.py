@@ -111,7 +111,6 @@ class World:
         """`index`, `record`, `train`, `serve`; a second index worker is `index 1`."""
         self.states = [folder / "train-0"]
         """State folders of the trainers that led one after another; the last one is at work."""
-        self._trainers: dict[Path, list[Process]] = {}
         self.ends: dict[str, dict[int, int]] = {"items": {}, "behaviours": {}}
         """Offset after the newest acknowledged record, by topic and partition."""
         self.acknowledged: dict[str, list[Logged]] = {"items": [], "behaviours": []}
@@ -204,8 +203,6 @@ class World:
         if command == "train":
             arguments = (*arguments, "--state", str(self.states[-1]))
         process = self.starter.start(command, arguments, environment_of(self.values), bug=self.bug, clock=clock)
-        if command == "train":
-            self._trainers.setdefault(self.states[-1], []).append(process)
         self.workers[name] = process
         return process
 
@@ -244,11 +241,6 @@ class World:
         except FileNotFoundError:
             return {"accounts": {}, "steps": 0, "rows_trained": 0}
         return found
-
-    def first_row(self, state: Path) -> int:
-        """Number of the first row that is scored in a state folder: its first trainer went on from a snapshot there."""
-        resumed = (line for trainer in self._trainers.get(state, []) for line in trainer.said("snapshot.resumed"))
-        return int(next((line["rows"] for line in resumed), 0))
 
     # ---- sending -------------------------------------------------------------------------------------------------
 
