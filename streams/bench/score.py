@@ -1,8 +1,8 @@
 """`mimstream bench score`: scores over HTTP from the real server and stores, beside what HTTP and the model cost alone.
 
-The floor is an aiohttp server that only parses the question, runs the bare forward pass of the same weights on tensors
-that lie ready, and answers a body of the same size. Both are asked the same questions by the same client, in turns, so
-that a machine that becomes faster or slower does so for both.
+The floor is an aiohttp server that only parses the question, runs the network's own forward pass, as training does, on
+tensors that lie ready, and answers a body of the same size. Both are asked the same questions by the same client, in
+turns, so that a machine that becomes faster or slower does so for both.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from streams.settings import Settings
 
 CLIENTS = (1, 8)
 ROUNDS = 10
+HISTORY = 50
+"""What a release reads where nothing else is set."""
 USERS = 64
 QUESTIONS = 256
 WARM_UP = 20
@@ -40,7 +42,7 @@ WARM_UP = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmark's arguments."""
     parser.add_argument("--candidates", type=int, default=200, metavar="N", help="items scored per request")
-    parser.add_argument("--history", type=int, default=100, metavar="N", help="takes of each user")
+    parser.add_argument("--history", type=int, default=HISTORY, metavar="N", help="takes of each user that count")
     parser.add_argument("--items", type=int, default=5_000, metavar="N", help="items in the center")
     parser.add_argument("--requests", type=int, default=200, metavar="N", help="counted requests of each turn")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,7 @@ from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, S
 from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections
 from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
+from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
@@ -68,14 +69,13 @@ class ScoringService:
     encoder: QueryEncoder
     encoder_version: str
     compute: ThreadPoolExecutor
+    passes: ForwardPasses
     on_report: Callable[[object], None]
     """Receives every `RequestReport` and `CacheReport`."""
     metrics_page: Callable[[], bytes]
     """Renders `GET /metrics`, in the text format of Prometheus."""
     now: Callable[[], float]
     """Wall clock, seconds since 1970: the moment of requests that name none."""
-    one_pass: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the request that is scored now."""
 
 
 SERVICE = web.AppKey("service", ScoringService)
@@ -121,22 +121,21 @@ async def score(request: web.Request) -> web.Response:
     states = copies.states(lookup.items.hashes_U2, lookup.facts)
     head = copies.held_head if service.skew.chooses(copies.held_head) else None
     moment = RequestMoment(states, [*seconds, *(now for _ in seen_last)], now)
-    async with service.one_pass:
-        await asyncio.sleep(0)  # answers of the stores are read between two passes, else their time limits pass unheard
-        # here rather than in a thread: a pass is hundreds of short operations, after each of which a thread would have
-        # to win the interpreter back from this loop; measured, that costs more than the concurrency gains
-        if not candidates:
-            probabilities = np.empty(0)
-        elif head is None:
-            probabilities = model.scorer.score(lookup.items, len(candidates), moment)
-        else:
-            probabilities, values_BF = model.scorer.score_with_features(lookup.items, len(candidates), moment)
-            past = lookup.items.item_ids[len(candidates) :][-model.scorer.history_length :]
-            past_at = moment.history_seconds[-model.scorer.history_length :]
-            held_U = lookup.items.has_vector_U[1:]
-            if held_U[len(candidates) :].all():  # what is not held here may be known to the trainer a moment later
-                scored = (model.manifest.release_id, head, now, candidates, past, past_at)
-                service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)])
+    if candidates:
+        scorer = model.scorer
+        batch, probabilities = await service.passes.run(
+            lambda: scorer.prepare(lookup.items, len(candidates), moment), scorer.probabilities
+        )
+        held_U = lookup.items.has_vector_U[1:]
+        # what is not held here may be known to the trainer a moment later
+        if head is not None and held_U[len(candidates) :].all():
+            past = lookup.items.item_ids[len(candidates) :][-scorer.history_length :]
+            past_at = moment.history_seconds[-scorer.history_length :]
+            scored = (model.manifest.release_id, head, now, candidates, past, past_at)
+            values_BF = scorer.features_of(batch)
+            service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)])
+    else:
+        probabilities = np.empty(0)
     if deleted:
         probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
     return _answer(

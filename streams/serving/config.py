@@ -50,8 +50,10 @@ class ServeConfig(BaseModel):
     max_concurrent_requests: int = Field(default=256, ge=1)
     """Requests in hand at once; more are answered 503 at once rather than late."""
     compute_threads: int = Field(default=2, ge=1)
-    """Threads that encode queries. Scores need none: one process uses about one core for them, more cores want more
-    processes."""
+    """Threads that encode queries."""
+    score_threads: int = Field(default=2, ge=1)
+    """Threads in which the click model runs while several requests are in hand. The rest of a score is the work of one
+    thread, about as much again: more than three cores want more processes."""
     poll_models_seconds: float = Field(default=2.0, gt=0)
     """How often to look for a newer release; a notice on `models` makes it look at once."""
     load_encoder_at_start: bool = False

@@ -39,17 +39,18 @@ class ScoringModel(Protocol):
         """How many of a user's newest takes count."""
         ...
 
-    def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
-        """Probability of each of the first `candidates` items; those that follow are the history, oldest first.
-
-        Without a `moment` nothing is known of what was taken.
+    def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> Any:
+        """What `probabilities` reads of a request: the first `candidates` items, and the history after them, oldest
+        first. Without a `moment` nothing is known of what was taken.
         """
         ...
 
-    def score_with_features(
-        self, items: ItemRows, candidates: int, moment: RequestMoment
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """The same, and the features that it was computed from, shape (candidates, F)."""
+    def probabilities(self, batch: Any) -> NDArray[np.float64]:
+        """Probability of each candidate."""
+        ...
+
+    def features_of(self, batch: Any) -> NDArray[np.float32]:
+        """The features that they are computed from, shape (candidates, F)."""
         ...
 
 
@@ -170,7 +171,7 @@ class ModelWatcher:
                     "MIM_TRAINER__FEATURES__... settings, or train again with those of this server",
                 )
             scorer = self._make_scorer(weights, manifest)
-            tried = scorer.score(ItemRows.of(["a candidate"], {}, manifest.dim), 1)
+            tried = scorer.probabilities(scorer.prepare(ItemRows.of(["a candidate"], {}, manifest.dim), 1))
         except StoreUnavailable:
             raise
         except PipelineError as error:

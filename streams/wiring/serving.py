@@ -22,6 +22,7 @@ from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig
 from streams.serving.connections import Connections, affordable_connections, listening
 from streams.serving.embeddings_follower import EmbeddingsFollower
+from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher, follow_notices
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
@@ -130,6 +131,8 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         )
         compute = ThreadPoolExecutor(config.compute_threads, thread_name_prefix="compute")
         opened.callback(compute.shutdown, wait=False, cancel_futures=True)
+        passes = ThreadPoolExecutor(config.score_threads, thread_name_prefix="score")
+        opened.callback(passes.shutdown, wait=False, cancel_futures=True)
         connections = Connections(
             affordable_connections(config.max_connections, settings.redis.max_connections + OTHER_FILES),
             config.head_seconds,
@@ -147,6 +150,7 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 encoder=encoder,
                 encoder_version=version,
                 compute=compute,
+                passes=ForwardPasses(passes),
                 on_report=metrics.record,
                 metrics_page=metrics.page,
                 now=time.time,

@@ -27,6 +27,7 @@ from streams.monitoring.metrics import Metrics
 from streams.serving.api import ScoringService, make_app
 from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.connections import Connections
+from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
@@ -69,6 +70,9 @@ class Loaded:
         return WordEncoder()
 
 
+Asked = tuple[ItemRows, int, RequestMoment | None]
+
+
 class PlainScorer:
     """Sigmoid of (bias + cosine to the newest take); NaN for an item called so."""
 
@@ -76,11 +80,15 @@ class PlainScorer:
 
     def __init__(self, bias: float) -> None:
         self.bias = bias
-        self.asked: list[tuple[ItemRows, int, RequestMoment | None]] = []
+        self.asked: list[Asked] = []
         """What was scored, by request."""
 
-    def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
+    def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> Asked:
         self.asked.append((items, candidates, moment))
+        return self.asked[-1]
+
+    def probabilities(self, batch: Asked) -> NDArray[np.float64]:
+        items, candidates, _ = batch
         vectors, past = items.by_item(), items.item_ids[candidates:]
         last = vectors.get(past[-1]) if past else None
         logits = [
@@ -93,10 +101,8 @@ class PlainScorer:
         ]
         return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
 
-    def score_with_features(
-        self, items: ItemRows, candidates: int, moment: RequestMoment
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        return self.score(items, candidates, moment), np.zeros((candidates, len(FEATURES.names)), np.float32)
+    def features_of(self, batch: Asked) -> NDArray[np.float32]:
+        return np.zeros((batch[1], len(FEATURES.names)), np.float32)
 
 
 def make_scorer(weights: Mapping[str, Tensor], manifest: ModelManifest) -> PlainScorer:
@@ -193,6 +199,7 @@ async def open_bench() -> AsyncIterator[Open]:
             encoder=Loaded(),
             encoder_version=VERSION,
             compute=pool,
+            passes=ForwardPasses(pool),
             on_report=metrics.record,
             metrics_page=metrics.page,
             now=lambda: NOW,

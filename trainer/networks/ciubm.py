@@ -61,6 +61,7 @@ class CiUBM(nn.Module):
     def __init__(self, config: CiUBMConfig, *, vector_width: int, seed: int, dense_width: int = DENSE_FEATURES) -> None:
         super().__init__()
         self.config = config
+        self.dense_width = dense_width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(vector_width, dense_width)

@@ -58,7 +58,7 @@ class IdTable(nn.Module):
 
     def rows(self, hashes_U2: Tensor) -> Tensor:
         """Row of each id, shape (U,); 0 for those that have none. `hashes_U2`: two independent hashes of the id."""
-        set_U = hashes_U2[:, 0] % len(self.key_SW)
+        set_U = hashes_U2[:, 0] % self.key_SW.shape[0]
         match_UW = self.key_SW.index_select(0, set_U) == hashes_U2[:, 1:]
         # at most one way matches, so a product gives its number: a tenth of the time of any and argmax
         way_U = (match_UW.float() @ self.number_W).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from trainer.features.probe import differing
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import dense_columns, dense_width
 from trainer.networks.config import CiUBMConfig
+from trainer.networks.inference import CompiledCiUBM
 from trainer.networks.item_rows import ItemRows, RequestMoment
 
 
@@ -76,12 +78,9 @@ class Scorer:
         """
         return self.probabilities(self.prepare(items, candidates, moment))
 
-    def score_with_features(
-        self, items: ItemRows, candidates: int, moment: RequestMoment
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """The same, and the features of the moment that went into the network, shape (candidates, F)."""
-        batch = self.prepare(items, candidates, moment)
-        return self.probabilities(batch), batch.dense_BF.numpy()[:, : len(self.features.names)]
+    def features_of(self, batch: CtrBatch) -> NDArray[np.float32]:
+        """The features of the moment that go into the network, shape (candidates, F)."""
+        return batch.dense_BF.numpy()[:, : len(self.features.names)]
 
     def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> CtrBatch:
         """The request as tensors: one row per candidate, and one history, shared by all."""
@@ -103,6 +102,12 @@ class Scorer:
         )
 
     def probabilities(self, batch: CtrBatch) -> NDArray[np.float64]:
-        """The forward pass alone."""
+        """The forward pass alone; where all rows share one history, without the interpreter."""
+        if len(batch.history_BL) == 1:
+            return self._compiled.probabilities(batch).numpy()
         with torch.inference_mode():
             return torch.sigmoid(self._model(batch).double()).numpy()
+
+    @cached_property
+    def _compiled(self) -> CompiledCiUBM:
+        return CompiledCiUBM(self._model)

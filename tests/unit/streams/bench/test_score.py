@@ -10,10 +10,11 @@ from aiohttp.test_utils import TestServer
 
 from schemas.errors import Unavailable
 from schemas.scoring import ScoreRequest
-from streams.bench.score import ask, summary
+from streams.bench.score import HISTORY, ask, summary
 from streams.bench.score_world import DIM, draw_world
 from trainer.networks.item_rows import ItemRows
 from trainer.networks.scorer import Scorer
+from trainer.samples.config import JoinConfig
 
 
 def test_a_world_is_the_same_for_whoever_draws_it_and_its_release_scores_its_questions() -> None:
@@ -66,3 +67,7 @@ async def test_clients_ask_every_question_once_one_at_a_time_each() -> None:
         assert sorted(asked) == list(range(20)) and len(took) == 20 and most <= 3
         with pytest.raises(Unavailable, match="500"):
             await ask(session, url, [b'"bad"'], 1)
+
+
+def test_the_history_asked_about_is_as_long_as_a_release_reads_by_default() -> None:
+    assert JoinConfig().history_length == HISTORY

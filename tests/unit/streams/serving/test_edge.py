@@ -9,13 +9,11 @@ import tracemalloc
 import zlib
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from schemas.errors import StoreBusy
 from streams.stores.histories.store import InMemoryBehaviourStore
-from tests.factories.serving import Open, PlainScorer, open_bench
+from tests.factories.serving import Asked, Open, PlainScorer, open_bench
 from trainer.networks.item_rows import ItemRows, RequestMoment
 
 __all__ = ["open_bench"]
@@ -133,9 +131,9 @@ async def test_between_two_passes_the_loop_hears_of_everything_else(open_bench: 
     passes: list[int] = []
 
     class Noting(PlainScorer):
-        def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
+        def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> Asked:
             passes.append(turns)
-            return super().score(items, candidates, moment)
+            return super().prepare(items, candidates, moment)
 
     bench.service.models.current.scorer.__class__ = Noting
 

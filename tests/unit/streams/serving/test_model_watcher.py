@@ -79,7 +79,9 @@ class Scene:
             raise RuntimeError("no bias")
         answers = {-1.0: np.array([np.nan]), -2.0: np.array([0.5, 0.5])}
         plain = make_scorer(weights, manifest)
-        return plain if bias not in answers else SimpleNamespace(score=lambda *_: answers[bias])
+        if bias not in answers:
+            return plain
+        return SimpleNamespace(prepare=lambda *_: None, probabilities=lambda _: answers[bias])
 
     @property
     def serving(self) -> str | None:
