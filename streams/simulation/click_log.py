@@ -14,7 +14,9 @@ from trainer.samples.partition_merge import Entry
 
 
 @dataclass(slots=True)
-class _Record:
+class Record:
+    """A record as Kafka's clients give it."""
+
     partition: int
     offset: int
     timestamp: int
@@ -33,6 +35,6 @@ def click_log(timeline: Timeline, broker: BrokerConfig, *, partitions: int) -> I
     ends: Counter[int] = Counter()
     for outgoing in timeline.behaviour_records():
         partition = home_partition(outgoing.key, partitions)
-        record = _Record(partition, ends[partition], int(1000 * produced), outgoing.key, outgoing.value)
+        record = Record(partition, ends[partition], int(1000 * produced), outgoing.key, outgoing.value)
         ends[partition] += 1
         yield Entry(partition, record.offset, produced, behaviour_of(record, broker, {}), produced)

@@ -48,7 +48,7 @@ class SimulatedRun:
     decisions: Sequence[PromotionDecision]
 
 
-class _HeldVectors:
+class HeldVectors:
     """What `TrainerThread` reads, from memory."""
 
     def __init__(self, partitions: int) -> None:
@@ -63,9 +63,11 @@ class _HeldVectors:
 
     @property
     def has_embeddings(self) -> bool:
+        """Whether there are any to return."""
         return bool(self._waiting)
 
     def next_embeddings(self) -> list[EmbeddingRecord]:
+        """What was put since the last call."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
@@ -98,7 +100,7 @@ def simulate(
     `drawn_here`: a replay drew the exposures that led to nothing. Raises `Misconfigured` if there is no vector, or
     nothing to score, if training diverged, or if rows knew what they may not know.
     """
-    reads = _HeldVectors(partitions)
+    reads = HeldVectors(partitions)
     thread = TrainerThread(reads, make_trainer, waits=EmbeddingWait(timeout_seconds=0.0))
     due = sorted(vectors)
     scored: list[ScoredRows] = []

@@ -53,7 +53,7 @@ class Simulation:
         return simulate(
             trainer_maker(settings),
             islice(click_log(self.timeline, settings.kafka, partitions=partitions), self.events),
-            self._embeddings(seed),
+            self.embeddings(seed),
             partitions=partitions,
             gate=settings.gate,
             now=self.timeline.now,
@@ -61,7 +61,8 @@ class Simulation:
             advance=advance,
         )
 
-    def _embeddings(self, seed: int) -> VectorsBySecond:
+    def embeddings(self, seed: int) -> VectorsBySecond:
+        """The vectors, by the second of the log from which on they are there."""
         settings, data = self._settings, self.log.data
         contents = list(contents_of(data))
         hashes = [content_key(content) for content in contents]
