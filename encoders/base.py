@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.attributes import Attribute
 from schemas.items import ItemPublished
 
 
@@ -32,6 +33,8 @@ class ItemContent:
     """The encoded picture (JPEG, PNG, WebP, GIF or BMP); None where there is none."""
     year: int | None = None
     """Year of release or of the model, where known."""
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """What else is known of the item at publish time, without outcomes; texts are read, numbers are not."""
 
     @classmethod
     def of(cls, item: ItemPublished, image: bytes | None) -> Self:
@@ -44,6 +47,7 @@ class ItemContent:
             price=item.price,
             image=image,
             year=item.year,
+            attributes=item.attributes,
         )
 
 
@@ -61,12 +65,15 @@ class Prepared:
     year: int | None = None
     """year,"""
     price: float | None = None
-    """and price at first publish."""
+    """price at first publish,"""
+    words: tuple[int, ...] = ()
+    """and hashes of the values of further attributes."""
 
     @cached_property
     def address(self) -> bytes:
         """Digest of all inputs: equal digests give equal vectors of one encoder."""
-        parts = (self.tokens, None if self.pixels is None else self.pixels.shape, self.category, self.year, self.price)
+        parts: tuple[object, ...] = (self.tokens, None if self.pixels is None else self.pixels.shape)
+        parts = (*parts, self.category, self.year, self.price, self.words)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
         if self.pixels is not None:
             digest.update(np.ascontiguousarray(self.pixels).data)

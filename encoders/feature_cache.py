@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from encoders.base import ItemContent, Prepared
-from encoders.features import ItemFeatures, attribute_columns
+from encoders.features import ItemFeatures, attribute_columns, word_hashes
 from encoders.multimodal import MultiModalEncoder
 from schemas.errors import EncodingFailed, Reason
 
@@ -87,7 +87,10 @@ class FeatureCache:
             has_text_N=np.array([row[2] for row in rows], bool),
             has_image_N=np.array([row[3] for row in rows], bool),
             **attribute_columns(
-                [one.category for one in contents], [one.year for one in contents], [one.price for one in contents]
+                [one.category for one in contents],
+                [one.year for one in contents],
+                [one.price for one in contents],
+                [word_hashes(one.attributes) for one in contents],
             ),
         )
 

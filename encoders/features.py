@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from schemas.attributes import MOST_WORDS, Attribute, words_of
 
 UNKNOWN = np.float32(np.nan)
 
@@ -28,6 +30,8 @@ class ItemFeatures:
     year_N: NDArray[np.float32]
     price_N: NDArray[np.float32]
     """Price at first publish."""
+    words_NA: NDArray[np.int64]
+    """Hashes of the values of further attributes, A of them; -1 pads."""
 
     def __len__(self) -> int:
         return len(self.has_text_N)
@@ -48,15 +52,27 @@ class ItemFeatures:
 
 
 def attribute_columns(
-    categories: Sequence[str | None], years: Sequence[float | None], prices: Sequence[float | None]
+    categories: Sequence[str | None],
+    years: Sequence[float | None],
+    prices: Sequence[float | None],
+    words: Sequence[Sequence[int]],
 ) -> dict[str, NDArray[Any]]:
-    """The attribute columns of `ItemFeatures`."""
+    """The attribute columns of `ItemFeatures`; `words` are those of `word_hashes`."""
     hashed = {name: category_hashes(name) for name in set(categories)}
+    words_NA = np.full((len(words), MOST_WORDS), -1, np.int64)
+    for row, own in enumerate(words):
+        words_NA[row, : len(own)] = own
     return {
         "category_N2": np.array([hashed[name] for name in categories], np.int64).reshape(-1, 2),
         "year_N": np.array([UNKNOWN if year is None else year for year in years], np.float32),
         "price_N": np.array([UNKNOWN if price is None else price for price in prices], np.float32),
+        "words_NA": words_NA,
     }
+
+
+def word_hashes(attributes: Mapping[str, Attribute]) -> tuple[int, ...]:
+    """A stable 31-bit hash of each value of an attribute that is words, as `words_of` lists them."""
+    return tuple(_hashes(f"{name}\0{value}")[0] for name, value in words_of(attributes))
 
 
 def category_hashes(category: str | None) -> tuple[int, int]:
@@ -64,5 +80,9 @@ def category_hashes(category: str | None) -> tuple[int, int]:
     name = (category or "").strip().lower()
     if not name:
         return -1, -1
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return _hashes(name)
+
+
+def _hashes(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little") >> 1, int.from_bytes(digest[4:], "little") >> 1

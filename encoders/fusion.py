@@ -32,6 +32,8 @@ class FusionInput:
     category_N2: Tensor
     spline_NS: Tensor
     """Year and price, interpolated between knots, each with a column for whether it is known."""
+    words_NA: Tensor
+    """Hashes of the values of further attributes; -1 pads."""
 
     def __len__(self) -> int:
         return len(self.has_text_N)
@@ -117,6 +119,9 @@ class ItemFusion(nn.Module):
         self.image_in = nn.Linear(width, width, bias=False)
         self.category_table = nn.Embedding(config.category_rows, config.category_width)
         attributes = config.category_width + 2 * (config.knots + 1)
+        if config.attribute_rows:
+            self.word_table = nn.Embedding(config.attribute_rows, config.attribute_width)
+            attributes += config.attribute_width
         self.attributes = nn.Linear(attributes, width, bias=False)
         if config.kind == "gated":
             self.gate = nn.Linear(2 * width + attributes, width)
@@ -147,6 +152,8 @@ class ItemFusion(nn.Module):
             rows = torch.arange(start, width, 2)
             layer.weight[rows, torch.arange(len(rows))] = 1.0
         nn.init.normal_(self.category_table.weight, std=0.3)
+        if self.config.attribute_rows:
+            nn.init.normal_(self.word_table.weight, std=0.3)
         nn.init.zeros_(self.attributes.weight)
         if self.config.kind == "gated":
             nn.init.zeros_(self.gate.weight)
@@ -209,6 +216,7 @@ class ItemFusion(nn.Module):
             has_image_N=has_image,
             category_N2=category,
             spline_NS=torch.cat(splines, 1),
+            words_NA=torch.from_numpy(features.words_NA).to(device),
         )
 
     def text_components(self, text_NT: Tensor) -> Tensor:
@@ -227,7 +235,10 @@ class ItemFusion(nn.Module):
         has_image = items.has_image_N if drop_image_N is None else items.has_image_N & ~drop_image_N
         title = torch.where(has_text[:, None], self.text_head(items.text_NR), self.no_text_D)
         image = torch.where(has_image[:, None], self.image_head(items.image_NR), self.no_image_D)
-        attributes = torch.cat([self._categories(items.category_N2), items.spline_NS], 1)
+        known = [self._categories(items.category_N2), items.spline_NS]
+        if self.config.attribute_rows:
+            known.append(self._words(items.words_NA))
+        attributes = torch.cat(known, 1)
         title_side, image_side = self.text_in(title), self.image_in(image)
         config = self.config
         if config.kind == "mean":
@@ -282,6 +293,11 @@ class ItemFusion(nn.Module):
         rows = hashes_N2.clamp_min(0) % self.config.category_rows
         summed: Tensor = self.category_table(rows).sum(1) * known
         return summed
+
+    def _words(self, words_NA: Tensor) -> Tensor:
+        is_word = words_NA >= 0
+        rows_NAW: Tensor = self.word_table(words_NA.clamp_min(0) % self.config.attribute_rows)
+        return (rows_NAW * is_word[:, :, None]).sum(1) * is_word.sum(1, keepdim=True).clamp_min(1).float().rsqrt()
 
 
 def nested_unit(rows_ND: Tensor, widths: Sequence[int]) -> list[Tensor]:

@@ -36,6 +36,10 @@ class FusionConfig(BaseModel):
     """Whether the year is an input."""
     price: bool = True
     """Whether the price at first publish is an input."""
+    attribute_rows: int = Field(default=8192, ge=0)
+    """Rows of the table of hashed values of further attributes (`ItemPublished.attributes`); 0 leaves them out."""
+    attribute_width: int = Field(default=32, ge=1)
+    """Width of a value's embedding; an item has the sum of its values', over the root of their number."""
     knots: int = Field(default=16, ge=2)
     """Quantiles between which year and price are interpolated."""
 

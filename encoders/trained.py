@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -43,7 +43,7 @@ from encoders.bundle import (
     verified_sums,
 )
 from encoders.digests import file_sha256
-from encoders.features import ItemFeatures, attribute_columns
+from encoders.features import ItemFeatures, attribute_columns, word_hashes
 from encoders.fusion import ItemFusion
 from encoders.fusion_config import FusionConfig
 from encoders.multimodal import MultiModalEncoder
@@ -106,11 +106,18 @@ class TrainedManifest(BaseModel):
     version: str = ""
     """The `address` of the fields above."""
 
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _earlier_builds_had_no_attributes(cls, fusion: object) -> object:
+        return {"attribute_rows": 0, **fusion} if isinstance(fusion, dict) else fusion
+
     def address(self) -> str:
         """The `EncoderVersion`, without the locations of tower weights."""
         content = self.model_dump(mode="json", exclude={"version": True})
         if self.towers_sha256 is None:
             del content["towers_sha256"]
+        if not self.fusion.attribute_rows:  # bundles of earlier builds had no attributes, and keep their versions
+            del content["fusion"]["attribute_rows"], content["fusion"]["attribute_width"]
         return f"csft{self.fusion.width}-{content_digest(content)}"
 
 
@@ -149,7 +156,8 @@ class TrainedEncoder:
     def prepare(self, content: ItemContent) -> Prepared:
         """The towers' input, with the publish-time attributes."""
         prepared = self.towers.prepare(content)
-        return replace(prepared, category=content.category, year=content.year, price=content.price)
+        words = word_hashes(content.attributes) if self.fusion.config.attribute_rows else ()
+        return replace(prepared, category=content.category, year=content.year, price=content.price, words=words)
 
     def features(self, batch: Sequence[Prepared]) -> ItemFeatures:
         """The fusion's input."""
@@ -182,7 +190,10 @@ def features_of(towers: MultiModalEncoder, batch: Sequence[Prepared]) -> ItemFea
         has_text_N=np.array([item.has_title for item in batch], bool),
         has_image_N=np.array([item.has_image for item in batch], bool),
         **attribute_columns(
-            [item.category for item in batch], [item.year for item in batch], [item.price for item in batch]
+            [item.category for item in batch],
+            [item.year for item in batch],
+            [item.price for item in batch],
+            [item.words for item in batch],
         ),
     )
 

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 MOST_ATTRIBUTES = 32
 MOST_VALUES = 32
 """Texts of one attribute."""
+MOST_WORDS = 32
+"""Values of an item, of all attributes, that an encoder reads."""
 MAX_NAME_CHARACTERS = 64
 MAX_VALUE_CHARACTERS = 200
 MAX_CHARACTERS = 8_000
@@ -30,6 +32,21 @@ _OUTCOME = re.compile(
 def looks_like_an_outcome(name: str) -> bool:
     """Whether an attribute may tell what became of an item (ratings, sales): nobody knew it when the item was shown."""
     return bool(_OUTCOME.search(re.sub(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+", "_", name).lower()))
+
+
+def words_of(attributes: Mapping[str, Attribute]) -> list[tuple[str, str]]:
+    """Each attribute that is words as (name, value), at most `MOST_WORDS`; the first values of all names come first.
+
+    Numbers are left out. Values that differ in case or blanks at their ends alone are one. In an order that does not
+    depend on that of the attributes.
+    """
+    found: dict[tuple[str, str], int] = {}
+    for name in sorted(attributes):
+        value = attributes[name]
+        texts = [value] if isinstance(value, str) else [] if isinstance(value, int | float) else value
+        distinct = dict.fromkeys(word for text in texts if (word := text.strip().lower()))
+        found |= {(name, word): place for place, word in enumerate(distinct)}
+    return sorted(found, key=lambda word: (found[word], word))[:MOST_WORDS]
 
 
 def _without_blanks(value: object) -> object:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.attributes import Attributes, PublishedAtIs
+from schemas.attributes import Attributes, PublishedAtIs, words_of
 from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_identifier
 from schemas.versions import SchemaVersion
 
@@ -72,12 +73,19 @@ class ItemPublished(Message):
             raise PydanticCustomError("no_content", "an item needs a title, a text or a picture")
         return self
 
+    def without(self, attributes: Container[str]) -> Self:
+        """The item without the attributes of these names."""
+        kept = {name: value for name, value in self.attributes.items() if name not in attributes}
+        return self if len(kept) == len(self.attributes) else self.model_copy(update={"attributes": kept})
+
     def content_hash(self) -> str:
-        """32 hex digits over the inputs of encoders alone (title, text, category, picture, year)."""
+        """32 hex digits over the inputs of encoders: title, text, category, picture, year, words of attributes."""
         picture = hashlib.sha256(self.image).hexdigest() if self.image else self.image_url
         parts: list[object] = [self.title, self.text, self.category, picture]
         if self.year is not None:  # hashes of items without a year are those of releases before years
             parts.append(self.year)
+        if words := words_of(self.attributes):
+            parts.append([list(word) for word in words])
         content = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 

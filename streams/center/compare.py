@@ -204,9 +204,8 @@ class ExpectedContent:
     @classmethod
     def of(cls, item: ItemPublished, outcomes: Container[str] = ()) -> ExpectedContent:
         """The content of an item; attributes that are `outcomes` are left out."""
-        has_image = bool(item.image or item.image_url)
-        attributes = {name: value for name, value in item.attributes.items() if name not in outcomes}
-        facts = item.year, attributes, item.published_at_is
+        item, has_image = item.without(outcomes), bool(item.image or item.image_url)
+        facts = item.year, item.attributes, item.published_at_is
         return cls(item.content_hash(), item.price, item.published_at, item.category or None, has_image, facts)
 
 

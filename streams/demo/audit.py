@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,12 +137,26 @@ async def _found_among(api: ServeApi, item_ids: Sequence[str], k: int) -> set[st
     return found
 
 
-async def compare_with_fresh(api: ServeApi, encoder: Encoder, data: DataSet, positions: Sequence[int]) -> float:
-    """The smallest cosine between what the center holds and a fresh encode of these items; -1 if one is absent."""
+async def compare_with_fresh(
+    api: ServeApi, encoder: Encoder, data: DataSet, positions: Sequence[int], *, outcomes: Container[str] = ()
+) -> float:
+    """The smallest cosine between what the center holds and a fresh encode of these items; -1 if one is absent.
+
+    Attributes that are `outcomes` are not encoded.
+    """
     records = [data.records(position, position + 1)[0] for position in positions]
     pictures = await asyncio.to_thread(data.pictures.of, records)
     contents = [
-        ItemContent(one.item_id, one.title, one.text, one.category, one.price, picture)
+        ItemContent(
+            item_id=one.item_id,
+            title=one.title,
+            text=one.text,
+            category=one.category,
+            price=one.price,
+            image=picture,
+            year=one.year,
+            attributes=one.described_without(outcomes),
+        )
         for one, picture in zip(records, pictures, strict=True)
     ]
     prepared = [prepare_as_indexed(encoder, content) for content in contents]

@@ -331,7 +331,7 @@ class _Run:
         held = [position for position, item_id in enumerate(data.item_ids) if item_id in sampled]
         sample = sorted(random.Random(self._options.seed).sample(held, min(self._options.sample_items, len(held))))
         encoder = await asyncio.to_thread(load_encoder, settings.encoder)
-        cosine = await compare_with_fresh(api, encoder, data, sample)
+        cosine = await compare_with_fresh(api, encoder, data, sample, outcomes=settings.index.outcomes)
         first, last = self._indexing or (0.0, 0.0)
         return DemoResult(
             data=data.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -150,8 +150,8 @@ def towers_digest(specs: BundleManifest | TrainedManifest, precision: str = "fp3
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def contents_of(data: DataSet, *, rows_per_read: int = 256) -> Iterator[ItemContent]:
-    """The items of a folder in its own order, each with its picture."""
+def contents_of(data: DataSet, *, outcomes: Container[str] = (), rows_per_read: int = 256) -> Iterator[ItemContent]:
+    """The items of a folder in its own order, each with its picture, without attributes that are `outcomes`."""
     from encoders.base import ItemContent
 
     for start in range(0, len(data.item_ids), rows_per_read):
@@ -165,4 +165,5 @@ def contents_of(data: DataSet, *, rows_per_read: int = 256) -> Iterator[ItemCont
                 price=record.price,
                 image=picture,
                 year=record.year,
+                attributes=record.described_without(outcomes),
             )

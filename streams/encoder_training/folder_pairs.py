@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -22,9 +23,18 @@ from trainer.offline import encoder_report
 from trainer.samples.numbering import FeatureNumbers
 
 
-def folder_pairs(log: BehaviourLog, builder: BundleBuilder, config: CsftConfig, *, with_test: bool) -> PairData:
-    """Compute the features and mine the pairs; `with_test` reports the test span too."""
-    contents = list(contents_of(log.data))
+def folder_pairs(
+    log: BehaviourLog,
+    builder: BundleBuilder,
+    config: CsftConfig,
+    *,
+    with_test: bool,
+    outcomes: Container[str] = (),
+) -> PairData:
+    """Compute the features, without attributes that are `outcomes`, and mine the pairs; `with_test` reports the test
+    span too.
+    """
+    contents = list(contents_of(log.data, outcomes=outcomes))
     features = builder.features(contents)
     numbers = FeatureNumbers(log.data.item_ids, [content_key(content) for content in contents])
     no_pair: Counter[NoPair] = Counter()

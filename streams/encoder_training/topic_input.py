@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +70,10 @@ async def read_topics(
     behaviour_fields: FieldMap,
     *,
     only_items: bool = False,
+    outcomes: Container[str] = (),
 ) -> TopicContent:
-    """Read from the beginnings to the ends as they are at the start. Nothing is committed.
+    """Read from the beginnings to the ends as they are at the start, without attributes that are `outcomes`. Nothing is
+    committed.
 
     Raises `Misconfigured` if a topic does not exist, `BrokerUnavailable` if no broker answers.
     """
@@ -88,7 +91,7 @@ async def read_topics(
             found.offsets.setdefault(name, {})[partition.partition] = end
             async for record in reader.read(partition, start, end):
                 if name == "items":
-                    _add_item(found, record, broker, item_fields)
+                    _add_item(found, record, broker, item_fields, outcomes)
                 else:
                     _add_behaviour(found, record, broker, behaviour_fields, gone)
     counts = {"behaviours": len(found.behaviours), "broken": found.broken, "erased": found.erased}
@@ -96,7 +99,9 @@ async def read_topics(
     return found
 
 
-def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap) -> None:
+def _add_item(
+    found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap, outcomes: Container[str]
+) -> None:
     try:
         item_id = read_item_id(record.key)
         if record.value is None:
@@ -109,7 +114,7 @@ def _add_item(found: TopicContent, record: Any, broker: BrokerConfig, fields: Fi
         found.broken += 1
         return
     if item.item_id == item_id:
-        found.items[item_id] = item
+        found.items[item_id] = item.without(outcomes)
     else:
         found.broken += 1
 

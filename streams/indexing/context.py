@@ -58,8 +58,8 @@ class IndexContext:
     """Attributes that were reported to look like outcomes."""
 
     def attributes_of(self, item: ItemPublished) -> Mapping[str, Attribute]:
-        """The item's attributes without those that are outcomes by setting."""
-        kept = {name: value for name, value in item.attributes.items() if name not in self.config.outcomes}
+        """The item's attributes, of which outcomes by setting were left out when it was read; others are reported."""
+        kept = item.attributes
         for name in kept.keys() - self.reported:
             if looks_like_an_outcome(name) and len(self.reported) < _MOST_REPORTED:
                 self.reported.add(name)

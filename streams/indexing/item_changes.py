@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -61,8 +61,15 @@ class ItemChange:
         return found[::-1]
 
 
-def read_change(record: SourceRecord, *, max_bytes: int, max_ahead: timedelta, field_map: FieldMap) -> ItemChange:
-    """Decode one record. Raises `BadMessage`."""
+def read_change(
+    record: SourceRecord,
+    *,
+    max_bytes: int,
+    max_ahead: timedelta,
+    field_map: FieldMap,
+    outcomes: Container[str] = (),
+) -> ItemChange:
+    """Decode one record, without attributes that are `outcomes`. Raises `BadMessage`."""
     item_id = read_item_id(record.key)
     if record.value is None:
         return ItemChange(record, item_id, None)
@@ -76,7 +83,7 @@ def read_change(record: SourceRecord, *, max_bytes: int, max_ahead: timedelta, f
     )
     if item.item_id != item_id:
         raise BadMessage(Reason.KEY_MISMATCH, f"key is {item_id!r}, item_id is {item.item_id!r}")
-    return ItemChange(record, item_id, item)
+    return ItemChange(record, item_id, item.without(outcomes))
 
 
 def newest_changes(changes: Sequence[ItemChange], rows: Mapping[str, ItemRow]) -> list[ItemChange]:

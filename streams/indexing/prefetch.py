@@ -59,6 +59,7 @@ def decode_batch(context: IndexContext, records: Sequence[SourceRecord]) -> Pref
                     max_bytes=context.max_record_bytes,
                     max_ahead=timedelta(seconds=context.config.max_ahead_seconds),
                     field_map=context.config.field_map,
+                    outcomes=context.config.outcomes,
                 )
             )
         except BadMessage as error:

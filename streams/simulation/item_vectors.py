@@ -69,7 +69,7 @@ def embedding_records(
                     category=record.category,
                     price=record.price,
                     year=record.year,
-                    attributes={name: value for name, value in record.described.items() if name not in outcomes},
+                    attributes=record.described_without(outcomes),
                     published_at_is=PUBLISHED_AT_IS[how],
                     source=_SOURCE,
                 ),

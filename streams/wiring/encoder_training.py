@@ -34,7 +34,7 @@ def run_pretrain(settings: Settings, config: PretrainConfig, folder: Path | None
     builder = BundleBuilder(settings.encoder, settings.encoders)
     if folder is not None:
         data = open_data_set(folder, behaviours=False)
-        name, contents, offsets = data.name, list(contents_of(data)), {}
+        name, contents, offsets = data.name, list(contents_of(data, outcomes=settings.index.outcomes)), {}
     else:
         read = _read_topics(settings, only_items=True)
         name, contents, offsets = settings.topics.prefix, read.contents(), read.offsets
@@ -51,7 +51,7 @@ def run_csft(
     if folder is not None:
         behaviours = BehaviourLog.of(open_data_set(folder, attributes=("cold_holdout",)), folder)
         builder = BundleBuilder(settings.encoder, settings.encoders)
-        data = folder_pairs(behaviours, builder, config, with_test=with_test)
+        data = folder_pairs(behaviours, builder, config, with_test=with_test, outcomes=settings.index.outcomes)
     else:
         read = _read_topics(settings)
         builder = BundleBuilder(settings.encoder, settings.encoders)
@@ -144,7 +144,7 @@ def study_folder(
 def encoder_versions(settings: Settings, protocol: Protocol) -> EncoderVersions:
     """The encoder versions of a folder's protocol, over the cache of tower features."""
     data = protocol.log.data
-    contents = list(contents_of(data))
+    contents = list(contents_of(data, outcomes=settings.index.outcomes))
     features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
     numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
     return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
@@ -152,4 +152,7 @@ def encoder_versions(settings: Settings, protocol: Protocol) -> EncoderVersions:
 
 def _read_topics(settings: Settings, *, only_items: bool = False) -> TopicContent:
     fields = settings.index.field_map, settings.record.field_map
-    return asyncio.run(read_topics(settings.kafka, settings.topics, *fields, only_items=only_items))
+    reading = read_topics(
+        settings.kafka, settings.topics, *fields, only_items=only_items, outcomes=settings.index.outcomes
+    )
+    return asyncio.run(reading)

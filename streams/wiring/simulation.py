@@ -64,7 +64,7 @@ class Simulation:
     def embeddings(self, seed: int) -> VectorsBySecond:
         """The vectors, by the second of the log from which on they are there."""
         settings, data = self._settings, self.log.data
-        contents = list(contents_of(data))
+        contents = list(contents_of(data, outcomes=settings.index.outcomes))
         hashes = [content_key(content) for content in contents]
         if self._vectors == "bundle":
             features = BundleBuilder(settings.encoder, settings.encoders).features(contents)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from encoders.base import ItemContent
 from encoders.feature_cache import content_key
-from encoders.features import ItemFeatures, attribute_columns
+from encoders.features import ItemFeatures, attribute_columns, word_hashes
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from encoders.similarity import unit_or_zero_rows
@@ -249,6 +249,7 @@ def read_features(path: Path, contents: Sequence[ItemContent]) -> ItemFeatures:
         [content.category for content in contents],
         [content.year for content in contents],
         [content.price for content in contents],
+        [word_hashes(content.attributes) for content in contents],
     )
     return ItemFeatures(
         arrays["text_features"][rows].astype(np.float32),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.features import ItemFeatures, attribute_columns
+from encoders.features import ItemFeatures, attribute_columns, word_hashes
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from tests.factories.samples import DAY0, behaviour
@@ -28,7 +28,10 @@ def make_features(items: int = 60, groups: int = 6, seed: int = 0, noise: float 
     image = rng.standard_normal((groups, 30))[group] + noise * rng.standard_normal((items, 30))
     has_image, has_text = np.arange(items) % 7 != 3, np.arange(items) % 11 != 5
     columns = attribute_columns(
-        [f"c{g % 3}" for g in group], [2000.0 + g for g in group], [None if g == 0 else 5.0 + g for g in group]
+        [f"c{g % 3}" for g in group],
+        [2000.0 + g for g in group],
+        [None if g == 0 else 5.0 + g for g in group],
+        [() if g == 1 else word_hashes({"colour": f"k{g % 4}", "tags": ["a", f"t{g}"]}) for g in group],
     )
     text, image = (text * has_text[:, None]).astype(np.float32), (image * has_image[:, None]).astype(np.float32)
     return ItemFeatures(text, image, has_text, has_image, **columns)

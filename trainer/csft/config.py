@@ -97,6 +97,8 @@ class CsftConfig(BaseModel):
     """Probability of hiding the picture of an item that has a title, so that missing pictures are trained."""
     drop_text: float = Field(default=0.3, ge=0, lt=1)
     """Probability of hiding the title of an item that has a picture."""
+    drop_attributes: float = Field(default=0.3, ge=0, lt=1)
+    """Probability of hiding the further attributes of an item, so that items without any are trained."""
     drop_features: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability of each principal component of an item's features."""
     centred: bool = True
@@ -163,6 +165,7 @@ class CsftConfig(BaseModel):
                 "log_q_strength": 0.0,
                 "drop_image": 0.0,
                 "drop_text": 0.0,
+                "drop_attributes": 0.0,
                 "drop_features": 0.0,
             }
         )

@@ -46,6 +46,7 @@ def with_padding(features: ItemFeatures) -> ItemFeatures:
         category_N2=np.full((1, 2), -1, np.int64),
         year_N=np.full(1, np.nan, np.float32),
         price_N=np.full(1, np.nan, np.float32),
+        words_NA=np.full_like(template.words_NA, -1),
     )
     return ItemFeatures.concatenate([empty, features])
 

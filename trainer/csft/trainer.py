@@ -265,6 +265,9 @@ class CsftTrainer:
         drop_text = both & (drop > 1 - config.drop_text)
         own = self._workers.share_of(len(items))
         given = self._items.select(rows[own])
+        if config.drop_attributes and fusion.config.attribute_rows:
+            hidden = (torch.rand(len(items), generator=self._dropping) < config.drop_attributes)[own]
+            given = replace(given, words_NA=given.words_NA.masked_fill(hidden[:, None], -1))
         if config.drop_features:
             # drawn for all rows, so that every worker's generator stays in step
             given = replace(

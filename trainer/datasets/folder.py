@@ -17,7 +17,7 @@ purchases where the set has `qty`, else clicks. Of `sampled_negatives.parquet` o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +67,10 @@ class ItemRecord:
     """Year of release or of the model."""
     described: dict[str, Attribute] = field(default_factory=dict)
     """What the further columns say, as messages carry it."""
+
+    def described_without(self, outcomes: Container[str]) -> dict[str, Attribute]:
+        """What they say, without those that are outcomes."""
+        return {name: value for name, value in self.described.items() if name not in outcomes}
 
 
 class Pictures(Protocol):

@@ -36,7 +36,7 @@ def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[s
                 category=record.category,
                 price=record.price,
                 year=record.year,
-                attributes={name: value for name, value in record.described.items() if name not in outcomes},
+                attributes=record.described_without(outcomes),
                 published_at=float(record.publish_ts),
                 published_at_is=PUBLISHED_AT_IS[known[number]],
             )

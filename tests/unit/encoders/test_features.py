@@ -17,6 +17,7 @@ from encoders.digests import files_sha256
 from encoders.feature_cache import FeatureCache, content_key
 from encoders.features import ItemFeatures, attribute_columns, category_hashes
 from encoders.similarity import unit_or_zero_rows
+from schemas.attributes import MOST_WORDS
 from schemas.errors import EncodingFailed, Reason
 from tests.factories.csft import make_features
 
@@ -34,11 +35,14 @@ def test_rows_of_a_table_are_selected_and_joined_in_every_column() -> None:
 
 
 def test_attributes_that_are_not_known_are_told_apart_from_nought() -> None:
-    columns = attribute_columns(["a", None, "B "], [0.0, None, 2001], [None, 0.0, 5.5])
+    columns = attribute_columns(["a", None, "B "], [0.0, None, 2001], [None, 0.0, 5.5], [(), (7,), (1, 2)])
     assert columns["category_N2"].tolist() == [list(category_hashes(name)) for name in ("a", None, "b")]
     np.testing.assert_array_equal(columns["year_N"], [0, np.nan, 2001])
     np.testing.assert_array_equal(columns["price_N"], [np.nan, 0, 5.5])
-    assert attribute_columns([], [], [])["category_N2"].shape == (0, 2)
+    assert columns["words_NA"].shape == (3, MOST_WORDS)
+    assert [[word for word in row if word >= 0] for row in columns["words_NA"].tolist()] == [[], [7], [1, 2]]
+    empty = attribute_columns([], [], [], [])
+    assert empty["category_N2"].shape == (0, 2) and empty["words_NA"].shape == (0, MOST_WORDS)
     first, second = category_hashes("a")
     assert first != second and 0 <= first < 1 << 31 and 0 <= second < 1 << 31
 

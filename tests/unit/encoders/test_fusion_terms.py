@@ -44,7 +44,9 @@ def by_hand(fusion: ItemFusion, items: FusionInput, n: int) -> list[Any]:
     for hashed in items.category_N2[n].tolist():
         if hashed >= 0:
             category = category + fusion.category_table.weight[hashed % config.category_rows].numpy()
-    attributes = np.concatenate([category, items.spline_NS[n].numpy()])
+    words = [word % config.attribute_rows for word in items.words_NA[n].tolist() if word >= 0]
+    described = sum(fusion.word_table.weight[word].numpy() for word in words) / math.sqrt(max(1, len(words)))
+    attributes = np.concatenate([category, items.spline_NS[n].numpy(), described + np.zeros(config.attribute_width)])
     joined = np.concatenate([title, image, attributes])
     if config.kind == "gated":
         gate = 1 / (1 + np.exp(-linear(fusion.gate, joined)))

@@ -252,3 +252,41 @@ def test_where_the_towers_lie_is_no_part_of_the_version_and_what_they_are_is(fol
         assert address(side, {"path": "elsewhere", "package": None}) == manifest.version
         others = {address(side, {"sha256": "1" * 64}), address(side, **change), manifest.version}
         assert len(others) == 3
+
+
+class Words:
+    """Prepares an item with these attributes."""
+
+    def prepare(self, encoder, attributes):
+        encoder.towers.prepare = lambda content: Prepared(tokens=(1,), pixels=np.zeros((1, 1, 3), np.uint8))
+        return encoder.prepare(ItemContent(title="x", price=3.0, category="c", year=2000, attributes=attributes))
+
+
+def test_a_bundle_of_a_build_without_attributes_keeps_its_version_and_its_vectors(tmp_path, towers):
+    fusion = make_fusion(make_features(), SMALL.model_copy(update={"attribute_rows": 0}))
+    made = write_trained(tmp_path / "old", towers=towers, fusion=fusion, training=TRAINING)
+    written = json.loads((tmp_path / "old" / "trained.json").read_text())
+    del written["fusion"]["attribute_rows"], written["fusion"]["attribute_width"]  # as that build wrote it
+    (tmp_path / "old" / "trained.json").write_text(json.dumps(written))
+    seal(tmp_path / "old", *FILES)
+    manifest, _, found = read_trained(tmp_path / "old")
+    assert manifest.version == made.version and found.config.attribute_rows == 0
+    encoder = TrainedEncoder(Rows(), found, version=manifest.version)
+    assert Words().prepare(encoder, {"colour": "red"}).words == ()
+    same = TrainedEncoder(Rows(), fusion, version="x").encode(rows_of([3]))
+    np.testing.assert_array_equal(encoder.encode(rows_of([3])), same)
+
+
+def test_attributes_are_part_of_what_is_encoded_and_of_its_digest():
+    fusion = make_fusion(make_features())
+    with torch.no_grad():
+        torch.nn.init.normal_(fusion.attributes.weight, std=0.3)
+    encoder = TrainedEncoder(Rows(), fusion, version="x")
+    red, same, blue, none = (
+        Words().prepare(encoder, attributes)
+        for attributes in ({"colour": "red"}, {"colour": "RED ", "pages": 3.0}, {"colour": "blue"}, {})
+    )
+    assert red.address == same.address and len({red.address, blue.address, none.address}) == 3
+    vectors = encoder.encode([red, same, blue, none])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert abs(vectors[0] @ vectors[2]) < 0.999 and abs(vectors[0] @ vectors[3]) < 0.999

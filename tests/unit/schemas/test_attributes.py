@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from schemas.attributes import looks_like_an_outcome
+from schemas.attributes import looks_like_an_outcome, words_of
 from schemas.items import ItemPublished
 from tests.unit.schemas.test_messages import item, read
 
@@ -33,7 +33,27 @@ def test_attributes_are_texts_lists_of_texts_and_numbers() -> None:
     given = {"colour": "red", "tags": ["a", "b"], "pages": 7, "weight": 1.5, "unknown": None, "empty": "", "none": []}
     found = read(item(attributes=given)).attributes
     assert found == {"colour": "red", "tags": ["a", "b"], "pages": 7.0, "weight": 1.5}
-    assert read(item(attributes=given)).content_hash() == read(item()).content_hash()
+    numbers = {"pages": 7, "weight": 1.5, "unknown": None, "empty": "", "none": []}
+    assert read(item(attributes=numbers)).content_hash() == read(item()).content_hash()
+
+
+def test_words_are_the_values_of_all_names_in_turn_whatever_their_order_and_spelling() -> None:
+    given = {"tags": ["b", " A ", "a", ""], "colour": "Red", "pages": 7.0}
+    assert words_of(given) == [("colour", "red"), ("tags", "b"), ("tags", "a")]
+    assert words_of(dict(reversed(given.items()))) == words_of(given)
+    many = {f"n{number:02}": ["x", "y"] for number in range(20)}
+    assert words_of(many) == [(f"n{n:02}", "x") for n in range(20)] + [(f"n{n:02}", "y") for n in range(12)]
+
+
+def test_another_word_is_another_content_and_outcomes_are_none() -> None:
+    hashes = [
+        read(item(attributes=given)).content_hash()
+        for given in ({"a": "b"}, {"a": "c"}, {"b": "b"}, {"a": ["b", "c"]}, {}, {"a": "b", "sold": "often"})
+    ]
+    assert len(set(hashes)) == len(hashes)
+    without = read(item(attributes={"a": "b", "sold": "often"})).without({"sold"})
+    assert without.attributes == {"a": "b"} and without.content_hash() == hashes[0]
+    assert read(item(attributes={"a": " B"})).content_hash() == hashes[0]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def builder_of(bundle: Path, folder: Path, **settings: Any) -> BundleBuilder:
 def features() -> Any:
     rng, whole = np.random.default_rng(0), make_features(20)
     text, image = rng.standard_normal((20, 48)), rng.standard_normal((20, 40))
-    columns = attribute_columns(["c"] * 20, [2000.0] * 20, [1.0] * 20)
+    columns = attribute_columns(["c"] * 20, [2000.0] * 20, [1.0] * 20, [()] * 20)
     return type(whole)(
         text.astype(np.float32), image.astype(np.float32), np.ones(20, bool), np.ones(20, bool), **columns
     )

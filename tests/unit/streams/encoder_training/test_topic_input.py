@@ -57,15 +57,21 @@ def test_contents_are_whole_and_by_id_whatever_the_order_of_the_topic() -> None:
 MS = 1_767_225_600_000
 
 
-def items_of(*records: tuple[bytes | None, bytes | None]) -> TopicContent:
+def items_of(*records: tuple[bytes | None, bytes | None], outcomes: tuple[str, ...] = ()) -> TopicContent:
     found = TopicContent()
     for offset, (key, value) in enumerate(records):
-        _add_item(found, FakeRecord(0, offset, key, value, MS), BrokerConfig(max_record_bytes=100_000), {})
+        _add_item(found, FakeRecord(0, offset, key, value, MS), BrokerConfig(max_record_bytes=100_000), {}, outcomes)
     return found
 
 
-def value(item_id: str, title: str = "x") -> bytes:
-    return json.dumps({"item_id": item_id, "title": title, "published_at": MS}).encode()
+def value(item_id: str, title: str = "x", **more: object) -> bytes:
+    return json.dumps({"item_id": item_id, "title": title, "published_at": MS} | more).encode()
+
+
+def test_attributes_teach_and_those_that_are_outcomes_do_not() -> None:
+    described = value("a", attributes={"colour": "red", "sold": "often"})
+    (content,) = items_of((b"a", described), outcomes=("sold",)).contents()
+    assert content.attributes == {"colour": "red"}
 
 
 def test_items_are_what_their_last_record_made_of_them() -> None:

@@ -52,7 +52,8 @@ def features_of(contents: Sequence[ItemContent]) -> ItemFeatures:
             text[n] = np.random.default_rng(list(content.title.encode())).standard_normal(20)
         if has_image[n]:
             image[n] = np.random.default_rng(list(content.image or b"")).standard_normal(30)
-    columns = attribute_columns([None] * len(contents), [None] * len(contents), [None] * len(contents))
+    nothing = [None] * len(contents)
+    columns = attribute_columns(nothing, nothing, nothing, [()] * len(contents))
     return ItemFeatures(text.astype(np.float32), image.astype(np.float32), has_text, has_image, **columns)
 
 

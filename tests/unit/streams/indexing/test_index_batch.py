@@ -367,13 +367,16 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]
 
 
-async def test_attributes_are_announced_and_a_change_of_them_alone_is_not_encoded_again(path: ItemPath) -> None:
+async def test_attributes_are_announced_and_a_number_of_them_is_not_encoded_again(path: ItemPath) -> None:
     await path.index_all(path.publish("a", title="one", year=1999, attributes={"colour": "red", "tags": ["x", "y"]}))
-    await path.index_all(path.publish("a", title="one", year=1999, attributes={"pages": 7}, published_at_is="inferred"))
+    again = {"colour": "red", "tags": ["x", "y"], "pages": 7}
+    await path.index_all(path.publish("a", title="one", year=1999, attributes=again, published_at_is="inferred"))
     first, second = (as_embedding(row) for row in path.outbox.announced)
     assert (first.year, first.attributes) == (1999, {"colour": "red", "tags": ["x", "y"]})
-    assert (second.year, second.attributes, second.published_at_is) == (1999, {"pages": 7.0}, "inferred")
+    assert (second.year, second.attributes, second.published_at_is) == (1999, again, "inferred")
     assert first.published_at_is == "known" and path.encoder.encoded == 1
+    await path.index_all(path.publish("a", title="one", year=1999, attributes=again | {"colour": "blue"}))
+    assert path.encoder.encoded == 2
 
 
 async def test_outcomes_are_left_out_and_what_looks_like_one_is_reported_once(path: ItemPath) -> None:

@@ -105,6 +105,16 @@ def test_stored_rows_pass_through_the_noise_of_the_batch():
     assert not np.allclose(stored.reshape(3, -1)[2], clean.numpy()[0], atol=1e-3)
 
 
+@pytest.mark.parametrize(("share", "hides"), [(0.0, False), (0.99, True)])
+def test_attributes_are_hidden_in_training_alone_so_that_items_without_any_are_trained(share, hides):
+    trainer, fusion, items, pairs = trainer_of(BASE.model_copy(update={"drop_attributes": share}))
+    seen = []
+    fusion.register_forward_pre_hook(lambda module, given: seen.append(given[0].words_NA))
+    trainer.step(pairs[:32])
+    assert len(seen) == 1 and (items.words_NA >= 0).any(1).float().mean() > 0.5
+    assert bool((seen[0] >= 0).any(1).float().mean() < 0.2) is hides
+
+
 def test_temperature_stays_inside_its_bounds():
     config = BASE.model_copy(update={"learning_rate": 1e-2, "min_temperature": 0.19, "max_temperature": 0.21})
     _, _, result = run(config)

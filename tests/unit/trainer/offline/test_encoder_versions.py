@@ -20,6 +20,7 @@ def make_items(n: int) -> ItemFeatures:
         category_N2=np.full((n, 2), -1),
         year_N=np.full(n, np.nan, np.float32),
         price_N=np.full(n, np.nan, np.float32),
+        words_NA=np.full((n, 2), -1),
     )
 
 
