@@ -3,8 +3,8 @@
     python -m tests.benchmarks.trainer_path DIR
 
 The records are those that `mimstream replay DIR` sends, with the vectors of MIM_ENCODER__BUNDLE; decoding, merging of
-partitions, join, features and steps are the classes of `mimstream train` under its settings. Kafka, releases, snapshots
-and journals are left out. CPU time of this process; the first fifth of the events is not counted.
+partitions, join, features and steps are the classes of `mimstream train` under its settings. Kafka, releases and
+snapshots are left out. CPU time of this process; the first fifth of the events is not counted.
 """
 
 from __future__ import annotations

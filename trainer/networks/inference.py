@@ -131,13 +131,16 @@ class _NumericTable(nn.Module):
         self._ends = float(knots[0]), float(knots[-1])
         self._grid = 1 / float(knots.diff().min())  # every knot is a multiple of the smallest piece
         begins = torch.arange(float(knots[0]), float(knots[-1]) + 1 / self._grid, 1 / self._grid, dtype=torch.float64)
+        self._last = len(begins) - 1
         self.register_buffer("piece_G", (torch.searchsorted(knots, begins, right=True) - 1).clamp(max=len(knots) - 2))
         self.register_buffer("first_F", torch.arange(0, rise_FTD.shape[0] * rise_FTD.shape[1], rise_FTD.shape[1]))
         self.register_buffer("table_KD", torch.cat([at_zero_FTD, slope_FTD], dim=2).flatten(0, 1).float())
 
     def forward(self, dense_BF: Tensor) -> Tensor:
         inside_BF = dense_BF.clamp(*self._ends)
-        place_BF = ((inside_BF - self._ends[0]) * self._grid).long()
+        place_BF = (
+            ((inside_BF - self._ends[0]) * self._grid).long().clamp(0, self._last)
+        )  # NaN has a place, and stays NaN
         line_BFD = F.embedding(self.piece_G.take(place_BF) + self.first_F, self.table_KD)
         at_zero_BFD, slope_BFD = torch.split(line_BFD, self._width, dim=2)
         return torch.addcmul(at_zero_BFD, inside_BF[:, :, None], slope_BFD).flatten(1)

@@ -83,6 +83,12 @@ def test_a_request_without_any_vector_and_one_without_categories_are_answered_al
         np.testing.assert_allclose(CompiledCiUBM(made).probabilities(asked).numpy(), expected, atol=1e-6)
 
 
+def test_a_number_that_is_none_spoils_its_own_row_alone() -> None:
+    asked = request(5, 4)
+    asked.dense_BF[1, 3] = float("nan")
+    assert CompiledCiUBM(network()).probabilities(asked).isnan().tolist() == [False, True, False, False, False]
+
+
 def test_rows_of_several_users_are_refused() -> None:
     asked = request(2, 3)
     with pytest.raises(ValueError, match="2 histories"):
