@@ -138,9 +138,8 @@ class _NumericTable(nn.Module):
 
     def forward(self, dense_BF: Tensor) -> Tensor:
         inside_BF = dense_BF.clamp(*self._ends)
-        place_BF = (
-            ((inside_BF - self._ends[0]) * self._grid).long().clamp(0, self._last)
-        )  # NaN has a place, and stays NaN
+        # what is NaN has a place too, and stays NaN
+        place_BF = ((inside_BF - self._ends[0]) * self._grid).long().clamp(0, self._last)
         line_BFD = F.embedding(self.piece_G.take(place_BF) + self.first_F, self.table_KD)
         at_zero_BFD, slope_BFD = torch.split(line_BFD, self._width, dim=2)
         return torch.addcmul(at_zero_BFD, inside_BF[:, :, None], slope_BFD).flatten(1)
