@@ -27,9 +27,16 @@ def test_top_k_is_nearest_first_and_earlier_of_equals_first() -> None:
     np.testing.assert_allclose(similarities, [[1, 1, 0.5**0.5]], atol=1e-6)
 
 
+def test_many_equally_near_rows_stay_in_their_order() -> None:
+    vectors = np.eye(4)[np.arange(1_000) % 4]
+    rows, _ = top_k(np.eye(4), vectors, 600)
+    assert rows.tolist() == [sorted(range(1_000), key=lambda row: (row % 4 != near, row))[:600] for near in range(4)]
+
+
 def test_top_k_gives_all_when_there_are_fewer() -> None:
     assert top_k(np.eye(2), np.eye(2), 10)[0].shape == (2, 2)
     assert top_k(np.eye(2), np.empty((0, 2)), 10)[0].shape == (2, 0)
+    assert top_k(np.eye(2), np.eye(2), 0)[0].shape == top_k(np.eye(2), np.eye(2), -1)[0].shape == (2, 0)
 
 
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])

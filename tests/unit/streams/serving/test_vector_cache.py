@@ -76,11 +76,22 @@ async def test_an_absent_item_is_remembered_for_a_moment_only() -> None:
     assert "new" in await bench.ask("new")
 
 
-async def test_an_announcement_ends_absence_at_once() -> None:
+@pytest.mark.parametrize("is_followed", [True, False])
+async def test_an_announcement_ends_absence_at_once(is_followed: bool) -> None:
     bench = Bench()
     await bench.ask("new")
-    bench.cache.confirm(bench.clock.now)
+    await bench.index.upsert([row("new", 3)])
+    if is_followed:
+        bench.cache.confirm(bench.clock.now)
     bench.cache.apply(*announced("new", unit(3)))
+    assert "new" in await bench.ask("new")
+
+
+async def test_a_gap_in_the_topic_ends_absence() -> None:
+    bench = Bench()
+    await bench.ask("new")
+    await bench.index.upsert([row("new", 3)])
+    bench.cache.invalidate()
     assert "new" in await bench.ask("new")
 
 

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from schemas.errors import BrokerUnavailable, Fenced
 from schemas.item_states import ItemState, StateHead, parse_state_key
 from schemas.skew import ServedRows, SkewRecord
+from streams.training import skew_watch
 from streams.training.config import TrainConsumerConfig
 from streams.training.reports import SkewReport
 from streams.training.skew_watch import SkewWatch
@@ -108,7 +109,7 @@ class Scene:
         assert head is not None
         return head
 
-    def served(self, item: str, *, wrong_by: float = 0.0) -> bytes:
+    def served(self, item: str, *, wrong_by: float = 0.0, before: int | None = None) -> bytes:
         """A row that a server scored from the newest write, with all features off by so much."""
         row = ServedRows(
             release_id="r1",
@@ -120,7 +121,7 @@ class Scene:
             probabilities=[0.5],
         )
         values = recomputed(CONFIG, row, self.held_states) + np.float32(wrong_by)
-        row = row.model_copy(update={"values": values.astype("<f4").tobytes()})
+        row = row.model_copy(update={"values": values.astype("<f4").tobytes(), "before": before or self.head.before})
         return SkewRecord(features=CONFIG.version, served=row).model_dump_json().encode()
 
     def take(self, count: int) -> None:
@@ -292,6 +293,69 @@ async def test_now_and_then_a_state_is_kept_and_rows_of_servers_are_compared_bef
     outcome = SkewRecord.model_validate_json(value).outcome
     assert outcome is not None and (outcome.number, outcome.rows, outcome.differing) == (1, 2, 1)
     assert set(outcome.largest) == set(CONFIG.names) and scene.reports == [SkewReport(2, 1)]
+
+
+async def test_rows_that_come_while_the_next_state_is_being_written_are_compared_with_none() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    assert await scene.after(0) == 1 and scene.head.held
+    late = scene.served("i1")
+    scene.take(30)
+    scene.leads.gate.clear()
+    assert await scene.after(30) == 1, "compared, and under way"
+    scene.skew.hear(late)
+    scene.leads.gate.set()
+    assert await scene.after(0) == 2 and scene.head.held
+    scene.take(30)
+    assert await scene.after(30) == 3 and scene.head.held
+    assert scene.leads.outcomes == [] and scene.reports == []
+
+
+async def test_rows_are_not_compared_with_a_state_that_was_kept_for_a_write_that_failed() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    assert await scene.after(0) == 1 and scene.head.held
+    late = scene.served("i1")
+    scene.take(30)
+    scene.leads.failure = BrokerUnavailable("Kafka", "away")
+    assert await scene.after(30) == 1
+    scene.skew.hear(late)
+    scene.leads.failure = None
+    assert await scene.after(30) == 2 and scene.leads.outcomes == [] and scene.reports == []
+
+
+async def test_of_a_state_a_bounded_number_of_requests_is_compared_and_none_of_another_with_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(skew_watch, "_MOST_REQUESTS", 3)
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    scene.skew.hear(scene.served("i1", before=scene.head.before + 1, wrong_by=1))
+    for _ in range(5):
+        scene.skew.hear(scene.served("i1"))
+    scene.take(30)
+    await scene.after(30)
+    assert scene.reports == [SkewReport(3, 0)]
+
+
+@pytest.mark.parametrize(("wrong", "is_told"), [(1, False), (2, True)])
+async def test_a_share_of_rows_that_differ_is_told_as_an_error_above_its_limit(wrong: int, is_told: bool) -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    equal, different = scene.served("i1"), scene.served("i2", wrong_by=0.01)
+    for row in [equal] * (150 - wrong) + [different] * wrong:
+        scene.skew.hear(row)
+    scene.take(30)
+    with capture_logs() as logs:
+        await scene.after(30)
+    assert scene.reports == [SkewReport(150, wrong)]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["train.skew"] * is_told
 
 
 async def test_an_outcome_is_written_although_nothing_else_is_due_and_again_after_a_broker_was_away() -> None:

@@ -14,6 +14,7 @@ from trainer.datasets.exposures import (
     draw_around,
     id_prefix,
     match_to_rows,
+    sources_of_draws,
     spread_over_days,
 )
 from trainer.datasets.folder import open_data_set
@@ -86,6 +87,13 @@ def test_same_seed_same_draws_whatever_the_row_order() -> None:
     other = draw_around(ts, user, item, publish, seed=5)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[2], other[2])
+
+
+@pytest.mark.parametrize(("window", "sources"), [(3, [0, 6]), (2, [-1, -1])])
+def test_a_draw_may_come_from_either_end_of_its_window_and_from_nothing_beyond(window: int, sources: list[int]) -> None:
+    ts, item = np.arange(7) * 10, np.array([1, 0, 0, 0, 0, 0, 2])
+    row, drawn = np.array([3, 3]), np.array([1, 2])
+    assert sources_of_draws(ts, item, row, drawn, seed=0, window=window).tolist() == sources
 
 
 def test_days_are_spread_over_their_own_day_by_the_seed() -> None:
