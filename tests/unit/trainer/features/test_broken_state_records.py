@@ -38,8 +38,8 @@ def test_a_record_that_cannot_be_read_leaves_its_item_as_never_taken() -> None:
     pipe.count(TAKES)
     pipe.write()
     key = state_key(CONFIG.version, id_hashes("i3")[0])
-    short, foreign = state_value(CONFIG.version, b"too short"), state_value("0" * 16, b"")
     whole = TakeRows.empty(CONFIG, 1).to_bytes(0)
+    short, foreign = state_value(CONFIG.version, b"too short"), state_value("0" * 16, whole)
     for broken in (b"{", foreign, short, state_value(CONFIG.version, whole, pipe.copies.head)):
         with pytest.raises(ValueError, match=r"."):
             pipe.copies.apply(key, broken)
