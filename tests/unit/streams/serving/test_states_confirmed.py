@@ -9,7 +9,9 @@ from schemas.item_states import StateHead
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
 from streams.serving.states_follower import StatesFollower
+from tests.factories.fake_consumer import FakeRecord
 from tests.factories.serving import FEATURES
+from tests.factories.state_pipe import CONFIG, TAKES, Pipe
 
 
 class Slow:
@@ -61,3 +63,17 @@ async def test_after_a_broker_was_away_it_is_asked_anew_what_the_topic_holds_and
     topic = Slow(away=(1, 3), confirmations=3)
     states = await followed(topic)
     assert (topic.polls, topic.asked, topic.looks) == (5, 5, 2) and states.behind_seconds == 5
+
+
+async def test_of_a_topic_that_was_left_before_its_first_head_nothing_is_in_the_copies_of_the_next() -> None:
+    pipe = Pipe()
+    states = StatesFollower(CONFIG, BrokerConfig(), TopicsConfig(), clock=lambda: 0.0)
+    pipe.count(TAKES[:50])
+    pipe.write()
+    *items, (key, head) = pipe.topic
+    await states._apply([FakeRecord(0, n, *record) for n, record in enumerate(items)], "source", 0)
+    states._begin()
+    assert states.is_reading
+    await states._apply([FakeRecord(0, 0, key, head)], "source", 0)
+    states._confirm(0.0)
+    assert states.report().items == 0 and states.copies.complete and not states.is_reading
