@@ -112,6 +112,13 @@ def test_intervals_of_other_users_are_refused() -> None:
         draws.difference(user_auc(user, label, score), user_auc(user + 1_000, label, score))
 
 
+def test_an_interval_weighs_users_by_their_impressions() -> None:
+    users = np.arange(200)
+    judged = UserAuc(users, (users < 100).astype(np.float64), np.where(users < 100, 900, 100))
+    low, high = Bootstrap(judged, rng=np.random.default_rng(0)).interval(judged)
+    assert 0.8 < low < judged.weighted == 0.9 < high < 0.95
+
+
 def test_seeds_are_averaged_user_by_user() -> None:
     users, counts = np.array([1, 2]), np.array([3, 5])
     mean = mean_over_seeds([UserAuc(users, np.array([0.5, 1.0]), counts), UserAuc(users, np.array([1.0, 0.0]), counts)])
