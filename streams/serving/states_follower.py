@@ -92,6 +92,7 @@ class StatesFollower:
         if len(self.copies):
             self._reading = StateCopies(self._config)
         else:
+            self.copies.clear()  # records of a pass that ended before its first head
             self.is_reading = True
 
     async def _follow(self, follower: TopicFollower, stop: asyncio.Event) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from schemas.attributes import looks_like_an_outcome, words_of
+from schemas.attributes import MAX_CHARACTERS, looks_like_an_outcome, words_of
 from schemas.items import ItemPublished
 from tests.unit.schemas.test_messages import item, read
 
@@ -29,10 +29,18 @@ def test_attributes_are_bounded(attributes: object) -> None:
         ItemPublished.model_validate(item(attributes=attributes))
 
 
+def test_names_count_among_the_characters_of_an_item() -> None:
+    most: dict[str, object] = {"a": ["x" * 200] * 32, "bb": ["x" * 200] * 7, "name": "x" * 193}
+    assert sum(map(len, most)) + 39 * 200 + 193 == MAX_CHARACTERS
+    assert read(item(attributes=most)).attributes == most
+    with pytest.raises(ValidationError, match="characters together"):
+        ItemPublished.model_validate(item(attributes=most | {"names": most["name"], "name": ""}))
+
+
 def test_attributes_are_texts_lists_of_texts_and_numbers() -> None:
-    given = {"colour": "red", "tags": ["a", "b"], "pages": 7, "weight": 1.5, "unknown": None, "empty": "", "none": []}
+    given = {"colour": "red", "tags": ["a", "b"], "pages": 0, "weight": 1.5, "unknown": None, "empty": "", "none": []}
     found = read(item(attributes=given)).attributes
-    assert found == {"colour": "red", "tags": ["a", "b"], "pages": 7.0, "weight": 1.5}
+    assert found == {"colour": "red", "tags": ["a", "b"], "pages": 0.0, "weight": 1.5}
     numbers = {"pages": 7, "weight": 1.5, "unknown": None, "empty": "", "none": []}
     assert read(item(attributes=numbers)).content_hash() == read(item()).content_hash()
 

@@ -54,6 +54,25 @@ async def test_while_one_is_computed_others_are_prepared_and_answered() -> None:
     assert threading.current_thread().name not in scene.ran_in.values()
 
 
+async def test_others_get_their_turn_before_each_request_is_prepared() -> None:
+    scene, turns, prepared = Scene(), 0, []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def prepare() -> str:
+        prepared.append(turns)
+        return "x"
+
+    beside = asyncio.create_task(others())
+    await asyncio.gather(*(scene.passes.run(prepare, lambda batch: np.zeros(1)) for _ in range(5)))
+    beside.cancel()
+    assert len(set(prepared)) == 5
+
+
 async def test_a_pass_that_fails_leaves_the_next_one_alone() -> None:
     scene = Scene()
 

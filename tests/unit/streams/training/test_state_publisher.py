@@ -369,6 +369,9 @@ async def test_an_outcome_is_written_although_nothing_else_is_due_and_again_afte
     scene.leads.failure = None
     await scene.after(30)
     assert len(scene.leads.outcomes) == 1
+    scene.take(30)
+    await scene.after(10)
+    assert scene.lag == 0 and len(scene.leads.outcomes) == 1, "once"
 
 
 async def test_no_state_is_kept_of_a_write_that_leaves_items_over() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from schemas.item_states import MOST_WRITES, StateHead, state_key, state_value
 from tests.factories.state_pipe import CONFIG, TAKES, Pipe, asked, of_server
+from trainer.features.config import HALF_LIVES
 from trainer.features.state_records import StateCopies, StateWriter
 from trainer.features.states import SharedCounts, TakeRows
 from trainer.samples.id_hashes import id_hashes
@@ -37,8 +38,8 @@ def test_a_record_that_cannot_be_read_leaves_its_item_as_never_taken() -> None:
     pipe.count(TAKES)
     pipe.write()
     key = state_key(CONFIG.version, id_hashes("i3")[0])
-    short, foreign = state_value(CONFIG.version, b"too short"), state_value("0" * 16, b"")
     whole = TakeRows.empty(CONFIG, 1).to_bytes(0)
+    short, foreign = state_value(CONFIG.version, b"too short"), state_value("0" * 16, whole)
     for broken in (b"{", foreign, short, state_value(CONFIG.version, whole, pipe.copies.head)):
         with pytest.raises(ValueError, match=r"."):
             pipe.copies.apply(key, broken)
@@ -47,13 +48,13 @@ def test_a_record_that_cannot_be_read_leaves_its_item_as_never_taken() -> None:
     assert pipe.copies.states(pipe.world.hashes(numbers), pipe.world.facts(numbers)).takes.takes_U[3] == 0
 
 
-@pytest.mark.parametrize("count", [float("nan"), float("inf"), -1.0])
-def test_counts_that_are_none_are_refused_and_features_stay_finite(count: float) -> None:
+@pytest.mark.parametrize(("count", "place"), [(float("nan"), 2), (float("inf"), 0), (-1.0, len(HALF_LIVES) - 1)])
+def test_counts_that_are_none_are_refused_and_features_stay_finite(count: float, place: int) -> None:
     pipe = Pipe()
     pipe.count(TAKES)
     pipe.write()
     rows = TakeRows.empty(CONFIG, 1)
-    rows.takes_U[0], rows.decayed_UH[0, 2] = 5, count
+    rows.takes_U[0], rows.decayed_UH[0, place] = 5, count
     with pytest.raises(ValueError, match="no numbers"):
         pipe.copies.apply(state_key(CONFIG.version, id_hashes("i3")[0]), state_value(CONFIG.version, rows.to_bytes(0)))
     pipe.copies.apply(*pipe.topic[-1])

@@ -114,7 +114,7 @@ def test_a_restored_state_goes_on_with_the_same_digits() -> None:
 
 
 def test_a_snapshot_holds_all_that_changed_after_the_one_before() -> None:
-    config = CONFIG.model_copy(update={"partners": 4, "max_items": 16, "max_users": 16})
+    config = CONFIG.model_copy(update={"partners": 4, "max_items": 16, "max_users": 16, "remembered_takes": 40})
     world = World(config, ITEMS)
     takes = random_takes(600, users=40, items=ITEMS, seconds=9_000, seed=5)
     state = fed(world, takes[:500])

@@ -10,7 +10,7 @@ import pytest
 from schemas.item_states import StateHead, parse_state_key, state_key, state_value
 from tests.factories.feature_world import Take, World
 from tests.factories.state_pipe import CONFIG, ITEMS, TAKES, Pipe, asked, of_server, of_trainer
-from trainer.features import columns
+from trainer.features import columns, state_records
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
@@ -26,7 +26,8 @@ def test_trainer_and_server_compute_the_same_to_the_last_bit_at_the_same_state(m
         pipe.count(TAKES[start : start + 50])
         assert (pipe.write(most=most) == 1) == (most > ITEMS)
         assert pipe.copies.complete and pipe.copies.head is not None
-        assert pipe.copies.head.before == pipe.state.before
+        states = pipe.copies.states(np.zeros((1, 2), np.int64), pipe.world.facts(np.array([0])))
+        assert pipe.copies.head.before == pipe.state.before == states.before
         assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
     late = StateCopies(CONFIG)
     for record in pipe.compacted():
@@ -132,8 +133,37 @@ def test_a_full_server_drops_those_longest_without_a_take_and_none_that_just_cha
     write(**{f"i{n}": 100 - n for n in range(1, 17)})
     write(i16=200, i17=201, i18=202)
     numbers, _ = asked()
-    held = copies.states(world.hashes(numbers), world.facts(numbers)).takes.takes_U
-    assert np.flatnonzero(held).tolist() == [*range(1, 14), 16, 17, 18] and len(copies) == 16
+    held = copies.states(world.hashes(numbers), world.facts(numbers)).takes
+    last = {item: int(held.last_U[item]) for item in np.flatnonzero(held.takes_U).tolist()}
+    assert last == {n: 100 - n for n in range(1, 14)} | {16: 200, 17: 201, 18: 202} and len(copies) == 16
+
+
+def test_copies_are_a_state_of_the_trainer_from_the_last_record_of_a_write_until_some_of_the_next_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state_records, "_HELD_BACK", 3)
+    pipe = Pipe()
+    copies = pipe.copies
+
+    def write(most: int) -> tuple[StateHead, list[tuple[bool, StateHead | None]]]:
+        made = pipe.writer.next(pipe.state, most=most, hold=True)
+        assert made is not None and len(made.items) > 3
+        found = []
+        for record in made.records:
+            copies.apply(*record)
+            found.append((copies.complete, copies.held_head))
+        pipe.writer.written(made, takes=0)
+        return made.head, found
+
+    pipe.count(TAKES[:300])
+    _, found = write(5)
+    assert found[-1] == (False, None), "items are left"
+    first, found = write(1_000)
+    assert found[-1] == (True, first) and first.held
+    pipe.count(TAKES[300:])
+    second, (*found, last) = write(1_000)
+    assert found[:2] == [(False, first)] * 2, "kept back until there are three"
+    assert {held for _, held in found[2:]} == {None} and last == (True, second)
 
 
 class Costly(dict[int, int]):
@@ -169,6 +199,25 @@ def test_a_trainer_that_goes_on_writes_only_what_the_topic_does_not_hold() -> No
     assert 0 < len(pipe.topic) - before < ITEMS
     assert pipe.copies.head is not None and pipe.copies.head.number == 2
     assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_an_item_that_the_topic_holds_no_more_is_written_again() -> None:
+    pipe = Pipe()
+    pipe.count(TAKES)
+    pipe.write()
+    key = state_key(CONFIG.version, id_hashes("i3")[0])
+    pipe.restart()
+    pipe.writer.heard(key, None)
+    pipe.copies.apply(key, None)
+    assert pipe.write() == 1
+    assert of_server(pipe.copies, pipe.world).tobytes() == of_trainer(pipe).tobytes()
+
+
+def test_a_topic_that_begins_anew_hears_of_a_state_without_takes_too() -> None:
+    pipe = Pipe()
+    assert pipe.write() == 1 and pipe.write() == 0
+    pipe.writer.begin_anew()
+    assert pipe.write() == 1 and pipe.write() == 0
 
 
 def test_a_trainer_behind_the_topic_writes_nothing_until_it_has_caught_up() -> None:

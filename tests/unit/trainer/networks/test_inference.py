@@ -15,7 +15,7 @@ from trainer.networks.config import CiUBMConfig
 from trainer.networks.inference import CompiledCiUBM
 from trainer.networks.numeric import KNOTS
 
-FEATURES = len(KNOTS) + 4
+FEATURES = 2 * len(KNOTS) + 3
 
 
 def network(**changes: Any) -> CiUBM:
@@ -31,14 +31,14 @@ def network(**changes: Any) -> CiUBM:
 
 
 def request(candidates: int, history: int, *, held: float = 1.0) -> CtrBatch:
-    """A request of one user; the numbers stand at every knot, between two, and beyond the last."""
+    """A request of one user; the numbers stand at every knot, just below it, between two, and beyond the last."""
     items, random = 1 + candidates + history, torch.Generator().manual_seed(7)
     has_U = torch.rand(items, generator=random) < held
     has_U[0] = False
     vectors_UV = torch.nn.functional.normalize(torch.randn(items, DIM, generator=random), dim=1) * has_U[:, None]
     hashes_U2 = torch.randint(1, 1 << 40, (items, 2), generator=random)
     hashes_U2[0] = 0
-    numbers = torch.tensor([*KNOTS, -1e6, 1e6, 0.7, -2.5])
+    numbers = torch.tensor([*KNOTS, *(knot - 0.01 for knot in KNOTS[1:]), -1e6, 1e6, 0.7, -2.5])
     return CtrBatch(
         hashes_U2=hashes_U2,
         vectors_UV=vectors_UV,

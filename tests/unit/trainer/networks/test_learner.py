@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tests.factories.feeding import through_bytes
@@ -70,6 +71,19 @@ def test_without_an_average_a_release_has_the_weights_of_the_last_step() -> None
         learner.step(collated.batch, collated.labels_B, None)
     released = learner.released()
     assert all(torch.equal(released[name], tensor) for name, tensor in learner.model.state_dict().items())
+
+
+@pytest.mark.parametrize("average_steps", [0.0, 20.0])
+def test_a_release_stays_as_it_was_while_more_is_learned(average_steps: float) -> None:
+    collated = learned_batch()
+    learner = Learner(SMALL_MODEL, LearnerConfig(average_steps=average_steps), vector_width=DIM, seed=0)
+    learner.step(collated.batch, collated.labels_B, None)
+    released, again = learner.released(), learner.released()
+    learner.step(collated.batch, collated.labels_B, None)
+    assert all(torch.equal(released[name], tensor) for name, tensor in again.items())
+    now = learner.released()
+    assert any(not torch.equal(released[name], tensor) for name, tensor in now.items())
+    assert not {tensor.data_ptr() for tensor in released.values()} & {tensor.data_ptr() for tensor in now.values()}
 
 
 def test_averaging_changes_nothing_of_what_is_learned() -> None:

@@ -127,3 +127,8 @@ def test_fake_negatives_weighted_have_their_minimum_at_the_true_rate(in_time, p)
         assert gradient(mass) > 2e-5
     else:
         assert torch.equal(weights.detach(), torch.ones(2, dtype=torch.float64))
+
+
+def test_a_row_that_is_surely_taken_weighs_nothing_where_all_takes_come_in_time() -> None:
+    weights = fake_negative_weights(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), 1.0)
+    assert weights.tolist() == [0, 1]

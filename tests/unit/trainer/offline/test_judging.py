@@ -93,11 +93,30 @@ def test_paired_interval_is_narrower_than_two_of_their_own_and_agrees_with_the_s
     assert other.low == pytest.approx(gain.low, abs=0.003)
 
 
+def test_a_bucket_of_just_enough_impressions_and_users_is_judged() -> None:
+    place = np.arange(500)
+    label, score = place // 100 % 2, np.random.default_rng(0).random(500)
+    found = judge(place % 100, label, score, calibrated=False)
+    assert found is not None and (found.figures["impressions"], found.figures["users"]) == (500, 100)
+    assert [found.figures[name] for name in ("logloss", "ne", "calibration")] == [None] * 3
+    assert judge(place[1:] % 100, label[1:], score[1:], calibrated=False) is None
+    assert judge(np.minimum(place % 100, 98), label, score, calibrated=False) is None
+
+
 def test_intervals_of_other_users_are_refused() -> None:
     user, label, score = impressions()
     draws = Bootstrap(user_auc(user, label, score), rng=np.random.default_rng(0), rounds=10)
     with pytest.raises(ValueError, match="other users"):
         draws.interval(user_auc(user + 1_000, label, score))
+    with pytest.raises(ValueError, match="other users"):
+        draws.difference(user_auc(user, label, score), user_auc(user + 1_000, label, score))
+
+
+def test_an_interval_weighs_users_by_their_impressions() -> None:
+    users = np.arange(200)
+    judged = UserAuc(users, (users < 100).astype(np.float64), np.where(users < 100, 900, 100))
+    low, high = Bootstrap(judged, rng=np.random.default_rng(0)).interval(judged)
+    assert 0.8 < low < judged.weighted == 0.9 < high < 0.95
 
 
 def test_seeds_are_averaged_user_by_user() -> None:
@@ -133,3 +152,19 @@ def test_buckets_by_age_popularity_and_cold() -> None:
         "retaken": [6],
         "without_history": [7],
     }
+
+
+def test_what_lies_at_a_bound_is_in_the_older_and_in_the_more_taken_bucket() -> None:
+    hour, day = 3_600.0, 86_400.0
+    facts = RowFacts(
+        age_seconds_N=np.array([hour, day, 7 * day]),
+        from_start_N=np.zeros(3, bool),
+        takes_before_N=np.array([99, 100, 1_000]),
+        cold_N=np.zeros(3, bool),
+        with_history_N=np.ones(3, bool),
+        retaken_N=np.zeros(3, bool),
+        days_only=False,
+    )
+    rows = {name: np.flatnonzero(chosen).tolist() for name, chosen in buckets(facts).items()}
+    assert (rows["under_1h"], rows["under_24h"], rows["under_7d"], rows["older"]) == ([], [0], [0, 1], [2])
+    assert (rows["taken_10_to_99"], rows["taken_100_to_999"], rows["taken_1000_and_more"]) == ([0], [1], [2])

@@ -89,6 +89,18 @@ def test_a_rating_that_equals_the_mean_is_not_liked_however_the_mean_rounds(tmp_
     assert np.isnan(found).sum() == 1 and not np.nan_to_num(found).any()
 
 
+@pytest.mark.parametrize("none", [np.inf, -np.inf, np.nan])
+def test_a_rating_that_is_no_number_is_none(tmp_path: Path, folder: Path, none: float) -> None:
+    def spoiled(seconds: NDArray[np.int64], ratings: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(np.arange(len(ratings)) % 5 == 0, none, ratings)
+
+    one = with_ratings(folder, tmp_path / "one", spoiled)
+    data = open_data_set(one)
+    found = labels_module.read_ratings(data, one)
+    assert found is not None and np.flatnonzero(np.isnan(found)).tolist() == list(range(0, len(found), 5))
+    assert np.isnan(liked(data, one)).tolist()[::5] == [True] * len(range(0, len(found), 5))
+
+
 def labels_that_see_the_future(folder: Path, there: Path) -> int:
     """Labels of early rows that differ when everything after the middle is rated the other way round."""
     seconds = open_data_set(folder).interactions.ts

@@ -92,6 +92,12 @@ def test_a_look_at_the_own_second_is_caught(folder: Path, monkeypatch: pytest.Mo
     assert any("before its last step" in message for message in live(folder).leaks)
 
 
+def test_takes_that_are_counted_too_late_are_found_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    until = live_features._until
+    monkeypatch.setattr(live_features, "_until", lambda columns, before: until(columns, before - 86_400))
+    assert any("before its last step" in message for message in live(folder).leaks)
+
+
 def test_a_look_at_later_seconds_is_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = live_features._step
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from schemas.errors import Misconfigured
 from tests.factories.releases import make_manifest
 from tests.factories.samples import SMALL_MODEL, make_catalogue
 from trainer.features.config import FeatureConfig
@@ -91,6 +92,15 @@ def release(seed: int, release_id: str) -> Release:
 
 def shadow() -> ShadowEvaluation:
     return ShadowEvaluation(release(1, "r2"), release(2, "r1"), rows_needed=3)
+
+
+@pytest.mark.parametrize("place", ["serving", "best"])
+def test_a_release_that_reads_other_features_is_not_compared(place: str) -> None:
+    of = {"serving": release(2, "r1"), "best": release(3, "r0")}
+    weights, manifest = of[place]
+    of[place] = weights, manifest.model_copy(update={"features": "0" * 16})
+    with pytest.raises(Misconfigured, match="reads other features"):
+        ShadowEvaluation(release(1, "r2"), of["serving"], of["best"])
 
 
 def observe(evaluation: ShadowEvaluation, *users: str) -> None:

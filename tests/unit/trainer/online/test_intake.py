@@ -3,7 +3,7 @@ from __future__ import annotations
 from tests.factories.feeding import finish, is_balanced, observe_all, pump, through_bytes
 from tests.factories.samples import behaviour, make_trainer, small_config
 from trainer.online.config import TrainerConfig
-from trainer.online.intake import EventIntake
+from trainer.online.intake import EventIntake, RememberedItems
 from trainer.samples.catalogue import Catalogue
 
 
@@ -53,3 +53,16 @@ def test_queued_takes_of_a_forgotten_user_are_no_negatives_and_hold_no_offset() 
     assert [take.user_id for take in trainer.intake.takes_until(10**12)] == ["u2"]
     finish(trainer)
     assert trainer.intake.offsets.trained_offsets() == {0: len(log)}
+
+
+def test_the_newest_items_are_remembered_in_their_bounds() -> None:
+    items = RememberedItems(2)
+    for item_id in ("a", "b", "a"):
+        items.add(item_id)
+    assert list(items) == ["b", "a"]
+    items.add("c")
+    assert list(items) == ["a", "c"] and "b" not in items
+    again = RememberedItems(2)
+    again.add("old")
+    again.restore(["x", "a", "c"])
+    assert list(again) == ["a", "c"]

@@ -320,3 +320,35 @@ def test_held_seconds_are_final_for_a_partition_that_resumes() -> None:
     assert trainer.intake.window.complete_before == DAY0 + 6
     late = trainer.intake.observe(1, 0, behaviour("late", "click", user="u2", item="i2", second=25))
     assert late.name == "LATE" and (1, 0) in trainer.intake.window.dropped_by_idle
+
+
+def taken(event_id: str, user: str, item: str, second: int) -> Observed:
+    return Observed(0, second, DAY0 + second, behaviour(event_id, "click", user=user, item=item, second=second))
+
+
+def test_nothing_is_left_of_a_user_who_was_forgotten() -> None:
+    draws = ExposureDraws(per_take=2, window_seconds=20)
+    events = [taken("t1", "u1", "a", 5), taken("t2", "u2", "a", 5), taken("t3", "u2", "b", 5)]
+    draws.move_to(events, nothing_ahead)
+    assert draws.draw(taken("t0", "u1", "b", 4), fits=lambda item: True) == []
+    draws.forget("u1")
+    assert pool(draws) == [(5, "a", "u2"), (5, "b", "u2")] and {user for user, _ in draws._last} == {"u2"}
+    (drawn,) = draws.draw(taken("t0", "u1", "b", 4), fits=lambda item: True)
+    assert (drawn.item_id, drawn.event_id) == ("a", "t2")
+
+
+def test_takes_of_an_earlier_build_that_kept_no_events_are_drawn_without_them() -> None:
+    draws, again = (ExposureDraws(per_take=1, window_seconds=20) for _ in range(2))
+    draws.move_to([taken("t1", "u1", "a", 5)], nothing_ahead)
+    state = through_bytes(draws.snapshot())
+    for name in [name for name in state.arrays if name.startswith("events")]:
+        del state.arrays[name]
+    again.restore(state)
+    (drawn,) = again.draw(taken("t0", "u2", "b", 4), fits=lambda item: True)
+    assert (drawn.item_id, drawn.event_id) == ("a", "")
+
+
+def test_what_was_drawn_before_is_drawn_again_to_the_last_and_elsewhere_the_take_itself() -> None:
+    draws = DrawnBefore({(0, 5, 2): "a", (0, 5, 3): "b"})
+    found = [[one.item_id for one in draws.draw(taken("t", "u", "own", at), fits=bool)] for at in (5, 6)]
+    assert found == [["a", "b"], ["own", "own"]]

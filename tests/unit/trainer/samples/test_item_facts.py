@@ -41,6 +41,7 @@ def test_without_named_attributes_all_are_one_group() -> None:
     [
         *(("price", math.e, 1.0), ("price", 0.0, math.nan), ("pages", -3.0, math.asinh(-3.0))),
         *(("year", 2010, 1.0), ("birth_year", -300.0, -230.0), ("birth_year", 1e36, math.nan)),
+        *(("year", 0, math.nan), ("year", 9_999, 799.9), ("year", 10_000, math.nan)),
     ],
 )
 def test_numbers_are_on_a_scale_for_networks(name: str, value: float, expected: float) -> None:
@@ -51,3 +52,15 @@ def test_a_number_that_is_a_text_is_not_known() -> None:
     config = FactsConfig(numbers=("price", "pages"))
     assert np.isnan(facts(config, attributes={"pages": "seven"}).numbers_IN).all()
     assert facts(config, price=math.e, attributes={"pages": 0.0, "price": 99.0}).numbers_IN[0].tolist() == [1.0, 0.0]
+    assert np.isnan(facts(config, price=math.inf, attributes={"pages": math.inf}).numbers_IN).all()
+
+
+def test_rows_that_were_kept_and_rows_that_were_restored_are_apart() -> None:
+    config = FactsConfig()
+    rows = facts(config, category="shoes", year=2010)
+    state = rows.snapshot()
+    restored = FactRows.restored(state)
+    for one in (rows, restored):
+        one.put(0, FactRows.empty(config, 1))
+    again = FactRows.restored(state)
+    assert again.category_I[0] == word_hash("category", "shoes") and again.numbers_IN[0, 1] == 1.0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -84,3 +86,12 @@ def test_ranking_loss_matches_loops() -> None:
                 total -= float(logits[i, k]) - float(np.log(sum(group)))
     found = ranking_loss(logits, labels, torch.tensor(groups))
     np.testing.assert_allclose(float(found), total / (3 * 2), rtol=1e-5)
+
+
+def test_batches_of_an_epoch_hold_rows_of_about_one_length_of_history() -> None:
+    data = random_world(160)
+    batches = ColumnBatches(data, history_length=8)
+    lengths = [batches._lengths_N[rows] for rows in batches.epoch(16, np.random.default_rng(0))]
+    spans = sorted((int(one.min()), int(one.max())) for one in lengths)
+    assert len({length for span in spans for length in span}) > 2
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -1,0 +1,72 @@
+"""Candidates of a simulated trainer: what is compared with what, and what never comes to a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from streams.simulation.releases import SimulatedReleases
+from tests.factories.samples import make_trainer, small_config
+from trainer.online.gate import GateConfig
+from trainer.online.trainer import Candidate, OnlineTrainer
+
+
+class Due:
+    """A trainer of which a release is always due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trainer = make_trainer(small_config())
+        self.begun, self.made = 0, 0
+        self.is_bad = False
+        self.honest = self.trainer.candidate
+        monkeypatch.setattr(OnlineTrainer, "release_due", lambda _: True)
+        monkeypatch.setattr(OnlineTrainer, "begin_next", lambda _: self.begin())
+        monkeypatch.setattr(OnlineTrainer, "candidate", lambda _: self.candidate())
+        self.releases = SimulatedReleases(self.trainer, GateConfig(), now=datetime(2026, 1, 1, tzinfo=UTC))
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def candidate(self) -> Candidate:
+        """Each of other weights than the one before."""
+        self.made += 1
+        made = self.honest()
+        change = np.nan if self.is_bad else float(self.made)
+        weights = {name: one + change if one.is_floating_point() else one for name, one in made.weights.items()}
+        return replace(made, weights=weights)
+
+
+def test_a_candidate_whose_weights_are_not_finite_is_refused_without_a_comparison(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    due = Due(monkeypatch)
+    due.releases.act()
+    due.is_bad = True
+    due.releases.act()
+    assert [one.passed for one in due.releases.decisions] == [True, False] and due.begun == 2
+    assert due.trainer.shadow is None
+    due.is_bad = False
+    due.releases.act()
+    shadow = due.trainer.shadow
+    assert shadow is not None and len(due.releases.decisions) == 2 and due.begun == 3
+    assert shadow.against.serving == shadow.against.best != shadow.candidate.release_id
+
+
+def test_the_best_release_so_far_is_compared_with_while_another_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    due = Due(monkeypatch)
+    due.releases.act()
+    due.releases.act()
+    first, second = due.trainer.shadow, due.releases._candidate
+    assert first is not None and second is not None
+    best = first.against.serving
+    passed = due.releases.decisions[0].model_copy(update={"best": best})
+    due.trainer.shadow = None
+    due.releases._conclude(second, passed)
+    due.releases.act()
+    shadow = due.trainer.shadow
+    assert shadow is not None and (shadow.against.serving, shadow.against.best) == (second[1].release_id, best)
+    assert not any(torch.isnan(one).any() for one in second[0].values() if one.is_floating_point())
