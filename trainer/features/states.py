@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -139,10 +139,6 @@ class ItemStates:
 
     def __len__(self) -> int:
         return len(self.hash_U)
-
-    def rows(self, places: NDArray[np.int64]) -> ItemStates:
-        """Copies of these rows."""
-        return replace(self, hash_U=self.hash_U[places], facts=self.facts.rows(places), takes=self.takes.rows(places))
 
 
 @dataclass(frozen=True, eq=False)

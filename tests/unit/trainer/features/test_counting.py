@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.factories.feature_world import Take, World, columns_of, random_takes
+from tests.factories.feature_world import Row, Take, World, columns_of, features_of, random_takes
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.features.states import NO_ITEM, SharedCounts, item_hash
@@ -72,3 +72,28 @@ def test_shared_counts_of_more_takes_than_are_ever_counted_are_refused() -> None
     record[0] = 1
     with pytest.raises(ValueError, match="takes"):
         SharedCounts.from_bytes(bytes(record))
+
+
+def test_an_item_in_the_place_of_another_has_nothing_of_it() -> None:
+    config = CONFIG.model_copy(update={"max_items": 16})
+    world = World(config, 40)
+    often = [Take(user, item, 100 * user + item, 100 * user + item) for user in (1, 2) for item in range(1, 17)]
+    later = [Take(item, item, 1_000 + item, 1_000 + item) for item in range(20, 30)]
+    crowded, alone = FeatureState(config, world), FeatureState(config, world)
+    for state, takes in (crowded, [*often, *later]), (alone, later):
+        for start in range(0, len(takes), 4):
+            part = takes[start : start + 4]
+            state.add(columns_of(part), before=part[-1].second + 1)
+    assert len(crowded.snapshot().arrays["rows.key"]) <= 17
+    numbers = np.arange(20, 30)
+    ours, theirs = crowded.states(numbers).takes, alone.states(numbers).takes
+    assert [ours.to_bytes(place) for place in range(10)] == [theirs.to_bytes(place) for place in range(10)]
+
+
+def test_what_a_request_is_triggered_by_is_no_take_of_its_user() -> None:
+    state = FeatureState(CONFIG, World(CONFIG, ITEMS))
+    state.add(columns_of([Take(1, 1, 0, 1)]), before=1)
+    now = 50_000
+    rows = [Row(3, [2, 1], [now, now - 3_600], now), Row(3, [2], [now], now), Row(3, [1], [now - 3_600], now)]
+    idle = features_of(state, rows)[:, CONFIG.names.index("user idle")]
+    assert idle == pytest.approx([np.log1p(1), 0, np.log1p(1)], abs=1e-3)

@@ -20,10 +20,8 @@ from tests.factories.feature_world import (
     random_takes,
 )
 from trainer.features.config import FeatureConfig
-from trainer.features.item_slots import short_of
-from trainer.features.partners import count_pairs
 from trainer.features.state import FeatureState
-from trainer.features.states import NO_ITEM, SharedCounts, TakeRows, item_hash
+from trainer.features.states import SharedCounts, TakeRows
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import facts_of, word_hash
 
@@ -163,14 +161,6 @@ def test_one_history_for_all_candidates_gives_what_each_row_gives() -> None:
     assert features_of(state, rows).tobytes() == features_of(state, rows, shared_history=True).tobytes()
 
 
-def test_what_a_request_is_triggered_by_is_no_take_of_its_user() -> None:
-    state = fed(World(CONFIG, ITEMS), [Take(1, 1, 0, 1)])
-    now = 50_000
-    rows = [Row(3, [2, 1], [now, now - 3_600], now), Row(3, [2], [now], now), Row(3, [1], [now - 3_600], now)]
-    idle = features_of(state, rows)[:, CONFIG.names.index("user idle")]
-    assert idle == pytest.approx([np.log1p(1), 0, np.log1p(1)], abs=1e-3)
-
-
 def test_what_decays_to_almost_nothing_becomes_nothing() -> None:
     world = World(CONFIG, ITEMS)
     state = fed(world, [Take(1, 1, 0, 1), Take(2, 2, 0, 2)])
@@ -201,16 +191,6 @@ def test_a_list_replaces_its_smallest_count() -> None:
     often = [Take(user, item, user, 10 * user + item) for user in (1, 2, 3) for item in (1, 2)]
     state = fed(world, [*often, Take(4, 1, 5, 91), Take(4, 3, 6, 92), Take(5, 1, 7, 93), Take(5, 4, 8, 94)], step=1)
     assert partners(state, world, 1) == {2: 3, 4: 1}
-
-
-def test_a_pair_is_counted_up_to_what_its_place_holds_and_no_further() -> None:
-    rows = TakeRows.empty(CONFIG, 2)
-    once = np.ones(1, np.int64), np.full(1, 7, np.uint32)
-    often = np.ones(70_000, np.int64), np.full(70_000, 9, np.uint32)
-    for pairs in (often, once, once, often):
-        assert count_pairs(rows, *pairs).tolist() == [1]
-    counted = dict(zip(rows.partner_UP[1].tolist(), rows.together_UP[1].tolist(), strict=True))
-    assert counted == {0: 0, 7: 2, 9: 65_535}
 
 
 def partners(state: FeatureState, world: World, item: int) -> dict[int, int]:
@@ -350,18 +330,6 @@ def test_items_longest_without_a_take_lose_their_counts() -> None:
     assert len(state.snapshot().arrays["rows.key"]) <= 17
 
 
-def test_an_item_in_the_place_of_another_has_nothing_of_it() -> None:
-    config = CONFIG.model_copy(update={"max_items": 16})
-    world = World(config, ITEMS)
-    often = [Take(user, item, 100 * user + item, 100 * user + item) for user in (1, 2) for item in range(1, 17)]
-    later = [Take(item, item, 1_000 + item, 1_000 + item) for item in range(20, 30)]
-    crowded, alone = fed(world, [*often, *later], step=4), fed(world, later, step=4)
-    assert len(crowded.snapshot().arrays["rows.key"]) <= 17
-    numbers = np.arange(20, 30)
-    ours, theirs = crowded.states(numbers).takes, alone.states(numbers).takes
-    assert [ours.to_bytes(place) for place in range(10)] == [theirs.to_bytes(place) for place in range(10)]
-
-
 def test_users_longest_without_a_take_lose_theirs() -> None:
     config = CONFIG.model_copy(update={"max_users": 16})
     world = World(config, ITEMS)
@@ -386,12 +354,6 @@ def test_hashes_that_share_their_low_bits_are_told_apart() -> None:
     found = np.concatenate([features_of(state, [row]) for row in rows])
     assert found[:, CONFIG.names.index("colour share")].tolist() == [0, 1, 0.5]
     assert found[:, CONFIG.names.index("together")] == pytest.approx(np.log1p([0, 0, 1]), abs=1e-3)
-
-
-def test_no_item_has_the_short_hash_of_padding_or_of_a_free_place() -> None:
-    keys = [1 << 32, (1 << 32) - 1, (1 << 32) + 5]
-    found = item_hash(np.array([[0, 0], *([key, 7] for key in keys)])).tolist()
-    assert found == [NO_ITEM, 1, NO_ITEM - 1, 5] and found[1:] == [short_of(key) for key in keys]
 
 
 def test_an_item_state_is_the_same_as_a_record() -> None:

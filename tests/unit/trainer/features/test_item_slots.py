@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.features.item_slots import ItemSlots, short_of
+from trainer.features.states import NO_ITEM, item_hash
 
 
 @pytest.mark.parametrize("bits", [3, 34, 63])
@@ -40,3 +41,9 @@ def test_an_item_is_found_by_key_and_by_short_hash_as_dictionaries_find_it(bits:
                 assert len(one) == len(held) and one.by_key == held
                 assert one.of(asked).tolist() == [held.get(key, 0) for key in asked.tolist()]
                 assert one.of_shorts(shorts).tolist() == [by_short.get(short, 0) for short in shorts.tolist()]
+
+
+def test_no_item_has_the_short_hash_of_padding_or_of_a_free_place() -> None:
+    keys = [1 << 32, (1 << 32) - 1, (1 << 32) + 5]
+    found = item_hash(np.array([[0, 0], *([key, 7] for key in keys)])).tolist()
+    assert found == [NO_ITEM, 1, NO_ITEM - 1, 5] and found[1:] == [short_of(key) for key in keys]

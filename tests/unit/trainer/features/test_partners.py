@@ -38,3 +38,13 @@ def test_no_partner_is_preferred_in_all_lists() -> None:
     rows = TakeRows.empty(FeatureConfig(partners=1), 65)
     count(rows, *((slot, partner, 1) for slot in range(1, 65) for partner in (7, 9)))
     assert {partner for slot in range(1, 65) for partner in held(rows, slot)} == {7, 9}
+
+
+def test_a_pair_is_counted_up_to_what_its_place_holds_and_no_further() -> None:
+    rows = TakeRows.empty(FeatureConfig(), 2)
+    once = np.ones(1, np.int64), np.full(1, 7, np.uint32)
+    often = np.ones(70_000, np.int64), np.full(70_000, 9, np.uint32)
+    for pairs in (often, once, once, often):
+        assert count_pairs(rows, *pairs).tolist() == [1]
+    counted = dict(zip(rows.partner_UP[1].tolist(), rows.together_UP[1].tolist(), strict=True))
+    assert counted == {0: 0, 7: 2, 9: 65_535}
