@@ -100,7 +100,7 @@ async def read_topics(
 
 
 def _add_item(
-    found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap, outcomes: Container[str]
+    found: TopicContent, record: Any, broker: BrokerConfig, fields: FieldMap, outcomes: Container[str] = ()
 ) -> None:
     try:
         item_id = read_item_id(record.key)
