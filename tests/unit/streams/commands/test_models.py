@@ -75,6 +75,7 @@ def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: ModelRegis
     after = call("rollback", "--why", "complaints")
     assert after["release_id"] == make_manifest(1).release_id and after["pinned"] and not after["announced"]
     assert after["fence"] == FENCE.model_dump()
+    assert [row["release_id"] for row in list_releases(store, now=NOW) if row["pinned"]] == [after["release_id"]]
     shown = call("show", "r000001")
     assert shown["manifest"]["rows_trained"] == 1
     assert [(h["action"], h["why"]) for h in shown["history"]][-1] == ("rolled back", "complaints")

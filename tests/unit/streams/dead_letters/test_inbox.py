@@ -99,6 +99,11 @@ def test_each_filter_admits_what_it_names(admitted: bool, filter_: Filter) -> No
     assert filter_.admits(entry.newest) is admitted
 
 
+def test_a_record_that_failed_again_is_as_new_as_its_last_failure() -> None:
+    again = replace(LETTER, first_failed_at=NOW - timedelta(days=9))
+    assert Filter(since=NOW).admits(again) and not Filter(since=NOW + timedelta(seconds=1)).admits(again)
+
+
 @pytest.mark.parametrize(
     ("later", "decision"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.factories.releases import make_manifest
 from tests.factories.samples import DIM, SMALL_MODEL, unit_vector
 from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
-from trainer.networks.item_rows import ItemRows
+from trainer.networks.item_rows import ItemRows, RequestMoment
 from trainer.networks.scorer import Scorer
 
 FEATURES = FeatureConfig()
@@ -61,3 +62,10 @@ def test_the_newest_items_of_a_history_are_used_up_to_the_length(taken: int) -> 
     assert batch.history_BL.tolist() == [[*range(2 + taken, 2, -1)][:3] or [0]]
     np.testing.assert_allclose(batch.dense_BF[:, 0], np.log1p(min(taken, 3)), atol=1e-3)
     assert len(scorer.probabilities(batch)) == 2
+
+
+def test_of_a_longer_history_the_newest_takes_come_with_their_own_times() -> None:
+    items, now = ItemRows.of(["i1", *(f"i{n}" for n in range(2, 7))], VECTORS, DIM), 50_000
+    moment = replace(RequestMoment.unknown(FEATURES, items, 5), history_seconds=[0, 0, 0, 0, now - 3_600], now=now)
+    idle = scorer_of().features_of(scorer_of().prepare(items, 1, moment))[0, FEATURES.names.index("user idle")]
+    assert idle == pytest.approx(np.log1p(1), abs=1e-3)
