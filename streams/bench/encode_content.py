@@ -40,10 +40,5 @@ def read_content(folder: Path | None, count: int) -> BenchItems:
     return BenchItems(
         name=data.name,
         records=[(record.item_id.encode(), item_json(record, picture)) for record, picture in chosen],
-        items=[
-            ItemContent(
-                record.item_id, record.title, record.text, record.category, record.price, picture, year=record.year
-            )
-            for record, picture in chosen
-        ],
+        items=[record.content(picture) for record, picture in chosen],
     )

@@ -146,19 +146,7 @@ async def compare_with_fresh(
     """
     records = [data.records(position, position + 1)[0] for position in positions]
     pictures = await asyncio.to_thread(data.pictures.of, records)
-    contents = [
-        ItemContent(
-            item_id=one.item_id,
-            title=one.title,
-            text=one.text,
-            category=one.category,
-            price=one.price,
-            image=picture,
-            year=one.year,
-            attributes=one.described_without(outcomes),
-        )
-        for one, picture in zip(records, pictures, strict=True)
-    ]
+    contents = [one.content(picture, outcomes) for one, picture in zip(records, pictures, strict=True)]
     prepared = [prepare_as_indexed(encoder, content) for content in contents]
     fresh = await asyncio.to_thread(encoder.encode, prepared)
     smallest = 1.0

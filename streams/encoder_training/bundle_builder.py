@@ -152,18 +152,7 @@ def towers_digest(specs: BundleManifest | TrainedManifest, precision: str = "fp3
 
 def contents_of(data: DataSet, *, outcomes: Container[str] = (), rows_per_read: int = 256) -> Iterator[ItemContent]:
     """The items of a folder in its own order, each with its picture, without attributes that are `outcomes`."""
-    from encoders.base import ItemContent
-
     for start in range(0, len(data.item_ids), rows_per_read):
         records = data.records(start, start + rows_per_read)
         for record, picture in zip(records, data.pictures.of(records), strict=True):
-            yield ItemContent(
-                item_id=record.item_id,
-                title=record.title,
-                text=record.text,
-                category=record.category,
-                price=record.price,
-                image=picture,
-                year=record.year,
-                attributes=record.described_without(outcomes),
-            )
+            yield record.content(picture, outcomes)

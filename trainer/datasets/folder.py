@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from encoders.base import ItemContent
 from schemas.attributes import Attribute
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
@@ -71,6 +72,19 @@ class ItemRecord:
     def described_without(self, outcomes: Container[str]) -> dict[str, Attribute]:
         """What they say, without those that are outcomes."""
         return {name: value for name, value in self.described.items() if name not in outcomes}
+
+    def content(self, picture: bytes | None, outcomes: Container[str] = ()) -> ItemContent:
+        """What an encoder sees of the item, with its encoded picture and without attributes that are `outcomes`."""
+        return ItemContent(
+            item_id=self.item_id,
+            title=self.title,
+            text=self.text,
+            category=self.category,
+            price=self.price,
+            image=picture,
+            year=self.year,
+            attributes=self.described_without(outcomes),
+        )
 
 
 class Pictures(Protocol):
