@@ -10,7 +10,7 @@ import numpy as np
 
 from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding, SourceOffset
-from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.networks.config import CiUBMConfig, LearnerConfig, TreesConfig
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.catalogue import Catalogue
@@ -63,6 +63,7 @@ def make_catalogue(items: int, *, twins: Sequence[int] = ()) -> Catalogue:
 SMALL_MODEL = CiUBMConfig(
     id_width=4, id_rows=64, id_admit_after=1, categories=4, content_width=DIM, hidden=(16,), attention_hidden=8,
     numeric_width=2, cross_rank=4,
+    trees=TreesConfig(count=3, depth=2, leaves=4, leaf_rows=2, rows=64, first_rows=24),
 )  # fmt: skip
 
 

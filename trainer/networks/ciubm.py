@@ -19,6 +19,7 @@ from trainer.networks.attention import TargetAttention
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import CrossLayers, NumericEmbedding
+from trainer.networks.trees import BoostedTrees
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,14 @@ class CiUBM(nn.Module):
             width += self.numeric.width
         else:
             width += dense_width
+        extra = config.content_in_attention * (1 + config.raw_similarities)
         if config.id_interest:
-            extra = config.content_in_attention * (1 + config.raw_similarities)
             self.attention = TargetAttention(config.id_width, extra, config.attention_hidden)
             width += config.id_width
         if config.fusion_interest:
             width += config.id_width
         if config.content_interest:
+            self.content_attention = TargetAttention(config.content_width, extra, config.attention_hidden)
             width += config.content_width
         if config.similarity_features:
             width += (1 + config.raw_similarities) * (config.similarity_bins + 4)
@@ -101,6 +103,13 @@ class CiUBM(nn.Module):
         if config.target_content:
             width += config.content_width
         self.head = Head(config, width)
+        self.numbers_width = dense_width + 4 * self._counts_cosines
+        if config.trees.count:
+            self.trees = BoostedTrees(config.trees.count, config.trees.depth)
+
+    @property
+    def _counts_cosines(self) -> bool:
+        return self.config.uses_content and self.config.raw_similarities
 
     def content(self, vectors_UV: Tensor, has_vector_U: Tensor) -> Tensor:
         """Projected content of items, unit length, shape (U, C); zero rows for items without a vector."""
@@ -108,7 +117,17 @@ class CiUBM(nn.Module):
         return projected_UC * has_vector_U[:, None]
 
     def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
-        """Logits, shape (B,). `content_UC` is the output of `content`, where the caller has it already."""
+        """Logits as they are served, shape (B,): the network's, averaged with those of the trees once there are any."""
+        return self.served(*self.network(batch, content_UC))
+
+    def served(self, logits_B: Tensor, numbers_BX: Tensor) -> Tensor:
+        """`forward`, from the output of `network`."""
+        return self.trees.mixed(logits_B, numbers_BX) if self.config.trees.count else logits_B
+
+    def network(self, batch: CtrBatch, content_UC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The network's own logits, shape (B,), and what the trees read, shape (B, X): the dense features and summaries
+        of the stored vectors' cosines. `content_UC` is the output of `content`, where the caller has it already.
+        """
         config = self.config
         ids_UE = self.id_table(dropped_ids(batch.hashes_U2, config.id_dropout if self.training else 0.0))
         if config.categories and batch.category_U is not None:
@@ -119,6 +138,7 @@ class CiUBM(nn.Module):
         history_BLE = gathered(ids_UE, batch.history_BL)
         dense_BX = self.numeric(batch.dense_BF) if config.numeric_width else batch.dense_BF
         parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
+        numbers = [batch.dense_BF]
         similarity_BL = raw_BL = None
         if config.uses_content:
             if content_UC is None:
@@ -132,8 +152,9 @@ class CiUBM(nn.Module):
             if config.raw_similarities:
                 raw_BL = dots(gathered(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
                 raw_BL = raw_BL * mask_content_BL
+                numbers.append(summaries(raw_BL, mask_content_BL, config.recency_half_life_items))
+        extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
         if config.id_interest:
-            extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
             weight_BL = self.attention(batch.history_BL, history_BLE, target_BE, extra)
             parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
         if similarity_BL is not None:
@@ -141,23 +162,27 @@ class CiUBM(nn.Module):
             if config.fusion_interest:
                 parts.append(weighted_sum(similarity_BL, history_BLE) * scale_B1)
             if config.content_interest:
-                parts.append(weighted_sum(similarity_BL, history_BLC) * scale_B1)
+                # items without a vector have a row of zeros
+                weight_BL = self.content_attention(batch.history_BL, history_BLC, target_BC, extra)
+                parts.append(weighted_sum(weight_BL, history_BLC) * length_scale(mask_BL))
             if config.similarity_features:
-                for each_BL in (similarity_BL, raw_BL):
-                    if each_BL is not None:
-                        parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
-                        parts.append(3 * summaries(each_BL, mask_content_BL, config.recency_half_life_items))
+                parts.append(tiers(similarity_BL, mask_content_BL, config.similarity_bins))
+                parts.append(3 * summaries(similarity_BL, mask_content_BL, config.recency_half_life_items))
+                if raw_BL is not None:
+                    parts += [tiers(raw_BL, mask_content_BL, config.similarity_bins), 3 * numbers[-1]]
             if config.bilinear_interest:
                 learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
                 parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
             if config.target_content:
                 parts.append(target_BC)
         logits_B: Tensor = self.head(torch.cat(parts, dim=1))
-        return logits_B
+        return logits_B, torch.cat(numbers, dim=1).detach()
 
     def members(self, batch: CtrBatch) -> Tensor:
-        """Logits of the only member, shape (B, 1), as models of the comparison have several."""
-        logits_B: Tensor = self(batch)
+        """Logits of the only member, shape (B, 1), as models of the comparison have several: the network's own ones in
+        training, for the trees learn by themselves.
+        """
+        logits_B: Tensor = self.network(batch)[0] if self.training else self(batch)
         return logits_B[:, None]
 
     def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:

@@ -5,6 +5,29 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class TreesConfig(BaseModel):
+    """Boosted trees beside the network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    count: int = Field(default=64, ge=0)
+    """Most trees; 0 leaves them out."""
+    depth: int = Field(default=5, ge=1, le=10)
+    """Most levels of a tree."""
+    leaves: int = Field(default=16, ge=2)
+    """Most leaves of a tree."""
+    leaf_rows: int = Field(default=200, ge=1)
+    """Least rows in a leaf."""
+    learning_rate: float = Field(default=0.15, gt=0, le=1)
+    """Share of each tree's correction that is applied."""
+    rows: int = Field(default=100_000, ge=2)
+    """The newest rows learned from that trees are fitted on; about 220 bytes each."""
+    first_rows: int = Field(default=20_000, ge=2)
+    """Rows before the first fit. The next one comes after as many rows as the one before had."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Weight of the trees' logit beside the network's."""
+
+
 class CiUBMConfig(BaseModel):
     """Size and parts of the model. Every interest can be switched off, so that an ablation is a configuration."""
 
@@ -29,13 +52,13 @@ class CiUBMConfig(BaseModel):
     hidden: tuple[int, ...] = (96, 48)
     """Widths of the prediction layers."""
     attention_hidden: int = Field(default=32, ge=1)
-    """Width of the target-attention unit."""
+    """Width of the units of target attention."""
     similarity_bins: int = Field(default=16, ge=1)
     """Tiers of the similarity histogram over [-1, 1]."""
     id_interest: bool = True
     """Target attention over the ids of the history."""
     content_interest: bool = True
-    """Similarity-weighted sum of the history's content."""
+    """Target attention over the content of the history."""
     fusion_interest: bool = True
     """Similarity-weighted sum of the history's ids."""
     similarity_features: bool = True
@@ -49,7 +72,7 @@ class CiUBMConfig(BaseModel):
     target_content: bool = True
     """The target's own content beside the interests."""
     content_in_attention: bool = True
-    """Let the target attention see the content similarity."""
+    """Let the target attentions see the content similarities."""
     numeric_width: int = Field(default=8, ge=0)
     """Width of the embedding of each numeric feature, which is linear between fixed knots; 0 uses the plain numbers."""
     cross_layers: int = Field(default=2, ge=0)
@@ -60,6 +83,8 @@ class CiUBMConfig(BaseModel):
     """Share of hidden units dropped in training."""
     recency_half_life_items: float = Field(default=8.0, gt=0)
     """Age in items at which a history item counts half in the recent similarity and the contrastive anchor."""
+    trees: TreesConfig = Field(default_factory=TreesConfig)
+    """Boosted trees beside the network."""
 
     @property
     def uses_content(self) -> bool:

@@ -56,6 +56,10 @@ class _OneUser(nn.Module):
             self.numeric = _NumericTable(model.numeric)
         if self.config.id_interest:
             self.attention = _Attention(model.attention)
+        if self.config.content_interest:
+            self.content_attention = _Attention(model.content_attention)
+        # a constant of what is traced, as all sizes are
+        self.trees = model.trees.trimmed() if self.config.trees.count and model.trees.fitted else None
 
     def forward(
         self,
@@ -77,6 +81,7 @@ class _OneUser(nn.Module):
         dense_BX = self.numeric(dense_BF) if config.numeric_width else dense_BF
         parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
         similarities: list[Tensor] = []
+        numbers = [dense_BF]
         if config.uses_content:
             has_U1 = has_vector_U[:, None]
             content_UC = model.content(vectors_UV, has_vector_U)
@@ -89,28 +94,34 @@ class _OneUser(nn.Module):
                 raw_UV = vectors_UV * has_U1
                 raw_LV = raw_UV.index_select(0, history_L) * held_L[:, None]
                 similarities.append(raw_UV.index_select(0, target_B) @ raw_LV.T)
+        extra = similarities if config.content_in_attention else []
+        scale = known_L.sum().clamp(min=1).float().rsqrt()
         if config.id_interest:
-            extra = similarities if config.content_in_attention else []
             weight_BL = self.attention(history_LE, target_BE, extra) * known_L
-            parts.append(weight_BL @ history_LE * known_L.sum().clamp(min=1).float().rsqrt())
+            parts.append(weight_BL @ history_LE * scale)
         if similarities:
             similarity_BL = similarities[0]
             scale_B1 = torch.where(held_B1 > 0, held_L.sum().clamp(min=1).rsqrt(), 1.0)
             if config.fusion_interest:
                 parts.append(similarity_BL @ history_LE * scale_B1)
             if config.content_interest:
-                parts.append(similarity_BL @ history_LC * scale_B1)
+                weight_BL = self.content_attention(history_LC, target_BC, extra) * known_L
+                parts.append(weight_BL @ history_LC * scale)
             weights_L2 = _mean_weights(held_L, config.recency_half_life_items)
+            summed = [_summaries(each_BL, held_L, held_B1, weights_L2) for each_BL in similarities]
+            numbers += summed[1:]
             if config.similarity_features:
-                for each_BL in similarities:
-                    parts.append(_tiers(each_BL, held_L, held_B1, config.similarity_bins))
-                    parts.append(3 * _summaries(each_BL, held_L, held_B1, weights_L2))
+                for each_BL, summed_B4 in zip(similarities, summed, strict=True):
+                    parts += [_tiers(each_BL, held_L, held_B1, config.similarity_bins), 3 * summed_B4]
             if config.bilinear_interest:
                 learned_BL = model.bilinear(target_BC) @ (history_LC * held_L[:, None]).T
                 parts.append(3 * _summaries(learned_BL, held_L, held_B1, weights_L2))
             if config.target_content:
                 parts.append(target_BC)
-        return torch.sigmoid(model.head(torch.cat(parts, dim=1)).double())
+        logits_B = model.head(torch.cat(parts, dim=1))
+        if self.trees is not None:
+            logits_B = torch.lerp(logits_B, self.trees(torch.cat(numbers, dim=1)), self.trees.share)
+        return torch.sigmoid(logits_B.double())
 
 
 class _NumericTable(nn.Module):

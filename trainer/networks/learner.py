@@ -18,6 +18,7 @@ from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
+from trainer.networks.trees import TreeWindow
 from trainer.state import State, Table
 
 
@@ -69,6 +70,8 @@ class Learner:
         self._ids = self.model.id_table.embedding.weight
         self._sparse = RowAdam([self._ids], lr=config.id_learning_rate)
         self._changed = ChangedRows()
+        self._seed = seed
+        self._tree_rows = TreeWindow(model_config.trees, self.model.numbers_width) if model_config.trees.count else None
 
     def step(
         self,
@@ -86,7 +89,9 @@ class Learner:
         """
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
-        logits_B = model(batch, content_UC)
+        logits_B, numbers_BX = model.network(batch, content_UC)
+        with torch.no_grad():
+            served_B = model.served(logits_B.detach(), numbers_BX)
         if in_time != 1:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
@@ -109,8 +114,12 @@ class Learner:
         if self._ids.grad is not None:
             self._changed.touch(self._ids.grad._indices()[0].numpy())
         self._follow()
+        if self._tree_rows is not None:
+            self._tree_rows.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
+            if (forest := self._tree_rows.fit_if_due(seed=self._seed)) is not None:
+                model.trees.load(forest, model.config.trees.share)
         return LearnReport(
-            probabilities_B=torch.sigmoid(logits_B.detach().double()).numpy(),
+            probabilities_B=torch.sigmoid(served_B.double()).numpy(),
             loss=float(click_loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
@@ -149,6 +158,8 @@ class Learner:
                     else:
                         numbers[name] = value
         state.put_table("", Table(len(self._ids), self._changed, self._copied_ids))
+        if self._tree_rows is not None:
+            state.put("trees", self._tree_rows.snapshot())
         return state
 
     def _copied_ids(self, numbers: NDArray[np.int64]) -> Callable[[slice], State]:
@@ -160,6 +171,8 @@ class Learner:
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`. Raises `ValueError` if its model has another shape."""
+        if self._tree_rows is not None:
+            self._tree_rows.restore(state.part("trees"))
         arrays = {name: torch.from_numpy(np.array(array)) for name, array in state.arrays.items()}
         model = {name.removeprefix("model/"): tensor for name, tensor in arrays.items() if name.startswith("model/")}
         try:

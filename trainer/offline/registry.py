@@ -36,6 +36,7 @@ ABLATIONS: dict[str, str] = {
     "ciubm-without-fusion": "trainer.offline.neural.ciubm:WithoutFusion",
     "ciubm-without-similarities": "trainer.offline.neural.ciubm:WithoutSimilarities",
     "ciubm-plain-head": "trainer.offline.neural.ciubm:PlainHead",
+    "ciubm-without-trees": "trainer.offline.neural.ciubm:WithoutTrees",
 }
 
 

@@ -29,7 +29,7 @@ from trainer.networks.ciubm import (
     summaries,
     weighted_sum,
 )
-from trainer.networks.config import CiUBMConfig
+from trainer.networks.config import CiUBMConfig, TreesConfig
 from trainer.networks.id_table import IdTable
 from trainer.networks.numeric import NumericEmbedding
 from trainer.offline.neural.base import CATEGORIES, NUMERIC_WIDTH, SIMILARITIES, TRIALS, NeuralModel
@@ -178,7 +178,8 @@ class Din(NeuralModel):
 
     @override
     def build(self, settings: Mapping[str, Any], *, vector_width: int, dense_width: int, seed: int) -> nn.Module:
-        config = CiUBMConfig(**{"cross_layers": 0, "hidden": HIDDEN, **settings}).without_content()
+        without_trees = {"trees": TreesConfig(count=0)}
+        config = CiUBMConfig(**{"cross_layers": 0, "hidden": HIDDEN, **without_trees, **settings}).without_content()
         return CiUBM(config, vector_width=vector_width, dense_width=dense_width, seed=seed)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vecto
 from trainer.features.config import FeatureConfig
 from trainer.features.probe import probe
 from trainer.features.state import FeatureState
+from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
@@ -87,14 +89,17 @@ def test_interests_match_plain_loops() -> None:
     similarity = [float(content(item) @ content(target)) for item in newest_first]
     raw = [float(unit_vector(item) @ unit_vector(target)) for item in newest_first]
     scale = len(history) ** -0.5
-    attended = np.zeros(SMALL_MODEL.id_width)
-    for item, s, r in zip(newest_first, similarity, raw, strict=True):
-        e, t = identity(item), identity(target)
-        given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
-        hidden = network.attention.activation(network.attention.first(torch.from_numpy(given)))
-        attended += float(network.attention.second(hidden).detach()) * e
+
+    def attended(unit: TargetAttention, of: Callable[[int], np.ndarray]) -> np.ndarray:
+        total = np.zeros(unit.width)
+        for item, s, r in zip(newest_first, similarity, raw, strict=True):
+            e, t = of(item), of(target)
+            given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
+            hidden = unit.activation(unit.first(torch.from_numpy(given)))
+            total += float(unit.second(hidden).detach()) * e
+        return total * scale
+
     fusion = sum(s * identity(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
-    interest = sum(s * content(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
 
     def summaries(values: list[float]) -> list[float]:
         tiers = [0] * SMALL_MODEL.similarity_bins
@@ -105,7 +110,7 @@ def test_interests_match_plain_loops() -> None:
         four = [max(values), sum(values) / len(values), recent, values[0]]
         return [*np.log1p(tiers), *(3 * np.array(four))]
 
-    interests = [attended * scale, fusion, interest]
+    interests = [attended(network.attention, identity), fusion, attended(network.content_attention, content)]
     counted = [summaries(similarity), summaries(raw)]
     dense = network.numeric(batch.dense_BF)[0].detach().numpy()
     expected = np.concatenate([identity(target), dense, *interests, *counted, content(target)])

@@ -14,6 +14,7 @@ from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.inference import CompiledCiUBM
 from trainer.networks.numeric import KNOTS
+from trainer.networks.trees import Forest
 
 FEATURES = 2 * len(KNOTS) + 3
 
@@ -25,9 +26,20 @@ def network(**changes: Any) -> CiUBM:
     with torch.no_grad():
         for number, weight in enumerate(made.parameters()):
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+    if config.trees.count:
+        made.trees.load(grown(made.numbers_width), 0.4)
     for _ in range(config.id_admit_after):
         made.id_table.admit(request(30, 20).hashes_U2[::2])
     return made.eval()
+
+
+def grown(numbers: int) -> Forest:
+    """Trees of random nodes; the second one says nothing."""
+    random, inner = np.random.default_rng(5), 2**SMALL_MODEL.trees.depth - 1
+    feature_TN = random.integers(0, numbers, (SMALL_MODEL.trees.count, inner))
+    value_TL = random.normal(size=(SMALL_MODEL.trees.count, inner + 1)).astype(np.float32)
+    value_TL[1] = 0
+    return Forest(feature_TN, random.normal(size=feature_TN.shape).astype(np.float32), value_TL)
 
 
 def request(candidates: int, history: int, *, held: float = 1.0) -> CtrBatch:
@@ -61,6 +73,7 @@ def request(candidates: int, history: int, *, held: float = 1.0) -> CtrBatch:
         {"fusion_interest": False, "id_interest": False, "target_id": False},
         {"numeric_width": 0, "cross_layers": 0},
         {"categories": 0, "refresh_projection": False},
+        {"trees": {"count": 0}},
         {name: getattr(SMALL_MODEL.without_content(), name) for name in type(SMALL_MODEL).model_fields},
     ],
     ids=lambda changes: ", ".join(changes)[:60] or "all parts",

@@ -1,0 +1,168 @@
+"""Boosted trees beside the network: what is fitted, when, and that the whole form says what LightGBM's trees say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+import torch
+
+from tests.factories.feeding import through_bytes
+from trainer.networks.config import TreesConfig
+from trainer.networks.trees import _PARAMETERS, BoostedTrees, Forest, TreeWindow, fit_trees
+
+WIDTH = 6
+
+
+def rows(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers, of which some have few values, and labels that follow a threshold and a product."""
+    random = np.random.default_rng(seed)
+    numbers = random.normal(size=(count, WIDTH)).astype(np.float32)
+    numbers[:, 5] = np.round(numbers[:, 5] * 3) / 3
+    logit = 2.0 * (numbers[:, 0] > 0.3) + 1.5 * (numbers[:, 1] * numbers[:, 2] > 0) + numbers[:, 5] - 1.5
+    return numbers, (random.random(count) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+
+
+def loaded(config: TreesConfig, forest: Forest) -> BoostedTrees:
+    trees = BoostedTrees(config.count, config.depth)
+    trees.load(forest, config.share)
+    return trees
+
+
+@pytest.mark.parametrize("shape", [{}, {"depth": 3, "leaves": 8}, {"depth": 1, "leaves": 2}, {"depth": 7, "leaves": 5}])
+def test_whole_trees_say_what_the_library_says_at_its_thresholds_too(shape: dict[str, Any]) -> None:
+    config = TreesConfig(count=20, leaf_rows=20, **shape)
+    numbers, label = rows(4_000)
+    forest = fit_trees(config, numbers, label, seed=3)
+    assert forest is not None
+    parameters = _PARAMETERS | {
+        "num_leaves": config.leaves, "max_depth": config.depth, "min_data_in_leaf": 20,
+        "learning_rate": config.learning_rate, "seed": 3,
+    }  # fmt: skip
+    older = lightgbm.Dataset(numbers[:3_400], label[:3_400], params=parameters)
+    booster = lightgbm.train(parameters, older, num_boost_round=len(forest.value_TL))
+    # what the library splits zero from others by, 1e-35, is no number that a feature has
+    thresholds = np.resize(forest.threshold_TN[np.abs(forest.threshold_TN) > 1e-30], (200, WIDTH))
+    for asked in (numbers, thresholds, np.nextafter(thresholds, np.float32(np.inf))):
+        found = loaded(config, forest)(torch.from_numpy(asked)).numpy()
+        np.testing.assert_allclose(found, booster.predict(asked, raw_score=True), atol=1e-5)
+
+
+def test_the_newest_rows_say_how_many_trees_are_kept() -> None:
+    config = TreesConfig(count=60, leaf_rows=20)
+    numbers, label = rows(4_000)
+    many = fit_trees(config, numbers, label, seed=0)
+    noise = label.copy()
+    noise[:3_400] = np.random.default_rng(1).permutation(label[:3_400])
+    few = fit_trees(config, numbers, noise, seed=0)
+    assert many is not None and few is not None
+    assert len(few.value_TL) < 10 < len(many.value_TL)
+
+
+def test_rows_count_by_their_weight() -> None:
+    config = TreesConfig(count=10, leaf_rows=20)
+    numbers, label = rows(4_000)
+    half, opposite = label.copy(), np.arange(4_000) % 2 == 0
+    half[opposite] = 1 - half[opposite]
+    weighed = fit_trees(config, numbers, half, np.where(opposite, 1e-6, 1).astype(np.float32), seed=0)
+    assert weighed is not None
+    logit = loaded(config, weighed)(torch.from_numpy(numbers)).numpy()
+    assert logit[label == 1].mean() - logit[label == 0].mean() > 0.5
+
+
+@pytest.mark.parametrize("part", [slice(0, 3_400), slice(3_400, None)])
+def test_there_are_no_trees_where_old_or_new_rows_have_one_label(part: slice) -> None:
+    numbers, label = rows(4_000)
+    label[part] = 0
+    assert fit_trees(TreesConfig(), numbers, label, seed=0) is None
+
+
+def test_logits_are_the_networks_before_the_first_fit_and_a_weighted_mean_after_it() -> None:
+    config = TreesConfig(count=4, leaf_rows=20, share=0.25)
+    numbers, label = rows(1_000)
+    logits, read = torch.linspace(-1, 1, 1_000), torch.from_numpy(numbers)
+    trees = BoostedTrees(config.count, config.depth)
+    assert torch.equal(trees.mixed(logits, read), logits) and not trees.fitted
+    forest = fit_trees(config, numbers, label, seed=0)
+    assert forest is not None
+    trees.load(forest, config.share)
+    torch.testing.assert_close(trees.mixed(logits, read), 0.75 * logits + 0.25 * trees(read))
+    torch.testing.assert_close(trees.trimmed()(read), trees(read))
+
+
+def test_new_trees_leave_nothing_of_those_before_and_travel_as_weights_do() -> None:
+    config = TreesConfig(count=30, leaf_rows=20)
+    numbers, label = rows(4_000)
+    first, second = (fit_trees(config.model_copy(update={"count": n}), numbers, label, seed=0) for n in (30, 2))
+    assert first is not None and second is not None
+    trees = loaded(config, first)
+    trees.load(second, config.share)
+    other = BoostedTrees(config.count, config.depth)
+    other.load_state_dict(trees.state_dict())
+    read = torch.from_numpy(numbers)
+    assert torch.equal(other(read), trees(read)) and torch.equal(trees(read), loaded(config, second)(read))
+    assert len(trees.trimmed().value_TL) == 2
+
+
+class TestWindow:
+    config = TreesConfig(count=5, depth=2, leaves=4, leaf_rows=5, rows=300, first_rows=100)
+
+    def fits(self, window: TreeWindow, begin: int, end: int, step: int = 20) -> dict[int, Forest]:
+        numbers, label = rows(2_000)
+        found = {}
+        for start in range(begin, end, step):
+            window.add(numbers[start : start + step], label[start : start + step], None)
+            forest = window.fit_if_due(seed=0)
+            if forest is not None:
+                found[start + step] = forest
+        return found
+
+    def test_fits_follow_the_rows_and_read_the_newest_in_order(self) -> None:
+        found = self.fits(TreeWindow(self.config, WIDTH), 0, 1_500)
+        assert list(found) == [100, 200, 400, 700, 1_000, 1_300]
+        numbers, label = rows(2_000)
+        for end, forest in found.items():
+            part = slice(max(0, end - 300), end)
+            again = fit_trees(self.config, numbers[part], label[part], seed=0)
+            assert again is not None
+            np.testing.assert_array_equal(forest.value_TL, again.value_TL)
+            np.testing.assert_array_equal(forest.threshold_TN, again.threshold_TN)
+
+    @pytest.mark.parametrize("cut", [60, 240, 560])
+    def test_a_window_that_was_stored_goes_on_as_it_would_have(self, cut: int) -> None:
+        window, other = TreeWindow(self.config, WIDTH), TreeWindow(self.config, WIDTH)
+        self.fits(window, 0, cut)
+        other.restore(through_bytes(window.snapshot()))
+        expected, found = self.fits(window, cut, 1_500), self.fits(other, cut, 1_500)
+        assert list(found) == list(expected) and len(found) > 2
+        for end, forest in found.items():
+            np.testing.assert_array_equal(forest.value_TL, expected[end].value_TL)
+
+    def test_what_changed_since_a_snapshot_is_in_the_next_one(self) -> None:
+        window = TreeWindow(self.config, WIDTH)
+        self.fits(window, 0, 400)
+        before = window.snapshot().frozen()
+        self.fits(window, 400, 420)
+        copy = window.snapshot().frozen({"rows.": before.copies["rows."].held}).copies["rows."]
+        assert set(range(100, 120)) <= set(copy.numbers.tolist()) and len(copy.numbers) < 60
+
+    def test_rows_of_no_weight_are_not_fitted_on(self) -> None:
+        numbers, label = rows(200)
+        window, other = (TreeWindow(self.config.model_copy(update={"first_rows": n}), WIDTH) for n in (200, 100))
+        weight = (np.arange(200) % 2).astype(np.float32)
+        window.add(numbers, np.where(weight, label, 1 - label), weight)
+        other.add(numbers[1::2], label[1::2], None)
+        found, expected = window.fit_if_due(seed=0), other.fit_if_due(seed=0)
+        assert found is not None and expected is not None
+        np.testing.assert_array_equal(found.value_TL, expected.value_TL)
+
+    @pytest.mark.parametrize("change", [{"rows": 200}, {"rows": 400}])
+    def test_the_snapshot_of_another_window_is_refused(self, change: dict[str, int]) -> None:
+        window = TreeWindow(self.config, WIDTH)
+        self.fits(window, 0, 360)
+        with pytest.raises(ValueError, match="rows for trees"):
+            TreeWindow(self.config.model_copy(update=change), WIDTH).restore(through_bytes(window.snapshot()))
+        with pytest.raises(ValueError, match="do not fit"):
+            TreeWindow(self.config, WIDTH + 1).restore(through_bytes(window.snapshot()))
