@@ -16,7 +16,8 @@ from streams.stores.artifacts.registry import Weights, pack_weights, weights_che
 from streams.stores.vectors.item_index import ItemRow
 from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
-from trainer.networks.config import CiUBMConfig
+from trainer.networks.config import CiUBMConfig, TreesConfig
+from trainer.networks.trees import Forest
 from trainer.samples.id_hashes import hash_columns
 
 ENCODER_VERSION = "bench-1"
@@ -64,11 +65,12 @@ class World:
         return [json.dumps({"user_id": user, "item_ids": items, "at": at}).encode() for user, items in self.questions]
 
     def release(self, history_length: int) -> tuple[Weights, ModelManifest]:
-        """A CiUBM of default size in which every item has an embedding of its own."""
+        """A CiUBM of default size in which every item has an embedding of its own, with as many trees as there may be."""
         config = CiUBMConfig()
         network = CiUBM(config, vector_width=DIM, seed=0)
         for _ in range(config.id_admit_after):
             network.id_table.admit(torch.from_numpy(hash_columns(self.item_ids)))
+        network.trees.load(_grown(config.trees, network.numbers_width), config.trees.share)
         weights = network.state_dict()
         checksum = weights_checksum(pack_weights(weights))
         manifest = ModelManifest(
@@ -89,6 +91,16 @@ class World:
             },
         )
         return weights, manifest
+
+
+def _grown(config: TreesConfig, numbers: int) -> Forest:
+    """Trees with a question at every node."""
+    rng, inner = np.random.default_rng(0), 2**config.depth - 1
+    return Forest(
+        rng.integers(numbers, size=(config.count, inner)),
+        rng.normal(size=(config.count, inner)).astype(np.float32),
+        rng.normal(scale=0.1, size=(config.count, inner + 1)).astype(np.float32),
+    )
 
 
 def draw_world(*, items: int, users: int, history: int, candidates: int, questions: int, seed: int = 0) -> World:

@@ -3,7 +3,8 @@
 All read the same files: one row per impression, one history per user, one row per item. Measured is one epoch after the
 models were built and the files opened once: reading, batching, forward, backward, update. FuxiCTR (2.3, model_zoo) runs
 its own DIN for long histories with its own loader; widths, history length, batch size, optimiser family and threads are
-the same. CiUBM is the network that is served, with as many numbers beside each row as it has features of the moment.
+the same. CiUBM is the network that is served, with as many numbers beside each row as it has features of the moment, and
+the fit of the trees beside it is counted.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from streams.settings import Settings
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM
 from trainer.networks.config import CiUBMConfig
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
+from trainer.offline.neural.ciubm import add_trees
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import FitSettings, fit
 from trainer.samples.id_hashes import hash_columns
@@ -39,7 +41,7 @@ from trainer.samples.id_hashes import hash_columns
 WIDTH, ATTENTION_HIDDEN, HIDDEN, VECTOR_WIDTH = 16, 32, (96, 48), 128
 USERS, ITEMS = 5_000, 20_000
 ROUNDS = 3
-DIN: dict[str, Any] = {"cross_layers": 0, "categories": 0, "numeric_width": 0}
+DIN: dict[str, Any] = {"cross_layers": 0, "categories": 0, "numeric_width": 0, "trees": {"count": 0}}
 """What a DIN has not."""
 
 
@@ -183,6 +185,7 @@ def _ours(folder: Path, options: argparse.Namespace, config: CiUBMConfig, *, fea
     columns = ColumnBatches(data, history_length=options.history)
     settings = FitSettings(epochs=1, batch_rows=options.batch, learning_rate=1e-3, group_weight=0.0)
     fit(network, columns, None, settings, seed=0)
+    add_trees(network, columns, seed=0)
     return time.perf_counter() - started
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from schemas.errors import Misconfigured
 
-PACKAGES = {"lightgbm": "lightgbm", "sklearn": "scikit-learn", "peft": "peft", "s3fs": "s3fs", "fuxictr": "fuxictr"}
+PACKAGES = {"sklearn": "scikit-learn", "peft": "peft", "s3fs": "s3fs", "fuxictr": "fuxictr"}
 """The distribution of each module that no plain installation has."""
 
 

@@ -85,15 +85,13 @@ class CiUBM(nn.Module):
             width += self.numeric.width
         else:
             width += dense_width
-        extra = config.content_in_attention * (1 + config.raw_similarities)
-        if config.id_interest:
-            self.attention = TargetAttention(config.id_width, extra, config.attention_hidden)
-            width += config.id_width
+        if config.attends:
+            extra = config.content_in_attention * (1 + config.raw_similarities)
+            attended = config.id_width if config.id_interest else config.content_width
+            self.attention = TargetAttention(attended, extra, config.attention_hidden)
+            width += config.id_width * config.id_interest + config.content_width * config.content_interest
         if config.fusion_interest:
             width += config.id_width
-        if config.content_interest:
-            self.content_attention = TargetAttention(config.content_width, extra, config.attention_hidden)
-            width += config.content_width
         if config.similarity_features:
             width += (1 + config.raw_similarities) * (config.similarity_bins + 4)
         if config.bilinear_interest:
@@ -133,50 +131,63 @@ class CiUBM(nn.Module):
         if config.categories and batch.category_U is not None:
             # an item without a row of its own still has its category's
             ids_UE = ids_UE + self.category_table(batch.category_U % config.categories)
-        mask_BL = batch.history_BL > 0
-        target_BE = ids_UE.index_select(0, batch.target_B)
-        history_BLE = gathered(ids_UE, batch.history_BL)
+        if config.uses_content and content_UC is None:
+            content_UC = self.content(batch.vectors_UV, batch.has_vector_U)
         dense_BX = self.numeric(batch.dense_BF) if config.numeric_width else batch.dense_BF
-        parts = [target_BE, dense_BX] if config.target_id else [dense_BX]
-        numbers = [batch.dense_BF]
-        similarity_BL = raw_BL = None
-        if config.uses_content:
-            if content_UC is None:
-                content_UC = self.content(batch.vectors_UV, batch.has_vector_U)
-            history_BLC = gathered(content_UC, batch.history_BL)
-            target_BC = content_UC.index_select(0, batch.target_B)
-            mask_content_BL = (
-                mask_BL & batch.has_vector_U[batch.history_BL] & batch.has_vector_U[batch.target_B][:, None]
-            )
-            similarity_BL = dots(history_BLC, target_BC) * mask_content_BL
-            if config.raw_similarities:
-                raw_BL = dots(gathered(batch.vectors_UV, batch.history_BL), batch.vectors_UV[batch.target_B])
-                raw_BL = raw_BL * mask_content_BL
-                numbers.append(summaries(raw_BL, mask_content_BL, config.recency_half_life_items))
-        extra = [each for each in (similarity_BL, raw_BL) if each is not None and config.content_in_attention]
-        if config.id_interest:
-            weight_BL = self.attention(batch.history_BL, history_BLE, target_BE, extra)
-            parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
-        if similarity_BL is not None:
-            scale_B1 = length_scale(mask_content_BL)
-            if config.fusion_interest:
-                parts.append(weighted_sum(similarity_BL, history_BLE) * scale_B1)
-            if config.content_interest:
-                # items without a vector have a row of zeros
-                weight_BL = self.content_attention(batch.history_BL, history_BLC, target_BC, extra)
-                parts.append(weighted_sum(weight_BL, history_BLC) * length_scale(mask_BL))
-            if config.similarity_features:
-                parts.append(tiers(similarity_BL, mask_content_BL, config.similarity_bins))
-                parts.append(3 * summaries(similarity_BL, mask_content_BL, config.recency_half_life_items))
-                if raw_BL is not None:
-                    parts += [tiers(raw_BL, mask_content_BL, config.similarity_bins), 3 * numbers[-1]]
-            if config.bilinear_interest:
-                learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
-                parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
-            if config.target_content:
-                parts.append(target_BC)
+        interests_BX, cosines_BX = _together(
+            [
+                (rows, self._interests(batch, ids_UE, content_UC, history_BL, target_B))
+                for rows, history_BL, target_B in by_length(batch.history_BL, batch.target_B)
+            ]
+        )
+        parts = [dense_BX, interests_BX]
+        if config.target_id:
+            parts.insert(0, ids_UE.index_select(0, batch.target_B))
+        if config.target_content and content_UC is not None:
+            parts.append(content_UC.index_select(0, batch.target_B))
         logits_B: Tensor = self.head(torch.cat(parts, dim=1))
-        return logits_B, torch.cat(numbers, dim=1).detach()
+        return logits_B, torch.cat([batch.dense_BF, cosines_BX], dim=1).detach()
+
+    def _interests(
+        self, batch: CtrBatch, ids_UE: Tensor, content_UC: Tensor | None, history_BL: Tensor, target_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the head reads of the histories, shape (B, any), and the summaries of cosines, (B, 4) or (B, 0)."""
+        config = self.config
+        mask_BL = history_BL > 0
+        history_BLE = gathered(ids_UE, history_BL)
+        target_BE = ids_UE.index_select(0, target_B)
+        parts: list[Tensor] = []
+        cosines_BX = batch.dense_BF.new_empty(len(target_B), 0)
+        if content_UC is None:
+            if config.id_interest:
+                weight_BL = self.attention(history_BL, history_BLE, target_BE)
+                parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
+            return torch.cat([*parts, cosines_BX], dim=1), cosines_BX
+        history_BLC = gathered(content_UC, history_BL)
+        target_BC = content_UC.index_select(0, target_B)
+        mask_content_BL = mask_BL & batch.has_vector_U[history_BL] & batch.has_vector_U[target_B][:, None]
+        similarities = [dots(history_BLC, target_BC) * mask_content_BL]
+        if config.raw_similarities:
+            raw_BL = dots(gathered(batch.vectors_UV, history_BL), batch.vectors_UV[target_B]) * mask_content_BL
+            similarities.append(raw_BL)
+            cosines_BX = summaries(raw_BL, mask_content_BL, config.recency_half_life_items)
+        if config.attends:
+            extra = similarities if config.content_in_attention else ()
+            attended = (history_BLE, target_BE) if config.id_interest else (history_BLC, target_BC)
+            weight_BL = self.attention(history_BL, *attended, extra)
+            # items without a vector have a row of zeros
+            wanted = ((config.id_interest, history_BLE), (config.content_interest, history_BLC))
+            parts += [weighted_sum(weight_BL, each) * length_scale(mask_BL) for want, each in wanted if want]
+        if config.fusion_interest:
+            parts.append(weighted_sum(similarities[0], history_BLE) * length_scale(mask_content_BL))
+        if config.similarity_features:
+            for each_BL in similarities:
+                parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
+                parts.append(3 * summaries(each_BL, mask_content_BL, config.recency_half_life_items))
+        if config.bilinear_interest:
+            learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
+            parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
+        return torch.cat([*parts, cosines_BX[:, :0]], dim=1), cosines_BX
 
     def members(self, batch: CtrBatch) -> Tensor:
         """Logits of the only member, shape (B, 1), as models of the comparison have several: the network's own ones in
@@ -207,6 +218,39 @@ class Head(nn.Module):
         """Logits, shape (B,)."""
         logits_B: Tensor = self.network(self.norm(input_BX)).squeeze(1)
         return logits_B
+
+
+_PIECES = 3
+_WORTH = 0.75
+"""Share of the padded histories that the pieces may have at most; each costs the overhead of its operations."""
+
+
+def by_length(history_BL: Tensor, target_B: Tensor) -> list[tuple[Tensor | None, Tensor, Tensor]]:
+    """Rows in pieces of similar length of history, each as wide as its longest: (row numbers, histories, targets).
+
+    A batch of a stream has the longest history and many short ones, and what a pair costs is paid for padding too. All
+    rows are one piece, without numbers, where pieces save little.
+    """
+    whole = [(None, history_BL, target_B)]
+    if len(history_BL) != len(target_B) or len(history_BL) < 2 * _PIECES:
+        return whole
+    length_B = (history_BL > 0).sum(1)
+    pieces = length_B.argsort(stable=True).tensor_split(_PIECES)
+    widths = [max(1, int(length_B[rows[-1]])) for rows in pieces]
+    if sum(len(rows) * width for rows, width in zip(pieces, widths, strict=True)) > _WORTH * history_BL.numel():
+        return whole
+    return [(rows, history_BL[rows, :width], target_B[rows]) for rows, width in zip(pieces, widths, strict=True)]
+
+
+def _together(pieces: list[tuple[Tensor | None, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    """The columns of all pieces in the order of the batch."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    place_B = torch.cat([rows for rows, _ in pieces if rows is not None]).argsort()
+    first, second = (
+        torch.cat(columns).index_select(0, place_B) for columns in zip(*(found for _, found in pieces), strict=True)
+    )
+    return first, second
 
 
 def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:

@@ -52,13 +52,13 @@ class CiUBMConfig(BaseModel):
     hidden: tuple[int, ...] = (96, 48)
     """Widths of the prediction layers."""
     attention_hidden: int = Field(default=32, ge=1)
-    """Width of the units of target attention."""
+    """Width of the target-attention unit."""
     similarity_bins: int = Field(default=16, ge=1)
     """Tiers of the similarity histogram over [-1, 1]."""
     id_interest: bool = True
     """Target attention over the ids of the history."""
     content_interest: bool = True
-    """Target attention over the content of the history."""
+    """The same attention's sum of the history's content."""
     fusion_interest: bool = True
     """Similarity-weighted sum of the history's ids."""
     similarity_features: bool = True
@@ -72,7 +72,7 @@ class CiUBMConfig(BaseModel):
     target_content: bool = True
     """The target's own content beside the interests."""
     content_in_attention: bool = True
-    """Let the target attentions see the content similarities."""
+    """Let the target attention see the content similarities."""
     numeric_width: int = Field(default=8, ge=0)
     """Width of the embedding of each numeric feature, which is linear between fixed knots; 0 uses the plain numbers."""
     cross_layers: int = Field(default=2, ge=0)
@@ -85,6 +85,11 @@ class CiUBMConfig(BaseModel):
     """Age in items at which a history item counts half in the recent similarity and the contrastive anchor."""
     trees: TreesConfig = Field(default_factory=TreesConfig)
     """Boosted trees beside the network."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether there is target attention: over the ids where they are an interest, else over the content."""
+        return self.id_interest or self.content_interest
 
     @property
     def uses_content(self) -> bool:

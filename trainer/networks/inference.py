@@ -54,10 +54,8 @@ class _OneUser(nn.Module):
         self.config = model.config
         if self.config.numeric_width:
             self.numeric = _NumericTable(model.numeric)
-        if self.config.id_interest:
+        if self.config.attends:
             self.attention = _Attention(model.attention)
-        if self.config.content_interest:
-            self.content_attention = _Attention(model.content_attention)
         # a constant of what is traced, as all sizes are
         self.trees = model.trees.trimmed() if self.config.trees.count and model.trees.fitted else None
 
@@ -94,19 +92,19 @@ class _OneUser(nn.Module):
                 raw_UV = vectors_UV * has_U1
                 raw_LV = raw_UV.index_select(0, history_L) * held_L[:, None]
                 similarities.append(raw_UV.index_select(0, target_B) @ raw_LV.T)
-        extra = similarities if config.content_in_attention else []
-        scale = known_L.sum().clamp(min=1).float().rsqrt()
-        if config.id_interest:
-            weight_BL = self.attention(history_LE, target_BE, extra) * known_L
-            parts.append(weight_BL @ history_LE * scale)
+        if config.attends:
+            extra = similarities if config.content_in_attention else []
+            attended = (history_LE, target_BE) if config.id_interest else (history_LC, target_BC)
+            weight_BL = self.attention(*attended, extra) * (known_L * known_L.sum().clamp(min=1).float().rsqrt())
+            if config.id_interest:
+                parts.append(weight_BL @ history_LE)
+            if config.content_interest:
+                parts.append(weight_BL @ history_LC)
         if similarities:
             similarity_BL = similarities[0]
             scale_B1 = torch.where(held_B1 > 0, held_L.sum().clamp(min=1).rsqrt(), 1.0)
             if config.fusion_interest:
                 parts.append(similarity_BL @ history_LE * scale_B1)
-            if config.content_interest:
-                weight_BL = self.content_attention(history_LC, target_BC, extra) * known_L
-                parts.append(weight_BL @ history_LC * scale)
             weights_L2 = _mean_weights(held_L, config.recency_half_life_items)
             summed = [_summaries(each_BL, held_L, held_B1, weights_L2) for each_BL in similarities]
             numbers += summed[1:]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import Misconfigured
 from trainer.offline.data import CtrData
 from trainer.offline.tabular import tabular, target_category
 
@@ -33,10 +32,8 @@ class Trees:
 
     def fit(self, train: CtrData, validation: CtrData | None, *, seed: int, trial: Mapping[str, Any]) -> None:
         """Train the trial's number of trees, without early stopping, so that a refit without validation is the same."""
-        try:
-            import lightgbm
-        except ImportError:
-            raise Misconfigured(f"model {self.name!r} needs LightGBM: pip install lightgbm") from None
+        import lightgbm  # here, because it takes a while
+
         inputs, categorical = self._inputs(train)
         table = lightgbm.Dataset(inputs, train.rows.label_N, categorical_feature=categorical, free_raw_data=True)
         parameters = {

@@ -45,7 +45,7 @@ log = structlog.get_logger()
 STATE_FILE = "state.safetensors"
 VALUES_FILE = "values.json"
 META_FILE = "snapshot.json"
-FORMAT = 4
+FORMAT = 5
 """Incremented when the contents of a checkpoint change incompatibly."""
 _NAME = re.compile(rf"^n{NUMBERED}$")
 _LEFTOVER_SECONDS = 600.0

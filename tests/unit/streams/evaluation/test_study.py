@@ -137,7 +137,6 @@ def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["logistic", "trees"])
 def test_learners_read_taste_and_popularity_alone_reads_none(name: str, stream: Path, tmp_path: Path) -> None:
-    pytest.importorskip("lightgbm" if name == "trees" else "sklearn")
     study = study_of(stream, tmp_path)
     data, rows = study.data(0), np.concatenate([study.train_rows, study.validation_rows])
     test = data.select(study.test_rows)

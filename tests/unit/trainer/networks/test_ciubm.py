@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,6 @@ from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vecto
 from trainer.features.config import FeatureConfig
 from trainer.features.probe import probe
 from trainer.features.state import FeatureState
-from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
@@ -89,16 +87,13 @@ def test_interests_match_plain_loops() -> None:
     similarity = [float(content(item) @ content(target)) for item in newest_first]
     raw = [float(unit_vector(item) @ unit_vector(target)) for item in newest_first]
     scale = len(history) ** -0.5
-
-    def attended(unit: TargetAttention, of: Callable[[int], np.ndarray]) -> np.ndarray:
-        total = np.zeros(unit.width)
-        for item, s, r in zip(newest_first, similarity, raw, strict=True):
-            e, t = of(item), of(target)
-            given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
-            hidden = unit.activation(unit.first(torch.from_numpy(given)))
-            total += float(unit.second(hidden).detach()) * e
-        return total * scale
-
+    unit = network.attention
+    attended = []
+    for item, s, r in zip(newest_first, similarity, raw, strict=True):
+        e, t = identity(item), identity(target)
+        given = np.concatenate([e, t, e - t, e * t, [s, r]]).astype(np.float32)
+        weight = float(unit.second(unit.activation(unit.first(torch.from_numpy(given)))).detach())
+        attended.append(weight * scale * np.concatenate([e, content(item)]))
     fusion = sum(s * identity(item) for s, item in zip(similarity, newest_first, strict=True)) * scale
 
     def summaries(values: list[float]) -> list[float]:
@@ -110,7 +105,7 @@ def test_interests_match_plain_loops() -> None:
         four = [max(values), sum(values) / len(values), recent, values[0]]
         return [*np.log1p(tiers), *(3 * np.array(four))]
 
-    interests = [attended(network.attention, identity), fusion, attended(network.content_attention, content)]
+    interests = [sum(attended), fusion]
     counted = [summaries(similarity), summaries(raw)]
     dense = network.numeric(batch.dense_BF)[0].detach().numpy()
     expected = np.concatenate([identity(target), dense, *interests, *counted, content(target)])
