@@ -231,7 +231,7 @@ def by_length(history_BL: Tensor, target_B: Tensor) -> list[tuple[Tensor | None,
     A batch of a stream has the longest history and many short ones, and what a pair costs is paid for padding too. All
     rows are one piece, without numbers, where pieces save little.
     """
-    whole = [(None, history_BL, target_B)]
+    whole: list[tuple[Tensor | None, Tensor, Tensor]] = [(None, history_BL, target_B)]
     if len(history_BL) != len(target_B) or len(history_BL) < 2 * _PIECES:
         return whole
     length_B = (history_BL > 0).sum(1)

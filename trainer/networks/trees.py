@@ -95,7 +95,7 @@ class BoostedTrees(nn.Module):
         """Logits of the trees alone, shape (B,)."""
         # every node's answer first: one pass over long rows costs less than a look-up per tree and level
         above_TNB = numbers_BX.T.contiguous().index_select(0, self.feature_TN.flatten())
-        above_TNB = (above_TNB > self.threshold_TN.flatten()[:, None]).unflatten(0, self.feature_TN.shape)
+        above_TNB = (above_TNB > self.threshold_TN.flatten()[:, None]).reshape(*self.feature_TN.shape, -1)
         node_TB = above_TNB[:, 0].long() + 1
         for _ in range(self._depth - 1):
             node_TB = 2 * node_TB + 1 + above_TNB.gather(1, node_TB[:, None]).squeeze(1)
