@@ -70,8 +70,8 @@ class Learner:
         self._ids = self.model.id_table.embedding.weight
         self._sparse = RowAdam([self._ids], lr=config.id_learning_rate)
         self._changed = ChangedRows()
-        self._seed = seed
-        self._tree_rows = TreeWindow(model_config.trees, self.model.numbers_width) if model_config.trees.count else None
+        trees = model_config.trees
+        self._tree_rows = TreeWindow(trees, self.model.numbers_width, seed=seed) if trees.count else None
 
     def step(
         self,
@@ -116,7 +116,7 @@ class Learner:
         self._follow()
         if self._tree_rows is not None:
             self._tree_rows.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
-            if (forest := self._tree_rows.fit_if_due(seed=self._seed)) is not None:
+            if (forest := self._tree_rows.fit_if_due()) is not None:
                 model.trees.load(forest, model.config.trees.share)
         return LearnReport(
             probabilities_B=torch.sigmoid(served_B.double()).numpy(),

@@ -178,8 +178,9 @@ class TreeWindow:
     Rows have no name of user or item, so they stay when a user is forgotten, as does what was learned from them.
     """
 
-    def __init__(self, config: TreesConfig, width: int) -> None:
+    def __init__(self, config: TreesConfig, width: int, *, seed: int) -> None:
         self.config = config
+        self._seed = seed
         self._numbers_WX = np.zeros((config.rows, width), np.float32)
         self._label_W = np.zeros(config.rows, np.float32)
         self._weight_W = np.zeros(config.rows, np.float32)
@@ -197,7 +198,7 @@ class TreeWindow:
         self._changed.touch(places_B)
         self._seen += len(label_B)
 
-    def fit_if_due(self, *, seed: int) -> Forest | None:
+    def fit_if_due(self) -> Forest | None:
         """Trees of the window where they are due and can be fitted."""
         if self._seen < self._fit_at:
             return None
@@ -206,12 +207,12 @@ class TreeWindow:
         order_W = np.arange(self._seen - held, self._seen) % len(self._label_W)
         order_W = order_W[self._weight_W[order_W] > 0]
         return fit_trees(
-            self.config, self._numbers_WX[order_W], self._label_W[order_W], self._weight_W[order_W], seed=seed
+            self.config, self._numbers_WX[order_W], self._label_W[order_W], self._weight_W[order_W], seed=self._seed
         )
 
     def snapshot(self) -> State:
         """The rows, and when the next fit is due."""
-        state = State(values={"seen": self._seen, "fit_at": self._fit_at})
+        state = State(values={"seen": self._seen, "fit_at": self._fit_at, "seed": self._seed})
         state.put_table("rows.", Table(min(self._seen, len(self._label_W)), self._changed, self._copied))
         return state
 
@@ -223,7 +224,7 @@ class TreeWindow:
         numbers = state.arrays["rows.numbers"]
         if numbers.shape[1] != self._numbers_WX.shape[1] or len(numbers) > len(self._numbers_WX):
             raise ValueError(f"rows for trees of shape {numbers.shape} do not fit {self._numbers_WX.shape}")
-        self._seen, self._fit_at = state.values["seen"], state.values["fit_at"]
+        self._seen, self._fit_at, self._seed = (state.values[name] for name in ("seen", "fit_at", "seed"))
         if len(numbers) != min(self._seen, len(self._label_W)):
             raise ValueError(f"{len(numbers)} rows for trees of {self._seen}: the window has another length")
         self._numbers_WX[: len(numbers)] = numbers

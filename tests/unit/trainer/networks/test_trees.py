@@ -114,13 +114,13 @@ class TestWindow:
         found = {}
         for start in range(begin, end, step):
             window.add(numbers[start : start + step], label[start : start + step], None)
-            forest = window.fit_if_due(seed=0)
+            forest = window.fit_if_due()
             if forest is not None:
                 found[start + step] = forest
         return found
 
     def test_fits_follow_the_rows_and_read_the_newest_in_order(self) -> None:
-        found = self.fits(TreeWindow(self.config, WIDTH), 0, 1_500)
+        found = self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_500)
         assert list(found) == [100, 200, 400, 700, 1_000, 1_300]
         numbers, label = rows(2_000)
         for end, forest in found.items():
@@ -132,7 +132,7 @@ class TestWindow:
 
     @pytest.mark.parametrize("cut", [60, 240, 560])
     def test_a_window_that_was_stored_goes_on_as_it_would_have(self, cut: int) -> None:
-        window, other = TreeWindow(self.config, WIDTH), TreeWindow(self.config, WIDTH)
+        window, other = TreeWindow(self.config, WIDTH, seed=0), TreeWindow(self.config, WIDTH, seed=1)
         self.fits(window, 0, cut)
         other.restore(through_bytes(window.snapshot()))
         expected, found = self.fits(window, cut, 1_500), self.fits(other, cut, 1_500)
@@ -141,7 +141,7 @@ class TestWindow:
             np.testing.assert_array_equal(forest.value_TL, expected[end].value_TL)
 
     def test_what_changed_since_a_snapshot_is_in_the_next_one(self) -> None:
-        window = TreeWindow(self.config, WIDTH)
+        window = TreeWindow(self.config, WIDTH, seed=0)
         self.fits(window, 0, 400)
         before = window.snapshot().frozen()
         self.fits(window, 400, 420)
@@ -150,19 +150,21 @@ class TestWindow:
 
     def test_rows_of_no_weight_are_not_fitted_on(self) -> None:
         numbers, label = rows(200)
-        window, other = (TreeWindow(self.config.model_copy(update={"first_rows": n}), WIDTH) for n in (200, 100))
+        window, other = (
+            TreeWindow(self.config.model_copy(update={"first_rows": n}), WIDTH, seed=0) for n in (200, 100)
+        )
         weight = (np.arange(200) % 2).astype(np.float32)
         window.add(numbers, np.where(weight, label, 1 - label), weight)
         other.add(numbers[1::2], label[1::2], None)
-        found, expected = window.fit_if_due(seed=0), other.fit_if_due(seed=0)
+        found, expected = window.fit_if_due(), other.fit_if_due()
         assert found is not None and expected is not None
         np.testing.assert_array_equal(found.value_TL, expected.value_TL)
 
     @pytest.mark.parametrize("change", [{"rows": 200}, {"rows": 400}])
     def test_the_snapshot_of_another_window_is_refused(self, change: dict[str, int]) -> None:
-        window = TreeWindow(self.config, WIDTH)
+        window = TreeWindow(self.config, WIDTH, seed=0)
         self.fits(window, 0, 360)
         with pytest.raises(ValueError, match="rows for trees"):
-            TreeWindow(self.config.model_copy(update=change), WIDTH).restore(through_bytes(window.snapshot()))
+            TreeWindow(self.config.model_copy(update=change), WIDTH, seed=0).restore(through_bytes(window.snapshot()))
         with pytest.raises(ValueError, match="do not fit"):
-            TreeWindow(self.config, WIDTH + 1).restore(through_bytes(window.snapshot()))
+            TreeWindow(self.config, WIDTH + 1, seed=0).restore(through_bytes(window.snapshot()))

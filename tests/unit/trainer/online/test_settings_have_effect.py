@@ -12,7 +12,7 @@ from tests.factories.samples import DAY0, DIM, SMALL_MODEL, make_catalogue, smal
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.collate import Collated, collate
-from trainer.networks.config import CiUBMConfig, LearnerConfig
+from trainer.networks.config import CiUBMConfig, LearnerConfig, TreesConfig
 from trainer.networks.learner import Learner
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression, Take
@@ -42,8 +42,22 @@ OTHER: Mapping[str, dict[str, Any]] = {
     "cross_rank": {"cross_rank": 3},
     "dropout": {"dropout": 0.5},
     "recency_half_life_items": {"recency_half_life_items": 1.0},
+    "trees": {"trees": {"count": 0}},
 }
 """Another value of each field, beside what it needs to count."""
+
+
+TREES: Mapping[str, Any] = {
+    "count": 1,
+    "depth": 1,
+    "leaves": 2,
+    "leaf_rows": 8,
+    "learning_rate": 0.5,
+    "rows": 24,
+    "first_rows": 72,
+    "share": 0.1,
+}
+"""Another value of each field of the trees."""
 
 
 def make_batch(catalogue: Catalogue) -> Collated:
@@ -62,20 +76,29 @@ def make_batch(catalogue: Catalogue) -> Collated:
 
 
 def learned(model: CiUBMConfig) -> tuple[set[str], np.ndarray]:
-    """Names of weights that never had a gradient in five steps, and the predictions of the last."""
+    """Names of weights that never had a gradient in five steps, and the predictions of each."""
     batch = make_batch(make_catalogue(20))
     learner = Learner(model, LearnerConfig(), vector_width=DIM, seed=0)
     silent = {name for name, parameter in learner.model.named_parameters() if parameter.requires_grad}
+    predictions = []
     for _ in range(5):
         report = learner.step(batch.batch, batch.labels_B, batch.contrastive)
+        predictions.append(report.probabilities_B)
         for name, parameter in learner.model.named_parameters():
             if parameter.grad is not None and parameter.grad.to_dense().any():
                 silent.discard(name)
-    return silent, report.probabilities_B
+    return silent, np.concatenate(predictions)
 
 
 def test_every_field_of_the_network_is_tried() -> None:
-    assert set(OTHER) == set(CiUBMConfig.model_fields)
+    assert set(OTHER) == set(CiUBMConfig.model_fields) and set(TREES) == set(TreesConfig.model_fields)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_setting_of_the_trees_changes_predictions(name: str) -> None:
+    usual = SMALL_MODEL.trees.model_dump()
+    changed = SMALL_MODEL.model_copy(update={"trees": TreesConfig.model_validate(usual | {name: TREES[name]})})
+    assert not np.array_equal(learned(changed)[1], learned(SMALL_MODEL)[1])
 
 
 @pytest.mark.parametrize("name", OTHER)
