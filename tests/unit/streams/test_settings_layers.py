@@ -113,7 +113,8 @@ def test_every_setting_that_leads_to_a_server_or_logs_in_is_the_stacks() -> None
 
 def test_children_of_a_stack_of_ones_own_meet_no_production_either(monkeypatch: pytest.MonkeyPatch) -> None:
     in_production(monkeypatch)
-    parent = load_settings(given=["topics.partitions=3"])
+    monkeypatch.setenv("MIM_TOPICS__PARTITIONS", "5")  # the command line wins over it in the child too
+    parent = load_settings(given=["topics.partitions=3", "redis.url=redis://other:1/0"])
     values = stack_values("try", StackConfig())
     own = child_settings(parent, values)
     environment = child_environment(parent, values)
