@@ -231,7 +231,9 @@ def test_nested_values_survive_the_way_through_the_environment(monkeypatch: pyte
     }
     for name, text in environment_of(values).items():
         monkeypatch.setenv(name, text)
+    monkeypatch.setenv("MIM_TOPICS__PREFIX", "null")  # a name like any other where nothing else can be meant
     settings = load_settings()
+    assert settings.topics.prefix == "null"
     assert settings.fusion.nested_widths == (16, 32)
     assert settings.trainer.model.hidden == (8, 4)
     assert settings.milvus.token is None and not settings.csft.hard_negatives and settings.index.field_map == {}
