@@ -369,6 +369,9 @@ async def test_a_time_is_from_the_future_by_when_it_was_produced_whatever_the_wo
     await path.index_all(path.record("bad", item("bad", title="a lamp", published_at=ahead)))
     assert set(path.on_sale) == {"good"}
     assert path.reasons == [("decode", Reason.TIMESTAMP_IN_FUTURE, 1)]
+    path = ItemPath(config=IndexConfig(max_ahead_seconds=3 * 86_400.0))
+    await path.index_all(path.record("far", item("far", title="a lamp", published_at=ahead)))
+    assert set(path.on_sale) == {"far"}
 
 
 async def test_attributes_are_announced_and_a_number_of_them_is_not_encoded_again(path: ItemPath) -> None:
