@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from schemas.errors import BrokerUnavailable, Fenced, Misconfigured, PipelineError, Reason, StoreBusy, WriteRejected
 from streams import cli
@@ -101,6 +102,19 @@ def test_a_command_gets_the_settings_of_all_common_options(tmp_path: Path, monke
     assert settings.redis.url == "redis://try:1/0" and settings.kafka.client_id == "mimstream-settings"
     assert cli.main(["settings", "--set", "kafka.client_id=mine"]) == 0
     assert seen[-1].kafka.client_id == "mine" and seen[-1].redis.url.startswith("redis://127.0.0.1")
+
+
+def test_lines_below_the_level_of_the_command_line_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object) -> int:
+        structlog.get_logger().info("a line")
+        return 0
+
+    monkeypatch.setattr(any_command, "run", run)
+    for level, lines in (("debug", 1), ("info", 1), ("warning", 0), ("error", 0)):
+        cli.main(["settings", "--log-level", level])
+        assert capsys.readouterr().err.count("a line") == lines, level
 
 
 def test_the_command_that_starts_a_stack_takes_no_settings_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,8 @@ def test_every_setting_that_leads_to_a_server_or_logs_in_is_the_stacks() -> None
 
 def test_children_of_a_stack_of_ones_own_meet_no_production_either(monkeypatch: pytest.MonkeyPatch) -> None:
     in_production(monkeypatch)
-    parent = load_settings(given=["topics.partitions=3"])
+    monkeypatch.setenv("MIM_TOPICS__PARTITIONS", "5")  # the command line wins over it in the child too
+    parent = load_settings(given=["topics.partitions=3", "redis.url=redis://other:1/0"])
     values = stack_values("try", StackConfig())
     own = child_settings(parent, values)
     environment = child_environment(parent, values)
@@ -230,7 +231,9 @@ def test_nested_values_survive_the_way_through_the_environment(monkeypatch: pyte
     }
     for name, text in environment_of(values).items():
         monkeypatch.setenv(name, text)
+    monkeypatch.setenv("MIM_TOPICS__PREFIX", "null")  # a name like any other where nothing else can be meant
     settings = load_settings()
+    assert settings.topics.prefix == "null"
     assert settings.fusion.nested_widths == (16, 32)
     assert settings.trainer.model.hidden == (8, 4)
     assert settings.milvus.token is None and not settings.csft.hard_negatives and settings.index.field_map == {}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka import errors as aio_errors
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer import fetcher
 from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.record.memory_records import MemoryRecords
 from kafka import errors as kp_errors
 
 from schemas.errors import BrokerUnavailable, Fenced, Misconfigured
@@ -21,7 +22,7 @@ CONFIG = BrokerConfig(bootstrap_servers="kafka-1:9093")
 PARTITION = TopicPartition("t", 0)
 
 
-class NotReady(Fetcher):  # type: ignore[misc]
+class NotReady(fetcher.Fetcher):  # type: ignore[misc]
     """The client's own asking for offsets, in a cluster whose nodes are not ready."""
 
     def __init__(self) -> None:
@@ -143,6 +144,19 @@ def test_clients_lose_and_double_nothing_unless_they_are_told_otherwise(monkeypa
     assert options["max_partition_fetch_bytes"] == 5_000 + 65_536
     made = clients.make_consumer(config)
     assert (made[1]["auto_offset_reset"], made[1]["isolation_level"]) == ("none", "read_committed")
+
+
+def test_clients_pass_names_of_headers_that_are_no_text_and_wait_for_a_broker_as_long_as_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
+    monkeypatch.setattr(clients, "AIOKafkaConsumer", lambda *topics, **options: None)
+    monkeypatch.setattr(clients, "KafkaAdminClient", lambda **options: options)
+    config = BrokerConfig(connect_timeout_ms=900, request_timeout_ms=7_000)
+    clients.make_consumer(config)
+    assert fetcher.MemoryRecords is not MemoryRecords
+    options: Any = clients.make_admin(config)
+    assert (options["bootstrap_timeout_ms"], options["request_timeout_ms"]) == (900, 7_000)
 
 
 def test_what_is_told_apart_by_callers_stays_what_it_is() -> None:

@@ -22,6 +22,9 @@ def test_offsets_of_another_incarnation_are_refused_with_both_clusters_and_a_way
 
 def test_topics_that_were_replaced_or_repartitioned_are_refused() -> None:
     FOUND.refuse_replaced(FOUND, way_out="Start again")
+    others = {"hidden": frozenset({"skew"}), "replicas": {"items": 3}, "rights": {"items": frozenset()}, "brokers": 2}
+    for name, value in others.items():  # what is not of the log itself may change
+        FOUND.refuse_replaced(replace(FOUND, **{name: value}), way_out="Start again")
     for now in (replace(FOUND, topic_ids={"items": "t2"}), replace(FOUND, partitions={"items": [0, 1, 2]})):
         with pytest.raises(Misconfigured, match=r"deleted and created again.* Start again$"):
             FOUND.refuse_replaced(now, way_out="Start again")

@@ -232,7 +232,7 @@ async def test_a_group_that_cannot_be_joined_is_left_and_one_in_trouble_is_not(
         async def getmany(self, *, timeout_ms: int) -> None:
             polls.append(timeout_ms)
             if len(polls) == 1:
-                raise kafka_errors.KafkaConnectionError("away")
+                raise kafka_errors.CorruptRecordException("x")
             await asyncio.sleep(60)
 
     async def no_pause(seconds: float, sleep: Any = asyncio.sleep) -> None:

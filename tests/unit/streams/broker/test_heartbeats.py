@@ -23,6 +23,26 @@ class Coordinator:
         return self.answers.pop(0)
 
 
+async def test_a_heartbeat_counts_from_when_it_was_sent_and_its_answer_is_passed_on() -> None:
+    clock = Clock()
+
+    class Slow(Coordinator):
+        async def _do_heartbeat(self) -> bool:
+            clock.now += 5
+            return await super()._do_heartbeat()
+
+    coordinator = Slow([True, False])
+    heartbeats = Heartbeats(clock)
+    heartbeats.watch(coordinator)
+    clock.now = 10
+    assert [await coordinator._do_heartbeat(), await coordinator._do_heartbeat()] == [True, False]
+    clock.now = 28
+    await heartbeats.assert_within(18)
+    clock.now = 28.1
+    with pytest.raises(BrokerUnavailable):
+        await heartbeats.assert_within(18)
+
+
 async def test_a_write_begins_only_while_the_session_cannot_be_over() -> None:
     coordinator, clock = Coordinator([True, False]), Clock()
     heartbeats = Heartbeats(clock)

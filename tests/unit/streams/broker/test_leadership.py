@@ -35,6 +35,19 @@ def test_the_newest_term_keeps_the_role_also_with_a_smaller_producer_id(names: s
     assert [name for name in assigned if assigned[name].assignment] == [names[1]]
 
 
+def test_the_member_that_was_chosen_before_stays_unless_another_holds_a_newer_term() -> None:
+    def assigned(**fences: Fence | None) -> list[str]:
+        members = {name: member(fence) for name, fence in fences.items()}
+        members["a"]._leadership._assigned(True)
+        metadata = {name: one.metadata(["models"]) for name, one in members.items()}
+        return [name for name, its in member(None).assign(Cluster(), metadata).items() if its.assignment]
+
+    assert assigned(a=None, b=None) == ["a"]
+    held = Fence(producer_id=1, epoch=0, term=4)
+    assert assigned(a=held, b=held) == ["a"]
+    assert assigned(a=held, b=held.model_copy(update={"term": 5})) == ["b"]
+
+
 def _wrapped() -> Exception:
     error = kafka_errors.KafkaError("Unexpected error during batch delivery")
     error.__cause__ = kafka_errors.InvalidProducerIdMapping()

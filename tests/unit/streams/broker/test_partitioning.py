@@ -10,8 +10,9 @@ KEYS = [f"item-{n}".encode() for n in range(200)]
 
 
 def test_home_is_where_other_clients_put_a_key() -> None:
-    every = list(range(4))
-    assert all(home_partition(key, 4) == DefaultPartitioner()(key, every, every) for key in KEYS)
+    for count in (1, 4, 6, 7):
+        every = list(range(count))
+        assert all(home_partition(key, count) == DefaultPartitioner()(key, every, every) for key in KEYS)
 
 
 def test_a_topic_is_mixed_only_if_no_one_hash_explains_all_its_keys() -> None:

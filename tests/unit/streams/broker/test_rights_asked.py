@@ -11,6 +11,9 @@ from aiokafka.client import CoordinationType
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.transaction import EndTxnRequest
 
+from schemas.errors import BrokerUnavailable
+from streams.broker import rights_asked
+from streams.broker.clients import BrokerConfig
 from streams.broker.rights_asked import Answers, ask
 
 READ, WRITE = "read group g", "write transactional id t"
@@ -47,16 +50,41 @@ NO_READ, NO_WRITE = kafka_errors.GroupAuthorizationFailedError, kafka_errors.Tra
         ([OK], [kafka_errors.UnknownMemberIdError, kafka_errors.InvalidProducerIdMapping], Answers([READ, WRITE])),
         ([OK], [NO_READ, NO_WRITE], Answers(refused=[READ, WRITE])),
         ([NO_READ, NO_WRITE], [OK], Answers(refused=[READ, WRITE])),
+        ([OK], [kafka_errors.IllegalGenerationError, OK], Answers([READ, WRITE])),
         ([AWAY, OK], [LOADING, kafka_errors.UnknownMemberIdError, NO_WRITE], Answers([READ], [WRITE])),
         ([AWAY], [OK], Answers(unknown=[READ, WRITE])),
         ([OK], [kafka_errors.UnsupportedVersionError], Answers(unknown=[READ, WRITE])),
     ],
-    ids=["allowed", "refused", "refused at once", "not yet", "never", "unsupported"],
+    ids=["allowed", "refused", "refused at once", "no such generation", "not yet", "never", "unsupported"],
 )
 async def test_a_right_is_there_refused_or_unknown(
     looked_up: list[type[Exception]], answered: list[type[Exception]], expected: Answers
 ) -> None:
     assert await ask(Broker(list(looked_up), list(answered)), ["g"], ["t"], tries=3, pause_seconds=0.0) == expected
+
+
+async def test_the_connection_is_closed_after_the_answers_and_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Connected] = []
+
+    class Connected(Broker):
+        closed = 0
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__([OK], [OK])
+            made.append(self)
+
+        async def bootstrap(self) -> None:
+            if len(made) > 1:
+                raise kafka_errors.KafkaConnectionError("away")
+
+        async def close(self) -> None:
+            self.closed += 1
+
+    monkeypatch.setattr(rights_asked, "AIOKafkaClient", Connected)
+    assert await rights_asked.ask_for_rights(BrokerConfig(), ["g"], ["t"]) == Answers([READ, WRITE])
+    with pytest.raises(BrokerUnavailable):
+        await rights_asked.ask_for_rights(BrokerConfig(), ["g"], ["t"])
+    assert [one.closed for one in made] == [1, 1]
 
 
 async def test_what_is_asked_names_a_member_and_a_producer_that_nobody_is() -> None:

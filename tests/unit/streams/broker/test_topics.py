@@ -111,6 +111,18 @@ def test_compacted_topics_keep_deletes_and_others_keep_everything_for_their_time
         assert settings.get("retention.ms") == (None if days is None else str(days * 86_400_000))
 
 
+@pytest.mark.parametrize(
+    ("replicas", "given", "needed"),
+    [(None, None, None), (2, None, None), (3, None, "2"), (4, None, "2"), (3, 1, "1"), (None, 2, "2")],
+)
+def test_of_three_replicas_two_have_to_have_a_record_unless_it_is_set(
+    replicas: int | None, given: int | None, needed: str | None
+) -> None:
+    config = TopicsConfig(replication_factor=replicas, min_insync_replicas=given)
+    for spec in TOPICS.values():
+        assert spec.settings(config, BrokerConfig()).get("min.insync.replicas") == needed
+
+
 def test_the_command_makes_them_or_shows_what_is_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

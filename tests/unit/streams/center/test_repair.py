@@ -5,6 +5,7 @@ The guard is called between reading a row and writing it, so that is where these
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -298,6 +299,28 @@ async def test_what_a_worker_writes_meanwhile_from_another_partition_holds_by_it
     assert await beside.repair() == (1, 0)
     assert beside.titles == {"a": ("newest", 10)}
     assert old.offset == 7
+
+
+async def test_a_record_whose_clock_stepped_back_is_written_at_the_time_of_its_partition(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.publish("a", title="of the other partition", partition=1, ms=70))
+    newest = beside.say(beside.path.publish("a", title="newest", ms=50))  # behind one of 100 ms
+    beside.repairer.add(b"a", beside.decoding.expect(newest, newest.timestamp_ms + 50))
+    beside.tail.start = newest.offset + 1
+    assert await beside.repair() == (1, 0)
+    row = beside.path.rows["a"]
+    assert (row.title, row.produced_at_ms) == ("newest", newest.timestamp_ms + 50)
+
+
+async def test_a_row_is_not_removed_while_a_batch_is_being_written(beside: Beside) -> None:
+    await beside.path.index_all(beside.path.delete("gone"))
+    marks = [source_of(row) for row in beside.path.rows.values()]
+    async with beside.path.context.writing:
+        forgetting = asyncio.create_task(beside.repairer.forget(marks, beside.tail))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert set(beside.path.rows) == {"gone"}
+    await forgetting
+    assert beside.path.rows == {}
 
 
 async def test_a_mark_whose_deletion_the_log_does_not_hold_gives_way_to_what_it_holds(beside: Beside) -> None:

@@ -96,14 +96,17 @@ async def test_what_a_zombie_said_last_is_found_and_told_again(world: World) -> 
     world.say(None, "deleted")
     world.say(named("changed", 9), "changed")
     world.say(named("deleted", 9), "deleted")
+    world.rows["kept"] = named("kept", 21)
+    world.say(None, "kept")
     found = await world.check()
-    assert (found.faults, found.mended) == (2, 0)
+    assert (found.faults, found.mended) == (3, 0)
     assert {one.item_id: one.detail for one in found.examples} == {
         "changed": "announced from 2/9, yet there from 2/20",
         "deleted": "announced from 2/9, yet not there",
+        "kept": "announced as gone, yet there from 2/21",
     }
     report = await world.check(repair=True)
-    assert (report.found["misannounced"], report.mended, report.left) == (2, 2, 0)
+    assert (report.found["misannounced"], report.mended, report.left) == (3, 3, 0)
     assert (await world.check()).faults == 0
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 
-from schemas.manifests import Fence, PromotionDecision
+from schemas.errors import Misconfigured
+from schemas.manifests import Fence, PromotionDecision, ReleaseNotice
 from streams.cli import main
+from streams.commands import models
 from streams.commands.models import list_releases
 from streams.stores.artifacts.config import ModelStoreConfig
 from streams.stores.artifacts.registry import ModelRegistry, folder_registry
@@ -63,11 +66,14 @@ def test_the_list_says_what_each_release_is(store: ModelRegistry) -> None:
 
 def test_the_list_says_what_was_compared_and_what_was_not_and_why(store: ModelRegistry) -> None:
     first, second = make_manifest(1).release_id, make_manifest(2).release_id
-    made = publish(store, 5)
+    made = publish(store, 5, metrics={"ciubm_gauc": 0.5, "ciubm_logloss": 0.4})
     remarks = ["compared on 7 rows only, MIM_GATE__TRIAL_ROWS asks for 4000"]
-    store.record_decision(made, PromotionDecision(passed=True, against=second, best=first, rows=7, remarks=remarks))
+    given: dict[str, Any] = {"passed": True, "against": second, "best": first, "rows": 7, "remarks": remarks}
+    store.record_decision(made, PromotionDecision(**given, figures={"ciubm_gauc": 0.6}))
     undecided = publish(store, 6)
-    rows = {row["release_id"]: row["compared"] for row in list_releases(store, now=NOW)}
+    listed = list_releases(store, now=NOW)
+    assert listed[4]["metrics"] == {"ciubm_gauc": 0.6, "ciubm_logloss": 0.4}  # as the gate measured it, where it did
+    rows = {row["release_id"]: row["compared"] for row in listed}
     assert rows[made] == f"r000002, 7 rows; best so far r000001; {remarks[0]}" and rows[undecided] is None
 
 
@@ -78,7 +84,8 @@ def test_a_rollback_goes_to_the_parent_pins_and_leaves_a_trail(store: ModelRegis
     assert [row["release_id"] for row in list_releases(store, now=NOW) if row["pinned"]] == [after["release_id"]]
     shown = call("show", "r000001")
     assert shown["manifest"]["rows_trained"] == 1
-    assert [(h["action"], h["why"]) for h in shown["history"]][-1] == ("rolled back", "complaints")
+    history = [(h["action"], h["why"]) for h in shown["history"]]  # of this release alone
+    assert history == [("released", None), ("rolled back", "complaints")]
     assert "@" in shown["history"][-1]["by"]
     status, said = call("rollback")
     assert status == 1 and "no parent" in said
@@ -95,6 +102,72 @@ def test_a_pin_is_set_once_and_removed_once(store: ModelRegistry, call: Call) ->
     assert [call("pin")["changed"], call("pin")["changed"]] == [True, False]
     assert list_releases(store, now=NOW)[1]["pinned"]
     assert [call("unpin")["changed"], call("unpin")["changed"]] == [True, False]
+
+
+class Broker:
+    """Takes notices; away if it is told so."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes, ReleaseNotice]] = []
+        self.stopped = 0
+        self.away = False
+
+    async def start(self) -> None: ...
+
+    async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
+        if self.away:
+            raise KafkaConnectionError("away")
+        self.sent.append((topic, key, ReleaseNotice.model_validate_json(value)))
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+
+def test_servers_are_told_of_each_change_and_of_nothing_else(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker()
+    monkeypatch.setattr(models, "make_producer", lambda *_: broker)
+    monkeypatch.setattr(models, "describe_topics", lambda *_: None)
+    made = make_manifest(3)
+    assert [call("promote", "r000003")["announced"], call("pin")["announced"]] == [True, True]
+    assert call("pin")["announced"] is False
+    assert [(topic, key, notice.release_id) for topic, key, notice in broker.sent] == [
+        ("mim.models", made.release_id.encode(), made.release_id)
+    ] * 2
+    notice = broker.sent[0][2]
+    assert (notice.weights_sha256, notice.encoder_version, notice.released_at) == (
+        made.weights_sha256, made.encoder_version, made.created_at,
+    )  # fmt: skip
+    broker.away = True
+    after = call("unpin")
+    assert (after["changed"], after["announced"], broker.stopped) == (True, False, 3)
+
+
+def test_nothing_is_moved_in_a_store_that_cannot_be_written(
+    store: ModelRegistry, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_: ModelRegistry) -> None:
+        raise Misconfigured("cannot be written")
+
+    monkeypatch.setattr(ModelRegistry, "check", check)
+    for words in (["promote", "r000003"], ["rollback"], ["pin"]):
+        assert call(*words)[0] == 2
+    current = store.current()
+    assert current is not None and (current.release_id, current.pinned) == (make_manifest(2).release_id, False)
+
+
+def test_a_release_is_not_chosen_over_one_that_nobody_has_seen(
+    store: ModelRegistry, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, newer = models.find_release, publish(store, 5, parent=make_manifest(2).release_id)
+
+    def found_late(*arguments: Any) -> Any:
+        if current_id(store) != newer:
+            store.promote(newer, FENCE)
+        return find(*arguments)
+
+    monkeypatch.setattr(models, "find_release", found_late)
+    status, _ = call("promote", "r000003")
+    assert status == 1 and current_id(store) == newer
 
 
 def test_what_is_not_there_or_fits_other_vectors_is_refused(store: ModelRegistry, call: Call) -> None:

@@ -54,6 +54,8 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     sent = Sent(items=1_200, behaviours=34, broken={("items", 0, 1): "x"}, without_picture={"i1", "i2"})  # type: ignore[dict-item]
     sent.records_left_out = 5
     published = Published(monkeypatch, sent)
+    monkeypatch.setitem(SETTINGS.index.field_map, "title", ["name"])  # type: ignore[arg-type]
+    monkeypatch.setitem(SETTINGS.record.field_map, "user_id", ["visitor"])  # type: ignore[arg-type]
     flags = ("--seed", "3", "--events", "50", "--neg-type", "rand", "--broken", "0.1", "--speed", "2.5")
     assert call(replay, "d", *flags, "--follow", "index,train") == 0
     told = said()
@@ -64,7 +66,7 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     ]  # fmt: skip
     given, maps = published.timelines
     assert given[2] == 3 and given[4] == 0.1 and given[1].drawn_from == "drawn by seed 3"
-    assert maps == (SETTINGS.index.field_map, SETTINGS.record.field_map)
+    assert maps == ({"title": ["name"]}, {"user_id": ["visitor"]})
     assert published.sent_with == [(["index", "train"], 2.5)]
     assert call(replay, "d", "--json") == 0
     report = said(as_json=True)

@@ -16,6 +16,7 @@ from streams.commands import (
     arguments,
     bundle,
     center,
+    check,
     csft,
     index,
     pretrain,
@@ -45,6 +46,13 @@ def test_a_share_lies_between_0_and_1_and_may_be_either(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="share from 0 to 1"):
         arguments.share(text)
     assert [arguments.share(one) for one in ("0", "0.25", "1")] == [0.0, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("roles", ["", " , ", "index,nothing"])
+def test_a_check_of_no_process_or_an_unknown_one_is_refused(roles: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(check, "--for", roles)
+    assert "name some of index, record, train, serve" in capsys.readouterr().err
 
 
 def test_roles_are_named_with_commas_and_each_follows_its_topic() -> None:

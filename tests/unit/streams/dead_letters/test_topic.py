@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 
 from schemas.errors import Misconfigured, Reason
 from schemas.items import ImageRetry, ItemPublished, SourceOffset
-from schemas.letters import DeadLetter, RequeueHeaders
+from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from streams.broker.clients import BrokerConfig, RecordTooLarge
 from streams.dead_letters.inbox import DeadLetterEntry, DeadLetterTopic, Filter, only_open
 from streams.dead_letters.requeue import Requeue, RequeueResult
@@ -21,6 +21,7 @@ from tests.factories.fake_consumer import FakeRecord
 from tests.factories.memory_log import MemoryLog
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
+MARKED = NOW + timedelta(days=2)
 NEWER_MS = 2_000_000_000_000
 
 
@@ -31,7 +32,7 @@ class Topics(MemoryLog):
         super().__init__(items=[[], []], behaviours=[[], []], dead_letters=[[], []])
         self.too_large = False
         given: Any = self
-        self.letters = DeadLetterTopic(given, given, BrokerConfig(), now=lambda: NOW)
+        self.letters = DeadLetterTopic(given, given, BrokerConfig(), now=lambda: MARKED)
 
     def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = ()) -> FakeRecord:
         log = self.topics[topic][partition]
@@ -41,7 +42,7 @@ class Topics(MemoryLog):
 
     def bury(self, topic: str, record: FakeRecord, *, into: int = 0, **over: Any) -> DeadLetter:
         place = (topic, record.partition, record.offset, record.key, record.value)
-        letter = replace(DeadLetter(*place, "decode", Reason.NOT_JSON, "x", NOW), **over)
+        letter = replace(DeadLetter(*place, "decode", Reason.NOT_JSON, "x", NOW), **over).after(record.headers)
         self.add("dead-letters", into, letter.letter_key, letter.value, letter.headers())
         return letter
 
@@ -83,6 +84,8 @@ async def test_letters_of_all_partitions_are_read_with_what_became_of_them_and_h
     assert open_one.id == "items/1/0"
     mark = topics.topics["dead-letters"][1][-1]  # behind its letter
     assert (mark.key, mark.value, mark.offset) == (b"behaviours/0/0", None, 1)
+    handled = Handled.from_record(mark.key, mark.headers)
+    assert handled is not None and (handled.action, handled.at) == ("dropped", MARKED)
 
 
 async def test_progress_counts_what_is_there_and_not_what_retention_has_deleted(topics: Topics) -> None:
@@ -127,7 +130,7 @@ async def test_a_behaviour_goes_again_to_its_own_partition_with_its_headers_and_
     assert await topics.requeue("behaviours/1/3") == [("behaviours/1/3", "requeued")]
     sent = topics.topics["behaviours"][1][-1]
     assert (sent.offset, sent.key, sent.value) == (4, b"u1", b"{")
-    assert set(RequeueHeaders.of(letter).headers()) <= set(sent.headers)
+    assert list(sent.headers) == [("trace", b"7"), *RequeueHeaders.of(letter).headers()]
     written = len(topics.topics["dead-letters"][0])
     assert await topics.requeue("behaviours/1/3") == [("behaviours/1/3", "already_requeued")]
     assert len(topics.topics["behaviours"][1]) == 5
@@ -183,7 +186,7 @@ class Overtaken(Topics):
     async def send_and_wait(self, topic: str, value: Any = None, **more: Any) -> Any:
         if self.times and topic == "mim.items":
             self.times -= 1
-            self.add("items", more["partition"], more["key"], b"newer %d" % self.times)
+            self.add("items", more["partition"], more["key"], b"newer %d" % self.times, [("trace", b"7")])
         return await super().send_and_wait(topic, value, **more)
 
 
@@ -194,8 +197,28 @@ async def test_a_newer_record_that_came_in_between_is_made_the_last_one_again(ti
     topics.bury("items", topics.add("items", 0, b"a", b"old"))
     assert await topics.requeue("items/0/0") == [("items/0/0", "superseded")]
     last = topics.topics["items"][0][-1]
-    assert last.value == b"newer 0" and not [name for name, _ in last.headers if name == "requeued-from"]
+    assert (last.value, list(last.headers)) == (b"newer 0", [("trace", b"7")])  # as its producer sent it
     assert only_open(await topics.letters.read()) != []
+
+
+async def test_a_newer_record_that_compaction_takes_meanwhile_is_not_put_back() -> None:
+    class Compacted(Overtaken):
+        async def one(self, partition: TopicPartition, offset: int) -> FakeRecord | None:
+            return None if (partition.topic, offset) == ("mim.items", 1) else await super().one(partition, offset)
+
+    topics = Compacted()
+    topics.bury("items", topics.add("items", 0, b"a", b"old"))
+    assert await topics.requeue("items/0/0") == [("items/0/0", "superseded")]
+    assert [record.value for record in topics.topics["items"][0]] == [b"old", b"newer 0", b"old"]
+
+
+async def test_a_record_without_a_value_is_sent_again_without_one(topics: Topics) -> None:
+    topics.bury("items", topics.add("items", 1, b"a", None))
+    topics.bury("behaviours", topics.add("behaviours", 0, b"u", None))
+    ids = ["behaviours/0/0", "items/1/0"]
+    assert await topics.requeue(*ids) == [(one, "requeued") for one in ids]
+    for topic, partition in (("items", 1), ("behaviours", 0)):
+        assert [record.value for record in topics.topics[topic][partition]] == [None, None]
 
 
 async def test_letters_of_several_partitions_and_of_one_key_are_each_answered(topics: Topics) -> None:

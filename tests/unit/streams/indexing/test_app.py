@@ -33,7 +33,17 @@ async def flow() -> Flow:
     return Flow(check_role=allowed)
 
 
-async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(flow: Flow, tmp_path: Path) -> None:
+async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
+    flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, remembered = Clock(), list[dict[str, Any]]()
+
+    def recent_writes(**given: Any) -> RecentWrites:
+        remembered.append(given)
+        return RecentWrites(**given)
+
+    monkeypatch.setattr(index_app, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(index_app, "RecentWrites", recent_writes)
     config = IndexConfig(
         session_timeout_seconds=100, commit_interval_seconds=3, topic_check_seconds=7, batch_max_items=5
     )
@@ -72,6 +82,13 @@ async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
     group.sizes = {"shop.items": 4, "shop.items-retry": 4}
     consumer._thread._consumer = group.app.consumer._thread._consumer
     await app.on_partitions_assigned.send({TP("shop.items", 0), TP("shop.items-retry", 0)})
+    clock.now = config.silence_seconds
+    await flow.guard()()
+    clock.now += 0.1  # a write that begins now may end after the session
+    with pytest.raises(BrokerUnavailable):
+        await flow.guard()()
+    (given,) = remembered
+    assert (given["window_seconds"], given["max_taken_over"]) == (config.recheck_seconds, config.held_records)
     await app.on_partitions_revoked.send(set())
     assert (ready_calls, flow.epoch) == ([True], 1)
     consumer._thread.thread_loop.close()

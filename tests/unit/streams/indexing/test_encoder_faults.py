@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from encoders.base import ItemContent, Prepared
 from schemas.errors import EncoderUnavailable, EncodingFailed, Misconfigured, Reason
 from streams.indexing.encoding import ItemEncoding
-from tests.factories.item_path import PICTURE_URL, CountingEncoder, ItemPath, picture
+from tests.factories.item_path import PICTURE_URL, CountingEncoder, ItemPath, b64, picture
 
 
 class FaultyEncoder(CountingEncoder):
@@ -130,11 +130,15 @@ async def test_what_cannot_be_prepared_for_a_reason_of_its_own_gets_a_dead_lette
     prepare = encoder.prepare
 
     def prepared(content: ItemContent) -> Prepared:
-        if content.title == "panics":
+        if content.title == "panics" or (content.title == "with a picture" and content.image):
             raise ValueError("the tokenizer panics")
         return prepare(content)
 
     encoder.prepare = prepared  # type: ignore[method-assign]
-    await path.index_all(path.publish("a", title="panics"), path.publish("b", title="fine"))
+    await path.index_all(
+        path.publish("a", title="panics"),
+        path.publish("b", title="fine"),
+        path.publish("c", title="with a picture", image=b64(picture())),  # no fault of the picture: whole or not at all
+    )
     assert set(path.on_sale) == {"b"}
-    assert path.reasons == [("encode", Reason.ENCODER_FAILED, 0)]
+    assert path.reasons == [("encode", Reason.ENCODER_FAILED, 0), ("encode", Reason.ENCODER_FAILED, 2)]

@@ -160,11 +160,21 @@ class TestLimitOfAHost:
         await settled()
         queued.cancel()
         await settled()
+        assert not next_in_line.done()
         one.leave()  # gives the turn to the next in line ...
         next_in_line.cancel()  # ... who is cancelled before it runs
         await asyncio.wait_for(last, 1)
         one.leave()
         assert one.is_idle
+
+    def test_the_first_answer_of_one_still_under_way_ends_the_quiet(self) -> None:
+        one = limit()
+        for _ in range(QUIET_AFTER):
+            assert not one.is_quiet
+            one.learn(overload=True)
+        assert one.is_quiet and not one.answers_others
+        one.learn(overload=False)
+        assert not one.is_quiet and one.answers_others
 
 
 class TestLane:

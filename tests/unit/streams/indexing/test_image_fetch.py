@@ -195,10 +195,10 @@ async def test_no_host_recognises_us_and_no_proxy_stands_between(site: Site, mon
 async def test_a_host_is_asked_for_no_more_at_a_time_than_is_set(site: Site, late: bool) -> None:
     options = {} if late else {"timeout_seconds": 0.4}
     config = INSIDE.model_copy(update={"host_concurrency": 1, "timeout_seconds": 0.4})
-    async with ImageFetcher(config) as fetcher:
-        slow = asyncio.create_task(got(fetcher, site.url("slow"), **options))
+    async with ImageFetcher(config, resolver=lambda: FakeResolver({"a.test": LOCAL})) as fetcher:
+        slow = asyncio.create_task(got(fetcher, site.url("slow", "a.test"), **options))
         await until(lambda: site.asked == ["slow"])
-        quick = asyncio.create_task(got(fetcher, site.url("ok"), **options))
+        quick = asyncio.create_task(got(fetcher, site.url("ok", "A.test"), **options))
         await asyncio.sleep(0.1)
         assert "ok" not in site.asked
         assert await quick == PICTURE

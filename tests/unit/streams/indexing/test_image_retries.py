@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ import pytest
 
 from encoders.base import ItemContent, Prepared
 from schemas.errors import Reason, Unprocessable
-from schemas.letters import RequeueHeaders
+from schemas.letters import DeadLetter, RequeueHeaders
 from streams.indexing.config import IndexConfig
 from streams.indexing.image_retries import begin, due_in_seconds, load, settle
 from streams.replay.broken_events import broken_item
@@ -82,7 +82,30 @@ async def test_attempts_are_counted_and_the_last_one_told(path: ItemPath) -> Non
     assert [(one.outcome, one.attempt, one.dead_lettered) for one in reports] == [
         ("again", 2, {}), ("given_up", 2, {("image", "image_unavailable"): 1}),
     ]  # fmt: skip
-    assert path.dead_letters.letters[0].detail.endswith("(3 attempts)")
+    (letter,) = path.dead_letters.letters
+    assert (letter.detail.endswith("(3 attempts)"), letter.attempts) == (True, 2)
+
+
+async def test_a_row_that_only_waited_gives_way_once_its_letter_is_stored(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", image_url=PICTURE_URL))
+    path.web[PICTURE_URL] = Unprocessable(Reason.IMAGE_REFUSED, "no")
+    publish, waiting = path.dead_letters.publish, []
+
+    async def stored(letters: Sequence[DeadLetter]) -> None:
+        waiting.append(path.rows["a"].is_pending)
+        await publish(letters)
+
+    path.dead_letters.publish = stored  # type: ignore[method-assign]
+    assert (await path.retry()).outcome == "given_up"
+    assert waiting == [True] and path.rows["a"].is_deleted
+
+
+async def test_a_row_says_of_a_late_picture_too_whether_its_vector_has_a_title(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="x", image_url=PICTURE_URL))
+    path.rows["a"] = replace(path.rows["a"], has_title=False)  # as where its words alone could not be encoded
+    path.web[PICTURE_URL] = picture()
+    assert (await path.retry()).outcome == "written"
+    assert (path.rows["a"].has_title, path.rows["a"].has_image) == (True, True)
 
 
 @pytest.mark.parametrize("title", ["x", ""])

@@ -192,6 +192,26 @@ def test_the_price_at_first_publish_is_of_the_life_that_goes_on(path: ItemPath) 
         assert (newest.record, newest.first_price(None)) == (records[2], 3.0)
 
 
+async def test_at_equal_times_the_record_of_the_higher_partition_is_newer_whatever_its_offset() -> None:
+    for order, together in itertools.product(itertools.permutations(range(2)), (True, False)):
+        path = ItemPath()
+        records = [
+            path.publish("a", title="higher", partition=1, offset=0, ms=5),
+            path.publish("a", title="lower", partition=0, offset=9, ms=5),
+        ]
+        batch = [records[place] for place in order]
+        for part in [batch] if together else [[one] for one in batch]:
+            await path.index_all(*part)
+        assert path.rows["a"].title == "higher", (order, together)
+
+
+async def test_a_deletion_from_before_the_row_does_not_end_the_life_that_goes_on(path: ItemPath) -> None:
+    await path.index_all(path.publish("a", title="x", price=10.0, ms=3))
+    late = path.delete("a", partition=1, ms=2)
+    await path.index_all(late, path.publish("a", title="x", price=8.0, ms=4))
+    assert (path.rows["a"].price, path.rows["a"].first_price) == (8.0, 10.0)
+
+
 # ---- two owners at the same time -----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from encoders.base import ItemContent, Prepared
 from schemas.errors import ContentUnavailable, EncodingFailed, Reason, StoreUnavailable
 from streams.indexing.config import IndexConfig
 from streams.stores.vectors.item_index import ItemRow
-from tests.factories.item_path import PICTURE_URL, CountingEncoder, ItemPath, item, picture
+from tests.factories.item_path import DIM, PICTURE_URL, CountingEncoder, ItemPath, item, picture
 from tests.factories.running_agent import Running, running
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -356,6 +356,22 @@ async def test_the_cache_keeps_the_newest_and_no_more_than_it_may() -> None:
         await path.index_all(path.publish(f"{title} {path.offsets}", title=title))
     # "two" had to leave for "three", "one" was used since
     assert path.encoder.encoded == 4
+
+
+async def test_a_kept_vector_is_no_part_of_what_the_encoder_gave_and_may_use_again() -> None:
+    class Reusing(CountingEncoder):
+        out = np.zeros((8, DIM), np.float32)
+
+        def encode(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+            self.out[: len(batch)] = super().encode(batch)
+            return self.out[: len(batch)]
+
+    path = ItemPath(encoder=Reusing(), cache_items=10)
+    for item_id, title in (("a", "red shoe"), ("b", "blue lamp"), ("c", "red shoe")):
+        await path.index_all(path.publish(item_id, title=title))
+    assert path.encoder.encoded == 2
+    for item_id, title in (("a", "red shoe"), ("c", "red shoe"), ("b", "blue lamp")):
+        assert np.allclose(path.rows[item_id].vector, CountingEncoder().of(title=title)), item_id
 
 
 async def test_a_picture_that_arrived_later_is_no_hit_of_the_cache() -> None:

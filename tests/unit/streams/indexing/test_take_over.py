@@ -124,6 +124,20 @@ def test_writes_that_were_not_checked_are_due_again_but_for_a_newer_one_of_their
     assert recent.pop_due() == [RecentWrite(later), RecentWrite(newer)]
 
 
+def test_writes_that_are_due_again_take_their_room_again(
+    path: ItemPath, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(take_over, "MAX_REMEMBERED_BYTES", 250)
+    recent = RecentWrites(window_seconds=42, max_records=9, max_taken_over=0, clock=clock)
+    recent.take_over()
+    recent.add([path.record(name, b"v" * 100) for name in "ab"])
+    clock.now = 42
+    recent.put_back(recent.pop_due())
+    recent.add([path.record("c", b"v" * 100)])
+    clock.now = 84
+    assert [write.record.key for write in recent.pop_due()] == [b"a", b"b"]
+
+
 def test_before_any_assignment_nothing_is_remembered(path: ItemPath, clock: Clock) -> None:
     recent = RecentWrites(window_seconds=1, max_records=9, max_taken_over=9, clock=clock)
     recent.add([path.publish("a", title="x")])

@@ -105,6 +105,8 @@ def test_broken_events_of_every_kind_are_mixed_in_at_the_asked_share(tmp_path: P
     assert len(items) == len(ITEM_KINDS) > 0.1 * 30
     assert len(events) == round(0.1 * (timeline.events - len(events)))
     assert len({one.key for one in broken}) == len(items) + len(events)
+    many = [one.key for one in timeline_of(timeline.data, broken=1.0) if one.topic == "items" and one.reason]
+    assert len(set(many)) == len(many) > len(ITEM_KINDS)  # several of a kind
     times = {Reason.TIMESTAMP_WITHOUT_ZONE, Reason.TIMESTAMP_IN_FUTURE}
     assert {one.reason for one in events} == {Reason.NOT_JSON, Reason.WRONG_TYPE, Reason.UNKNOWN_VERSION} | times
 

@@ -205,8 +205,8 @@ async def test_a_replay_pauses_while_readers_are_behind_and_ends_complete(tmp_pa
 class FailingSender(RecordingSender):
     async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
         future = await super().send(topic, value, key)
-        if len(self.records) == 10:
-            future.set_exception(ConnectionResetError("gone"))
+        if len(self.records) in (10, 11):
+            future.set_exception(ConnectionResetError("gone") if len(self.records) == 10 else KeyError("after that"))
             self._waiting.pop()
         return future
 

@@ -108,10 +108,10 @@ async def test_a_quarantine_that_is_away_is_waited_for_too() -> None:
             raise StoreUnavailable("letters", "away")
         await sink.quarantine(item, error)
 
-    await deliver([0, 1], write=sink.write, quarantine=quarantine, what="test", patience=waits.patience)
+    report = await deliver([0, 1], write=sink.write, quarantine=quarantine, what="test", patience=waits.patience)
     assert sink.quarantined == [0]
     assert sink.written == [1]
-    assert len(waits.seconds) == 2
+    assert len(waits.seconds) == report.retries == 2 and report.waited_seconds == sum(waits.seconds)
 
 
 async def test_jitter_shortens_waits_by_at_most_its_share() -> None:

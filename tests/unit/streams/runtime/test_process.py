@@ -45,9 +45,9 @@ async def test_work_that_waits_for_ever_is_cancelled_after_its_grace() -> None:
             ended.append("cancelled")
             raise
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5) as limit:
         await run_until_stopped(work, grace_seconds=0.05)
-    assert ended == ["cancelled"]
+    assert ended == ["cancelled"] and not limit.expired()  # by its grace, and not by the test
 
 
 @pytest.mark.parametrize("stopped", [True, False])
