@@ -194,6 +194,13 @@ async def test_what_stood_in_beside_a_release_that_is_gone_decides_nothing(
     assert scene.trainer.stand_in is None
 
 
+async def test_a_release_that_passed_and_never_became_current_can_be_made_again(scene: Scene) -> None:
+    await scene.candidate()
+    first, second = scene.store.list()
+    scene.store.record_decision(second.release_id, PromotionDecision(passed=True))
+    assert scene.publisher._decided_floor(LOG) == first.offsets["behaviours"] != second.offsets["behaviours"]
+
+
 async def test_releases_that_are_too_old_go_after_a_refusal_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     prune = scene.store.prune
