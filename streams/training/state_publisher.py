@@ -166,7 +166,7 @@ class StatePublisher:
         """What to write now. Rows of the state that was kept are compared before another one is."""
         due = self._skew.due
         if due and (outcome := self._skew.compare(trainer)) is not None:
-            self._outcomes = [outcome]
+            self._outcomes.append(outcome)  # beside one that a broker that was away did not take
         return self._writer.next(trainer.moment, most=self._config.states_per_write, hold=due)
 
     async def _settle(self) -> bool:

@@ -26,6 +26,8 @@ class SmallMilvus:
         self.indexes: dict[str, list[Any]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, list[Exception]] = {}
+        self.left_open: list[object] = []
+        """Synchronous clients and iterations that are not closed."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> SmallMilvus:
         monkeypatch.setattr(client, "AsyncMilvusClient", lambda *_, **given: _Asynchronous(self, given))
@@ -124,13 +126,16 @@ class _Schema:
 
 
 class _Iterator:
-    def __init__(self, rows: list[dict[str, Any]], size: int) -> None:
+    def __init__(self, server: SmallMilvus, rows: list[dict[str, Any]], size: int) -> None:
         self._batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        self._open = server.left_open
+        self._open.append(self)
 
     def next(self) -> list[dict[str, Any]]:
         return self._batches.pop(0) if self._batches else []
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._open.remove(self)
 
 
 class _Index(list[Any]):
@@ -139,7 +144,12 @@ class _Index(list[Any]):
 
 
 class _Synchronous(_Plain):
-    def close(self) -> None: ...
+    def __init__(self, server: SmallMilvus, given: dict[str, Any]) -> None:
+        super().__init__(server, given)
+        server.left_open.append(self)
+
+    def close(self) -> None:
+        self.server.left_open.remove(self)
 
     def create_schema(self, **options: Any) -> _Schema:
         return _Schema()
@@ -182,4 +192,4 @@ class _Synchronous(_Plain):
 
     def query_iterator(self, name: str, *, batch_size: int, **given: Any) -> Any:
         self.server.ask("iterate", given)
-        return _Iterator(self._query(name, given), batch_size)
+        return _Iterator(self.server, self._query(name, given), batch_size)

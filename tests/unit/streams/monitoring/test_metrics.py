@@ -19,7 +19,7 @@ from streams.runtime.process import run_until_stopped
 from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
-from streams.training.reports import TrainReport
+from streams.training.reports import SkewReport, TrainReport
 
 
 def series(metrics: Metrics) -> dict[str, float]:
@@ -168,6 +168,27 @@ def test_what_a_trainer_reports_is_in_the_series_of_each_field() -> None:
     }
     metrics.record(replace(report, last_event_at=None))
     assert "mim_train_last_event_timestamp_seconds" not in series(metrics)
+
+
+def test_rows_that_were_compared_are_counted_and_the_share_is_that_of_the_newest() -> None:
+    metrics = Metrics("train")
+    for rows, differing in ((10, 3), (8, 2), (0, 0)):
+        metrics.record(SkewReport(rows, differing))
+        share = metrics.registry.get_sample_value("mim_train_skew_share")
+        assert share == (differing / rows if rows else 0)
+    counted = [
+        metrics.registry.get_sample_value("mim_train_skew_rows_total", {"outcome": outcome})
+        for outcome in ("equal", "differing")
+    ]
+    assert counted == [13, 5]
+
+
+def test_a_figure_of_nought_is_one_and_a_moment_that_is_not_known_is_none_of_the_clock() -> None:
+    metrics = Metrics("train")
+    metrics.record(TrainReport(accounts={}, prequential={"gauc": 0.5}, updated_at=7.0))
+    metrics.record(TrainReport(accounts={}, prequential={"gauc": 0.0}, updated_at=8.0))
+    assert metrics.registry.get_sample_value("mim_train_prequential", {"metric": "gauc"}) == 0
+    assert metrics.registry.get_sample_value("mim_train_last_event_timestamp_seconds") == 0
 
 
 @pytest.mark.parametrize("port", [None, 0])

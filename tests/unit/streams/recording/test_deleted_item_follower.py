@@ -40,6 +40,11 @@ class Items(InMemoryDeletedItems):
     def __init__(self) -> None:
         super().__init__(InMemoryBehaviourStore())
         self.pages, self.asked, self.left, self.noted = 1, list[int](), 0, list[Unfinished]()
+        self.settled: list[int] = []
+
+    async def settle(self, before_ms: int) -> None:
+        self.settled.append(before_ms)
+        await super().settle(before_ms)
 
     async def sweep(self, cursor: int) -> tuple[int, int]:
         self.asked.append(cursor)
@@ -199,6 +204,25 @@ async def test_a_sweep_that_is_stopped_or_loses_the_lead_is_noted_where_it_is_an
     assert len(scene.reports) == 1
 
 
+async def test_the_order_of_records_is_forgotten_now_and_then_up_to_an_hour_ago(scene: Scene) -> None:
+    await scene.after(0)
+    for _ in range(620):
+        await scene.after(CHECK_SECONDS)
+    assert scene.items.settled == [round(1_000 * (NOW - 3_600 + after)) for after in (0, 600, 1_200)]
+
+
+async def test_a_sweep_that_waits_for_a_topic_waits_no_longer_once_that_was_replaced(scene: Scene) -> None:
+    scene.consumer.log = {PARTS[0]: [said(0, 0, "a")], PARTS[1]: [said(1, 50, "b")]}
+    await scene.after(0)
+    scene.consumer.log = {PARTS[0]: [said(0, 1, "c")], PARTS[1]: [said(1, 51, "d")]}
+    scene.consumer.pause(PARTS[1])
+    assert await scene.after(CHECK_SECONDS) == []
+    scene.topic_id, scene.consumer.log = "i2", {PARTS[0]: [said(0, 0, "e")], PARTS[1]: []}
+    scene.consumer.resume(PARTS[1])
+    swept = [await scene.after(after) for after in (60, CHECK_SECONDS, CHECK_SECONDS)]
+    assert [0] in swept and "e" in await scene.marked()
+
+
 async def test_one_process_leads_and_another_takes_over_when_it_closes(scene: Scene, monkeypatch: Any) -> None:
     async def at_once(stop: asyncio.Event, seconds: float) -> None:
         scene.clock.now += seconds
@@ -215,6 +239,21 @@ async def test_one_process_leads_and_another_takes_over_when_it_closes(scene: Sc
     scene.follower = scene.make("standby")
     await scene.after(0)
     assert scene.opened == 2 and await scene.marked() == {"a"} and scene.items._leader == "standby"
+
+
+async def test_whether_the_topic_is_still_the_same_is_asked_once_an_interval(scene: Scene) -> None:
+    asked, read = [], scene.read
+
+    def noted(*_: Any) -> TopicIncarnation:
+        asked.append(scene.clock.now - NOW)
+        return read()
+
+    scene.read = noted  # type: ignore[method-assign]
+    topic_follower.read_incarnation = noted  # type: ignore[assignment]  # the fixture puts it back
+    await scene.after(0)
+    for _ in range(100):
+        await scene.after(CHECK_SECONDS)
+    assert asked == [60, 120, 180]
 
 
 async def test_a_leader_that_lost_the_lead_reads_nothing_more(scene: Scene, monkeypatch: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -15,7 +15,7 @@ from streams.broker import topic_follower
 from streams.broker.clients import BrokerConfig
 from streams.broker.cluster import ClusterTopics
 from streams.broker.topics import TopicsConfig
-from streams.recording.forgotten_users import CHECK_SECONDS, ErasureFollower
+from streams.recording.forgotten_users import CHECK_SECONDS, DROP_SECONDS, ErasureFollower
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.fake_consumer import IN_TIME_MS, FakeConsumer, FakeRecord
 from tests.factories.waiting import Clock
@@ -37,6 +37,14 @@ class Store(InMemoryBehaviourStore):
         self.erased: list[str] = []
         self.at: dict[str, int] = {}
         self.away = 0
+        self.dropped: list[set[str]] = []
+
+    async def drop_spent_marks(self, beginnings: Mapping[int, int], *, sources: Collection[str]) -> int:
+        self.dropped.append(set(sources))
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailable("Redis", "away")
+        return 0
 
     async def forget(self, users: Sequence[ForgottenUser], *, source: str, next_offset: int) -> int:
         if self.away:
@@ -99,6 +107,16 @@ async def test_marks_that_the_store_lost_are_applied_again_with_the_next_check(s
     assert await scene.once(CHECK_SECONDS) == []
 
 
+async def test_marks_are_dropped_once_an_hour_and_soon_again_where_the_store_was_away(scene: Scene) -> None:
+    await scene.follower.open()
+    scene.store.away = 1
+    with pytest.raises(StoreUnavailable):
+        await scene.once()
+    for after in (0, 1, DROP_SECONDS - 2, 1):
+        await scene.once(after)
+    assert scene.store.dropped == [{"f:0"}] * 3, "those of the topic that is followed keep their positions"
+
+
 async def test_it_runs_until_it_is_stopped_and_waits_for_a_store_that_is_away(scene: Scene) -> None:
     await scene.follower.open()
     scene.consumer.log = {PARTITION: [request(n) for n in range(3)]}
@@ -111,4 +129,5 @@ async def test_it_runs_until_it_is_stopped_and_waits_for_a_store_that_is_away(sc
     stop.set()
     await running
     await scene.follower.close()
+    assert scene.consumer.stops == 1
     assert scene.store.erased == ["u0", "u1", "u2"] and scene.store.away == 0

@@ -67,6 +67,15 @@ def test_clients_that_are_remembered_are_bounded() -> None:
     assert rate.wait_seconds("c0") == 0, "dropped for a newer client: a full allowance again"
 
 
+def test_a_client_that_keeps_asking_is_remembered_however_many_others_come() -> None:
+    rate = RateLimiter(1.0, 1, Clock())
+    assert rate.wait_seconds("often") == 0
+    for n in range(2 * MAX_CLIENTS):
+        rate.wait_seconds(f"c{n}")
+        if n % 5_000 == 0:
+            assert rate.wait_seconds("often") == 1
+
+
 @pytest.mark.parametrize("path", ["/v1/similar", "/v1/score", "/v1/items/boot", "/metrics", "/nowhere"])
 async def test_without_a_token_nothing_but_health_is_answered(open_bench: Open, path: str) -> None:
     bench = await open_bench(tokens=(TOKEN,))

@@ -99,6 +99,8 @@ async def test_a_connection_that_is_lost_in_hand_leaves_no_place_behind() -> Non
         assert len(scene.connections) == 0
     other, _ = scene.connect()
     assert not other.is_closed and scene.dropped == []
+    scene.connect()
+    assert other.is_closed and scene.dropped == ["full"] and len(scene.connections) == 1
 
 
 async def test_time_runs_from_the_first_byte_of_a_head_and_not_while_a_request_is_in_hand() -> None:

@@ -132,6 +132,22 @@ async def test_thousands_of_half_sent_requests_leave_room_for_a_whole_one() -> N
         assert b"200" in await reader.readuntil(b"done")
 
 
+async def test_what_an_application_holds_is_given_back_when_it_ends() -> None:
+    app, given_back = web.Application(), []
+
+    async def give_back(ended: web.Application) -> None:
+        given_back.append(ended)
+
+    app.on_cleanup.append(give_back)
+    async with listening(app, Connections(1, 1.0, print), host="127.0.0.1", port=0, drain_seconds=0.1) as address:
+        with pytest.raises(OSError, match="in use"):
+            async with listening(web.Application(), Connections(1, 1.0, print), host=address[0], port=address[1],
+                                 drain_seconds=0.1):  # fmt: skip
+                pass
+        assert not given_back
+    assert given_back == [app]
+
+
 @pytest.mark.parametrize(
     ("soft", "hard", "wanted", "allowed", "set_to"),
     [

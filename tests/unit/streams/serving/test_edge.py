@@ -10,8 +10,12 @@ import zlib
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from structlog.testing import capture_logs
 
 from schemas.errors import StoreBusy
+from streams.serving import edge
 from streams.stores.histories.store import InMemoryBehaviourStore
 from tests.factories.serving import Asked, Open, PlainScorer, open_bench
 from trainer.networks.item_rows import ItemRows, RequestMoment
@@ -75,6 +79,7 @@ GZIP = gzip.compress(json.dumps({"item_id": "boot", "k": 1}).encode(), mtime=0)
         ("gzip", gzip.compress(b" " * 20_000_000, mtime=0), 413),
         ("gzip", b"not packed", 400),
         ("gzip", GZIP[:-9], 400),
+        ("gzip", GZIP[:-2], 400),  # all of the text, and not the check of it
         ("gzip", GZIP + b"more", 400),
         ("gzip", b"", 400),
         ("br", b"x", 415),
@@ -122,6 +127,19 @@ async def test_more_requests_than_connections_to_a_store_are_said_to_be_too_many
         assert answer.status == 503 and answer.headers["Retry-After"]
         error = (await answer.json())["error"]
     assert error["code"] == "overloaded" and "does not answer" not in error["message"]
+
+
+async def test_a_client_that_hangs_up_is_no_failure_of_the_server() -> None:
+    handling = edge._handling_errors(1)
+
+    async def hung_up(request: Any) -> web.StreamResponse:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    with capture_logs() as logged:
+        for _ in range(2):  # and its place is free for the next
+            with pytest.raises(ConnectionResetError):
+                await handling(make_mocked_request("POST", "/v1/score"), hung_up)
+    assert logged == []
 
 
 async def test_between_two_passes_the_loop_hears_of_everything_else(open_bench: Open) -> None:

@@ -92,6 +92,18 @@ async def test_after_an_outage_longer_than_the_clients_patience_confirmations_co
     await running
 
 
+async def test_a_broker_that_goes_away_is_asked_again_after_a_pause(topic: QuietTopic) -> None:
+    topic.fetch_failure = kafka_errors.KafkaConnectionError("away")
+    following = follower(Confirmations())
+    following._poll_seconds = 1_000.0
+    reading = asyncio.create_task(following._read(topic, list(topic.log)))
+    await until(lambda: topic.fetch_failure is None)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not reading.done()
+    reading.cancel()
+
+
 async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: QuietTopic) -> None:
     confirmations = Confirmations()
     running = asyncio.create_task(follower(confirmations).run(asyncio.Event()))
@@ -99,6 +111,19 @@ async def test_when_nobody_asks_for_ends_any_more_following_ends_too(topic: Quie
     topic.failure = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(running, 10)
+    assert topic.starts == topic.stops == 1
+
+
+async def test_when_nothing_is_read_any_more_nobody_asks_for_ends_either(topic: QuietTopic) -> None:
+    confirmations = Confirmations()
+    following = follower(confirmations)
+    running = asyncio.create_task(following.run(asyncio.Event()))
+    await until(lambda: confirmations.count > 0)
+    following._poll_seconds = 1_000.0
+    topic.fetch_failure = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(running, 10)
+    assert topic.stops == 1
 
 
 async def test_without_kafka_it_says_so_at_once_and_catches_up_when_kafka_is_there(topic: QuietTopic) -> None:
@@ -168,10 +193,16 @@ class Steps:
     def __init__(self, *, warm_up: bool) -> None:
         records = [FakeRecord(0, n, b"k%d" % n) for n in (3, 4)]
         self.consumer, self.cache, self.now = FakeConsumer({PARTS[0]: records, PARTS[1]: []}, beginning=3), Cache(), 0.0
+        self.answer_seconds, self._ends = 0.0, self.consumer.end_offsets
+        self.consumer.end_offsets = self.end_offsets  # type: ignore[method-assign]
         cache: Any = self.cache
         self.follower = EmbeddingsFollower(
             cache, BrokerConfig(), TopicsConfig(), warm_up=warm_up, clock=lambda: self.now, confirm_every_seconds=0.0
         )
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        self.now += self.answer_seconds
+        return await self._ends(partitions)
 
     async def begin(self) -> None:
         await self.follower._seek_to_start(self.consumer, PARTS)
@@ -207,7 +238,7 @@ async def test_the_cache_is_confirmed_as_of_when_the_end_was_asked_for_once_ever
     await steps.read()
     assert steps.cache.confirmed == []  # no end was asked for
     steps.consumer.log = {PARTS[0]: [FakeRecord(0, 5)], PARTS[1]: [FakeRecord(1, 8)]}
-    steps.now = 1.0
+    steps.now, steps.answer_seconds = 1.0, 0.5
     await steps.ask()
     steps.consumer.pause(PARTS[1])
     steps.now = 2.0

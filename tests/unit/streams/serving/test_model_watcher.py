@@ -132,6 +132,18 @@ async def test_a_release_that_cannot_serve_is_tried_again_now_and_then_and_told_
     assert (scene.serving, scene.watcher.problem) == (third, None)
 
 
+async def test_each_release_that_cannot_serve_is_told() -> None:
+    scene = Scene()
+    for number, bias in enumerate((0.5, -1.0, -2.0), start=1):
+        release(scene.store, number, bias)
+        await scene.watcher.refresh()
+    assert [(report.outcome, report.number) for report in scene.reports] == [
+        ("loaded", 1),
+        ("damaged", 2),
+        ("damaged", 3),
+    ]
+
+
 async def test_going_back_to_the_release_that_serves_ends_the_complaint() -> None:
     scene = Scene()
     good = release(scene.store, 1, 0.5)
@@ -165,17 +177,39 @@ async def test_a_store_that_is_away_is_told_and_the_model_goes_on(monkeypatch: p
     assert scene.watcher.problem is None
 
 
+async def test_a_store_that_goes_away_while_a_release_is_read_is_asked_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    good = release(scene.store, 1, 0.5)
+    await scene.watcher.refresh()
+    newer = release(scene.store, 2, 0.25)
+
+    def away(release_id: str) -> Any:
+        raise StoreUnavailable("model store", "away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.store, "load", away)
+        await scene.watcher.refresh()
+    assert scene.serving == good and "away" in (scene.watcher.problem or "") and len(scene.reports) == 1
+    await scene.watcher.refresh()
+    assert scene.serving == newer and scene.watcher.problem is None
+
+
 async def test_a_wake_refreshes_at_once_and_a_notice_wakes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     scene, stop = Scene(), asyncio.Event()
     notices: list[Any] = [{}, {"partition": ["record"]}]
+    connected: list[str] = []
 
     class Consumer:
         async def start(self) -> None:
+            connected.append("begun")
             if len(notices) == 2:
                 notices.append("away once")
                 raise BrokerUnavailable("Kafka", "away")
 
-        async def stop(self) -> None: ...
+        async def stop(self) -> None:
+            connected.append("ended")
 
         async def getmany(self, *, timeout_ms: int) -> Any:
             await asyncio.sleep(0)
@@ -211,3 +245,4 @@ async def test_a_wake_refreshes_at_once_and_a_notice_wakes_twice(monkeypatch: py
     stop.set()
     wake()
     await asyncio.gather(running, following)
+    assert connected == ["begun", "ended"] * 2

@@ -217,10 +217,13 @@ class Producer:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.failures: list[Exception] = []
+        self.connected: list[str] = []
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        self.connected.append("begun")
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        self.connected.append("ended")
 
     async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
         assert (topic, key) == ("mim.skew", b"rows")
@@ -246,8 +249,37 @@ async def test_rows_are_sent_once_and_a_topic_that_is_refused_is_told_and_tried_
     with capture_logs() as logs:
         running = asyncio.create_task(sending.run(stop))
         await until(lambda: len(producer.sent) == 2)
+        await until(lambda: not sending._came.is_set())  # it waits for the next rows
         stop.set()
         sending._came.set()
         await running
     assert producer.sent == [b"one", b"two"] and not sending.waiting
     assert [line["log_level"] for line in logs if line["event"] == "serve.skew_not_logged"] == ["error", "warning"]
+    assert producer.connected == ["begun", "ended"] * 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "pause"),
+    [(Misconfigured("may not write"), "_REFUSED_SECONDS"), (BrokerUnavailable("Kafka", "away"), "_RETRY_SECONDS")],
+)
+async def test_a_topic_that_is_refused_has_another_pause_than_a_broker_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception, pause: str
+) -> None:
+    producer, stop = Producer(), asyncio.Event()
+    monkeypatch.setattr(skew_log, "make_producer", lambda config: producer)
+    monkeypatch.setattr(skew_log, "describe_topics", lambda *given: None)
+    for name in ("_RETRY_SECONDS", "_REFUSED_SECONDS"):
+        monkeypatch.setattr(skew_log, name, 0.0 if name == pause else 1_000.0)
+    sending = skew_log.SkewLog(
+        FEATURES.version, share=1.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=lambda: 0.0
+    )
+    producer.failures = [failure]
+    sending.waiting.append(b"one")
+    sending._came.set()
+    running = asyncio.create_task(sending.run(stop))
+    await until(lambda: producer.connected == ["begun", "ended", "begun"])
+    sending._came.set()
+    await until(lambda: producer.sent == [b"one"])
+    stop.set()
+    sending._came.set()
+    await running

@@ -222,9 +222,15 @@ async def test_a_missing_topic_ends_the_start_and_a_broker_that_is_away_does_not
     states, stop, tried = follower(), asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(states.run(stop, tried.set))
     await asyncio.wait_for(tried.wait(), 5)
+    for refusal in (Misconfigured("refused"), BrokerUnavailable("Kafka", "away")):  # no longer at the first try
+        topic.refusal, starts = refusal, topic.starts
+        async with asyncio.timeout(5):
+            while topic.starts < starts + 2 and not task.done():
+                await asyncio.sleep(0.001)
     topic.refusal = None
     async with asyncio.timeout(5):
-        while states.behind_seconds == float("inf"):
+        while states.behind_seconds == float("inf") and not task.done():
             await asyncio.sleep(0.001)
     stop.set()
     await task
+    assert topic.starts == topic.stops > 6, "whatever a try ended with, its connection is closed"

@@ -65,6 +65,22 @@ async def test_after_a_broker_was_away_it_is_asked_anew_what_the_topic_holds_and
     assert (topic.polls, topic.asked, topic.looks) == (5, 5, 2) and states.behind_seconds == 5
 
 
+async def test_requests_are_answered_while_many_records_are_applied() -> None:
+    states = StatesFollower(CONFIG, BrokerConfig(), TopicsConfig(), clock=lambda: 0.0)
+    turns = 0
+
+    async def answer() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    answering = asyncio.create_task(answer())
+    await states._apply([FakeRecord(0, n, b"0123456789abcdef:head", None) for n in range(2_001)], "source", 2_001)
+    answering.cancel()
+    assert turns >= 4
+
+
 async def test_of_a_topic_that_was_left_before_its_first_head_nothing_is_in_the_copies_of_the_next() -> None:
     pipe = Pipe()
     states = StatesFollower(CONFIG, BrokerConfig(), TopicsConfig(), clock=lambda: 0.0)

@@ -183,6 +183,37 @@ async def test_a_last_candidate_that_is_not_finite_is_refused_though_its_stand_i
     assert scene.current == 1 and "not finite" in (scene.publisher.not_serving or "")
 
 
+async def test_what_stood_in_beside_a_release_that_is_gone_decides_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.learn(lambda: scene.trainer.progress.rows >= 100)
+    await scene.gate.begin_last_rows(scene.trainer)
+    assert scene.trainer.stand_in is not None
+    monkeypatch.setattr(scene.store, "current", lambda: None)
+    await scene.gate.begin_last_rows(scene.trainer)
+    assert scene.trainer.stand_in is None
+
+
+async def test_a_release_that_passed_and_never_became_current_can_be_made_again(scene: Scene) -> None:
+    await scene.candidate()
+    first, second = scene.store.list()
+    scene.store.record_decision(second.release_id, PromotionDecision(passed=True))
+    assert scene.publisher._decided_floor(LOG) == first.offsets["behaviours"] != second.offsets["behaviours"]
+
+
+async def test_releases_that_are_too_old_go_after_a_refusal_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    prune = scene.store.prune
+
+    def pruned(**named: Any) -> None:
+        prune(**named)
+        kept.append(len(scene.store.list()))
+
+    monkeypatch.setattr(scene.store, "prune", pruned)
+    await scene.candidate(spoil=float("nan"))
+    assert scene.publisher.refused == 1 and kept == [2]
+
+
 async def test_without_a_serving_release_the_last_rows_are_let_go_and_nothing_stands_in() -> None:
     scene = await Scene(in_memory_registry()).start()
     scene.learn(lambda: scene.trainer.progress.rows >= 16)

@@ -16,6 +16,7 @@ from streams.stores.artifacts.journal import JournalStore
 from streams.training.checkpointing import HARMLESS, learning_config, of_earlier_build
 from tests.factories.checkpoints import LOG, OLD, make_checkpointer, make_state
 from tests.factories.training import ALL, ListedInput, make_log, make_loop, make_thread, trained, vectors
+from trainer.changed_rows import RowsHeld
 from trainer.online.config import TrainerConfig
 
 OFFSETS = {"behaviours": {0: 7}, "embeddings": {0: 3}}
@@ -117,11 +118,30 @@ async def test_each_checkpoint_goes_on_from_the_one_before_it_and_one_whose_base
     assert await turns.write() and await turns.write()
     first, second = turns.written
     assert first["since"] is None and second["since"] is not None
+    turns.checkpointer._held = {"table": RowsHeld(5, 0, 0, 0)}
     turns.failure = BaseGone("here", "gone")
     assert not await turns.write()
     turns.failure = None
     assert await turns.write()
     assert turns.written[-1]["since"] is None and turns.given_since[-1] == {}
+
+
+async def test_what_is_in_the_journal_is_listed_before_it_is_asked_which_releases_there_are(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, present = list[str](), JournalStore.present
+
+    def listed(journal: JournalStore) -> Any:
+        order.append("present")
+        return present(journal)
+
+    async def kept() -> set[str]:
+        order.append("kept")
+        return set()
+
+    monkeypatch.setattr(JournalStore, "present", listed)
+    await turns.checkpointer.after_release(kept)
+    assert order == ["present", "kept"], "else the segment of a release that is made between them would go"
 
 
 @pytest.mark.parametrize("error", [Fenced("a later trainer writes here"), Misconfigured("the log was replaced")])
@@ -181,6 +201,7 @@ async def test_a_release_is_preceded_by_its_checkpoint_and_its_journal(
     thread = make_thread(given)
     await trained(make_loop(given, thread))
     assert thread.trainer is not None
+    thread.trainer.intake.window.dropped_by_idle = {(0, 7): None}
     checkpointer = make_checkpointer(tmp_path)
     checkpointer.load()
     assert await checkpointer.before_release(thread)
@@ -189,7 +210,7 @@ async def test_a_release_is_preceded_by_its_checkpoint_and_its_journal(
     meta = checkpointer._journal.load(segment.name).meta
     assert (meta.begins, meta.ends, meta.fence, meta.rows) == ({0: 17}, {0: 200}, OLD, segment.rows)
     assert (meta.cluster_id, meta.topic_ids, meta.dim) == (LOG.cluster_id, LOG.topic_ids, thread.trainer.catalogue.dim)
-    assert (meta.root, meta.encoder_version) == (segment.root, "e")
+    assert (meta.root, meta.encoder_version, meta.overtaken) == (segment.root, "e", [(0, 7)])
 
     async def kept() -> set[str]:
         return set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable, Unavailable
 from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import CheckpointStore
+from streams.training.checkpointing import restore
 from tests.factories.checkpoints import LOG, make_checkpointer, make_state
 from tests.factories.training import ALL, ListedInput, make_loop, make_thread, trained, vectors
+from trainer.online.progress import TrainProgress
+from trainer.samples.catalogue import Catalogue
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("Kafka", "nothing answers"), StoreUnavailable("disk", "full")])
@@ -38,6 +42,17 @@ async def test_a_checkpoint_that_cannot_be_written_now_is_logged_and_ends_nothin
         monkeypatch.setattr(CheckpointStore, "write", write)
     assert await checkpointer.checkpoint(thread)
     assert not await checkpointer.written()
+
+
+async def test_scores_go_on_behind_the_rows_that_were_scored_and_those_of_a_new_trainer_begin_anew() -> None:
+    opened: list[int | None] = []
+    scores = SimpleNamespace(open=opened.append)
+    progress = TrainProgress(Catalogue(2))
+    progress.rows, progress.corrected, progress.upgraded = 9, 2, 1
+    for trainer in (None, SimpleNamespace(progress=progress)):
+        thread: Any = SimpleNamespace(trainer=trainer, scores=scores)
+        assert await restore(None, thread) is None
+    assert opened == [None, 6]
 
 
 def test_a_snapshot_of_an_earlier_build_lacks_newer_settings_and_is_resumed_with_their_defaults(tmp_path: Path) -> None:

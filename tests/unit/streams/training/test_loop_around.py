@@ -109,7 +109,10 @@ async def test_a_user_who_asks_while_a_release_waits_is_forgotten_and_nothing_is
 
 async def test_a_follower_whose_broker_is_away_is_asked_again() -> None:
     class Away(ToldAtOnce):
-        polls = 0
+        polls = closes = 0
+
+        async def close(self) -> None:
+            self.closes += 1
 
         async def poll(self, *, wait_seconds: float) -> int:
             assert wait_seconds == 0
@@ -128,7 +131,7 @@ async def test_a_follower_whose_broker_is_away_is_asked_again() -> None:
     report = await trained(
         make_loop(ListedInput(vectors(*ALL), make_log(200)), follow=follow, clock=lambda: float(next(seconds)))
     )
-    assert report.accounts["trained"] == 200 and follower[0].polls > 1
+    assert report.accounts["trained"] == 200 and follower[0].polls > 1 and follower[0].closes == 1
 
 
 async def test_a_log_of_an_encoder_that_is_not_there_names_it() -> None:

@@ -150,6 +150,7 @@ def test_scores_go_on_at_the_row_of_a_snapshot_and_what_lay_beyond_it_is_made_ag
     again.add([make_rows(kept, 20)])
     again.flush()
     assert_equal(read_scores(tmp_path), make_rows(0, kept + 20))
+    assert max(pq.read_metadata(path).num_rows for path in tmp_path.iterdir()) <= 100, "a full file is not added to"
 
 
 def test_one_that_took_over_elsewhere_and_restarts_from_its_predecessors_snapshot_lists_no_row_twice(

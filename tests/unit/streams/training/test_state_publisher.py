@@ -342,9 +342,14 @@ async def test_of_a_state_a_bounded_number_of_requests_is_compared_and_none_of_a
     assert scene.reports == [SkewReport(3, 0)]
 
 
-@pytest.mark.parametrize(("wrong", "is_told"), [(1, False), (2, True)])
-async def test_a_share_of_rows_that_differ_is_told_as_an_error_above_its_limit(wrong: int, is_told: bool) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "limit", "is_told"), [(1, 0.01, False), (2, 0.01, True), (75, 0.5, False), (76, 0.5, True)]
+)
+async def test_a_share_of_rows_that_differ_is_told_as_an_error_above_its_limit(
+    wrong: int, limit: float, is_told: bool
+) -> None:
     scene = Scene()
+    scene.skew._limit = limit
     await scene.publisher.open()
     scene.take(5)
     await scene.after(0)

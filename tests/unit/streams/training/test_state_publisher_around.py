@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,6 +124,23 @@ async def test_rows_of_servers_are_read_from_the_start_on_once_a_second_and_a_fa
     assert logged.closes == 1
 
 
+async def test_outcomes_that_a_broker_did_not_take_are_all_written_when_it_is_back() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    scene.leads.failure = BrokerUnavailable("Kafka", "away")
+    for item in ("i1", "i2"):
+        scene.skew.hear(scene.served(item))
+        await scene.after(30)
+    assert scene.leads.outcomes == [] and [report.rows for report in scene.reports] == [1, 1]
+    scene.leads.failure = None
+    await scene.after(30)
+    assert len(scene.leads.outcomes) == 2
+    await scene.after(30)
+    assert len(scene.leads.outcomes) == 2, "once"
+
+
 async def test_the_end_of_a_run_waits_for_the_write_under_way_and_writes_what_came_meanwhile() -> None:
     scene = Scene()
     await scene.publisher.open()
@@ -138,14 +156,21 @@ async def test_the_end_of_a_run_waits_for_the_write_under_way_and_writes_what_ca
     assert len(scene.leads.sizes) == 2 and scene.lag == 0
 
 
-async def test_a_process_that_ends_leaves_no_write_under_way() -> None:
-    scene = Scene()
+async def test_a_process_that_ends_leaves_no_write_and_no_look_under_way() -> None:
+    scene, answer = Scene(), threading.Event()
     await scene.publisher.open()
+    scene.publisher._read_id = lambda: "t" if answer.wait(60) else ""
+    await scene.after(60)
+    looking = scene.publisher._looking
+    assert looking is not None and not looking.done()
     scene.leads.gate.clear()
     scene.take(5)
-    await scene.after(0)
+    await scene.after(10)
     writing = scene.publisher._writing
     assert writing is not None and not writing.done()
     await scene.publisher.close()
-    await asyncio.wait([writing], timeout=5)
-    assert writing.cancelled() and scene.leads.sizes == []
+    try:
+        await asyncio.wait([writing, looking], timeout=5)
+        assert writing.cancelled() and looking.cancelled() and len(scene.leads.sizes) == 1
+    finally:
+        answer.set()

@@ -66,6 +66,16 @@ async def test_a_checkpoint_brings_back_what_stands_beside_the_trainer() -> None
     assert again.begins() == {0: 17} and again._erases("u1", 0, 249)  # a checkpoint of a restarted one
 
 
+async def test_events_that_the_log_deleted_meanwhile_are_not_kept_in_mind_after_a_restart() -> None:
+    _, before = await run_before()
+    assert before.trainer is not None
+    before.trainer.intake.window.dropped_by_idle = {(0, 5): None, (0, 250): None}
+    fresh = ListedInput([], [])
+    fresh.beginnings = {0: 250}
+    thread = restored(before, fresh)
+    assert thread.trainer is not None and list(thread.trainer.intake.window.dropped_by_idle) == [(0, 250)]
+
+
 async def test_vectors_that_were_held_are_held_after_a_restart() -> None:
     _, before = await run_before()
     thread = restored(before, ListedInput([], []))
@@ -171,11 +181,17 @@ async def test_a_trainer_that_does_not_lead_any_more_ends_at_once_and_writes_not
     commits, given = Commits(), ListedInput(vectors(*ALL), make_log(600))
     checkpointer = make_checkpointer(tmp_path, LOG)
     checkpointer.load()
-    commits.fenced = True
+    commits.fenced, cancel, cancelled = True, checkpointer.cancel, list[str]()
+
+    def noted() -> None:
+        cancelled.append("checkpoint")
+        cancel()
+
+    checkpointer.cancel = noted  # type: ignore[method-assign]
     loop = make_loop(given, make_thread(given), commits=commits, checkpointer=checkpointer)
     with pytest.raises(Fenced):
         await asyncio.wait_for(loop.run(asyncio.Event()), 30)
-    assert commits.calls == ["confirm", "cancel"] and checkpointer.load() is None
+    assert commits.calls == ["confirm", "cancel"] and checkpointer.load() is None and cancelled == ["checkpoint"]
 
 
 async def test_a_run_that_is_stopped_leaves_a_checkpoint_of_what_it_has_read(tmp_path: Path) -> None:

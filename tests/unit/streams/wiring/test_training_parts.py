@@ -114,6 +114,19 @@ def test_snapshots_lie_beside_the_models_unless_a_folder_is_named(tmp_path: Path
     assert training_folder(changed(tmp_path, train={"snapshot_folder": tmp_path / "s"})) == tmp_path / "s"
 
 
+def test_snapshots_states_and_comparisons_are_made_as_the_settings_say(tmp_path: Path) -> None:
+    train = {"keep_snapshots": 7, "snapshot_every_events": 1_234, "skew_limit": 0.25, "skew_every_seconds": 9.0}
+    settings = changed(tmp_path, train=train)
+    checkpointer = training._make_checkpointer(settings, None)
+    assert (checkpointer._every_events, checkpointer._store._keep, checkpointer._fence) == (1_234, 7, None)
+    given: Any = None
+    log = ClusterTopics("c", {"behaviours": "b"}, {"behaviours": [0]})
+    states = training._make_states(settings, given, given, log, Metrics("train"))
+    skew = states._skew
+    assert (skew._limit, skew._timer._seconds, skew._topic) == (0.25, 9.0, settings.topics.full_name("skew"))
+    assert (states._topic, states._writer._log) == (settings.topics.full_name("item-states"), "b")
+
+
 def test_all_scores_are_kept_where_a_folder_is_named_and_else_the_newest_of_a_run_that_writes_state(
     tmp_path: Path,
 ) -> None:

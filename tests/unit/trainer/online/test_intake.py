@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.factories.feeding import finish, is_balanced, observe_all, pump, through_bytes
-from tests.factories.samples import behaviour, make_trainer, small_config
+from tests.factories.samples import DAY0, behaviour, make_trainer, small_config
 from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventIntake, RememberedItems
 from trainer.samples.catalogue import Catalogue
@@ -53,6 +53,23 @@ def test_queued_takes_of_a_forgotten_user_are_no_negatives_and_hold_no_offset() 
     assert [take.user_id for take in trainer.intake.takes_until(10**12)] == ["u2"]
     finish(trainer)
     assert trainer.intake.offsets.trained_offsets() == {0: len(log)}
+
+
+def test_queued_takes_come_back_with_all_that_is_known_of_them_and_an_end_before_does_not_count() -> None:
+    trainer = make_trainer(small_config(batch_rows=4, lateness_seconds=0, attribution_seconds=0))
+    log = [behaviour("t0", "click", user="u1", item="i1", second=0, defines_publish=True)]
+    log += [behaviour("t1", "cart", user="u2", item="i2", second=1), behaviour("t2", "click", user="u3", second=3)]
+    observe_all(trainer, log)
+    trainer.intake.finish()
+    trainer.intake.advance()
+    again = make_trainer(small_config(batch_rows=4, lateness_seconds=0, attribution_seconds=0))
+    again.intake.finish()
+    again.restore(through_bytes(trainer.snapshot()))
+    assert not again.intake._finished
+    assert again.intake.takes_until(DAY0) == trainer.intake.takes_until(DAY0) != []
+    ours, theirs = again.intake.takes_until(10**12), trainer.intake.takes_until(10**12)
+    assert ours == theirs and len(ours) == 2
+    assert again.intake.offsets.trained_offsets() == trainer.intake.offsets.trained_offsets() == {0: 3}
 
 
 def test_the_newest_items_are_remembered_in_their_bounds() -> None:

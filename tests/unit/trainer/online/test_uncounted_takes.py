@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.factories.feeding import through_bytes
+from tests.factories.feeding import observe_all, pump, through_bytes
+from tests.factories.samples import behaviour, make_trainer, small_config
 from trainer.online.uncounted_takes import UncountedTakes
 from trainer.samples.rows import Take
 
@@ -42,3 +43,23 @@ def test_takes_of_earlier_seconds_leave_with_all_that_is_known_of_them_also_afte
         assert list(takes.items()) == [3, 4] and len(set(counted.user_T.tolist())) == 2
         takes.forget("u3")
         assert list(takes.items()) == [3]
+
+
+def test_a_number_that_was_taken_is_known_while_an_uncounted_take_names_it() -> None:
+    config = small_config(
+        batch_rows=2, lateness_seconds=0, attribution_seconds=0, window_takes=1, bank_takes=1, history_length=1
+    )
+    trainer = make_trainer(config)
+    log = [behaviour(f"t{n}", "click", user="taker", item=f"i{n}", second=1) for n in range(1, 5)]
+    log += [behaviour(f"x{n}", user="viewer", item=f"i{8 + n}", second=n) for n in range(2)]
+    observe_all(trainer, [*sorted(log, key=lambda event: event.occurred_at), behaviour("end", user="v", second=60)])
+    pump(trainer)
+    numbers = sorted(trainer._uncounted.items())
+    held = {*trainer._memory.items(), *trainer.intake.items_in_use()}
+    assert len(numbers) == 4 and set(numbers) - held, "takes of the second of the newest row"
+    trainer.catalogue.retire([])
+    trainer.begin_next()
+    assert sorted(map(trainer.catalogue.item_id, numbers)) == ["i1", "i2", "i3", "i4"]
+    gone = next(number for number in range(1, 20) if number not in {*numbers, *held})
+    with pytest.raises(KeyError):
+        trainer.catalogue.item_id(gone)

@@ -120,6 +120,30 @@ def using(number: int, names: Iterable[str]) -> Segment:
     )
 
 
+@pytest.mark.parametrize("writer", [OLD, None])
+def test_a_segment_refers_to_no_vectors_that_an_earlier_trainer_may_delete(
+    tmp_path: Path, writer: Fence | None
+) -> None:
+    names = [f"item-{n}" for n in range(4)]
+    old, new = make_journal(tmp_path), make_journal(tmp_path)
+    write(old, using(1, names), writer)
+    among = old.present()
+    write(new, ours := using(2, names), NEW)  # the very same vectors
+    assert set(new.load(ours.name).meta.packs).isdisjoint(among.packs)
+    for pack in among.packs:  # the other had listed what is needed before
+        new._vectors.delete(pack)
+    assert_whole(make_journal(tmp_path), ours)
+
+
+def test_vectors_that_went_with_their_last_release_are_written_again_for_the_next(tmp_path: Path) -> None:
+    journal, names = make_journal(tmp_path), [f"item-{n}" for n in range(4)]
+    write(journal, using(1, names), OLD)
+    journal.retain(set(), journal.present(), OLD)
+    assert (list(journal.present().segments), list(journal.present().packs)) == ([], [])
+    write(journal, again := using(2, names), OLD)
+    assert_whole(journal, again)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_long_lived_vectors_keep_no_packs_of_dead_ones(tmp_path: Path, restarted: bool) -> None:
     journal, kept = make_journal(tmp_path), list[Segment]()

@@ -52,6 +52,23 @@ class Conditional:
         return done
 
 
+def test_an_entry_ends_with_its_index_so_that_nobody_sees_a_part_of_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = place.open()
+    store.put("r1", {"a": b"1"})
+    store.attach("r1", "b", b"2")
+    remove, seen = store._remove, []
+
+    def removed(path: str) -> None:
+        remove(path)
+        seen.append(store.names())
+
+    monkeypatch.setattr(store, "_remove", removed)
+    store.delete("r1")
+    assert seen == [[], [], []] and place.files() == []
+
+
 def test_of_an_entry_that_another_writer_made_meanwhile_nothing_of_ours_is_left(place: Place) -> None:
     store, other = place.open(), place.open()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,26 @@ def test_what_else_lies_among_the_releases_is_passed_over(tmp_path: Path, store:
     for name in ("notes", "../releases", "r000001"):
         with pytest.raises(ValueError, match="not a release id"):
             store.manifest(name)
+
+
+@pytest.mark.parametrize(("grace", "left"), [(0, 60), (600, 600)])
+def test_unfinished_writes_go_after_the_time_of_grace_and_not_within_a_minute(
+    tmp_path: Path, grace: float, left: float
+) -> None:
+    config = ModelStoreConfig(folder=tmp_path, keep_releases=2, grace_seconds=grace)
+    store = folder_registry(config, clock=lambda: time.time() + 10**9)
+    for number in (1, 2, 3):
+        publish(store, number)
+    store.promote(store.list()[-1].release_id, None)
+    for number in (4, 5):
+        publish(store, number)
+    ages = [left - 30, left + 30]
+    for age in ages:
+        unfinished = tmp_path / "releases" / f".unfinished-{age}"
+        unfinished.mkdir()
+        os.utime(unfinished, (time.time() - age,) * 2)
+    store.prune()
+    assert [age for age in ages if (tmp_path / "releases" / f".unfinished-{age}").exists()] == [left - 30]
 
 
 def test_equal_weights_have_equal_bytes_however_they_lie_in_memory() -> None:

@@ -19,6 +19,7 @@ from streams.stores.histories.packed_history import (
     pack_takes,
     packed_history,
     packed_items,
+    packed_takes,
     skipped,
     unpack_takes,
     without_items,
@@ -57,6 +58,13 @@ def test_what_is_packed_comes_back_column_by_column(items: tuple[str, ...]) -> N
     unpack_takes(packed, found)
     assert (found.times, found.items, found.kinds, found.ids) == (user.times, user.items, user.kinds, user.ids)
     assert packed_history(packed) == user.history() and packed_items(packed) == list(items)
+
+
+def test_a_take_lies_in_the_second_that_its_moment_is_part_of_also_where_an_earlier_build_kept_an_item_twice() -> None:
+    user = UserTakes([0.2, 1.5, 2.999], ["a", "b", "c"], bytearray(3), IDS[:3])
+    assert packed_takes(pack_takes(user)) == (["a", "b", "c"], [0, 1, 2])
+    user.items = ["a", "b", "a"]
+    assert packed_takes(pack_takes(user)) == (["b", "a"], [1, 2]) and packed_takes(None) == ([], [])
 
 
 def test_a_user_without_data_has_no_history() -> None:

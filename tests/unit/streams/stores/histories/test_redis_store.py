@@ -1,4 +1,4 @@
-"""What a recorder's transaction watches."""
+"""What a recorder's transaction watches, and what is left of a view that was cleared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from streams.stores.histories.client import RedisConfig, make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore, View
 from tests.factories.click_log import LOG, event
 from tests.factories.resp_server import resp_server
+from tests.factories.small_redis import small_redis
 
 
 def bulk(value: bytes | None) -> bytes:
@@ -41,3 +42,19 @@ async def test_a_batch_watches_all_that_it_was_decided_from() -> None:
     assert {*watched} == read | {"mim:record:forgotten", "mim:record:0:p:3"}
     assert read >= {"mim:record:0:t:ann", "mim:record:0:e:ann", "mim:record:0:e:bob", "mim:record:view"}
     assert [words[0] for words in commands].index("WATCH") < [words[0] for words in commands].index("MGET")
+
+
+async def test_clearing_removes_what_was_before_and_nothing_that_was_recorded_since() -> None:
+    async with small_redis() as url:
+        config = RedisConfig(url=url)
+        store = RedisBehaviourStore(make_redis(config), config)
+        for _ in range(2):
+            await store.clear()
+            await store.bind(LOG)
+            await store.record(3, [event(0, user="ann")], first_offset=0, next_offset=1)
+        await store._unlink_before(2)  # as one that another process began before this one recorded
+        assert await store.positions() == {3: 1} and len(await store.history("ann")) == 1
+        kept = {key async for key in store._client.scan_iter(match="mim:record:*", count=1_000)}
+        await store.close()
+    generations = {key.split(b":")[2] for key in kept if key.count(b":") > 2}
+    assert generations == {b"2"}

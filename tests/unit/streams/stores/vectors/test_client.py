@@ -102,6 +102,18 @@ async def test_closing_ends_what_is_in_flight_with_an_error_that_says_so(clients
     assert clients[0].closed == 1
 
 
+async def test_a_caller_that_is_cancelled_ends_as_one_and_the_connection_stays(clients: list[FakeClient]) -> None:
+    connection = MilvusConnection(MilvusConfig())
+    waiting = asyncio.create_task(connection.call("a read", lambda client: client.wait(asyncio.Event())))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await connection.call("a read", lambda client: asyncio.sleep(0, "answered")) == "answered"
+    assert len(clients) == 1 and not clients[0].closed
+    await connection.close()
+
+
 @pytest.mark.parametrize(("fresh", "level"), [(True, "Strong"), (False, "Bounded")])
 async def test_only_what_needs_it_waits_for_every_acknowledged_write(
     clients: list[FakeClient], monkeypatch: pytest.MonkeyPatch, fresh: bool, level: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,8 +29,10 @@ REFUSED = MilvusException(1, "overloaded")
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> SmallMilvus:
-    return SmallMilvus().install(monkeypatch)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallMilvus]:
+    server = SmallMilvus().install(monkeypatch)
+    yield server
+    assert server.left_open == []
 
 
 def make_index(**config: Any) -> MilvusItemIndex:
@@ -91,6 +94,16 @@ async def test_what_has_to_see_every_write_waits_for_it_and_a_search_does_as_the
     assert levels == ["Strong", "Eventually", "Strong", "Eventually", "Strong"]
     (searched,) = [given for kind, given in server.asked if kind == "search"]
     assert searched["search_params"] == {"metric_type": "IP", "params": {"ef": 200}} and searched["timeout"] == 3.0
+
+
+async def test_a_scan_that_is_broken_off_leaves_nothing_open(server: SmallMilvus) -> None:
+    index = make_index()
+    await index.open()
+    await index.upsert([make_row("a")])
+    with pytest.raises(ZeroDivisionError):
+        await MilvusRowScan(MilvusConfig()).choose(lambda row: bool(1 // row.offset))
+    assert server.left_open == []
+    await index.close()
 
 
 async def test_one_write_is_in_flight_at_a_time(server: SmallMilvus, monkeypatch: pytest.MonkeyPatch) -> None:
