@@ -72,8 +72,8 @@ class Scene:
 
         monkeypatch.setattr(recording, "run_until_stopped", run_until_stopped)
 
-    async def record(self, *, rebuild: bool) -> list[str]:
-        await recording.record(Settings(), rebuild=rebuild, metrics_port=None)
+    async def record(self, *, rebuild: bool, settings: Settings | None = None) -> list[str]:
+        await recording.record(settings or Settings(), rebuild=rebuild, metrics_port=None)
         return self.done[: self.done.index("open erasures") + 1]
 
 
@@ -102,6 +102,24 @@ async def test_without_a_rebuild_nothing_is_cleared_and_erasures_are_known_befor
     consumer, config = scene.given["consumer"], Settings()
     assert consumer["group_id"] == config.topics.group("record") and consumer["max_poll_interval_ms"] == 86_400_000
     assert scene.given["client"]["max_request_size"] > config.kafka.max_record_bytes
+
+
+async def test_everything_is_closed_in_the_order_opposite_to_that_of_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, bound=OURS)
+    await scene.record(rebuild=False)
+    closing = [name for name in scene.done if name.startswith("close") or name == "stop"]
+    assert closing == ["close deleted", "close erasures", "stop", "stop", "close store"]
+
+
+@pytest.mark.parametrize(("session", "heartbeat"), [(30_000, 5_000), (6_000, 1_000), (1_000, 300)])
+async def test_six_heartbeats_fit_into_a_session_but_none_comes_sooner_than_the_client_can_send_it(
+    monkeypatch: pytest.MonkeyPatch, session: int, heartbeat: int
+) -> None:
+    scene, config = Scene(monkeypatch, bound=OURS), Settings()
+    short = config.model_copy(update={"record": config.record.model_copy(update={"session_timeout_ms": session})})
+    await scene.record(rebuild=False, settings=short)
+    consumer = scene.given["consumer"]
+    assert (consumer["session_timeout_ms"], consumer["heartbeat_interval_ms"]) == (session, heartbeat)
 
 
 @pytest.mark.parametrize("part", ["recorder", "erasures", "deleted"])

@@ -78,6 +78,29 @@ async def test_a_part_that_ends_while_others_are_waited_for_ends_the_server_with
     assert forever.cancelled() and late.done()
 
 
+@pytest.mark.parametrize("ends", ["with an error", "well"])
+async def test_what_was_waited_for_is_given_up_once_a_part_ends(ends: str) -> None:
+    given_up = asyncio.Event()
+
+    async def waited() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    part = asyncio.ensure_future(broken(Misconfigured("x")) if ends != "well" else asyncio.sleep(0))
+    await asyncio.gather(serving._unless_ended([part], waited()), return_exceptions=True)
+    await asyncio.wait_for(given_up.wait(), 5)
+
+
+async def test_a_part_that_fails_as_the_wait_is_over_does_not_end_the_server_with_its_error() -> None:
+    failed = asyncio.ensure_future(broken(Misconfigured("on its way out")))
+    await asyncio.wait([failed])
+    stop = asyncio.Event()
+    stop.set()
+    await serving._unless_ended([failed], stop.wait())
+
+
 async def listen(monkeypatch: pytest.MonkeyPatch, host: str, **config: Any) -> list[dict[str, Any]]:
     @asynccontextmanager
     async def listening(*_: Any, host: str, port: int, drain_seconds: float) -> Any:
