@@ -49,6 +49,7 @@ class FakeConsumer:
 
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         self.positions = dict.fromkeys(partitions, self.beginning)
+        self.paused = set()
 
     def subscribe(self, topics: Sequence[str], listener: Any) -> None:
         self.listener = listener

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
 from streams.replay.config import ReplayConfig
-from streams.replay.sender import Replay
-from streams.replay.timeline import Timeline
+from streams.replay.sender import Replay, Sent
+from streams.replay.timeline import Outgoing, Timeline
 from tests.factories.offline_folders import START, write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
@@ -72,5 +73,12 @@ class RecordingSender:
         future.set_result(metadata)
 
 
+class BoundedReplay(Replay):
+    """Fails where it would never end."""
+
+    async def run(self, timeline: Iterable[Outgoing]) -> Sent:
+        return await asyncio.wait_for(super().run(timeline), 5)
+
+
 def replay_to(sender: RecordingSender, config: ReplayConfig | None = None, **options: Any) -> Replay:
-    return Replay(sender, BrokerConfig(), TopicsConfig(), config or ReplayConfig(), **options)
+    return BoundedReplay(sender, BrokerConfig(), TopicsConfig(), config or ReplayConfig(), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -57,7 +58,7 @@ async def test_a_source_with_a_position_goes_on_there_and_one_without_begins_at_
     handler = Handler()
     follower = make_follower(handler)
     await follower.open({"t1:1": 7, "an older incarnation:0": 7})
-    await follower.catch_up()
+    await asyncio.wait_for(follower.catch_up(), 5)
     assert handler.offsets == [("t1:0", 3), ("t1:0", 4), ("t1:0", 7), ("t1:1", 7)]
     assert follower.handled == {"t1:0": 8, "t1:1": 8}
 
@@ -71,7 +72,7 @@ async def test_after_a_failure_only_what_was_not_handled_comes_again(consumer: F
         await follower.poll(wait_seconds=0)
     assert consumer.positions == {FIRST: 8, SECOND: 3}
     handler.away = set()
-    await follower.catch_up()
+    await asyncio.wait_for(follower.catch_up(), 5)
     assert handler.offsets == [(source, offset) for source in ("t1:0", "t1:1") for offset in (3, 4, 7)]
 
 
@@ -89,7 +90,7 @@ async def test_a_failure_of_the_first_partition_loses_nothing_of_the_next(consum
 async def test_a_store_that_lost_a_position_is_noticed(consumer: FakeConsumer) -> None:
     follower = make_follower(Handler())
     await follower.open()
-    await follower.catch_up()
+    await asyncio.wait_for(follower.catch_up(), 5)
     assert not follower.is_ahead_of({"t1:0": 8, "t1:1": 8})
     assert follower.is_ahead_of({"t1:0": 8})
     await follower.seek({"t1:0": 8})

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import BrokerUnavailable, Fenced
 from streams.indexing.config import IndexConfig
-from streams.indexing.flow import Flow
+from streams.indexing.flow import Flow, OrderedAcks
 from tests.factories.item_path import allowed
 
 
@@ -123,3 +123,18 @@ def test_waits_for_a_picture_grow_up_to_the_longest_whatever_the_number() -> Non
 
 def test_a_worker_holds_its_batches_ahead_two_more_and_those_in_the_buffers_of_faust() -> None:
     assert IndexConfig(batches_ahead=4, batch_max_items=10).held_records == 90
+
+
+async def test_nothing_is_acknowledged_before_what_came_before_it_in_its_partition() -> None:
+    acknowledged: list[str] = []
+
+    async def ack(event: str) -> None:
+        acknowledged.append(event)
+
+    acks = OrderedAcks(ack)
+    done = {event: acks.arrived(event[0], event) for event in ("a1", "a2", "a3", "a4", "b1")}
+    for event, expected in (
+        ("a3", []), ("b1", ["b1"]), ("a2", ["b1"]), ("a1", ["b1", "a1", "a2", "a3"]), ("a4", ["b1", "a1", "a2", "a3", "a4"])
+    ):  # fmt: skip
+        await done[event]()
+        assert acknowledged == expected

@@ -7,7 +7,9 @@ from typing import Any
 
 from aiokafka import TopicPartition
 
+from schemas.errors import StoreUnavailable
 from streams.stores.histories.packed_history import RecordReport
+from tests.factories.click_log import LOG
 from tests.factories.fake_consumer import FakeRecord
 from tests.unit.streams.recording.test_recorder_run import PARTITION, Scene, click
 
@@ -68,3 +70,56 @@ async def test_a_commit_at_the_end_of_the_log_is_one_of_this_log() -> None:
     scene.consumer.committed = committed  # type: ignore[method-assign]
     await scene.run(until=3)
     assert (await scene.store.counts())["takes"] == 2 and scene.dead_letters.letters == []
+
+
+OTHER = TopicPartition(LOG.topic, 1)
+
+
+async def reassigned(scene: Scene, *partitions: TopicPartition) -> None:
+    """As after a session that was lost: nothing is said of the partitions before."""
+    scene.consumer.assign(partitions)
+    await scene.consumer.listener.on_partitions_assigned(partitions)
+
+
+async def test_what_was_fetched_of_a_partition_is_dropped_where_others_are_assigned_in_its_place() -> None:
+    scene = Scene(*map(click, range(4)))
+    scene.consumer.log = {**scene.consumer.log, OTHER: []}
+    fetch, moved = scene.consumer.getmany, list[Any]()
+
+    async def getmany(**given: Any) -> Any:
+        found = await fetch(**given)
+        if found and not moved:
+            moved.append(found)
+            await reassigned(scene, OTHER)
+        elif moved and len(moved) < 3:
+            moved.append(await scene.store.counts())
+            if len(moved) == 3:
+                await scene.consumer.give(PARTITION)
+        return found
+
+    scene.consumer.getmany = getmany  # type: ignore[method-assign]
+    await scene.run(until=4)
+    assert [one["takes"] for one in moved[1:]] == [0, 0] and (await scene.store.counts())["takes"] == 4
+
+
+async def test_a_partition_that_waits_for_its_place_is_forgotten_where_others_are_assigned_in_its_place() -> None:
+    scene = Scene(*map(click, range(4)))
+    scene.consumer.log = {OTHER: [], **scene.consumer.log}
+    positions, looks = scene.store.positions, list[int]()
+
+    async def looked() -> Any:
+        looks.append(1)
+        if len(looks) < 3:
+            raise StoreUnavailable("Redis", "away")
+        if len(looks) == 3:
+            await reassigned(scene, PARTITION)
+        return await positions()
+
+    give = scene.consumer.give
+
+    async def given(*_: TopicPartition) -> None:
+        await give(OTHER)
+
+    scene.store.positions, scene.consumer.give = looked, given  # type: ignore[method-assign]
+    await scene.run(until=4)
+    assert (await scene.store.counts())["takes"] == 4 and looks[3:] == [1] and scene.ready == 1

@@ -93,3 +93,17 @@ async def test_of_a_topic_that_was_left_before_its_first_head_nothing_is_in_the_
     await states._apply([FakeRecord(0, 0, key, head)], "source", 0)
     states._confirm(0.0)
     assert states.report().items == 0 and states.copies.complete and not states.is_reading
+
+
+async def test_copies_of_no_item_are_read_anew_from_nothing() -> None:
+    states = StatesFollower(CONFIG, BrokerConfig(), TopicsConfig(), clock=lambda: 0.0)
+    pipe = Pipe()
+    pipe.count(TAKES[:50])
+    pipe.write()
+    heads = [record for record in pipe.topic if b"head" in record[0]][-1:]
+    assert heads, [key for key, _ in pipe.topic][-1]
+    await states._apply([FakeRecord(0, 0, *heads[0])], "source", 1)
+    states._confirm(0.0)
+    assert states.copies.head is not None and len(states.copies) == 0 and not states.is_reading
+    states._begin()
+    assert states.copies.head is None and states.is_reading

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from structlog.testing import capture_logs
 
 from schemas.errors import BrokerUnavailable, Misconfigured
+from streams.broker import topic_follower
+from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import ClusterTopics
+from streams.broker.topics import TopicsConfig
+from streams.training.state_publisher import read_states
+from tests.factories.fake_consumer import FakeConsumer, FakeRecord
+from tests.factories.state_pipe import TAKES, Pipe
 from tests.unit.streams.training.test_state_publisher import Scene
 
 
@@ -174,3 +184,26 @@ async def test_a_process_that_ends_leaves_no_write_and_no_look_under_way() -> No
         assert writing.cancelled() and looking.cancelled() and len(scene.leads.sizes) == 1
     finally:
         answer.set()
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_all_that_the_topic_holds_is_heard_and_its_connection_closed(
+    monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    pipe, heard = Pipe(), list[Any]()
+    pipe.count(TAKES[:50])
+    pipe.write()
+    partition = TopicPartition("mim.item-states", 0)
+    consumer = FakeConsumer({partition: [FakeRecord(0, n, *record) for n, record in enumerate(pipe.topic)]})
+    consumer.fetch_failure = KafkaConnectionError("away") if away else None
+    monkeypatch.setattr(topic_follower, "make_consumer", lambda *_: consumer)
+    found = ClusterTopics("c", {"item-states": "t"}, {"item-states": [0]})
+    monkeypatch.setattr(topic_follower, "describe_topics", lambda *_: found)
+    writer: Any = SimpleNamespace(heard=lambda *record: heard.append(record))
+    reading = asyncio.wait_for(read_states(BrokerConfig(), TopicsConfig(), writer), 5)
+    if away:
+        with pytest.raises(BrokerUnavailable):
+            await reading
+    else:
+        await reading
+    assert heard == ([] if away else pipe.topic) and consumer.stops == 1

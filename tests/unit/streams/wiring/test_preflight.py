@@ -166,6 +166,8 @@ def test_a_server_that_does_not_say_what_it_is_is_unknown() -> None:
     for missing in ({"policy": None}, {"version": None}):
         with pytest.raises(_CheckUnknown):
             judge_redis(replace(RedisServer("7.0.0", "noeviction", 0), **missing), REDIS)  # type: ignore[arg-type]
+    for new in ("6.2.0", "6.10.0", "7.0.0", "10.1.2"):
+        assert f"version {new}" in judge_redis(RedisServer(new, "noeviction", 0), REDIS)
     for old in ("6.0.16", "5.0", "6.1.99"):
         with pytest.raises(_CheckFailed, match=old):
             judge_redis(RedisServer(old, "noeviction", 0), REDIS)

@@ -15,7 +15,7 @@ import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
 from schemas.manifests import Fence
-from streams.stores.artifacts.checkpoints import CheckpointStore, hash_sources
+from streams.stores.artifacts.checkpoints import FORMAT, CheckpointStore, hash_sources
 from streams.training.checkpointing import Checkpointer
 from tests.factories.checkpoints import LOG, NEW, OLD, make_checkpointer, make_meta, make_state, make_store
 
@@ -210,8 +210,8 @@ def rewrite(folder: Path, written: str, changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"format": 3}, "has format 3, this version reads 4"),
-        ({"format": 5}, "has format 5, this version reads 4"),
+        ({"format": FORMAT - 1}, f"has format {FORMAT - 1}, this version reads {FORMAT}"),
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this version reads {FORMAT}"),
         ({"state_sha256": "0" * 64}, "its checksums differ"),
         ({"values_sha256": "0" * 64}, "its checksums differ"),
         ({"snapshot_id": "n000009-0123456789ab"}, "it names itself n000009"),
@@ -341,3 +341,17 @@ def test_a_claim_holds_only_against_the_pointer_it_has_seen_and_keeps_the_snapsh
     seen = store.last_claim()
     assert seen.term == 1 and store.claim(NEW.model_copy(update={"term": 8}), seen=seen)
     assert store.current_id() == written and store.last_claim().term == 8
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_the_current_snapshot_stays_beside_one_of_the_same_number_by_a_superseded_trainer(
+    tmp_path: Path, number: int
+) -> None:
+    def predecessor(step: str) -> None:
+        if step == "rename entry" and not make_store(tmp_path, keep=1).kept():
+            write(make_store(tmp_path, keep=1), number + 10, OLD)  # it is slow, and was not stopped
+
+    current = write(make_store(tmp_path, keep=1, at_step=predecessor), number, NEW)
+    store = make_store(tmp_path, keep=1)
+    assert store.current_id() == current
+    assert_is(store, current, number)

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,3 +213,35 @@ def test_vectors_whose_pack_is_gone_are_passed_over_and_the_others_read(
     assert len(meta.packs) == 2 and journal.vectors(meta).keys() >= last.archive.keys()
     shutil.rmtree(tmp_path / "vectors" / meta.packs[0])
     assert len(journal.vectors(meta)) == 4
+
+
+@pytest.mark.parametrize(
+    ("writer", "other", "listed"),
+    [(OLD, NEW, "packs"), (OLD, NEW, "segments"), (NEW, OLD, "packs"), (NEW, OLD, "all")],
+)
+def test_vectors_whose_segment_is_not_there_yet_are_left_by_whoever_may_not_know_of_it(
+    tmp_path: Path, writer: Fence, other: Fence, listed: str
+) -> None:
+    slow, quick = make_journal(tmp_path), make_journal(tmp_path)
+    segment, put, late = using(1, ["a", "b"]), slow._segments.put, list[Any]()
+    slow._segments.put = lambda *entry: late.append(entry)  # type: ignore[method-assign]
+    store = {"packs": quick._vectors, "segments": quick._segments}.get(listed)
+
+    def begins() -> None:
+        if not late:
+            write(slow, segment, writer)
+
+    if store is None:
+        begins()  # before anything is listed
+    else:
+        names = store.names
+
+        def then_begins() -> list[str]:
+            found = names()
+            begins()
+            return found
+
+        store.names = then_begins  # type: ignore[method-assign]
+    quick.retain(set(), quick.present(), other)
+    put(*late[0])
+    assert_whole(make_journal(tmp_path), segment)
