@@ -42,7 +42,7 @@ class Running:
         return int(self.agent._stream.channel.queue.qsize())
 
     async def until(self, done: Callable[[], bool]) -> None:
-        await until(done, every=0.01)
+        await until(done, seconds=20, every=0.01)
 
     async def fails_with(self, error: type[Exception]) -> None:
         """Wait until the worker stops for this error."""
