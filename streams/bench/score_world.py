@@ -65,7 +65,7 @@ class World:
         return [json.dumps({"user_id": user, "item_ids": items, "at": at}).encode() for user, items in self.questions]
 
     def release(self, history_length: int) -> tuple[Weights, ModelManifest]:
-        """A CiUBM of default size in which every item has an embedding of its own, with as many trees as there may be."""
+        """A CiUBM of default size in which every item has its own embedding, with all trees there may be."""
         config = CiUBMConfig()
         network = CiUBM(config, vector_width=DIM, seed=0)
         for _ in range(config.id_admit_after):

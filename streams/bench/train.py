@@ -3,8 +3,8 @@
 All read the same files: one row per impression, one history per user, one row per item. Measured is one epoch after the
 models were built and the files opened once: reading, batching, forward, backward, update. FuxiCTR (2.3, model_zoo) runs
 its own DIN for long histories with its own loader; widths, history length, batch size, optimiser family and threads are
-the same. CiUBM is the network that is served, with as many numbers beside each row as it has features of the moment, and
-the fit of the trees beside it is counted.
+the same. CiUBM is the model that is served, the fit of its trees included, with as many numbers beside each row as it
+has features of the moment.
 """
 
 from __future__ import annotations

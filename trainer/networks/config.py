@@ -10,7 +10,7 @@ class TreesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    count: int = Field(default=64, ge=0)
+    count: int = Field(default=100, ge=0)
     """Most trees; 0 leaves them out."""
     depth: int = Field(default=5, ge=1, le=10)
     """Most levels of a tree."""
@@ -18,9 +18,9 @@ class TreesConfig(BaseModel):
     """Most leaves of a tree."""
     leaf_rows: int = Field(default=200, ge=1)
     """Least rows in a leaf."""
-    learning_rate: float = Field(default=0.15, gt=0, le=1)
+    learning_rate: float = Field(default=0.1, gt=0, le=1)
     """Share of each tree's correction that is applied."""
-    rows: int = Field(default=100_000, ge=2)
+    rows: int = Field(default=200_000, ge=2)
     """The newest rows learned from that trees are fitted on; about 220 bytes each."""
     first_rows: int = Field(default=20_000, ge=2)
     """Rows before the first fit. The next one comes after as many rows as the one before had."""

@@ -1,8 +1,9 @@
 """Boosted trees beside the network: thresholds of numbers, where the network has curves.
 
 They are boosted on their own from the same numbers, and the two logits are averaged: what trees and a network get wrong
-is not the same. A fit reads the newest rows learned from, in order of time, and the very newest of these say how many
-trees are kept, so that they are few where the numbers say little. Fitted by LightGBM (Ke et al., NeurIPS 2017).
+is not the same. A fit reads the newest rows learned from, in order of time; the very newest of these say how many trees
+are worth it, few where the numbers say little, and then as many are fitted to all of them. LightGBM does the work (Ke et
+al., NeurIPS 2017).
 
 Letters: B rows, X numbers, T trees, N inner nodes and L leaves of a whole tree, W rows of a window.
 """
@@ -22,7 +23,7 @@ from trainer.networks.config import TreesConfig
 from trainer.state import State, Table, copied_rows
 
 _HELD_BACK = 0.15
-"""Share of a window's rows, the newest, that only say how many trees are kept."""
+"""Share of a window's rows, the newest, that say how many trees are worth it."""
 _PATIENCE = 15
 """Trees without a better log-loss on those rows after which boosting ends."""
 _PARAMETERS = {
@@ -133,14 +134,15 @@ def fit_trees(
         "seed": seed,
     }
     fitted_on = rows(older)
-    booster = lightgbm.train(
+    trial = lightgbm.train(
         parameters,
         fitted_on,
         num_boost_round=config.count,
         valid_sets=[rows(newest, fitted_on)],
         callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
     )
-    trees = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
+    booster = lightgbm.train(parameters, rows(slice(None)), num_boost_round=trial.best_iteration)
+    trees = booster.dump_model()["tree_info"]
     return _whole([tree["tree_structure"] for tree in trees], config.depth)
 
 

@@ -19,13 +19,18 @@ from streams.evaluation.study import Study, run_study
 from tests.factories.csft import make_features
 from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
 from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.features.config import FeatureConfig
 from trainer.metrics import user_auc
+from trainer.networks.ciubm import DENSE_FEATURES
 from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
+from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
 from trainer.offline.encoder_versions import EncoderVersions, Vectors
 from trainer.offline.labels import LabelKind
+from trainer.offline.neural.ciubm import Ciubm
 from trainer.offline.protocols import Protocol, ProtocolName
+from trainer.offline.tabular import tabular
 from trainer.samples.numbering import FeatureNumbers
 
 SEEN: list[tuple[str, CtrData]] = []
@@ -133,6 +138,15 @@ def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: P
     assert gain["reference"] == "category-affinity" and gain["model"] == "popularity"
     assert gain["low"] > 0 and gain["difference"] == pytest.approx(overall[0]["gauc"] - overall[1]["gauc"])
     assert "retaken" in figures.too_small
+
+
+def test_ciubm_reads_the_columns_of_the_stream_and_no_other(stream: Path, tmp_path: Path) -> None:
+    protocol, _ = read_protocol(stream)
+    recorded = read_columns(protocol, stream, live=FeatureConfig())
+    study = Study(recorded, protocol, lambda: Guesses(protocol), "csft", tmp_path, encoder={})  # type: ignore[arg-type,return-value]
+    _, names = tabular(study.data(0))
+    left = [name for name in names if not name.startswith(Ciubm.left_out)]
+    assert left == [*FeatureConfig().names, "has vector"] and len(left) == DENSE_FEATURES < len(names)
 
 
 @pytest.mark.parametrize("name", ["logistic", "trees"])

@@ -12,7 +12,7 @@ from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue, unit_vecto
 from trainer.features.config import FeatureConfig
 from trainer.features.probe import probe
 from trainer.features.state import FeatureState
-from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
+from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch, by_length
 from trainer.networks.collate import collate
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.item_rows import ItemRows
@@ -239,3 +239,30 @@ def test_a_release_of_other_features_than_this_code_computes_says_so() -> None:
 def test_scorer_of_foreign_weights_says_so() -> None:
     with pytest.raises(Misconfigured, match="r000001"):
         Scorer.from_release(model(SMALL_MODEL.without_content()).state_dict(), MANIFEST)
+
+
+@CONFIGS
+def test_rows_of_many_lengths_score_as_each_alone_and_teach_the_same(config: CiUBMConfig) -> None:
+    lengths = [0, 4, 1, 0, 2, 5, 0, 1, 3, 0, 1, 2]
+    rows = [row(1 + n, tuple(1 + (n + k) % 19 for k in range(length))) for n, length in enumerate(lengths)]
+    network, batch = model(config), batch_of(rows)
+    pieces = by_length(batch.history_BL, batch.target_B)
+    assert [tuple(history_BL.shape) for _, history_BL, _ in pieces] == [(4, 1), (4, 2), (4, 5)]
+    logits = network(batch)
+    alone = torch.stack([network(batch_of([each])).squeeze() for each in rows])
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+    (logits * torch.arange(12.0)).sum().backward()
+    gradients = {
+        name: weight.grad.to_dense().clone() for name, weight in network.named_parameters() if weight.grad is not None
+    }
+    network.zero_grad()
+    (alone * torch.arange(12.0)).sum().backward()
+    for name, weight in network.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(gradients[name], weight.grad.to_dense(), atol=1e-4, rtol=1e-4)
+
+
+def test_histories_of_like_length_stay_one_piece() -> None:
+    history_BL, target_B = torch.ones(12, 4, dtype=torch.int64), torch.arange(12)
+    assert [rows for rows, *_ in by_length(history_BL, target_B)] == [None]
+    assert [rows for rows, *_ in by_length(history_BL[:1], target_B)] == [None]

@@ -9,7 +9,7 @@ import torch
 from tests.factories.feeding import through_bytes
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
 from trainer.networks.collate import Collated, collate
-from trainer.networks.config import LearnerConfig
+from trainer.networks.config import LearnerConfig, TreesConfig
 from trainer.networks.learner import Learner
 from trainer.samples.rows import Impression
 
@@ -124,3 +124,26 @@ def test_a_learner_that_is_restored_to_where_nothing_was_learned_has_no_momentum
             each.step(batch.batch, batch.labels_B, None)
     weights = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_trees_are_part_of_the_answer_and_of_a_release_but_teach_the_network_nothing() -> None:
+    collated = learned_batch()
+    with_trees = SMALL_MODEL.model_copy(update={"trees": TreesConfig(count=3, depth=2, leaf_rows=2, first_rows=24)})
+    bare = SMALL_MODEL.model_copy(update={"trees": TreesConfig(count=0)})
+    learner, alone = (Learner(config, LearnerConfig(), vector_width=DIM, seed=0) for config in (with_trees, bare))
+    for step in range(1, 5):
+        trees = learner.model.trees
+        with torch.no_grad():
+            logits, numbers = alone.model.network(collated.batch)
+            expected = 0.5 * logits + 0.5 * trees(numbers) if step > 2 else logits
+        report, other = (each.step(collated.batch, collated.labels_B, None) for each in (learner, alone))
+        np.testing.assert_allclose(report.probabilities_B, torch.sigmoid(expected.double()).numpy(), atol=1e-6)
+        assert report.loss == other.loss and trees.fitted == (step > 1)
+    for name, weight in alone.released().items():
+        assert torch.equal(learner.released()[name], weight), name
+    assert torch.equal(learner.released()["trees.value_TL"], learner.model.trees.value_TL)
+    again = Learner(with_trees, LearnerConfig(), vector_width=DIM, seed=9)
+    again.restore(through_bytes(learner.snapshot()))
+    for _ in range(4):
+        reports = [each.step(collated.batch, collated.labels_B, None).probabilities_B for each in (learner, again)]
+        np.testing.assert_array_equal(*reports)
