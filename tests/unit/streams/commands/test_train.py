@@ -98,6 +98,13 @@ def test_options_reach_the_run_and_the_settings(monkeypatch: pytest.MonkeyPatch,
     assert asked.options.from_offsets == Path("o.json")
 
 
+@pytest.mark.parametrize("option", ["--from", "--until"])
+def test_a_time_that_cannot_be_read_is_told_with_its_option(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    for text in ("yesterday", "2026-01-01T00:00"):
+        with pytest.raises(Misconfigured, match=f"^{option} '{text}'"):
+            run(monkeypatch, None, option, text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "writes"), [((), True), (("--no-release",), False), (("--no-release", "--state", "x"), True)]
 )

@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 async def test_a_child_is_waited_for_until_it_says_that_it_is_ready(start: Start) -> None:
     child = start(READY)
-    await child.ready(timeout_seconds=30)
+    await child.ready(timeout_seconds=10)
     child.check()
     assert child.role == "index" and "index.ready" in child.tail()
     child.stop()
@@ -50,7 +50,7 @@ async def test_a_child_is_waited_for_until_it_says_that_it_is_ready(start: Start
 async def test_a_child_that_ends_first_is_told_with_its_status_and_the_end_of_its_log(start: Start) -> None:
     child = start(DIES)
     with pytest.raises(ChildDied, match=r"status 7\n.*The end of its log, .*/log:\nno space"):
-        await child.ready(timeout_seconds=30)
+        await child.ready(timeout_seconds=10)
     with pytest.raises(ChildDied):
         await asyncio.wait_for(watch([child], every_seconds=0.01), 5)
 
@@ -64,7 +64,7 @@ async def test_a_child_that_never_gets_ready_is_told_after_its_time(start: Start
 
 async def test_a_child_that_does_not_end_when_asked_is_killed(start: Start) -> None:
     child = start(STUBBORN)
-    await child.ready(timeout_seconds=30)
+    await child.ready(timeout_seconds=10)
     child.stop(timeout_seconds=0.2)
     with pytest.raises(ChildDied, match="status -9"):
         child.check()

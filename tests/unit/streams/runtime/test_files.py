@@ -84,3 +84,14 @@ def test_the_folder_that_a_path_lies_in_is_named_and_no_other() -> None:
     assert "DATA_FOLDER" not in told
     elsewhere = str(file_refusal(OSError(errno.EACCES, "Permission denied", "/somewhere/cached"), in_force()))
     assert "MIM_" not in elsewhere and elsewhere.startswith("/somewhere/cached: Permission denied; make it writable")
+
+
+def test_a_folder_that_is_given_from_home_or_from_here_is_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(stack=StackConfig(data_folder=Path("~/stacks"), cache_folder=Path("cache")))
+    for path, variable in (("home/stacks/x", "MIM_STACK__DATA_FOLDER"), ("cache/x", "MIM_STACK__CACHE_FOLDER")):
+        error = OSError(errno.EACCES, "Permission denied", str(tmp_path / path))
+        assert f"or set {variable} to another folder" in str(file_refusal(error, settings))

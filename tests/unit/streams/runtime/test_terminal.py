@@ -62,3 +62,17 @@ def test_columns_stand_under_each_other_for_wide_characters_too() -> None:
 def test_an_empty_table_has_its_heads() -> None:
     assert printed(["id", "found"], [], width=80, terminal=False) == "id  found\n"
     assert "id" in printed(["id", "found"], [], width=80, terminal=True)
+
+
+@pytest.mark.parametrize("width", range(40, 160))
+def test_no_line_is_longer_than_the_terminal_and_no_word_is_cut(width: int) -> None:
+    text = printed(
+        ["id", "reason", "found"], [[ID[:30], "bad_json", PROSE], ["x", None, "y"]], width=width, terminal=True
+    )
+    assert max(map(len, text.splitlines())) <= width
+    assert ID[:30] in text and "bad_json" in text and all(word in text for word in PROSE.split())
+
+
+def test_blocks_of_lines_have_one_empty_line_between_them_and_none_at_the_end() -> None:
+    text = printed(["id", ""], [[LONG, "b"], ["c", None]], width=40, terminal=True)
+    assert text == f"id:\n  {LONG}\nb\n\nid: c\n"
