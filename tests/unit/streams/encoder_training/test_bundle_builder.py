@@ -111,6 +111,13 @@ def test_what_an_earlier_training_changed_goes_on_beside_what_this_one_changes(f
     heads, _ = second.write(second.fusion(SHAPE, features(), seed=1), STORY, tmp_path / "heads")
     kept = read_tower_weights(heads, read_trained(heads)[0])["text"]
     assert kept.keys() == once.keys() and all(torch.equal(kept[name], once[name]) for name in once)
+    with torch.no_grad():
+        for weight in both.parameters():
+            weight.add_(1.0)
+    twice, _ = second.write(second.fusion(SHAPE, features(), seed=1), STORY, tmp_path / "twice", towers=both)
+    again = read_tower_weights(twice, read_trained(twice)[0])["text"]
+    assert again.keys() > once.keys() and all(not torch.equal(again[name], once[name]) for name in once)
+    second = builder_of(place, tmp_path)
     picture = TunedTowers(second.towers, TuningConfig(layers="last_blocks", text=False))
     further, _ = second.write(second.fusion(SHAPE, features(), seed=1), STORY, tmp_path / "further", towers=picture)
     found = read_tower_weights(further, read_trained(further)[0])

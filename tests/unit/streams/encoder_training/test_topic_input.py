@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import structlog
+from aiokafka import TopicPartition
 
 from encoders.base import ItemContent
 from schemas.behaviours import Behaviour
 from schemas.forgotten import ForgottenUser
 from schemas.items import ItemPublished
 from streams.broker.clients import BrokerConfig
-from streams.encoder_training.topic_input import TopicContent, _add_behaviour, _add_item
+from streams.broker.cluster import ClusterTopics
+from streams.broker.topics import TopicsConfig
+from streams.encoder_training import topic_input
+from streams.encoder_training.topic_input import TopicContent, _add_behaviour, _add_item, read_topics
 from tests.factories.fake_consumer import FakeRecord
+from tests.factories.memory_log import MemoryLog
 from trainer.samples.forgotten import ForgottenUsers
 
 
@@ -105,3 +110,43 @@ def test_behaviours_are_read_in_place_and_counted_where_broken_or_erased() -> No
     ]
     assert isinstance(found.behaviours[0][2], Behaviour)
     assert (found.behaviours_read, found.broken, found.erased) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("only_items", [False, True])
+async def test_topics_are_read_from_beginning_to_end_and_where_that_was_is_told(
+    monkeypatch: pytest.MonkeyPatch, only_items: bool
+) -> None:
+    def click(number: int, offset: int, user: str) -> FakeRecord:
+        document = {"event_id": f"e{offset}", "kind": "click", "user_id": user, "item_id": "a", "occurred_at": MS}
+        return FakeRecord(number, offset, user.encode(), json.dumps(document).encode(), MS)
+
+    log = MemoryLog(
+        items=[[FakeRecord(0, 4, b"a", value("a", attributes={"sold": 1}), MS), FakeRecord(0, 5, b"b", b"{", MS)], []],
+        behaviours=[[click(0, 0, "u"), click(0, 1, "gone")], [click(1, 7, "u")]],
+    )
+    log.first = {TopicPartition("mim.items", 0): 4, TopicPartition("mim.items", 1): 3}
+    asked: list[Any] = []
+
+    def describe(_: Any, __: Any, names: list[str]) -> ClusterTopics:
+        asked.append(names)
+        return ClusterTopics("c", {name: f"id of {name}" for name in names}, {name: [0, 1] for name in names})
+
+    async def forgotten(*_: Any, cluster_id: str, topic_id: str) -> ForgottenUsers:
+        assert (cluster_id, topic_id) == ("c", "id of behaviours")
+        gone = ForgottenUsers(cluster_id, topic_id)
+        moment = datetime(2026, 1, 1, tzinfo=UTC)
+        gone.add(ForgottenUser(user_id="gone", forgotten_at=moment, cluster_id="c", topic_id=topic_id, ends={0: 2}))
+        return gone
+
+    monkeypatch.setattr(topic_input, "describe_topics", describe)
+    monkeypatch.setattr(topic_input, "LogReader", log)
+    monkeypatch.setattr(topic_input, "read_forgotten_users", forgotten)
+    broker = BrokerConfig(max_record_bytes=100_000)
+    found = await read_topics(broker, TopicsConfig(), {}, {}, only_items=only_items, outcomes=("sold",))
+    assert asked == [["items"] if only_items else ["items", "behaviours"]] and found.cluster_id == "c"
+    assert found.offsets == {"items": {0: 6, 1: 3}} | ({} if only_items else {"behaviours": {0: 2, 1: 8}})
+    assert {name: item.attributes for name, item in found.items.items()} == {"a": {}} and found.broken == 1
+    assert [(partition, offset) for partition, offset, _ in found.behaviours] == [(0, 0), (1, 7)][
+        : 2 * (not only_items)
+    ]
+    assert found.erased == (not only_items)

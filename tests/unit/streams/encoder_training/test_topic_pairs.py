@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from streams.encoder_training.csft import PairData, train_bundle
 from streams.encoder_training.pair_report import pair_report
 from streams.encoder_training.pretrain import pretrain_bundle
 from streams.encoder_training.topic_input import TopicContent
-from streams.encoder_training.topic_pairs import topic_pairs
+from streams.encoder_training.topic_pairs import in_event_time, topic_pairs
 from tests.factories.csft import SMALL, make_fusion
 from tests.factories.samples import behaviour
 from trainer.csft.config import CsftConfig, PretrainConfig
@@ -225,6 +225,7 @@ class Builder:
     parent: str = "mm128-0"
     cache: Any = field(default_factory=lambda: SimpleNamespace(computed=7))
     shapes: list[FusionConfig] = field(default_factory=list)
+    fitted: list[int] = field(default_factory=list)
     written: list[tuple[TrainingManifest, Path | None]] = field(default_factory=list)
 
     def features(self, contents: Sequence[ItemContent]) -> ItemFeatures:
@@ -232,6 +233,7 @@ class Builder:
 
     def fusion(self, shape: FusionConfig, features: ItemFeatures, *, seed: int) -> ItemFusion:
         self.shapes.append(shape)
+        self.fitted.append(len(features))
         return make_fusion(features, SMALL.model_copy(update={"kind": shape.kind}))
 
     def items(self, fusion: ItemFusion, features: ItemFeatures, *_: Any) -> tuple[FusionInput, None]:
@@ -286,6 +288,14 @@ def test_a_space_that_collapsed_is_never_written_and_a_corrected_loss_says_nothi
         assert report["bundle"] is report["encoder_version"] is None and report["validation"]
 
 
+def test_a_fusion_begins_with_the_features_that_it_may_see() -> None:
+    builder: Any = Builder()
+    data = pairs_of(searches(40), SHORT)
+    first = replace(data, fit_features=features_of(data.contents[:30]))
+    train_bundle(builder, first, SHORT, FusionConfig(hidden=8), TuningConfig(), out=None, dry_run=True)
+    assert builder.fitted == [30]
+
+
 def test_a_dry_run_reports_and_writes_nothing() -> None:
     report, builder = trained(SHORT, dry_run=True)
     assert report["bundle"] is None and report["steps"] == 3 and not builder.written
@@ -332,3 +342,28 @@ def test_alignment_makes_a_bundle_of_two_items_or_more_that_did_not_collapse() -
     assert "items look alike" in report["collapse"] and report["bundle"] is None and not builder.written
     with pytest.raises(Misconfigured, match="items holds 1 items, pre-training needs at least 2"):
         aligned(1)
+
+
+def test_events_keep_their_place_in_the_log() -> None:
+    events = [take(f"t{n}", "click", "u", n, 5) for n in range(6)]
+    found = TopicContent(behaviours=[(n % 2, 10 + n, event) for n, event in enumerate(events)])
+    (second,) = in_event_time(found, 10.0)
+    assert {(one.partition, one.offset, one.behaviour.event_id) for one in second} == {
+        (n % 2, 10 + n, f"t{n}") for n in range(6)
+    }
+
+
+@pytest.mark.parametrize(("after", "pairs"), [(30.0, 1), (60.0, 1), (62.0, 0)])
+def test_a_take_within_the_attribution_makes_a_pair_without_any_correction(after: float, pairs: int) -> None:
+    bare = LOG.model_copy(
+        update={
+            "attribution_seconds": 60.0,
+            "correction_seconds": 0.0,
+            "purchase_correction_seconds": 0.0,
+            "correction_megabytes": 0.0,
+        }
+    )
+    late = look("a", 50_000, "z", 7, "click", after=after, query_text="words")
+    read = log_of([*searches(20), *late, *look("end", 90_000, "other", 3)])
+    data = topic_pairs(read, features_of, CONFIG, name="t", log=bare)
+    assert sum(pair.row.user_id == "z" for pair in data.pairs) == pairs
