@@ -147,3 +147,40 @@ def test_trees_are_part_of_the_answer_and_of_a_release_but_teach_the_network_not
     for _ in range(4):
         reports = [each.step(collated.batch, collated.labels_B, None).probabilities_B for each in (learner, again)]
         np.testing.assert_array_equal(*reports)
+
+
+def test_a_row_that_an_id_was_admitted_to_is_in_the_next_snapshot_of_what_changed() -> None:
+    catalogue = make_catalogue(600)
+    config = SMALL_MODEL.model_copy(update={"id_rows": 1_024, "id_admit_after": 1})
+    learner = Learner(config, LearnerConfig(), vector_width=DIM, seed=0)
+
+    def step(items: range) -> None:
+        rows = [Impression("e", 0, n, 0, f"u{n}", n, (), (), False, False, n % 2) for n in items]
+        collated = collate(rows, None, catalogue, history_length=5)
+        learner.step(collated.batch, collated.labels_B, None)
+
+    step(range(1, 9))
+    before = learner.snapshot().frozen()
+    rows_before = learner.snapshot().arrays["model/id_table.embedding.weight"].copy()
+    step(range(500, 560))
+    copy = learner.snapshot().frozen({"": before.copies[""].held}).copies[""]
+    rows = learner.snapshot().arrays["model/id_table.embedding.weight"]
+    changed = np.flatnonzero((rows != rows_before).any(1))
+    assert len(changed) >= 50 and set(changed.tolist()) <= set(copy.numbers.tolist())
+    assert len(copy.numbers) < 4 * len(changed)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0] * 6])
+def test_trees_get_the_weights_of_the_rows_and_the_seed_of_the_learner(weights: list[float] | None) -> None:
+    collated = learned_batch()
+    config = SMALL_MODEL.model_copy(update={"trees": TreesConfig(count=3, depth=2, leaf_rows=2, first_rows=24)})
+    learner = Learner(config, LearnerConfig(), vector_width=DIM, seed=5)
+    given = None if weights is None else torch.tensor(weights)
+    learner.step(collated.batch, collated.labels_B, None, weights_B=given)
+    kept = through_bytes(learner.snapshot()).part("trees")
+    assert kept.values["seed"] == 5 and kept.arrays["rows.weight"].tolist() == (weights or [1.0] * 12)
+    assert kept.arrays["rows.label"].tolist() == collated.labels_B.tolist()
+    learner.step(collated.batch, collated.labels_B, None, in_time=0.5, weights_B=given)
+    late = through_bytes(learner.snapshot()).part("trees").arrays["rows.weight"][12:]
+    taken, before = collated.labels_B.numpy() > 0, np.array(weights or [1.0] * 12)
+    assert (late[taken] == before[taken]).all() and (late[~taken] < before[~taken]).all() and late.min() > 0

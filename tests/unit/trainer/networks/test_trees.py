@@ -61,6 +61,44 @@ def test_the_newest_rows_say_how_many_trees_are_kept() -> None:
     assert len(few.value_TL) < 10 < len(many.value_TL)
 
 
+@pytest.mark.parametrize("shape", [{}, {"learning_rate": 0.2}, {"leaf_rows": 150}, {"leaves": 3}, {"count": 7}])
+def test_as_many_trees_are_kept_as_are_best_on_the_newest_rows_for_those_fitted_to_the_older(
+    shape: dict[str, Any],
+) -> None:
+    config = TreesConfig(**{"count": 80, "leaf_rows": 20} | shape)
+    numbers, label = rows(2_000)
+    parameters = _PARAMETERS | {
+        "num_leaves": config.leaves, "max_depth": config.depth, "min_data_in_leaf": config.leaf_rows,
+        "learning_rate": config.learning_rate, "seed": 3,
+    }  # fmt: skip
+    older = lightgbm.Dataset(numbers[:1_700], label[:1_700], params=parameters)
+    newest = lightgbm.Dataset(numbers[1_700:], label[1_700:], reference=older, params=parameters)
+    stop = lightgbm.early_stopping(15, verbose=False)
+    best = lightgbm.train(parameters, older, config.count, valid_sets=[newest], callbacks=[stop]).best_iteration
+    forest = fit_trees(config, numbers, label, seed=3)
+    assert forest is not None and len(forest.value_TL) == best
+    whole = lightgbm.train(parameters, lightgbm.Dataset(numbers, label, params=parameters), best)
+    found = loaded(config, forest)(torch.from_numpy(numbers)).numpy()
+    np.testing.assert_allclose(found, whole.predict(numbers, raw_score=True), atol=1e-5)
+
+
+def test_each_tree_sees_a_share_of_the_rows_that_the_seed_draws() -> None:
+    numbers, label = rows(2_000)
+    config = TreesConfig(count=5, leaf_rows=20)
+    first, second, again = (fit_trees(config, numbers[:, :1], label, seed=seed) for seed in (1, 2, 1))
+    assert first is not None and second is not None and again is not None
+    assert first.value_TL.tobytes() == again.value_TL.tobytes() != second.value_TL.tobytes()
+
+
+def test_a_tree_of_which_a_leaf_says_nothing_is_not_trimmed() -> None:
+    trees = BoostedTrees(3, 1)
+    values = np.array([[0.0, 1.5], [0.0, 0.0]], np.float32)
+    trees.load(Forest(np.zeros((2, 1), np.int64), np.zeros((2, 1), np.float32), values), 0.5)
+    read = torch.tensor([[-1.0], [1.0]])
+    assert trees.trimmed()(read).tolist() == trees(read).tolist() == [0.0, 1.5]
+    assert len(trees.trimmed().value_TL) == 1 and trees.trimmed().fitted
+
+
 def test_rows_count_by_their_weight() -> None:
     config = TreesConfig(count=10, leaf_rows=20)
     numbers, label = rows(4_000)
@@ -130,9 +168,28 @@ class TestWindow:
             np.testing.assert_array_equal(forest.value_TL, again.value_TL)
             np.testing.assert_array_equal(forest.threshold_TN, again.threshold_TN)
 
+    def test_the_next_fit_waits_for_as_many_rows_as_the_last_one_had(self) -> None:
+        assert list(self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_470, 70)) == [140, 280, 560, 910, 1_260]
+        short = self.config.model_copy(update={"rows": 80})
+        assert list(self.fits(TreeWindow(short, WIDTH, seed=0), 0, 400)) == [80, 160, 240, 320, 400]
+
+    def test_a_fit_counts_rows_by_their_weight_and_draws_by_the_seed_of_its_window(self) -> None:
+        numbers, label = rows(200)
+        weight = np.where(np.arange(200) % 3, 1, 0.125).astype(np.float32)
+        window = TreeWindow(self.config, WIDTH, seed=7)
+        window.add(numbers, label, weight)
+        found = window.fit_if_due()
+        expected, unweighted, other = (
+            fit_trees(self.config, numbers, label, weights, seed=seed)
+            for weights, seed in ((weight, 7), (None, 7), (weight, 0))
+        )
+        assert found is not None and expected is not None and unweighted is not None and other is not None
+        assert found.value_TL.tobytes() == expected.value_TL.tobytes()
+        assert found.value_TL.tobytes() not in (unweighted.value_TL.tobytes(), other.value_TL.tobytes())
+
     @pytest.mark.parametrize("cut", [60, 240, 560])
     def test_a_window_that_was_stored_goes_on_as_it_would_have(self, cut: int) -> None:
-        window, other = TreeWindow(self.config, WIDTH, seed=0), TreeWindow(self.config, WIDTH, seed=1)
+        window, other = TreeWindow(self.config, WIDTH, seed=4), TreeWindow(self.config, WIDTH, seed=1)
         self.fits(window, 0, cut)
         other.restore(through_bytes(window.snapshot()))
         expected, found = self.fits(window, cut, 1_500), self.fits(other, cut, 1_500)
