@@ -139,3 +139,16 @@ def test_nothing_is_dropped_while_releases_are_compared() -> None:
     rows = [Impression("e", 0, n, n, "u", 1 + n % 3, (2, 3), (0, 0), False, False) for n in range(9)]
     shadow.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
     np.testing.assert_array_equal(shadow.compared.candidate, shadow.compared.serving)
+
+
+def test_rows_keep_their_label_and_whether_their_item_was_taken_before_also_after_a_restart() -> None:
+    evaluation = shadow()
+    rows = [
+        Impression("e", 0, n, n, "u", 1, (), (), retaken, False, label, correction=correction)
+        for n, (retaken, label, correction) in enumerate([(True, 0, False), (False, 1, True), (False, 1, False)])
+    ]
+    evaluation.observe(rows, collate(rows, None, make_catalogue(3), history_length=2).batch)
+    again = shadow()
+    again.restore(evaluation.snapshot())
+    for each in (evaluation, again):
+        assert each.compared.retaken.tolist() == [True, False] and each.compared.label.tolist() == [0, 1]
