@@ -270,3 +270,11 @@ async def test_only_what_goes_further_than_the_newest_release_that_was_decided_a
     store.record_decision(other, PromotionDecision(passed=False, reasons=["worse"]))
     publisher = (await Scene(store).start()).publisher
     assert publisher.beyond_current(offsets) is beyond
+
+
+async def test_a_stand_in_decides_about_the_last_candidate_alone(scene: Scene) -> None:
+    await scene.gate.begin_last_rows(scene.trainer)
+    assert scene.trainer.stand_in is not None
+    await scene.candidate()
+    assert scene.trainer.shadow is not None and scene.trainer.shadow is not scene.trainer.stand_in
+    assert scene.current == 1 and scene.store.decision(scene.store.list()[1].release_id) is None
