@@ -1,9 +1,9 @@
 """Boosted trees beside the network: thresholds of numbers, where the network has curves.
 
 They are boosted on their own from the same numbers, and the two logits are averaged: what trees and a network get wrong
-is not the same. A fit reads the newest rows learned from, in order of time; the very newest of these say how many trees
-are worth it, few where the numbers say little, and then as many are fitted to all of them. LightGBM does the work (Ke et
-al., NeurIPS 2017).
+is not the same. A fit reads the newest rows learned from, in order of time; the very newest of these say how many
+trees are worth it, few where the numbers say little, and then as many are fitted to all of them. LightGBM does the work
+(Ke et al., NeurIPS 2017).
 
 Letters: B rows, X numbers, T trees, N inner nodes and L leaves of a whole tree, W rows of a window.
 """
