@@ -210,8 +210,8 @@ def rewrite(folder: Path, written: str, changes: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"format": 3}, "has format 3, this version reads 4"),
-        ({"format": 5}, "has format 5, this version reads 4"),
+        ({"format": 4}, "has format 4, this version reads 5"),
+        ({"format": 6}, "has format 6, this version reads 5"),
         ({"state_sha256": "0" * 64}, "its checksums differ"),
         ({"values_sha256": "0" * 64}, "its checksums differ"),
         ({"snapshot_id": "n000009-0123456789ab"}, "it names itself n000009"),
