@@ -157,12 +157,12 @@ class CiUBM(nn.Module):
         history_BLE = gathered(ids_UE, history_BL)
         target_BE = ids_UE.index_select(0, target_B)
         parts: list[Tensor] = []
-        cosines_BX = batch.dense_BF.new_empty(len(target_B), 0)
+        nothing_BX = batch.dense_BF.new_empty(len(target_B), 0)
         if content_UC is None:
             if config.id_interest:
                 weight_BL = self.attention(history_BL, history_BLE, target_BE)
                 parts.append(weighted_sum(weight_BL, history_BLE) * length_scale(mask_BL))
-            return torch.cat([*parts, cosines_BX], dim=1), cosines_BX
+            return torch.cat([*parts, nothing_BX], dim=1), nothing_BX
         history_BLC = gathered(content_UC, history_BL)
         target_BC = content_UC.index_select(0, target_B)
         mask_content_BL = mask_BL & batch.has_vector_U[history_BL] & batch.has_vector_U[target_B][:, None]
@@ -170,24 +170,24 @@ class CiUBM(nn.Module):
         if config.raw_similarities:
             raw_BL = dots(gathered(batch.vectors_UV, history_BL), batch.vectors_UV[target_B]) * mask_content_BL
             similarities.append(raw_BL)
-            cosines_BX = summaries(raw_BL, mask_content_BL, config.recency_half_life_items)
+        summed = [summaries(each_BL, mask_content_BL, config.recency_half_life_items) for each_BL in similarities]
         if config.attends:
             extra = similarities if config.content_in_attention else ()
             attended = (history_BLE, target_BE) if config.id_interest else (history_BLC, target_BC)
             weight_BL = self.attention(history_BL, *attended, extra)
             # items without a vector have a row of zeros
             wanted = ((config.id_interest, history_BLE), (config.content_interest, history_BLC))
-            parts += [weighted_sum(weight_BL, each) * length_scale(mask_BL) for want, each in wanted if want]
+            scale_B1 = length_scale(mask_BL)
+            parts += [weighted_sum(weight_BL, each) * scale_B1 for want, each in wanted if want]
         if config.fusion_interest:
             parts.append(weighted_sum(similarities[0], history_BLE) * length_scale(mask_content_BL))
         if config.similarity_features:
-            for each_BL in similarities:
-                parts.append(tiers(each_BL, mask_content_BL, config.similarity_bins))
-                parts.append(3 * summaries(each_BL, mask_content_BL, config.recency_half_life_items))
+            for each_BL, summed_B4 in zip(similarities, summed, strict=True):
+                parts += [tiers(each_BL, mask_content_BL, config.similarity_bins), 3 * summed_B4]
         if config.bilinear_interest:
             learned_BL = dots(history_BLC, self.bilinear(target_BC)) * mask_content_BL
             parts.append(3 * summaries(learned_BL, mask_content_BL, config.recency_half_life_items))
-        return torch.cat([*parts, cosines_BX[:, :0]], dim=1), cosines_BX
+        return torch.cat([*parts, nothing_BX], dim=1), torch.cat([nothing_BX, *summed[1:]], dim=1)
 
     def members(self, batch: CtrBatch) -> Tensor:
         """Logits of the only member, shape (B, 1), as models of the comparison have several: the network's own ones in

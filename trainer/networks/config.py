@@ -23,7 +23,7 @@ class TreesConfig(BaseModel):
     rows: int = Field(default=200_000, ge=2)
     """The newest rows learned from that trees are fitted on; about 220 bytes each."""
     first_rows: int = Field(default=20_000, ge=2)
-    """Rows before the first fit. The next one comes after as many rows as the one before had."""
+    """Rows before the first fit. The next one comes after twice as many rows as the one before had."""
     share: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the trees' logit beside the network's."""
 

@@ -1,9 +1,9 @@
 """Boosted trees beside the network: thresholds of numbers, where the network has curves.
 
 They are boosted on their own from the same numbers, and the two logits are averaged: what trees and a network get wrong
-is not the same. A fit reads the newest rows learned from, in order of time; the very newest of these say how many trees
-are worth it, few where the numbers say little, and then as many are fitted to all of them. LightGBM does the work (Ke et
-al., NeurIPS 2017).
+is not the same. A fit reads the newest rows learned from, in order of time; the very newest of these say how many
+trees are worth it, few where the numbers say little, and then as many are fitted to all of them. LightGBM does the work
+(Ke et al., NeurIPS 2017).
 
 Letters: B rows, X numbers, T trees, N inner nodes and L leaves of a whole tree, W rows of a window.
 """
@@ -25,7 +25,9 @@ from trainer.state import State, Table, copied_rows
 _HELD_BACK = 0.15
 """Share of a window's rows, the newest, that say how many trees are worth it."""
 _PATIENCE = 15
-"""Trees without a better log-loss on those rows after which boosting ends."""
+"""Trees without a better log-loss on those rows after which more are not worth it."""
+_TRIED_ON = 2
+"""One of so many older rows is enough to see how many trees are worth it."""
 _PARAMETERS = {
     "objective": "binary",
     "feature_fraction": 0.7,
@@ -33,6 +35,7 @@ _PARAMETERS = {
     "bagging_freq": 1,
     "lambda_l2": 1.0,
     "max_bin": 63,
+    "bin_construct_sample_cnt": 20_000,
     "use_missing": False,
     "deterministic": True,
     "force_row_wise": True,
@@ -117,14 +120,11 @@ def fit_trees(
 ) -> Forest | None:
     """Boost trees on rows in order of time; None where the older or the newest rows have one label only."""
     kept = len(label_W) - int(len(label_W) * _HELD_BACK)
-    older, newest = slice(0, kept), slice(kept, None)
-    if any(len(np.unique(label_W[part])) < 2 for part in (older, newest)):
+    tried_P = np.sort(np.random.default_rng(seed).permutation(kept)[: -(-kept // _TRIED_ON)])
+    newest_P = np.arange(kept, len(label_W))
+    if any(len(np.unique(label_W[part_P])) < 2 for part_P in (tried_P, newest_P)):
         return None
     import lightgbm  # here, because servers have fitted trees and never fit any
-
-    def rows(part: slice, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        weight = None if weight_W is None else weight_W[part]
-        return lightgbm.Dataset(numbers_WX[part], label_W[part], weight=weight, reference=reference, params=parameters)
 
     parameters = _PARAMETERS | {
         "num_leaves": config.leaves,
@@ -133,15 +133,15 @@ def fit_trees(
         "min_data_in_leaf": config.leaf_rows,
         "seed": seed,
     }
-    fitted_on = rows(older)
+    all_rows = lightgbm.Dataset(numbers_WX, label_W, weight=weight_W, params=parameters)
     trial = lightgbm.train(
-        parameters,
-        fitted_on,
+        parameters | {"min_data_in_leaf": -(-config.leaf_rows // _TRIED_ON)},
+        all_rows.construct().subset(tried_P),
         num_boost_round=config.count,
-        valid_sets=[rows(newest, fitted_on)],
+        valid_sets=[all_rows.subset(newest_P)],
         callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
     )
-    booster = lightgbm.train(parameters, rows(slice(None)), num_boost_round=trial.best_iteration)
+    booster = lightgbm.train(parameters, all_rows, num_boost_round=trial.best_iteration)
     trees = booster.dump_model()["tree_info"]
     return _whole([tree["tree_structure"] for tree in trees], config.depth)
 
@@ -174,8 +174,8 @@ def _rounded_down(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 class TreeWindow:
-    """The newest rows learned from, and when the next fit is due: the first after `first_rows`, then whenever as many
-    rows came as the fit before had, at most a window's.
+    """The newest rows learned from, and when the next fit is due: the first after `first_rows`, then whenever twice as
+    many rows came as the fit before had.
 
     Rows have no name of user or item, so they stay when a user is forgotten, as does what was learned from them.
     """
@@ -205,7 +205,7 @@ class TreeWindow:
         if self._seen < self._fit_at:
             return None
         held = min(self._seen, len(self._label_W))
-        self._fit_at = self._seen + held
+        self._fit_at = self._seen + 2 * held
         order_W = np.arange(self._seen - held, self._seen) % len(self._label_W)
         order_W = order_W[self._weight_W[order_W] > 0]
         return fit_trees(

@@ -177,7 +177,7 @@ class ImpressionJoin:
         state = State()
         state.put_table("", self._history_rows.table(_packed, user_column="users"))
         state.put("waiting", pack_impressions(self._waiting))
-        state.values["too_late"] = self.too_late
+        state.values |= {"too_late": self.too_late, "next_take": self._take_number}
         if self._correctable is not None:
             state.put("correctable", self._correctable.snapshot())
         if isinstance(self._draws, ExposureDraws):
@@ -190,7 +190,9 @@ class ImpressionJoin:
         used = state.arrays.get("used", np.arange(len(users))).tolist()  # an earlier build wrote them in their order
         histories = zip(users, map(tuple, items), map(tuple, seconds), used, strict=True)
         rows = [None if one[-1] < 0 else _UserHistory(*one) for one in histories]
-        self._history_rows, self._take_number = Slots(rows), max(used, default=-1) + 1
+        self._history_rows = Slots(rows)
+        # the newest number may be that of a user who was forgotten since
+        self._take_number = state.values.get("next_take", max(used, default=-1) + 1)
         self._histories = OrderedDict((users[row], row) for row in np.argsort(used).tolist() if rows[row])
         for row in self._histories.values():
             history = self._history_rows[row]

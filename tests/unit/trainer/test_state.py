@@ -112,6 +112,7 @@ def told(trainer: OnlineTrainer) -> tuple[str, ...]:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=1, max_size=3))
 @example(seed=7274, cuts=[1.0])  # a forgotten user's event was the only one of its second
+@example(seed=1471, cuts=[0.3125])  # all users with a take were forgotten
 def test_a_trainer_cut_anywhere_and_restored_equals_one_that_went_on(seed: int, cuts: list[float]) -> None:
     actions = script(seed)
     whole = fresh()

@@ -159,7 +159,7 @@ class TestWindow:
 
     def test_fits_follow_the_rows_and_read_the_newest_in_order(self) -> None:
         found = self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_500)
-        assert list(found) == [100, 200, 400, 700, 1_000, 1_300]
+        assert list(found) == [100, 300, 900, 1_500]
         numbers, label = rows(2_000)
         for end, forest in found.items():
             part = slice(max(0, end - 300), end)
@@ -193,7 +193,7 @@ class TestWindow:
         self.fits(window, 0, cut)
         other.restore(through_bytes(window.snapshot()))
         expected, found = self.fits(window, cut, 1_500), self.fits(other, cut, 1_500)
-        assert list(found) == list(expected) and len(found) > 2
+        assert list(found) == list(expected) and len(found) > 1
         for end, forest in found.items():
             np.testing.assert_array_equal(forest.value_TL, expected[end].value_TL)
 
