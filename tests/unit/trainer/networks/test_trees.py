@@ -62,7 +62,7 @@ def test_the_newest_rows_say_how_many_trees_are_kept() -> None:
 
 
 @pytest.mark.parametrize("shape", [{}, {"learning_rate": 0.2}, {"leaf_rows": 150}, {"leaves": 3}, {"count": 7}])
-def test_as_many_trees_are_kept_as_are_best_on_the_newest_rows_for_those_fitted_to_the_older(
+def test_as_many_trees_are_kept_as_are_best_on_the_newest_rows_for_those_fitted_to_half_of_the_older(
     shape: dict[str, Any],
 ) -> None:
     config = TreesConfig(**{"count": 80, "leaf_rows": 20} | shape)
@@ -71,10 +71,14 @@ def test_as_many_trees_are_kept_as_are_best_on_the_newest_rows_for_those_fitted_
         "num_leaves": config.leaves, "max_depth": config.depth, "min_data_in_leaf": config.leaf_rows,
         "learning_rate": config.learning_rate, "seed": 3,
     }  # fmt: skip
-    older = lightgbm.Dataset(numbers[:1_700], label[:1_700], params=parameters)
-    newest = lightgbm.Dataset(numbers[1_700:], label[1_700:], reference=older, params=parameters)
-    stop = lightgbm.early_stopping(15, verbose=False)
-    best = lightgbm.train(parameters, older, config.count, valid_sets=[newest], callbacks=[stop]).best_iteration
+    everything = lightgbm.Dataset(numbers, label, params=parameters).construct()
+    older = everything.subset(np.sort(np.random.default_rng(3).permutation(1_700)[:850]))
+    newest, fewer = everything.subset(np.arange(1_700, 2_000)), {"min_data_in_leaf": -(-config.leaf_rows // 2)}
+    trial = lightgbm.train(
+        parameters | fewer, older, config.count, valid_sets=[newest],
+        callbacks=[lightgbm.early_stopping(15, verbose=False)],
+    )  # fmt: skip
+    best = trial.best_iteration
     forest = fit_trees(config, numbers, label, seed=3)
     assert forest is not None and len(forest.value_TL) == best
     whole = lightgbm.train(parameters, lightgbm.Dataset(numbers, label, params=parameters), best)
@@ -168,10 +172,10 @@ class TestWindow:
             np.testing.assert_array_equal(forest.value_TL, again.value_TL)
             np.testing.assert_array_equal(forest.threshold_TN, again.threshold_TN)
 
-    def test_the_next_fit_waits_for_as_many_rows_as_the_last_one_had(self) -> None:
-        assert list(self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_470, 70)) == [140, 280, 560, 910, 1_260]
+    def test_the_next_fit_waits_for_twice_as_many_rows_as_the_last_one_had(self) -> None:
+        assert list(self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_470, 70)) == [140, 420, 1_050]
         short = self.config.model_copy(update={"rows": 80})
-        assert list(self.fits(TreeWindow(short, WIDTH, seed=0), 0, 400)) == [80, 160, 240, 320, 400]
+        assert list(self.fits(TreeWindow(short, WIDTH, seed=0), 0, 400)) == [80, 240, 400]
 
     def test_a_fit_counts_rows_by_their_weight_and_draws_by_the_seed_of_its_window(self) -> None:
         numbers, label = rows(200)
