@@ -25,7 +25,7 @@ class TreesConfig(BaseModel):
     first_rows: int = Field(default=20_000, ge=2)
     """Rows before the first fit. The next one comes after twice as many rows as the one before had."""
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Weight of the trees' logit beside the network's."""
+    """Most that the trees' logit weighs beside the network's. A stream weighs it by what served the last rows best."""
 
 
 class CiUBMConfig(BaseModel):

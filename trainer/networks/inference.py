@@ -57,7 +57,7 @@ class _OneUser(nn.Module):
         if self.config.attends:
             self.attention = _Attention(model.attention)
         # a constant of what is traced, as all sizes are
-        self.trees = model.trees.trimmed() if self.config.trees.count and model.trees.fitted else None
+        self.trees = model.trees.trimmed() if self.config.trees.count and model.trees.share else None
 
     def forward(
         self,

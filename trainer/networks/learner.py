@@ -90,8 +90,10 @@ class Learner:
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
         logits_B, numbers_BX = model.network(batch, content_UC)
-        with torch.no_grad():
-            served_B = model.served(logits_B.detach(), numbers_BX)
+        served_B = trees_B = logits_B.detach()
+        if self._tree_rows is not None and model.trees.fitted:
+            trees_B = model.trees(numbers_BX)
+            served_B = torch.lerp(served_B, trees_B, model.trees.share)
         if in_time != 1:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
@@ -115,14 +117,23 @@ class Learner:
             self._changed.touch(self._ids.grad._indices()[0].numpy())
         self._follow()
         if self._tree_rows is not None:
-            self._tree_rows.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
-            if (forest := self._tree_rows.fit_if_due()) is not None:
-                model.trees.load(forest, model.config.trees.share)
+            self._learn_trees(numbers_BX, logits_B.detach(), trees_B, labels_B, weights_B)
         return LearnReport(
             probabilities_B=torch.sigmoid(served_B.double()).numpy(),
             loss=float(click_loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
+
+    def _learn_trees(
+        self, numbers_BX: Tensor, logits_B: Tensor, trees_B: Tensor, labels_B: Tensor, weights_B: Tensor | None
+    ) -> None:
+        assert self._tree_rows is not None
+        trees, window = self.model.trees, self._tree_rows
+        if trees.fitted:
+            trees.share.copy_(window.share.judge(logits_B, trees_B, labels_B, weights_B))
+        window.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
+        if (forest := window.fit_if_due()) is not None:
+            trees.load(forest, float(trees.share) if trees.fitted else self.model.config.trees.share)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ _PATIENCE = 15
 """Trees without a better log-loss on those rows after which more are not worth it."""
 _TRIED_ON = 2
 """One of so many older rows is enough to see how many trees are worth it."""
+_SHARES, _SHARE_HALF_LIFE = 6, 20_000
+"""Weights of the trees that are compared, and rows after which a row counts half in that."""
 _PARAMETERS = {
     "objective": "binary",
     "feature_fraction": 0.7,
@@ -70,7 +73,7 @@ class BoostedTrees(nn.Module):
         self.register_buffer("share", torch.zeros(()))
 
     def load(self, forest: Forest, share: float) -> None:
-        """Take over fitted trees, whose logit from now on weighs `share` beside the network's."""
+        """Take over fitted trees, whose logit weighs `share` beside the network's."""
         count = len(forest.value_TL)
         for buffer, fitted in (
             (self.feature_TN, forest.feature_TN),
@@ -84,7 +87,7 @@ class BoostedTrees(nn.Module):
     @property
     def fitted(self) -> bool:
         """Whether there are trees."""
-        return bool(self.share)
+        return bool(self.value_TL.any())
 
     def trimmed(self) -> BoostedTrees:
         """The same without trees that say nothing."""
@@ -106,7 +109,7 @@ class BoostedTrees(nn.Module):
         return self.value_TL.gather(1, node_TB - (2**self._depth - 1)).sum(0)
 
     def mixed(self, logits_B: Tensor, numbers_BX: Tensor) -> Tensor:
-        """The mean of the network's logits and the trees'; the network's alone before the first fit."""
+        """The network's logits and the trees', weighed by `share`; the network's alone before the first fit."""
         return torch.lerp(logits_B, self(numbers_BX), self.share) if self.fitted else logits_B
 
 
@@ -173,9 +176,39 @@ def _rounded_down(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(rounded > numbers, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
+class TreeShare:
+    """What the trees' logit weighs in a stream: what would have served the last rows best, before they were learned.
+
+    A network remembers all that it learned from, trees a window: early in a stream they are worth a half beside it, and
+    later less. Of a few weights up to the configured one that of the least log-loss counts, rows by their age.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._shares_S = torch.linspace(0, most, _SHARES)
+        self._loss_S = torch.zeros(_SHARES, dtype=torch.float64)
+
+    def judge(self, logits_B: Tensor, trees_B: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> Tensor:
+        """The weight after these rows, shape ()."""
+        mixed_SB = torch.lerp(logits_B, trees_B, self._shares_S[:, None])
+        loss_SB = F.binary_cross_entropy_with_logits(
+            mixed_SB, labels_B.expand_as(mixed_SB), weights_B, reduction="none"
+        )
+        self._loss_S = self._loss_S * 0.5 ** (len(labels_B) / _SHARE_HALF_LIFE) + loss_SB.double().sum(1)
+        return self._shares_S[self._loss_S.argmin()]
+
+    def snapshot(self) -> list[float]:
+        """The loss of each weight."""
+        losses: list[float] = self._loss_S.tolist()
+        return losses
+
+    def restore(self, losses: list[float]) -> None:
+        """Return to the state of `snapshot`."""
+        self._loss_S = torch.tensor(losses, dtype=torch.float64)
+
+
 class TreeWindow:
-    """The newest rows learned from, and when the next fit is due: the first after `first_rows`, then whenever twice as
-    many rows came as the fit before had.
+    """The newest rows learned from, what trees weigh, and when the next fit is due: the first after `first_rows`, then
+    whenever twice as many rows came as the fit before had.
 
     Rows have no name of user or item, so they stay when a user is forgotten, as does what was learned from them.
     """
@@ -188,6 +221,7 @@ class TreeWindow:
         self._weight_W = np.zeros(config.rows, np.float32)
         self._seen = 0
         self._fit_at = min(config.first_rows, config.rows)
+        self.share = TreeShare(config.share)
         self._changed = ChangedRows()
 
     def add(
@@ -215,6 +249,7 @@ class TreeWindow:
     def snapshot(self) -> State:
         """The rows, and when the next fit is due."""
         state = State(values={"seen": self._seen, "fit_at": self._fit_at, "seed": self._seed})
+        state.values["share"] = self.share.snapshot()
         state.put_table("rows.", Table(min(self._seen, len(self._label_W)), self._changed, self._copied))
         return state
 
@@ -227,6 +262,7 @@ class TreeWindow:
         if numbers.shape[1] != self._numbers_WX.shape[1] or len(numbers) > len(self._numbers_WX):
             raise ValueError(f"rows for trees of shape {numbers.shape} do not fit {self._numbers_WX.shape}")
         self._seen, self._fit_at, self._seed = (state.values[name] for name in ("seen", "fit_at", "seed"))
+        self.share.restore(state.values["share"])
         if len(numbers) != min(self._seen, len(self._label_W)):
             raise ValueError(f"{len(numbers)} rows for trees of {self._seen}: the window has another length")
         self._numbers_WX[: len(numbers)] = numbers
