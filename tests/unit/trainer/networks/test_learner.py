@@ -135,7 +135,8 @@ def test_trees_are_part_of_the_answer_and_of_a_release_but_teach_the_network_not
         trees = learner.model.trees
         with torch.no_grad():
             logits, numbers = alone.model.network(collated.batch)
-            expected = 0.5 * logits + 0.5 * trees(numbers) if step > 2 else logits
+            expected = torch.lerp(logits, trees(numbers), trees.share) if step > 2 else logits
+            assert step != 3 or trees.share == 0.5
         report, other = (each.step(collated.batch, collated.labels_B, None) for each in (learner, alone))
         np.testing.assert_allclose(report.probabilities_B, torch.sigmoid(expected.double()).numpy(), atol=1e-6)
         assert report.loss == other.loss and trees.fitted == (step > 1)

@@ -11,7 +11,7 @@ import torch
 
 from tests.factories.feeding import through_bytes
 from trainer.networks.config import TreesConfig
-from trainer.networks.trees import _PARAMETERS, BoostedTrees, Forest, TreeWindow, fit_trees
+from trainer.networks.trees import _PARAMETERS, BoostedTrees, Forest, TreeShare, TreeWindow, fit_trees
 
 WIDTH = 6
 
@@ -146,6 +146,42 @@ def test_new_trees_leave_nothing_of_those_before_and_travel_as_weights_do() -> N
     read = torch.from_numpy(numbers)
     assert torch.equal(other(read), trees(read)) and torch.equal(trees(read), loaded(config, second)(read))
     assert len(trees.trimmed().value_TL) == 2
+
+
+class TestShare:
+    """What trees weigh in a stream."""
+
+    def judged(self, best: float, share: TreeShare, rows: int, seed: int = 0) -> float:
+        """The weight after rows whose labels follow a mixture of two logits."""
+        random = torch.Generator().manual_seed(seed)
+        logits, trees = torch.randn(2, rows, generator=random) * 3
+        labels = (torch.rand(rows, generator=random) < torch.sigmoid(torch.lerp(logits, trees, best))).float()
+        return [
+            float(share.judge(*part, None))
+            for part in zip(*(a.split(256) for a in (logits, trees, labels)), strict=True)
+        ][-1]
+
+    @pytest.mark.parametrize("best", [0.0, 0.1, 0.3, 0.5, 1.0])
+    def test_it_is_what_would_have_served_best_up_to_the_most(self, best: float) -> None:
+        assert self.judged(best, TreeShare(0.5), 20_000) == pytest.approx(min(best, 0.5))
+
+    def test_what_was_best_long_ago_no_longer_counts(self) -> None:
+        share = TreeShare(0.5)
+        assert self.judged(0.5, share, 60_000) == 0.5
+        assert self.judged(0.0, share, 10_000) == pytest.approx(0.5, abs=0.2)
+        assert self.judged(0.0, share, 160_000) == 0.0
+
+    def test_rows_count_by_their_weight(self) -> None:
+        logits, labels = torch.tensor([4.0, -4.0]), torch.tensor([1.0, 1.0])
+        for weights, expected in (([1.0, 0.0], 0.0), ([0.0, 1.0], 0.5)):
+            assert float(TreeShare(0.5).judge(logits, -logits, labels, torch.tensor(weights))) == expected
+
+    def test_one_that_was_stored_goes_on(self) -> None:
+        share, other = TreeShare(0.5), TreeShare(0.5)
+        self.judged(0.5, share, 5_000)
+        other.restore(share.snapshot())
+        assert self.judged(0.2, share, 5_000, seed=1) == self.judged(0.2, other, 5_000, seed=1)
+        assert share.snapshot() == other.snapshot()
 
 
 class TestWindow:
