@@ -33,6 +33,8 @@ class LearnReport:
 
 
 _IDS = "id_table.embedding.weight"
+_JUDGED_EVERY = 8
+"""Steps between two looks at what trees should weigh; each costs a forward pass."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -64,7 +66,17 @@ class Learner:
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
         dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
         self._dense_parameters: list[Tensor] = [*dense]
-        self._average = [parameter.detach().clone() for parameter in dense]
+        # the model as releases have it: dense weights averaged, all else the same
+        self._averaged = (
+            CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
+            .requires_grad_(False)
+            .eval()
+        )
+        self._averaged.id_table = self.model.id_table
+        if model_config.trees.count:
+            self._averaged.trees = self.model.trees
+        names = [name for name, one in self.model.named_parameters() if any(one is other for other in dense)]
+        self._average: list[Tensor] = [self._averaged.get_parameter(name) for name in names]
         self._steps = 0
         self._dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self._ids = self.model.id_table.embedding.weight
@@ -90,10 +102,9 @@ class Learner:
         model, config = self.model, self.config
         content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
         logits_B, numbers_BX = model.network(batch, content_UC)
-        served_B = trees_B = logits_B.detach()
-        if self._tree_rows is not None and model.trees.fitted:
-            trees_B = model.trees(numbers_BX)
-            served_B = torch.lerp(served_B, trees_B, model.trees.share)
+        with torch.no_grad():
+            served_B = model.served(logits_B.detach(), numbers_BX)
+        self._judge_trees(batch, numbers_BX, labels_B, weights_B)
         if in_time != 1:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
@@ -117,23 +128,24 @@ class Learner:
             self._changed.touch(self._ids.grad._indices()[0].numpy())
         self._follow()
         if self._tree_rows is not None:
-            self._learn_trees(numbers_BX, logits_B.detach(), trees_B, labels_B, weights_B)
+            self._tree_rows.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
+            if (forest := self._tree_rows.fit_if_due()) is not None:
+                trees = model.trees
+                trees.load(forest, float(trees.share) if trees.fitted else model.config.trees.share)
         return LearnReport(
             probabilities_B=torch.sigmoid(served_B.double()).numpy(),
             loss=float(click_loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
 
-    def _learn_trees(
-        self, numbers_BX: Tensor, logits_B: Tensor, trees_B: Tensor, labels_B: Tensor, weights_B: Tensor | None
-    ) -> None:
-        assert self._tree_rows is not None
-        trees, window = self.model.trees, self._tree_rows
-        if trees.fitted:
-            trees.share.copy_(window.share.judge(logits_B, trees_B, labels_B, weights_B))
-        window.add(numbers_BX.numpy(), labels_B.numpy(), None if weights_B is None else weights_B.numpy())
-        if (forest := window.fit_if_due()) is not None:
-            trees.load(forest, float(trees.share) if trees.fitted else self.model.config.trees.share)
+    @torch.no_grad()
+    def _judge_trees(self, batch: CtrBatch, numbers_BX: Tensor, labels_B: Tensor, weights_B: Tensor | None) -> None:
+        """Weigh the trees by what serves best beside averaged weights: those of the last step gain from any mean."""
+        if self._tree_rows is None or not self.model.trees.fitted or self._steps % _JUDGED_EVERY:
+            return
+        logits_B, _ = self._averaged.network(batch)
+        share = self._tree_rows.share.judge(logits_B, self.model.trees(numbers_BX), labels_B, weights_B)
+        self.model.trees.share.copy_(share)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -145,10 +157,7 @@ class Learner:
 
     def released(self) -> dict[str, Tensor]:
         """A copy of the weights as a release has them: dense ones averaged over the last steps, and the id table."""
-        averaged = dict(zip(map(id, self._dense_parameters), self._average, strict=True))
-        parameters = {name: averaged.get(id(one), one) for name, one in self.model.named_parameters()}
-        weights = self.model.state_dict() | parameters
-        return {name: tensor.detach().clone() for name, tensor in weights.items()}
+        return {name: tensor.detach().clone() for name, tensor in self._averaged.state_dict().items()}
 
     def snapshot(self) -> State:
         """Weights and state of the optimisers."""
@@ -191,7 +200,9 @@ class Learner:
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model: {error}") from None
         self._steps = state.values["steps"]
-        self._average = [arrays[f"average/{index}"] for index in range(len(self._average))]
+        self._averaged.load_state_dict(model)
+        for place, averaged in enumerate(self._average):
+            averaged.copy_(arrays[f"average/{place}"])
         self._changed = ChangedRows()
         optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
         for which, optimiser in optimisers:

@@ -29,8 +29,8 @@ _PATIENCE = 15
 """Trees without a better log-loss on those rows after which more are not worth it."""
 _TRIED_ON = 2
 """One of so many older rows is enough to see how many trees are worth it."""
-_SHARES, _SHARE_HALF_LIFE = 6, 20_000
-"""Weights of the trees that are compared, and rows after which a row counts half in that."""
+_SHARES, _SHARE_HALF_LIFE = 6, 4_000
+"""Weights of the trees that are compared, and judged rows after which a row counts half in that."""
 _PARAMETERS = {
     "objective": "binary",
     "feature_fraction": 0.7,

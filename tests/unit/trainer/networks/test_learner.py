@@ -8,9 +8,11 @@ import torch
 
 from tests.factories.feeding import through_bytes
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
+from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import Collated, collate
 from trainer.networks.config import LearnerConfig, TreesConfig
 from trainer.networks.learner import Learner
+from trainer.networks.trees import TreeShare
 from trainer.samples.rows import Impression
 
 
@@ -185,3 +187,38 @@ def test_trees_get_the_weights_of_the_rows_and_the_seed_of_the_learner(weights: 
     late = through_bytes(learner.snapshot()).part("trees").arrays["rows.weight"][12:]
     taken, before = collated.labels_B.numpy() > 0, np.array(weights or [1.0] * 12)
     assert (late[taken] == before[taken]).all() and (late[~taken] < before[~taken]).all() and late.min() > 0
+
+
+def test_trees_are_weighed_beside_the_averaged_weights_every_eighth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    collated = learned_batch()
+    config = SMALL_MODEL.model_copy(update={"trees": TreesConfig(count=3, depth=2, leaf_rows=2, first_rows=24)})
+    learner = Learner(config, LearnerConfig(learning_rate=0.05, average_steps=4), vector_width=DIM, seed=0)
+    judged: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def judge(
+        self: TreeShare, logits: torch.Tensor, trees: torch.Tensor, labels: torch.Tensor, _: object
+    ) -> torch.Tensor:
+        judged.append((logits, trees, labels))
+        return torch.tensor(0.125)
+
+    monkeypatch.setattr(TreeShare, "judge", judge)
+    for step in range(20):
+        released = CiUBM(config, vector_width=DIM, seed=1)
+        released.load_state_dict(learner.released())
+        with torch.no_grad():
+            expected, numbers = released.eval().network(collated.batch)
+        before = len(judged)
+        learner.step(collated.batch, collated.labels_B, None)
+        assert len(judged) - before == (step in (8, 16))
+        if len(judged) > before:
+            torch.testing.assert_close(judged[-1][0], expected)
+            torch.testing.assert_close(judged[-1][1], released.trees(numbers))
+            assert torch.equal(judged[-1][2], collated.labels_B)
+    assert learner.model.trees.share == 0.125 == learner.released()["trees.share"]
+
+
+def test_a_frozen_projection_is_that_of_the_snapshot_in_releases_too() -> None:
+    config = SMALL_MODEL.model_copy(update={"refresh_projection": False})
+    one, other = (Learner(config, LearnerConfig(), vector_width=DIM, seed=seed) for seed in (0, 1))
+    other.restore(through_bytes(one.snapshot()))
+    assert torch.equal(other.released()["projection.weight"], one.model.projection.weight)

@@ -167,9 +167,9 @@ class TestShare:
 
     def test_what_was_best_long_ago_no_longer_counts(self) -> None:
         share = TreeShare(0.5)
-        assert self.judged(0.5, share, 60_000) == 0.5
-        assert self.judged(0.0, share, 10_000) == pytest.approx(0.5, abs=0.2)
-        assert self.judged(0.0, share, 160_000) == 0.0
+        assert self.judged(0.5, share, 12_000) == 0.5
+        assert self.judged(0.0, share, 2_000) == pytest.approx(0.5, abs=0.2)
+        assert self.judged(0.0, share, 32_000) == 0.0
 
     def test_rows_count_by_their_weight(self) -> None:
         logits, labels = torch.tensor([4.0, -4.0]), torch.tensor([1.0, 1.0])
