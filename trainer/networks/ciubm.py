@@ -148,6 +148,15 @@ class CiUBM(nn.Module):
         logits_B: Tensor = self.head(torch.cat(parts, dim=1))
         return logits_B, torch.cat([batch.dense_BF, cosines_BX], dim=1).detach()
 
+    def numbers(self, batch: CtrBatch) -> Tensor:
+        """What the trees read, as `network` returns it, without a network."""
+        if not self._counts_cosines:
+            return batch.dense_BF
+        mask_BL = both_held(batch, batch.history_BL, batch.target_B)
+        cosine_BL = stored_cosines(batch, batch.history_BL, batch.target_B) * mask_BL
+        summed_B4 = summaries(cosine_BL, mask_BL, self.config.recency_half_life_items)
+        return torch.cat([batch.dense_BF, summed_B4], dim=1)
+
     def _interests(
         self, batch: CtrBatch, ids_UE: Tensor, content_UC: Tensor | None, history_BL: Tensor, target_B: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -165,11 +174,10 @@ class CiUBM(nn.Module):
             return torch.cat([*parts, nothing_BX], dim=1), nothing_BX
         history_BLC = gathered(content_UC, history_BL)
         target_BC = content_UC.index_select(0, target_B)
-        mask_content_BL = mask_BL & batch.has_vector_U[history_BL] & batch.has_vector_U[target_B][:, None]
+        mask_content_BL = both_held(batch, history_BL, target_B)
         similarities = [dots(history_BLC, target_BC) * mask_content_BL]
         if config.raw_similarities:
-            raw_BL = dots(gathered(batch.vectors_UV, history_BL), batch.vectors_UV[target_B]) * mask_content_BL
-            similarities.append(raw_BL)
+            similarities.append(stored_cosines(batch, history_BL, target_B) * mask_content_BL)
         summed = [summaries(each_BL, mask_content_BL, config.recency_half_life_items) for each_BL in similarities]
         if config.attends:
             extra = similarities if config.content_in_attention else ()
@@ -251,6 +259,16 @@ def _together(pieces: list[tuple[Tensor | None, tuple[Tensor, Tensor]]]) -> tupl
         torch.cat(columns).index_select(0, place_B) for columns in zip(*(found for _, found in pieces), strict=True)
     )
     return first, second
+
+
+def both_held(batch: CtrBatch, history_BL: Tensor, target_B: Tensor) -> Tensor:
+    """Whether history item and target have a vector, shape (B, L); False at padding."""
+    return (history_BL > 0) & batch.has_vector_U[history_BL] & batch.has_vector_U[target_B][:, None]
+
+
+def stored_cosines(batch: CtrBatch, history_BL: Tensor, target_B: Tensor) -> Tensor:
+    """Cosines of the stored vectors of history items and target, shape (B, L)."""
+    return dots(gathered(batch.vectors_UV, history_BL), batch.vectors_UV.index_select(0, target_B))
 
 
 def dots(history_BLX: Tensor, target_BX: Tensor) -> Tensor:

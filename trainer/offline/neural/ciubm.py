@@ -47,12 +47,10 @@ def add_trees(network: CiUBM, train: ColumnBatches, *, seed: int, batch_rows: in
     config = network.config.trees
     if not config.count:
         return
-    network.eval()
     seconds_N = train.data.rows.second_N
     newest_W = np.argsort(seconds_N, kind="stable")[-config.rows :]
     numbers = [
-        network.network(train.batch(rows))[1].numpy()
-        for rows in np.array_split(newest_W, -(-len(newest_W) // batch_rows))
+        network.numbers(train.batch(rows)).numpy() for rows in np.array_split(newest_W, -(-len(newest_W) // batch_rows))
     ]
     forest = fit_trees(config, np.concatenate(numbers), train.data.rows.label_N[newest_W].astype(np.float32), seed=seed)
     if forest is not None:

@@ -22,10 +22,11 @@ from trainer.networks.attention import TargetAttention
 from trainer.networks.ciubm import (
     CiUBM,
     CtrBatch,
-    dots,
+    both_held,
     dropped_ids,
     gathered,
     length_scale,
+    stored_cosines,
     summaries,
     weighted_sum,
 )
@@ -162,10 +163,8 @@ class VectorDin(PeerNetwork):
 
 def cosines(batch: CtrBatch) -> tuple[Tensor, Tensor]:
     """Cosine of the stored vectors of target and history, 0 where unknown, and where it is known; both (B, L)."""
-    known_U = batch.has_vector_U
-    mask_BL = (batch.history_BL > 0) & known_U[batch.history_BL] & known_U[batch.target_B][:, None]
-    history_BLV = gathered(batch.vectors_UV, batch.history_BL)
-    return dots(history_BLV, batch.vectors_UV.index_select(0, batch.target_B)) * mask_BL, mask_BL
+    mask_BL = both_held(batch, batch.history_BL, batch.target_B)
+    return stored_cosines(batch, batch.history_BL, batch.target_B) * mask_BL, mask_BL
 
 
 class Din(NeuralModel):

@@ -249,6 +249,7 @@ def test_rows_of_many_lengths_score_as_each_alone_and_teach_the_same(config: CiU
     pieces = by_length(batch.history_BL, batch.target_B)
     assert [tuple(history_BL.shape) for _, history_BL, _ in pieces] == [(4, 1), (4, 2), (4, 5)]
     logits = network(batch)
+    torch.testing.assert_close(network.numbers(batch), network.network(batch)[1])
     alone = torch.stack([network(batch_of([each])).squeeze() for each in rows])
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
     (logits * torch.arange(12.0)).sum().backward()
