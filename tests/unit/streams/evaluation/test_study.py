@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,18 @@ def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: P
     assert gain["reference"] == "category-affinity" and gain["model"] == "popularity"
     assert gain["low"] > 0 and gain["difference"] == pytest.approx(overall[0]["gauc"] - overall[1]["gauc"])
     assert "retaken" in figures.too_small
+
+
+def test_only_scores_that_are_probabilities_have_a_loss_and_a_calibration(stream: Path, tmp_path: Path) -> None:
+    study = study_of(stream, tmp_path)
+    (scores,) = run_study(study, ["popularity"], 1, advance=lambda done: None)
+    chances = 1 / (1 + np.exp(-scores.score_N))
+    told = replace(scores, model="told", score_N=chances, calibrated=True)
+    untold = replace(told, model="untold", calibrated=False)
+    figures = figures_of(study, [untold, told])
+    for row in (*figures.rows, *figures.means):
+        assert (row["logloss"] is not None) == (row["ne"] is not None) == (row["model"] == "told")
+    assert [one["model"] for one in figures.calibration] == ["told"]
 
 
 def test_ciubm_reads_the_columns_of_the_stream_and_no_other(stream: Path, tmp_path: Path) -> None:
