@@ -20,6 +20,7 @@ from streams.evaluation.study import Study, run_study
 from tests.factories.csft import make_features
 from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
 from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.datasets.spans import Span
 from trainer.features.config import FeatureConfig
 from trainer.metrics import user_auc
 from trainer.networks.ciubm import DENSE_FEATURES
@@ -27,7 +28,7 @@ from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
 from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
-from trainer.offline.encoder_versions import EncoderVersions, Vectors
+from trainer.offline.encoder_versions import EncoderVersions, VectorKind, Vectors
 from trainer.offline.labels import LabelKind
 from trainer.offline.neural.ciubm import Ciubm
 from trainer.offline.protocols import Protocol, ProtocolName
@@ -223,6 +224,28 @@ def test_no_encoder_version_learns_from_the_rows_that_it_serves(
         np.sort(shuffled.vectors_EIV[0, 1:], axis=0), np.sort(made.vectors_EIV[0, 1:], axis=0), atol=1e-5
     )
     assert not np.allclose(shuffled.vectors_EIV[0], made.vectors_EIV[0])
+
+
+@pytest.mark.parametrize("kind", ["frozen", "pretrained"])
+def test_what_is_published_after_the_encoders_time_changes_no_vector_of_an_earlier_item(
+    kind: VectorKind, stream: Path
+) -> None:
+    protocol, _ = read_protocol(stream)
+    item_ids = protocol.log.data.item_ids
+    n = len(item_ids)
+    known = protocol.log.published(Span(0, protocol.encoder_stops[0]))
+    assert 0 < known[1:].sum() < protocol.log.published(Span(0, protocol.encoder_stops[-1]))[1:].sum()
+    features, numbers = make_features(n), FeatureNumbers(item_ids, [str(one) for one in range(n)])
+    place = np.arange(n)
+    place[~known[1:]] = np.roll(place[~known[1:]], 1)  # the titles of later items change places
+    other = replace(features, text_NT=features.text_NT[place], has_text_N=features.has_text_N[place])
+    shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
+    found, beside_other = (
+        EncoderVersions(protocol, one, numbers, CsftConfig(), shape, PretrainConfig(epochs=1)).vectors(kind, 0)
+        for one in (features, other)
+    )
+    assert np.allclose(found.vectors_EIV[:, known], beside_other.vectors_EIV[:, known], atol=1e-5)
+    assert not np.allclose(found.vectors_EIV[:, ~known], beside_other.vectors_EIV[:, ~known], atol=1e-5)
 
 
 def test_the_command_evaluates_a_folder_from_scratch(
