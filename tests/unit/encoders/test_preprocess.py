@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFile, WebPImagePlugin
 
 from encoders.base import ItemContent
 from encoders.image_formats import ACCEPT, ImageFormat, sniff
@@ -158,9 +158,23 @@ class TestSize:
         error = refused(data, ImageLimits(max_bytes=len(data) - 1, max_pixels=64))
         assert f"has {len(data)} bytes, the limit is {len(data) - 1}" in error.detail
 
-    def test_a_bomb_within_the_settings_is_refused_as_too_large(self) -> None:
-        data = png_header_only(50_000, 50_000)
+    @pytest.mark.parametrize("side", [50_000, 10_000])
+    def test_a_bomb_within_the_settings_is_refused_as_too_large(self, side: int) -> None:
+        data = png_header_only(side, side)
         assert refused(data, ImageLimits(max_bytes=1_000, max_pixels=10**12)).reason is Reason.IMAGE_TOO_LARGE
+
+    @pytest.mark.parametrize("image_format", FORMATS)
+    def test_a_picture_for_which_memory_was_wanting_is_not_refused(
+        self, image_format: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def load(image: ImageFile.ImageFile) -> None:
+            raise MemoryError
+
+        data = encoded(solid(8, 8), image_format)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+        monkeypatch.setattr(WebPImagePlugin.WebPImageFile, "load", load)
+        with pytest.raises(MemoryError):
+            decode(data)
 
     @pytest.mark.parametrize("size", [(50_000, 50_000), (1_000_001, 1), (1, 1_000_001), (2**31 - 1, 2**31 - 1)])
     def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:

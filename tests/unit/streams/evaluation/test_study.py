@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from streams.evaluation.study import Study, run_study
 from tests.factories.csft import make_features
 from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
 from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.datasets.spans import Span
 from trainer.features.config import FeatureConfig
 from trainer.metrics import user_auc
 from trainer.networks.ciubm import DENSE_FEATURES
@@ -26,7 +28,7 @@ from trainer.offline import encoder_versions as vectors_module
 from trainer.offline import registry
 from trainer.offline.columns import read_columns
 from trainer.offline.data import CtrData
-from trainer.offline.encoder_versions import EncoderVersions, Vectors
+from trainer.offline.encoder_versions import EncoderVersions, VectorKind, Vectors
 from trainer.offline.labels import LabelKind
 from trainer.offline.neural.ciubm import Ciubm
 from trainer.offline.protocols import Protocol, ProtocolName
@@ -140,6 +142,18 @@ def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: P
     assert "retaken" in figures.too_small
 
 
+def test_only_scores_that_are_probabilities_have_a_loss_and_a_calibration(stream: Path, tmp_path: Path) -> None:
+    study = study_of(stream, tmp_path)
+    (scores,) = run_study(study, ["popularity"], 1, advance=lambda done: None)
+    chances = 1 / (1 + np.exp(-scores.score_N))
+    told = replace(scores, model="told", score_N=chances, calibrated=True)
+    untold = replace(told, model="untold", calibrated=False)
+    figures = figures_of(study, [untold, told])
+    for row in (*figures.rows, *figures.means):
+        assert (row["logloss"] is not None) == (row["ne"] is not None) == (row["model"] == "told")
+    assert [one["model"] for one in figures.calibration] == ["told"]
+
+
 def test_ciubm_reads_the_columns_of_the_stream_and_no_other(stream: Path, tmp_path: Path) -> None:
     protocol, _ = read_protocol(stream)
     recorded = read_columns(protocol, stream, live=FeatureConfig())
@@ -210,6 +224,28 @@ def test_no_encoder_version_learns_from_the_rows_that_it_serves(
         np.sort(shuffled.vectors_EIV[0, 1:], axis=0), np.sort(made.vectors_EIV[0, 1:], axis=0), atol=1e-5
     )
     assert not np.allclose(shuffled.vectors_EIV[0], made.vectors_EIV[0])
+
+
+@pytest.mark.parametrize("kind", ["frozen", "pretrained"])
+def test_what_is_published_after_the_encoders_time_changes_no_vector_of_an_earlier_item(
+    kind: VectorKind, stream: Path
+) -> None:
+    protocol, _ = read_protocol(stream)
+    item_ids = protocol.log.data.item_ids
+    n = len(item_ids)
+    known = protocol.log.published(Span(0, protocol.encoder_stops[0]))
+    assert 0 < known[1:].sum() < protocol.log.published(Span(0, protocol.encoder_stops[-1]))[1:].sum()
+    features, numbers = make_features(n), FeatureNumbers(item_ids, [str(one) for one in range(n)])
+    place = np.arange(n)
+    place[~known[1:]] = np.roll(place[~known[1:]], 1)  # the titles of later items change places
+    other = replace(features, text_NT=features.text_NT[place], has_text_N=features.has_text_N[place])
+    shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
+    found, beside_other = (
+        EncoderVersions(protocol, one, numbers, CsftConfig(), shape, PretrainConfig(epochs=1)).vectors(kind, 0)
+        for one in (features, other)
+    )
+    assert np.allclose(found.vectors_EIV[:, known], beside_other.vectors_EIV[:, known], atol=1e-5)
+    assert not np.allclose(found.vectors_EIV[:, ~known], beside_other.vectors_EIV[:, ~known], atol=1e-5)
 
 
 def test_the_command_evaluates_a_folder_from_scratch(

@@ -17,11 +17,11 @@ from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.replay.broken_events import BEHAVIOUR_KINDS, ITEM_KINDS, BrokenEvent, broken_behaviour, broken_item
 from streams.replay.timeline import Outgoing, Timeline, item_json
-from tests.factories.offline_folders import START
+from tests.factories.offline_folders import START, write
 from tests.factories.replaying import NOW, RecordingSender, make_set, replay_to, timeline_of
 from trainer.datasets.attributes import ItemAttributes
-from trainer.datasets.exposures import PUBLISHED_AT_IS, behaviours_of, how_published
-from trainer.datasets.folder import ItemRecord
+from trainer.datasets.exposures import PUBLISHED_AT_IS, behaviours_of, how_published, is_drawn_name
+from trainer.datasets.folder import ItemRecord, open_data_set
 
 MAX_BYTES = 4_194_304
 
@@ -88,6 +88,21 @@ def test_the_platforms_own_event_ids_stay(tmp_path: Path) -> None:
     assert set(ids[::2]) < shown
     assert set(taken.values()) < shown
     assert len(events) == 120 + 60 == len({event["event_id"] for event in events})
+
+
+def test_what_was_shown_beside_a_row_has_an_id_of_its_own(tmp_path: Path) -> None:
+    ids = [f"e{place}" for place in range(120)]
+    rows = make_set(tmp_path / "set", event_id=ids, label=[0, 1] * 60).interactions
+    users = [open_data_set(tmp_path / "set").user_ids[user] for user in rows.user]
+    write(tmp_path / "set", "exposures", ts=rows.ts, user_id=users, item_id=["i0"] * 120)
+    data = open_data_set(tmp_path / "set")
+    timeline = timeline_of(data)
+    assert timeline.behaviours is not None and (timeline.behaviours.draw >= 0).sum() == 120
+    events = [json.loads(one.value) for one in timeline.behaviour_records()]
+    item_of = {event["event_id"]: event["item_id"] for event in events}
+    assert len(item_of) == len(events) == 120 + 60 + 120
+    assert [item_of[name] for name in ids] == [data.item_ids[item] for item in rows.item]
+    assert {item_of[name] for name in item_of if is_drawn_name(name)} == {"i0"}
 
 
 def test_a_timeline_can_be_read_twice(tmp_path: Path) -> None:

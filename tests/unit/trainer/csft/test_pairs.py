@@ -241,3 +241,11 @@ def test_neither_the_positive_nor_an_earlier_take_is_the_hard_negative_of_its_ca
     hard = HardNegatives(np.array([-1, 0, 0, 0, 0, *[1] * 16]), usable=np.arange(21) > 0, exposed_first=False)
     found = {hard.choose(pair, np.random.default_rng(seed)) for seed in range(60)}
     assert found == {0, 4}
+
+
+def test_what_was_passed_over_at_first_and_taken_later_is_no_negative_of_its_own_take_nor_of_later_ones():
+    seconds = [[event("x", 0, "u", "i1")], [event("y", 1, "u", "i2")], [event("z", 2, "u", "i3")]]
+    seconds += shown_and_taken("a", 20, "u", "i1", query="q")
+    seconds += shown_and_taken("b", 40, "u", "i2", query="q")
+    pairs = mine(seconds, queries={"q": 15})
+    assert [(pair.row.item, pair.passed_over) for pair in pairs] == [(1, (2, 3)), (2, (3,))]

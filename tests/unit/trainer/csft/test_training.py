@@ -89,6 +89,18 @@ def test_gradient_reaches_queries_and_positives_and_not_a_stored_bank():
     assert report.candidates > 32 and all(p.grad is None for p in trainer._momentum.parameters())
 
 
+def test_a_stored_row_counts_the_less_the_older_it_is():
+    def losses(half_life):
+        config = BASE.model_copy(update={"bank_rows": "stored", "bank_age_half_life_steps": half_life})
+        trainer, _, _, pairs = trainer_of(config)
+        return [trainer.step(pairs[start : start + 32]).loss for start in (0, 32, 64)]
+
+    # the second step sees rows of the first alone, stored just now; at the third they are a step old
+    long, short, shorter = losses(1e6), losses(0.5), losses(0.05)
+    assert long[:2] == short[:2] == shorter[:2]
+    assert long[2] > short[2] > shorter[2]
+
+
 def test_a_projected_bank_learns_like_the_rest_of_the_batch():
     trainer, fusion, _, pairs = trainer_of(BASE)
     report, graded = three_steps(trainer, fusion, pairs)

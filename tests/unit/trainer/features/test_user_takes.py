@@ -41,3 +41,21 @@ def test_a_take_is_paired_with_the_others_of_its_user_while_it_is_among_the_newe
     assert beside(7, 2) == {8} and beside(7, 0) == set(), "another take of the same item"
     taken(takes, (9, 3))
     assert beside(8, 1) == set()
+
+
+def test_of_too_many_users_the_idle_go_of_equally_idle_ones_the_smallest_and_none_of_the_same_step() -> None:
+    takes = UserTakes(FeatureConfig(max_users=16))
+
+    def left_after(second: int, *users: int) -> set[int]:
+        takes.add(np.array(users), np.full(len(users), 7, np.uint32), np.full(len(users), second))
+        return set(takes.snapshot().arrays["takes.user"].tolist()) - {0}
+
+    for user in range(16, 0, -1):  # the smallest took last
+        left_after(100 - user, user)
+    left_after(200, 16)
+    assert left_after(201, 99) == {*range(1, 15), 16, 99}, "a user who took again is not idle"
+    left_after(300, *range(1, 15))
+    assert left_after(301, 98) == {*range(1, 15), 98, 99}
+    assert left_after(302, 97) == {*range(1, 15), 97, 98}
+    assert left_after(303, 96) == {*range(2, 15), 96, 97, 98}
+    assert left_after(304, 2, 95) == {2, *range(4, 15), 95, 96, 97, 98}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from encoders.features import ItemFeatures
-from trainer.offline.encoder_versions import VectorKind, _without_sides
+from encoders.similarity import cosine
+from trainer.offline.encoder_versions import VectorKind, _without_sides, reduced
 
 
 def make_items(n: int) -> ItemFeatures:
@@ -44,3 +45,17 @@ def test_of_one_modality_alone_nothing_of_the_other_is_left(kind: VectorKind, si
     left = _without_sides(make_items(4_000), kind, seed=0)
     assert (left.has_text_N.sum(), left.has_image_N.sum()) == sides
     assert (left.text_NT.any(axis=1).sum(), left.image_NI.any(axis=1).sum()) == sides
+
+
+def test_principal_components_are_those_of_the_rows_they_are_fitted_on() -> None:
+    rng = np.random.default_rng(0)
+    fitted_on = np.arange(40) % 2 == 0
+    vectors = rng.normal(size=(40, 6)).astype(np.float32) * np.array([5, 5, 0.01, 0.01, 0.01, 0.01], np.float32)
+    vectors[0] = 0
+    other = vectors.copy()
+    other[~fitted_on] = 50 * rng.normal(size=(20, 6))
+    found, beside_other = reduced(vectors, fitted_on, 2), reduced(other, fitted_on, 2)
+    assert np.allclose(found[fitted_on], beside_other[fitted_on], atol=1e-6)
+    assert found.shape == (40, 2) and not found[0].any()
+    assert np.allclose(np.linalg.norm(beside_other[1:], axis=1), 1)
+    assert np.allclose(found[1:] @ found[1:].T, cosine(vectors[1:], vectors[1:]), atol=0.05), "the leading ones"

@@ -32,6 +32,21 @@ def test_an_id_of_a_late_event_shortens_the_memory_of_none() -> None:
     assert 1 not in ids and 2 not in ids
 
 
+@pytest.mark.parametrize("late_first", [False, True])
+def test_ids_beside_a_late_one_are_kept_by_their_own_second(late_first: bool) -> None:
+    ids, again = (RecentIds(horizon_seconds=80, most=10**6) for _ in range(2))
+    both = [(1, 100), (2, 30)]
+    for hashed, second in reversed(both) if late_first else both:
+        ids.add(hashed, second, now=100)
+    again.restore(through_bytes(ids.snapshot()))
+    for one in (ids, again):
+        for n in range(110, 181):
+            one.add(n, n, now=n)
+            assert 1 in one
+        one.add(181, 181, now=181)
+        assert 1 not in one
+
+
 def test_random_numbers_are_found_where_they_are_and_nowhere_else() -> None:
     rng = random.Random(3)
     numbers = [rng.randrange(1, 1 << 64) for _ in range(3_000)] + [1, (1 << 64) - 1, 1 << 63]
