@@ -42,17 +42,18 @@ class Ciubm(NeuralModel):
 
 
 @torch.inference_mode()
-def add_trees(network: CiUBM, train: ColumnBatches, *, seed: int, batch_rows: int = 2048) -> None:
+def add_trees(network: CiUBM, train: ColumnBatches, *, seed: int, batch_rows: int = 512) -> None:
     """Fit the trees on the newest training rows, as a stream does on the newest that it learned from."""
     config = network.config.trees
     if not config.count:
         return
     seconds_N = train.data.rows.second_N
     newest_W = np.argsort(seconds_N, kind="stable")[-config.rows :]
-    numbers = [
-        network.numbers(train.batch(rows)).numpy() for rows in np.array_split(newest_W, -(-len(newest_W) // batch_rows))
-    ]
-    forest = fit_trees(config, np.concatenate(numbers), train.data.rows.label_N[newest_W].astype(np.float32), seed=seed)
+    numbers_NX = np.empty((len(train), network.numbers_width), np.float32)
+    for rows in train.in_order(batch_rows, newest_W):
+        numbers_NX[rows] = network.numbers(train.batch(rows)).numpy()
+    label_W = train.data.rows.label_N[newest_W].astype(np.float32)
+    forest = fit_trees(config, numbers_NX[newest_W], label_W, seed=seed)
     if forest is not None:
         network.trees.load(forest, config.share)
 

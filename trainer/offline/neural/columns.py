@@ -108,9 +108,10 @@ class ColumnBatches:
         for number in rng.permutation(len(batches)):
             yield batches[number]
 
-    def in_order(self, batch_rows: int) -> Iterator[NDArray[np.int64]]:
-        """Row numbers of one pass sorted by history length, for scoring."""
-        by_length = np.argsort(self._lengths_N, kind="stable")
+    def in_order(self, batch_rows: int, among: NDArray[np.int64] | slice = slice(None)) -> Iterator[NDArray[np.int64]]:
+        """Row numbers of one pass sorted by history length, for what does not depend on their order; all by default."""
+        rows = np.arange(len(self))[among]
+        by_length = rows[np.argsort(self._lengths_N[rows], kind="stable")]
         yield from np.split(by_length, range(batch_rows, len(by_length), batch_rows)) if len(by_length) else ()
 
 
