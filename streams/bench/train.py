@@ -185,7 +185,9 @@ def _ours(folder: Path, options: argparse.Namespace, config: CiUBMConfig, *, fea
     columns = ColumnBatches(data, history_length=options.history)
     settings = FitSettings(epochs=1, batch_rows=options.batch, learning_rate=1e-3, group_weight=0.0)
     fit(network, columns, None, settings, seed=0)
-    add_trees(network, columns, seed=0)
+    # what a stream of so many rows fits: trees of the first ones, and the next only after twice as many
+    first = data.select(np.arange(min(options.rows, config.trees.first_rows)))
+    add_trees(network, ColumnBatches(first, history_length=options.history), seed=0)
     return time.perf_counter() - started
 
 
