@@ -62,8 +62,14 @@ def popularity(log: BehaviourLog, span: Span, questions: dict[str, health.Questi
     return {kind: health.popularity_recall(takes, asked, cold, k=K).as_dict() for kind, asked in questions.items()}
 
 
-def frozen_vectors(features: ItemFeatures, *, text: bool = True, image: bool = True) -> NDArray[np.float32]:
-    """(N + 1, D) concatenated centred tower features, row 0 is padding: the baseline of training."""
+def frozen_vectors(
+    features: ItemFeatures, *, text: bool = True, image: bool = True, centred_by_N: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """(N + 1, D) concatenated centred tower features, row 0 is padding: the baseline of training.
+
+    `centred_by_N`: the items whose mean is the centre, all by default; those published later are no part of one that
+    may not know them.
+    """
     parts = []
     for used, rows, known in (
         (text, features.text_NT, features.has_text_N),
@@ -71,7 +77,8 @@ def frozen_vectors(features: ItemFeatures, *, text: bool = True, image: bool = T
     ):
         if used:
             unit = unit_or_zero_rows(rows)
-            mean = unit[known].mean(0) if known.any() else 0.0
+            among_N = known if centred_by_N is None else known & centred_by_N
+            mean = unit[among_N].mean(0) if among_N.any() else 0.0
             parts.append(unit_or_zero_rows((unit - mean) * known[:, None]))
     joined = unit_or_zero_rows(np.concatenate(parts, axis=1))
     return np.concatenate([np.zeros((1, joined.shape[1]), np.float32), joined])

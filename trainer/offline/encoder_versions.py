@@ -75,7 +75,8 @@ class EncoderVersions:
         has = np.concatenate([[False], features.has_text_N | features.has_image_N])
         stops = self.protocol.encoder_stops if kind != "stale" else self.protocol.encoder_stops[:1]
         if kind == "frozen":
-            found = [reduced(frozen_vectors(features), self._known(stops[0]), self.shape.width)] * len(stops)
+            known = self._known(stops[0])
+            found = [reduced(frozen_vectors(features, centred_by_N=known[1:]), known, self.shape.width)] * len(stops)
         elif kind == "pretrained":
             found = [self._pretrained(features, seed)] * len(stops)
         else:

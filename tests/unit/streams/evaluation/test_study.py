@@ -236,9 +236,8 @@ def test_what_is_published_after_the_encoders_time_changes_no_vector_of_an_earli
     known = protocol.log.published(Span(0, protocol.encoder_stops[0]))
     assert 0 < known[1:].sum() < protocol.log.published(Span(0, protocol.encoder_stops[-1]))[1:].sum()
     features, numbers = make_features(n), FeatureNumbers(item_ids, [str(one) for one in range(n)])
-    place = np.arange(n)
-    place[~known[1:]] = np.roll(place[~known[1:]], 1)  # the titles of later items change places
-    other = replace(features, text_NT=features.text_NT[place], has_text_N=features.has_text_N[place])
+    rows = np.where(known[1:, None], features.text_NT, 3 - features.text_NT[::-1])
+    other = replace(features, text_NT=rows.astype(features.text_NT.dtype))
     shape = FusionConfig(width=8, nested_widths=(), hidden=0, text_rank=8, image_rank=8)
     found, beside_other = (
         EncoderVersions(protocol, one, numbers, CsftConfig(), shape, PretrainConfig(epochs=1)).vectors(kind, 0)
