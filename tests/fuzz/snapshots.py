@@ -21,7 +21,7 @@ from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa:
 from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, CheckpointStore  # noqa: E402
 from tests.factories.feeding import observe_all, pump  # noqa: E402
 from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
-from trainer.networks.config import CiUBMConfig  # noqa: E402
+from trainer.networks.config import CiUBMConfig, TreesConfig
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 
 POINTER_FILE = "current.json"
@@ -31,7 +31,10 @@ CORPUS_OF = {
     VALUES_FILE: "snapshot-values",
     POINTER_FILE: "snapshot-pointer",
 }
-_SMALL = CiUBMConfig(id_width=2, id_rows=16, id_admit_after=1, content_width=4, hidden=(4,), attention_hidden=2)
+_SMALL = CiUBMConfig(
+    id_width=2, id_rows=16, id_admit_after=1, content_width=4, hidden=(4,), attention_hidden=2,
+    trees=TreesConfig(count=2, depth=2, leaves=4, leaf_rows=2, rows=24, first_rows=12),
+)  # fmt: skip
 _CONFIG = small_config(
     bank_takes=5, window_takes=4, space_negatives=2, time_negatives=2, max_users=4, model=_SMALL, batch_rows=4
 )
