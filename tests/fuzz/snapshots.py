@@ -21,7 +21,7 @@ from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa:
 from streams.stores.artifacts.checkpoints import META_FILE, STATE_FILE, VALUES_FILE, CheckpointStore  # noqa: E402
 from tests.factories.feeding import observe_all, pump  # noqa: E402
 from tests.factories.samples import click_log, make_trainer, small_config  # noqa: E402
-from trainer.networks.config import CiUBMConfig, TreesConfig
+from trainer.networks.config import CiUBMConfig, TreesConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 
 POINTER_FILE = "current.json"
