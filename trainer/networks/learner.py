@@ -104,7 +104,6 @@ class Learner:
         logits_B, numbers_BX = model.network(batch, content_UC)
         with torch.no_grad():
             served_B = model.served(logits_B.detach(), numbers_BX)
-        self._judge_trees(batch, numbers_BX, labels_B, weights_B)
         if in_time != 1:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
@@ -115,6 +114,7 @@ class Learner:
             loss = click_loss + config.contrastive_weight * contrastive_loss
         if not torch.isfinite(loss):
             raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
+        self._judge_trees(batch, numbers_BX, labels_B, weights_B)
         self._dense.zero_grad(set_to_none=True)
         self._sparse.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

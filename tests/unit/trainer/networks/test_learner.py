@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import Collated, collate
 from trainer.networks.config import LearnerConfig, TreesConfig
 from trainer.networks.learner import Learner
+from trainer.networks.losses import NonFiniteLoss
 from trainer.networks.trees import TreeShare
 from trainer.samples.rows import Impression
 
@@ -222,3 +225,18 @@ def test_a_frozen_projection_is_that_of_the_snapshot_in_releases_too() -> None:
     one, other = (Learner(config, LearnerConfig(), vector_width=DIM, seed=seed) for seed in (0, 1))
     other.restore(through_bytes(one.snapshot()))
     assert torch.equal(other.released()["projection.weight"], one.model.projection.weight)
+
+
+def test_a_loss_that_is_none_leaves_what_trees_weigh_as_it_is() -> None:
+    collated = learned_batch()
+    config = SMALL_MODEL.model_copy(update={"trees": TreesConfig(count=3, depth=2, leaf_rows=2, first_rows=24)})
+    learner = Learner(config, LearnerConfig(), vector_width=DIM, seed=0)
+    for _ in range(8):  # the ninth step weighs the trees
+        learner.step(collated.batch, collated.labels_B, None)
+    before = learner.snapshot().part("trees").values["share"]
+    broken = replace(collated.batch, dense_BF=torch.full_like(collated.batch.dense_BF, torch.nan))
+    with pytest.raises(NonFiniteLoss):
+        learner.step(broken, collated.labels_B, None)
+    assert learner.snapshot().part("trees").values["share"] == before
+    learner.step(collated.batch, collated.labels_B, None)
+    assert learner.snapshot().part("trees").values["share"] != before
