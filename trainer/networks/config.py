@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TreesConfig(BaseModel):
@@ -26,6 +28,12 @@ class TreesConfig(BaseModel):
     """Rows before the first fit. The next one comes after twice as many rows as the one before had."""
     share: float = Field(default=0.5, gt=0, lt=1)
     """Most that the trees' logit weighs beside the network's. A stream weighs it by what served the last rows best."""
+
+    @model_validator(mode="after")
+    def _window_holds_the_first_fit(self) -> Self:
+        if self.first_rows > self.rows:
+            raise ValueError(f"first_rows is {self.first_rows}, more than the {self.rows} rows that are kept: lower it")
+        return self
 
 
 class CiUBMConfig(BaseModel):

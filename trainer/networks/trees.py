@@ -220,7 +220,7 @@ class TreeWindow:
         self._label_W = np.zeros(config.rows, np.float32)
         self._weight_W = np.zeros(config.rows, np.float32)
         self._seen = 0
-        self._fit_at = min(config.first_rows, config.rows)
+        self._fit_at = config.first_rows
         self.share = TreeShare(config.share)
         self._changed = ChangedRows()
 

@@ -148,6 +148,11 @@ def test_new_trees_leave_nothing_of_those_before_and_travel_as_weights_do() -> N
     assert len(trees.trimmed().value_TL) == 2
 
 
+def test_a_first_fit_beyond_the_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="first_rows is 20000, more than the 10000 rows that are kept: lower it"):
+        TreesConfig(rows=10_000)
+
+
 class TestShare:
     """What trees weigh in a stream."""
 
@@ -210,7 +215,7 @@ class TestWindow:
 
     def test_the_next_fit_waits_for_twice_as_many_rows_as_the_last_one_had(self) -> None:
         assert list(self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_470, 70)) == [140, 420, 1_050]
-        short = self.config.model_copy(update={"rows": 80})
+        short = self.config.model_copy(update={"rows": 80, "first_rows": 80})
         assert list(self.fits(TreeWindow(short, WIDTH, seed=0), 0, 400)) == [80, 240, 400]
 
     def test_a_fit_counts_rows_by_their_weight_and_draws_by_the_seed_of_its_window(self) -> None:

@@ -55,7 +55,7 @@ TREES: Mapping[str, Any] = {
     "leaf_rows": 8,
     "learning_rate": 0.5,
     "rows": 24,
-    "first_rows": 72,
+    "first_rows": 48,
     "share": 0.1,
 }
 """Another value of each field of the trees."""

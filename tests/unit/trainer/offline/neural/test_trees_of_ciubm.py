@@ -14,7 +14,7 @@ from trainer.networks.trees import fit_trees
 from trainer.offline.neural.ciubm import Ciubm, WithoutTrees
 from trainer.offline.neural.columns import ColumnBatches
 
-TREES = {"count": 8, "depth": 3, "leaves": 6, "leaf_rows": 5, "rows": 600}
+TREES = {"count": 8, "depth": 3, "leaves": 6, "leaf_rows": 5, "rows": 600, "first_rows": 600}
 TRIAL: dict[str, Any] = {"epochs": 1, "batch_rows": 64}
 
 
