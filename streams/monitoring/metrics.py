@@ -189,6 +189,9 @@ class Metrics:
         forgotten_ids = self._gauge("mim_train_forgotten_ids", "Event ids forgotten early for want of memory")
         kinds = self._gauge("mim_train_accepted_events", "Behaviours accepted, by kind", "kind")
         late = self._gauge("mim_train_late_events", "Behaviours that came too late, by partition", "partition")
+        trees = self._gauge("mim_train_trees", "Boosted trees beside the network")
+        trees_share = self._gauge("mim_train_trees_share", "Weight of their logit beside the network's")
+        tree_fits = self._gauge("mim_train_tree_fits", "Fits of trees that were due in this process", "outcome")
         event_time = self._gauge("mim_train_last_event_timestamp_seconds", "Event time of the last trained row")
         metric = self._gauge("mim_train_prequential", "Running prequential metrics at the newest release", "metric")
 
@@ -211,6 +214,11 @@ class Metrics:
                 late.labels(str(partition)).set(count)
             forgotten_ids.set(report.ids_forgotten)
             transactions.set(report.open_transactions)
+            if report.trees is not None:
+                trees.set(report.trees.trees)
+                trees_share.set(report.trees.share)
+                tree_fits.labels("made").set(report.trees.fits)
+                tree_fits.labels("one_label").set(report.trees.fits_missed)
             event_time.set(report.last_event_at or 0)
             for name, value in report.prequential.items():
                 if value is not None:

@@ -253,6 +253,7 @@ class TrainingLoop:
             last_event_at=thread.last_event_at,
             waiting_for=len(self._missing),
             given_up=thread.waits.timeouts,
+            trees=None if trainer is None else trainer.trees,
             ids_forgotten=0 if trainer is None else trainer.intake.window.ids_dropped,
             open_transactions=self._reads.transactions.open,
             broken_vectors=self._reads.broken_vectors,

@@ -19,6 +19,7 @@ from trainer.samples.late_events import LateEvent
 
 if TYPE_CHECKING:
     from trainer.metrics import ScoredRows
+    from trainer.networks.trees import TreesReport
 
 log = structlog.get_logger()
 
@@ -73,6 +74,8 @@ class TrainReport:
     """Items at the head of the stream whose vector has not come."""
     given_up: int = 0
     """Items whose vector was not waited for any longer."""
+    trees: TreesReport | None = None
+    """Boosted trees beside the network; None for a model without."""
     ids_forgotten: int = 0
     """Event ids forgotten early for want of MIM_TRAINER__DUPLICATE_MEGABYTES: repetitions of them count twice."""
     open_transactions: int = 0

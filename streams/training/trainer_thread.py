@@ -106,6 +106,7 @@ class TrainerThread:
         self._erased: list[str] = []
         self._begins: dict[int, int] | None = None
         self._copied_at = 0
+        self._fits, self._fits_missed = 0, 0
         self.waits = waits
         self.scores = scores
         self.trainer: OnlineTrainer | None = None
@@ -143,6 +144,7 @@ class TrainerThread:
             due = trainer.release_due() if trainer.shadow is None else trainer.shadow.complete
             enough = stop.is_set() or (due and releases)
             missing = trainer.intake.advance()
+        self._tell_of_trees(trainer)
         scored = trainer.progress.drain_scores()
         if scored:
             self.last_event_at = reports[-1].last_event_at
@@ -153,6 +155,17 @@ class TrainerThread:
             missing=missing,
             scored=scored,
         )
+
+    def _tell_of_trees(self, trainer: OnlineTrainer) -> None:
+        trees = trainer.trees
+        if trees is None:
+            return
+        made, missed = trees.fits - self._fits, trees.fits_missed - self._fits_missed
+        self._fits, self._fits_missed = trees.fits, trees.fits_missed
+        if made:
+            log.info("train.trees_fitted", trees=trees.trees, rows=trainer.progress.rows)
+        if missed:
+            log.warning("train.trees_not_fitted", why="the newest rows have one label only", rows=trainer.progress.rows)
 
     def put_embeddings(self) -> None:
         """Give the trainer the embeddings and tombstones that were fetched."""

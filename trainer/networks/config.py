@@ -17,7 +17,7 @@ class TreesConfig(BaseModel):
     depth: int = Field(default=5, ge=1, le=10)
     """Most levels of a tree."""
     leaves: int = Field(default=16, ge=2)
-    """Most leaves of a tree."""
+    """Most leaves of a tree, and never more than 2 to the power of its depth."""
     leaf_rows: int = Field(default=200, ge=1)
     """Least rows in a leaf."""
     learning_rate: float = Field(default=0.1, gt=0, le=1)

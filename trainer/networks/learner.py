@@ -18,7 +18,7 @@ from trainer.networks.collate import ContrastiveBatch
 from trainer.networks.config import CiUBMConfig, LearnerConfig
 from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.networks.row_adam import RowAdam
-from trainer.networks.trees import TreeWindow
+from trainer.networks.trees import TreesReport, TreeWindow
 from trainer.state import State, Table
 
 
@@ -154,6 +154,15 @@ class Learner:
         half_life = self.config.average_steps
         kept = min(0.5 ** (1 / half_life), self._steps / (self._steps + 10)) if half_life else 0.0
         torch._foreach_lerp_(self._average, self._dense_parameters, 1 - kept)
+
+    @property
+    def trees(self) -> TreesReport | None:
+        """The trees beside the network; None for a model without."""
+        if self._tree_rows is None:
+            return None
+        trees = self.model.trees
+        count = int(trees.value_TL.any(1).sum())
+        return TreesReport(count, float(trees.share), self._tree_rows.fits, self._tree_rows.fits_missed)
 
     def released(self) -> dict[str, Tensor]:
         """A copy of the weights as a release has them: dense ones averaged over the last steps, and the id table."""

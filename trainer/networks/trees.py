@@ -56,6 +56,20 @@ class Forest:
     value_TL: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class TreesReport:
+    """Trees of a stream at one moment."""
+
+    trees: int
+    """Fitted trees beside the network."""
+    share: float
+    """Weight of their logit."""
+    fits: int
+    """Fits made by this process."""
+    fits_missed: int
+    """Fits that were due and could not be made, because the rows had one label only."""
+
+
 class BoostedTrees(nn.Module):
     """Fitted trees as buffers of a fixed shape, so that they travel in snapshots and releases as weights do."""
 
@@ -221,6 +235,8 @@ class TreeWindow:
         self._weight_W = np.zeros(config.rows, np.float32)
         self._seen = 0
         self._fit_at = config.first_rows
+        self.fits, self.fits_missed = 0, 0
+        """Fits of this process, made, and due but with rows of one label only."""
         self.share = TreeShare(config.share)
         self._changed = ChangedRows()
 
@@ -242,9 +258,12 @@ class TreeWindow:
         self._fit_at = self._seen + 2 * held
         order_W = np.arange(self._seen - held, self._seen) % len(self._label_W)
         order_W = order_W[self._weight_W[order_W] > 0]
-        return fit_trees(
+        forest = fit_trees(
             self.config, self._numbers_WX[order_W], self._label_W[order_W], self._weight_W[order_W], seed=self._seed
         )
+        self.fits += forest is not None
+        self.fits_missed += forest is None
+        return forest
 
     def snapshot(self) -> State:
         """The rows, and when the next fit is due."""

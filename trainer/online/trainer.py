@@ -25,6 +25,7 @@ from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.ciubm import CtrBatch
 from trainer.networks.collate import collate
+from trainer.networks.trees import TreesReport
 from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventIntake
 from trainer.online.progress import TrainProgress
@@ -127,6 +128,11 @@ class OnlineTrainer:
     def moment(self) -> FeatureState:
         """What features are computed from: the takes of the steps so far."""
         return self._moment
+
+    @property
+    def trees(self) -> TreesReport | None:
+        """Trees of the real model; None where it has none."""
+        return self._variants.trees
 
     def held_states(self, item_ids: Sequence[str]) -> ItemStates:
         """What features read of these items, from the state that `moment` was told to `hold`; an empty row first."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import Collated, dense_width
 from trainer.networks.learner import Learner
+from trainer.networks.trees import TreesReport
 from trainer.online.config import TrainerConfig
 from trainer.online.shuffled_control import Shuffle
 from trainer.samples.catalogue import Catalogue
@@ -58,6 +59,11 @@ class Variants:
     def model(self) -> CiUBM:
         """The real model as it is now."""
         return self._learners[CIUBM].model
+
+    @property
+    def trees(self) -> TreesReport | None:
+        """Its trees, where its configuration has some."""
+        return self._learners[CIUBM].trees
 
     def released(self) -> dict[str, Tensor]:
         """A copy of the real model's weights as a release has them."""

@@ -20,6 +20,7 @@ from streams.serving.reports import CacheReport, DroppedConnection, ModelReport,
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import SkewReport, TrainReport
+from trainer.networks.trees import TreesReport
 
 
 def series(metrics: Metrics) -> dict[str, float]:
@@ -137,6 +138,7 @@ def test_what_a_trainer_reports_is_in_the_series_of_each_field() -> None:
         waiting_for=53,
         given_up=59,
         ids_forgotten=61,
+        trees=TreesReport(trees=71, share=0.25, fits=73, fits_missed=79),
         open_transactions=67,
         prequential={"gauc": 0.6, "auc": None},
     )
@@ -163,6 +165,10 @@ def test_what_a_trainer_reports_is_in_the_series_of_each_field() -> None:
         "mim_train_waiting_items": 53,
         "mim_train_given_up_items": 59,
         "mim_train_forgotten_ids": 61,
+        "mim_train_trees": 71,
+        "mim_train_trees_share": 0.25,
+        "mim_train_tree_fits{made}": 73,
+        "mim_train_tree_fits{one_label}": 79,
         "mim_train_open_transactions": 67,
         "mim_train_prequential{gauc}": 0.6,
     }

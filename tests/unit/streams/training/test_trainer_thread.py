@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from schemas.behaviours import BehaviourKind
 from schemas.errors import Fenced
 from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread
@@ -16,7 +18,7 @@ from tests.factories import training
 from tests.factories.checkpoints import make_checkpointer
 from tests.factories.feeding import through_bytes
 from tests.factories.promotion import LOG
-from tests.factories.samples import DIM, small_config
+from tests.factories.samples import DIM, click_log, small_config
 from tests.factories.training import (
     ALL,
     ListedInput,
@@ -81,6 +83,27 @@ async def test_vectors_that_were_held_are_held_after_a_restart() -> None:
     thread = restored(before, ListedInput([], []))
     assert thread.trainer is not None
     assert sorted(thread.trainer.catalogue.items_with_vector) == ["i0", "i1", "i2", "i4"]
+
+
+@pytest.mark.parametrize("kind", ["click", "exposure"])
+async def test_a_fit_of_trees_is_told_with_its_trees_and_a_missed_one_with_why(kind: str) -> None:
+    events = [
+        one if one.exposure_id is None else one.model_copy(update={"kind": BehaviourKind(kind), "exposure_id": None})
+        for one in click_log(200, items=4)[0]
+    ]
+    thread = make_thread(given := ListedInput(vectors("i0", "i1", "i2", "i3"), events))
+    with capture_logs() as said:
+        await trained(make_loop(given, thread))
+    assert thread.trainer is not None and (trees := thread.trainer.trees) is not None
+    told = [one for one in said if one["event"].startswith("train.trees")]
+    if kind == "click":
+        assert 1 <= len(told) <= trees.fits and trees.trees > 0 == trees.fits_missed
+        assert {(one["event"], one["log_level"]) for one in told} == {("train.trees_fitted", "info")}
+        assert told[-1]["trees"] == trees.trees
+    else:
+        assert 1 <= len(told) <= trees.fits_missed and trees.trees == 0 == trees.fits
+        assert {(one["event"], one["log_level"]) for one in told} == {("train.trees_not_fitted", "warning")}
+        assert "one label" in told[0]["why"]
 
 
 async def test_what_was_fetched_before_a_checkpoint_is_in_it() -> None:

@@ -213,6 +213,15 @@ class TestWindow:
             np.testing.assert_array_equal(forest.value_TL, again.value_TL)
             np.testing.assert_array_equal(forest.threshold_TN, again.threshold_TN)
 
+    def test_fits_that_were_due_are_counted_by_whether_the_rows_had_both_labels(self) -> None:
+        numbers, label = rows(2_000)
+        window = TreeWindow(self.config, WIDTH, seed=0)
+        for start in range(0, 1_000, 20):
+            taken = label[start : start + 20] if start >= 300 else np.zeros(20, np.float32)
+            window.add(numbers[start : start + 20], taken, None)
+            window.fit_if_due()
+            assert (window.fits, window.fits_missed) == (start >= 880, (start >= 80) + (start >= 280))
+
     def test_the_next_fit_waits_for_twice_as_many_rows_as_the_last_one_had(self) -> None:
         assert list(self.fits(TreeWindow(self.config, WIDTH, seed=0), 0, 1_470, 70)) == [140, 420, 1_050]
         short = self.config.model_copy(update={"rows": 80, "first_rows": 80})
