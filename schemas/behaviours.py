@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from schemas.base import Base64, EventId, ItemId, Message, UserId, UtcTime
 from schemas.versions import SchemaVersion
 
+MAX_QUERY_CHARACTERS = 1_000
+"""Characters of a search."""
+
 
 class BehaviourKind(StrEnum):
     """The kind of a behaviour: an exposure (impression), or a take, in order of rising reliability."""
@@ -42,7 +45,7 @@ class Behaviour(Message):
     """Event time."""
     exposure_id: EventId | None = None
     """For a take: the `event_id` of its exposure, where the platform has it."""
-    query_text: str | None = Field(default=None, max_length=1_000)
+    query_text: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
     """The search that led here."""
     query_image: Base64 | None = None
     """The photo of the search that led here, base64 in JSON."""

@@ -82,6 +82,7 @@ def publish(
         "behaviours_sent": sent.behaviours,
         "broken": len(sent.broken),
         "pictures_left_out": len(sent.without_picture),
+        "query_images_left_out": sent.without_query_image,
         "records_left_out": sent.records_left_out,
         "exposures_drawn": behaviours.drawn_from if behaviours is not None else None,
         "wall_seconds": round(time.monotonic() - started, 3),
@@ -93,10 +94,11 @@ def publish(
             f"{data.name}: {sent.items:,} items and {sent.behaviours:,} behaviours sent in "
             f"{summary['wall_seconds']:.1f} s, {len(sent.broken):,} of them broken on purpose"
         )
-        if sent.without_picture or sent.records_left_out:
+        if sent.without_picture or sent.without_query_image or sent.records_left_out:
             print(
                 f"too large for MIM_KAFKA__MAX_RECORD_BYTES: {len(sent.without_picture):,} pictures, whose items were "
-                f"sent without them, and {sent.records_left_out:,} records, which were not sent"
+                f"sent without them, {sent.without_query_image:,} photos of searches likewise, and "
+                f"{sent.records_left_out:,} records, which were not sent"
             )
         if summary["exposures_drawn"]:
             print(f"exposures that led to nothing were {summary['exposures_drawn']}")

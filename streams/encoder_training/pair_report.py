@@ -16,6 +16,8 @@ from trainer.offline import encoder_report
 
 ANCHORS = 10
 """Newest items of a pair's anchor that ask a question."""
+_FIRST = (1, 5)
+"""Who searches looks at the first answers."""
 _NAMES = {
     AnchorKind.TRIGGER_ITEM: "next",
     AnchorKind.QUERY_IMAGE: "query_image",
@@ -32,7 +34,7 @@ def pair_report(
     *,
     anchor_view: Literal["fused", "same"],
 ) -> dict[str, Any]:
-    """Recall at 50 of what was taken, by kind of anchor, and geometry.
+    """Recall at 50 of what was taken, of searches at 1 and 5 too, by kind of anchor, and geometry.
 
     `items` of the features are items, whose numbers begin at 1, and the others are queries, which no question finds.
     A query asks with the view that it was trained with (`CsftConfig.anchor_view`).
@@ -56,10 +58,14 @@ def pair_report(
             ],
             width=ANCHORS,
         )
+        depths = {name: encoder_report.K}
+        if kind is not AnchorKind.TRIGGER_ITEM:
+            depths |= {f"{name}_at_{k}": k for k in _FIRST}
         for vectors, anchors, answers in (("frozen", frozen, frozen), ("trained", of_view[asking[0].view], fused)):
             queries = health.queries(anchors, questions)
-            recall = health.recall_at_k(queries, answers[numbers], questions, cold, k=encoder_report.K)
-            found.setdefault(vectors, {})[name] = recall.as_dict()
+            for entry, k in depths.items():
+                recall = health.recall_at_k(queries, answers[numbers], questions, cold, k=k)
+                found.setdefault(vectors, {})[entry] = recall.as_dict()
         popular = health.popularity_recall(taken, questions, cold, k=encoder_report.K)
         found.setdefault("popularity", {})[name] = popular.as_dict()
     return found

@@ -6,20 +6,17 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from encoders.base import ItemContent
-from encoders.feature_cache import content_key
 from encoders.features import ItemFeatures
 from schemas.errors import Misconfigured
 from streams.encoder_training.csft import PairData
 from streams.encoder_training.pair_report import pair_report
+from streams.encoder_training.queries import items_and_queries
 from streams.encoder_training.topic_input import TopicContent
 from trainer.csft.config import CsftConfig
 from trainer.csft.pairs import AnchorKind, NoPair, PairMiner, join_all
 from trainer.samples.config import JoinConfig
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import EventWindow
 
 VALIDATION_SHARE = 0.1
@@ -39,22 +36,10 @@ def topic_pairs(
     `log` says how the log is joined; what a live trainer would correct is right from the start. Raises `Misconfigured`
     if the topics hold too little to learn from.
     """
-    contents = read.contents()
-    items = len(contents)
-    queries = _queries(read)
-    asked = [ItemContent(title=query) if isinstance(query, str) else ItemContent(image=query) for query in queries]
-    everything = [*contents, *asked]
-    features = features_of(everything)
-    numbers = FeatureNumbers(
-        [*(content.item_id for content in contents), *(f"\0query {place}" for place in range(len(queries)))],
-        [content_key(content) for content in everything],
-    )
-    usable = np.arange(len(features) + 1) <= items  # a query is no negative
-    usable[0] = False
-    readable = (features.has_text_N | features.has_image_N)[items:]
-    known = {query: items + 1 + place for place, query in enumerate(queries) if readable[place]}
+    both = items_and_queries(read.contents(), _queries(read), features_of)
+    items, features, numbers = both.items, both.features, both.numbers
     rules = JoinRules.of(log, ())
-    miner = PairMiner(numbers, queries=known, take_seconds=rules.take_seconds)
+    miner = PairMiner(numbers, queries=both.known, take_seconds=rules.take_seconds)
     impressions = join_all(
         in_event_time(read, log.lateness_seconds),
         numbers,
@@ -76,11 +61,11 @@ def topic_pairs(
     return PairData(
         name=name,
         source="topics",
-        contents=everything,
+        contents=both.contents,
         features=features,
         fit_features=features,
         numbers=numbers,
-        usable=usable,
+        usable=both.is_item,
         pairs=pairs,
         learned=learned,
         reports=lambda fusion, views, last: {
@@ -99,7 +84,7 @@ def topic_pairs(
             "erased": read.erased,
             "anchors": {kind.value: sum(pair.anchor_kind is kind for pair in pairs) for kind in AnchorKind},
             "no_pair": no_pair,
-            "unreadable_queries": len(queries) - len(known),
+            "unreadable_queries": both.unreadable,
         },
     )
 
@@ -113,7 +98,10 @@ def in_event_time(read: TopicContent, lateness_seconds: float) -> Any:
     return window.released(everything=True)
 
 
-def _queries(read: TopicContent) -> list[str | bytes]:
+def _queries(read: TopicContent) -> dict[str | bytes, ItemContent]:
     """The distinct texts and pictures that users searched with, in their order."""
     queries = (query for _, _, event in read.behaviours for query in (event.query_text, event.query_image) if query)
-    return list(dict.fromkeys(queries))
+    return {
+        query: ItemContent(title=query) if isinstance(query, str) else ItemContent(image=query)
+        for query in dict.fromkeys(queries)
+    }

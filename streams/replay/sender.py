@@ -57,6 +57,8 @@ class Sent:
     """(topic without prefix, partition, offset) of each event that is broken on purpose -> why it must be refused."""
     without_picture: set[str] = field(default_factory=set)
     """Items that were sent without their picture, because their record would have been too large."""
+    without_query_image: int = 0
+    """Behaviours that were sent without the photo that was searched with, for the same reason."""
     records_left_out: int = 0
     """Records that are too large without a picture."""
     waiting_for: str | None = None
@@ -140,12 +142,16 @@ class Replay:
             return outgoing
         smaller = outgoing.without_picture()
         if smaller is not None and smaller.size <= most:
-            self.sent.without_picture.add(outgoing.key.decode())
+            if outgoing.topic == "items":
+                self.sent.without_picture.add(outgoing.key.decode())
+            else:
+                self.sent.without_query_image += 1
             what = "replay.picture_left_out"
         else:
             self.sent.records_left_out += 1
             smaller, what = None, "replay.record_left_out"
-        if len(self.sent.without_picture) + self.sent.records_left_out <= _LARGE_ONES_NAMED:
+        large = len(self.sent.without_picture) + self.sent.without_query_image + self.sent.records_left_out
+        if large <= _LARGE_ONES_NAMED:
             key = outgoing.key.decode(errors="replace")
             limit = f"MIM_KAFKA__MAX_RECORD_BYTES={self._broker.max_record_bytes}"
             log.warning(what, topic=outgoing.topic, key=key, record_bytes=outgoing.size, limit=limit)

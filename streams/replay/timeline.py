@@ -43,9 +43,10 @@ class Outgoing:
         return len(self.key) + len(self.value)
 
     def without_picture(self) -> Outgoing | None:
-        """The same item without the picture in its record; None if there is none."""
-        document = json.loads(self.value) if self.topic == "items" else {}
-        if document.pop("image", None) is None:
+        """The same record without the picture in it; None if there is none."""
+        name = "image" if self.topic == "items" else "query_image"
+        document = json.loads(self.value) if f'"{name}"'.encode() in self.value else {}
+        if document.pop(name, None) is None:
             return None
         return replace(self, value=json.dumps(document, ensure_ascii=False).encode())
 
@@ -204,10 +205,17 @@ def behaviour_json(data: DataSet, log: Behaviours, position: int, prefix: str) -
         document["drawn_at"] = _moment(int(log.source_ts[position]))
     if log.is_take[position]:
         document["event_id"] = _take_id(data, row, prefix)
-        document["kind"] = data.interactions.kind.value
+        document["kind"] = data.interactions.kind_of(row).value
         document["exposure_id"] = exposure_id
     if log.defines_publish[position]:
         document["defines_publish"] = True
+    if log.trigger[position] >= 0:
+        document["trigger_item"] = data.item_ids[log.trigger[position]]
+    if (search := int(log.search[position])) >= 0 and data.searches is not None:
+        if (text := data.searches.text(search)) is not None:
+            document["query_text"] = text
+        if (image := data.searches.images([search])[0]) is not None:
+            document["query_image"] = base64.b64encode(image).decode()
     return json.dumps(document, ensure_ascii=False).encode()
 
 

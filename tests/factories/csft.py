@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from encoders.base import ItemContent
 from encoders.features import ItemFeatures, attribute_columns, word_hashes
 from encoders.fusion import ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
@@ -35,6 +37,21 @@ def make_features(items: int = 60, groups: int = 6, seed: int = 0, noise: float 
     )
     text, image = (text * has_text[:, None]).astype(np.float32), (image * has_image[:, None]).astype(np.float32)
     return ItemFeatures(text, image, has_text, has_image, **columns)
+
+
+def features_of(contents: Sequence[ItemContent]) -> ItemFeatures:
+    """Features that any same words and any same picture share; a picture of one byte is unreadable."""
+    has_text = np.array([bool(content.title) for content in contents])
+    has_image = np.array([content.image is not None and len(content.image) > 1 for content in contents])
+    text, image = np.zeros((len(contents), 20)), np.zeros((len(contents), 30))
+    for n, content in enumerate(contents):
+        if has_text[n]:
+            text[n] = np.random.default_rng(list(content.title.encode())).standard_normal(20)
+        if has_image[n]:
+            image[n] = np.random.default_rng(list(content.image or b"")).standard_normal(30)
+    nothing = [None] * len(contents)
+    columns = attribute_columns(nothing, nothing, nothing, [()] * len(contents))
+    return ItemFeatures(text.astype(np.float32), image.astype(np.float32), has_text, has_image, **columns)
 
 
 def make_fusion(features: ItemFeatures, config: FusionConfig = SMALL) -> ItemFusion:

@@ -43,6 +43,10 @@ class Behaviours:
     """Row of `interactions.parquet` whose take an exposure was drawn from; -1 if it was shown, or that is not known."""
     source_ts: Ints
     """Second of that take."""
+    search: Ints
+    """The search that led to the event, as a place in the set's searches; -1 if there was none."""
+    trigger: Ints
+    """The item looked at just before; -1 if that is not known."""
 
     def __len__(self) -> int:
         return len(self.ts)
@@ -75,6 +79,9 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
     negative_user, negative_item, negative_ts, negative_row, negative_draw, source = negatives_beside(
         data, ts, seed, retakes=retakes, users=users
     )
+    given = data.negatives
+    search, negative_search = _beside(rows.search, None if given is None else given.search, negative_row, len(rows))
+    trigger, negative_trigger = _beside(rows.trigger, None if given is None else given.trigger, negative_row, len(rows))
 
     source_row = np.full(len(negative_item), -1)
     if data.negatives is None and len(negative_item):
@@ -95,6 +102,8 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
         drawn_from=source,
         source=np.concatenate([np.full(len(rows) + len(take), -1), source_row]),
         source_ts=np.zeros(0, np.int64),
+        search=np.concatenate([search, search[take], negative_search]),
+        trigger=np.concatenate([trigger, trigger[take], negative_trigger]),
     )
     # a fixed order inside a second would leak the label
     shuffle = np.random.default_rng([seed, 13]).permutation(len(merged))
@@ -284,6 +293,19 @@ def negatives_beside(
     return rows.user[row], item, ts[row], row, number, words
 
 
+def _beside(of_rows: Ints | None, own: Ints | None, row_of_negative: Ints, rows: int) -> tuple[Ints, Ints]:
+    """A column of the interactions and of the negatives: their own, else of the interaction that they stand beside.
+
+    A search that only takes had would tell takes from exposures.
+    """
+    of_rows = np.full(rows, -1) if of_rows is None else of_rows
+    if own is not None:
+        return of_rows, own
+    if not rows:
+        return of_rows, np.full(len(row_of_negative), -1)
+    return of_rows, np.where(row_of_negative >= 0, of_rows[np.maximum(row_of_negative, 0)], -1)
+
+
 def _held(user: Ints, users: Flags | None) -> Ints:
     """Rows of the interactions of these users."""
     return np.arange(len(user)) if users is None else np.flatnonzero(users[user])
@@ -319,4 +341,6 @@ def _select(behaviours: Behaviours, order: Ints) -> Behaviours:
         drawn_from=behaviours.drawn_from,
         source=behaviours.source[order],
         source_ts=behaviours.source_ts[order],
+        search=behaviours.search[order],
+        trigger=behaviours.trigger[order],
     )

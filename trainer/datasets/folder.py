@@ -7,16 +7,17 @@ identifiers may be numbers or text, times are dates, Arrow timestamps or numbers
 | --- | --- | --- |
 | `items.parquet` | item_id, title, publish_ts | text, category, price, year or release_year |
 | `images.parquet` (optional; may miss items) | item_id, image (encoded bytes) | |
-| `interactions.parquet` (not needed by `import`) | user_id, item_id, ts, label | event_id, rating, qty |
-| `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type |
+| `interactions.parquet` (not for `import`) | user_id, item_id, ts, label | event_id, rating, qty, kind, searches |
+| `exposures.parquet` or `sampled_negatives.parquet` (optional) | user_id, item_id, ts | label, neg_type, searches |
+| `queries.parquet` (optional) | query_id | query_text, image (encoded bytes) |
 
-A row with a `rating` is a take whatever its value; without a `rating` column `label` = 1 marks a take. Takes are
-purchases where the set has `qty`, else clicks. Of `sampled_negatives.parquet` one `neg_type` is used.
+A row with a `rating` is a take whatever its value; without a `rating` column `label` = 1 marks a take. Takes are what
+`kind` says, else purchases where the set has `qty`, else clicks. Of `sampled_negatives.parquet` one `neg_type` is used.
+Searches are `query_text` and `query_image`, or `query_id`; and `trigger_item`, the item looked at just before.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from encoders.base import ItemContent
@@ -33,17 +33,19 @@ from schemas.attributes import Attribute
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
 from trainer.datasets.attributes import NO_ATTRIBUTES, ItemAttributes, attribute_columns
+from trainer.datasets.images import StoredImages
 from trainer.datasets.parquet import (
     as_numbers,
+    as_optional_positions,
+    as_optional_texts,
     as_positions,
     as_seconds,
     as_texts,
-    check_columns,
-    parquet_errors,
     read_columns,
     refuse_rows,
     with_texts,
 )
+from trainer.datasets.searches import SEARCH_COLUMNS, Searches
 
 DAY_SECONDS = 86_400
 
@@ -107,12 +109,22 @@ class Interactions:
     event_id: NDArray[np.object_] | None
     """The platform's ids, where the file has them."""
     kind: BehaviourKind
-    """The kind of the takes of this set."""
+    """The kind of the takes of this set, where rows do not say theirs."""
     rated: bool
     """Whether rows are ratings, so that every row is a take."""
+    kinds: NDArray[np.object_] | None = None
+    """The `BehaviourKind` of each take, where the file says it."""
+    search: Ints | None = None
+    """Each row's search as a place in `DataSet.searches`, -1 without one; None where the file has no searches."""
+    trigger: Ints | None = None
+    """The item looked at just before each row, -1 without one; None where the file does not say."""
 
     def __len__(self) -> int:
         return len(self.ts)
+
+    def kind_of(self, row: int) -> BehaviourKind:
+        """The kind of a take."""
+        return self.kind if self.kinds is None else self.kinds[row]
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,10 @@ class Negatives:
     """The file, with the `neg_type` used if it has several."""
     simulated: bool
     """True for `sampled_negatives.parquet`, false for `exposures.parquet`."""
+    search: Ints | None = None
+    """As of the interactions; None where an exposure has the search of the take that it was shown beside."""
+    trigger: Ints | None = None
+    """Likewise."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,8 @@ class DataSet:
     """Whether all interactions are at midnight, so that only their day is known."""
     attributes: tuple[str, ...] = ()
     """Further item columns copied into records as they are."""
+    searches: Searches | None = None
+    """What users searched for, where the set says it."""
     described: ItemAttributes = NO_ATTRIBUTES
     """Further item columns that are attributes of the items."""
 
@@ -213,9 +231,11 @@ def open_data_set(
         raise Misconfigured(f"{folder / 'items.parquet'}: column 'item_id' holds the same item more than once")
     index = pa.array(item_ids, pa.string())
     if behaviours:
-        interactions, users = _read_interactions(folder / "interactions.parquet", index)
-        negatives, users = _read_negatives(folder, index, users, neg_type)
+        searches = Searches(folder)
+        interactions, users = _read_interactions(folder / "interactions.parquet", index, searches)
+        negatives, users = _read_negatives(folder, index, users, neg_type, searches)
     else:
+        searches = None
         none = np.zeros(0, np.int64)
         users = pa.array([], pa.string())
         interactions = Interactions(none, none, none, none.astype(bool), None, BehaviourKind.CLICK, rated=False)
@@ -234,6 +254,7 @@ def open_data_set(
         pictures=pictures,
         day_resolution=len(interactions) > 0 and not np.any(interactions.ts % DAY_SECONDS),
         attributes=tuple(attributes),
+        searches=searches,
         described=described,
     )
 
@@ -260,51 +281,22 @@ class NoPictures:
 
 
 class StoredPictures:
-    """`images.parquet`, read row group by row group; at most `max_cached_bytes` of decoded row groups are cached."""
+    """`images.parquet`."""
 
     def __init__(self, path: Path, *, max_cached_bytes: int = 268_435_456) -> None:
-        self._path = path
-        self._max_cached_bytes = max_cached_bytes
-        with parquet_errors(path):
-            self._file = pq.ParquetFile(path)
-        check_columns(path, self._file.schema_arrow.names, ["item_id", "image"])
-        if not _is_binary(self._file.schema_arrow.field("image").type):
-            raise Misconfigured(
-                f"{path}: column 'image' must hold encoded bytes, it is {self._file.schema_arrow.field('image').type}"
-            )
-        self._place: dict[str, tuple[int, int]] = {}
-        for group in range(self._file.num_row_groups):
-            ids = as_texts(self._file.read_row_group(group, columns=["item_id"]), path, "item_id").to_pylist()
-            self._place.update({item_id: (group, row) for row, item_id in enumerate(ids)})
-        self._cached: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._images = StoredImages(path, key="item_id", max_cached_bytes=max_cached_bytes)
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._images)
 
     def of(self, records: Sequence[ItemRecord]) -> list[bytes | None]:
-        """Look up the stored picture of each item; reads each row group at most once per call."""
-        found: list[bytes | None] = [None] * len(records)
-        places = [
-            (*self._place[record.item_id], position)
-            for position, record in enumerate(records)
-            if record.item_id in self._place
-        ]
-        for group, row, position in sorted(places):
-            found[position] = self._images(group)[row].as_py() or None
-        return found
-
-    def _images(self, group: int) -> pa.ChunkedArray:
-        if group not in self._cached:
-            with parquet_errors(self._path):
-                self._cached[group] = self._file.read_row_group(group, columns=["image"])["image"]
-            while len(self._cached) > 1 and sum(one.nbytes for one in self._cached.values()) > self._max_cached_bytes:
-                self._cached.popitem(last=False)
-        self._cached.move_to_end(group)
-        return self._cached[group]
+        """Look up the stored picture of each item."""
+        return self._images.of([record.item_id for record in records])
 
 
-def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, pa.Array]:
-    table = read_columns(path, ["user_id", "item_id", "ts", "label"], ["event_id", "rating", "qty"])
+def _read_interactions(path: Path, item_index: pa.Array, searches: Searches) -> tuple[Interactions, pa.Array]:
+    further = ["event_id", "rating", "qty", "kind", "trigger_item", *SEARCH_COLUMNS]
+    table = read_columns(path, ["user_id", "item_id", "ts", "label"], further)
     users = as_texts(table, path, "user_id").combine_chunks().dictionary_encode()
     label = as_numbers(table, path, "label")
     rated = "rating" in table.column_names
@@ -322,19 +314,23 @@ def _read_interactions(path: Path, item_index: pa.Array) -> tuple[Interactions, 
         event_id=event_id,
         kind=BehaviourKind.PURCHASE if "qty" in table.column_names else BehaviourKind.CLICK,
         rated=rated,
+        kinds=_kinds(table, path, taken),
+        search=searches.places(table, path),
+        trigger=_triggers(table, path, item_index),
     )
     return interactions, users.dictionary
 
 
 def _read_negatives(
-    folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str
+    folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str, searches: Searches
 ) -> tuple[Negatives | None, pa.Array]:
     """The exposures, and `users` with those behind them who have no interaction."""
     shown, sampled = folder / "exposures.parquet", folder / "sampled_negatives.parquet"
     path = shown if shown.exists() else sampled
     if not path.exists():
         return None, users
-    table = read_columns(path, ["user_id", "item_id", "ts"], ["neg_type", "label"], keep=("neg_type", neg_type))
+    further = ["neg_type", "label", "trigger_item", *SEARCH_COLUMNS]
+    table = read_columns(path, ["user_id", "item_id", "ts"], further, keep=("neg_type", neg_type))
     source = path.name
     if "neg_type" in table.column_names:
         source = f"{path.name}, neg_type={neg_type}"
@@ -350,8 +346,27 @@ def _read_negatives(
         item=as_positions(table, path, "item_id", item_index, "items.parquet"),
         source=source,
         simulated=path == sampled,
+        search=searches.places(table, path),
+        trigger=_triggers(table, path, item_index),
     )
     return negatives, users
+
+
+def _triggers(table: pa.Table, path: Path, item_index: pa.Array) -> Ints | None:
+    if "trigger_item" not in table.column_names:
+        return None
+    return as_optional_positions(table, path, "trigger_item", item_index, "items.parquet")
+
+
+def _kinds(table: pa.Table, path: Path, taken: Flags) -> NDArray[np.object_] | None:
+    """The kind of each take."""
+    if "kind" not in table.column_names:
+        return None
+    kinds = {kind.value: kind for kind in BehaviourKind if kind.is_take}
+    names = as_optional_texts(table, path, "kind").fill_null("nothing").to_pylist()
+    wrong = taken & np.array([name not in kinds for name in names], bool)
+    refuse_rows(wrong, np.array(names, object), path, "kind", f"the kind of a take is one of {', '.join(kinds)}")
+    return np.array([kinds.get(name, BehaviourKind.EXPOSURE) for name in names], object)
 
 
 def _with_numbers(items: pa.Table, path: Path) -> pa.Table:
@@ -370,7 +385,3 @@ def _with_numbers(items: pa.Table, path: Path) -> pa.Table:
         filled = np.where(known, values, 0).astype(np.float64 if name == "price" else np.int64)
         items = items.set_column(items.schema.get_field_index(name), name, pa.array(filled, kind, mask=~known))
     return items
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

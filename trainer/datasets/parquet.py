@@ -70,6 +70,24 @@ def as_texts(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
     return texts
 
 
+def as_optional_texts(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
+    """Cast a column to text without white space around it; null where it is blank."""
+    column = _plain(table[name])
+    if not (_is_text(column.type) or pa.types.is_null(column.type)):
+        raise Misconfigured(f"{path}: column {name!r} must hold text, it is {table[name].type}")
+    texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def as_binary(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
+    """A column of bytes; null where there are none."""
+    column = _plain(table[name])
+    if not (is_binary(column.type) or pa.types.is_null(column.type)):
+        raise Misconfigured(f"{path}: column {name!r} must hold encoded bytes, it is {table[name].type}")
+    column = column.cast(pa.large_binary())
+    return pc.if_else(pc.equal(pc.binary_length(column), 0), None, column)
+
+
 def with_texts(table: pa.Table, path: Path, names: Sequence[str]) -> pa.Table:
     """Cast the named columns to text, where the table has them."""
     for name in names:
@@ -154,6 +172,11 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether a type of Arrow holds bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -179,6 +202,18 @@ def as_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other
             f"{path}: column {name!r} names what {other} does not hold, in {found.null_count} rows, first {unknown!r}"
         )
     return np.asarray(found.to_numpy(), dtype=np.int64)
+
+
+def as_optional_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: str) -> NDArray[np.int64]:
+    """The same for a column that may be empty in places: -1 there."""
+    column = _plain(table[name])
+    known = pc.is_valid(column)
+    if _is_text(column.type):
+        known = pc.and_(known, pc.not_equal(pc.fill_null(column, ""), ""))
+    positions = np.full(len(table), -1, np.int64)
+    if pc.any(known).as_py():
+        positions[known.to_numpy()] = as_positions(table.select([name]).filter(known), path, name, values, other)
+    return positions
 
 
 @contextmanager

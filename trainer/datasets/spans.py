@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.base import ItemContent
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.csft.health import Questions
 from trainer.csft.pairs import NoPair, Pair, PairMiner, join_all
@@ -115,13 +116,16 @@ class BehaviourLog:
         *,
         history_length: int,
         seed: int,
+        queries: Mapping[str | bytes, int] | None = None,
+        held_out: bool = False,
         no_pair: Counter[NoPair] | None = None,
     ) -> list[Pair]:
         """Pairs of a span, by the online trainer's join over the log that a replay sends.
 
-        `no_pair` receives the number of takes that make no pair, by reason.
+        `queries` are the numbers of searches as `queries_taken` names them. `held_out` is for pairs that nothing is
+        learned from. `no_pair` receives the number of takes that make no pair, by reason.
         """
-        miner = PairMiner(numbers, left_out=self.held_out)
+        miner = PairMiner(numbers, queries=queries, left_out=None if held_out else self.held_out)
         seconds = self._observed(span, seed)
         impressions = join_all(seconds, numbers, history_length=history_length, attribution_seconds=0.0)
         pairs = list(miner.pairs(impressions))
@@ -129,11 +133,25 @@ class BehaviourLog:
             no_pair.update(miner.no_pair)
         return pairs
 
+    def queries_taken(self) -> dict[str | bytes, ItemContent]:
+        """What something was taken after searching for: words by themselves, a photo by a name that stands for it."""
+        searches, of_rows = self.data.searches, self.data.interactions.search
+        if searches is None or of_rows is None:
+            return {}
+        places = np.unique(of_rows[self.liked & (of_rows >= 0)]).tolist()
+        texts = {text: ItemContent(title=text) for place in places if (text := searches.text(place)) is not None}
+        images = {
+            _photo(place): ItemContent(image=image)
+            for place, image in zip(places, searches.images(places), strict=True)
+            if image is not None
+        }
+        return texts | images
+
     def _observed(self, span: Span, seed: int) -> Iterator[list[Observed]]:
         log = behaviours_of(self.data, seed=seed)
         disliked = log.is_take & (log.row >= 0) & ~self.liked[np.maximum(log.row, 0)]
         kept = np.flatnonzero((log.ts >= span.start) & (log.ts < span.stop) & ~disliked)
-        ids, users, kind = self.data.item_ids, self.data.user_ids, self.data.interactions.kind
+        ids, users, searches = self.data.item_ids, self.data.user_ids, self.data.searches
         second, events = None, []
         for place in kept:
             ts, take = int(log.ts[place]), bool(log.is_take[place])
@@ -142,17 +160,18 @@ class BehaviourLog:
                 events = []
             second = ts
             name = log.exposure_name(int(place))
+            search, trigger = int(log.search[place]), int(log.trigger[place])
             # checked when the set was read; skipping validation is ten times faster
             behaviour = Behaviour.model_construct(
                 event_id=f"t{name}" if take else name,
-                kind=kind if take else BehaviourKind.EXPOSURE,
+                kind=self.data.interactions.kind_of(int(log.row[place])) if take else BehaviourKind.EXPOSURE,
                 user_id=users[log.user[place]],
                 item_id=ids[log.item[place]],
                 occurred_at=datetime.fromtimestamp(ts, UTC),
                 exposure_id=name if take else None,
-                query_text=None,
-                query_image=None,
-                trigger_item=None,
+                query_text=None if search < 0 or searches is None else searches.text(search),
+                query_image=None if search < 0 else _photo(search),
+                trigger_item=None if trigger < 0 else ids[trigger],
                 defines_publish=False,
             )
             events.append(Observed(0, int(place), ts, behaviour))
@@ -195,6 +214,11 @@ class BehaviourLog:
                 anchors = [distinct[1], *distinct]
                 found.extend(([one], other, {one}) for one, other in zip(anchors, distinct, strict=False))
         return Questions.of(found)
+
+
+def _photo(place: int) -> bytes:
+    """Stands for the photo of a search, so that a log of searches does not hold their pictures."""
+    return b"%d" % place
 
 
 def _flush(

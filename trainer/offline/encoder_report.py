@@ -99,10 +99,10 @@ def geometry_of(views: Views, questions: dict[str, health.Questions]) -> health.
 
 def table(report: dict[str, Any]) -> str:
     """Recall rows as text."""
-    lines = [f"{'recall@50':<24}{'questions':<12}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
+    lines = [f"{'recall@50':<24}{'questions':<20}{'all':>8}{'cold':>8}{'cold among cold':>17}"]
     for name in ("popularity", "frozen", "trained", "trained_nested", "trained_with_popularity"):
         for kind, row in report.get(name, {}).items():
             figures = [row["all"], row["cold"], row["cold_among_cold"]]
             shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-            lines.append(f"{name:<24}{kind:<12}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
+            lines.append(f"{name:<24}{kind:<20}{shown[0]:>8}{shown[1]:>8}{shown[2]:>17}")
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     monkeypatch: pytest.MonkeyPatch, said: Any
 ) -> None:
     sent = Sent(items=1_200, behaviours=34, broken={("items", 0, 1): "x"}, without_picture={"i1", "i2"})  # type: ignore[dict-item]
-    sent.records_left_out = 5
+    sent.records_left_out, sent.without_query_image = 5, 7
     published = Published(monkeypatch, sent)
     monkeypatch.setitem(SETTINGS.index.field_map, "title", ["name"])  # type: ignore[arg-type]
     monkeypatch.setitem(SETTINGS.record.field_map, "user_id", ["visitor"])  # type: ignore[arg-type]
@@ -60,7 +60,8 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     assert call(replay, "d", *flags, "--follow", "index,train") == 0
     told = said()
     assert "a set: 1,200 items and 34 behaviours sent" in told and "1 of them broken on purpose" in told
-    assert "2 pictures" in told and "5 records, which were not sent" in told and "drawn by seed 3" in told
+    for words in ("2 pictures", "7 photos of searches", "5 records, which were not sent", "drawn by seed 3"):
+        assert words in told
     assert published.drawn == [
         (Path("d"), {"neg_type": "rand"}), {"seed": 3, "events": 50, "retakes": True}
     ]  # fmt: skip
@@ -73,6 +74,7 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     del report["wall_seconds"]
     assert report == {
         "data": "a set", "items_published": 1_200, "behaviours_sent": 34, "broken": 1, "pictures_left_out": 2,
+        "query_images_left_out": 7,
         "records_left_out": 5, "exposures_drawn": "drawn by seed 3",
     }  # fmt: skip
 

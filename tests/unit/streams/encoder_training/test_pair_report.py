@@ -10,7 +10,7 @@ import torch
 from encoders.base import ItemContent
 from encoders.fusion import Views
 from streams.encoder_training.pair_report import ANCHORS, pair_report
-from tests.unit.streams.encoder_training.test_topic_pairs import features_of
+from tests.factories.csft import features_of
 from trainer.csft.pairs import AnchorKind, Pair
 from trainer.samples.rows import Impression
 
@@ -27,7 +27,9 @@ def trained(
     learned: list[Pair], held_back: list[Pair], views: Views, *, kind: str = "next", features: Any = FEATURES
 ) -> dict[str, Any]:
     found = pair_report(learned, held_back, ITEMS, features, views, anchor_view="fused")
-    assert all(found[vectors].keys() == {kind} for vectors in ("frozen", "trained", "popularity"))
+    kinds = {kind} if kind == "next" else {kind, f"{kind}_at_1", f"{kind}_at_5"}
+    assert all(found[vectors].keys() == kinds for vectors in ("frozen", "trained"))
+    assert found["popularity"].keys() == {kind}
     return dict(found["trained"][kind])
 
 
@@ -68,6 +70,20 @@ def test_a_query_asks_with_its_own_view_among_the_fused_vectors_of_items() -> No
     features = features_of([ItemContent(title=f"{n}", image=b"%d-" % n) for n in range(2 * ITEMS)])
     asking = [pair(n, ITEMS + n, kind=AnchorKind.QUERY_IMAGE) for n in range(1, ITEMS + 1)]
     assert trained([], asking, views, kind="query_image", features=features)["all"] == 1.0
+
+
+def test_a_search_is_judged_by_its_first_answers_too() -> None:
+    asking = [pair(n, ITEMS + n, kind=AnchorKind.QUERY_TEXT) for n in range(1, ITEMS + 1)]
+    at = torch.linspace(0, 3.0, 2 * ITEMS)
+    views = same(torch.stack([torch.cos(at), torch.sin(at)], dim=1))
+    # words n lie as far beyond the last item as they are from item n: all are nearest to the last items
+    features = features_of([ItemContent(title=f"{n}", image=b"%d-" % n) for n in range(2 * ITEMS)])
+    found = pair_report([], asking, ITEMS, features, views, anchor_view="fused")["trained"]
+    shares = {name: recall["all"] for name, recall in found.items()}
+    assert shares == {"query_text": 50 / ITEMS, "query_text_at_1": 1 / ITEMS, "query_text_at_5": 5 / ITEMS}
+    assert {name: recall["k"] for name, recall in found.items()} == {
+        "query_text": 50, "query_text_at_1": 1, "query_text_at_5": 5,
+    }  # fmt: skip
 
 
 def test_popularity_is_that_of_what_was_learned_and_geometry_that_of_the_items() -> None:

@@ -260,11 +260,36 @@ def test_a_set_without_behaviours_is_its_items_and_the_broken_ones_asked_for(tmp
     assert sum(one.reason is not None for one in timeline) == broken
 
 
-def test_only_an_item_has_a_picture_to_leave_out() -> None:
+def test_behaviours_carry_what_was_searched_and_looked_at_and_the_kind_of_a_take(tmp_path: Path) -> None:
+    rows = 120
+    data = make_set(
+        tmp_path / "set",
+        query_text=["shoes", None] * (rows // 2),
+        query_image=[b"photo", b"photo", None, None] * (rows // 4),
+        trigger_item=["i3", None, None] * (rows // 3),
+        kind=["click", "cart", "purchase"] * (rows // 3),
+    )
+    log = behaviours_of(data, seed=1)
+    records = list(timeline_of(data).behaviour_records())
+    assert len(records) == len(log) and (log.draw >= 0).sum() > rows
+    for position, record in enumerate(records):
+        event = decode(Behaviour, record.value, now=NOW, max_bytes=MAX_BYTES)
+        row = int(log.row[position])
+        assert event.query_text == ("shoes" if row % 2 == 0 else None)
+        assert event.query_image == (b"photo" if row % 4 < 2 else None)
+        assert event.trigger_item == ("i3" if row % 3 == 0 else None)
+        kind = ["click", "cart", "purchase"][row % 3] if log.is_take[position] else "exposure"
+        assert event.kind.value == kind
+
+
+def test_what_is_left_out_is_the_picture_of_an_item_or_the_photo_of_a_search() -> None:
     value = b'{"image": "x", "title": "\xc3\xb6"}'
     without = Outgoing("items", b"a", value, 3).without_picture()
     assert without == Outgoing("items", b"a", b'{"title": "\xc3\xb6"}', 3) and without.size == len(without.value) + 1
     assert Outgoing("behaviours", b"a", value, 3).without_picture() is None
+    searched = Outgoing("behaviours", b"a", b'{"query_text": "x", "query_image": "y"}', 3).without_picture()
+    assert searched == Outgoing("behaviours", b"a", b'{"query_text": "x"}', 3)
+    assert Outgoing("behaviours", b"a", b"\xff no JSON", 3).without_picture() is None
     assert Outgoing("items", b"a", b'{"title": "x"}', 3).without_picture() is None
 
 

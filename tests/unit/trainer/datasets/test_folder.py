@@ -15,6 +15,7 @@ from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
 from tests.factories.offline_folders import DAY, START, real_set, write, write_small_set
 from trainer.datasets.folder import NoPictures, StoredPictures, open_data_set, sample_users
+from trainer.datasets.images import StoredImages
 
 
 @pytest.fixture
@@ -149,9 +150,9 @@ def test_pictures_are_found_over_row_groups_and_the_cache_stays_small(folder: Pa
     write(folder, "images", row_group_size=1, item_id=[9, 5], image=[b"nine" * 100, b"five" * 100], w=[1, 1])
     data = open_data_set(folder)
     assert data.pictures.of(data.records(0, 3)) == [b"five" * 100, None, b"nine" * 100]
-    bounded = StoredPictures(folder / "images.parquet", max_cached_bytes=450)
+    bounded = StoredImages(folder / "images.parquet", key="item_id", max_cached_bytes=450)
     for _ in range(3):
-        assert bounded.of(data.records(0, 3)) == [b"five" * 100, None, b"nine" * 100]
+        assert bounded.of(["5", "7", "9"]) == [b"five" * 100, None, b"nine" * 100]
         assert len(bounded._cached) == 1
 
 
