@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.factories.offline_folders import DAY, START, read_protocol, write
-from trainer.offline.columns import Recorded
+from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
+from trainer.features.config import FeatureConfig
+from trainer.offline.columns import Recorded, read_columns
 from trainer.samples.id_hashes import id_hashes
 
 D = DAY
@@ -48,6 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder, "interactions", TAKES, label=[1] * len(TAKES))
     write_rows(folder, "exposures", SHOWN)
     return folder
+
+
+RATINGS = [4.0, 8.0, 3.0, 5.0, 9.0, 2.0, 7.0, 1.0, 6.0, 8.0, 4.0, 5.0]
 
 
 def write_rows(folder: Path, name: str, rows: list[tuple[int, str, str]], **more: Any) -> None:
@@ -181,3 +186,61 @@ def test_where_only_days_are_known_all_rows_are_at_midnight_and_ages_begin_at_no
     assert (ages["vb"], ages["xb"], ages["xa"]) == (0, 2, 9)
     takes_of = recorded.rows.dense_NF[:, recorded.rows.dense_names.index("takes")]
     assert takes_of[row_names(recorded).index("xb")] == pytest.approx(math.log(2)), "the first take is like any other"
+
+
+def rated(folder: Path, there: Path, ratings: list[float | None]) -> Path:
+    """The same folder with ratings, which make all of its rows takes."""
+    shutil.copytree(folder, there)
+    write_rows(there, "interactions", TAKES, label=[1] * len(TAKES), rating=ratings)
+    return there
+
+
+def test_a_missing_rating_counts_in_features_like_the_mean_of_all_before(folder: Path, tmp_path: Path) -> None:
+    gap: list[float | None] = [*RATINGS[:4], None, *RATINGS[5:]]
+    mean = [*RATINGS[:4], 5.0, *RATINGS[5:]]
+    (_, one), (_, other), (_, nought) = (
+        read_protocol(rated(folder, tmp_path / name, ratings), "time-split")
+        for name, ratings in (("gap", gap), ("mean", mean), ("nought", [*RATINGS[:4], 0.0, *RATINGS[5:]]))
+    )
+    assert np.array_equal(one.rows.dense_NF, other.rows.dense_NF)
+    assert not np.array_equal(one.rows.dense_NF, nought.rows.dense_NF)
+
+
+def test_rated_takes_alone_are_read_in_steps_of_one_at_least(folder: Path, tmp_path: Path) -> None:
+    protocol, _ = read_protocol(rated(folder, tmp_path / "rated", [*RATINGS]), "time-split")
+    one, few = (
+        read_columns(protocol, tmp_path / "rated", labels="ratings", live=FeatureConfig(), step_rows=rows)
+        for rows in (5, 1)
+    )
+    assert np.array_equal(one.rows.dense_NF, few.rows.dense_NF) and len(few.rows) == 6
+
+
+def test_cold_is_what_was_not_taken_before_the_test_span(tmp_path: Path) -> None:
+    protocol, recorded = read_protocol(write_stream(tmp_path, users=60, items=80, takes=1_500), "time-split")
+    log = protocol.log
+    early = {int(item) for item, ts in zip(log.item, log.ts, strict=True) if ts < protocol.test.start}
+    cold = [bool(log.held_out[item]) or int(item) not in early for item in recorded.rows.item_N]
+    assert recorded.facts.cold_N.tolist() == cold
+    between = protocol.validation.holds(log.ts)
+    new = set(log.item[between].tolist()) - set(log.item[log.ts < protocol.validation.start].tolist())
+    assert new, "some were first taken in the validation span"
+
+
+def test_the_order_of_rows_of_one_day_does_not_tell_what_was_taken(tmp_path: Path) -> None:
+    _, recorded = read_protocol(write_days(tmp_path), "time-split")
+    rows = recorded.rows
+    for day in np.unique(rows.second_N):
+        labels = rows.label_N[rows.second_N == day]
+        ones = int(labels.sum())
+        assert 0 < labels[:ones].mean() < 0.8 and labels[ones:].any()
+
+
+def test_more_items_than_are_read_at_once_have_their_numbers(tmp_path: Path) -> None:
+    names = [f"i{n:04d}" for n in range(4_100)]
+    prices = [1.0] * 4_099 + [math.exp(3)]
+    write(tmp_path, "items", item_id=names, title=names, publish_ts=[START] * 4_100, price=prices)
+    takes = [(n * D, "u", "i4099" if n == 11 else "i0000") for n in range(12)]
+    write_rows(tmp_path, "interactions", takes, label=[1] * 12)
+    _, recorded = read_protocol(tmp_path, "time-split")
+    columns = dict(zip(recorded.rows.dense_names, recorded.rows.dense_NF.T, strict=True))
+    assert columns["price"][-1] == pytest.approx(3) and len(recorded.items) == 4_101
