@@ -210,9 +210,9 @@ def test_a_long_title_is_cut() -> None:
 
 
 def test_a_number_at_an_edge_is_in_the_bin_above() -> None:
-    data = world([(1, [2])] * 11, names=("takes",))
-    data.rows.dense_NF[:, 0] = np.arange(11)  # the inner tenths end at 1, 2, ... 9
-    assert Fields.of(data, ("target ",)).codes(data)[:, -1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    data = world([(1, [2])] * 11, names=("takes", "age"))
+    data.rows.dense_NF[:, 1] = np.arange(11)  # the inner tenths end at 1, 2, ... 9
+    assert Fields.of(data, ("takes", "target ")).codes(data)[:, -1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
 
 
 def test_latest_items_are_padded_at_their_end() -> None:
