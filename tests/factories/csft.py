@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from encoders.base import ItemContent
 from encoders.features import ItemFeatures, attribute_columns, word_hashes
-from encoders.fusion import ItemFusion, ItemSource
+from encoders.fusion import FusionInput, ItemFusion, ItemSource
 from encoders.fusion_config import FusionConfig
 from tests.factories.samples import DAY0, behaviour
 from trainer.csft.config import CsftConfig
@@ -98,3 +100,28 @@ def make_pairs(numbers: FeatureNumbers, users: int = 40, takes: int = 6, groups:
             seconds.append([passed_over, exposure, take])
     impressions = join_all(seconds, numbers, history_length=20, attribution_seconds=0.0)
     return list(PairMiner(numbers).pairs(impressions))
+
+
+class Gain(nn.Module):
+    """Towers of one weight that is learned and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+        self.still = nn.Parameter(torch.ones(()), requires_grad=False)
+
+
+class Computed:
+    """Items whose texts the towers compute."""
+
+    def __init__(self, kept: FusionInput, towers: Gain) -> None:
+        self._kept, self._towers = kept, towers
+        self.has_text_N, self.has_image_N, self.category_N2 = kept.has_text_N, kept.has_image_N, kept.category_N2
+        self.words_NA = kept.words_NA
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def select(self, rows: Tensor) -> FusionInput:
+        found = self._kept.select(rows)
+        return replace(found, text_NR=found.text_NR * self._towers.gain + 0.1 * self._towers.gain)

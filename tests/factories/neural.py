@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from trainer.networks.ciubm import CtrBatch
 from trainer.offline.data import CtrData, Histories, ImpressionColumns, ItemColumns
@@ -77,3 +78,18 @@ def random_world(count: int, *, seed: int = 0) -> CtrData:
 def more_padding(batch: CtrBatch) -> CtrBatch:
     """The same batch with histories padded further."""
     return replace(batch, history_BL=torch.nn.functional.pad(batch.history_BL, (0, 3)))
+
+
+class Bag(nn.Module):
+    """A language model without layers: a token's state is its embedding plus the mean of the row's."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.width = width
+        self.words = nn.Parameter(torch.randn(30_522, width) * 0.1)
+
+    def forward(self, token_BW: Tensor, mask_BW: Tensor) -> Tensor:
+        own_BWD = self.words[token_BW]
+        weight_BW1 = mask_BW[:, :, None].float()
+        return own_BWD + (own_BWD * weight_BW1).sum(1, keepdim=True) / weight_BW1.sum(1, keepdim=True).clamp(min=1)

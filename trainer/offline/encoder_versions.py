@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -124,7 +123,6 @@ class EncoderVersions:
                 seen,
                 usable=self._known(stop) & ~log.held_out,
             )
-            fusion = copy.deepcopy(fusion)
             found.append(np.asarray(fusion.embed(items).fused_ND.numpy(), np.float32))
         return found
 

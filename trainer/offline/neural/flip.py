@@ -41,6 +41,8 @@ MASKED = 0.15
 NOISE = 25
 TEMPERATURE = 0.7
 FIELD_WIDTH, TABULAR_WIDTH, SHARED_WIDTH = 16, 128, 64
+_NEVER_READ = ("pooler.", "embeddings.position_ids")
+"""Heads of names of tensors in a BERT's file that its states do not depend on."""
 
 
 class Language(Protocol):
@@ -64,7 +66,7 @@ class TrainableBert(nn.Module):
         self.width = self._bert.width
         self.weights = nn.ParameterList()
         for name, tensor in self._bert.weights.items():
-            if tensor.is_floating_point() and not name.startswith("pooler."):
+            if tensor.is_floating_point() and not name.startswith(_NEVER_READ):
                 parameter = nn.Parameter(tensor.clone())
                 self._bert.weights[name] = parameter
                 self.weights.append(parameter)
@@ -213,9 +215,10 @@ class Flip:
             ],
             weight_decay=1e-2,
         )
-        steps = -(-len(data) // self.batch_rows)
+        steps = max(2, -(-len(data) // self.batch_rows))
+        steps += steps == 10  # a rise over a tenth of them would take no time, and the schedule divides by it
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, max_lr=[self.learning_rate, self.language_rate], total_steps=max(2, steps), pct_start=0.1
+            optimiser, max_lr=[self.learning_rate, self.language_rate], total_steps=steps, pct_start=0.1
         )
         for rows, tokens, values in self._batches(data, self._shuffled(data, rng), self.batch_rows):
             loss = loss_of(rows, tokens, values)

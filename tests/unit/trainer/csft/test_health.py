@@ -141,3 +141,33 @@ def test_a_space_at_its_limits_has_not_collapsed():
     assert health.collapse(shape, loss_share=0.98, cosine_limit=0.5, loss_limit=0.98) is None
     assert health.collapse(shape, loss_share=0.99, cosine_limit=0.5, loss_limit=0.98) is not None
     assert health.collapse(shape, loss_share=0.5, cosine_limit=0.49, loss_limit=0.98) is not None
+
+
+def test_anchors_are_padded_to_the_width_asked_for_and_a_sample_stays_in_order():
+    asked = health.Questions.of([([n], n, {n}) for n in range(1, 31)], width=4)
+    assert asked.anchors_QL.shape == (30, 4) and not asked.anchors_QL[:, 1:].any()
+    few = asked.sample(10, seed=3)
+    assert (
+        few.target_Q.tolist() == sorted(few.target_Q.tolist()) and few.anchors_QL[:, 0].tolist() == few.known.tolist()
+    )
+
+
+def test_neither_padding_nor_the_answer_itself_stands_before_the_answer():
+    vectors = np.array([[0, 0], [1, 0], [-0.5, 0], [-0.5, 0], [-1, 0]], np.float32)
+    asked = health.Questions.of([([1], 2, {1})])
+    cold = np.array([True, False, True, False, False])  # whatever is said of padding
+    found = health.recall_at_k(health.queries(vectors, asked), vectors, asked, cold, k=1)
+    assert (found.all, found.cold, found.cold_among_cold) == (1.0, 1.0, 1.0), "one other is as near"
+
+
+def test_without_any_take_all_are_equally_popular():
+    _, columns = health.with_popularity(unit(1, 4), unit(5, 4), np.zeros(5, int), temperature=1.0, strength=0.0)
+    assert np.isfinite(columns).all() and len(set(columns[:, -1].tolist())) == 1
+
+
+def test_one_item_has_one_direction_and_uniformity_is_of_half_the_squared_distances_of_pairs():
+    alone = health.geometry(unit(1, 4))
+    assert (alone.mean_pairwise_cosine, alone.effective_rank) == (pytest.approx(0, abs=1e-6), 1.0)
+    corner = 0.5**0.5
+    two = health.geometry(np.array([[corner, 0], [0, corner]], np.float32))  # a pair is of two or of one twice
+    assert two.uniformity == pytest.approx(np.log((1 + np.exp(-2)) / 2), abs=0.01)

@@ -13,7 +13,7 @@ from trainer.csft.pairs import AnchorKind, HardNegatives, NoPair, PairMiner, bat
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.samples.corrections import CorrectableRows
-from trainer.samples.rows import Take
+from trainer.samples.rows import Impression, Take
 
 PURCHASE, CLICK, CART = BehaviourKind.PURCHASE, BehaviourKind.CLICK, BehaviourKind.CART
 
@@ -249,3 +249,54 @@ def test_what_was_passed_over_at_first_and_taken_later_is_no_negative_of_its_own
     seconds += shown_and_taken("b", 40, "u", "i2", query="q")
     pairs = mine(seconds, queries={"q": 15})
     assert [(pair.row.item, pair.passed_over) for pair in pairs] == [(1, (2, 3)), (2, (3,))]
+
+
+def test_every_take_without_a_pair_is_counted():
+    numbers = make_numbers(20)
+    miner = PairMiner(numbers)
+    seconds = one_after_the_other("u", "i1", "i2", "i1", "i2", "i1")
+    list(miner.pairs(join_all(seconds, numbers, history_length=10, attribution_seconds=5.0)))
+    assert miner.no_pair == {NoPair.NO_ANCHOR: 1, NoPair.TAKEN_BEFORE: 3}
+
+
+def test_a_first_take_is_watched_up_to_the_last_second_of_its_window():
+    clicked = shown_and_taken("a", 0, "u", "i1", CLICK, query="q")
+    other = [event("b", 600, "v", "i2", query_text="q"), event("c", 600, "u", "i1")]
+    taken = [
+        event("tb", 601, "v", "i2", exposure_id="b", kind="click"),
+        event("tc", 601, "u", "i1", "purchase", exposure_id="c"),
+    ]
+    assert kinds([*clicked, other, taken], take_seconds={PURCHASE: 600.0}) == [(1, PURCHASE), (2, CLICK)]
+
+
+def test_a_take_whose_kind_is_not_known_counts_as_a_click_until_it_is():
+    rows = [
+        Impression("e", 0, n, n, "u", 1, (2,), (0,), retaken=n > 0, defines_publish=False, label=1, taken_as=kind)
+        for n, kind in enumerate((None, CART))
+    ]
+    miner = PairMiner(make_numbers(20), take_seconds={CART: 5.0})
+    found = miner.pairs(rows)
+    pair = next(found)
+    assert pair.kind is CLICK and not list(found) and pair.kind is CART
+
+
+def test_what_cannot_be_learned_is_neither_passed_over_nor_a_hard_negative():
+    seen = [event("x", 0, "u", "i9"), event("y", 0, "u", "gone")]
+    (pair,) = mine([seen, *shown_and_taken("a", 1, "u", "i1"), *shown_and_taken("b", 5, "u", "i2")])
+    assert pair.passed_over == (9,)
+    rng, category = np.random.default_rng(0), np.array([-1, 0, 0, 0, *[1] * 17])
+    (other,) = mine(one_after_the_other("v", "i1", "i2"))
+    only = HardNegatives(category, usable=np.isin(np.arange(21), [1, 2]))
+    assert {only.choose(other, rng) for _ in range(20)} == {0}, "both were taken, and the third is not usable"
+
+
+def test_a_category_of_two_has_its_other_item_found_in_most_draws():
+    (pair,) = mine(one_after_the_other("v", "i5", "i1"))
+    hard = HardNegatives(np.array([-1, 0, 0, *[1] * 18]), usable=np.arange(21) > 0)
+    rng = np.random.default_rng(0)
+    assert 0.88 < np.mean([hard.choose(pair, rng) == 2 for _ in range(400)]) < 0.98  # all but one of 16
+
+
+def test_a_single_pair_is_a_batch():
+    pairs = mine(one_after_the_other("v", "i5", "i1"))
+    assert list(batches(pairs, size=4, rng=np.random.default_rng(0), shuffle_seconds=1.0)) == [pairs]

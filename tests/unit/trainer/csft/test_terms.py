@@ -121,7 +121,8 @@ def test_padding_is_an_item_without_content_and_categories_are_numbered_where_th
     _, items, features = world()
     first = with_padding(features).select(np.arange(1))
     assert not (first.text_NT.any() or first.image_NI.any() or first.has_text_N.any() or first.has_image_N.any())
-    assert (first.category_N2 == -1).all() and np.isnan([first.year_N, first.price_N]).all() and len(items) == 61
+    assert (first.words_NA == -1).all() and (first.category_N2 == -1).all()
+    assert np.isnan([first.year_N, first.price_N]).all() and len(items) == 61
     numbers = _category_numbers(items)
     assert numbers[0] == -1 and [len(set(numbers[1 + g :: 3])) for g in range(3)] == [1, 1, 1]
     assert len(set(numbers[1:])) == 3 and (numbers[1:] >= 0).all()

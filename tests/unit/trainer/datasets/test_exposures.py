@@ -9,10 +9,13 @@ import pytest
 
 from tests.factories.offline_folders import DAY, START, real_set, write, write_small_set
 from trainer.datasets.exposures import (
+    PUBLISHED_AT_IS,
     behaviours_of,
     defining_interactions,
     draw_around,
+    how_published,
     id_prefix,
+    is_drawn_name,
     match_to_rows,
     sources_of_draws,
     spread_over_days,
@@ -96,6 +99,50 @@ def test_a_draw_may_come_from_either_end_of_its_window_and_from_nothing_beyond(w
     assert sources_of_draws(ts, item, row, drawn, seed=0, window=window).tolist() == sources
 
 
+@pytest.mark.parametrize(("window", "drawn"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
+def test_an_exposure_is_drawn_up_to_the_end_of_the_window_behind_its_take(window: int, drawn: list[int]) -> None:
+    ts, everyone = np.arange(4), np.arange(4)
+    for per_take in (3, 1):
+        found = [
+            draw_around(ts, everyone, everyone, np.zeros(4, np.int64), seed=seed, per_take=per_take, window=window)
+            for seed in range(20)
+        ]
+        assert {int(item) for row, _, items in found for at, item in zip(row, items, strict=True) if at == 0} == {
+            *drawn
+        }
+
+
+def test_the_time_of_publication_is_known_unless_it_is_that_of_a_first_take_and_unknown_on_the_first_day(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "items", item_id=[*"abcde"], title=[*"abcde"],
+          publish_ts=[START, START + 5, START + 2 * DAY, START + 2 * DAY, START + 3 * DAY])  # fmt: skip
+    ts = [START + 5, START + 9, START + 2 * DAY, START + 2 * DAY + 1]
+    write(tmp_path, "interactions", user_id=[*"uvuv"], item_id=[*"bacd"], ts=ts, label=[1] * 4)
+    found = how_published(open_data_set(tmp_path)).tolist()
+    assert [PUBLISHED_AT_IS[one] for one in found] == ["known", "unknown", "inferred", "known", "known"]
+
+
+def test_the_source_of_a_draw_is_a_take_at_its_moment_of_the_day_and_nothing_else_has_one(tmp_path: Path) -> None:
+    write(tmp_path, "items", item_id=[*"abcdef"], title=[*"abcdef"], publish_ts=[START] * 6)
+    days = [START + n * DAY for n in range(12)]
+    write(
+        tmp_path, "interactions", user_id=[f"u{n}" for n in range(12)], item_id=[*"abcdef"] * 2, ts=days, label=[1] * 12
+    )
+    log = behaviours_of(open_data_set(tmp_path), seed=0)
+    takes = {int(log.row[p]): int(log.ts[p]) for p in np.flatnonzero(log.is_take)}
+    drawn = log.draw >= 0
+    assert drawn.sum() == 48 and (log.source >= 0).tolist() == drawn.tolist()
+    assert log.source_ts[~drawn].tolist() == [0] * 24
+    assert log.source_ts[drawn].tolist() == [takes[row] for row in log.source[drawn].tolist()]
+    assert any(second % DAY for second in takes.values())
+
+
+def test_a_drawn_exposure_is_told_by_the_end_of_its_name() -> None:
+    assert is_drawn_name("0a1b-n12-3") and is_drawn_name("p-n1-2-n0-0")
+    assert not any(map(is_drawn_name, ("p-s12", "p-x3", "p-n12-3x", "p-n12", "n1-2")))
+
+
 def test_days_are_spread_over_their_own_day_by_the_seed() -> None:
     days = np.repeat(np.arange(3) * DAY, 500)
     spread = spread_over_days(days, seed=2)
@@ -113,6 +160,8 @@ def test_only_the_first_interaction_at_the_publish_time_defines_it() -> None:
     item = np.array([0, 1, 2, 2, 0])
     flags = defining_interactions(spread, recorded, item, publish_ts=np.array([10, 5, 0]))
     assert flags.tolist() == [True, False, False, True, False]
+    early = defining_interactions(np.array([10]), np.array([10]), np.array([0]), publish_ts=np.array([11]))
+    assert early.tolist() == [False], "taken before it was published"
 
 
 def test_given_negatives_are_shared_out_among_the_rows_of_their_user_and_time() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 
 from tests.factories.neural import ITEMS, random_world, world
-from trainer.offline.data import history_matrix
+from trainer.offline.data import Histories, history_matrix
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.fitting import ranking_loss
 
@@ -95,3 +97,51 @@ def test_batches_of_an_epoch_hold_rows_of_about_one_length_of_history() -> None:
     spans = sorted((int(one.min()), int(one.max())) for one in lengths)
     assert len({length for span in spans for length in span}) > 2
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_an_epoch_is_of_whole_batches_in_random_order_that_hold_whole_groups() -> None:
+    rows = [(n % ITEMS + 1, [1] * (1 + n // 4 % 5)) for n in range(96)]
+    data = world(rows, users=[n // 4 for n in range(96)])
+    batches = ColumnBatches(data, history_length=8)
+    epoch = list(batches.epoch(8, np.random.default_rng(0)))
+    assert [len(one) for one in epoch] == [8] * 12
+    # of one length are 16 or 20 rows, so that no batch ends inside a group of four
+    assert all(np.bincount(data.rows.user_N[one])[data.rows.user_N[one]].tolist() == [4] * 8 for one in epoch)
+    lengths = [int(batches.data.rows.history_stop_N[one[0]] - data.rows.history_start_N[one[0]]) for one in epoch]
+    assert lengths != sorted(lengths), "the short histories do not come first"
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(33, [1, 16, 16]), (32, [16, 16]), (1, [1])])
+def test_the_last_batch_holds_what_is_left(rows: int, sizes: list[int]) -> None:
+    batches = ColumnBatches(random_world(rows), history_length=5)
+    for pass_ in (batches.epoch(16, np.random.default_rng(0)), batches.in_order(16)):
+        assert sorted(len(one) for one in pass_) == sizes
+
+
+def test_rows_in_order_rise_by_what_is_read_of_their_histories() -> None:
+    batches = ColumnBatches(world([(1, [2] * 9), (1, [2] * 3), (1, [2] * 5), (1, [])]), history_length=5)
+    assert np.concatenate(list(batches.in_order(2))).tolist() == [3, 1, 0, 2], "nine and five are both cut to five"
+    assert np.concatenate(list(batches.in_order(2, np.array([2, 0])))).tolist() == [2, 0]
+    again = world([(1, [2, 3, 2, 3, 2]), (1, [4, 5, 6])])
+    again = replace(again, histories=Histories.of(np.array([0] * 5 + [1] * 3), again.histories.item_T, np.arange(8)))
+    assert np.concatenate(list(ColumnBatches(again, history_length=5).in_order(2))).tolist() == [0, 1], "two items"
+
+
+def test_padding_is_one_row_whatever_version_a_row_is_of() -> None:
+    batch = ColumnBatches(world([(1, [2]), (3, [1, 2])], encoder=[1, 0]), history_length=5).batch(np.arange(2))
+    assert batch.history_BL[0, 1] == 0 and batch.hashes_U2[0].tolist() == [0, 0]
+    assert (batch.history_BL == 0).tolist() == [[False, True], [False, False]]
+
+
+def test_groups_of_a_batch_are_numbered_from_nought() -> None:
+    data = world([(1, [2])] * 4, users=[7, 3, 7, 9])
+    batches = ColumnBatches(data, history_length=5)
+    assert batches.groups(np.array([3])).tolist() == [0]
+    assert batches.groups(np.array([2, 3, 0])).tolist() == [0, 1, 0]
+
+
+def test_without_content_vectors_have_no_width() -> None:
+    data = random_world(6)
+    batch = ColumnBatches(data, history_length=5, content=False).batch(np.arange(6))
+    whole = ColumnBatches(data, history_length=5).batch(np.arange(6))
+    assert batch.vectors_UV.shape == (len(whole.vectors_UV), 0) and torch.equal(batch.hashes_U2, whole.hashes_U2)

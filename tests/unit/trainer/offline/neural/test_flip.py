@@ -7,27 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.factories.neural import random_world, world
+from tests.factories.neural import Bag, random_world, world
 from trainer.metrics import auc
 from trainer.offline.neural.flip import Flip, FlipNetwork, TrainableBert, alignment, language_folder, noise_contrastive
 from trainer.offline.neural.flip_rows import RECENT, Fields, TitleTokens, recent
 
 FOLDER = language_folder()
-
-
-class Bag(nn.Module):
-    """A language model without layers: a token's state is its embedding plus the mean of the row's."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.width = width
-        self.words = nn.Parameter(torch.randn(30_522, width) * 0.1)
-
-    def forward(self, token_BW: Tensor, mask_BW: Tensor) -> Tensor:
-        own_BWD = self.words[token_BW]
-        weight_BW1 = mask_BW[:, :, None].float()
-        return own_BWD + (own_BWD * weight_BW1).sum(1, keepdim=True) / weight_BW1.sum(1, keepdim=True).clamp(min=1)
 
 
 @pytest.fixture

@@ -176,6 +176,20 @@ def test_make_trains_content_alone_first_and_then_hands_over_interest_hidden_out
     assert not torch.equal(now["tower.last.weight"], before["tower.last.weight"])
 
 
+def test_make_is_a_longer_run_of_content_without_ranking_and_then_one_of_all() -> None:
+    columns, settings = ColumnBatches(random_world(64), history_length=5), FitSettings(epochs=1, batch_rows=16)
+    learned, expected = (Make().build({}, vector_width=WIDTH, dense_width=3, seed=0) for _ in range(2))
+    expected.load_state_dict(learned.state_dict())
+    model = Make()
+    model.network = learned
+    model.learn(columns, None, settings, seed=6)
+    assert isinstance(expected, TaobaoNetwork) and expected.content is not None
+    fit(expected.content, columns, None, replace(settings, epochs=4, group_weight=0.0), seed=6)
+    fit(expected, columns, None, settings, seed=7)
+    for (name, ours), theirs in zip(learned.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_sata_weighs_by_id_by_content_and_by_both_as_in_loops() -> None:
     network, batch = network_of("sa-ta"), batch_of(ROWS, without_vector=(2,))
     assert isinstance(network, SataNetwork)
@@ -203,7 +217,29 @@ def test_search_unit_keeps_the_nearest_and_never_padding() -> None:
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
     assert nearest(similarity, known, mask, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
     assert nearest(similarity, known, mask, 3).tolist()[0] == [True, True, True, False]
+    assert nearest(similarity, known, mask, 3).tolist()[1] == [True, True, False, False]
     assert torch.equal(nearest(similarity, known, mask, 9), mask)
+
+
+def test_what_the_search_unit_leaves_out_and_what_has_no_vector_is_in_no_tier() -> None:
+    batch = batch_of([(6, [1, 2, 3, 4, 5]), (7, [])], without_vector=(2, 3))
+    network = SataNetwork(dense_width=3, kept=4).eval()
+    (found,) = network.extras(batch)
+    similarity, _ = cosines(batch)
+    # the newest first, so that items 2 and 3 are in the middle; of those without a vector one is kept and not counted
+    counts = np.zeros(TIERS)
+    for cosine in similarity[0, [0, 1, 4]].tolist():
+        counts[math.floor(10 * cosine) + 10] += 1
+    np.testing.assert_allclose(found[0].detach().numpy(), np.log1p(counts), rtol=1e-5)
+    assert not found[1].any()
+    fewer = SataNetwork(dense_width=3, kept=2).eval()
+    (found,) = fewer.extras(batch)
+    counts = np.zeros(TIERS)
+    for cosine in sorted(similarity[0, [0, 1, 4]].tolist())[-2:]:
+        counts[math.floor(10 * cosine) + 10] += 1
+    np.testing.assert_allclose(found[0].detach().numpy(), np.log1p(counts), rtol=1e-5)
+    ids = torch.randn(len(batch.hashes_U2), network.query.in_features)
+    assert not network.interest(batch, ids, ids[batch.target_B])[1].any(), "there is no history"
 
 
 # ---- parts of CiUBM -------------------------------------------------------------------------------------------------
