@@ -15,7 +15,7 @@ from streams.indexing import agents as item_streams
 from streams.indexing.config import IndexConfig
 from streams.indexing.flow import Flow
 from streams.indexing.take_over import RecentWrites
-from tests.factories.item_path import NOW, ItemPath, allowed, item
+from tests.factories.item_path import NOW, PICTURE_URL, ItemPath, allowed, item, picture, retry_record
 from tests.factories.running_agent import running
 from tests.factories.waiting import until
 
@@ -28,6 +28,7 @@ class Message(NamedTuple):
     value: bytes
     partition: int = 0
     timestamp: float = NOW.timestamp()
+    generation_id: int = 1
     headers: Any = None
 
 
@@ -116,6 +117,43 @@ async def test_a_path_that_is_cancelled_leaves_nothing_under_way_and_is_no_failu
     await asyncio.wait([reading])
     assert ended == 3 and stream.acked == []
     assert not flow.failed.done()
+
+
+class Retries(Stream):
+    """Gives late pictures one by one."""
+
+    def __init__(self, values: list[bytes]) -> None:
+        super().__init__()
+        self.values = values
+
+    async def noack_take(self, most: int, within: float) -> AsyncIterator[list[Event]]:
+        for offset, value in enumerate(self.values):
+            self.taken += 1
+            yield [Event(Message(offset, b"a", value))]
+        await asyncio.Event().wait()
+
+
+async def test_no_more_late_pictures_wait_than_may_and_the_next_one_in_line_is_read() -> None:
+    path = ItemPath(IndexConfig(retry_max_waiting=2))
+    await path.index_all(*(path.publish(f"i{n}", title="x", image_url=PICTURE_URL) for n in range(6)))
+    path.web[PICTURE_URL] = picture()
+    stream: Any = Retries([retry_record(one).value or b"" for one in path.outbox.retries])
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0.01)
+
+    flow = Flow(check_role=allowed)
+    pool = item_streams.ImageRetryPool(path.context, flow, lambda event: True, lambda report: None, sleep, stream)
+    reading = asyncio.create_task(pool.run())
+    await until(lambda: len(waits) >= 6, seconds=10, every=0.01)
+    assert (stream.taken, stream.acked) == (3, []) and max(waits) <= 1.0
+    path.now = path.outbox.retries[-1].not_before
+    await until(lambda: len(stream.acked) == 6, seconds=10, every=0.01)
+    assert stream.acked == [*range(6)] and not flow.failed.done()
+    reading.cancel()
+    await asyncio.wait([reading])
 
 
 async def test_a_loop_that_ends_by_itself_stops_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
