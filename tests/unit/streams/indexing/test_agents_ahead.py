@@ -83,7 +83,9 @@ async def test_batches_are_read_ahead_up_to_the_limit_and_know_what_is_not_writt
     reading = asyncio.create_task(pipeline(path, stream, flow).run())
     for written in range(5):
         read = min(written + 2, 5)
-        await until(partial(lambda *wanted: (len(unwritten), writing) == wanted, read, written + 1), every=0.01)
+        await until(
+            partial(lambda *wanted: (len(unwritten), writing) == wanted, read, written + 1), seconds=10, every=0.01
+        )
         await asyncio.sleep(0.02)
         assert (stream.taken, stream.acked) == (read, list(range(written)))
         may_write.release()
