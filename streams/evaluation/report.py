@@ -175,9 +175,11 @@ def _number(value: float | None) -> str:
 
 
 def _bars(document: dict[str, Any]) -> str:
-    """GAUC with intervals, bucket by bucket."""
+    """GAUC with intervals, bucket by bucket; nothing where every bucket was too small."""
     means = document["means"]
     shown = [one for one in SHOWN if any(row["bucket"] == one for row in means)]
+    if not shown:
+        return ""
     figure, panels = _panels(len(shown), height=1.0 + 0.28 * len({row["model"] for row in means}))
     for panel, bucket in zip(panels, shown, strict=True):
         rows = sorted((row for row in means if row["bucket"] == bucket), key=lambda row: row["gauc"])
@@ -215,8 +217,8 @@ def _calibration(document: dict[str, Any]) -> str:
 def _panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * max(1, count), height), layout="constrained")
-    return figure, list(figure.subplots(1, max(1, count), squeeze=False)[0])
+    figure = Figure(figsize=(4.6 * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _judged_by(about: dict[str, Any]) -> str:

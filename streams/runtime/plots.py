@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 def as_image(figure: Figure) -> str:
     """An `img` element that holds the figure as SVG; the same figure gives the same bytes."""
+    from matplotlib import rc_context  # slow to import
+
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "mimstream"}):  # names of elements are drawn by chance without one
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
     return f"<img class='plot' alt='' src='data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}'>"

@@ -48,7 +48,7 @@ class LeakAudit:
                 if event.kind.is_take and not event.defines_publish:
                     second = self._counted[event.event_id] = math.floor(event.occurred_at.timestamp())
                     insort(self._seconds[event.item_id], second)
-                if event.drawn_from is not None and event.drawn_at is not None:
+                if event.drawn_from is not None:
                     self._source[event.event_id] = event.drawn_from
                 elif self._drawn_here and is_drawn_name(event.event_id):
                     self._counts["exposures were drawn and do not name the take that they were drawn from"] += 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +72,10 @@ def write_run(run: SimulatedRun, document: Mapping[str, Any], out: Path) -> None
 def read_run(folder: Path) -> tuple[str, dict[str, NDArray[np.float64]]]:
     """Digest of the rows, and scores by model, of `write_run`. Raises `Misconfigured` if there are none."""
     try:
-        with np.load(folder / _SCORES) as stored:
+        with (folder / _SCORES).open("rb") as file, np.load(file) as stored:
             scores = {name.removeprefix("score_"): stored[name] for name in stored.files if name != "digest"}
             return str(stored["digest"]), scores
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise Misconfigured(f"--against {folder} holds no scores of --protocol live: {error}") from None
 
 

@@ -14,7 +14,7 @@ import pytest
 from schemas.errors import Misconfigured
 from streams.commands import evaluate
 from streams.evaluation.figures import _mean
-from streams.evaluation.report import _span_words, markdown, page, statements, tables, write_reports
+from streams.evaluation.report import _calibration, _span_words, markdown, page, statements, tables, write_reports
 from streams.evaluation.study import Study, _file_name, run_study
 from trainer.datasets.spans import Span
 
@@ -65,7 +65,8 @@ def test_tables_go_from_the_buckets_that_matter_to_cost_and_the_best_model_stand
     assert [row[:2] for row in cold] == [["ciubm", "0.6100"], ["din", "0.5000 ±0.012"]]
     assert found[3][1:] == (["model", "overall"], [["din", "+0.0200 [-0.0100, +0.0500]"]])
     assert [row[3] for row in found[4][2]] == ["", "chosen"] and found[5][2] == [["din", "1.2", "0.5"]]
-    assert "GAUC of ciubm minus" not in [title for title, _, _ in tables(make_document(paired=[]))]
+    for paired in ([], make_document()["paired"][1:]):  # of none, and of a bucket that is not shown
+        assert "GAUC of ciubm minus" not in [title for title, _, _ in tables(make_document(paired=paired))]
 
 
 def test_statements_say_what_was_compared_with_what_and_what_was_left_out() -> None:
@@ -104,6 +105,15 @@ def test_a_report_is_written_in_three_forms_and_escapes_names(tmp_path: Path) ->
     assert page(make_document()).count("data:image/svg") == 1
     with pytest.raises(Misconfigured, match="--out"):
         write_reports(document, tmp_path / "nowhere")
+
+
+def test_the_page_plots_the_first_seed_of_a_model_and_nothing_where_every_bucket_was_too_small() -> None:
+    first, second = ({"model": "din", "seed": n, "bins": [{"predicted": 0.1 + n, "observed": 0.2}]} for n in (0, 1))
+    both, one, other, none = (_calibration(make_document(calibration=bins)) for bins in
+                              ([first, second], [first], [second], []))  # fmt: skip
+    assert both == one != other and none == ""
+    small = page(make_document(means=[], paired=[], too_small=["overall"]))
+    assert "100 users with both labels: overall." in small
 
 
 def second(text: str) -> int:

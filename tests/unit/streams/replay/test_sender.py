@@ -212,5 +212,25 @@ class FailingSender(RecordingSender):
 
 
 async def test_a_record_that_the_broker_did_not_take_fails_the_replay(tmp_path: Path) -> None:
+    sender, timeline = FailingSender(), timeline_of(make_set(tmp_path / "set"))
     with pytest.raises(ConnectionResetError):
-        await replay_to(FailingSender()).run(timeline_of(make_set(tmp_path / "set")))
+        await replay_to(sender).run(timeline)
+    assert len(sender.records) <= 64 < timeline.items + timeline.events, "nothing more is sent once it is known"
+
+
+class CancellingSender(RecordingSender):
+    async def send(self, topic: str, value: bytes | None = None, key: bytes | None = None) -> asyncio.Future[Any]:
+        future = await super().send(topic, value, key)
+        if len(self.records) == 5:
+            future.cancel()
+            self._waiting.pop()
+        return future
+
+
+async def test_a_record_whose_sending_was_cancelled_is_neither_acknowledged_nor_an_error(tmp_path: Path) -> None:
+    replay, timeline = replay_to(CancellingSender()), timeline_of(make_set(tmp_path / "set"))
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    sent = await replay.run(timeline)
+    assert sent.acknowledged == timeline.items + timeline.events - 1 and told == []
+    assert not replay._open, "no record is held once it is known what became of it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,19 @@ from streams.runtime.setting_names import as_text
 ABOUT = "import os, sys; print(os.getsid(0) == os.getpid(), sys.stdin.read() == '', os.getcwd(), os.environ.get('A'))"
 
 
+@pytest.fixture
+def _words_on_standard_input() -> Iterator[None]:
+    kept, (read, write) = os.dup(0), os.pipe()
+    os.write(write, b"words")
+    os.dup2(read, 0)
+    for one in (read, write):
+        os.close(one)
+    yield
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+@pytest.mark.usefixtures("_words_on_standard_input")
 @pytest.mark.parametrize("given", [None, {"A": "1"}])
 def test_a_child_has_a_session_of_its_own_and_nothing_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str] | None

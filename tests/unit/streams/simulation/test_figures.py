@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from streams.simulation.figures import figures_of, spans_of
 from streams.simulation.report import digest_of
@@ -35,15 +36,15 @@ def test_the_rows_of_the_test_span_are_told_apart_by_history_retakes_and_whether
     run = run_of(
         9,
         item=np.array(["a", "b", "c", "a", "b", "c", "c", "a", "b"]),
-        retaken=np.array([0, 0, 0, 0, 0, 0, 0, 1, 0], bool),
-        with_history=np.array([1, 1, 1, 1, 1, 1, 0, 1, 0], bool),
+        retaken=np.array([0, 1, 0, 0, 0, 0, 0, 1, 0], bool),
+        with_history=np.array([1, 1, 1, 1, 1, 1, 0, 0, 0], bool),
     )
     cold = np.array([False, False, True, True])
     log: Any = SimpleNamespace(data=SimpleNamespace(item_ids=["a", "b", "c"]), test=Span(3, 9), cold=lambda span: cold)
     found = {name: np.flatnonzero(rows).tolist() for name, rows in spans_of(run, log).items()}
     assert found["test"] == [3, 4, 5] and found["test_cold"] == [4, 5]
     assert found["test_new_users"] == [6, 8] and found["test_retaken"] == [7]
-    assert found["last_third"] == [6, 8] and found["overall"] == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert found["last_third"] == [6, 8] and found["overall"] == [0, 2, 3, 4, 5, 6, 8]
     assert "test" not in spans_of(run, None)
 
 
@@ -59,10 +60,24 @@ def test_models_are_compared_with_the_reference_and_a_serving_release_with_the_o
     )
     rows = {name: of["all"]["impressions"] for name, of in found["figures"].items()}
     assert rows == {"ciubm": 720, "din": 720, SERVED: 610, f"other:{SERVED}": 610, "other:ciubm": 720}
+    known = found["figures"]["ciubm"]["all"]
+    loss = -(np.log(0.9) + np.log(0.9)) / 2  # 0.9 for every take, 0.1 for every other row
+    assert known["logloss"] == pytest.approx(loss) and (known["gauc"], known["users"]) == (1.0, 120)
+    assert "calibration" not in known
     names = ("ciubm-din", f"ciubm-{SERVED}", "ciubm-other:ciubm", f"{SERVED}-other:{SERVED}")
     assert found["paired"].keys() == set(names)
     assert all(found["paired"][name]["all"]["difference"] > 0.3 for name in names[:3])
     assert {of["few"] for of in (*found["figures"].values(), *found["paired"].values())} == {None}
+
+
+def test_intervals_are_drawn_by_the_seed_and_go_from_low_to_high() -> None:
+    count = 720
+    noise = np.random.default_rng(1).random((2, count))
+    run = run_of(count, scores={"ciubm": noise[0], "din": noise[1]})
+    spans = {"all": np.ones(count, bool)}
+    first, again, other = (figures_of(run, spans, seed=seed)["paired"]["ciubm-din"]["all"] for seed in (3, 3, 4))
+    assert first == again and first["low"] < first["difference"] < first["high"]
+    assert first["difference"] == other["difference"] and first["low"] != other["low"]
 
 
 def test_rows_that_differ_in_anything_that_is_compared_have_another_digest() -> None:

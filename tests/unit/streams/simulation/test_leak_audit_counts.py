@@ -40,7 +40,7 @@ class Audited:
         return self.audit.found
 
 
-def click(name: str, second: int, **more: object) -> Behaviour:
+def click(name: str, second: float, **more: object) -> Behaviour:
     return behaviour(name, "click", item="i1", second=second, **more)
 
 
@@ -67,3 +67,27 @@ def test_drawn_exposures_name_their_takes_where_the_replay_drew_them(drawn_here:
     audited = Audited(drawn_here=drawn_here)
     audited.hear([behaviour("s3-n5-1"), behaviour("s3-s5")])
     assert len(audited.audit.found) == found
+
+
+def test_takes_of_the_same_second_as_the_newest_row_are_not_known_and_an_older_step_sets_nothing_back() -> None:
+    audited = Audited()
+    audited.hear([click("t", 99.5), click("s", 105)])
+    assert audited.row(100, 0) == []
+    assert audited.row(110, 1) == [], "a take at 99.5 is of second 99"
+    assert audited.row(101, 2) == []
+    assert audited.row(130, 2) == [], "the newest second stays 110"
+
+
+def test_a_row_that_knows_a_take_of_its_own_second_is_told_from_one_that_knows_the_step_before() -> None:
+    audited = Audited()
+    audited.hear([click("t", 100)])
+    assert audited.row(100, 1) == ["1 rows know takes of their own second or a later one"]
+    assert audited.row(101, 1)[1:] == ["1 rows know takes since the step before"]
+
+
+@pytest.mark.parametrize(("known", "found"), [(1002, 0), (1003, 1)])
+def test_of_many_takes_a_share_may_be_rounded_away(known: int, found: int) -> None:
+    audited = Audited()
+    audited.hear([click(f"t{n}", 50) for n in range(1000)])
+    assert audited.row(100, 0) == []
+    assert len(audited.row(110, known)) == found

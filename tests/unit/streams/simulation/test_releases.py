@@ -75,6 +75,14 @@ def test_the_best_release_so_far_is_compared_with_while_another_serves(monkeypat
     due.releases.act()
     shadow = due.trainer.shadow
     assert shadow is not None and (shadow.against.serving, shadow.against.best) == (second[1].release_id, best)
+    third, scorer = due.releases._candidate, due.releases._scorer
+    assert third is not None
+    due.trainer.shadow = None
+    due.releases._conclude(third, passed)
+    due.releases.act()
+    shadow = due.trainer.shadow
+    assert shadow is not None and (shadow.against.serving, shadow.against.best) == (third[1].release_id, best)
+    assert due.releases._scorer is not scorer
     assert not any(torch.isnan(one).any() for one in second[0].values() if one.is_floating_point())
 
 
@@ -104,6 +112,21 @@ def test_a_comparison_that_is_over_is_decided_once(monkeypatch: pytest.MonkeyPat
     due.releases.act()
     due.releases.act()
     assert due.trainer.shadow is None and len(due.releases.decisions) == 2 and due.made == 2
+    assert due.releases.decisions[1].against == shadow.against.serving
+
+
+def test_a_release_says_of_which_rows_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    due = Due(monkeypatch)
+    learned, honest = {"last_event_at": 1_700_000_000, "rows_trained": 34, "steps": 5}, due.honest
+    due.honest = lambda: replace(honest(), **learned)  # type: ignore[method-assign]
+    due.releases.act()
+    due.honest = honest  # type: ignore[method-assign]
+    first = due.releases._candidate
+    due.releases.act()
+    assert first is not None and due.releases._candidate is not None
+    assert first[1].last_event_at == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert (first[1].rows_trained, first[1].steps) == (34, 5)
+    assert due.releases._candidate[1].last_event_at is None
 
 
 class Halves:
@@ -120,6 +143,7 @@ def test_a_row_that_is_learned_once_more_is_neither_scored_nor_counted_again() -
         SimpleNamespace(correction=correction, history=history)
         for correction, history in ((False, (3,)), (True, (3,)), (False, ()))
     ]
+    assert releases.scores.tolist() == []
     batch: Any = len(rows)
     for observer in (releases, histories):
         observer.observe(rows, batch)

@@ -174,6 +174,7 @@ async def test_each_record_has_the_place_that_a_producer_gives_it(folder: Path) 
     assert len({entry.partition for entry in entries}) == PARTITIONS and len(entries) == len(held)
     for entry in entries:
         assert entry.behaviour == behaviour_of(held[entry.partition, entry.offset], BrokerConfig(), {})
+        assert entry.produced_at == entry.written_at == NOW.timestamp()
 
 
 def test_the_same_folder_gives_the_same_scores_to_the_last_digit_and_releases_are_compared(
@@ -208,7 +209,7 @@ def test_vectors_that_come_later_change_only_rows_from_then_on(folder: Path) -> 
     ]
     given: dict[str, Any] = {"partitions": PARTITIONS, "gate": GATE, "now": NOW}
     plain = simulate(make_trainer, events, {0: records}, **given)
-    fresh = simulate(make_trainer, events, {0: records, half: renamed}, **given)
+    fresh = simulate(make_trainer, events, {half: renamed, 0: records}, **given)
     assert plain.rows_sha256 == fresh.rows_sha256
     changed = plain.scored.scores["ciubm"] != fresh.scored.scores["ciubm"]
     first = int(np.argmax(changed))
