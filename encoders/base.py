@@ -116,3 +116,7 @@ class Encoder(Protocol):
         A row does not depend on the others: bit-identical on a CPU with one thread per pass, within 1e-5 elsewhere.
         """
         ...
+
+    def encode_queries(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """The same for what users ask with, words or a photo: rows whose nearest items are the answers."""
+        ...

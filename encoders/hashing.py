@@ -66,6 +66,10 @@ class HashingEncoder:
             out[row] = _unit(sum(parts))
         return out
 
+    def encode_queries(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """As items: nothing was learned from queries."""
+        return self.encode(batch)
+
     def _direction(self, seed: int) -> NDArray[np.float64]:
         blocks = (4 * self._dim + 63) // 64
         raw = b"".join(hashlib.sha512(f"{seed}:{block}".encode()).digest() for block in range(blocks))

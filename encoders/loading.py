@@ -78,9 +78,15 @@ def _trained_encoder(folder: Path, config: EncoderConfig) -> TrainedEncoder:
             f"encoder bundle {folder} was trained on its own towers; unset MIM_ENCODER__TEXT_MODEL and "
             "MIM_ENCODER__IMAGE_MODEL"
         )
-    manifest, _, fusion = read_trained(folder)
+    manifest, training, fusion = read_trained(folder)
     towers = towers_of(manifest, folder, config)
-    return TrainedEncoder(towers, fusion, version=_version(manifest.version, config), width=config.width)
+    return TrainedEncoder(
+        towers,
+        fusion,
+        version=_version(manifest.version, config),
+        width=config.width,
+        queries_are_views=training.settings.get("anchor_view") == "fused",
+    )
 
 
 def _version(version: str, config: EncoderConfig) -> str:

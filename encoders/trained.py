@@ -44,7 +44,7 @@ from encoders.bundle import (
 )
 from encoders.digests import file_sha256
 from encoders.features import ItemFeatures, attribute_columns, word_hashes
-from encoders.fusion import ItemFusion
+from encoders.fusion import ItemFusion, Views
 from encoders.fusion_config import FusionConfig
 from encoders.multimodal import MultiModalEncoder
 from encoders.preprocess import PREPROCESSING
@@ -125,8 +125,18 @@ class TrainedEncoder:
     """Towers and a trained fusion as an `Encoder`; `width` keeps a nested prefix of each vector."""
 
     def __init__(
-        self, towers: MultiModalEncoder, fusion: ItemFusion, *, version: str, width: int | None = None
+        self,
+        towers: MultiModalEncoder,
+        fusion: ItemFusion,
+        *,
+        version: str,
+        width: int | None = None,
+        queries_are_views: bool = False,
     ) -> None:
+        """`queries_are_views` says that training asked with the view of the query's own modality.
+
+        Raises `Misconfigured` if there are no vectors of this width.
+        """
         if towers.tower_widths != (fusion.text_width, fusion.image_width):
             raise ValueError(
                 f"towers make {towers.tower_widths} features, the fusion was made for "
@@ -140,6 +150,7 @@ class TrainedEncoder:
         self.towers = towers
         self.fusion = fusion.eval().requires_grad_(False)
         self._width = width or fusion.dim
+        self._queries_are_views = queries_are_views
         # prefixes of different lengths are vectors of different spaces
         self._version = version if self._width == fusion.dim else f"{version}-w{self._width}"
 
@@ -171,10 +182,26 @@ class TrainedEncoder:
 
     def vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
         """What `encode` makes of items with these tower features, at least one: (n, dim) unit rows."""
+        return self._unit_rows(self._views(features).fused_ND, len(features))
+
+    def encode_queries(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(n, dim) unit rows of searches, which lie beside the items that they find; errors as of `encode`.
+
+        C-SFT asks with the view of a photo or of words (`CsftConfig.anchor_view`), and a search by both is their mean.
+        """
+        if not batch or not self._queries_are_views:
+            return self.encode(batch)
+        views = self._views(self.features(batch))
+        return self._unit_rows(views.image_ND + views.title_ND, len(batch))
+
+    def _views(self, features: ItemFeatures) -> Views:
         filled = features.select(np.arange(max(len(features), ALIKE_ROWS)) % len(features))
         with torch.inference_mode():
-            views = self.fusion(self.fusion.prepare(filled))
-        rows = views.fused_ND[: len(features), : self._width].cpu().numpy()
+            views: Views = self.fusion(self.fusion.prepare(filled))
+        return views
+
+    def _unit_rows(self, rows_ND: torch.Tensor, count: int) -> NDArray[np.float32]:
+        rows = rows_ND[:count, : self._width].cpu().numpy()
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or (lengths < 1e-6).any():
             raise EncodingFailed(Reason.BAD_VECTOR, "the fusion made a vector that is zero or not finite")

@@ -205,7 +205,7 @@ async def _encoded_query(service: ScoringService, asked: SimilarRequest) -> NDAr
         ) from None
     content = ItemContent(title=asked.text or "", image=asked.image)
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(service.compute, lambda: encoder.encode([encoder.prepare(content)]))
+    return await loop.run_in_executor(service.compute, lambda: encoder.encode_queries([encoder.prepare(content)]))
 
 
 def _neighbours(pairs: list[tuple[str, float]]) -> list[Neighbour]:

@@ -64,6 +64,9 @@ class WordEncoder:
         stacked = np.asarray(rows)
         return np.asarray(stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.float32)
 
+    def encode_queries(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        return self.encode(batch)
+
 
 class Loaded:
     async def get(self) -> WordEncoder:

@@ -78,6 +78,21 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("asked", "as_view"), [({"anchor_view": "fused"}, True), ({"anchor_view": "same"}, False), ({}, False)]
+)
+def test_searches_are_encoded_as_the_training_of_the_bundle_asked(
+    bundle: Path, asked: dict[str, str], as_view: bool
+) -> None:
+    fusion = ItemFusion(SMALL, text_width=48, image_width=40)
+    story = TrainingManifest(stage="csft", parent="p", data="d", settings=asked)
+    write_trained(bundle.parent / "trained", towers=read_bundle(bundle)[0], fusion=fusion, training=story)
+    encoder = load_encoder(EncoderConfig(bundle=str(bundle.parent / "trained")))
+    batch = [encoder.prepare(ItemContent(title="coat"))]
+    as_item, as_query = encoder.encode(batch), encoder.encode_queries(batch)
+    assert bool((np.abs(as_item - as_query) > 1e-3).any()) == as_view
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", ["bundle", "trained"])
 def test_limits_of_pictures_and_threads_are_those_of_the_settings(kind: str, request: pytest.FixtureRequest) -> None:

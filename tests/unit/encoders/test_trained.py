@@ -1,6 +1,7 @@
 """Trained bundles: written whole, read back the same, refused when damaged or foreign."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,36 @@ def test_a_row_is_the_same_alone_and_in_a_batch_of_any_size(count):
     assert together.shape == (count, 16)
     for row in {0, count // 2, count - 1}:
         np.testing.assert_array_equal(encoder.encode(rows_of([row]))[0], together[row])
+
+
+class Sides(Rows):
+    """The same, of which a query may lack words or photo."""
+
+    def tower_features(self, batch):
+        text, image = super().tower_features(batch)
+        has_text = np.array([item.tokens is not None for item in batch])
+        has_image = np.array([item.pixels is not None for item in batch])
+        return text * has_text[:, None], image * has_image[:, None]
+
+
+@pytest.mark.parametrize("width", [None, 8])
+def test_a_search_is_the_view_of_what_it_asks_with(width):
+    fusion = make_fusion(make_features())
+    both = rows_of([2, 7])
+    words, photos = ([replace(one, **{lack: None}) for one in both] for lack in ("pixels", "tokens"))
+    encoder = TrainedEncoder(Sides(), fusion, version="csft16-x", width=width, queries_are_views=True)
+    views = fusion(fusion.prepare(encoder.features(both)))
+
+    def unit(rows):
+        return (rows[:, :width] / rows[:, :width].norm(dim=1, keepdim=True)).numpy()
+
+    asked = (words, views.title_ND), (photos, views.image_ND), (both, views.title_ND + views.image_ND)
+    for batch, expected in asked:
+        np.testing.assert_allclose(encoder.encode_queries(batch), unit(expected), atol=1e-6)
+    assert encoder.encode_queries([]).shape == (0, width or 16)
+    alike = TrainedEncoder(Sides(), fusion, version="csft16-x", width=width)
+    np.testing.assert_array_equal(alike.encode_queries(words), encoder.encode(words))
+    assert np.abs(encoder.encode_queries(words) - encoder.encode(words)).max() > 0.1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -19,7 +19,7 @@ from streams.serving import api
 from streams.serving.edge import MAX_MESSAGE_CHARACTERS, _handling_errors, error_response
 from streams.stores.vectors.item_index import InMemoryItemIndex
 from tests.factories import vector_cache
-from tests.factories.serving import DIM, VERSION, Open, open_bench, release
+from tests.factories.serving import DIM, VERSION, Open, WordEncoder, open_bench, release
 
 __all__ = ["open_bench"]
 
@@ -66,6 +66,22 @@ async def test_a_server_without_its_query_encoder_says_what_it_can_do_and_no_mor
     assert (status, answer["error"]["code"]) == (503, "no_query_encoder") and "/srv" not in str(answer)
     assert [line["event"] for line in said] == ["serve.no_query_encoder"] and "/srv/secret" in said[0]["error"]
     assert (await bench.post("/v1/similar", {"item_id": "boot"}))[0] == 200
+
+
+async def test_a_search_is_encoded_as_a_search_and_not_as_an_item(open_bench: Open) -> None:
+    bench = await open_bench()
+
+    class Turned(WordEncoder):
+        def encode_queries(self, batch: Any) -> Any:
+            return -self.encode(batch)
+
+    class Given:
+        async def get(self) -> Any:
+            return Turned()
+
+    object.__setattr__(bench.service, "encoder", Given())
+    _, answer = await bench.post("/v1/similar", {"text": "desk lamp", "k": 3})
+    assert answer["results"][0]["neighbours"][-1]["item_id"] == "lamp"
 
 
 async def test_a_newest_release_that_cannot_be_used_is_told_by_readiness_without_its_reason(open_bench: Open) -> None:
