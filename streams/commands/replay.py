@@ -84,6 +84,7 @@ def publish(
         "pictures_left_out": len(sent.without_picture),
         "query_images_left_out": sent.without_query_image,
         "records_left_out": sent.records_left_out,
+        "rows_without_user": data.without_user,
         "exposures_drawn": behaviours.drawn_from if behaviours is not None else None,
         "wall_seconds": round(time.monotonic() - started, 3),
     }
@@ -100,6 +101,8 @@ def publish(
                 f"sent without them, {sent.without_query_image:,} photos of searches likewise, and "
                 f"{sent.records_left_out:,} records, which were not sent"
             )
+        if data.left_out is not None:
+            print(f"of the folder, {data.left_out}")
         if summary["exposures_drawn"]:
             print(f"exposures that led to nothing were {summary['exposures_drawn']}")
     return 0

@@ -42,6 +42,8 @@ class DemoResult:
     """What the pictures are, in words."""
     exposures: str
     """Where exposures that led to nothing come from, in words."""
+    left_out: str | None
+    """What the data set holds and was not sent, in words."""
     seed: int
     takes: int
     """Takes in the replayed stream, before broken events."""

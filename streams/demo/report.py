@@ -215,6 +215,7 @@ def statements(result: DemoResult) -> list[str]:
     said = [
         f"Data: {result.data}, {result.takes:,} takes, seed {result.seed}.",
         f"Exposures that led to nothing: {result.exposures}.",
+        *([f"Of the data set, {result.left_out}."] if result.left_out else []),
         f"Pictures: {result.pictures}",
         f"Encoder {result.encoder_version}; {result.backend}.",
         f"{result.sample_items} vectors of the center were compared with a fresh encode of the same items: smallest "

@@ -337,6 +337,7 @@ class _Run:
             data=data.name,
             pictures=self._options.pictures,
             exposures=self._options.behaviours.drawn_from or "as the set observed them",
+            left_out=data.left_out,
             seed=self._options.seed,
             takes=int(self._options.behaviours.is_take.sum()),
             items_published=sent.items,

@@ -91,5 +91,6 @@ def folder_pairs(
             "no_pair": {reason.value: no_pair[reason] for reason in NoPair},
             "anchors": {kind.value: sum(pair.anchor_kind is kind for pair in pairs) for kind in AnchorKind},
             "unreadable_queries": both.unreadable,
+            "rows_without_user": log.data.without_user,
         },
     )

@@ -53,6 +53,7 @@ def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dic
                 "without_history": int((~recorded.facts.with_history_N[study.test_rows]).sum()),
             },
             "negatives": recorded.drawn_from,
+            "left_out": protocol.log.data.left_out,
             "features": list(recorded.rows.dense_names),
         },
         "rows": figures.rows,
@@ -98,6 +99,8 @@ def statements(document: dict[str, Any]) -> list[str]:
         "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
         "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",
     ]
+    if about.get("left_out"):
+        lines.append(f"Of the folder, {about['left_out']}.")
     if document["too_small"]:
         lines.append(
             f"Not reported, under 500 impressions or 100 users with both labels: {', '.join(document['too_small'])}."

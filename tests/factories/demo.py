@@ -33,6 +33,7 @@ def make_result(**changes: object) -> DemoResult:
     good = DemoResult(
         data="a set",
         pictures="drawn.",
+        left_out=None,
         exposures="drawn by seed 0",
         seed=0,
         takes=100,

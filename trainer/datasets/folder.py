@@ -44,6 +44,7 @@ from trainer.datasets.parquet import (
     read_columns,
     refuse_rows,
     with_texts,
+    with_user,
 )
 from trainer.datasets.searches import SEARCH_COLUMNS, Searches
 
@@ -160,6 +161,8 @@ class DataSet:
     """Whether all interactions are at midnight, so that only their day is known."""
     attributes: tuple[str, ...] = ()
     """Further item columns copied into records as they are."""
+    without_user: int = 0
+    """Interactions and exposures that name no user; they are left out."""
     searches: Searches | None = None
     """What users searched for, where the set says it."""
     described: ItemAttributes = NO_ATTRIBUTES
@@ -175,6 +178,11 @@ class DataSet:
     def catalogue(self) -> Flags:
         """Per item: published in the set's first 24 hours, so its real age is unknown."""
         return np.asarray(self.publish_ts < self.start_ts + DAY_SECONDS)
+
+    @property
+    def left_out(self) -> str | None:
+        """What the files hold and no run reads, in words; None if there is nothing."""
+        return f"{self.without_user:,} rows without a user are left out" if self.without_user else None
 
     def records(self, start: int, stop: int) -> list[ItemRecord]:
         """Items `start` to `stop` in publish order."""
@@ -232,10 +240,10 @@ def open_data_set(
     index = pa.array(item_ids, pa.string())
     if behaviours:
         searches = Searches(folder)
-        interactions, users = _read_interactions(folder / "interactions.parquet", index, searches)
-        negatives, users = _read_negatives(folder, index, users, neg_type, searches)
+        interactions, users, nobodys = _read_interactions(folder, index, searches)
+        negatives, users, shown_to_nobody = _read_negatives(folder, index, users, neg_type, searches)
     else:
-        searches = None
+        searches, nobodys, shown_to_nobody = None, 0, 0
         none = np.zeros(0, np.int64)
         users = pa.array([], pa.string())
         interactions = Interactions(none, none, none, none.astype(bool), None, BehaviourKind.CLICK, rated=False)
@@ -254,9 +262,15 @@ def open_data_set(
         pictures=pictures,
         day_resolution=len(interactions) > 0 and not np.any(interactions.ts % DAY_SECONDS),
         attributes=tuple(attributes),
+        without_user=nobodys + shown_to_nobody,
         searches=searches,
         described=described,
     )
+
+
+def interaction_columns(folder: Path, needed: list[str], optional: Sequence[str] = ()) -> tuple[pa.Table, int]:
+    """Columns of `interactions.parquet` for the rows that `DataSet.interactions` has, and how many others there are."""
+    return with_user(read_columns(folder / "interactions.parquet", ["user_id", *needed], optional))
 
 
 def sample_users(data: DataSet, events: int, seed: int) -> Flags:
@@ -294,9 +308,10 @@ class StoredPictures:
         return self._images.of([record.item_id for record in records])
 
 
-def _read_interactions(path: Path, item_index: pa.Array, searches: Searches) -> tuple[Interactions, pa.Array]:
+def _read_interactions(folder: Path, item_index: pa.Array, searches: Searches) -> tuple[Interactions, pa.Array, int]:
+    path = folder / "interactions.parquet"
     further = ["event_id", "rating", "qty", "kind", "trigger_item", *SEARCH_COLUMNS]
-    table = read_columns(path, ["user_id", "item_id", "ts", "label"], further)
+    table, without_user = interaction_columns(folder, ["item_id", "ts", "label"], further)
     users = as_texts(table, path, "user_id").combine_chunks().dictionary_encode()
     label = as_numbers(table, path, "label")
     rated = "rating" in table.column_names
@@ -318,17 +333,17 @@ def _read_interactions(path: Path, item_index: pa.Array, searches: Searches) -> 
         search=searches.places(table, path),
         trigger=_triggers(table, path, item_index),
     )
-    return interactions, users.dictionary
+    return interactions, users.dictionary, without_user
 
 
 def _read_negatives(
     folder: Path, item_index: pa.Array, users: pa.Array, neg_type: str, searches: Searches
-) -> tuple[Negatives | None, pa.Array]:
-    """The exposures, and `users` with those behind them who have no interaction."""
+) -> tuple[Negatives | None, pa.Array, int]:
+    """The exposures, `users` with those behind them who have no interaction, and the number of rows without a user."""
     shown, sampled = folder / "exposures.parquet", folder / "sampled_negatives.parquet"
     path = shown if shown.exists() else sampled
     if not path.exists():
-        return None, users
+        return None, users, 0
     further = ["neg_type", "label", "trigger_item", *SEARCH_COLUMNS]
     table = read_columns(path, ["user_id", "item_id", "ts"], further, keep=("neg_type", neg_type))
     source = path.name
@@ -338,6 +353,7 @@ def _read_negatives(
             raise Misconfigured(f"{path}: column 'neg_type' never holds {neg_type!r}; choose one with --neg-type")
     if "label" in table.column_names:  # takes are in interactions.parquet already
         table = table.filter(pa.array(~(np.abs(as_numbers(table, path, "label")) > 0)))
+    table, without_user = with_user(table)
     shown_to = as_texts(table, path, "user_id").unique()
     users = pa.concat_arrays([users, shown_to.filter(pc.is_null(pc.index_in(shown_to, value_set=users)))])
     negatives = Negatives(
@@ -349,7 +365,7 @@ def _read_negatives(
         search=searches.places(table, path),
         trigger=_triggers(table, path, item_index),
     )
-    return negatives, users
+    return negatives, users, without_user
 
 
 def _triggers(table: pa.Table, path: Path, item_index: pa.Array) -> Ints | None:

@@ -204,12 +204,22 @@ def as_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other
     return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
+def with_user(table: pa.Table) -> tuple[pa.Table, int]:
+    """The rows that name a user, and the number of others."""
+    known = _is_named(_plain(table["user_id"]))
+    kept = table.filter(known)
+    return kept, len(table) - len(kept)
+
+
+def _is_named(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where a column of ids is neither null nor an empty text."""
+    known = pc.is_valid(column)
+    return pc.and_(known, pc.not_equal(pc.fill_null(column, ""), "")) if _is_text(column.type) else known
+
+
 def as_optional_positions(table: pa.Table, path: Path, name: str, values: pa.Array, other: str) -> NDArray[np.int64]:
     """The same for a column that may be empty in places: -1 there."""
-    column = _plain(table[name])
-    known = pc.is_valid(column)
-    if _is_text(column.type):
-        known = pc.and_(known, pc.not_equal(pc.fill_null(column, ""), ""))
+    known = _is_named(_plain(table[name]))
     positions = np.full(len(table), -1, np.int64)
     if pc.any(known).as_py():
         positions[known.to_numpy()] = as_positions(table.select([name]).filter(known), path, name, values, other)

@@ -16,8 +16,8 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.csft.health import Questions
 from trainer.csft.pairs import NoPair, Pair, PairMiner, join_all
 from trainer.datasets.exposures import behaviours_of
-from trainer.datasets.folder import DAY_SECONDS, DataSet
-from trainer.datasets.parquet import as_numbers, read_columns
+from trainer.datasets.folder import DAY_SECONDS, DataSet, interaction_columns
+from trainer.datasets.parquet import as_numbers
 from trainer.samples.numbering import FeatureNumbers
 from trainer.samples.window import Observed
 
@@ -55,7 +55,7 @@ class BehaviourLog:
     def of(data: DataSet, folder: Path) -> BehaviourLog:
         """Add the columns that the replay does not need: labels of ratings, and held-out items if the set has any."""
         path = folder / "interactions.parquet"
-        liked = as_numbers(read_columns(path, ["label"], []), path, "label") > 0
+        liked = as_numbers(interaction_columns(folder, ["label"])[0], path, "label") > 0
         held_out = np.zeros(len(data.item_ids) + 1, bool)
         if "cold_holdout" in data.items.column_names:
             held_out[1:] = as_numbers(data.items, folder / "items.parquet", "cold_holdout") > 0

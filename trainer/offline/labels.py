@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from schemas.errors import Misconfigured
 from trainer.datasets import parquet
-from trainer.datasets.folder import DataSet
+from trainer.datasets.folder import DataSet, interaction_columns
 from trainer.offline.event_index import EventIndex
 
 LabelKind = Literal["takes", "ratings"]
@@ -25,7 +25,7 @@ def read_ratings(data: DataSet, folder: Path) -> NDArray[np.float64] | None:
     if not data.interactions.rated:
         return None
     path = folder / "interactions.parquet"
-    values = parquet.as_numbers(parquet.read_columns(path, ["rating"], []), path, "rating")
+    values = parquet.as_numbers(interaction_columns(folder, ["rating"])[0], path, "rating")
     return np.where(np.isfinite(values), values, np.nan)
 
 

@@ -22,7 +22,7 @@ class Published:
         self.timelines: list[Any] = []
         self.sent_with: list[Any] = []
         self.drawn: list[Any] = []
-        data = SimpleNamespace(name="a set")
+        data = SimpleNamespace(name="a set", without_user=3, left_out="3 rows are left out")
         taken = SimpleNamespace(drawn_from="drawn by seed 3")
 
         def opened(folder: Path, **more: Any) -> Any:
@@ -60,6 +60,7 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     assert call(replay, "d", *flags, "--follow", "index,train") == 0
     told = said()
     assert "a set: 1,200 items and 34 behaviours sent" in told and "1 of them broken on purpose" in told
+    assert "of the folder, 3 rows are left out" in told
     for words in ("2 pictures", "7 photos of searches", "5 records, which were not sent", "drawn by seed 3"):
         assert words in told
     assert published.drawn == [
@@ -74,7 +75,7 @@ def test_a_replay_sends_what_its_options_say_and_counts_what_was_left_out(
     del report["wall_seconds"]
     assert report == {
         "data": "a set", "items_published": 1_200, "behaviours_sent": 34, "broken": 1, "pictures_left_out": 2,
-        "query_images_left_out": 7,
+        "query_images_left_out": 7, "rows_without_user": 3,
         "records_left_out": 5, "exposures_drawn": "drawn by seed 3",
     }  # fmt: skip
 

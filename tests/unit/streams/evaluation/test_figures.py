@@ -39,7 +39,10 @@ def make_study() -> Any:
     return SimpleNamespace(
         recorded=SimpleNamespace(rows=rows, facts=facts, labels="takes", drawn_from="drawn"),
         protocol=SimpleNamespace(
-            log=SimpleNamespace(data=SimpleNamespace(name="films")), name="time-split", encoder_stops=(1, 2, 3), **spans
+            log=SimpleNamespace(data=SimpleNamespace(name="films", left_out="3 rows")),
+            name="time-split",
+            encoder_stops=(1, 2, 3),
+            **spans,
         ),
         kind="csft",
         test_rows=np.arange(ROWS, 2 * ROWS),
@@ -96,7 +99,7 @@ def test_a_document_says_of_which_rows_and_vectors_the_figures_are() -> None:
         "spans": {"encode": "01 January 1970", "train": "02 January 1970", "validation": "03 January 1970",
                   "test": "04 January 1970"},
         "rows": {"train": 5, "validation": 4, "test": ROWS, "without_history": 7},
-        "negatives": "drawn", "features": ["a", "b"],
+        "negatives": "drawn", "left_out": "3 rows", "features": ["a", "b"],
     }  # fmt: skip
     for name in ("rows", "means", "paired", "calibration", "too_small"):
         assert document[name] == getattr(figures, name) != []

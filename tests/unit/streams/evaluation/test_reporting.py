@@ -77,6 +77,9 @@ def test_statements_say_what_was_compared_with_what_and_what_was_left_out() -> N
         assert said in told
     assert "Not reported" not in told
     document = make_document(too_small=["cold", "retaken"])
+    assert "left out" not in markdown(document)
+    document["about"]["left_out"] = "3 rows are left out"
+    assert "Of the folder, 3 rows are left out." in markdown(document)
     document["about"]["negatives"] = "drawn by seed 0"
     told = " ".join(statements(document))
     assert "100 users with both labels: cold, retaken." in told and "led to nothing: drawn by seed 0." in told

@@ -14,6 +14,8 @@ from tests.factories.offline_folders import START, write
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import DataSet, open_data_set
 from trainer.datasets.searches import Searches
+from trainer.datasets.spans import BehaviourLog
+from trainer.offline.labels import read_ratings
 
 ROWS = 4
 
@@ -150,3 +152,24 @@ def test_exposures_of_the_set_have_their_own_search_or_that_of_the_interaction_b
     assert log.trigger[shown_at].tolist() == ([1, -1, 0] if own else [2, 1, -1])
     takes = np.flatnonzero(log.is_take)
     assert [one and one[0] for one in searched(data, log.search[takes])] == ["one", None, "two"]
+
+
+def test_rows_that_name_no_user_are_left_out_and_counted_wherever_the_file_is_read(tmp_path: Path) -> None:
+    shown = {"ts": [START + 10, START + 20, START + 30], "user_id": ["", "u", None], "item_id": ["b", "c", "c"]}
+    write(tmp_path, "exposures", **shown, label=[1, 0, 0])
+    users = ["", "u", None, "v"]
+    data = a_set(tmp_path, user_id=users, label=[1, 0, 1, 1], rating=[1, 2, 3, 4], query_text=["a", "b", "c", "d"])
+    assert data.user_ids == ["u", "v"] and data.interactions.item.tolist() == [1, 2]
+    assert data.negatives is not None and data.negatives.item.tolist() == [2]
+    assert [one and one[0] for one in searched(data, data.interactions.search)] == ["b", "d"]
+    # an exposure with label 1 counts as a take, which is in the interactions already
+    assert data.without_user == 3 and data.left_out == "3 rows without a user are left out"
+    assert BehaviourLog.of(data, tmp_path).liked.tolist() == [False, True]
+    ratings = read_ratings(data, tmp_path)
+    assert ratings is not None and ratings.tolist() == [2, 4]
+    assert a_set(tmp_path).without_user == 1
+
+
+def test_numbers_of_users_are_none_where_they_are_null(tmp_path: Path) -> None:
+    data = a_set(tmp_path, user_id=[7, None, 0, 7])
+    assert data.user_ids == ["7", "0"] and data.without_user == 1
