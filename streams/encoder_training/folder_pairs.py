@@ -49,8 +49,10 @@ def folder_pairs(
     spans = {"validation": log.validation} | ({"test": log.test} if with_test else {})
 
     def report(span: Span, fusion: ItemFusion, views: Views, last: CsftReport | None) -> dict[str, Any]:
-        asked = [pair for pair in mined(span, held_out=True) if pair.anchor_kind is not AnchorKind.TRIGGER_ITEM]
-        searched = pair_report(pairs, asked, both.items, both.features, views, anchor_view=config.anchor_view)
+        searched = {}
+        if both.known:
+            asked = [pair for pair in mined(span, held_out=True) if pair.anchor_kind is not AnchorKind.TRIGGER_ITEM]
+            searched = pair_report(pairs, asked, both.items, both.features, views, anchor_view=config.anchor_view)
         views = Views(*(view[numbered] for view in (views.image_ND, views.title_ND, views.fused_ND)))
         fused = views.fused_ND.numpy()
         questions = encoder_report.questions_of(log, span)
