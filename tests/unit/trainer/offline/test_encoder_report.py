@@ -165,11 +165,11 @@ def test_table_has_a_line_for_each_vector_and_kind_in_a_fixed_order() -> None:
         "popularity": {"next": row(0.4, 0.5, 0.6)},
     }
     assert table(report).splitlines() == [
-        "recall@50               questions        all    cold  cold among cold",
-        "popularity              next           0.400   0.500            0.600",
-        "frozen                  next           0.010   0.020            0.030",
-        "trained                 next           0.123   0.000                -",
-        "trained                 basket         1.000       -                -",
-        "trained_nested          next           0.200   0.300            0.400",
-        "trained_with_popularity next           0.500   0.250            0.750",
+        "recall@50               questions                all    cold  cold among cold",
+        "popularity              next                   0.400   0.500            0.600",
+        "frozen                  next                   0.010   0.020            0.030",
+        "trained                 next                   0.123   0.000                -",
+        "trained                 basket                 1.000       -                -",
+        "trained_nested          next                   0.200   0.300            0.400",
+        "trained_with_popularity next                   0.500   0.250            0.750",
     ]
