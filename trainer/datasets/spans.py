@@ -60,7 +60,7 @@ class BehaviourLog:
         if "cold_holdout" in data.items.column_names:
             held_out[1:] = as_numbers(data.items, folder / "items.parquet", "cold_holdout") > 0
         rows = data.interactions
-        return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked & rows.taken, held_out)
+        return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked, held_out)
 
     def boundary(self, share: float) -> int:
         """The second at which this share of the events has passed."""

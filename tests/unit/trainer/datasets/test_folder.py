@@ -81,6 +81,10 @@ def test_a_file_that_is_not_parquet_is_named(folder: Path) -> None:
     (folder / "items.parquet").write_bytes(b"hello")
     with pytest.raises(Misconfigured, match=r"items\.parquet is not a readable parquet file"):
         open_data_set(folder)
+    (folder / "items.parquet").unlink()
+    (folder / "items.parquet").mkdir()
+    with pytest.raises(Misconfigured, match=r"items\.parquet is not a readable parquet file"):
+        open_data_set(folder)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,10 @@ def test_arrow_timestamps_are_read_as_seconds(folder: Path) -> None:
     moments = [datetime(2024, 5, 1, 12, 0, 1, 999_000, tzinfo=UTC)]
     write(folder, "items", item_id=["a"], title=["x"], publish_ts=pa.array(moments, pa.timestamp("ms", "UTC")))
     assert open_data_set(folder, behaviours=False).publish_ts.tolist() == [1_714_564_801]
+    nanoseconds = [1_714_564_801_999_999_999]
+    for publish_ts in (nanoseconds, pa.array(nanoseconds, pa.timestamp("ns"))):
+        write(folder, "items", item_id=["a"], title=["x"], publish_ts=publish_ts)
+        assert open_data_set(folder, behaviours=False).publish_ts.tolist() == [1_714_564_801], "not over yet"
 
 
 def test_midnights_only_mean_day_resolution(folder: Path) -> None:

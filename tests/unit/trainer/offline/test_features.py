@@ -51,6 +51,12 @@ def test_nothing_happened_is_an_answer_too() -> None:
     assert past.newest(asked, asked).tolist() == [-1, -1]
 
 
+def test_of_many_events_of_one_second_the_last_is_the_newest() -> None:
+    key = np.arange(200) % 2
+    past = EventIndex(key, np.full(200, 7))
+    assert past.newest(np.array([0, 1]), np.array([8, 8])).tolist() == [198, 199]
+
+
 def test_histories_are_what_the_user_took_before(small) -> None:  # type: ignore[no-untyped-def]
     protocol, recorded = small
     data = without_vectors(recorded)
