@@ -149,7 +149,7 @@ class BehaviourLog:
 
     def _observed(self, span: Span, seed: int) -> Iterator[list[Observed]]:
         log = behaviours_of(self.data, seed=seed)
-        disliked = log.is_take & (log.row >= 0) & ~self.liked[np.maximum(log.row, 0)]
+        disliked = log.is_take & ~self.liked[np.maximum(log.row, 0)]
         kept = np.flatnonzero((log.ts >= span.start) & (log.ts < span.stop) & ~disliked)
         ids, users, searches = self.data.item_ids, self.data.user_ids, self.data.searches
         second, events = None, []

@@ -176,3 +176,15 @@ def test_where_only_days_are_known_a_span_ends_at_the_midnight_nearest_to_its_sh
     shares = {0.0: 0, 0.04: 0, 0.06: 1, 0.34: 1, 0.36: 2, 0.5: 2, 0.74: 2, 0.76: 3, 1.0: 3}
     assert {share: (few.boundary(share) - start) // DAY for share in shares} == shares
     assert few.test == Span(start + 3 * DAY, start + 4 * DAY)
+
+
+def test_where_only_days_are_known_pairs_lie_at_the_seconds_of_their_seed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    log = read_protocol(write_days(tmp_path_factory.mktemp("seeds"), users=30, items=20))[0].log
+    numbers = FeatureNumbers(log.data.item_ids, log.data.item_ids)
+
+    def seconds(seed: int) -> list[tuple[str, int]]:
+        return [(one.row.user_id, one.row.second) for one in log.pairs(log.test, numbers, history_length=5, seed=seed)]
+
+    assert seconds(3) == seconds(3) != seconds(4) and len(seconds(3)) > 5

@@ -14,12 +14,11 @@ LENGTHS = (1, 2, 3, 7, 30)
 
 
 def histories(kinds: int) -> tuple[Histories, list[int], list[int]]:
-    """Sixty takes of three users, and every slice of them."""
+    """Sixty takes of three users, and where slices from each one's first take on start and stop."""
     rng = np.random.default_rng(kinds)
     user, item = np.repeat([4, 5, 9], [20, 10, 30]), rng.integers(1, kinds + 1, 60)
-    bounds = [(0, 20), (20, 30), (30, 60)]
-    slices = [(start, stop) for first, end in bounds for start in (first,) for stop in range(start, end + 1)]
-    return Histories.of(user, item, np.arange(60)), *map(list, zip(*slices, strict=True))  # type: ignore[return-value]
+    slices = [(first, stop) for first, end in ((0, 20), (20, 30), (30, 60)) for stop in range(first, end + 1)]
+    return Histories.of(user, item, np.arange(60)), [one for one, _ in slices], [other for _, other in slices]
 
 
 def newest_first(item: list[int]) -> list[tuple[int, int]]:
