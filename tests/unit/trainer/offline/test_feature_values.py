@@ -50,7 +50,8 @@ SOURCE_N = np.where(_rng.random(ROWS) < 0.6, _rng.integers(0, TAKES, ROWS), -1)
 
 def of_rows() -> ImpressionColumns:
     item = np.where(SOURCE_N >= 0, ITEM_T[SOURCE_N], _rng.integers(1, ITEMS + 1, ROWS))
-    user, second = _rng.integers(1, USERS + 1, ROWS), np.sort(_rng.integers(0, 42 * 24, ROWS)) * HOUR // 4
+    user, second = _rng.integers(1, USERS + 1, ROWS), _rng.integers(0, 42 * 24, ROWS) * HOUR // 4
+    second = np.where((SOURCE_N >= 0) & (np.arange(ROWS) % 4 == 0), SECOND_T[SOURCE_N], second)  # drawn in that second
     users, seconds = USER_T[ORDER], SECOND_T[ORDER]
     start = np.array([(users < one).sum() for one in user])
     stop = start + np.array([((users == one) & (seconds < now)).sum() for one, now in zip(user, second, strict=True)])
@@ -130,6 +131,13 @@ def test_of_the_user_and_of_how_often_an_item_was_taken(rows: list[Row]) -> None
     waits = [0.0 if at is None else math.log1p((row.now - at) / HOUR) for row, at in zip(rows, last, strict=True)]
     assert_column(columns["item idle"], waits)
     assert sum(row.source >= 0 for row in rows) > 20 and sum(at is None for at in last) > 5
+
+
+def test_no_rows_have_all_features_too() -> None:
+    sources = DrawnFrom.none(0)
+    rows = IMPRESSIONS.select(np.zeros(0, np.int64))
+    values, names = features(rows, HISTORIES, LOG, ITEM_FACTS, sources, day_resolution=False)
+    assert values.shape == (0, len(names)) and set(names) == found().keys()
 
 
 def test_windows_below_a_day_are_left_out_where_only_days_are_known() -> None:

@@ -256,13 +256,13 @@ def restarted(line: Timeline) -> None:
 @pytest.mark.parametrize("restart", [False, True])
 def test_after_a_restart_too_the_user_inactive_for_longest_is_forgotten(restart: bool) -> None:
     line = Timeline(max_users=2)
-    for second, user in enumerate(("u1", "u2", "u3")):  # the third lies where the first one did
+    for second, user in enumerate(("u1", "u2", "u3", "u4")):  # the last one lies where the first one did
         line.second(second, behaviour(f"t{second}", "click", user=user, item=f"i{second}"))
     if restart:
         restarted(line)
-    line.second(4, behaviour("t4", "click", user="u4", item="i4"))
-    line.second(5, *(behaviour(f"x{user}", user=user, item="b") for user in ("u2", "u3", "u4")))
-    assert [line.history(row) for row in line.end()] == [[], ["i2"], ["i4"]]
+    line.second(4, behaviour("t4", "click", user="u5", item="i4"))
+    line.second(5, *(behaviour(f"x{user}", user=user, item="b") for user in ("u3", "u4", "u5")))
+    assert [line.history(row) for row in line.end()] == [[], ["i3"], ["i4"]]
 
 
 def test_takes_are_numbered_on_after_a_restart_although_the_newest_one_was_forgotten() -> None:
