@@ -160,7 +160,6 @@ class HardNegatives:
     def __init__(self, category: NDArray[np.int64], *, usable: NDArray[np.bool_], exposed_first: bool = True) -> None:
         order = np.flatnonzero(usable & (category >= 0))
         order = order[np.argsort(category[order], kind="stable")]
-        self._category = category
         self._order = order
         self._start = np.searchsorted(category[order], category, side="left")
         self._stop = np.searchsorted(category[order], category, side="right")
@@ -172,7 +171,7 @@ class HardNegatives:
             return pair.passed_over[int(rng.integers(len(pair.passed_over)))]
         item = pair.row.item
         start, stop = int(self._start[item]), int(self._stop[item])
-        if self._category[item] < 0 or stop - start < 2:
+        if stop - start < 2:
             return 0
         owned = {item, *pair.row.history}
         for _ in range(4):

@@ -60,7 +60,7 @@ class BehaviourLog:
         if "cold_holdout" in data.items.column_names:
             held_out[1:] = as_numbers(data.items, folder / "items.parquet", "cold_holdout") > 0
         rows = data.interactions
-        return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked & rows.taken, held_out)
+        return BehaviourLog(data, rows.ts, rows.user, rows.item + 1, liked, held_out)
 
     def boundary(self, share: float) -> int:
         """The second at which this share of the events has passed."""
@@ -149,7 +149,7 @@ class BehaviourLog:
 
     def _observed(self, span: Span, seed: int) -> Iterator[list[Observed]]:
         log = behaviours_of(self.data, seed=seed)
-        disliked = log.is_take & (log.row >= 0) & ~self.liked[np.maximum(log.row, 0)]
+        disliked = log.is_take & ~self.liked[np.maximum(log.row, 0)]
         kept = np.flatnonzero((log.ts >= span.start) & (log.ts < span.stop) & ~disliked)
         ids, users, searches = self.data.item_ids, self.data.user_ids, self.data.searches
         second, events = None, []

@@ -84,7 +84,7 @@ def _ratings(rows: ImpressionColumns, takes: Takes, rating_T: NDArray[np.float64
     of_user = EventIndex(takes.user_T, takes.second_T, above_T)
     squares = EventIndex(takes.user_T, takes.second_T, above_T**2)
     mean_T = of_user.total(takes.user_T, takes.second_T) / (of_user.count(takes.user_T, takes.second_T) + _SHRINK)
-    given_T = np.where(takes.announces_T, 0.0, above_T - mean_T)
+    given_T = above_T - mean_T
     counted = ~takes.announces_T
     of_item = EventIndex(takes.item_T[counted], takes.second_T[counted], given_T[counted])
     seen = sources.second_N < rows.second_N

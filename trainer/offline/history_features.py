@@ -165,9 +165,9 @@ def _number_features(
     }
 
 
-def largest(row_P: NDArray[np.int64], values_P: NDArray[Any], n: int, *, lowest: float = 0.0) -> NDArray[np.float64]:
-    """Largest value per row; `row_P` is sorted."""
-    found = np.full(n, lowest)
+def largest(row_P: NDArray[np.int64], values_P: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Largest value per row, 0 where there is none; `row_P` is sorted."""
+    found = np.zeros(n)
     if len(row_P):
         first = np.flatnonzero(np.concatenate([[True], row_P[1:] != row_P[:-1]]))
         found[row_P[first]] = np.maximum.reduceat(values_P, first)

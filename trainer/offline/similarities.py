@@ -30,7 +30,7 @@ def similarity_features(data: CtrData) -> tuple[NDArray[np.float32], tuple[str, 
         weight_P = np.exp2(-back_P / HALF_LIFE)
         count_N = np.bincount(row_P, minlength=n)
         out[chunk, 0] = np.bincount(row_P, cosine_P, minlength=n) / np.maximum(count_N, 1)
-        out[chunk, 1] = largest(row_P, cosine_P, n, lowest=-1.0) * (count_N > 0)
+        out[chunk, 1] = largest(row_P, cosine_P, n)
         out[chunk, 2] = np.bincount(row_P, cosine_P * weight_P, minlength=n) / np.maximum(
             np.bincount(row_P, weight_P, minlength=n), 1e-9
         )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from encoders.fusion import FusionInput
 from tests.factories.csft import (
     Computed,
     Gain,
@@ -121,6 +122,30 @@ def test_what_is_hidden_depends_on_the_seed() -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_a_picture_or_a_text_is_hidden_where_the_other_is_there_and_features_are_scaled_up_for_those_hidden() -> None:
+    trainer, pairs = trainer_of(changed(seed=4, drop_image=0.3, drop_text=0.25, drop_attributes=0.5, drop_features=0.5))
+    seen: list[tuple[FusionInput, dict[str, Tensor]]] = []
+
+    def note(_: nn.Module, given: tuple[FusionInput], hidden: dict[str, Tensor]) -> None:
+        seen.append((given[0], hidden))
+
+    trainer.fusion.register_forward_pre_hook(note, with_kwargs=True)
+    trainer.step(pairs[:40])
+    ((given, hidden),) = seen
+    drawn = torch.rand(len(given), generator=torch.Generator().manual_seed(4))
+    both = given.has_text_N & given.has_image_N
+    assert torch.equal(hidden["drop_image_N"], both & (drawn < 0.3))
+    assert torch.equal(hidden["drop_text_N"], both & (drawn > 0.75))
+    for alone in (given.has_text_N & ~both, given.has_image_N & ~both):
+        assert (drawn[alone] < 0.3).any() and (drawn[alone] > 0.75).any(), "what is alone could have been hidden"
+    items = padded(make_fusion(make_features()), make_features())
+    for scaled, rows in ((given.text_NR, items.text_NR), (given.image_NR, items.image_NR)):
+        known = {round(float(value), 4) for value in (2 * rows).flatten()}
+        assert {round(float(value), 4) for value in scaled.flatten()} <= known | {0.0, -0.0}
+    kept, bare = (given.words_NA >= 0).any(1), (given.words_NA == -1).all(1)
+    assert (kept | bare).all() and 0.2 < bare.float().mean() < 0.8
+
+
 def test_a_loss_that_is_no_number_changes_no_weight() -> None:
     trainer, pairs = trainer_of(QUIET)
     trainer.step(pairs[:16])
@@ -218,3 +243,50 @@ def test_a_step_moves_the_means_by_its_share_and_the_end_is_centred_on_all_items
     found = near.fusion.means_3D.clone()
     near.fusion.centre_on(items.select(torch.arange(1, 61)))
     torch.testing.assert_close(found, near.fusion.means_3D)
+
+
+class Asked(Computed):
+    """Items that note which rows of them are wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(padded(make_fusion(make_features()), make_features()), Gain())
+        self.rows: list[list[int]] = []
+
+    def select(self, rows: Tensor) -> FusionInput:
+        self.rows.append(rows.tolist())
+        return super().select(rows)
+
+
+def test_a_step_centres_on_a_few_items_of_the_catalogue_drawn_anew() -> None:
+    items = Asked()
+    trainer, pairs = trainer_of(QUIET, items=items, catalogue=np.arange(1, 61, 3))
+    for start in (0, 16):
+        trainer.step(pairs[start : start + 16])
+    _, first, _, second = items.rows
+    assert len(first) == len(second) == 256 and first != second
+    assert set(first) | set(second) <= set(range(1, 61, 3)) and len(set(first)) > 10
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bank", ["projected", "stored"])
+def test_a_snapshot_stays_as_it_was_and_the_steps_after_it_can_be_taken_again(bank: str) -> None:
+    features, towers = make_features(), Gain()
+    items = Computed(padded(make_fusion(features), features), towers)
+    config = changed(time_negatives=6, bank_rows=bank, momentum=0.5, drop_features=0.2, bank_warmup_share=0.0)
+    trainer, pairs = trainer_of(config, items=items, towers=towers, tower_learning_rate=0.02)
+
+    def two_steps() -> list[Any]:
+        reports = [trainer.step(pairs[start : start + 16]) for start in (40, 56)]
+        return [*reports, float(towers.gain.detach()), float(trainer.log_temperature.detach())]
+
+    for start in (0, 16):
+        trainer.step(pairs[start : start + 16])
+    kept = trainer.snapshot()
+    assert kept["towers"].keys() == {"gain"}
+    found = two_steps()
+    trainer.restore(kept)
+    assert trainer.steps == 2 and two_steps() == found
+    trainer.restore(kept)
+    assert two_steps() == found

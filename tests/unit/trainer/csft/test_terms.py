@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from tests.factories.csft import make_csft_trainer, make_features, make_fusion, make_numbers, make_pairs
 from trainer.csft import health
 from trainer.csft.config import CsftConfig, PretrainConfig
+from trainer.csft.pairs import AnchorKind
 from trainer.csft.pretrain import pretrain
 from trainer.csft.run import _category_numbers, learn, padded, with_padding
 from trainer.csft.workers import Workers
 
 QUIET = CsftConfig(
-    batch_pairs=12, drop_image=0.0, drop_text=0.0, drop_features=0.0, anchor_drop=0.0, image_level=0.3, title_level=0.2,
-    anchor_items=2, temperature=0.2, log_q_strength=0.4,
+    batch_pairs=12, drop_image=0.0, drop_text=0.0, drop_features=0.0, drop_attributes=0.0, anchor_drop=0.0,
+    image_level=0.3, title_level=0.2, anchor_items=2, temperature=0.2, log_q_strength=0.4,
 )  # fmt: skip
 
 
@@ -40,48 +42,63 @@ def unit(row: Any) -> Any:
         {"hard_loss": "triplet", "triplet_weight": 0.7, "triplet_margin": 0.4},
         {"hard_negatives": False, "nested_level": 0.0, "image_level": 0.0},
         {"fused_level": 0.0, "max_logit_bytes": 1 << 16},
+        {"bank_rows": "stored", "time_negatives": 16, "bank_warmup_share": 0.0, "bank_age_half_life_steps": 0.8},
     ],
-    ids=["fused", "same", "triplet", "plain", "sides"],
+    ids=["fused", "same", "triplet", "plain", "sides", "stored"],
 )
 def test_each_level_is_the_mean_over_its_pairs_by_their_weights(settings: dict[str, Any]) -> None:
     config = CsftConfig.model_validate(QUIET.model_dump() | settings)
     fusion, items, _ = world()
-    pairs = make_pairs(make_numbers())[100:112]
+    every = make_pairs(make_numbers())
+    pairs = [replace(pair, anchor_kind=list(AnchorKind)[n % 3]) for n, pair in enumerate(every[100:112])]
+    pairs[3] = replace(pairs[3], anchor=(4,))  # a picture that asks, and is not there
     for place, kind in enumerate(("click", "cart", "purchase")):
         pairs[place].row.taken_as = type(pairs[0].kind)(kind)
     trainer = make_csft_trainer(config, fusion, items, make_numbers(), pairs, workers=Workers())
+    for start in (60, 72) if config.time_negatives else ():  # the bank holds rows of two ages
+        trainer.step(every[start : start + 12])
     batch = trainer._plan(pairs)
     assert batch is not None and len(batch.plan.rows) > 5
     levels, total = trainer._loss(batch)
     views = fusion.embed(items)
     rows = {"image": views.image_ND.numpy(), "title": views.title_ND.numpy(), "fused": views.fused_ND.numpy()}
+    temperature, places = float(trainer.temperature.detach()), list(rows)
     sums, plan = dict.fromkeys([*rows, "fused_8"], 0.0), batch.plan
     weights = np.array([config.weight_of(pairs[i].kind) for i in plan.rows])
     for p, i in enumerate(plan.rows):
         anchor = pairs[i].anchor[-2:][::-1]
         for name in sums:
             own = rows[name.partition("_")[0]]
-            asking = own if config.anchor_view == "same" or name == "fused_8" else rows["fused"]
+            asking = own if config.anchor_view == "same" else rows[places[pairs[i].view]]
             cut: Any = (lambda row: unit(row[:8])) if name == "fused_8" else (lambda row: row)
-            query = cut(unit(sum(0.7**n * asking[item] for n, item in enumerate(anchor))))
+            asked = sum(0.7**n * asking[item] for n, item in enumerate(anchor))
+            if not np.abs(asked).sum():
+                continue
+            query = cut(unit(asked))
             positive = cut(own[plan.positives[p]])
             if not np.abs(own[plan.positives[p]]).sum():
                 continue
 
-            def logit(item: int, correction: float, query: Any = query, own: Any = own, cut: Any = cut) -> float:
-                return float(query @ cut(own[item])) / 0.2 - 0.4 * correction
+            def logit(row: Any, correction: float, query: Any = query, cut: Any = cut) -> float:
+                return float(query @ cut(row)) / temperature - 0.4 * correction
 
-            aim = logit(plan.positives[p], plan.positive_log_q[p])
+            def seen(item: int, own: Any = own, name: str = name) -> tuple[Any, float]:
+                if config.bank_rows == "projected" or item in plan.positives:
+                    return own[item], 0.0
+                stored, age = trainer._memory.bank.newest_rows(np.array([item]), step=2)
+                return stored.reshape(3, -1)[places.index(name.partition("_")[0])], float(age[0])
+
+            aim = logit(own[plan.positives[p]], plan.positive_log_q[p])
             others = [
-                logit(item, plan.log_q[k])
-                for k, item in enumerate(plan.candidates)
-                if plan.allowed[p, k] and np.abs(own[item]).sum()
+                logit(row, plan.log_q[k]) - math.log(2) * age / 0.8
+                for k, (row, age) in enumerate(map(seen, plan.candidates))
+                if plan.allowed[p, k] and np.abs(row).sum()
             ]
             hard = int(batch.hard_P[p])
             hinge = 0.0
             if hard and np.abs(own[hard]).sum():
                 if config.hard_loss == "info_nce":
-                    others.append(logit(hard, plan.positive_log_q[p]))
+                    others.append(logit(own[hard], plan.positive_log_q[p]))
                 else:
                     hinge = 0.7 * max(0.0, 0.4 + float(query @ cut(own[hard])) - float(query @ positive))
             loss = math.log(sum(math.exp(one) for one in [aim, *others])) - aim + hinge

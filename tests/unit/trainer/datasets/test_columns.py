@@ -67,6 +67,7 @@ def test_a_year_of_any_numeric_type_is_read(folder: Path, kind: str, column: str
 def test_values_are_exact(folder: Path) -> None:
     prices = [Decimal("0.10"), Decimal("129.95"), Decimal("99999999.99")]
     assert [one.price for one in with_items(folder, price=pa.array(prices)).records(0, 3)] == [0.1, 129.95, 99999999.99]
+    assert sorted(one.price or 0.0 for one in with_items(folder, price=[2**53 + 1, 1, 2]).records(0, 3))[2] == 2.0**53
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from encoders.base import ItemContent
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
 from tests.factories.offline_folders import DAY, START, real_set, write, write_small_set
-from trainer.datasets.folder import NoPictures, StoredPictures, open_data_set, sample_users
+from trainer.datasets.folder import ItemRecord, NoPictures, StoredPictures, open_data_set, sample_users
 from trainer.datasets.images import StoredImages
 
 
@@ -80,6 +81,10 @@ def test_a_file_that_is_not_parquet_is_named(folder: Path) -> None:
     (folder / "items.parquet").write_bytes(b"hello")
     with pytest.raises(Misconfigured, match=r"items\.parquet is not a readable parquet file"):
         open_data_set(folder)
+    (folder / "items.parquet").unlink()
+    (folder / "items.parquet").mkdir()
+    with pytest.raises(Misconfigured, match=r"items\.parquet is not a readable parquet file"):
+        open_data_set(folder)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +120,17 @@ def test_arrow_timestamps_are_read_as_seconds(folder: Path) -> None:
     moments = [datetime(2024, 5, 1, 12, 0, 1, 999_000, tzinfo=UTC)]
     write(folder, "items", item_id=["a"], title=["x"], publish_ts=pa.array(moments, pa.timestamp("ms", "UTC")))
     assert open_data_set(folder, behaviours=False).publish_ts.tolist() == [1_714_564_801]
+    nanoseconds = [1_714_564_801_999_999_999]
+    for publish_ts in (nanoseconds, pa.array(nanoseconds, pa.timestamp("ns"))):
+        write(folder, "items", item_id=["a"], title=["x"], publish_ts=publish_ts)
+        assert open_data_set(folder, behaviours=False).publish_ts.tolist() == [1_714_564_801], "not over yet"
 
 
 def test_midnights_only_mean_day_resolution(folder: Path) -> None:
     assert not open_data_set(folder).day_resolution
     write(folder, "interactions", user_id=[1, 1], item_id=[5, 7], ts=[START + DAY, START + 2 * DAY], label=[1, 1])
     assert open_data_set(folder).day_resolution
+    assert not open_data_set(folder, behaviours=False).day_resolution
 
 
 def test_one_type_of_negatives_is_used(folder: Path) -> None:
@@ -144,6 +154,9 @@ def test_observed_exposures_are_preferred_and_their_takes_left_out(folder: Path)
     write(folder, "exposures", ts=[START + 10, START + 20], user_id=["b", "a"], item_id=[9, 7], label=[0, 1])
     negatives = open_data_set(folder).negatives
     assert negatives is not None and not negatives.simulated and negatives.item.tolist() == [2]
+    write(folder, "exposures", ts=[START] * 3, user_id=[*"bab"], item_id=[9, 7, 5], label=[None, -1.0, 0.0])
+    negatives = open_data_set(folder).negatives
+    assert negatives is not None and negatives.item.tolist() == [2, 0], "a take of a rating below zero is a take"
 
 
 def test_pictures_are_found_over_row_groups_and_the_cache_stays_small(folder: Path) -> None:
@@ -187,20 +200,36 @@ def test_sampled_users_are_whole_and_below_the_cap(folder: Path) -> None:
         assert takes[kept].sum() <= cap or kept.sum() == 1
         assert takes[kept].sum() > min(cap, takes.sum()) - 20
     assert sample_users(data, 120, seed=3).tolist() != sample_users(data, 120, seed=4).tolist()
+    write(folder, "interactions", user_id=range(9), item_id=[5] * 9, ts=[START] * 9, label=[1] * 9)
+    assert sample_users(open_data_set(folder), 4, seed=0).sum() == 4
+
+
+def test_an_encoder_sees_an_item_without_its_outcomes() -> None:
+    record = ItemRecord(
+        "a", "title", "text", "category", 2.0, START, {"colour": "red"}, year=1999,
+        described={"colour": "red", "votes": 12.0},
+    )  # fmt: skip
+    expected = ItemContent(
+        item_id="a", title="title", text="text", category="category", price=2.0, image=b"photo", year=1999,
+        attributes={"colour": "red"},
+    )  # fmt: skip
+    assert record.content(b"photo", {"votes"}) == expected
 
 
 def test_a_record_holds_what_fits_a_message_and_nothing_for_what_is_empty(folder: Path) -> None:
     wide = {
         "title": ["t" * 2_001, "x", None], "text": ["d" * 20_001, "", None], "category": ["c" * 201, "", None],
-        "year": [0, 1999, None], "release_year": [2001, 2002, 2003], "colour": ["red", "", None],
+        "year": [0, 9999, None], "release_year": [2001, 2002, 2003], "colour": ["red", "", None],
     }  # fmt: skip
     write(folder, "items", item_id=["a", "b", "c"], publish_ts=[START, START + 1, START + 2], **wide)
     data = open_data_set(folder, behaviours=False, attributes=("colour", "absent"))
     first, second, third = data.records(0, 3)
     assert (first.title, first.text, first.category) == ("t" * 2_000, "d" * 20_000, "c" * 200)
     assert (second.text, second.category, third.title, third.text, third.category) == ("", None, "", "", None)
-    assert [one.year for one in (first, second, third)] == [2001, 1999, 2003]
+    assert [one.year for one in (first, second, third)] == [2001, 9999, 2003]
     assert first.attributes == {"colour": "red", "absent": None}
+    twice = open_data_set(folder, behaviours=False, attributes=("category", "colour", "colour")).records(0, 1)[0]
+    assert twice.attributes == {"category": "c" * 201, "colour": "red"} and twice.category == "c" * 200
     assert [one.item_id for one in data.records(1, 9)] == ["b", "c"] and data.records(2, 1) == data.records(3, 4) == []
 
 

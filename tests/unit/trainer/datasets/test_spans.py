@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.factories.offline_folders import DAY, read_protocol, write_days, write_stream
+from tests.factories.offline_folders import DAY, START, read_protocol, write, write_days, write_stream
 from trainer.csft.pairs import NoPair
+from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog, Span
 from trainer.samples.numbering import FeatureNumbers
 
@@ -46,6 +47,8 @@ def test_published_items_are_those_before_the_end_of_the_span(log: BehaviourLog)
     span = log.learn
     assert log.published(span).tolist() == [False, *(int(ts) < span.stop for ts in log.data.publish_ts)]
     assert 0 < log.published(span).sum() < len(log.data.publish_ts)
+    end = int(log.data.publish_ts[4])
+    assert log.published(Span(0, end)).sum() == (log.data.publish_ts < end).sum(), "not at its end"
 
 
 def test_a_span_holds_its_first_second_and_not_its_end() -> None:
@@ -59,6 +62,44 @@ def test_spans_are_shares_of_the_events_in_order_and_the_test_runs_to_the_end(lo
     assert log.validation == Span(at[0.7], at[0.8])
     assert log.test.start == at[0.8] and log.test.holds(ordered[-1:]).all()
     assert log.boundary(1.0) == ordered[-1]
+    few = replace(log, ts=np.array([70, 10, 20, 60, 50, 30, 40]))
+    assert [few.boundary(share) for share in (0.0, 0.5, 0.7, 0.8, 1.0)] == [10, 50, 60, 70, 70]
+
+
+def test_takes_of_just_a_day_before_the_span_are_recent(log: BehaviourLog) -> None:
+    start = 30 * DAY
+    ts = np.array([start - DAY - 1, start - DAY, *[start - 1] * 100, start])
+    few = replace(log, ts=ts, item=np.array([1, 2, *[3] * 100, 4]), held_out=np.zeros(81, bool))
+    assert few.recent_takes(Span(start, start + 1))[:5].tolist() == [0, 0, 1, 100, 0]
+
+
+def test_what_is_liked_has_a_label_above_nought_and_held_out_items_are_marked_by_the_set(tmp_path: Path) -> None:
+    write(tmp_path, "items", item_id=[*"abc"], title=[*"abc"], publish_ts=[START] * 3, cold_holdout=[0, 1, 0])
+    rows = {"user_id": ["u"] * 3, "item_id": [*"abc"], "ts": [START + 1, START + 2, START + 3]}
+    write(tmp_path, "interactions", label=[2.0, -1.0, 0.0], rating=[5, 1, 3], **rows)
+    log = BehaviourLog.of(open_data_set(tmp_path, attributes=("cold_holdout",)), tmp_path)
+    assert log.liked.tolist() == [True, False, False] and log.item.tolist() == [1, 2, 3]
+    assert log.held_out.tolist() == [False, False, True, False]
+    assert not BehaviourLog.of(open_data_set(tmp_path), tmp_path).held_out.any()
+
+
+def test_pairs_follow_each_other_second_by_second_from_the_start_of_the_span_up_to_its_end(tmp_path: Path) -> None:
+    items = [*"abcdef"]
+    write(tmp_path, "items", item_id=items, title=items, publish_ts=[START] * 6)
+    ts = [START + second for second in (5, 6, 7, 8, 9, 10)]
+    write(tmp_path, "interactions", user_id=["u"] * 6, item_id=items, ts=ts, label=[1, 1, 0, 1, 1, 1], rating=[3] * 6)
+    write(tmp_path, "exposures", user_id=["u"], item_id=["f"], ts=[START + 7])
+    log = BehaviourLog.of(open_data_set(tmp_path), tmp_path)
+    assert not log.data.day_resolution
+    numbers = FeatureNumbers(items, items)
+    pairs = log.pairs(Span(START + 5, START + 10), numbers, history_length=2, seed=0)
+    assert [(pair.anchor, pair.row.item, pair.passed_over) for pair in pairs] == [
+        ((1,), 2, ()),
+        ((1, 2), 4, (3, 6)),
+        ((2, 4), 5, (3, 6)),
+    ]
+    later = log.pairs(Span(START + 6, START + 10), numbers, history_length=2, seed=0)
+    assert [(pair.anchor, pair.row.item) for pair in later] == [((2,), 4), ((2, 4), 5)]
 
 
 def test_questions_ask_for_the_next_liked_item_that_is_new_given_the_earlier_ones(log: BehaviourLog) -> None:
@@ -107,7 +148,8 @@ def test_baskets_ask_for_each_item_given_its_neighbour_of_the_same_day_and_user(
 ) -> None:
     folder = write_days(tmp_path_factory.mktemp("days"), users=30, items=20)
     log = read_protocol(folder)[0].log
-    log = replace(log, user=log.user % 5)  # few users, so that baskets are large and hold an item twice
+    # few users, so that baskets are large and hold an item twice
+    log = replace(log, user=log.user % 5, liked=np.arange(len(log.ts)) % 4 > 0)
     asked, span = log.basket_questions(log.test), log.test
     assert asked is not None and len(asked) > 10
     baskets: dict[tuple[int, int], list[int]] = {}
@@ -134,3 +176,15 @@ def test_where_only_days_are_known_a_span_ends_at_the_midnight_nearest_to_its_sh
     shares = {0.0: 0, 0.04: 0, 0.06: 1, 0.34: 1, 0.36: 2, 0.5: 2, 0.74: 2, 0.76: 3, 1.0: 3}
     assert {share: (few.boundary(share) - start) // DAY for share in shares} == shares
     assert few.test == Span(start + 3 * DAY, start + 4 * DAY)
+
+
+def test_where_only_days_are_known_pairs_lie_at_the_seconds_of_their_seed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    log = read_protocol(write_days(tmp_path_factory.mktemp("seeds"), users=30, items=20))[0].log
+    numbers = FeatureNumbers(log.data.item_ids, log.data.item_ids)
+
+    def seconds(seed: int) -> list[tuple[str, int]]:
+        return [(one.row.user_id, one.row.second) for one in log.pairs(log.test, numbers, history_length=5, seed=seed)]
+
+    assert seconds(3) == seconds(3) != seconds(4) and len(seconds(3)) > 5

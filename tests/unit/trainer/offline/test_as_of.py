@@ -9,7 +9,7 @@ import pytest
 
 from tests.factories.neural import random_world
 from trainer.offline.as_of import DrawnFrom, ItemTakes, Takes
-from trainer.offline.data import CtrData
+from trainer.offline.data import CtrData, Histories
 from trainer.offline.leak_checks import leaks
 
 HOUR = 3_600
@@ -79,6 +79,14 @@ def test_each_check_speaks_at_its_own_boundary_and_only_then(honest: CtrData) ->
     assert "served by an encoder" in checked(honest, stop=101)[0]
     taken = replace(honest.histories, second_T=np.full(len(honest.histories.item_T), 100))
     assert "1 histories reach" in checked(replace(honest, histories=taken))[0] or not len(taken.second_T)
+    nobodys = replace(rows, history_stop_N=rows.history_start_N)
+    assert checked(replace(honest, histories=taken, rows=nobodys)) == []
+    none = np.zeros(0, np.int64)
+    assert checked(replace(honest, histories=Histories.of(none, none, none), rows=nobodys)) == []
+    late = Histories.of(np.ones(3, np.int64), np.array([1, 2, 3]), np.array([50, 60, 129]))
+    start, stop = np.zeros(30, np.int64), np.where(np.arange(30) < 29, 2, 3)
+    own = replace(rows, history_start_N=start, history_stop_N=stop)
+    assert "1 histories reach" in checked(replace(honest, histories=late, rows=own))[0]
     again = replace(honest, rows=replace(rows, retaken_N=np.arange(30) < 2))
     assert checked(again) == [] and "2 re-takes" in checked(again, learned=True)[0]
     dense = np.zeros((30, 2), np.float32)

@@ -11,6 +11,7 @@ import pytest
 
 from streams.evaluation.study import with_vectors
 from tests.factories.offline_folders import DAY, START, read_protocol, without_vectors, write_days, write_stream
+from trainer.offline import similarities
 from trainer.offline.data import history_matrix
 from trainer.offline.encoder_versions import Vectors
 from trainer.offline.event_index import EventIndex
@@ -49,6 +50,12 @@ def test_nothing_happened_is_an_answer_too() -> None:
     assert past.count(asked, asked).tolist() == [0, 0]
     assert np.isnan(past.last(asked, asked)).all()
     assert past.newest(asked, asked).tolist() == [-1, -1]
+
+
+def test_of_many_events_of_one_second_the_last_is_the_newest() -> None:
+    key = np.arange(200) % 2
+    past = EventIndex(key, np.full(200, 7))
+    assert past.newest(np.array([0, 1]), np.array([8, 8])).tolist() == [198, 199]
 
 
 def test_histories_are_what_the_user_took_before(small) -> None:  # type: ignore[no-untyped-def]
@@ -103,17 +110,21 @@ def test_co_occurrence_and_categories_match_plain_loops(small) -> None:  # type:
         assert rows.dense_NF[row, names.index("takes")] == pytest.approx(math.log1p(takes_before), abs=1e-5)
 
 
-def test_similarities_are_those_of_the_version_that_serves_the_row(small) -> None:  # type: ignore[no-untyped-def]
+def test_similarities_are_those_of_the_version_that_serves_the_row(  # type: ignore[no-untyped-def]
+    small, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, recorded = small
     rng = np.random.default_rng(0)
     versions, size = 4, len(recorded.items)
     vectors = rng.normal(size=(versions, size, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     has = rng.random((versions, size)) < 0.8
+    has[:, recorded.rows.item_N[-1]] = True
     has[:, 0] = False
     data = with_vectors(recorded, Vectors(vectors * has[:, :, None], has))
     names = data.rows.dense_names
-    for row in range(0, len(data), 97):
+    assert len(data) > 200
+    for row in (*range(0, len(data), 97), len(data) - 1):
         version, target = data.rows.encoder_N[row], data.rows.item_N[row]
         start, stop = data.rows.history_start_N[row], data.rows.history_stop_N[row]
         history = data.histories.item_T[start:stop][::-1][:HISTORY]
@@ -122,10 +133,18 @@ def test_similarities_are_those_of_the_version_that_serves_the_row(small) -> Non
         weights = [2 ** (-back / HALF_LIFE) for back, _ in known]
         got = {name: data.rows.dense_NF[row, names.index(name)] for name in names if name.startswith("cosine")}
         assert got["cosine known"] == bool(known)
+        assert data.rows.dense_NF[row, names.index("has vector")] == has[version, target]
+        newest = cosines[0] if known and known[0][0] == 0 else 0.0
+        assert got["cosine newest"] == pytest.approx(newest, abs=1e-5)
+        assert known or not any(got.values()), "nothing is known"
         if known:
             assert got["cosine mean"] == pytest.approx(np.mean(cosines), abs=1e-5)
             assert got["cosine largest"] == pytest.approx(max(cosines), abs=1e-5)
             assert got["cosine recent"] == pytest.approx(np.average(cosines, weights=weights), abs=1e-5)
+    monkeypatch.setattr(similarities, "_ROWS_PER_PASS", 100)
+    monkeypatch.setattr(similarities, "_PAIRS_PER_PASS", 70)
+    parts = with_vectors(recorded, Vectors(vectors * has[:, :, None], has))
+    np.testing.assert_array_equal(parts.rows.dense_NF, data.rows.dense_NF)
 
 
 def test_days_end_histories_at_the_previous_midnight(tmp_path: Path) -> None:

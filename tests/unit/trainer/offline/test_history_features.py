@@ -69,6 +69,6 @@ def test_features_do_not_depend_on_how_many_rows_are_computed_at_once(
     np.testing.assert_array_equal(whole, parts)
 
 
-def test_the_largest_value_of_a_row_without_any_is_the_lowest() -> None:
-    found = largest(np.array([0, 2, 2]), np.array([-0.5, -0.9, -0.2]), 4, lowest=-1.0)
-    assert found.tolist() == [-0.5, -1, -0.2, -1]
+def test_the_largest_value_of_a_row_may_be_below_nought_and_is_nought_without_any() -> None:
+    found = largest(np.array([0, 2, 2]), np.array([-0.5, -0.9, -0.2]), 4)
+    assert found.tolist() == [-0.5, 0, -0.2, 0]

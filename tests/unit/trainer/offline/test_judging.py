@@ -103,6 +103,29 @@ def test_a_bucket_of_just_enough_impressions_and_users_is_judged() -> None:
     assert judge(np.minimum(place % 100, 98), label, score, calibrated=False) is None
 
 
+def test_users_are_those_with_both_labels_and_count_alike_where_they_are_not_weighed() -> None:
+    user, label, score = impressions()
+    user = np.where(np.arange(3_000) < 1_000, 7, user)  # a third of all is one user's
+    label = np.where(user == 8, 1, label)
+    found, per_user = judge(user, label, score, calibrated=True), user_auc(user, label, score)
+    assert found is not None and found.figures["users"] == len(per_user.users) < len(np.unique(user))
+    assert found.figures["gauc_unweighted"] == pytest.approx(per_user.auc.mean())
+    assert found.figures["gauc"] == pytest.approx(np.average(per_user.auc, weights=per_user.impressions))
+    assert found.figures["gauc"] != pytest.approx(found.figures["gauc_unweighted"], abs=1e-4)
+    many = np.where(user > 95, 1_000 + np.arange(3_000), user)  # thousands of users, few of them with both labels
+    assert judge(many, label, score, calibrated=True) is None
+
+
+def test_an_interval_is_the_middle_of_as_many_rounds_as_asked_for() -> None:
+    per_user = user_auc(*impressions())
+    count = len(per_user.auc)
+    low, high = Bootstrap(per_user, rng=np.random.default_rng(4), rounds=40).interval(per_user)
+    weights = np.random.default_rng(4).multinomial(count, np.full(count, 1 / count), size=40) * per_user.impressions
+    found = np.sort(weights @ per_user.auc / weights.sum(1))
+    assert low == pytest.approx(found[0] + 0.975 * (found[1] - found[0]))
+    assert high == pytest.approx(found[39] - 0.975 * (found[39] - found[38]))
+
+
 def test_intervals_of_other_users_are_refused() -> None:
     user, label, score = impressions()
     draws = Bootstrap(user_auc(user, label, score), rng=np.random.default_rng(0), rounds=10)
@@ -121,8 +144,9 @@ def test_an_interval_weighs_users_by_their_impressions() -> None:
 
 def test_seeds_are_averaged_user_by_user() -> None:
     users, counts = np.array([1, 2]), np.array([3, 5])
-    mean = mean_over_seeds([UserAuc(users, np.array([0.5, 1.0]), counts), UserAuc(users, np.array([1.0, 0.0]), counts)])
-    assert mean.auc.tolist() == [0.75, 0.5] and mean.impressions.tolist() == [3, 5]
+    seeds = [UserAuc(users, np.array(auc), counts) for auc in ([0.5, 1.0], [1.0, 0.0], [1.0, 0.5])]
+    mean = mean_over_seeds(seeds)
+    assert mean.auc.tolist() == pytest.approx([2.5 / 3, 0.5]) and mean.impressions.tolist() == [3, 5]
 
 
 def test_buckets_by_age_popularity_and_cold() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.factories.offline_folders import write_stream
+from tests.factories.offline_folders import START, write, write_stream
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.features.config import FeatureConfig
@@ -74,6 +75,18 @@ def test_what_is_an_outcome_is_no_feature(folder: Path, tmp_path: Path) -> None:
     for outcomes, told in ((), True), (("sold",), False):
         rows = read_columns(protocol, tmp_path / "sold", live=config, outcomes=outcomes).rows
         assert rows.dense_NF[:, rows.dense_names.index("sold share")].any() == told
+
+
+def test_facts_of_a_folder_lie_at_the_numbers_of_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_features, "_ITEMS_AT_ONCE", 2)
+    published = [START + second for second in (1, 5, 3, 2, 4)]
+    years, prices = [2000, 2010, None, 2030, 1990], [1.0, None, math.e, 1.0, math.e]
+    write(tmp_path, "items", item_id=[*"abcde"], title=["x"] * 5, publish_ts=published, year=years, price=prices)
+    facts = live_features.folder_facts(FeatureConfig(), open_data_set(tmp_path, behaviours=False))
+    np.testing.assert_equal(facts.published_I, [np.nan, *sorted(published)])
+    price, year = (facts.numbers_IN[:, FeatureConfig().numbers.index(name)] for name in ("price", "year"))
+    np.testing.assert_allclose(year, [np.nan, 0, 3, np.nan, -1, 1])
+    np.testing.assert_allclose(price, [np.nan, 0, 0, 1, 1, np.nan], atol=1e-6)
 
 
 def test_a_folder_without_leaks_passes(folder: Path) -> None:

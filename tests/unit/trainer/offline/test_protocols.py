@@ -45,6 +45,11 @@ def test_times_to_the_second_are_cut_at_shares_of_the_takes(tmp_path: Path) -> N
     assert found.encoder_of(seconds).tolist() == [0, 0, 0, 0, 1, 3, 3]
 
 
+def test_shares_that_end_at_one_second_make_one_encoder(tmp_path: Path) -> None:
+    ts = [START + 7 + (10 if 10 <= n < 13 else n) for n in range(20)]
+    assert protocol_of(log_of(tmp_path, ts), "prequential").encoder_stops == (ts[10], ts[14], ts[16])
+
+
 def test_takes_at_too_few_moments_are_refused_with_where_spans_would_begin(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=rf"too short.*\[{day(0)}, {day(1)}, {day(1)}, .*at least four days"):
         protocol_of(log_of(tmp_path, [day(n // 6) for n in range(12)]), "time-split")
@@ -55,9 +60,11 @@ def test_under_cold_a_tenth_is_held_out_where_the_set_marks_none(tmp_path: Path)
     assert protocol_of(log, "cold").log.held_out.tolist() == held_out_by_hash(["a", "b"]).tolist()
     marked = replace(log, held_out=np.array([False, True, False]))
     assert protocol_of(marked, "cold").log.held_out.tolist() == [False, True, False]
-    assert not protocol_of(log, "time-split").log.held_out.any()
+    named = replace(log, data=replace(log.data, item_ids=["i6", "t"]), held_out=np.zeros(3, bool))
+    assert protocol_of(named, "cold").log.held_out.tolist() == [False, False, True]
+    assert not protocol_of(named, "time-split").log.held_out.any()
     many = held_out_by_hash([f"i{n}" for n in range(2_000)])
-    assert not many[0] and 0.08 < many.mean() < 0.12
+    assert not many[0] and 0.08 < many.mean() < 0.12 and np.flatnonzero(many[:61]).tolist() == [12, 16, 36, 46, 51]
 
 
 # ---- one feature as a score ------------------------------------------------------------------------------------------
@@ -68,6 +75,9 @@ def test_a_baseline_scores_by_the_feature_of_its_trial_and_begins_with_its_first
     model = simple.popularity()
     assert [trial["feature"] for trial in model.trials] == ["takes", "takes 1d", "takes 7d"] and not model.calibrated
     np.testing.assert_array_equal(model.predict(data), data.rows.dense_NF[:, 0].astype(float))
+    tried = [[trial["feature"] for trial in one.trials] for one in (simple.content_knn(), simple.category_affinity())]
+    assert tried[0] == ["cosine mean", "cosine recent", "cosine largest", "cosine newest"]
+    assert tried[1] == ["category lift", "category share", "category recent", "category takes"]
     model.fit(data, None, seed=0, trial=model.trials[2])
     np.testing.assert_array_equal(model.predict(data), data.rows.dense_NF[:, 2].astype(float))
     with pytest.raises(Misconfigured, match="no feature 'cosine mean'; they have takes, takes 1d, takes 7d"):

@@ -95,3 +95,44 @@ def test_trees_split_on_categories_and_repeat_themselves() -> None:
         model.fit(data, None, seed=1, trial=TRIAL)
     assert auc(labels.astype(np.int64), one.predict(data)) > 0.99
     assert np.array_equal(one.predict(data), other.predict(data))
+
+
+@pytest.mark.parametrize("change", [{"leaves": 3}, {"rounds": 15}, {"rate": 0.1}, {"leaf_rows": 60}, {"seed": 5}])
+def test_every_number_of_a_trial_counts(change: dict[str, int]) -> None:
+    data, found = taste(), []
+    for settings in ({}, change):
+        model, trial = Trees(), {"seed": 0, **TRIAL, **settings}
+        model.fit(data, None, seed=int(trial.pop("seed")), trial=trial)
+        found.append(model.predict(data))
+    assert not np.array_equal(*found)
+
+
+def test_a_regression_is_the_flatter_the_less_its_trial_allows() -> None:
+    data, spreads = taste(), []
+    for c in (1e-5, 0.3):
+        model = Logistic()
+        model.fit(data, None, seed=0, trial={"c": c})
+        spreads.append(model.predict(data).std())
+    assert spreads[0] < 0.01 < 0.1 < spreads[1]
+
+
+def test_one_split_tells_any_categories_apart() -> None:
+    data = taste(2_400)
+    category = np.arange(len(data.items)) % 12
+    labels = (category[data.rows.item_N] % 2).astype(np.int8)
+    data = replace(data, items=replace(data.items, category_I=category), rows=replace(data.rows, label_N=labels))
+    model = Trees()
+    model.fit(data, None, seed=0, trial={"leaves": 2, "rounds": 5, "rate": 0.2, "leaf_rows": 10})
+    assert auc(labels.astype(np.int64), model.predict(data)) > 0.99
+
+
+def test_what_a_user_rates_is_not_among_time_and_popularity() -> None:
+    names = ("user idle", "user's rating", "item idle")
+    data = taste()
+    data = replace(data, rows=replace(data.rows, dense_names=names))
+    model = DenseOnly()
+    model.fit(data, None, seed=0, trial=TRIAL)
+    for place, reads in enumerate((True, False, True)):
+        numbers = data.rows.dense_NF.copy()
+        numbers[:, place] *= -1
+        assert np.array_equal(model.predict(data), model.predict(with_numbers(data, numbers))) is not reads

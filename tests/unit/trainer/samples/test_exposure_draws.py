@@ -156,16 +156,15 @@ def test_a_take_too_late_for_the_exposure_of_an_earlier_one_gets_one_of_its_own(
 
 def test_what_was_drawn_beside_a_take_is_never_corrected_and_goes_with_its_user() -> None:
     line = drawing_line()
-    line.second(0, behaviour("o", "click", user="other", item="i0"))
-    line.second(1, behaviour("t1", "click", item="i9"))
-    line.second(2, behaviour("t9", "click", user="gone", item="i8"))
+    takes = {"o": ("other", "i0"), "t1": ("u1", "i9"), "t9": ("gone", "i8")}
+    line.second(0, *(behaviour(name, "click", user=user, item=item) for name, (user, item) in takes.items()))
     assert {row.user_id for row in line.join.forget("gone")} == {"gone"} and line.join.waiting == 0
+    assert set(line.join.snapshot().part("draws").texts("users")) == {"other", "u1"}
     line.second(20, behaviour("t2", "click", item="i0"), behaviour("t3", "click", user="v", item="i7"))
     assert line.corrected() == []
     rows = line.end()
     assert {row.item for row in rows if row.user_id == "v"} <= {line.catalogue.number(f"i{n}") for n in (0, 7, 9)}
     assert ("t2", 1) in {(row.event_id, row.draw) for row in rows}
-    assert "gone" not in line.join.snapshot().part("draws").texts("users")
 
 
 def rows_of(log: list[Behaviour], **over: object) -> tuple[OnlineTrainer, list[Impression]]:

@@ -7,8 +7,9 @@ import pytest
 
 from schemas.behaviours import BehaviourKind
 from tests.factories.feeding import through_bytes
-from tests.factories.samples import DAY0, behaviour
+from tests.factories.samples import DAY0, at, behaviour
 from tests.factories.timelines import Timeline
+from trainer.samples.id_hashes import id_hashes
 from trainer.samples.rows import Impression, Moment, pack_impressions, row_bytes, unpack_impressions
 
 
@@ -233,3 +234,49 @@ def test_items_are_in_use_while_exposures_may_be_drawn_from_their_takes() -> Non
     assert in_use(line) == {"a", "b", "c"}
     line.second(21, behaviour("x2", item="c"))
     assert in_use(line) == {"b", "c"}
+
+
+def test_what_waited_of_a_forgotten_user_takes_no_memory_and_answers_no_take() -> None:
+    line = Timeline(draw_exposures=1, draw_window_seconds=20)
+    line.second(0, behaviour("x1", item="a"), behaviour("x2", user="u2", item="a"))
+    before = line.join.waiting_bytes
+    line.join.forget("u1")
+    assert (line.join.unresolved, line.join.waiting_bytes) == (1, before // 2)
+    line.second(1, behaviour("t1", "click", item="a"))
+    assert [(row.event_id, row.label, row.draw) for row in line.end()] == [("x2", 0, 0), ("t1", 1, 1)]
+    assert line.join.waiting_bytes == 0
+
+
+def restarted(line: Timeline) -> None:
+    join = line.rules.join(line.catalogue)
+    join.restore(through_bytes(line.join.snapshot()))
+    line.join = join
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_after_a_restart_too_the_user_inactive_for_longest_is_forgotten(restart: bool) -> None:
+    line = Timeline(max_users=2)
+    for second, user in enumerate(("u1", "u2", "u3", "u4")):  # the last one lies where the first one did
+        line.second(second, behaviour(f"t{second}", "click", user=user, item=f"i{second}"))
+    if restart:
+        restarted(line)
+    line.second(4, behaviour("t4", "click", user="u5", item="i4"))
+    line.second(5, *(behaviour(f"x{user}", user=user, item="b") for user in ("u3", "u4", "u5")))
+    assert [line.history(row) for row in line.end()] == [[], ["i3"], ["i4"]]
+
+
+def test_takes_are_numbered_on_after_a_restart_although_the_newest_one_was_forgotten() -> None:
+    line = Timeline()
+    for second, user in enumerate(("u1", "u2")):
+        line.second(second, behaviour(f"t{second}", "click", user=user, item="a"))
+    line.join.forget("u2")
+    before = line.join.snapshot().values
+    restarted(line)
+    assert line.join.snapshot().values == before and before["next_take"] == 2
+
+
+def test_a_drawn_exposure_names_the_second_in_which_its_source_was_taken(line: Timeline) -> None:
+    line.second(4, behaviour("x1", item="a", drawn_from="t9", drawn_at=at(2.9)), behaviour("x2", item="b"))
+    drawn, shown = line.end()
+    assert (drawn.drawn_second, drawn.drawn_from) == (DAY0 + 2, id_hashes("t9")[0])
+    assert (shown.drawn_second, shown.drawn_from) == (0, 0)
