@@ -21,7 +21,7 @@ from streams.broker.topics import TopicsConfig
 from streams.training.state_publisher import read_states
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
 from tests.factories.state_pipe import TAKES, Pipe
-from tests.unit.streams.training.test_state_publisher import Scene
+from tests.factories.state_publishing import Scene
 
 
 async def looked(scene: Scene) -> list[str]:
