@@ -25,7 +25,6 @@ from trainer.features.states import ItemStates
 
 CONFIG = FeatureConfig(max_items=64, partners=8)
 ITEMS = 40
-SETTINGS = {"states_every_takes": 20, "states_every_seconds": 10}
 
 
 class Leads:
@@ -61,8 +60,10 @@ class Silent:
 
 
 class Scene:
-    def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
-        self.leads, self.now, self.topic_id = Leads(), 100.0, "t1"
+    def __init__(
+        self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100, every_seconds: float = 10
+    ) -> None:
+        self.leads, self.now, self.topic_id, self.looks = Leads(), 100.0, "t1", 0
         self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
         self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state, held_states=self.held_states))
         self.takes = 0
@@ -85,13 +86,17 @@ class Scene:
             self.leads,  # type: ignore[arg-type]
             self.thread,  # type: ignore[arg-type]
             StateWriter(CONFIG, log="log"),
-            TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
+            TrainConsumerConfig(states_every_takes=20, states_every_seconds=every_seconds, states_per_write=most),
             skew=self.skew,
             read=read,
-            read_id=lambda: self.topic_id,
+            read_id=self.read_id,
             topic="mim.item-states",
             clock=lambda: self.now,
         )
+
+    def read_id(self) -> str:
+        self.looks += 1
+        return self.topic_id
 
     def held_states(self, item_ids: list[str]) -> ItemStates:
         world = World(CONFIG, ITEMS)
