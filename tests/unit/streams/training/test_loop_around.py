@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from schemas.errors import BrokerUnavailable, StoreUnavailable
+from schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from streams.runtime.interval import IntervalTimer
 from streams.training import reports as reports_module
 from streams.training.loop import TrainingLoop
@@ -133,6 +133,30 @@ async def test_a_follower_whose_broker_is_away_is_asked_again() -> None:
         make_loop(ListedInput(vectors(*ALL), make_log(200)), follow=follow, clock=lambda: float(next(seconds)))
     )
     assert report.accounts["trained"] == 200 and follower[0].polls > 1 and follower[0].closes == 1
+
+
+async def test_a_run_that_cannot_begin_leaves_nothing_under_way_and_nothing_open() -> None:
+    ended: list[str] = []
+
+    def ends(name: str) -> Any:
+        async def close() -> None:
+            ended.append(name)
+
+        return SimpleNamespace(cancel=lambda: ended.append(name), close=close)
+
+    async def refused() -> None:
+        raise Misconfigured("no topic 'behaviours'")
+
+    given = ends("input")
+    given.open = refused
+    loop = TrainingLoop(
+        given, SimpleNamespace(waits=None), TrainReports(interval=IntervalTimer(1, lambda: 0.0)),  # type: ignore[arg-type]
+        commits=ends("commits"), states=ends("states"), checkpointer=ends("checkpoints"), follower=ends("follower"),
+        clock=lambda: 0.0,
+    )  # fmt: skip
+    with pytest.raises(Misconfigured):
+        await loop.run(asyncio.Event())
+    assert ended == ["commits", "states", "checkpoints", "follower", "input"]
 
 
 async def test_a_log_of_an_encoder_that_is_not_there_names_it() -> None:
