@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.item_states import ItemState, StateHead
 from schemas.skew import ServedRows, SkewRecord
@@ -110,8 +111,8 @@ class Scene:
         assert head is not None
         return head
 
-    def served(self, item: str, *, wrong_by: float = 0.0, before: int | None = None) -> bytes:
-        """A row that a server scored from the newest write, with all features off by so much."""
+    def served(self, item: str, *, wrong_by: float | NDArray[np.float32] = 0.0, before: int | None = None) -> bytes:
+        """A row that a server scored from the newest write, with all features, or each, off by so much."""
         row = ServedRows(
             release_id="r1",
             number=self.head.number,

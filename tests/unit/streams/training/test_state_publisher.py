@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -224,6 +225,24 @@ async def test_a_share_of_rows_that_differ_is_told_as_an_error_above_its_limit(
         await scene.after(30)
     assert scene.reports == [SkewReport(150, wrong)]
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["train.skew"] * is_told
+
+
+async def test_the_error_names_five_features_that_differ_most_and_a_row_that_cannot_be_compared_costs_no_other() -> (
+    None
+):
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    served = scene.served("i1", wrong_by=np.arange(1, 1 + len(CONFIG.names), dtype=np.float32))
+    scene.skew.hear(served.replace(b'"i1"', b'"nobody"'))
+    scene.skew.hear(served)
+    scene.take(30)
+    with capture_logs() as logs:
+        await scene.after(30)
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["train.skew_unreadable"]
+    (said,) = (line for line in logs if line["log_level"] == "error")
+    assert scene.reports == [SkewReport(1, 1)] and list(said["largest"]) == [*CONFIG.names[:-6:-1]]
 
 
 async def test_an_outcome_is_written_although_nothing_else_is_due_and_again_after_a_broker_was_away() -> None:
