@@ -72,6 +72,31 @@ async def test_without_releases_the_journal_begins_anew_whenever_a_release_would
     assert thread.trainer.progress.rows_since_release <= 32
 
 
+async def test_no_checkpoint_is_written_where_a_release_is_due_which_takes_its_own() -> None:
+    beside_a_release: list[bool] = []
+
+    class Checkpoints:
+        just_written = False
+
+        def due(self, thread: Any) -> bool:
+            return True
+
+        async def checkpoint(self, thread: Any) -> bool:
+            beside_a_release.append(thread.trainer.release_due())
+            return True
+
+        async def written(self) -> bool:
+            return True
+
+        def cancel(self) -> None: ...
+
+    config = small_config(batch_rows=16, release_every_rows=32)
+    thread = make_thread(given := ListedInput(vectors(*ALL), make_log(200)), config)
+    await trained(make_loop(given, thread, checkpointer=Checkpoints()))
+    *before, _last = beside_a_release  # the last one is written whatever is due
+    assert before == [False, False]
+
+
 async def test_a_user_who_asks_while_a_release_waits_is_forgotten_and_nothing_is_learned() -> None:
     waits = asyncio.Event()
 
