@@ -61,7 +61,7 @@ class ClickLogWatch:
 
 
 def click_log_problem(kinds: Mapping[str, int], *, draws: bool) -> str | None:
-    """What keeps a trainer from learning from a sample of the log, by kind;"""
+    """What keeps a trainer from learning from a sample of the log, given its events by kind; None if nothing does."""
     exposures = kinds.get(BehaviourKind.EXPOSURE, 0)
     takes = sum(kinds.values()) - exposures
     if takes and not exposures and not draws:

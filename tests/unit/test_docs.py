@@ -154,3 +154,16 @@ def test_modules_named_in_docstrings_and_comments_exist() -> None:
             if not (place.is_dir() or place.with_suffix(".py").exists() or place.parent.with_suffix(".py").exists()):
                 wrong.append(f"{path.relative_to(ROOT)}: {named}")
     assert wrong == []
+
+
+def test_no_test_module_imports_another() -> None:
+    modules = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {path.stem for path in modules}
+    imported = re.compile(r"^\s*(?:from ([\w.]+) import (.+)|import ([\w.]+))", re.M)
+    found = []
+    for path in modules:
+        for package, what, whole in imported.findall(path.read_text()):
+            parts = {*(package or whole).split("."), *re.findall(r"\w+", what)}
+            if (package or whole).split(".")[0] in {"tests", ""} and parts & names:
+                found.append(f"{path.relative_to(ROOT)}: {package or whole}")
+    assert found == []

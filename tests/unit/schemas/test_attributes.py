@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from schemas.attributes import MAX_CHARACTERS, looks_like_an_outcome, words_of
 from schemas.items import ItemPublished
-from tests.unit.schemas.test_messages import item, read
+from tests.factories.messages import item, read
 
 
 @pytest.mark.parametrize(

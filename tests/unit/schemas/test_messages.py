@@ -22,8 +22,8 @@ from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
 from schemas.skew import SkewRecord
 from schemas.times import EARLIEST_EVENT, units_per_second
+from tests.factories.messages import ITEM, NOW, item, read
 
-NOW = datetime(2026, 11, 1, tzinfo=UTC)
 SAMPLES = Path(__file__).parent / "samples"
 SCHEMA_OF_TOPIC = {
     "items": ItemPublished,
@@ -36,17 +36,7 @@ SCHEMA_OF_TOPIC = {
 }
 
 
-def read(payload: object, model: type = ItemPublished, **over: object):  # type: ignore[no-untyped-def]
-    raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    return decode(model, raw, now=NOW, max_bytes=10_000, **over)  # type: ignore[arg-type]
-
-
-ITEM = {"item_id": "a", "title": "shirt", "published_at": "2026-01-01T00:00:00Z"}
 CLICK = {"event_id": "e", "kind": "click", "user_id": "u", "item_id": "a", "occurred_at": "2026-01-01T00:00:00Z"}
-
-
-def item(**over: object) -> dict[str, object]:
-    return {name: value for name, value in (ITEM | over).items() if value is not ...}
 
 
 def behaviour(**over: object) -> dict[str, object]:

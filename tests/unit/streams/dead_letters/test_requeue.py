@@ -22,7 +22,7 @@ LATER = 2_000_000_000_000
 
 
 class World:
-    """Two partitions of `items`; what is sent lands at their ends, at `LATER`."""
+    """Partitions of `items`, two at first; what is sent lands at their ends, at `LATER`."""
 
     def __init__(self) -> None:
         self.log: list[list[FakeRecord]] = [[], []]
@@ -35,7 +35,7 @@ class World:
         return log[-1]
 
     async def partitions(self, name: str) -> list[TopicPartition]:
-        return [TopicPartition(name, number) for number in range(2)]
+        return [TopicPartition(name, number) for number in range(len(self.log))]
 
     async def end(self, partition: TopicPartition) -> int:
         return len(self.log[partition.partition])
@@ -135,6 +135,15 @@ async def test_the_newest_record_of_another_partition_counts_wherever_it_lies_th
     world.say(1, b"older", 500)
     (result,) = await world.requeue(failed)
     assert result.status == "superseded" and "record 1/0 " in result.detail
+
+
+async def test_a_partition_without_anything_newer_hides_none_of_another(world: World) -> None:
+    world.log.append([])
+    failed = world.say(0, b"one", 1_000)
+    world.say(1, b"older", 500)
+    world.say(2, b"newer", 2_000)
+    (result,) = await world.requeue(failed)
+    assert result.status == "superseded" and "record 2/0 " in result.detail and len(world.log[0]) == 1
 
 
 async def test_letters_of_one_partition_are_judged_by_their_own_times_and_places(world: World) -> None:

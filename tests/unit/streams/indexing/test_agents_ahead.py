@@ -54,9 +54,9 @@ class Stream:
         self.acked.append(event.message.offset)
 
 
-def pipeline(path: ItemPath, stream: Any, flow: Flow) -> item_streams.ItemPipeline:
-    never = RecentWrites(window_seconds=0, max_records=0, max_taken_over=0, clock=lambda: 0.0)
-    return item_streams.ItemPipeline(path.context, flow, never, lambda event: True, lambda report: None, stream)
+def pipeline(path: ItemPath, stream: Any, flow: Flow, recent: RecentWrites | None = None) -> item_streams.ItemPipeline:
+    recent = recent or RecentWrites(window_seconds=0, max_records=0, max_taken_over=0, clock=lambda: 0.0)
+    return item_streams.ItemPipeline(path.context, flow, recent, lambda event: True, lambda report: None, stream)
 
 
 async def test_batches_are_read_ahead_up_to_the_limit_and_know_what_is_not_written_yet(
@@ -94,6 +94,53 @@ async def test_batches_are_read_ahead_up_to_the_limit_and_know_what_is_not_writt
     reading.cancel()
     await asyncio.wait([reading])
     assert reading.cancelled() and not flow.failed.done()
+
+
+async def test_of_a_batch_that_was_read_before_partitions_moved_the_center_is_not_even_asked() -> None:
+    path, flow, stream = ItemPath(IndexConfig(batches_ahead=1)), Flow(check_role=allowed), Stream("a", "b", "c")
+    fetch, written = path.index.fetch, list[list[str]]()
+
+    async def moving(item_ids: Any, **more: Any) -> Any:
+        if path.context.writing.locked():
+            written.append(list(item_ids))
+            if len(written) == 1:
+                await until(lambda: stream.taken == 2, seconds=10, every=0.01)
+                flow.partitions_moved()
+        return await fetch(item_ids, **more)
+
+    path.index.fetch = moving  # type: ignore[method-assign]
+    reading = asyncio.create_task(pipeline(path, stream, flow).run())
+    await until(lambda: stream.acked == [2], seconds=10, every=0.01)
+    assert written == [["a"], ["c"]] and set(path.on_sale) == {"c"}
+    reading.cancel()
+    await asyncio.wait([reading])
+
+
+async def test_nothing_is_checked_again_between_a_write_and_its_being_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(item_streams, "_DUE_EVERY_SECONDS", 0.005)
+    path, flow, stream = ItemPath(), Flow(check_role=allowed), Stream("a")
+    recent = RecentWrites(window_seconds=0, max_records=9, max_taken_over=9, clock=lambda: 0.0)
+    recent.take_over()
+    upsert, checked, meanwhile = path.index.upsert, list[bytes | None](), list[bytes | None]()
+
+    async def recheck(context: Any, writes: Any, guard: Any) -> None:
+        checked.extend(write.record.key for write in writes)
+
+    async def held(rows: Any) -> None:
+        recent.add([path.publish("earlier", title="x")])
+        await asyncio.sleep(0.05)
+        meanwhile.extend(checked)
+        await upsert(rows)
+
+    monkeypatch.setattr(item_streams, "recheck", recheck)
+    path.index.upsert = held  # type: ignore[method-assign]
+    reading = asyncio.create_task(pipeline(path, stream, flow, recent).run())
+    await until(lambda: len(checked) == 2, seconds=10, every=0.01)
+    assert meanwhile == [] and checked == [b"earlier", b"a"]
+    reading.cancel()
+    await asyncio.wait([reading])
 
 
 async def test_a_path_that_is_cancelled_leaves_nothing_under_way_and_is_no_failure(

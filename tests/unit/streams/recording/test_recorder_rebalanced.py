@@ -11,7 +11,7 @@ from schemas.errors import StoreUnavailable
 from streams.stores.histories.packed_history import RecordReport
 from tests.factories.click_log import LOG
 from tests.factories.fake_consumer import FakeRecord
-from tests.unit.streams.recording.test_recorder_run import PARTITION, Scene, click
+from tests.factories.recording import PARTITION, Scene, click
 
 
 async def test_records_that_were_fetched_before_a_rebalance_are_read_again_and_recorded_once() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from schemas.errors import BrokerUnavailable, StoreUnavailable
+from schemas.errors import BrokerUnavailable, Misconfigured, StoreUnavailable
 from streams.runtime.interval import IntervalTimer
 from streams.training import reports as reports_module
 from streams.training.loop import TrainingLoop
@@ -70,6 +70,31 @@ async def test_without_releases_the_journal_begins_anew_whenever_a_release_would
     report = await trained(make_loop(given, thread))
     assert thread.trainer is not None and report.rows_trained > 3 * 32
     assert thread.trainer.progress.rows_since_release <= 32
+
+
+async def test_no_checkpoint_is_written_where_a_release_is_due_which_takes_its_own() -> None:
+    beside_a_release: list[bool] = []
+
+    class Checkpoints:
+        just_written = False
+
+        def due(self, thread: Any) -> bool:
+            return True
+
+        async def checkpoint(self, thread: Any) -> bool:
+            beside_a_release.append(thread.trainer.release_due())
+            return True
+
+        async def written(self) -> bool:
+            return True
+
+        def cancel(self) -> None: ...
+
+    config = small_config(batch_rows=16, release_every_rows=32)
+    thread = make_thread(given := ListedInput(vectors(*ALL), make_log(200)), config)
+    await trained(make_loop(given, thread, checkpointer=Checkpoints()))
+    *before, _last = beside_a_release  # the last one is written whatever is due
+    assert before == [False, False]
 
 
 async def test_a_user_who_asks_while_a_release_waits_is_forgotten_and_nothing_is_learned() -> None:
@@ -133,6 +158,30 @@ async def test_a_follower_whose_broker_is_away_is_asked_again() -> None:
         make_loop(ListedInput(vectors(*ALL), make_log(200)), follow=follow, clock=lambda: float(next(seconds)))
     )
     assert report.accounts["trained"] == 200 and follower[0].polls > 1 and follower[0].closes == 1
+
+
+async def test_a_run_that_cannot_begin_leaves_nothing_under_way_and_nothing_open() -> None:
+    ended: list[str] = []
+
+    def ends(name: str) -> Any:
+        async def close() -> None:
+            ended.append(name)
+
+        return SimpleNamespace(cancel=lambda: ended.append(name), close=close)
+
+    async def refused() -> None:
+        raise Misconfigured("no topic 'behaviours'")
+
+    given = ends("input")
+    given.open = refused
+    loop = TrainingLoop(
+        given, SimpleNamespace(waits=None), TrainReports(interval=IntervalTimer(1, lambda: 0.0)),  # type: ignore[arg-type]
+        commits=ends("commits"), states=ends("states"), checkpointer=ends("checkpoints"), follower=ends("follower"),
+        clock=lambda: 0.0,
+    )  # fmt: skip
+    with pytest.raises(Misconfigured):
+        await loop.run(asyncio.Event())
+    assert ended == ["commits", "states", "checkpoints", "follower", "input"]
 
 
 async def test_a_log_of_an_encoder_that_is_not_there_names_it() -> None:

@@ -278,3 +278,10 @@ async def test_a_stand_in_decides_about_the_last_candidate_alone(scene: Scene) -
     await scene.candidate()
     assert scene.trainer.shadow is not None and scene.trainer.shadow is not scene.trainer.stand_in
     assert scene.current == 1 and scene.store.decision(scene.store.list()[1].release_id) is None
+
+
+async def test_the_last_candidate_is_compared_on_all_rows_that_follow_its_stand_in(scene: Scene) -> None:
+    await scene.gate.begin_last_rows(scene.trainer)
+    await scene.candidate(more_rows=False)
+    decision = scene.store.decision(scene.store.list()[1].release_id)
+    assert decision is not None and decision.rows == 64 == 2 * GATE.trial_rows

@@ -3,153 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-from datetime import datetime
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
 from schemas.errors import BrokerUnavailable, Fenced
-from schemas.item_states import ItemState, StateHead, parse_state_key
-from schemas.skew import ServedRows, SkewRecord
+from schemas.item_states import ItemState, parse_state_key
+from schemas.skew import SkewRecord
 from streams.training import skew_watch
-from streams.training.config import TrainConsumerConfig
 from streams.training.reports import SkewReport
-from streams.training.skew_watch import SkewWatch
-from streams.training.state_publisher import StatePublisher
-from tests.factories.feature_world import Take, World, columns_of
-from trainer.features.config import FeatureConfig
-from trainer.features.skew import recomputed
-from trainer.features.state import FeatureState
-from trainer.features.state_records import StateCopies, StateWriter
-from trainer.features.states import ItemStates
-
-CONFIG = FeatureConfig(max_items=64, partners=8)
-ITEMS = 40
-SETTINGS = {"states_every_takes": 20, "states_every_seconds": 10}
-
-
-class Leads:
-    """Transactions that wait for `gate` and may fail."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.failure: Exception | None = None
-        self.topic: list[tuple[bytes, bytes | None]] = []
-        self.sizes: list[int] = []
-        self.outcomes: list[bytes] = []
-
-    async def transact(self, records: Any) -> None:
-        await self.gate.wait()
-        if self.failure is not None:
-            raise self.failure
-        self.outcomes += [value for topic, _, value in records if topic == "mim.skew"]
-        states = [(key, value) for topic, key, value in records if topic == "mim.item-states"]
-        assert len(states) == len(records) or self.outcomes
-        self.sizes.append(len(records))
-        self.topic += states
-
-
-class Silent:
-    """A topic on which no server logs anything."""
-
-    async def open(self, *, since: datetime) -> None: ...
-
-    async def poll(self, *, wait_seconds: float) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-class Scene:
-    def __init__(self, topic: list[tuple[bytes, bytes | None]] | None = None, *, most: int = 100) -> None:
-        self.leads, self.now, self.topic_id = Leads(), 100.0, "t1"
-        self.state = FeatureState(CONFIG, World(CONFIG, ITEMS))
-        self.thread = SimpleNamespace(trainer=SimpleNamespace(moment=self.state, held_states=self.held_states))
-        self.takes = 0
-
-        async def read(writer: StateWriter) -> None:
-            for record in topic or []:
-                writer.heard(*record)
-
-        self.reports: list[SkewReport] = []
-        self.skew = SkewWatch(
-            CONFIG,
-            every_seconds=30,
-            limit=0.01,
-            topic="mim.skew",
-            clock=lambda: self.now,
-            on_report=self.reports.append,
-            follow=lambda handle: Silent(),  # type: ignore[return-value,arg-type]
-        )
-        self.publisher = StatePublisher(
-            self.leads,  # type: ignore[arg-type]
-            self.thread,  # type: ignore[arg-type]
-            StateWriter(CONFIG, log="log"),
-            TrainConsumerConfig.model_validate(SETTINGS | {"states_per_write": most}),
-            skew=self.skew,
-            read=read,
-            read_id=lambda: self.topic_id,
-            topic="mim.item-states",
-            clock=lambda: self.now,
-        )
-
-    def held_states(self, item_ids: list[str]) -> ItemStates:
-        world = World(CONFIG, ITEMS)
-        numbers = np.array([world.names.index(name) for name in ["", *item_ids]])
-        return self.state.held_states(world.hashes(numbers), world.facts(numbers))
-
-    @property
-    def head(self) -> StateHead:
-        """Of the newest write."""
-        head = ItemState.model_validate_json(self.leads.topic[-1][1] or b"").head
-        assert head is not None
-        return head
-
-    def served(self, item: str, *, wrong_by: float = 0.0, before: int | None = None) -> bytes:
-        """A row that a server scored from the newest write, with all features off by so much."""
-        row = ServedRows(
-            release_id="r1",
-            number=self.head.number,
-            before=self.head.before,
-            now=1_000,
-            targets=[item],
-            values=base64.b64encode(bytes(4 * len(CONFIG.names))),
-            probabilities=[0.5],
-        )
-        values = recomputed(CONFIG, row, self.held_states) + np.float32(wrong_by)
-        row = row.model_copy(update={"values": values.astype("<f4").tobytes(), "before": before or self.head.before})
-        return SkewRecord(features=CONFIG.version, served=row).model_dump_json().encode()
-
-    def take(self, count: int) -> None:
-        """So many more takes, one a second, each of another item in turn."""
-        at = range(self.takes, self.takes + count)
-        self.state.add(columns_of([Take(1 + n, 1 + n % ITEMS, n, n + 1) for n in at]), before=self.takes + count)
-        self.takes += count
-
-    async def after(self, seconds: float) -> int:
-        """How many writes were made by then."""
-        self.now += seconds
-        for _ in range(2):  # one begins it, the next one notes that it came to its end
-            await self.publisher.publish_if_due()
-            for _ in range(3):
-                await asyncio.sleep(0)
-        return len(self.leads.sizes)
-
-    @property
-    def lag(self) -> int:
-        """Takes that a server does not know of."""
-        copies = StateCopies(CONFIG)
-        for record in self.leads.topic:
-            copies.apply(*record)
-        return self.state.shared.takes - copies.states(self.state._items.hashes(ITEM), FACTS).shared.takes
-
-
-ITEM = np.array([0])
-FACTS = World(CONFIG, 1).facts(ITEM)
+from tests.factories.state_publishing import CONFIG, Scene
 
 
 async def test_states_are_written_after_so_many_takes_and_after_so_many_seconds_where_fewer_come() -> None:
@@ -361,6 +225,24 @@ async def test_a_share_of_rows_that_differ_is_told_as_an_error_above_its_limit(
         await scene.after(30)
     assert scene.reports == [SkewReport(150, wrong)]
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["train.skew"] * is_told
+
+
+async def test_the_error_names_five_features_that_differ_most_and_a_row_that_cannot_be_compared_costs_no_other() -> (
+    None
+):
+    scene = Scene()
+    await scene.publisher.open()
+    scene.take(5)
+    await scene.after(0)
+    served = scene.served("i1", wrong_by=np.arange(1, 1 + len(CONFIG.names), dtype=np.float32))
+    scene.skew.hear(served.replace(b'"i1"', b'"nobody"'))
+    scene.skew.hear(served)
+    scene.take(30)
+    with capture_logs() as logs:
+        await scene.after(30)
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["train.skew_unreadable"]
+    (said,) = (line for line in logs if line["log_level"] == "error")
+    assert scene.reports == [SkewReport(1, 1)] and list(said["largest"]) == [*CONFIG.names[:-6:-1]]
 
 
 async def test_an_outcome_is_written_although_nothing_else_is_due_and_again_after_a_broker_was_away() -> None:

@@ -21,7 +21,7 @@ from streams.broker.topics import TopicsConfig
 from streams.training.state_publisher import read_states
 from tests.factories.fake_consumer import FakeConsumer, FakeRecord
 from tests.factories.state_pipe import TAKES, Pipe
-from tests.unit.streams.training.test_state_publisher import Scene
+from tests.factories.state_publishing import Scene
 
 
 async def looked(scene: Scene) -> list[str]:
@@ -32,6 +32,24 @@ async def looked(scene: Scene) -> list[str]:
             await asyncio.wait([looking])
         await scene.after(1)
     return [line["event"] for line in logs if line["log_level"] == "warning"]
+
+
+async def test_a_topic_is_looked_at_a_minute_after_it_was_opened_and_not_before() -> None:
+    scene = Scene()
+    await scene.publisher.open()
+    for seconds, looks in ((59.9, 1), (0.1, 2), (59.9, 2)):
+        await scene.after(seconds)
+        if (looking := scene.publisher._looking) is not None:
+            await asyncio.wait([looking])
+        assert scene.looks == looks
+
+
+async def test_where_states_are_due_more_than_once_a_second_they_are_written_as_often() -> None:
+    scene = Scene(every_seconds=0.25)
+    await scene.publisher.open()
+    for writes in (1, 2, 3):
+        scene.take(1)
+        assert await scene.after(0.25) == writes
 
 
 async def test_a_topic_that_was_replaced_is_told_and_written_once() -> None:
