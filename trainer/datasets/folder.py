@@ -43,6 +43,7 @@ from trainer.datasets.parquet import (
     as_texts,
     read_columns,
     refuse_rows,
+    with_prices_and_years,
     with_texts,
     with_user,
 )
@@ -226,7 +227,7 @@ def open_data_set(
         ["text", "category", "price", "year", "release_year", *attributes],
     )
     items = with_texts(items, folder / "items.parquet", ["item_id", "title", "text", "category"])
-    items = _with_numbers(items, folder / "items.parquet")
+    items = with_prices_and_years(items, folder / "items.parquet")
     publish_ts = as_seconds(items, folder / "items.parquet", "publish_ts")
     items = items.set_column(items.schema.get_field_index("publish_ts"), "publish_ts", pa.array(publish_ts))
     described, further = attribute_columns(folder / "items.parquet")
@@ -383,21 +384,3 @@ def _kinds(table: pa.Table, path: Path, taken: Flags) -> NDArray[np.object_] | N
     wrong = taken & np.array([name not in kinds for name in names], bool)
     refuse_rows(wrong, np.array(names, object), path, "kind", f"the kind of a take is one of {', '.join(kinds)}")
     return np.array([kinds.get(name, BehaviourKind.EXPOSURE) for name in names], object)
-
-
-def _with_numbers(items: pa.Table, path: Path) -> pa.Table:
-    """Prices as floats and years as whole numbers, null where they are unknown."""
-    for name in ("price", "year", "release_year"):
-        if name not in items.column_names:
-            continue
-        values = as_numbers(items, path, name)
-        known = ~np.isnan(values)
-        if name == "price":
-            refuse_rows(known & ~((values >= 0) & np.isfinite(values)), values, path, name, "a price is at least 0")
-        else:
-            whole = (values >= 0) & (values <= 9_999) & (values == np.floor(values))
-            refuse_rows(known & ~whole, values, path, name, "a year is a whole number from 0 (unknown) to 9999")
-        kind = pa.float64() if name == "price" else pa.int64()
-        filled = np.where(known, values, 0).astype(np.float64 if name == "price" else np.int64)
-        items = items.set_column(items.schema.get_field_index(name), name, pa.array(filled, kind, mask=~known))
-    return items

@@ -135,6 +135,24 @@ def refuse_rows(wrong: NDArray[np.bool_], values: NDArray[Any], path: Path, name
         raise Misconfigured(f"{path}: column {name!r} holds {values[row]} in row {row}; {rule}")
 
 
+def with_prices_and_years(items: pa.Table, path: Path) -> pa.Table:
+    """Prices as floats and years as whole numbers, null where they are unknown."""
+    for name in ("price", "year", "release_year"):
+        if name not in items.column_names:
+            continue
+        values = as_numbers(items, path, name)
+        known = ~np.isnan(values)
+        if name == "price":
+            refuse_rows(known & ~((values >= 0) & np.isfinite(values)), values, path, name, "a price is at least 0")
+        else:
+            whole = (values >= 0) & (values <= 9_999) & (values == np.floor(values))
+            refuse_rows(known & ~whole, values, path, name, "a year is a whole number from 0 (unknown) to 9999")
+        kind = pa.float64() if name == "price" else pa.int64()
+        filled = np.where(known, values, 0).astype(np.float64 if name == "price" else np.int64)
+        items = items.set_column(items.schema.get_field_index(name), name, pa.array(filled, kind, mask=~known))
+    return items
+
+
 def as_seconds(table: pa.Table, path: Path, name: str) -> NDArray[np.int64]:
     """Turn a column of times into whole seconds since 1970.
 
