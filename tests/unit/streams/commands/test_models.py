@@ -57,10 +57,10 @@ def call(store: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_list_says_what_each_release_is(store: ModelRegistry) -> None:
-    rows = list_releases(store, now=NOW + timedelta(seconds=90))
+    rows = list_releases(store, now=NOW + timedelta(days=2, seconds=90))
     assert [row["state"] for row in rows] == ["superseded", "current", "refused", "candidate"]
     assert [row["rows_trained"] for row in rows] == [1, 2, 3, 4]
-    assert rows[2]["reasons"] == ["log-loss"] and rows[0]["age_seconds"] == 90
+    assert rows[2]["reasons"] == ["log-loss"] and rows[0]["age_seconds"] == 2 * 86_400 + 90
     assert rows[0]["metrics"] == {"ciubm_gauc": 0.6} and not any(row["pinned"] for row in rows)
 
 

@@ -127,6 +127,16 @@ def test_a_folder_of_another_study_is_refused(stream: Path, tmp_path: Path) -> N
     study_of(stream, tmp_path)
 
 
+@pytest.mark.parametrize("column", ["user_N", "item_N", "second_N", "label_N", "dense_NF"])
+def test_a_folder_whose_rows_were_changed_is_another_study(stream: Path, tmp_path: Path, column: str) -> None:
+    study = study_of(stream, tmp_path)
+    changed = getattr(study.recorded.rows, column).copy()
+    changed.flat[7] = 1 - changed.flat[7]
+    recorded = replace(study.recorded, rows=replace(study.recorded.rows, **{column: changed}))
+    with pytest.raises(Misconfigured, match="impressions"):
+        Study(recorded, study.protocol, study._make_versions, "csft", tmp_path, encoder={})
+
+
 def test_figures_compare_with_ciubm_or_the_first_model(stream: Path, tmp_path: Path) -> None:
     study = study_of(stream, tmp_path)
     scores = run_study(study, ["category-affinity", "popularity"], 2, advance=lambda done: None)
