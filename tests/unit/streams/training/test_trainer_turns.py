@@ -61,6 +61,8 @@ class Parts:
         self.calls.append(("advance", *sorted(timed_out)))
         return frozenset({f"after {self.stepped}"})
 
+    trees = None
+
     def step(self) -> Any:
         if self.stepped == self.batches:
             return None
