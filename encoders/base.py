@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.attributes import Attribute
 from schemas.items import ItemPublished
+from schemas.queries import query_words
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class ItemContent:
             year=item.year,
             attributes=item.attributes,
         )
+
+
+def query_content(text: str | None, image: bytes | None) -> ItemContent:
+    """What an encoder sees of a search, by words, by a photo or by both."""
+    return ItemContent(title=query_words(text), image=image)
 
 
 @dataclass(frozen=True, eq=False)

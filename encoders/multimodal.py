@@ -101,6 +101,10 @@ class MultiModalEncoder:
         """As items: nothing was learned from queries."""
         return self.encode(batch)
 
+    def query_vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
+        """As items."""
+        return self.vectors(features)
+
     def vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
         """What `encode` makes of items with these tower features: (n, dim) unit rows. Each item has a modality."""
         text_rows, image_rows = np.flatnonzero(features.has_text_N), np.flatnonzero(features.has_image_N)

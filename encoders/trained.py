@@ -189,10 +189,14 @@ class TrainedEncoder:
 
         C-SFT asks with the view of a photo or of words (`CsftConfig.anchor_view`), and a search by both is their mean.
         """
-        if not batch or not self._queries_are_views:
-            return self.encode(batch)
-        views = self._views(self.features(batch))
-        return self._unit_rows(views.image_ND + views.title_ND, len(batch))
+        return self.query_vectors(self.features(batch)) if batch else self.encode(batch)
+
+    def query_vectors(self, features: ItemFeatures) -> NDArray[np.float32]:
+        """What `encode_queries` makes of searches with these tower features, at least one."""
+        if not self._queries_are_views:
+            return self.vectors(features)
+        views = self._views(features)
+        return self._unit_rows(views.image_ND + views.title_ND, len(features))
 
     def _views(self, features: ItemFeatures) -> Views:
         filled = features.select(np.arange(max(len(features), ALIKE_ROWS)) % len(features))

@@ -119,6 +119,8 @@ class ItemEmbedding(Message):
     """`ItemPublished.content_hash()` of the version that was encoded."""
     published_at: UtcTime
     """Time of first publication (event time)."""
+    title: str = Field(default="", max_length=2_000)
+    """Title, cut to 500 characters; empty in a record of an earlier build."""
     category: str | None = None
     """Category at the time of writing."""
     price: Price | None = None

@@ -98,6 +98,7 @@ def as_embedding(row: ItemRow) -> ItemEmbedding:
         dim=len(row.vector),
         content_hash=row.content_hash,
         published_at=row.published_at,
+        title=row.title,
         category=row.category,
         price=row.first_price,
         year=row.year,

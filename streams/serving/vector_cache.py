@@ -219,6 +219,7 @@ class VectorCache:
             attributes=item.attributes,
             published_at=item.published_at.timestamp(),
             published_at_is=item.published_at_is,
+            title=item.title,
         )
 
     def _remember_absent(self, item_id: str, at: float) -> None:

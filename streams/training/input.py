@@ -20,6 +20,7 @@ from schemas.base import decode, produced_at
 from schemas.errors import BadMessage, Misconfigured, Unavailable
 from schemas.field_maps import FieldMap
 from schemas.items import ItemEmbedding, parse_embedding_key
+from schemas.queries import QueryEmbedding
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
 from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
 from streams.broker.records import behaviour_of
@@ -35,10 +36,13 @@ _FAR = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRecord:
-    """One readable record of `embeddings`; `embedding` is None for a tombstone."""
+    """One readable record of `embeddings` or `queries`; a query is named as `query_item` does.
+
+    `embedding` is None for a tombstone, and for a query that cannot be encoded.
+    """
 
     item_id: str
-    embedding: ItemEmbedding | None
+    embedding: ItemEmbedding | QueryEmbedding | None
 
 
 class TrainingInput:

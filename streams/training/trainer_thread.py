@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
 import structlog
 
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from schemas.manifests import TopicOffsets
+from schemas.queries import QueryEmbedding
 from streams.training.feed import FeedBatch
 from streams.training.input import EmbeddingRecord
 from streams.training.scores import ScoreFiles
@@ -181,7 +183,10 @@ class TrainerThread:
             if self.trainer is None:
                 self.trainer = self._make_trainer(embedding.encoder_version, embedding.dim, self._reads.partitions)
             try:
-                self.trainer.put_embedding(embedding)
+                if isinstance(embedding, QueryEmbedding):
+                    self.trainer.put_query(record.item_id, np.frombuffer(embedding.vector or b"", "<f4"))
+                else:
+                    self.trainer.put_embedding(embedding)
             except ValueError as error:
                 log.warning("train.broken_vector", item_id=record.item_id, error=str(error))
             else:

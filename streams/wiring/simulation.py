@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from encoders.base import query_content
 from encoders.feature_cache import content_key
 from encoders.loading import load_encoder
 from schemas.errors import Misconfigured
@@ -19,8 +20,15 @@ from streams.evaluation.study import stored_vectors
 from streams.replay.timeline import Timeline
 from streams.settings import Settings
 from streams.simulation.click_log import click_log
-from streams.simulation.item_vectors import FeatureEncoder, VectorsBySecond, embedding_records, vectors_of
+from streams.simulation.item_vectors import (
+    FeatureEncoder,
+    VectorsBySecond,
+    embedding_records,
+    query_records,
+    vectors_of,
+)
 from streams.simulation.run import SimulatedRun, simulate
+from streams.training.input import EmbeddingRecord
 from streams.wiring.encoder_training import encoder_versions, study_folder
 from streams.wiring.training import trainer_maker
 from trainer.datasets.exposures import Behaviours, behaviours_of
@@ -71,12 +79,11 @@ class Simulation:
             encoder = load_encoder(settings.encoder)
             if not isinstance(encoder, FeatureEncoder):
                 raise Misconfigured("MIM_ENCODER__BUNDLE names an encoder without features")
-            made = vectors_of(encoder, features)
-            return {
-                0: list(
-                    embedding_records(data, made, hashes, version=encoder.version, outcomes=settings.index.outcomes)
-                )
-            }
+            made = vectors_of(encoder.vectors, features)
+            records = list(
+                embedding_records(data, made, hashes, version=encoder.version, outcomes=settings.index.outcomes)
+            )
+            return {0: [*records, *self._queries(encoder)]}
         protocol = protocol_of(self.log, "prequential")
         folder = study_folder(settings, data.name, "prequential", self._vectors)
         versions = stored_vectors(folder, lambda: encoder_versions(settings, protocol), self._vectors, seed)
@@ -87,6 +94,17 @@ class Simulation:
             )
             for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True)
         }
+
+    def _queries(self, encoder: FeatureEncoder) -> Iterator[EmbeddingRecord]:
+        """Vectors of what was searched, where rows see it."""
+        settings, searches = self._settings, self.log.data.searches
+        if searches is None or not len(searches) or not settings.trainer.features.queries:
+            return
+        places = range(len(searches))
+        queries = list(zip(map(searches.text, places), searches.images(places), strict=True))
+        contents = [query_content(text, image) for text, image in queries]
+        features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
+        yield from query_records(queries, vectors_of(encoder.query_vectors, features), version=encoder.version)
 
 
 def open_simulation(

@@ -17,6 +17,7 @@ from trainer.negatives.sampler import ContrastivePlan
 from trainer.networks.ciubm import CtrBatch
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
+from trainer.samples.searches import QUERY_COLUMNS, query_columns, words_of_searches
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,30 @@ class Collated:
 
 def dense_width(config: FeatureConfig) -> int:
     """Width of the network's dense input under these features."""
-    return 1 + len(config.names)
+    return 1 + len(config.names) + (len(QUERY_COLUMNS) if config.queries else 0)
 
 
-def dense_columns(features_BF: NDArray[np.float32], target_has_vector_B: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The network's dense input, training or serving: features of the moment, and whether the target has a vector."""
-    return np.concatenate([features_BF, target_has_vector_B[:, None]], axis=1, dtype=np.float32)
+def dense_columns(
+    features_BF: NDArray[np.float32],
+    target_has_vector_B: NDArray[np.bool_],
+    searched_BQ: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """The network's dense input, training or serving: features of the moment, whether the target has a vector, and
+    `query_columns` where searches are read.
+    """
+    further = () if searched_BQ is None else (searched_BQ,)
+    return np.concatenate([features_BF, target_has_vector_B[:, None], *further], axis=1, dtype=np.float32)
+
+
+def with_query(history_BL: NDArray[np.int64], query_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Histories, newest first, with each row's query as the newest; 0 is no query. As they are without any query."""
+    has_B = query_B > 0
+    if not has_B.any():
+        return history_BL
+    out_BL = np.zeros((len(history_BL), history_BL.shape[1] + 1), np.int64)
+    out_BL[has_B, 0], out_BL[has_B, 1:] = query_B[has_B], history_BL[has_B]
+    out_BL[~has_B, :-1] = history_BL[~has_B]
+    return out_BL
 
 
 def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
@@ -78,38 +97,40 @@ def collate(
     """
     targets_B = np.fromiter((row.item for row in rows), np.int64, len(rows))
     history_BL = newest_first([row.history for row in rows], history_length)
-    numbers = [np.zeros(1, np.int64), targets_B, history_BL.ravel()]
+    query_B = np.fromiter((row.query for row in rows), np.int64, len(rows))
+    numbers = [np.zeros(1, np.int64), targets_B, history_BL.ravel(), query_B]
     if plan is not None:
         numbers += [plan.positives, plan.candidates]
     distinct_U, places = np.unique(np.concatenate(numbers), return_inverse=True)
     places = places.reshape(-1)
     b, h = 1 + len(targets_B), 1 + len(targets_B) + history_BL.size
-    features_BF = _features_of(
-        rows,
-        moment or FeatureState(FeatureConfig(), catalogue),
-        distinct_U,
-        targets_B,
-        places[1:b],
-        places[b:h].reshape(history_BL.shape),
-    )
+    q = h + len(query_B)
+    history_BL = places[b:h].reshape(history_BL.shape)
+    moment = moment or FeatureState(FeatureConfig(), catalogue)
+    features_BF = _features_of(rows, moment, distinct_U, targets_B, places[1:b], history_BL)
+    facts = catalogue.facts(distinct_U)
+    searched_BQ = None
+    if moment.config.queries:
+        words_BT = words_of_searches([row.query_text for row in rows])
+        searched_BQ = query_columns(query_B > 0, words_BT, facts.title_IT[places[1:b]])
     batch = CtrBatch(
         hashes_U2=torch.from_numpy(catalogue.hashes(distinct_U)),
         vectors_UV=torch.from_numpy(catalogue.vectors(distinct_U)),
         has_vector_U=torch.from_numpy(catalogue.vector_mask(distinct_U)),
         target_B=torch.from_numpy(places[1:b]),
-        history_BL=torch.from_numpy(places[b:h].reshape(history_BL.shape)),
-        dense_BF=torch.from_numpy(dense_columns(features_BF, catalogue.vector_mask(targets_B))),
-        category_U=torch.from_numpy(catalogue.facts(distinct_U).category_I.astype(np.int64)),
+        history_BL=torch.from_numpy(with_query(history_BL, places[h:q])),
+        dense_BF=torch.from_numpy(dense_columns(features_BF, catalogue.vector_mask(targets_B), searched_BQ)),
+        category_U=torch.from_numpy(facts.category_I.astype(np.int64)),
     )
     labels_B = torch.tensor([row.label for row in rows], dtype=torch.float32)
     upgrades = [row.upgrade for row in rows]
     weights_B = 1.0 - torch.tensor(upgrades, dtype=torch.float32) if any(upgrades) else None
     if plan is None:
         return Collated(batch, labels_B, None, distinct_U, weights_B)
-    p = h + len(plan.positives)
+    p = q + len(plan.positives)
     contrastive = ContrastiveBatch(
         rows_P=torch.from_numpy(plan.rows),
-        positives_P=torch.from_numpy(places[h:p]),
+        positives_P=torch.from_numpy(places[q:p]),
         candidates_K=torch.from_numpy(places[p:]),
         allowed_PK=torch.from_numpy(plan.allowed),
         positive_log_q_P=torch.from_numpy(plan.positive_log_q),

@@ -71,6 +71,10 @@ class RequestMoment:
     """Seconds of the history's takes, oldest first; a trigger item, which comes last, has the request's own."""
     now: int
     """Second of the request."""
+    has_query: bool = False
+    """Whether the last of the items is what was searched."""
+    query_text: str | None = None
+    """Its words."""
 
     @classmethod
     def unknown(cls, config: FeatureConfig, items: ItemRows, history: int) -> RequestMoment:

@@ -16,10 +16,11 @@ from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.probe import differing
 from trainer.networks.ciubm import CiUBM, CtrBatch
-from trainer.networks.collate import dense_columns, dense_width
+from trainer.networks.collate import dense_columns, dense_width, with_query
 from trainer.networks.config import CiUBMConfig
 from trainer.networks.inference import CompiledCiUBM
 from trainer.networks.item_rows import ItemRows, RequestMoment
+from trainer.samples.searches import query_columns, words_of_searches
 
 
 def network_of(weights: Mapping[str, Tensor], manifest: ModelManifest) -> CiUBM:
@@ -70,11 +71,17 @@ class Scorer:
         """How many of a user's newest takes are used."""
         return self._history_length
 
+    @property
+    def reads_queries(self) -> bool:
+        """Whether it was taught what was searched."""
+        return self.features.queries
+
     def score(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> NDArray[np.float64]:
         """Probability that the user takes each of the first `candidates` of the items, shape (candidates,).
 
-        The other items are the user's history, oldest first, with a trigger item last. The user's side is encoded once
-        for all candidates. Without a `moment` nothing is known of the items' takes.
+        The other items are the user's history, oldest first, with a trigger item last, and then the query, if `moment`
+        says that there is one. The user's side is encoded once for all candidates. Without a `moment` nothing is known
+        of the items' takes.
         """
         return self.probabilities(self.prepare(items, candidates, moment))
 
@@ -86,18 +93,25 @@ class Scorer:
         """The request as tensors: one row per candidate, and one history, shared by all."""
         last = len(items.item_ids)
         moment = moment or RequestMoment.unknown(self.features, items, last - candidates)
+        query, searched_BQ = 0, None
+        if moment.has_query:  # its row is the last
+            query, last = last, last - 1
         taken = min(last - candidates, self._history_length)
         history_L = np.arange(last, last - taken, -1) if taken else np.zeros(1, np.int64)
         seconds_L = np.array(moment.history_seconds[::-1][:taken], np.int64) if taken else np.zeros(1, np.int64)
         target_B, now_B = np.arange(1, candidates + 1), np.full(candidates, moment.now)
         features_BF = features(self.features, moment.states, target_B, history_L[None], seconds_L[None], now_B)
+        if self.reads_queries:
+            known_B = np.full(candidates, moment.has_query)
+            words_BT, title_IT = words_of_searches([moment.query_text]), moment.states.facts.title_IT
+            searched_BQ = query_columns(known_B, words_BT, title_IT[target_B])
         return CtrBatch(
             hashes_U2=torch.from_numpy(items.hashes_U2),
             vectors_UV=torch.from_numpy(items.vectors_UV),
             has_vector_U=torch.from_numpy(items.has_vector_U),
             target_B=torch.from_numpy(target_B),
-            history_BL=torch.from_numpy(history_L)[None],
-            dense_BF=torch.from_numpy(dense_columns(features_BF, items.has_vector_U[target_B])),
+            history_BL=torch.from_numpy(with_query(history_L[None], np.array([query]))),
+            dense_BF=torch.from_numpy(dense_columns(features_BF, items.has_vector_U[target_B], searched_BQ)),
             category_U=torch.from_numpy(moment.states.facts.category_I.astype(np.int64)),
         )
 

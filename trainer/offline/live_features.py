@@ -39,6 +39,7 @@ def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[s
                 attributes=record.described_without(outcomes),
                 published_at=float(record.publish_ts),
                 published_at_is=PUBLISHED_AT_IS[known[number]],
+                title=record.title,
             )
             facts.put(number + 1, row)
     return facts

@@ -25,6 +25,7 @@ from trainer.samples.join_rules import JoinRules
 from trainer.samples.late_events import LateEvent, LateEvents
 from trainer.samples.offsets import OffsetTracker
 from trainer.samples.rows import Impression, Take, pack_impressions, row_bytes, unpack_impressions
+from trainer.samples.searches import SearchUse
 from trainer.samples.window import Observed, ObserveResult
 from trainer.state import State
 
@@ -97,10 +98,13 @@ class EventIntake:
         self._batch_rows = config.batch_rows
         self._memory_takes = config.window_takes + config.bank_takes
         self._catalogue = catalogue
-        self.window, self._join = rules.window(), rules.join(catalogue)
+        searches = SearchUse.NUMBERED if config.features.queries else SearchUse.NOTHING
+        self.window, self._join = rules.window(), rules.join(catalogue, searches=searches)
         self.offsets = OffsetTracker(partitions)
         self.kinds: Counter[str] = Counter()
         """Accepted events by kind."""
+        self.searched = 0
+        """Accepted events that say what was searched."""
         self.late = LateEvents()
         """Events that came too late."""
         self._ready: deque[Impression] = deque()
@@ -125,6 +129,7 @@ class EventIntake:
         self._counts["late"] += result is ObserveResult.LATE
         if result is ObserveResult.ACCEPTED:
             self.kinds[behaviour.kind] += 1
+            self.searched += behaviour.query_text is not None or behaviour.query_image is not None
         elif result is ObserveResult.LATE:
             at, newest = behaviour.occurred_at.timestamp(), self.window.newest(partition)
             behind = 0.0 if newest is None else newest - at
@@ -206,7 +211,7 @@ class EventIntake:
     def missing(self) -> frozenset[str]:
         """Items whose embedding the next batch waits for."""
         head = [self._ready[i] for i in range(min(len(self._ready), self._batch_rows))]
-        items = {row.item for row in head}
+        items = {number for row in head for number in (row.item, row.query) if number}
         # takes that the memory is about to hold: whether they may be negatives must not depend on when vectors came
         surplus = self._surplus.get(self._batches, {})
         until = max([_NEVER, *surplus.values(), *(row.second for row in head)])
@@ -246,6 +251,7 @@ class EventIntake:
         yield from self._join.items_in_use()
         for row in self._ready:
             yield row.item
+            yield row.query
             yield from row.history
         yield from (queued.take.item for queued in self._takes)
 
@@ -349,6 +355,7 @@ class EventIntake:
                     str(batch - self._batches): list(of_batch.items()) for batch, of_batch in self._surplus.items()
                 },
                 "kinds": dict(self.kinds),
+                "searched": self.searched,
                 "late_in": {str(partition): count for partition, count in self.late.by_partition.items()},
             }
         )
@@ -370,6 +377,7 @@ class EventIntake:
         surplus = state.values["surplus"].items()
         self._batches, self._surplus = 0, {int(batch): dict(events) for batch, events in surplus}
         self.kinds = Counter(state.values.get("kinds", {}))
+        self.searched = state.values.get("searched", 0)
         self.late.by_partition = Counter({int(p): count for p, count in state.values.get("late_in", {}).items()})
         self.window.restore(state.part("window"))
         self._join.restore(state.part("join"))

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.items import ItemEmbedding
@@ -147,6 +148,11 @@ class OnlineTrainer:
             )
         self.catalogue.put_embedding(embedding)
         self.intake.embedding_came(embedding.item_id)
+
+    def put_query(self, item_id: str, vector: NDArray[np.float32]) -> None:
+        """Use the vector of a query, named as `query_item` does. Raises `ValueError` on another width."""
+        self.catalogue.put_query(item_id, vector)
+        self.intake.embedding_came(item_id)
 
     def delete_item(self, item_id: str) -> None:
         """Remove a deleted item's vector, and the item from window and bank."""

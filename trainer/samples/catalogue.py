@@ -142,8 +142,19 @@ class Catalogue:
             attributes=embedding.attributes,
             published_at=embedding.published_at.timestamp(),
             published_at_is=embedding.published_at_is,
+            title=embedding.title,
         )
         self._facts.put(row, facts)
+
+    def put_query(self, item_id: str, vector: NDArray[np.float32]) -> None:
+        """Store the vector of a query, which is named as `query_item` does. Raises `ValueError` on another width."""
+        if vector.shape != (self.dim,):
+            raise ValueError(f"a query has a vector of shape {vector.shape}, expected ({self.dim},)")
+        row = self._row(item_id)
+        self._changed.touch(row)
+        self._digests.pop(row, None)
+        self._vectors[row], self._has_vector[row] = vector, True
+        self._contents[row] = item_id
 
     def delete_item(self, item_id: str) -> None:
         """Remove the vector of a deleted item; its numbers stay."""

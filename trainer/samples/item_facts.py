@@ -1,6 +1,6 @@
 """What features know of an item beside its takes: category, attributes, numbers and time of publication, as arrays.
 
-Letters: I items (row 0 is padding), N numbers, W attribute values.
+Letters: I items (row 0 is padding), N numbers, W attribute values, T words of a title.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.attributes import Attribute, PublishedAtIs
 from trainer.samples.id_hashes import id_hashes
+from trainer.samples.searches import MOST_WORDS, hashed_words
 from trainer.state import State
 
 _LAST_YEAR = 9_999
@@ -32,11 +33,19 @@ class FactsConfig(BaseModel):
     """Attributes of numbers; price and year are fields of the item itself."""
     values_per_item: int = Field(default=16, ge=1, le=64)
     """Most attribute values of an item that are looked at, of each attribute equally many."""
+    queries: bool = False
+    """Whether a row sees the search that led to it: its vector as the newest of the history, and which of its words
+    stand in the title. Rows then wait for the vectors of searches, which the topic `queries` holds."""
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups of attribute features."""
         return self.attributes or ("attributes",)
+
+    @property
+    def title_words(self) -> int:
+        """Words of a title that are kept, to find those of searches among them."""
+        return MOST_WORDS if self.queries else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,8 @@ class FactRows:
     """Time of publication, seconds since 1970; NaN where unknown."""
     age_I: NDArray[np.uint8]
     """How the time of publication is known: 0 known, 1 inferred from the first take, 2 not."""
+    title_IT: NDArray[np.uint32]
+    """Hashes of the first words of the titles, 0 pads; T is 0 where searches are not read."""
 
     @classmethod
     def empty(cls, config: FactsConfig, size: int) -> FactRows:
@@ -66,6 +77,7 @@ class FactRows:
             np.full((size, len(config.numbers)), np.nan, np.float32),
             np.full(size, np.nan),
             np.full(size, 2, np.uint8),
+            np.zeros((size, config.title_words), np.uint32),
         )
 
     def __len__(self) -> int:
@@ -96,7 +108,9 @@ class FactRows:
     @classmethod
     def restored(cls, state: State) -> FactRows:
         """Rows from `snapshot`."""
-        return cls(*(state.arrays[one.name].copy() for one in fields(cls)))
+        kept = {one.name: state.arrays[one.name].copy() for one in fields(cls) if one.name in state.arrays}
+        kept.setdefault("title_IT", np.zeros((len(kept["category_I"]), 0), np.uint32))  # of an earlier build
+        return cls(**kept)
 
 
 def facts_of(
@@ -108,6 +122,7 @@ def facts_of(
     attributes: Mapping[str, Attribute],
     published_at: float,
     published_at_is: PublishedAtIs = "known",
+    title: str = "",
 ) -> FactRows:
     """The facts of one item, as one row."""
     row = FactRows.empty(config, 1)
@@ -123,6 +138,9 @@ def facts_of(
     for place, (group, word) in enumerate(kept if config.attributes else sorted((0, word) for _, word in kept)):
         row.words_IW[0, place], row.group_IW[0, place] = word, group
     row.published_I[0], row.age_I[0] = published_at, _AGE_KINDS.index(published_at_is)
+    if config.title_words:
+        words = hashed_words(title)
+        row.title_IT[0, : len(words)] = words
     return row
 
 

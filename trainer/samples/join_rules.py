@@ -13,6 +13,7 @@ from trainer.samples.exposure_draws import DrawnBefore, ExposureDraws
 from trainer.samples.label_join import ImpressionJoin
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.recent_ids import BYTES_PER_ID
+from trainer.samples.searches import SearchUse
 from trainer.samples.window import EventWindow
 
 _NO_LIMIT = float(1 << 53)
@@ -86,7 +87,13 @@ class JoinRules:
             hold_seconds=int(self.draw_window_seconds) if self.draw_exposures else 0,
         )
 
-    def join(self, numbers: ItemNumbers, *, drawn_before: DrawnBefore | None = None) -> ImpressionJoin:
+    def join(
+        self,
+        numbers: ItemNumbers,
+        *,
+        drawn_before: DrawnBefore | None = None,
+        searches: SearchUse = SearchUse.NOTHING,
+    ) -> ImpressionJoin:
         """An empty join under these rules; `numbers` gives items their numbers in impressions.
 
         Exposures are drawn, if any, or are those `drawn_before`.
@@ -100,6 +107,7 @@ class JoinRules:
             corrections=self.corrections(),
             draws=(drawn_before or draws) if self.draw_exposures else None,
             items_once=self.items_once,
+            searches=searches,
         )
 
     @property

@@ -19,6 +19,7 @@ from trainer.samples.histories import newest_only, place_of
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
+from trainer.samples.searches import SearchUse, is_hidden, searched
 from trainer.samples.window import Observed
 from trainer.state import State, ragged, unragged, whole_numbers
 from trainer.tables import Slots
@@ -71,8 +72,10 @@ class ImpressionJoin:
         corrections: CorrectableRows | None = None,
         draws: Draws | None = None,
         items_once: bool = True,
+        searches: SearchUse = SearchUse.RAW,
     ) -> None:
         self._catalogue = catalogue
+        self._searches = searches
         self._length = history_length
         self._attribution = attribution_seconds
         self._max_users = max_users
@@ -145,6 +148,7 @@ class ImpressionJoin:
             yield from self._history_rows[place].items
         for row in chain(self._waiting, self._correctable or ()):
             yield row.item
+            yield row.query
             yield from row.history
         if isinstance(self._draws, ExposureDraws):
             yield from filter(None, map(self._catalogue.find, self._draws.items()))
@@ -239,6 +243,9 @@ class ImpressionJoin:
         self, event: Observed, item: int, items: tuple[int, ...], seconds: tuple[int, ...], *, retaken: bool
     ) -> Impression:
         behaviour = event.behaviour
+        numbered, raw = self._searches is SearchUse.NUMBERED, self._searches is SearchUse.RAW
+        seen = numbered and not is_hidden(behaviour.user_id, event.second)
+        query = searched(behaviour.query_text, behaviour.query_image) if seen else None
         return Impression(
             event_id=behaviour.event_id,
             partition=event.partition,
@@ -250,8 +257,9 @@ class ImpressionJoin:
             history_seconds=seconds,
             retaken=retaken,
             defines_publish=behaviour.defines_publish,
-            query_text=behaviour.query_text,
-            query_image=behaviour.query_image,
+            query_text=behaviour.query_text if raw or query is not None else None,
+            query_image=behaviour.query_image if raw else None,
+            query=0 if query is None else self._catalogue.number(query),
             drawn_from=_event_hash(behaviour.drawn_from or ""),
             drawn_second=0 if behaviour.drawn_at is None else math.floor(behaviour.drawn_at.timestamp()),
         )

@@ -47,7 +47,9 @@ class Impression:
     """The most reliable kind of take of it so far."""
     query_text: str | None = None
     query_image: bytes | None = None
-    """The search that led here, if any."""
+    """The search that led here, if any, as far as the reader of the rows wants it."""
+    query: int = 0
+    """Number of that search in the catalogue; 0 without one, and where searches are not numbered."""
     correction: bool = False
     """Whether this repeats an impression that was resolved before, because of a late take: as taken, or as taken in a
     more reliable way. Its id and offset are then those of the late take. It is no impression of its own: what counts
@@ -118,7 +120,7 @@ def pack_impressions(impressions: Iterable[Impression], *, features: list[bytes]
 def _pack_exposures(rows: list[Impression], features: list[bytes]) -> State:
     """All but the labels. Features may come later on, so those of now are given."""
     state = State()
-    for name in ("partition", "offset", "second", "item", "draw", "drawn_from", "drawn_second"):
+    for name in ("partition", "offset", "second", "item", "query", "draw", "drawn_from", "drawn_second"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
     state.put_bytes("features", features)
     for name in ("retaken", "defines_publish", "correction", "upgrade"):
@@ -140,6 +142,7 @@ def unpack_impressions(state: State) -> list[Impression]:
     none = np.zeros(len(arrays["item"]), np.int64)
     upgrades, draws = arrays.get("upgrade", none), arrays.get("draw", none)
     sources, source_seconds = arrays.get("drawn_from", none), arrays.get("drawn_second", none)
+    queries = arrays.get("query", none)
     features = state.pieces("features") if "features.ends" in arrays else [b""] * len(none)
     exposures = state.texts("exposure_id") if "exposure_id.ends" in arrays else [""] * len(none)
     histories, seconds = unragged("history", state), unragged("history_seconds", state)
@@ -164,6 +167,7 @@ def unpack_impressions(state: State) -> list[Impression]:
             correction=bool(arrays["correction"][i]),
             upgrade=bool(upgrades[i]),
             exposure_id=exposures[i],
+            query=int(queries[i]),
             draw=int(draws[i]),
             drawn_from=int(sources[i]),
             drawn_second=int(source_seconds[i]),
