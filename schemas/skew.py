@@ -8,6 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from schemas.base import Base64, ItemId, Message, UtcTime
 from schemas.item_states import MOST_WRITES, FeatureVersion
+from schemas.queries import QueryId
 from schemas.versions import SchemaVersion
 
 Second = Annotated[int, Field(ge=-(1 << 61), le=1 << 61)]
@@ -32,6 +33,8 @@ class ServedRows(Message):
     """What the user took, oldest first, a trigger item last."""
     history_seconds: list[Second] = Field(default_factory=list)
     """When, a number each."""
+    query: QueryId | None = None
+    """What was searched, if the release reads it."""
     values: Base64
     """The features, little-endian float32, row by row in the order of their names."""
     probabilities: list[float | None]

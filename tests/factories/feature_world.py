@@ -27,6 +27,7 @@ class Take:
     second: int
     event: int
     announces: bool = False
+    query: int = 0
 
 
 def columns_of(takes: list[Take]) -> TakeColumns:
@@ -37,6 +38,7 @@ def columns_of(takes: list[Take]) -> TakeColumns:
         np.array([take.second for take in takes], np.int64),
         np.array([take.event for take in takes], np.int64),
         np.array([take.announces for take in takes], bool),
+        np.array([take.query for take in takes], np.int64),
     )
 
 
@@ -97,6 +99,7 @@ class Row:
     seconds: list[int]
     now: int
     source: tuple[int, int] = NO_SOURCE
+    query: int = 0
 
 
 @dataclass
@@ -157,7 +160,19 @@ class PlainFeatures:
             found |= self._number(name, row.target, history, weights)
         for name in config.attributes:
             found |= self._group(name, row.target, history, weights, total, counted, left)
+        if config.queries:
+            found |= self._query(row, left, own)
         return found | self._together(row.target, history, weights, total, counted, left, own)
+
+    def _query(self, row: Row, left: list[Take], own: list[int]) -> dict[str, float]:
+        asked = [take for take in left if take.query == row.query] if row.query else []
+        count = sum(take.item == row.target for take in asked)
+        usual = len(asked) * len(own) / max(1, len(left) + (row.source != NO_SOURCE))
+        return {
+            "query together": math.log1p(count),
+            "query share": count / (len(asked) + 2),
+            "query lift": math.log((count + 0.5) / (usual + 0.5)) if row.query else 0.0,
+        }
 
     def _number(self, name: str, target: int, history: list[int], weights: list[float]) -> dict[str, float]:
         def value(item: int) -> float | None:
@@ -244,14 +259,16 @@ def features_of(state: FeatureState, rows: list[Row], *, shared_history: bool = 
         history[at, : len(row.history)], seconds[at, : len(row.seconds)] = row.history, row.seconds
     if shared_history:
         history, seconds = history[:1], seconds[:1]
-    numbers, places = np.unique(np.concatenate([[0], targets, history.ravel()]), return_inverse=True)
+    queries = np.array([row.query for row in rows], np.int64)
+    numbers, places = np.unique(np.concatenate([[0], targets, history.ravel(), queries]), return_inverse=True)
     sources = np.array([row.source for row in rows], np.int64)
     return features(
         state.config,
         state.states(numbers),
         places[1 : 1 + len(rows)],
-        places[1 + len(rows) :].reshape(history.shape),
+        places[1 + len(rows) : 1 + len(rows) + history.size].reshape(history.shape),
         seconds,
         np.array([row.now for row in rows], np.int64),
         state.sources(targets, sources[:, 0], sources[:, 1]),
+        places[len(places) - len(rows) :],
     )

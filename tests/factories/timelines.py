@@ -8,6 +8,7 @@ from trainer.samples.catalogue import Catalogue
 from trainer.samples.config import JoinConfig
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.rows import Impression
+from trainer.samples.searches import SearchUse
 from trainer.samples.window import Observed
 
 
@@ -17,7 +18,7 @@ class Timeline:
     def __init__(self, **over: float) -> None:
         self.catalogue = Catalogue(DIM)
         self.rules = JoinRules.of(self.config(**over), [0])
-        self.join = self.rules.join(self.catalogue)
+        self.join = self.rules.join(self.catalogue, searches=SearchUse.RAW)
         self.rows: list[Impression] = []
         self.offset = 0
 

@@ -45,11 +45,13 @@ def features(
     history_seconds_RL: NDArray[np.int64],
     now_B: NDArray[np.int64],
     drawn: DrawnSources | None = None,
+    query_B: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """All features, shape (B, F), in the order of `config.names`; finite.
 
-    `target_B` and `history_RL` index `states`; histories are newest first, 0 pads, and R is B or 1. `now_B` are the
-    seconds of the rows. The values of a row depend on nothing else in the batch, to the last digit.
+    `target_B`, `history_RL` and `query_B` index `states`; histories are newest first, 0 pads, and R is B or 1. `now_B`
+    are the seconds of the rows; a query of 0 is none, and only features that read searches look at it. The values of a
+    row depend on nothing else in the batch, to the last digit.
     """
     history_RL = _padded(history_RL, config.history_length)
     seconds_RL = _padded(history_seconds_RL, config.history_length)
@@ -59,6 +61,8 @@ def features(
     columns += _numbers(rows)
     columns += _groups(rows, len(config.groups), drawn)
     columns += _together(rows, drawn)
+    if config.queries:
+        columns += _query(rows, np.zeros(len(target_B), np.int64) if query_B is None else query_B, drawn)
     out_FB = np.empty((len(columns), len(target_B)), np.float32)
     for place, column in enumerate(columns):
         out_FB[place] = column
@@ -264,6 +268,23 @@ def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
         near_BL.max(1),
         np.log((sum_B + 0.5) / (usual_BL.sum(1) + 1.0)),
     ]
+
+
+def _query(rows: _Rows, query_B: NDArray[np.int64], drawn: DrawnSources) -> list[Floats]:
+    """How often the target was taken after this search: as a count, as a share of what was, and beyond its usual share.
+
+    A query has a list of partners as an item has; what is not among them was not taken, or rarely.
+    """
+    takes, hash_U = rows.states.takes, rows.states.hash_U
+    known_B = query_B > 0
+    target_B1, asked_B1 = hash_U[rows.target_B][:, None], hash_U[query_B][:, None]
+    own_B = ((drawn.partner_BM == asked_B1) & known_B[:, None]).any(1).astype(np.float64)
+    hit_BP = (takes.partner_UP[query_B] == target_B1) * takes.together_UP[query_B].astype(np.float64)
+    count_B = np.maximum(hit_BP.sum(1) - own_B, 0.0)
+    all_B = np.maximum(takes.takes_U[query_B] - own_B, 0.0)
+    usual_B = all_B * _own_takes(rows, drawn) / max(rows.states.shared.takes, 1)
+    lift_B = np.log((count_B + 0.5) / (usual_B + 0.5))
+    return [np.log1p(count_B) * known_B, count_B / (all_B + 2.0) * known_B, lift_B * known_B]
 
 
 def _pairs(rows: _Rows, drawn: DrawnSources) -> NDArray[np.float32]:

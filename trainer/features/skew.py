@@ -12,6 +12,7 @@ from schemas.skew import ServedRows
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.states import ItemStates
+from trainer.samples.searches import query_item
 
 TOLERANCE = 1e-3
 """Largest difference of a feature that counts as none."""
@@ -50,8 +51,10 @@ def values_of(served: ServedRows, width: int) -> NDArray[np.float32]:
 def recomputed(config: FeatureConfig, served: ServedRows, states_of: StatesOf) -> NDArray[np.float32]:
     """The features of a request's rows from other states, shape (rows, F)."""
     count, taken = len(served.targets), len(served.history)
-    states = states_of([*served.targets, *served.history])
+    query = [] if served.query is None else [query_item(served.query)]
+    states = states_of([*served.targets, *served.history, *query])
     history_L = np.arange(count + taken, count, -1) if taken else np.zeros(1, np.int64)
     seconds_L = np.array(served.history_seconds[::-1], np.int64) if taken else np.zeros(1, np.int64)
     now_B = np.full(count, served.now)
-    return features(config, states, np.arange(1, count + 1), history_L[None], seconds_L[None], now_B)
+    query_B = np.full(count, len(states) - 1 if query else 0)
+    return features(config, states, np.arange(1, count + 1), history_L[None], seconds_L[None], now_B, query_B=query_B)

@@ -68,6 +68,8 @@ class TakeColumns:
     """The takes' own events, by which drawn exposures name them."""
     announces_T: NDArray[np.bool_]
     """The item's time of publication was inferred from this take, so it is counted nowhere."""
+    query_T: NDArray[np.int64] | None = None
+    """Numbers of the searches that led to the takes, 0 for none; None where searches are not read."""
 
     def __len__(self) -> int:
         return len(self.user_T)
@@ -75,7 +77,12 @@ class TakeColumns:
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> TakeColumns:
         """These takes, in this order."""
         return TakeColumns(
-            self.user_T[rows], self.item_T[rows], self.second_T[rows], self.event_T[rows], self.announces_T[rows]
+            self.user_T[rows],
+            self.item_T[rows],
+            self.second_T[rows],
+            self.event_T[rows],
+            self.announces_T[rows],
+            None if self.query_T is None else self.query_T[rows],
         )
 
 
@@ -130,6 +137,8 @@ class FeatureState:
         seconds_B[drawn] = second_B[drawn]
         short_D = item_hash(self._items.hashes(target_B[drawn]))
         beside_DL = self._users.beside(row_D, short_D, second_B[drawn])
+        if self.config.queries:
+            beside_DL = np.column_stack([beside_DL, self._users.queries_of(source_B[drawn].tolist())])
         partner_BL = np.zeros((len(target_B), beside_DL.shape[1]), np.uint32)
         partner_BL[drawn] = beside_DL
         return DrawnSources(seconds_B, partner_BL)
@@ -189,17 +198,29 @@ class FeatureState:
         if len(counted):
             hashes_T2 = self._items.hashes(counted.item_T)
             short_T = item_hash(hashes_T2)
+            asked = np.flatnonzero(counted.query_T) if counted.query_T is not None else np.zeros(0, np.int64)
+            query_A2 = self._query_hashes(counted.select(asked))
             take, other = self._users.add(counted.user_T, short_T, counted.second_T)
             self._count_shared(counted.item_T)
-            self._admit(hashes_T2[:, 0], short_T)
-            slot_T = self._slots.of(hashes_T2[:, 0])
-            self._keep(slot_T)
+            key_N = np.concatenate([hashes_T2[:, 0], query_A2[:, 0]])
+            self._admit(key_N, np.concatenate([short_T, item_hash(query_A2)]))
+            slot_N = self._slots.of(key_N)
+            slot_T, slot_A = slot_N[: len(counted)], slot_N[len(counted) :]
+            self._keep(slot_N)
             self._count_takes(slot_T, counted.second_T)
-            slots = distinct(np.concatenate([self._count_together(short_T, take, other), slot_T]))
+            if len(asked):  # a search is counted as an item is, with what was taken after it
+                self._count_takes(slot_A, counted.second_T[asked])
+                count_pairs(self._rows, slot_A, short_T[asked])
+            slots = distinct(np.concatenate([self._count_together(short_T, take, other), slot_N]))
             self._touch(slots)
             changed = self._slots.key_S[slots]
-        self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T)
+        queries = item_hash(self._query_hashes(takes)) if takes.query_T is not None else None
+        self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T, queries)
         return changed
+
+    def _query_hashes(self, takes: TakeColumns) -> NDArray[np.int64]:
+        """Hashes of the takes' searches, shape (T, 2), zeros for none."""
+        return np.zeros((0, 2), np.int64) if takes.query_T is None else self._items.hashes(takes.query_T)
 
     def _count_shared(self, item_T: NDArray[np.int64]) -> None:
         facts = self._items.facts(item_T)

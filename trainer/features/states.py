@@ -148,7 +148,7 @@ class DrawnSources:
     second_B: NDArray[np.int64]
     """Second of that take; `NEVER` for a row that was not drawn, or whose take is not counted."""
     partner_BM: NDArray[np.uint32]
-    """`item_hash` of the items that the take was paired with, 0 pads."""
+    """`item_hash` of the items, and of the query, that the take was paired with, 0 pads."""
 
     @classmethod
     def none(cls, rows: int) -> DrawnSources:

@@ -36,6 +36,7 @@ class UserTakes:
         self._source: dict[int, int] = {}
         self._event_R = np.zeros(max(1, self._remembered), np.int64)
         self._source_row_R = np.zeros(max(1, self._remembered), np.int64)
+        self._query_R = np.zeros(max(1, self._remembered), np.uint32)
         self._next_source = 0
         self._changed_sources = ChangedRows()
 
@@ -68,10 +69,20 @@ class UserTakes:
             self._changed.touch(row)
         return np.concatenate(one), np.concatenate(other)
 
-    def remember(self, event_T: NDArray[np.int64], user_T: NDArray[np.int64], counted_T: NDArray[np.bool_]) -> None:
-        """Let drawn exposures name these takes; a take that is not counted has nothing to leave out."""
+    def remember(
+        self,
+        event_T: NDArray[np.int64],
+        user_T: NDArray[np.int64],
+        counted_T: NDArray[np.bool_],
+        query_T: NDArray[np.uint32] | None = None,
+    ) -> None:
+        """Let drawn exposures name these takes; a take that is not counted has nothing to leave out.
+
+        `query_T` are `item_hash`es of what was searched before them.
+        """
         kept = slice(max(0, len(event_T) - self._remembered), len(event_T))
         event_T, user_T, counted_T = event_T[kept], user_T[kept], counted_T[kept]
+        query_T = np.zeros(len(event_T), np.uint32) if query_T is None else query_T[kept]
         if not len(event_T):
             return
         place_T = (self._next_source + np.arange(len(event_T))) % self._remembered
@@ -80,6 +91,7 @@ class UserTakes:
                 del self._source[event]
         self._source |= dict(zip(event_T.tolist(), place_T.tolist(), strict=True))
         self._event_R[place_T] = event_T
+        self._query_R[place_T] = query_T
         counted = zip(user_T.tolist(), counted_T.tolist(), strict=True)
         self._source_row_R[place_T] = [self._row[user] if has else _NOT_COUNTED for user, has in counted]
         self._changed_sources.touch(place_T)
@@ -89,6 +101,11 @@ class UserTakes:
         """For `beside`, per named take; 0 for one that was not counted, is not among the newest, or was never there."""
         place_D = np.array([self._source.get(event, -1) for event in event_D], np.int64)
         return np.where(place_D < 0, _NOT_COUNTED, self._source_row_R[place_D])
+
+    def queries_of(self, event_D: list[int]) -> NDArray[np.uint32]:
+        """`item_hash` of what was searched before each named take; 0 for none, and for a take that is not known."""
+        place_D = np.array([self._source.get(event, -1) for event in event_D], np.int64)
+        return np.where(place_D < 0, 0, self._query_R[place_D]).astype(np.uint32)
 
     def beside(
         self, row_D: NDArray[np.int64], item_D: NDArray[np.uint32], second_D: NDArray[np.int64]
@@ -163,7 +180,7 @@ class UserTakes:
         return copied_rows(columns | {"seconds": self._second_VL, "count": self._count_V}, rows)
 
     def _copied_sources(self, places: NDArray[np.int64]) -> Callable[[slice], State]:
-        return copied_rows({"event": self._event_R, "row": self._source_row_R}, places)
+        return copied_rows({"event": self._event_R, "row": self._source_row_R, "query": self._query_R}, places)
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
@@ -177,5 +194,6 @@ class UserTakes:
         self._next_source, count = state.values["next_source"], len(arrays["sources.event"])
         self._event_R[:count], self._event_R[count:] = arrays["sources.event"], 0
         self._source_row_R[:count], self._source_row_R[count:] = arrays["sources.row"], 0
+        self._query_R[:count], self._query_R[count:] = arrays.get("sources.query", 0), 0  # earlier builds had none
         places = (np.arange(self._next_source - count, self._next_source) % max(1, self._remembered)).tolist()
         self._source = {int(self._event_R[place]): place for place in places}

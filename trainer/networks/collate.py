@@ -107,7 +107,7 @@ def collate(
     q = h + len(query_B)
     history_BL = places[b:h].reshape(history_BL.shape)
     moment = moment or FeatureState(FeatureConfig(), catalogue)
-    features_BF = _features_of(rows, moment, distinct_U, targets_B, places[1:b], history_BL)
+    features_BF = _features_of(rows, moment, distinct_U, targets_B, places[1:b], history_BL, places[h:q])
     facts = catalogue.facts(distinct_U)
     searched_BQ = None
     if moment.config.queries:
@@ -146,8 +146,9 @@ def _features_of(
     targets_B: NDArray[np.int64],
     place_B: NDArray[np.int64],
     history_BL: NDArray[np.int64],
+    query_B: NDArray[np.int64],
 ) -> NDArray[np.float32]:
-    """`history_BL` and `place_B` index `distinct_U`."""
+    """`history_BL`, `place_B` and `query_B` index `distinct_U`."""
     made_BF = features(
         moment.config,
         moment.states(distinct_U),
@@ -160,6 +161,7 @@ def _features_of(
             np.fromiter((row.drawn_from for row in rows), np.int64, len(rows)),
             np.fromiter((row.drawn_second for row in rows), np.int64, len(rows)),
         ),
+        query_B,
     )
     for place, row in enumerate(rows):
         if not row.moment.features:

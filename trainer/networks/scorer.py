@@ -100,7 +100,10 @@ class Scorer:
         history_L = np.arange(last, last - taken, -1) if taken else np.zeros(1, np.int64)
         seconds_L = np.array(moment.history_seconds[::-1][:taken], np.int64) if taken else np.zeros(1, np.int64)
         target_B, now_B = np.arange(1, candidates + 1), np.full(candidates, moment.now)
-        features_BF = features(self.features, moment.states, target_B, history_L[None], seconds_L[None], now_B)
+        query_B = np.full(candidates, query)
+        features_BF = features(
+            self.features, moment.states, target_B, history_L[None], seconds_L[None], now_B, query_B=query_B
+        )
         if self.reads_queries:
             known_B = np.full(candidates, moment.has_query)
             words_BT, title_IT = words_of_searches([moment.query_text]), moment.states.facts.title_IT

@@ -250,10 +250,9 @@ class EventIntake:
         """Numbers of the items that anything on its way to training names."""
         yield from self._join.items_in_use()
         for row in self._ready:
-            yield row.item
-            yield row.query
-            yield from row.history
-        yield from (queued.take.item for queued in self._takes)
+            yield from filter(None, (row.item, row.query, *row.history))
+        for queued in self._takes:
+            yield from filter(None, (queued.take.item, queued.take.query))
 
     def _add_second(self, events: list[Observed]) -> None:
         taken = (event for event in events if event.behaviour.kind.is_take)
@@ -360,8 +359,11 @@ class EventIntake:
             }
         )
         takes = list(self._takes)
-        places = [(q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces) for q in takes]
-        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 6)
+        places = [
+            (q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces, q.take.query)
+            for q in takes
+        ]
+        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 7)
         state.put_texts("takes.user", (queued.take.user_id for queued in takes))
         state.put("window", self.window.snapshot())
         state.put("join", self._join.snapshot())
@@ -384,11 +386,12 @@ class EventIntake:
         self.offsets.restore(state.part("offsets"))
         self._ready = deque(unpack_impressions(state.part("ready")))
         self._join.share_moments(self._ready)
-        places = state.arrays["takes"].tolist()
+        places = state.arrays["takes"]
+        places = np.pad(places, ((0, 0), (0, 7 - places.shape[1])))  # an earlier build knew no searches
         self._takes = deque(
-            _QueuedTake(Take(second, user, item, event, announces=bool(announces)), partition, offset)
-            for (second, item, partition, offset, event, announces), user in zip(
-                places, state.texts("takes.user"), strict=True
+            _QueuedTake(Take(second, user, item, event, announces=bool(announces), query=query), partition, offset)
+            for (second, item, partition, offset, event, announces, query), user in zip(
+                places.tolist(), state.texts("takes.user"), strict=True
             )
         )
         self._finished = False

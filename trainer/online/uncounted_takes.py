@@ -33,8 +33,8 @@ class UncountedTakes:
         self._takes += takes
 
     def items(self) -> Iterator[int]:
-        """Numbers of their items."""
-        return (take.item for take in self._takes)
+        """Numbers of their items and searches."""
+        return (number for take in self._takes for number in (take.item, take.query) if number)
 
     def due(self, most: int) -> int | None:
         """The second before which takes have to be counted now, as more than `most` wait; None if there is none.
@@ -56,6 +56,7 @@ class UncountedTakes:
             whole_numbers(take.second for take in counted),
             whole_numbers(take.event for take in counted),
             np.array([take.announces for take in counted], bool),
+            whole_numbers(take.query for take in counted),
         )
 
     def forget(self, user_id: str) -> None:
@@ -75,14 +76,17 @@ class UncountedTakes:
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
-        numbers, users = state.arrays["takes"].tolist(), state.texts("user")
-        held = zip(numbers, users, strict=True)
-        self._takes = [Take(at, user, item, event, announces=bool(a)) for (at, item, event, a), user in held]
+        numbers, users = state.arrays["takes"], state.texts("user")
+        numbers = np.pad(numbers, ((0, 0), (0, 5 - numbers.shape[1])))  # an earlier build knew no searches
+        held = zip(numbers.tolist(), users, strict=True)
+        self._takes = [
+            Take(at, user, item, event, announces=bool(a), query=q) for (at, item, event, a, q), user in held
+        ]
         self._changed = ChangedRows()
 
 
 def _packed(takes: list[Take]) -> State:
-    numbers = [(take.second, take.item, take.event, take.announces) for take in takes]
-    state = State({"takes": np.array(numbers, np.int64).reshape(-1, 4)})
+    numbers = [(take.second, take.item, take.event, take.announces, take.query) for take in takes]
+    state = State({"takes": np.array(numbers, np.int64).reshape(-1, 5)})
     state.put_texts("user", (take.user_id for take in takes))
     return state

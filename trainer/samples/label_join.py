@@ -147,9 +147,7 @@ class ImpressionJoin:
         for place in self._histories.values():
             yield from self._history_rows[place].items
         for row in chain(self._waiting, self._correctable or ()):
-            yield row.item
-            yield row.query
-            yield from row.history
+            yield from filter(None, (row.item, row.query, *row.history))
         if isinstance(self._draws, ExposureDraws):
             yield from filter(None, map(self._catalogue.find, self._draws.items()))
 
@@ -310,16 +308,20 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-            return self._take(event, item)
+            return self._take(event, item, impression.query)
         known = self._correctable is not None and self._correct(self._correctable, event, item)
         if not known and self._draws is not None and behaviour.exposure_id is None:
             drawn.extend(self._draw(self._draws, event, item))
         return self._take(event, item)
 
-    def _take(self, event: Observed, item: int) -> Take:
+    def _take(self, event: Observed, item: int, query: int = 0) -> Take:
+        """`query` is the search of its exposure, for a take that says none of its own."""
         behaviour = event.behaviour
         hashed = _event_hash(behaviour.event_id)
-        return Take(event.second, behaviour.user_id, item, hashed, announces=behaviour.defines_publish)
+        if self._searches is SearchUse.NUMBERED:
+            own = searched(behaviour.query_text, behaviour.query_image)
+            query = query if own is None else self._catalogue.number(own)
+        return Take(event.second, behaviour.user_id, item, hashed, announces=behaviour.defines_publish, query=query)
 
     def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> bool:
         """Whether the take has an impression that is not too old for it, whether it changes it or not."""

@@ -102,6 +102,8 @@ class Take:
     """Hash of its event."""
     announces: bool = False
     """Whether the item's time of publication was inferred from it."""
+    query: int = 0
+    """Number of the search that led to it; 0 without one."""
 
 
 def pack_impressions(impressions: Iterable[Impression], *, features: list[bytes] | None = None) -> State:

@@ -114,10 +114,11 @@ def test_the_query_is_the_newest_of_the_history_for_the_network_and_no_part_of_i
     history = [taught.catalogue.find(item) for item in ("i1", "i0")]
     assert items.tolist() == [[number, *history], [*history, 0]]
     np.testing.assert_array_equal(after.batch.vectors_UV[after.batch.history_BL[0, 0]].numpy(), unit_vector(9))
-    width = before.batch.dense_BF.shape[1]
-    np.testing.assert_array_equal(after.batch.dense_BF[:, :width], before.batch.dense_BF)
-    assert after.batch.dense_BF.shape[1] == width + len(QUERY_COLUMNS)
-    np.testing.assert_allclose(after.batch.dense_BF[:, width:], [[1, 1 / 2, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
+    width, dense = len(plain.config.features.names), after.batch.dense_BF.numpy()
+    np.testing.assert_array_equal(dense[:, :width], before.batch.dense_BF[:, :width])
+    np.testing.assert_array_equal(dense[:, width : width + 3], [[0, 0, 0], [0, 0, 0]])  # nothing was taken after it
+    assert dense.shape[1] == width + 3 + 1 + len(QUERY_COLUMNS)
+    np.testing.assert_allclose(dense[:, width + 4 :], [[1, 1 / 2, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
 
 
 def test_a_history_without_any_query_is_left_as_it_is() -> None:
