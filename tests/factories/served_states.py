@@ -21,6 +21,7 @@ from trainer.features.state_records import Record, StateWriter
 from trainer.networks.collate import collate
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
+from trainer.samples.searches import searched
 
 ITEMS = {
     "boot": {"year": 2020, "attributes": {"colour": "red", "for": ["winter", "snow"]}},
@@ -73,13 +74,16 @@ class Trained:
         now: int,
         *,
         query_text: str | None = None,
+        query_image: bytes | None = None,
         query_vector: NDArray[np.float32] | None = None,
     ) -> Any:
         """What the trainer would learn from: one row per target, all after this search, if any."""
         number, query = self.catalogue.number, 0
         if query_vector is not None:
-            self.catalogue.put_query("\0query:of this batch", query_vector)
-            query = number("\0query:of this batch")
+            name = searched(query_text, query_image)
+            assert name is not None
+            self.catalogue.put_query(name, query_vector)
+            query = number(name)
         rows = [
             Impression(
                 f"e{target}",
