@@ -37,11 +37,11 @@ async def measure_queries(
 ) -> Seconds:
     """Seconds of requests without a search (`plain`), with one that is cached (`hit`) and with a new one (`miss`)."""
     numbers = itertools.count()
-    known = [text_of(next(numbers)) for _ in range(SEARCHES)]
+    known = [title_of(next(numbers)) for _ in range(SEARCHES)]
     await ask(session, url, [with_search(bodies[0], text) for text in known], 1, holds=_USED)
     plain = itertools.cycle(bodies)
     hits = map(with_search, itertools.cycle(bodies), itertools.cycle(known))
-    misses = map(with_search, itertools.cycle(bodies), map(text_of, numbers))
+    misses = map(with_search, itertools.cycle(bodies), map(title_of, numbers))
     kinds: dict[str, tuple[Iterator[bytes], bytes]] = {
         "plain": (plain, b'"query":null'),
         "hit": (hits, _USED),
@@ -58,8 +58,8 @@ async def measure_queries(
     return seconds
 
 
-def text_of(number: int) -> str:
-    """A search of some words; another number gives another."""
+def title_of(number: int) -> str:
+    """Title of an item, and what a user who looks for it searches."""
     kind, thing = _KINDS[number % len(_KINDS)], _THINGS[number // len(_KINDS) % len(_THINGS)]
     return f"{kind} {thing} {number}"
 

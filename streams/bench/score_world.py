@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest
+from streams.bench.score_queries import title_of
 from streams.stores.artifacts.registry import Weights, pack_weights, weights_checksum
 from streams.stores.vectors.item_index import ItemRow
 from trainer.features.config import FeatureConfig
@@ -48,8 +49,9 @@ class World:
 
     def rows(self) -> list[ItemRow]:
         """The items as the center holds them."""
+        version = encoder_version()
         return [
-            ItemRow(item, encoder_version(), vector, "", _BEGIN, None, None, None, True, False, 0, number, 0)
+            ItemRow(item, version, vector, "", _BEGIN, None, None, None, True, False, 0, number, 0, title_of(number))
             for number, (item, vector) in enumerate(zip(self.item_ids, self.vectors_IV, strict=True))
         ]
 

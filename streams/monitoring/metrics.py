@@ -147,7 +147,9 @@ class Metrics:
         unsure = self._gauge("mim_states_behind_seconds", "Time since nothing newer was last known to be written")
         dropped = self._counter("mim_http_dropped_connections_total", "Connections that the server closed", "reason")
 
-        queries = self._counter("mim_queries_total", "Searches and their encodings by what became of them", "outcome")
+        queries = self._counter(
+            "mim_query_searches_total", "Searches and their encodings by what became of them", "outcome"
+        )
         query_cache = self._gauge("mim_query_cache_searches", "Searches whose vectors are kept")
         query_seconds = self._seconds("mim_query_encode_seconds", "Encoding one search, with the wait for a thread")
         for outcome in ("hit", "shared", "encoded", "not_in_time", "refused", "failed"):

@@ -76,6 +76,15 @@ async def test_a_search_is_scored_as_the_trainer_would_learn_from_it(
     assert plain_use is None and not np.allclose(found, plain, rtol=1e-4)
 
 
+async def test_the_same_words_beside_another_photo_are_another_search(open_bench: Open) -> None:
+    bench, scorer = await open_taught(open_bench, encoder=HeldEncoder())
+    other = base64.b64encode(b"picture of a lamp").decode()
+    asked = [{}, {"query_image": ENCODED_PHOTO}, {"query_image": other}]
+    found = [await scores(bench, query_text="red", **more) for more in asked]
+    assert [used for used, _ in found] == ["used"] * 3 and len({tuple(each) for _, each in found}) == 3
+    assert len({scorer.batches[n].vectors_UV[-1].numpy().tobytes() for n in range(3)}) == 3
+
+
 async def test_words_and_titles_are_compared_whatever_features_the_server_is_set_to(open_bench: Open) -> None:
     bench, scorer = await open_taught(open_bench)
     assert not bench.service.states.copies.config.queries
@@ -141,13 +150,16 @@ async def test_of_searches_that_wait_only_so_many_are_encoded(open_bench: Open) 
         async with asyncio.timeout(10):
             assert (await scores(bench, query_text="three"))[0] == "not_in_time"
         again = asyncio.create_task(scores(bench, query_text="one"))  # adds none
+        await until(
+            lambda: b'mim_query_searches_total{outcome="shared"} 1.0' in bench.service.metrics_page(), every=0.01
+        )
     finally:
         encoder.gate.set()
     assert [used for used, _ in await asyncio.gather(*waiting, again)] == ["used"] * 3
     assert (await scores(bench, query_text="three"))[0] == "used" and len(encoder.encoded) == 3
     page = await (await bench.client.get("/metrics")).text()
     for outcome, count in {"hit": 0, "shared": 1, "encoded": 3, "not_in_time": 1, "refused": 0, "failed": 0}.items():
-        assert f'mim_queries_total{{outcome="{outcome}"}} {count}.0' in page
+        assert f'mim_query_searches_total{{outcome="{outcome}"}} {count}.0' in page
     assert "mim_query_cache_searches 3.0" in page and "mim_query_encode_seconds_count 3.0" in page
 
 
