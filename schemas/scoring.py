@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from schemas.base import MAX_ID_CHARACTERS, Base64, ItemId, Message, UserId, UtcTime
+from schemas.behaviours import MAX_QUERY_CHARACTERS
 
 MAX_CANDIDATES = 1_000
 MAX_NEIGHBOURS = 100
 MAX_SIMILAR_QUERIES = 256
+
+QueryUse = Literal["used", "not_in_time", "not_read", "no_encoder"]
+"""How a search entered scores: it did; it was not encoded in time; the release was not taught what users search; this
+server cannot encode it."""
 
 
 def _clearly_valid(given: Any) -> bool:
@@ -50,6 +55,10 @@ class ScoreRequest(RequestBody):
     """Moment of the request (event time), for logs of the past; now by default."""
     exclude_taken: bool = False
     """Whether to leave out candidates that are among the user's stored takes."""
+    query_text: str | None = Field(default=None, max_length=MAX_QUERY_CHARACTERS)
+    """The words that the user searches for, if any."""
+    query_image: Base64 | None = None
+    """The photo that the user searches by (base64), if any."""
 
 
 class ItemScore(Message):
@@ -78,6 +87,8 @@ class ScoreResponse(Message):
     """The encoder of the vectors used."""
     history_length: int
     """Number of the user's takes that were known."""
+    query: QueryUse | None = None
+    """How the search entered the scores; null where nothing was searched."""
 
 
 class SimilarRequest(RequestBody):

@@ -2,7 +2,8 @@
 
 The floor is an aiohttp server that only parses the question, runs the network's own forward pass, as training does, on
 tensors that lie ready, and answers a body of the same size. Both are asked the same questions by the same client, in
-turns, so that a machine that becomes faster or slower does so for both.
+turns, so that a machine that becomes faster or slower does so for both. Then the server takes up a release that was
+taught searches, and `streams.bench.score_queries` says what a search adds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,8 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from schemas.errors import Misconfigured, Unavailable
+from schemas.errors import Misconfigured
 from schemas.scoring import MAX_CANDIDATES
+from streams.bench.score_asking import Seconds, ask
+from streams.bench.score_queries import WARM_UP, measure_queries, query_summary
 from streams.runtime.progress import ProgressBar, progress_bar
 from streams.settings import Settings
 
@@ -35,8 +37,6 @@ HISTORY = 50
 """What a release reads where nothing else is set."""
 USERS = 64
 QUESTIONS = 256
-WARM_UP = 20
-"""Questions at the beginning of each turn that are not counted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,20 +69,20 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     }
     with (
         tempfile.TemporaryDirectory(prefix="mimstream-bench-") as folder,
-        progress_bar("starting Kafka, Valkey, Milvus Lite and the servers", ROUNDS + 1) as bar,
+        progress_bar("starting Kafka, Valkey, Milvus Lite and the servers", 2 * ROUNDS + 2) as bar,
         ScoreSystem(settings, Path(folder), world, options.config) as system,
     ):
         bar.advance(what="asking in turns")
-        seconds = asyncio.run(_measure(system.routes, system.world.bodies(), options.requests, bar))
-    result = summary(seconds)
+        bodies = system.world.bodies()
+        seconds = asyncio.run(_measure(system.routes, bodies, options.requests, bar))
+        system.teach()
+        bar.advance(what="asking with searches")
+        searched = asyncio.run(_measure_queries(system.routes["system"], bodies, options.requests, bar))
+    result = summary(seconds) | query_summary(searched)
     result |= {name: getattr(options, name) for name in ("candidates", "history", "items")}
     result |= {"cores": os.cpu_count(), "load_average_before": round(load, 2)}
     print(json.dumps(result)) if options.json else _print(result)
     return 0
-
-
-Seconds = dict[tuple[int, str], list[float]]
-"""Of each request, by number of clients and who was asked."""
 
 
 async def _measure(routes: Mapping[str, str], bodies: Sequence[bytes], requests: int, bar: ProgressBar) -> Seconds:
@@ -99,22 +99,11 @@ async def _measure(routes: Mapping[str, str], bodies: Sequence[bytes], requests:
     return seconds
 
 
-async def ask(session: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], clients: int) -> list[float]:
-    """Seconds that each question took, in order of answers, with so many clients that each ask one at a time."""
-    waiting = iter(bodies)
-    took: list[float] = []
-
-    async def client() -> None:
-        for body in waiting:
-            started = time.perf_counter()
-            async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
-                answer = await response.read()
-            took.append(time.perf_counter() - started)
-            if response.status != 200:
-                raise Unavailable(url, f"it answers {response.status}: {answer[:300]!r}")
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return took
+async def _measure_queries(url: str, bodies: Sequence[bytes], requests: int, bar: ProgressBar) -> Seconds:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        return await measure_queries(
+            session, url, bodies, requests=requests, rounds=ROUNDS, clients=CLIENTS, on_round=bar.advance
+        )
 
 
 def summary(seconds: Seconds) -> dict[str, Any]:
@@ -156,4 +145,14 @@ def _print(result: dict[str, Any]) -> None:
             *(f"{cell[name]:.2f}" for name in ("p50_ms", "p99_ms", "floor_p50_ms", "floor_p99_ms")),
             *(f"{cell[name]:.2f}" for name in ("ratio_to_floor", "ratio_to_floor_p99")),
         )
-    Console(file=sys.stdout).print(table)
+    searches = Table(title="beside it, of a release that reads searches: cached ones, and new ones")
+    for name in ("clients", "p50 ms", "hit p50", "miss p50", "hit ratio", "miss ratio"):
+        searches.add_column(name, justify="right")
+    for cell in result["queries_by_clients"]:
+        searches.add_row(
+            str(cell["clients"]),
+            *(f"{cell[name]:.2f}" for name in ("p50_ms", "hit_p50_ms", "miss_p50_ms", "hit_ratio", "miss_ratio")),
+        )
+    console = Console(file=sys.stdout)
+    console.print(table)
+    console.print(searches)

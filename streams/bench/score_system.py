@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import aiohttp
 
+from encoders.config import EncoderConfig
 from schemas.errors import Unavailable
-from streams.bench.score_world import DIM, ENCODER_VERSION, World, draw_world
+from streams.bench.score_world import DIM, World, draw_world, encoder_version
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
 from streams.broker.topics import create_topics
@@ -26,6 +27,9 @@ from streams.stores.histories.redis_store import RedisBehaviourStore
 from streams.stores.vectors.milvus_index import MilvusItemIndex
 
 _ROWS_AT_ONCE = 500
+_PATIENCE_MS = 60_000
+"""How long a score waits for its search: no encoding is left out of what is measured."""
+_TAKEN_UP_SECONDS = 60
 
 
 class ScoreSystem:
@@ -37,6 +41,7 @@ class ScoreSystem:
         self._plan = world
         self._config_file = config_file
         self._open = ExitStack()
+        self._serving = settings
         self.world: World = draw_world(**world)
         self.routes: dict[str, str] = {}
 
@@ -44,8 +49,9 @@ class ScoreSystem:
         with ExitStack() as opening:
             stack = opening.enter_context(running_stack(self._folder / "stack", self._settings.stack))
             values: dict[str, dict[str, Any]] = stack.endpoints | folders_of(self._folder)
-            values["serve"] = {"port": 0, "host": "127.0.0.1", "tokens": []}
-            settings = child_settings(self._settings, values)
+            values["serve"] = {"port": 0, "host": "127.0.0.1", "tokens": [], "query_deadline_ms": _PATIENCE_MS}
+            values["encoder"] = EncoderConfig().model_dump()
+            self._serving = settings = child_settings(self._settings, values)
             create_topics(settings.kafka, settings.topics)
             asyncio.run(self._fill(settings))
             environment = child_environment(self._settings, values)
@@ -59,6 +65,11 @@ class ScoreSystem:
             self.routes |= {"inline": f"{floor}/inline", "threads": f"{floor}/threads"}
             self._open = opening.pop_all()
         return self
+
+    def teach(self) -> None:
+        """Promote a release that reads searches, and wait until the server answers with it."""
+        release_id = self._promote(self._serving, queries=True)
+        asyncio.run(self._taken_up(release_id))
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
@@ -75,7 +86,7 @@ class ScoreSystem:
 
     async def _fill(self, settings: Settings) -> None:
         """Items into Milvus, takes into Valkey, the release into its folder; each through the product's own store."""
-        index = MilvusItemIndex(settings.milvus, encoder_version=ENCODER_VERSION, dim=DIM)
+        index = MilvusItemIndex(settings.milvus, encoder_version=encoder_version(), dim=DIM)
         try:
             await index.open()
             rows = self.world.rows()
@@ -92,10 +103,22 @@ class ScoreSystem:
                 await behaviours.record(0, part, first_offset=0, next_offset=start + len(part))
         finally:
             await behaviours.close()
-        weights, manifest = self.world.release(self._plan["history"])
+        self._promote(settings, queries=False)
+
+    def _promote(self, settings: Settings, *, queries: bool) -> str:
+        weights, manifest = self.world.release(self._plan["history"], queries=queries)
         models = folder_registry(settings.models)
         models.publish(weights, manifest)
         models.promote(manifest.release_id, None)
+        return manifest.release_id
+
+    async def _taken_up(self, release_id: str) -> None:
+        async with asyncio.timeout(_TAKEN_UP_SECONDS), aiohttp.ClientSession() as session:
+            while True:
+                async with session.post(self.routes["system"], data=self.world.bodies()[0]) as response:
+                    if (await response.json()).get("release_id") == release_id:
+                        return
+                await asyncio.sleep(0.2)
 
     async def _first_answer(self, address: str) -> bytes:
         """One real answer, whose size the floor's will have. Raises `Unavailable` unless it is what it should be."""

@@ -5,24 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.bundle import DEFAULT_BUNDLE, read_bundle
 from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.manifests import ModelManifest
+from streams.bench.score_queries import title_of
 from streams.stores.artifacts.registry import Weights, pack_weights, weights_checksum
 from streams.stores.vectors.item_index import ItemRow
 from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import dense_width
 from trainer.networks.config import CiUBMConfig, TreesConfig
 from trainer.networks.trees import Forest
 from trainer.samples.id_hashes import hash_columns
 
-ENCODER_VERSION = "bench-1"
 DIM = 128
+"""Width of the default encoder's vectors."""
 _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@cache
+def encoder_version() -> str:
+    """The default encoder, which encodes searches; items have vectors of chance."""
+    return read_bundle(DEFAULT_BUNDLE)[0].version
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,9 @@ class World:
 
     def rows(self) -> list[ItemRow]:
         """The items as the center holds them."""
+        version = encoder_version()
         return [
-            ItemRow(item, ENCODER_VERSION, vector, "", _BEGIN, None, None, None, True, False, 0, number, 0)
+            ItemRow(item, version, vector, "", _BEGIN, None, None, None, True, False, 0, number, 0, title_of(number))
             for number, (item, vector) in enumerate(zip(self.item_ids, self.vectors_IV, strict=True))
         ]
 
@@ -64,21 +75,24 @@ class World:
         at = int(_BEGIN.timestamp()) + newest + 60
         return [json.dumps({"user_id": user, "item_ids": items, "at": at}).encode() for user, items in self.questions]
 
-    def release(self, history_length: int) -> tuple[Weights, ModelManifest]:
-        """A CiUBM of default size in which every item has its own embedding, with all trees there may be."""
-        config = CiUBMConfig()
-        network = CiUBM(config, vector_width=DIM, seed=0)
+    def release(self, history_length: int, *, queries: bool = False) -> tuple[Weights, ModelManifest]:
+        """A CiUBM of default size in which every item has its own embedding, with all trees there may be.
+
+        `queries`: one that reads searches, the second release.
+        """
+        config, features = CiUBMConfig(), FeatureConfig(queries=queries)
+        network = CiUBM(config, vector_width=DIM, seed=0, dense_width=dense_width(features))
         for _ in range(config.id_admit_after):
             network.id_table.admit(torch.from_numpy(hash_columns(self.item_ids)))
         network.trees.load(_grown(config.trees, network.numbers_width), config.trees.share)
         weights = network.state_dict()
         checksum = weights_checksum(pack_weights(weights))
         manifest = ModelManifest(
-            release_id=f"r000001-{checksum[:12]}",
+            release_id=f"r{1 + queries:06d}-{checksum[:12]}",
             weights_sha256=checksum,
-            encoder_version=ENCODER_VERSION,
+            encoder_version=encoder_version(),
             dim=DIM,
-            features=FeatureConfig().version,
+            features=features.version,
             created_at=_BEGIN,
             rows_trained=0,
             steps=0,
@@ -86,7 +100,7 @@ class World:
             offsets={},
             config={
                 "model": config.model_dump(mode="json"),
-                "features": FeatureConfig().model_dump(mode="json"),
+                "features": features.model_dump(mode="json"),
                 "history_length": history_length,
             },
         )

@@ -16,7 +16,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
 from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
-from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
+from streams.serving.reports import (
+    CacheReport,
+    DroppedConnection,
+    ModelReport,
+    QueryReport,
+    RequestReport,
+    StatesReport,
+)
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import SkewReport, TrainReport
@@ -140,6 +147,14 @@ class Metrics:
         unsure = self._gauge("mim_states_behind_seconds", "Time since nothing newer was last known to be written")
         dropped = self._counter("mim_http_dropped_connections_total", "Connections that the server closed", "reason")
 
+        queries = self._counter(
+            "mim_query_searches_total", "Searches and their encodings by what became of them", "outcome"
+        )
+        query_cache = self._gauge("mim_query_cache_searches", "Searches whose vectors are kept")
+        query_seconds = self._seconds("mim_query_encode_seconds", "Encoding one search, with the wait for a thread")
+        for outcome in ("hit", "shared", "encoded", "not_in_time", "refused", "failed"):
+            queries.labels(outcome)
+
         labelled = cache(requests.labels)  # as many as there are routes and statuses
 
         def on_request(report: RequestReport) -> None:
@@ -164,6 +179,12 @@ class Metrics:
             states.set(report.items)
             unsure.set(report.behind_seconds)
 
+        def on_query(report: QueryReport) -> None:
+            queries.labels(report.outcome).inc()
+            query_cache.set(report.cached)
+            if report.seconds is not None:
+                query_seconds.observe(report.seconds)
+
         def on_dropped(report: DroppedConnection) -> None:
             dropped.labels(report.reason).inc()
 
@@ -172,6 +193,7 @@ class Metrics:
             ModelReport: on_model,
             CacheReport: on_cache,
             StatesReport: on_states,
+            QueryReport: on_query,
             DroppedConnection: on_dropped,
         }
 

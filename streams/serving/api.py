@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import orjson
@@ -28,7 +26,6 @@ from aiohttp import web
 from numpy.typing import NDArray
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from encoders.base import Encoder, ItemContent
 from schemas.base import MAX_ID_CHARACTERS, Message, is_identifier
 from schemas.errors import Misconfigured, PipelineError
 from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
@@ -37,6 +34,7 @@ from streams.serving.connections import Connections
 from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
 from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.score_query import ScoreQueries
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
@@ -45,14 +43,6 @@ from streams.stores.vectors.item_index import ItemIndex
 from trainer.networks.item_rows import ItemRows, RequestMoment
 
 log = structlog.get_logger()
-
-
-class QueryEncoder(Protocol):
-    """The encoder of queries, loaded at the first use."""
-
-    async def get(self) -> Encoder:
-        """The encoder. Raises `Misconfigured` if it cannot be loaded or is not the center's."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +56,8 @@ class ScoringService:
     index: ItemIndex
     behaviours: BehaviourStore
     models: ModelWatcher
-    encoder: QueryEncoder
+    queries: ScoreQueries
     encoder_version: str
-    compute: ThreadPoolExecutor
     passes: ForwardPasses
     on_report: Callable[[object], None]
     """Receives every `RequestReport` and `CacheReport`."""
@@ -106,6 +95,7 @@ async def score(request: web.Request) -> web.Response:
         reason = service.models.problem or "no model has been released yet"
         log.debug("serve.no_model", reason=reason)
         raise ApiError(503, "no_model", "no model has been released yet; /v1/similar works without one")
+    pending = service.queries.begin(asked, reads_queries=model.scorer.reads_queries)
     taken, taken_at = await service.behaviours.takes(asked.user_id)
     left_out = set(taken) if asked.exclude_taken else frozenset()
     candidates = [item_id for item_id in asked.item_ids if item_id not in left_out]
@@ -116,22 +106,24 @@ async def score(request: web.Request) -> web.Response:
     seen_last = [asked.trigger_item] if asked.trigger_item and asked.trigger_item not in deleted else []
     lookup = await service.vector_cache.look_up([*candidates, *history, *seen_last])
     service.on_report(lookup.report)
+    query = await pending.had()
+    items, facts = query.behind(lookup.items, lookup.facts)
     service.on_report(service.states.report())
     copies = service.states.copies
-    states = copies.states(lookup.items.hashes_U2, lookup.facts)
+    states = copies.states(items.hashes_U2, facts)
     head = copies.held_head if service.skew.chooses(copies.held_head) else None
-    moment = RequestMoment(states, [*seconds, *(now for _ in seen_last)], now)
+    past_at = [*seconds, *(now for _ in seen_last)]
+    moment = RequestMoment(states, past_at, now, has_query=query.vector is not None, query_text=query.text)
     if candidates:
         scorer = model.scorer
         batch, probabilities = await service.passes.run(
-            lambda: scorer.prepare(lookup.items, len(candidates), moment), scorer.probabilities
+            lambda: scorer.prepare(items, len(candidates), moment), scorer.probabilities
         )
         held_U = lookup.items.has_vector_U[1:]
         # what is not held here may be known to the trainer a moment later
         if head is not None and held_U[len(candidates) :].all():
-            past = lookup.items.item_ids[len(candidates) :][-scorer.history_length :]
-            past_at = moment.history_seconds[-scorer.history_length :]
-            scored = (model.manifest.release_id, head, now, candidates, past, past_at)
+            past = lookup.items.item_ids[len(candidates) :][-scorer.history_length :]  # without the search
+            scored = (model.manifest.release_id, head, now, candidates, past, past_at[-scorer.history_length :])
             values_BF = scorer.features_of(batch)
             service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)])
     else:
@@ -147,6 +139,7 @@ async def score(request: web.Request) -> web.Response:
                 "weights_sha256": model.manifest.weights_sha256,
                 "encoder_version": model.manifest.encoder_version,
                 "history_length": len(history),
+                "query": query.use,
             }
         )
     )
@@ -197,15 +190,12 @@ async def _near_items(service: ScoringService, item_ids: list[str], asked: Simil
 
 async def _encoded_query(service: ScoringService, asked: SimilarRequest) -> NDArray[np.float32]:
     try:
-        encoder = await service.encoder.get()
+        return (await service.queries.vectors.get(asked.text, asked.image))[None]
     except Misconfigured as error:
         log.error("serve.no_query_encoder", error=str(error))
         raise ApiError(
             503, "no_query_encoder", "this server cannot encode queries; ask for the neighbours of an item"
         ) from None
-    content = ItemContent(title=asked.text or "", image=asked.image)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(service.compute, lambda: encoder.encode_queries([encoder.prepare(content)]))
 
 
 def _neighbours(pairs: list[tuple[str, float]]) -> list[Neighbour]:

@@ -51,6 +51,13 @@ class ServeConfig(BaseModel):
     """Requests in hand at once; more are answered 503 at once rather than late."""
     compute_threads: int = Field(default=2, ge=1)
     """Threads that encode queries."""
+    query_cache: int = Field(default=10_000, ge=1)
+    """Searches whose vectors are kept; those not asked for longest go first."""
+    query_deadline_ms: float = Field(default=200.0, ge=0, le=60_000)
+    """How long a score waits for the vector of what was searched, in milliseconds from the request's arrival; then it
+    answers without (`"query": "not_in_time"`). The vector is there for the next request."""
+    max_waiting_queries: int = Field(default=32, ge=1)
+    """Searches that are encoded or wait for it at once. One more is scored without its search, at once."""
     score_threads: int = Field(default=2, ge=1)
     """Threads in which the click model runs while several requests are in hand. The rest of a score is the work of one
     thread, about as much again: more than three cores want more processes."""

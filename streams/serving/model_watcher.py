@@ -39,6 +39,11 @@ class ScoringModel(Protocol):
         """How many of a user's newest takes count."""
         ...
 
+    @property
+    def reads_queries(self) -> bool:
+        """Whether it was taught what users search."""
+        ...
+
     def prepare(self, items: ItemRows, candidates: int, moment: RequestMoment | None = None) -> Any:
         """What `probabilities` reads of a request: the first `candidates` items, and the history after them, oldest
         first. Without a `moment` nothing is known of what was taken.

@@ -60,3 +60,16 @@ class CacheReport:
     """Vectors in the cache now."""
     behind_seconds: float
     """Time since the cache was last confirmed to be current."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryReport:
+    """What became of one search, or of one encoding of a search."""
+
+    outcome: str
+    """`hit` (its vector was cached), `shared` (another request had asked for it), `encoded`, `not_in_time` (a score
+    went without it), `refused` (what was sent cannot be encoded) or `failed` (a fault of the encoder)."""
+    cached: int
+    """Searches in the cache now."""
+    seconds: float | None = None
+    """How long the encoder took, for `encoded`."""

@@ -24,6 +24,8 @@ from streams.serving.connections import Connections, affordable_connections, lis
 from streams.serving.embeddings_follower import EmbeddingsFollower
 from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher, follow_notices
+from streams.serving.query_vectors import QueryVectors
+from streams.serving.score_query import ScoreQueries
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
@@ -72,8 +74,11 @@ class LazyEncoder:
 
 
 def _load_encoder(settings: Settings) -> Encoder:
+    import torch
+
     from encoders.loading import load_encoder  # torch and the towers: takes seconds, for queries by content only
 
+    torch.set_num_threads(1)  # as in `make_scorer`, unless the encoder's own settings say otherwise
     return load_encoder(settings.encoder)
 
 
@@ -109,8 +114,9 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         opened.push_async_callback(index.close)
         await index.open()
         features = settings.trainer.features
+        facts = features.model_copy(update={"queries": True})  # a release may read searches whatever is set here
         vector_cache = VectorCache(
-            index, config.cache, encoder_version=version, dim=dim, facts=features, clock=time.monotonic
+            index, config.cache, encoder_version=version, dim=dim, facts=facts, clock=time.monotonic
         )
         skew = SkewLog(
             features.version,
@@ -138,6 +144,13 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
             config.head_seconds,
             metrics.record,
         )
+        queries = QueryVectors(
+            encoder,
+            compute,
+            most_cached=config.query_cache,
+            most_waiting=config.max_waiting_queries,
+            on_report=metrics.record,
+        )
         app = make_app(
             ScoringService(
                 config=config,
@@ -147,9 +160,8 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
                 index=index,
                 behaviours=behaviours,
                 models=models,
-                encoder=encoder,
+                queries=ScoreQueries(queries, config.query_deadline_ms / 1_000),
                 encoder_version=version,
-                compute=compute,
                 passes=ForwardPasses(passes),
                 on_report=metrics.record,
                 metrics_page=metrics.page,

@@ -42,3 +42,6 @@ def test_a_small_run_asks_the_real_server_and_the_floor() -> None:
     for cell in result["by_clients"]:
         assert cell["requests"] == 50 and 0 < cell["p50_ms"] <= cell["p99_ms"] and cell["floor_p50_ms"] > 0
     assert result["ratio_to_floor"] == max(cell["ratio_to_floor"] for cell in result["by_clients"])
+    for cell in result["queries_by_clients"]:
+        assert cell["p50_ms"] > 0 and 0 < cell["hit_ratio"] <= result["query_hit_ratio"]
+        assert 0 < cell["miss_ratio"] <= result["query_miss_ratio"]

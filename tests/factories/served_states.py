@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streams.broker.cluster import TopicIncarnation
 from streams.broker.records import BehaviourRecord
@@ -20,6 +21,7 @@ from trainer.features.state_records import Record, StateWriter
 from trainer.networks.collate import collate
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression
+from trainer.samples.searches import searched
 
 ITEMS = {
     "boot": {"year": 2020, "attributes": {"colour": "red", "for": ["winter", "snow"]}},
@@ -64,9 +66,24 @@ class Trained:
         self.writer.written(write, takes=until)
         return list(write.records)
 
-    def batch(self, targets: list[str], history: list[str], seconds: list[int], now: int) -> Any:
-        """What the trainer would learn from: one row per target."""
-        number = self.catalogue.number
+    def batch(
+        self,
+        targets: list[str],
+        history: list[str],
+        seconds: list[int],
+        now: int,
+        *,
+        query_text: str | None = None,
+        query_image: bytes | None = None,
+        query_vector: NDArray[np.float32] | None = None,
+    ) -> Any:
+        """What the trainer would learn from: one row per target, all after this search, if any."""
+        number, query = self.catalogue.number, 0
+        if query_vector is not None:
+            name = searched(query_text, query_image)
+            assert name is not None
+            self.catalogue.put_query(name, query_vector)
+            query = number(name)
         rows = [
             Impression(
                 f"e{target}",
@@ -79,6 +96,8 @@ class Trained:
                 tuple(seconds),
                 retaken=False,
                 defines_publish=False,
+                query_text=query_text,
+                query=query,
             )
             for target in targets
         ]
@@ -94,7 +113,7 @@ async def apply(bench: Bench, records: list[Record]) -> None:
     await bench.service.states._apply(told, "source", len(told))
 
 
-async def opened(open_bench: Open, trained: Trained) -> Bench:
+async def opened(open_bench: Open, trained: Trained, **more: Any) -> Bench:
     behaviours = InMemoryBehaviourStore()
     await behaviours.bind(TopicIncarnation("c", "t", "i"))
     events = [
@@ -102,7 +121,7 @@ async def opened(open_bench: Open, trained: Trained) -> Bench:
         for n, item in enumerate(["shoe", "sofa"])
     ]
     await behaviours.record(0, events, first_offset=0, next_offset=2)
-    bench: Bench = await open_bench(behaviours=behaviours)
+    bench: Bench = await open_bench(behaviours=behaviours, **more)
     await bench.index.upsert(trained.rows)
     await bench.serve(1, 0.0)
     return bench

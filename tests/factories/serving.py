@@ -29,6 +29,8 @@ from streams.serving.config import ServeConfig, VectorCacheConfig
 from streams.serving.connections import Connections
 from streams.serving.forward_passes import ForwardPasses
 from streams.serving.model_watcher import ModelWatcher
+from streams.serving.query_vectors import QueryEncoder, QueryVectors
+from streams.serving.score_query import ScoreQueries
 from streams.serving.skew_log import SkewLog
 from streams.serving.states_follower import StatesFollower
 from streams.serving.vector_cache import VectorCache
@@ -43,6 +45,7 @@ from trainer.networks.item_rows import ItemRows, RequestMoment
 VERSION = "words-1"
 DIM = 256
 FEATURES = FeatureConfig(max_items=1_000)
+SEARCH_FEATURES = FEATURES.model_copy(update={"queries": True})
 NOW = 1_800_000_000.5
 
 
@@ -80,6 +83,7 @@ class PlainScorer:
     """Sigmoid of (bias + cosine to the newest take); NaN for an item called so."""
 
     history_length = 3
+    reads_queries = False
 
     def __init__(self, bias: float) -> None:
         self.bias = bias
@@ -168,7 +172,11 @@ async def open_bench() -> AsyncIterator[Open]:
     pool = ThreadPoolExecutor(2)
 
     async def start(
-        *, behaviours: InMemoryBehaviourStore | None = None, index: InMemoryItemIndex | None = None, **config: Any
+        *,
+        behaviours: InMemoryBehaviourStore | None = None,
+        index: InMemoryItemIndex | None = None,
+        encoder: QueryEncoder | None = None,
+        **config: Any,
     ) -> Bench:
         index = index or InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
         await index.upsert([row("boot", "red winter boot"), row("shoe", "red summer shoe"), row("lamp", "desk lamp")])
@@ -180,10 +188,18 @@ async def open_bench() -> AsyncIterator[Open]:
         metrics = Metrics("serve")
         models = in_memory_registry()
         clock = asyncio.get_running_loop().time
+        served = ServeConfig(**config)
+        queries = QueryVectors(
+            encoder or Loaded(),
+            pool,
+            most_cached=served.query_cache,
+            most_waiting=served.max_waiting_queries,
+            on_report=metrics.record,
+        )
         service = ScoringService(
-            config=ServeConfig(**config),
+            config=served,
             vector_cache=VectorCache(
-                index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=FEATURES, clock=clock
+                index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=SEARCH_FEATURES, clock=clock
             ),
             states=StatesFollower(FEATURES, BrokerConfig(), TopicsConfig(), clock=clock),
             skew=SkewLog(
@@ -199,9 +215,8 @@ async def open_bench() -> AsyncIterator[Open]:
                 poll_seconds=0.02,
                 on_report=metrics.record,
             ),
-            encoder=Loaded(),
+            queries=ScoreQueries(queries, served.query_deadline_ms / 1_000),
             encoder_version=VERSION,
-            compute=pool,
             passes=ForwardPasses(pool),
             on_report=metrics.record,
             metrics_page=metrics.page,

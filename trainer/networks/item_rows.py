@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trainer.features.config import FeatureConfig
 from trainer.features.states import ItemStates, SharedCounts, TakeRows, item_hash
-from trainer.samples.id_hashes import hash_columns
+from trainer.samples.id_hashes import hash_columns, id_hashes
 from trainer.samples.item_facts import FactRows
 
 
@@ -45,6 +45,15 @@ class ItemRows:
             vector = vectors.get(item_id)
             if vector is not None:
                 self.vectors_UV[number], self.has_vector_U[number] = vector, True
+
+    def with_row(self, item_id: str, vector: NDArray[np.float32]) -> ItemRows:
+        """These rows and one more, the last."""
+        return ItemRows(
+            [*self.item_ids, item_id],
+            np.concatenate((self.vectors_UV, vector[None])),
+            np.append(self.has_vector_U, True),
+            np.concatenate((self.hashes_U2, np.array([id_hashes(item_id)]))),
+        )
 
     @property
     def found(self) -> int:

@@ -92,6 +92,11 @@ class FactRows:
         for one in fields(self):
             getattr(self, one.name)[place] = getattr(row, one.name)[0]
 
+    def with_unknown(self) -> FactRows:
+        """These rows and one more of which nothing is known, as of row 0, which is padding."""
+        columns = (getattr(self, one.name) for one in fields(self))
+        return FactRows(*(np.concatenate((column, column[:1])) for column in columns))
+
     def grown(self, config: FactsConfig, size: int) -> FactRows:
         """The same rows and unknown ones up to `size`."""
         return FactRows.joined([self, FactRows.empty(config, size - len(self))])

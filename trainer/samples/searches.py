@@ -83,9 +83,17 @@ def query_columns(
     The share of the search's words in the title, the share of the title's words in the search, and whether they are the
     same words. A single row of `words_BT` is the search of all rows.
     """
+    if not known_B.any():
+        return np.zeros((len(title_BT), len(QUERY_COLUMNS)), np.float32)
+    words_BT, title_BT = _filled(words_BT), _filled(title_BT)
     word_BT, of_title_BT = words_BT > 0, title_BT > 0
     same_BTT = (words_BT[:, :, None] == title_BT[:, None, :]) & word_BT[:, :, None]
     found_B = same_BTT.any(2).sum(1) / np.maximum(word_BT.sum(1), 1)
     title_B = same_BTT.any(1).sum(1) / np.maximum(of_title_BT.sum(1), 1)
     columns = np.stack([np.ones(len(title_BT)), found_B, title_B, (found_B == 1) & (title_B == 1)], axis=1)
     return (columns * known_B[:, None]).astype(np.float32)
+
+
+def _filled(words_BT: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Without the last columns that no row fills."""
+    return words_BT[:, : int(np.count_nonzero(words_BT.any(0)))]

@@ -16,7 +16,14 @@ from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
 from streams.monitoring.config import MetricsConfig
 from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
-from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
+from streams.serving.reports import (
+    CacheReport,
+    DroppedConnection,
+    ModelReport,
+    QueryReport,
+    RequestReport,
+    StatesReport,
+)
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
 from streams.training.reports import SkewReport, TrainReport
@@ -97,6 +104,9 @@ def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_rele
     metrics.record(ModelReport("loaded", 7, rows_trained=70, seconds=0.5))
     metrics.record(ModelReport("damaged", 8, rows_trained=80, seconds=9.0))
     metrics.record(DroppedConnection("slow_head"))
+    for outcome in ("hit", "not_in_time", "hit"):
+        metrics.record(QueryReport(outcome, cached=11))
+    metrics.record(QueryReport("encoded", cached=12, seconds=0.125))
     assert series(metrics) == {
         "mim_http_request_seconds_count{/v1/score}{200}": 2,
         "mim_http_request_seconds_sum{/v1/score}{200}": 0.02,
@@ -117,6 +127,12 @@ def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_rele
         "mim_states_items": 9,
         "mim_states_behind_seconds": 0.25,
         "mim_http_dropped_connections_total{slow_head}": 1,
+        "mim_query_searches_total{hit}": 2,
+        "mim_query_searches_total{not_in_time}": 1,
+        "mim_query_searches_total{encoded}": 1,
+        "mim_query_cache_searches": 12,
+        "mim_query_encode_seconds_count": 1,
+        "mim_query_encode_seconds_sum": 0.125,
     }
 
 
@@ -274,7 +290,7 @@ async def test_what_work_raises_comes_out(when: str) -> None:
 def test_a_page_has_the_series_of_its_role_and_of_the_process_alone(role: MetricsRole) -> None:
     page = Metrics(role).page().decode()
     own = {"index": ("mim_index_",), "record": ("mim_record_",), "train": ("mim_train_",)}
-    serves = ("mim_http_", "mim_model_", "mim_vector_", "mim_states_")
+    serves = ("mim_http_", "mim_model_", "mim_vector_", "mim_states_", "mim_query_")
     names = set(re.findall(r"^# TYPE (\w+)", page, re.M))
     foreign = {name for name in names if not name.startswith((*own.get(role, serves), "process_"))}
     assert foreign == set() and len(names) > 5

@@ -54,13 +54,11 @@ async def test_an_item_of_another_encoder_has_no_neighbours_here(open_bench: Ope
 
 
 async def test_a_server_without_its_query_encoder_says_what_it_can_do_and_no_more(open_bench: Open) -> None:
-    bench = await open_bench()
-
     class Missing:
         async def get(self) -> Any:
             raise Misconfigured("MIM_ENCODER__BUNDLE=/srv/secret is not there")
 
-    object.__setattr__(bench.service, "encoder", Missing())
+    bench = await open_bench(encoder=Missing())
     with capture_logs() as said:
         status, answer = await bench.post("/v1/similar", {"text": "boot"})
     assert (status, answer["error"]["code"]) == (503, "no_query_encoder") and "/srv" not in str(answer)
@@ -69,8 +67,6 @@ async def test_a_server_without_its_query_encoder_says_what_it_can_do_and_no_mor
 
 
 async def test_a_search_is_encoded_as_a_search_and_not_as_an_item(open_bench: Open) -> None:
-    bench = await open_bench()
-
     class Turned(WordEncoder):
         def encode_queries(self, batch: Any) -> Any:
             return -self.encode(batch)
@@ -79,7 +75,7 @@ async def test_a_search_is_encoded_as_a_search_and_not_as_an_item(open_bench: Op
         async def get(self) -> Any:
             return Turned()
 
-    object.__setattr__(bench.service, "encoder", Given())
+    bench = await open_bench(encoder=Given())
     _, answer = await bench.post("/v1/similar", {"text": "desk lamp", "k": 3})
     assert answer["results"][0]["neighbours"][-1]["item_id"] == "lamp"
 

@@ -29,7 +29,7 @@ SCORE = {"user_id": "ann", "item_ids": ["shoe"]}
 @pytest.mark.parametrize(
     ("path", "body", "named"),
     [
-        ("/v1/score", SCORE | {"query_text": "boots"}, "query_text"),
+        ("/v1/score", SCORE | {"query": "boots"}, "query"),
         ("/v1/score", SCORE | {"as_of": "2026-01-01T00:00:00Z"}, "as_of"),
         ("/v1/score", SCORE | {"excludeTaken": True}, "excludeTaken"),
         ("/v1/similar", {"item_id": "boot", "category": "shoes"}, "category"),

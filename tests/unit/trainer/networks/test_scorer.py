@@ -1,4 +1,4 @@
-"""Which releases are refused, and how much of a history is used."""
+"""Which releases are refused, how much of a history is used, and where a search stands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.factories.releases import make_manifest
 from tests.factories.samples import DIM, SMALL_MODEL, unit_vector
 from trainer.features.config import FeatureConfig
 from trainer.networks.ciubm import CiUBM
+from trainer.networks.collate import dense_width
 from trainer.networks.item_rows import ItemRows, RequestMoment
 from trainer.networks.scorer import Scorer
 
@@ -22,12 +23,16 @@ CONFIG: dict[str, Any] = {
     "features": FEATURES.model_dump(mode="json"),
     "history_length": 3,
 }
+TAUGHT = FeatureConfig(queries=True)
+SEARCHING = CONFIG | {"features": TAUGHT.model_dump(mode="json")}
 VECTORS = {f"i{n}": unit_vector(n) for n in range(1, 10)}
 
 
 def scorer_of(config: dict[str, Any] = CONFIG, *, dim: int = DIM) -> Scorer:
     manifest = make_manifest(1).model_copy(update={"config": config, "dim": dim})
-    return Scorer.from_release(CiUBM(SMALL_MODEL, vector_width=DIM, seed=1).state_dict(), manifest)
+    width = dense_width(TAUGHT if config is SEARCHING else FEATURES)
+    network = CiUBM(SMALL_MODEL, vector_width=DIM, seed=1, dense_width=width)
+    return Scorer.from_release(network.state_dict(), manifest)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +74,31 @@ def test_of_a_longer_history_the_newest_takes_come_with_their_own_times() -> Non
     moment = replace(RequestMoment.unknown(FEATURES, items, 5), history_seconds=[0, 0, 0, 0, now - 3_600], now=now)
     idle = scorer_of().features_of(scorer_of().prepare(items, 1, moment))[0, FEATURES.names.index("user idle")]
     assert idle == pytest.approx(np.log1p(1), abs=1e-3)
+
+
+def test_a_release_that_knew_of_no_searches_is_served_as_one_that_was_not_taught_them() -> None:
+    older = CONFIG | {"features": {name: value for name, value in CONFIG["features"].items() if name != "queries"}}
+    items = ItemRows.of(["i1", "i2", "i3"], VECTORS, DIM)
+    assert not scorer_of(older).reads_queries and scorer_of(SEARCHING).reads_queries
+    np.testing.assert_array_equal(scorer_of(older).score(items, 2), scorer_of().score(items, 2))
+    assert scorer_of(SEARCHING).manifest.features == scorer_of().manifest.features == TAUGHT.version
+
+
+@pytest.mark.parametrize("taken", [0, 2, 5])
+def test_a_search_is_the_newest_of_the_history_beside_as_many_takes_as_without(taken: int) -> None:
+    scorer = scorer_of(SEARCHING)
+    plain = ItemRows.of(["i1", "i2", *(f"i{n}" for n in range(3, 3 + taken))], VECTORS, DIM)
+    items = plain.with_row("the search", unit_vector(99))
+    assert list(items.item_ids) == [*plain.item_ids, "the search"] and items.has_vector_U.tolist()[-1] is True
+    np.testing.assert_array_equal(items.vectors_UV[-1], unit_vector(99))
+    np.testing.assert_array_equal(items.hashes_U2, ItemRows.of(items.item_ids, {}, DIM).hashes_U2)
+    np.testing.assert_array_equal(items.vectors_UV[:-1], plain.vectors_UV)
+    known = RequestMoment.unknown(TAUGHT, items, taken)
+    batch = scorer.prepare(items, 2, replace(known, has_query=True, query_text="a word"))
+    newest = [*range(2 + taken, 2, -1)][:3] or [0]
+    assert batch.history_BL.tolist() == [[3 + taken, *newest]]
+    without = scorer.prepare(plain, 2, RequestMoment.unknown(TAUGHT, plain, taken))
+    assert without.history_BL.tolist() == [newest]
+    np.testing.assert_array_equal(scorer.features_of(batch), scorer.features_of(without))
+    assert batch.dense_BF[:, -4:].tolist() == [[1, 0, 0, 0]] * 2 and not without.dense_BF[:, -4:].any()
+    assert not np.allclose(scorer.probabilities(batch), scorer.probabilities(without))

@@ -64,3 +64,13 @@ def test_rows_that_were_kept_and_rows_that_were_restored_are_apart() -> None:
         one.put(0, FactRows.empty(config, 1))
     again = FactRows.restored(state)
     assert again.category_I[0] == word_hash("category", "shoes") and again.numbers_IN[0, 1] == 1.0
+
+
+def test_one_more_row_of_which_nothing_is_known_comes_last() -> None:
+    config = FactsConfig(queries=True)
+    known = facts(config, category="shoes", price=9.0, attributes={"colour": "red"}, title="red boots")
+    rows = FactRows.joined([FactRows.empty(config, 1), known]).with_unknown()
+    expected = FactRows.joined([FactRows.empty(config, 1), known, FactRows.empty(config, 1)])
+    for name, column in vars(expected).items():
+        np.testing.assert_array_equal(getattr(rows, name), column)
+        assert getattr(rows, name).dtype == column.dtype
