@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
-from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
+from streams.indexing.config import IndexReport, PartitioningReport, QueryReport, RetryReport
 from streams.serving.reports import CacheReport, DroppedConnection, ModelReport, RequestReport, StatesReport
 from streams.stores.histories.deleted_items import SweepReport
 from streams.stores.histories.packed_history import RecordReport
@@ -121,7 +121,17 @@ class Metrics:
             placed.labels("home").inc(report.home)
             placed.labels("foreign").inc(report.foreign)
 
+        searched = self._counter("mim_index_queries_total", "Searches in behaviours by what became of them", "outcome")
+        for outcome in ("known", "encoded", "refused"):
+            searched.labels(outcome)
+
+        def on_queries(report: QueryReport) -> None:
+            searched.labels("known").inc(report.known)
+            searched.labels("encoded").inc(report.encoded)
+            searched.labels("refused").inc(report.refused)
+
         self._handlers |= {IndexReport: on_batch, RetryReport: on_retry, PartitioningReport: on_partitioning}
+        self._handlers[QueryReport] = on_queries
 
     def _declare_serve(self) -> None:
         requests = self._seconds("mim_http_request_seconds", "HTTP requests", "route", "status")
