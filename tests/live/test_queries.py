@@ -6,15 +6,20 @@ import base64
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kafka.admin import NewPartitions
 
 from schemas.behaviours import Behaviour
 from schemas.queries import QueryEmbedding, query_id, query_key
+from streams.broker.clients import make_admin
+from streams.broker.log_reader import LogReader
 from streams.settings import Settings
+from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, Run, World, produce, train_to_the_end
 from tests.factories.item_feed import announced, feeding
 from tests.factories.item_path import picture
@@ -58,12 +63,13 @@ async def test_rows_see_what_was_searched_by_words_and_by_photo(
             await feed.publish(item, f"{item} as it is")
     events = searching(world.behaviours(1000))
     await produce(settings, behaviours=events)
-    items = await until(lambda: announced(settings), lambda found: len(found) == len(world.items))
-    version = next(one.encoder_version for one in items.values() if one is not None)
+    await until(lambda: announced(settings), lambda found: len(found) == len(world.items))
+    version = next(one.encoder_version for one in (await announced(settings)).values() if one is not None)
     names = {query_id(event.query_text, event.query_image) for event in events}
     assert len(names) == len(WORDS) + len(PHOTOS) + 1
     expected = {query_key(version, str(name)) for name in names}
-    found = await until(lambda: queries(settings), lambda held: held.keys() == expected, seconds=90)
+    await until(lambda: queries(settings), lambda held: held.keys() == expected, seconds=90)
+    found = await queries(settings)
     refused = {one.query: one.reason for one in found.values() if one.vector is None}
     assert refused.keys() == {query_id(None, BROKEN)} and "bad_image" in str(refused[str(query_id(None, BROKEN))])
     lengths = [np.linalg.norm(np.frombuffer(one.vector, "<f4")) for one in found.values() if one.vector is not None]
@@ -95,7 +101,9 @@ async def test_a_release_of_rows_with_searches_is_rebuilt_and_training_goes_on_f
     settings: Settings, run_command: Run, process: Callable[..., Any], tmp_path: Path
 ) -> None:
     world, env = World(), SMALL | SEEN
-    worker = process("index", env={"OMP_NUM_THREADS": "1"})
+    with closing(make_admin(settings.kafka)) as admin:  # a width of its own, which no other topic has
+        admin.create_partitions({settings.topics.full_name("behaviours"): NewPartitions(6)})
+    workers = [process("index", "--slot", slot, env={"OMP_NUM_THREADS": "1"}) for slot in ("a", "b")]
     async with feeding(settings) as feed:
         for item in world.items:
             await feed.publish(item, f"{item} as it is")
@@ -105,13 +113,19 @@ async def test_a_release_of_rows_with_searches_is_rebuilt_and_training_goes_on_f
     done = run_command("train", "--until-end", "--state", str(tmp_path / "state"), env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "train.searches_ignored" not in done.stderr + done.stdout
+    release = folder_registry(settings.models).list()[-1].release_id
     for given in (env, SMALL):  # rebuilding needs no queries, whatever the settings say
-        shown = run_command("trainset", "show", "current", env=given)
+        shown = run_command("trainset", "show", release, env=given)
         assert shown.returncode == 0, shown.stdout[-2000:] + shown.stderr[-2000:]
 
     await produce(settings, behaviours=searching(world.behaviours(300)))
     done = run_command("train", "--until-end", "--state", str(tmp_path / "state"), env=env)
     assert done.returncode == 0 and "snapshot.resumed" in done.stderr + done.stdout, done.stderr[-3000:]
-    assert worker.stop() == 0
+    assert [worker.stop() for worker in workers] == [0, 0]
+    assert all("queries.announced" in worker.output() for worker in workers)
+    async with LogReader(settings.kafka, settings.topics) as reader:  # each has its share, and nothing is read again
+        committed = await reader.committed("index")
+        ends = {one: end for one, (_, end) in (await reader.bounds(await reader.partitions("behaviours"))).items()}
+    assert len(ends) == 6 and {one: committed.get(one, 0) for one in ends} == ends
     done = run_command("train", "--until-end", "--no-release", env=SMALL)
     assert done.returncode == 0 and "train.searches_ignored" in done.stderr + done.stdout
