@@ -21,6 +21,7 @@ from streams.broker.log_reader import LogReader
 from streams.settings import Settings
 from streams.stores.artifacts.registry import folder_registry
 from tests.factories.click_world import SMALL, Run, World, produce, train_to_the_end
+from tests.factories.hostile_records import hostile_records, send_hostile
 from tests.factories.item_feed import announced, feeding
 from tests.factories.item_path import picture
 from tests.factories.topics import read_all
@@ -82,8 +83,11 @@ async def test_rows_see_what_was_searched_by_words_and_by_photo(
     assert set(Counter(record.key for record in await read_all(settings, "queries")).values()) == {1}
     assert worker.stop() == 0
 
+    hostile = list(hostile_records("queries", embedding_version=version))
+    await send_hostile(settings, hostile)
     report = train_to_the_end(run_command, env=SEEN)
-    assert report["rows_trained"] == 1300 and report["given_up"] == 0 and report["broken_vectors"] == 0
+    assert report["rows_trained"] == 1300 and report["given_up"] == 0
+    assert report["broken_vectors"] + report["other_encoders"] == sum(one.refused for one in hostile)
     assert sum(report["offsets"]["queries"].values()) >= len(expected) + 1
     blind = train_to_the_end(run_command)
     assert blind["rows_trained"] == 1300 and blind["rows_sha256"] != report["rows_sha256"]
