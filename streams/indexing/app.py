@@ -36,7 +36,7 @@ OUTAGE_SECONDS = 86_400.0
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
 
-_BEHAVIOURS_BUFFER_BATCHES = 16
+_BEHAVIOURS_BUFFER_BATCHES = 8
 
 REVOKE_PATIENCE_SECONDS = 10.0
 """How long a rebalance waits for a write that is under way."""
