@@ -16,7 +16,12 @@ from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 from streams.broker.topics import TopicName, TopicsConfig
 
 TRAINING_TOPICS: tuple[TopicName, ...] = ("embeddings", "behaviours")
-"""What a trainer reads, and stores offsets of."""
+"""What any trainer reads and stores offsets of, and what a release is rebuilt from."""
+
+
+def training_topics(*, queries: bool) -> tuple[TopicName, ...]:
+    """What a trainer reads and stores offsets of; its own rows may need `queries` too."""
+    return (*TRAINING_TOPICS, "queries") if queries else TRAINING_TOPICS
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,22 +128,28 @@ class BehaviourRecord(NamedTuple):
 
 def read_behaviour(record: Record, *, max_bytes: int, field_map: FieldMap | None) -> Behaviour:
     """Decode one record. Raises `BadMessage`."""
-    if record.value is None:
+    source = SourceRecord.of(record, "behaviours")
+    return read_behaviour_of(source, max_bytes=max_bytes, field_map=field_map)
+
+
+def read_behaviour_of(source: SourceRecord, *, max_bytes: int, field_map: FieldMap | None) -> Behaviour:
+    """The same for a record as it lies in its topic. Raises `BadMessage`."""
+    if source.value is None:
         raise BadMessage(Reason.NOT_JSON, "record has no value")
-    now = produced_at(record.timestamp)
+    now = produced_at(source.timestamp_ms)
     behaviour = decode(
         Behaviour,
-        record.value,
+        source.value,
         now=now,
         max_bytes=max_bytes,
         field_map=field_map,
-        envelope=Envelope(now, record.headers),
+        envelope=Envelope(now, source.headers),
         earliest=EARLIEST_EVENT,
     )
-    if record.key is None:
+    if source.key is None:
         raise BadMessage(Reason.NO_KEY, "record has no key; it must be the user_id")
-    if record.key != behaviour.user_id.encode():
-        raise BadMessage(Reason.KEY_MISMATCH, f"key {record.key[:200]!r} is not the user_id {behaviour.user_id!r}")
+    if source.key != behaviour.user_id.encode():
+        raise BadMessage(Reason.KEY_MISMATCH, f"key {source.key[:200]!r} is not the user_id {behaviour.user_id!r}")
     return behaviour
 
 

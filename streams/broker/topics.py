@@ -16,17 +16,31 @@ from schemas.forgotten import ForgottenUser
 from schemas.item_states import ItemState
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished
 from schemas.manifests import ReleaseNotice
+from schemas.queries import QueryEmbedding
 from schemas.skew import SkewRecord
 from streams.broker.clients import BrokerConfig, broker_errors, make_admin
 
 TopicName = Literal[
-    "items", "behaviours", "embeddings", "item-states", "skew", "models", "forgotten", "items-retry", "dead-letters"
+    "items",
+    "behaviours",
+    "embeddings",
+    "queries",
+    "item-states",
+    "skew",
+    "models",
+    "forgotten",
+    "items-retry",
+    "dead-letters",
 ]
 
 DEAD_LETTER_HEADROOM_BYTES = 1_048_576
 """How much larger a dead letter may be than the records that feed it: the original bytes plus headers must fit."""
 
-_DAY_MS = 24 * 3600 * 1000
+QUERY_REPEAT_HOURS = 24
+"""How long after a query was announced it is announced again, if it is searched again."""
+
+_HOUR_MS = 3600 * 1000
+_DAY_MS = 24 * _HOUR_MS
 
 
 class TopicsConfig(BaseModel):
@@ -70,6 +84,9 @@ class TopicSpec:
     schema: type | None
     purpose: str
     compacted: bool = False
+    expires_after_log: bool = False
+    """Whether records of a compacted topic are removed with age too, after the behaviours that they were written for.
+    For keys that no tombstone ever removes."""
     single_partition: bool = False
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -89,9 +106,12 @@ class TopicSpec:
             settings["min.insync.replicas"] = str(insync)
         if self.compacted:
             settings |= {
-                "cleanup.policy": "compact",
-                "delete.retention.ms": str(config.tombstone_retention_hours * 3_600_000),
+                "cleanup.policy": "compact,delete" if self.expires_after_log else "compact",
+                "delete.retention.ms": str(config.tombstone_retention_hours * _HOUR_MS),
             }
+            if self.expires_after_log:
+                kept_ms = config.behaviours_retention_days * _DAY_MS + QUERY_REPEAT_HOURS * _HOUR_MS
+                settings |= {"retention.ms": str(kept_ms), "retention.bytes": "-1"}
         else:
             # the cluster's own defaults may cut a topic off earlier, or keep the last record of each key alone
             settings |= {"cleanup.policy": "delete", "retention.bytes": "-1"}
@@ -111,6 +131,14 @@ TOPICS: dict[TopicName, TopicSpec] = {
             ItemEmbedding,
             "what the representation center now holds, vector included",
             compacted=True,
+        ),
+        TopicSpec(
+            "queries",
+            "encoder_version:query",
+            QueryEmbedding,
+            "vectors of what users searched for, as long as behaviours name it",
+            compacted=True,
+            expires_after_log=True,
         ),
         TopicSpec(
             "item-states",

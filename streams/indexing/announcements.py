@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from typing_extensions import override
 
 from schemas.items import ImageRetry, ItemEmbedding, SourceOffset, embedding_key
+from schemas.queries import QueryEmbedding, query_key
 from streams.broker.clients import BrokerConfig, broker_errors
 from streams.broker.topics import TopicsConfig
 from streams.stores.vectors.item_index import ItemRow
@@ -29,6 +30,10 @@ class Outbox(Protocol):
         """Send pictures to where they are fetched again."""
         ...
 
+    async def announce_queries(self, queries: Sequence[QueryEmbedding]) -> None:
+        """Announce what users searched for."""
+        ...
+
 
 class InMemoryOutbox(Outbox):
     """Messages in lists."""
@@ -36,6 +41,7 @@ class InMemoryOutbox(Outbox):
     def __init__(self) -> None:
         self.announced: list[ItemRow | str] = []
         """Rows, and the ids of items that are gone, in order."""
+        self.queries: list[QueryEmbedding] = []
         self.retries: list[ImageRetry] = []
 
     @override
@@ -46,9 +52,13 @@ class InMemoryOutbox(Outbox):
     async def retry_later(self, retries: Sequence[ImageRetry]) -> None:
         self.retries += retries
 
+    @override
+    async def announce_queries(self, queries: Sequence[QueryEmbedding]) -> None:
+        self.queries += queries
+
 
 class KafkaOutbox(Outbox):
-    """Messages in the topics `embeddings` and `items-retry`."""
+    """Messages in the topics `embeddings`, `items-retry` and `queries`."""
 
     def __init__(
         self, producer: AIOKafkaProducer, broker: BrokerConfig, topics: TopicsConfig, *, encoder_version: str
@@ -57,6 +67,7 @@ class KafkaOutbox(Outbox):
         self._broker = broker
         self._embeddings = topics.full_name("embeddings")
         self._retries = topics.full_name("items-retry")
+        self._queries = topics.full_name("queries")
         self._encoder_version = encoder_version
 
     @override
@@ -73,6 +84,12 @@ class KafkaOutbox(Outbox):
         await self._send(
             self._retries,
             [(retry.item.item_id.encode(), _as_json(retry), retry.source.partition) for retry in retries],
+        )
+
+    @override
+    async def announce_queries(self, queries: Sequence[QueryEmbedding]) -> None:
+        await self._send(
+            self._queries, [(query_key(one.encoder_version, one.query), _as_json(one), None) for one in queries]
         )
 
     async def _send(self, topic: str, messages: Sequence[tuple[bytes, bytes | None, int | None]]) -> None:

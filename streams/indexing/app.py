@@ -20,10 +20,11 @@ from schemas.errors import Misconfigured
 from streams.broker.clients import BrokerConfig, never_create_topics
 from streams.broker.header_names import accept_any_names
 from streams.broker.heartbeats import Heartbeats
-from streams.broker.topics import TopicsConfig
+from streams.broker.topics import TopicName, TopicsConfig
 from streams.indexing.agents import ImageRetryPool, IsCurrent, ItemPipeline, Report
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
+from streams.indexing.query_agent import QueryAnnouncer
 from streams.indexing.take_over import MAX_REMEMBERED_RECORDS, RecentWrites
 from streams.runtime.delivery import Patience
 
@@ -34,6 +35,8 @@ OUTAGE_SECONDS = 86_400.0
 
 STOP_PATIENCE_SECONDS = 10.0
 """How long Faust may take to commit and to close its connections."""
+
+_BEHAVIOURS_BUFFER_BATCHES = 8
 
 REVOKE_PATIENCE_SECONDS = 10.0
 """How long a rebalance waits for a write that is under way."""
@@ -50,11 +53,12 @@ def create_index_app(
     on_report: Report,
     on_ready: Callable[[], None],
 ) -> AppT:
-    """Make the application and bind its two agents to `items` and `items-retry`.
+    """Make the application and bind its agents to `items` and `items-retry`, and to `behaviours` if told to.
 
     What is set here keeps records from being lost: raw bytes (what Faust cannot decode it commits silently), no
     tables, no topic of Faust's own, a stable instance id. Faust's own assignor assigns topics of equal partition counts
-    together; the driver's default does not. Records of open and aborted transactions are not read.
+    together, whichever others there are; the driver's default does not. Records of open and aborted transactions are
+    not read.
     """
     config = context.config
     accept_any_names()
@@ -124,7 +128,7 @@ class _CommittedThread(AIOKafkaConsumerThread):  # type: ignore[misc]
 class _CommittedConsumer(Consumer):  # type: ignore[misc]
     """Faust's consumer, reading committed records only, and committing past offsets that have no record.
 
-    Faust stops committing after offset 0 if the next record is not 1 or 2. Both agents acknowledge in order, so the
+    Faust stops committing after offset 0 if the next record is not 1 or 2. All agents acknowledge in order, so the
     newest acknowledged record is the one to commit.
     """
 
@@ -236,8 +240,13 @@ def bind_agents(
     is_current: IsCurrent,
     on_report: Report,
     count_partitions: Callable[[], int] = lambda: 0,
-) -> tuple[Any, Any]:
-    """Bind both agents to their topics; returns them."""
+) -> dict[TopicName, Any]:
+    """Bind the agents to their topics; returns them by topic.
+
+    All topics are read by one consumer, which waits for a buffer that is full. So that of `behaviours` has room for
+    what is still fetched before Faust pauses their partitions, and items need not wait for searches.
+    """
+    config = context.config
 
     async def index_items(stream: StreamT[bytes]) -> None:
         await ItemPipeline(context, flow, recent, is_current, on_report, stream, count_partitions).run()
@@ -245,9 +254,24 @@ def bind_agents(
     async def retry_images(stream: StreamT[bytes]) -> None:
         await ImageRetryPool(context, flow, is_current, on_report, asyncio.sleep, stream).run()
 
+    async def announce_queries(stream: StreamT[bytes]) -> None:
+        await QueryAnnouncer(context, flow, is_current, on_report, stream).run()
+
     items = app.topic(topics.full_name("items"), key_serializer="raw", value_serializer="raw")
     retries = app.topic(topics.full_name("items-retry"), key_serializer="raw", value_serializer="raw")
-    return app.agent(items, name="index-items")(index_items), app.agent(retries, name="retry-images")(retry_images)
+    bound: dict[TopicName, Any] = {
+        "items": app.agent(items, name="index-items")(index_items),
+        "items-retry": app.agent(retries, name="retry-images")(retry_images),
+    }
+    if config.queries:
+        behaviours = app.topic(
+            topics.full_name("behaviours"),
+            key_serializer="raw",
+            value_serializer="raw",
+            maxsize=config.batch_max_items * _BEHAVIOURS_BUFFER_BATCHES,
+        )
+        bound["behaviours"] = app.agent(behaviours, name="announce-queries")(announce_queries)
+    return bound
 
 
 async def run_app(

@@ -63,6 +63,13 @@ class IndexConfig(BaseModel):
     """Failed fetches after which a picture is given up. Eight take two hours."""
     retry_max_waiting: int = Field(default=1_000, ge=1)
     """Retries that one worker holds in memory; reading of `items-retry` pauses above it."""
+    queries: bool = True
+    """Read `behaviours` too, and encode what users searched for into `queries`: a trainer with
+    `MIM_TRAINER__FEATURES__QUERIES` waits for these vectors. Where no trainer has that setting, false spares workers
+    the click log: they then read `items` and `items-retry` alone."""
+    remembered_queries: int = Field(default=100_000, ge=1)
+    """Announced queries that a worker remembers, so that what is searched again is not encoded again. One that is
+    forgotten is encoded once more."""
     back_off: BackOffConfig = Field(default_factory=BackOffConfig)
     """Waits while Milvus or Kafka is away."""
     lease: LeaseConfig = Field(default_factory=LeaseConfig)
@@ -145,6 +152,17 @@ class RetryReport:
     """`written`, `again`, `superseded` or `given_up`."""
     attempt: int
     dead_lettered: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryReport:
+    """What became of the searches in a batch of `behaviours`."""
+
+    known: int
+    """Searches whose query is announced already, or met twice in the batch."""
+    encoded: int = 0
+    refused: int = 0
+    """Queries that cannot be encoded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from schemas.attributes import Attribute, looks_like_an_outcome
+from schemas.field_maps import FieldMap
 from schemas.items import ItemPublished
 from streams.dead_letters.producer import DeadLetters
 from streams.indexing.announcements import Outbox
@@ -38,7 +39,7 @@ class Fetch(Protocol):
 
 @dataclass(frozen=True)
 class IndexContext:
-    """The collaborators of the item path, shared by both agents and by repair."""
+    """The collaborators of the item path, shared by the agents and by repair."""
 
     index: ItemIndex
     outbox: Outbox
@@ -51,6 +52,8 @@ class IndexContext:
     now: Callable[[], datetime]
     deletions_kept: timedelta = timedelta(days=7)
     """How long the mark of a deleted item stays: as long as the topic keeps the deletion."""
+    behaviours_map: FieldMap = field(default_factory=dict)
+    """Where a platform's records of behaviours hold our fields."""
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Locked from reading a row until what replaced it was announced."""
 

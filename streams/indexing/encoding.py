@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from encoders.base import Encoder, ItemContent, Prepared
+from encoders.base import Encoder, ItemContent, Prepared, query_content
 from schemas.errors import EncoderUnavailable, EncodingFailed, Misconfigured, PipelineError, Reason
 from schemas.items import ItemPublished
 
@@ -66,7 +66,13 @@ class ItemEncoding:
         self, item: ItemPublished, first_price: float | None, picture: bytes | None
     ) -> Prepared | EncodingFailed:
         """What the towers need of an item, or why it cannot be had."""
-        content = replace(ItemContent.of(item, picture), price=first_price)
+        return await self._prepared(replace(ItemContent.of(item, picture), price=first_price))
+
+    async def prepare_query(self, text: str | None, image: bytes | None) -> Prepared | EncodingFailed:
+        """The same for what a user searched."""
+        return await self._prepared(query_content(text, image))
+
+    async def _prepared(self, content: ItemContent) -> Prepared | EncodingFailed:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._preparing, self._prepare, content)
         except EncodingFailed as error:
@@ -107,6 +113,15 @@ class ItemEncoding:
         while len(self._vectors) > self._cache_items:
             self._vectors.popitem(last=False)
         return np.stack([found[one.address] for one in batch]) if batch else np.zeros((0, self.dim), np.float32)
+
+    async def encode_queries(self, batch: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(n, dim) unit rows, as the encoder sees what users ask with; in one pass. Raises as `encode` does."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._towers, self._encoder.encode_queries, list(batch)
+            )
+        except Exception as failure:
+            raise await self._judged(failure, len(batch)) from failure
 
     async def _judged(self, failure: BaseException, count: int) -> BaseException:
         """What a failure to encode `count` contents means."""

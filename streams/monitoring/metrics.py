@@ -15,13 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import Misconfigured
-from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
+from streams.indexing.config import IndexReport, PartitioningReport, QueryReport, RetryReport
 from streams.serving.reports import (
     CacheReport,
     DroppedConnection,
     ModelReport,
-    QueryReport,
     RequestReport,
+    SearchReport,
     StatesReport,
 )
 from streams.stores.histories.deleted_items import SweepReport
@@ -128,7 +128,17 @@ class Metrics:
             placed.labels("home").inc(report.home)
             placed.labels("foreign").inc(report.foreign)
 
+        searched = self._counter("mim_index_queries_total", "Searches in behaviours by what became of them", "outcome")
+        for outcome in ("known", "encoded", "refused"):
+            searched.labels(outcome)
+
+        def on_queries(report: QueryReport) -> None:
+            searched.labels("known").inc(report.known)
+            searched.labels("encoded").inc(report.encoded)
+            searched.labels("refused").inc(report.refused)
+
         self._handlers |= {IndexReport: on_batch, RetryReport: on_retry, PartitioningReport: on_partitioning}
+        self._handlers[QueryReport] = on_queries
 
     def _declare_serve(self) -> None:
         requests = self._seconds("mim_http_request_seconds", "HTTP requests", "route", "status")
@@ -179,7 +189,7 @@ class Metrics:
             states.set(report.items)
             unsure.set(report.behind_seconds)
 
-        def on_query(report: QueryReport) -> None:
+        def on_query(report: SearchReport) -> None:
             queries.labels(report.outcome).inc()
             query_cache.set(report.cached)
             if report.seconds is not None:
@@ -193,7 +203,7 @@ class Metrics:
             ModelReport: on_model,
             CacheReport: on_cache,
             StatesReport: on_states,
-            QueryReport: on_query,
+            SearchReport: on_query,
             DroppedConnection: on_dropped,
         }
 

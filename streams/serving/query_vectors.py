@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from encoders.base import Encoder, query_content
 from schemas.errors import EncodingFailed, Misconfigured, Reason
 from schemas.queries import query_id
-from streams.serving.reports import QueryReport
+from streams.serving.reports import SearchReport
 
 log = structlog.get_logger()
 
@@ -82,7 +82,7 @@ class QueryVectors:
 
     def report(self, outcome: str, seconds: float | None = None) -> None:
         """Report what became of a search."""
-        self._on_report(QueryReport(outcome, len(self._cached), seconds))
+        self._on_report(SearchReport(outcome, len(self._cached), seconds))
 
     def _find(
         self, query: str | None, text: str | None, image: bytes | None, most_waiting: int | None

@@ -63,7 +63,7 @@ class CacheReport:
 
 
 @dataclass(frozen=True, slots=True)
-class QueryReport:
+class SearchReport:
     """What became of one search, or of one encoding of a search."""
 
     outcome: str

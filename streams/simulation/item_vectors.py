@@ -14,7 +14,7 @@ from encoders.features import ItemFeatures
 from schemas.items import ItemEmbedding, SourceOffset
 from schemas.queries import QueryEmbedding, query_id
 from streams.stores.vectors.item_index import MAX_TITLE_CHARACTERS
-from streams.training.input import EmbeddingRecord
+from streams.training.vector_records import EmbeddingRecord
 from trainer.datasets.exposures import PUBLISHED_AT_IS, how_published
 from trainer.datasets.folder import DataSet
 from trainer.samples.searches import query_item

@@ -17,8 +17,8 @@ from streams.simulation.item_vectors import VectorsBySecond
 from streams.simulation.leak_audit import LeakAudit
 from streams.simulation.releases import SimulatedReleases
 from streams.training.feed import FeedBatch
-from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread
+from streams.training.vector_records import EmbeddingRecord
 from trainer.metrics import ScoredRows
 from trainer.networks.ciubm import CtrBatch
 from trainer.online.embedding_wait import EmbeddingWait
@@ -54,7 +54,7 @@ class HeldVectors:
     def __init__(self, partitions: int) -> None:
         self.partitions = list(range(partitions))
         self.starts = self.beginnings = dict.fromkeys(self.partitions, 0)
-        self.embedding_offsets = {0: 0}
+        self.embedding_offsets, self.query_offsets = {0: 0}, dict[int, int]()
         self._waiting: list[EmbeddingRecord] = []
 
     def put(self, records: Iterable[EmbeddingRecord]) -> None:

@@ -20,7 +20,7 @@ import structlog
 from schemas.errors import Misconfigured, StoreUnavailable, Unavailable
 from schemas.field_maps import FieldMap
 from schemas.manifests import Fence, TopicOffsets
-from streams.broker.cluster import ClusterTopics
+from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics
 from streams.stores.artifacts.checkpoints import BaseGone, Checkpoint, CheckpointMeta, CheckpointStore, code_hash
 from streams.stores.artifacts.journal import JournalStore, SegmentMeta
 from streams.training.config import ANEW
@@ -231,7 +231,7 @@ class Checkpointer:
             encoder_version=trainer.encoder_version,
             dim=trainer.catalogue.dim,
             cluster_id=log_then.cluster_id,
-            topic_ids=log_then.topic_ids,
+            topic_ids={name: of for name, of in log_then.topic_ids.items() if name in TRAINING_TOPICS},
             begins=begins,
             ends=thread.read_offsets()["behaviours"],
             overtaken=list(trainer.intake.window.dropped_by_idle),

@@ -23,7 +23,8 @@ class TrainConsumerConfig(BaseModel):
     encoder_version: EncoderVersion | None = None
     """Encoder whose vectors are used; by default that of the first record of `embeddings`. Others are ignored."""
     hold_seconds: float = Field(default=120.0, ge=0)
-    """How long after it was produced a behaviour may hold the stream to wait for its item's vector."""
+    """How long after it was produced a behaviour may hold the stream to wait for the vector of its item, or of
+    what was searched."""
     idle_seconds: float = Field(default=5.0, gt=0)
     """A partition that is read to its end and silent for this long does not hold the watermark any more."""
     all_idle_seconds: float = Field(default=60.0, gt=0)

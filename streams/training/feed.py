@@ -13,10 +13,10 @@ from streams.runtime.interval import IntervalTimer
 from streams.training.input import TrainingInput
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.partition_merge import Entry
+from trainer.samples.searches import searched
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.online.trainer import OnlineTrainer
-    from trainer.samples.catalogue import Catalogue
 
 log = structlog.get_logger()
 
@@ -59,10 +59,10 @@ class Feed:
         Raises `Misconfigured` if the trainer is full, and more events are the only thing that could help.
         """
         if not self._is_full(trainer):
-            self._fill(trainer.catalogue)
+            self._fill(trainer)
         elif not missing and self._may_exceed(trainer):
             # the partitions ahead would fill the memory further, and event time does not wait for them
-            self._fill(trainer.catalogue, only=trainer.intake.window.slowest or None)
+            self._fill(trainer, only=trainer.intake.window.slowest or None)
         idle = self._reads.newly_idle(except_for={entry.partition for entry in self._chunk})
         timed_out = self._overdue(missing)
         finish = self._reads.bounded and self._reads.all_handed_out and not self._chunk
@@ -99,12 +99,19 @@ class Feed:
             f"MIM_TRAINER__PENDING_MEGABYTES={config.pending_megabytes:g} holds, even twice. Raise it, or lower {names}"
         )
 
-    def _fill(self, catalogue: Catalogue, *, only: Collection[int] | None = None) -> None:
+    def _fill(self, trainer: OnlineTrainer, *, only: Collection[int] | None = None) -> None:
         self._partial = only is not None
         entries = self._reads.next_behaviours(_MOST_EVENTS - len(self._chunk), only=only)
         for entry in entries:
-            if entry.behaviour is not None and not catalogue.holds(entry.behaviour.item_id):
-                self._waits.needed(entry.behaviour.item_id, entry.produced_at)
+            if (behaviour := entry.behaviour) is None:
+                continue
+            named = [behaviour.item_id]
+            if trainer.config.features.queries:
+                query = searched(behaviour.query_text, behaviour.query_image)
+                named += [] if query is None else [query]
+            for name in named:
+                if not trainer.catalogue.holds(name):
+                    self._waits.needed(name, entry.produced_at)
         self._chunk.extend(entries)
 
     def _is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the trainer reads: all partitions of `embeddings` and `behaviours`, fetched, decoded and aligned.
+"""What the trainer reads: all partitions of `embeddings`, `queries` and `behaviours`, fetched, decoded and aligned.
 
 No consumer group hands out the data and nothing is committed here: a trainer reads everything, from the beginning or
 from where a checkpoint was taken.
@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import structlog
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 
-from schemas.base import decode, produced_at
-from schemas.errors import BadMessage, Misconfigured, Unavailable
+from schemas.errors import Misconfigured, Unavailable
 from schemas.field_maps import FieldMap
-from schemas.items import ItemEmbedding, parse_embedding_key
-from schemas.queries import QueryEmbedding
 from streams.broker.clients import BrokerConfig, broker_errors, make_consumer
-from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics
+from streams.broker.cluster import ClusterTopics, describe_topics, training_topics
 from streams.broker.records import behaviour_of
 from streams.broker.topics import TopicName, TopicsConfig
-from streams.stores.vectors.item_index import UNIT_TOLERANCE
 from streams.training.open_transactions import OpenTransactions
+from streams.training.vector_records import EmbeddingRecord, VectorRecords
 from trainer.samples.partition_merge import Entry, PartitionMerge
 
 log = structlog.get_logger()
@@ -34,20 +29,9 @@ log = structlog.get_logger()
 _FAR = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingRecord:
-    """One readable record of `embeddings` or `queries`; a query is named as `query_item` does.
-
-    `embedding` is None for a tombstone, and for a query that cannot be encoded.
-    """
-
-    item_id: str
-    embedding: ItemEmbedding | QueryEmbedding | None
-
-
 class TrainingInput:
-    """Both topics as the trainer reads them. `bounded` stops at the ends of the topics as they are at `open`, or of
-    `behaviours` at `end_at` if that comes first.
+    """The topics as the trainer reads them, `queries` only if told to. `bounded` stops at the ends of the topics as
+    they are at `open`, or of `behaviours` at `end_at` if that comes first.
 
     `start_at` says where to begin, per topic (without prefix) and partition; by default at the beginning. The consumer
     group's own offsets play no part. What was deleted of it since is an error unless `lost_is_fatal` says otherwise.
@@ -69,6 +53,7 @@ class TrainingInput:
         all_idle_seconds: float,
         open_transaction_seconds: float,
         bounded: bool,
+        queries: bool = False,
         start_at: Mapping[str, Mapping[int, int]] | None = None,
         end_at: Mapping[int, int] | None = None,
         lost_is_fatal: bool = True,
@@ -85,24 +70,24 @@ class TrainingInput:
         """Where partitions of `behaviours` end while producers' transactions are open."""
         self.bounded = bounded
         """Whether reading ends with what the topics hold at `open`."""
+        self._topic_names = training_topics(queries=queries)
         self._start_at = start_at or {}
         self._end_at = end_at or {}
         self._lost_is_fatal = lost_is_fatal
         self._clock = clock
-        self._fetched: list[EmbeddingRecord] = []
+        self._vectors = VectorRecords(encoder_version, max_bytes=broker.max_record_bytes)
         self._idle: set[int] = set()
-        self.encoder_version = encoder_version
-        self.broken_vectors = self.other_encoders = 0
 
     async def open(self) -> None:
         """Connect and seek to where reading begins.
 
         Raises `Misconfigured` if the log does not hold what comes next any more, or not yet.
         """
-        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, TRAINING_TOPICS)
+        found = await asyncio.to_thread(describe_topics, self._broker, self._topics, self._topic_names)
         self._embeddings = self._numbered("embeddings", found)
+        self._queries = self._numbered("queries", found)
         self._behaviours = self._numbered("behaviours", found)
-        everything = [*self._embeddings.values(), *self._behaviours.values()]
+        everything = [*self._of_vectors(), *self._behaviours.values()]
         self._consumer = make_consumer(self._broker)
         with broker_errors(self._broker):
             await self._consumer.start()
@@ -120,13 +105,20 @@ class TrainingInput:
         """First offset there is of each partition of `behaviours`."""
         self.embedding_offsets = {number: starts[p] for number, p in self._embeddings.items()}
         """Next offset to read of each partition of `embeddings`."""
+        self.query_offsets = {number: starts[p] for number, p in self._queries.items()}
+        """Next offset to read of each partition of `queries`; empty if they are not read."""
+        if self._queries and not any(self._ends[p] for p in self._queries.values()):
+            log.warning(
+                "train.no_queries", fix="run `mimstream index` with MIM_INDEX__QUERIES=true, as it is by default"
+            )
         room = max(100, self._buffered_records // len(self._behaviours))
         self._reading = PartitionMerge(self._behaviours, room_per_partition=room, silence_seconds=self._idle_seconds)
         self._active_at = dict.fromkeys(self._behaviours, self._clock())
 
     def _starts(self, beginnings: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         starts = {}
-        for name, numbered in (("embeddings", self._embeddings), ("behaviours", self._behaviours)):
+        topics = {"embeddings": self._embeddings, "queries": self._queries, "behaviours": self._behaviours}
+        for name, numbered in topics.items():
             wished = self._start_at.get(name, {})
             for number, partition in numbered.items():
                 first, end = int(beginnings[partition]), int(self._ends[partition])
@@ -153,7 +145,12 @@ class TrainingInput:
             await self._consumer.stop()
 
     def _numbered(self, name: TopicName, found: ClusterTopics) -> dict[int, TopicPartition]:
+        if name not in self._topic_names:
+            return {}
         return {number: TopicPartition(self._topics.full_name(name), number) for number in found.partitions[name]}
+
+    def _of_vectors(self) -> list[TopicPartition]:
+        return [*self._embeddings.values(), *self._queries.values()]
 
     @property
     def partitions(self) -> list[int]:
@@ -167,7 +164,7 @@ class TrainingInput:
 
         Raises `Misconfigured` if the log no longer holds what would come next.
         """
-        wanted = list(self._embeddings.values()) if embeddings else []
+        wanted = self._of_vectors() if embeddings else []
         if behaviours:
             wanted += [self._behaviours[number] for number in self._reading.with_room()]
         if not wanted:
@@ -180,8 +177,9 @@ class TrainingInput:
                         *wanted, timeout_ms=int(wait_seconds * 1000), max_records=self._fetch_max_records
                     )
                 )
-                for number, partition in self._embeddings.items():
-                    self.embedding_offsets[number] = await self._position(partition)
+                for numbered, offsets in self._vector_places():
+                    for number, partition in numbered.items():
+                        offsets[number] = await self._position(partition)
                 if behaviours:
                     await self._mark_exhausted()
         except kafka_errors.OffsetOutOfRangeError as error:
@@ -197,7 +195,9 @@ class TrainingInput:
         for partition, records in found.items():
             within = self._within_ends(partition, records)
             if self._embeddings.get(partition.partition) == partition:
-                self._add_embeddings(within)
+                self._vectors.add_embeddings(within)
+            elif self._queries.get(partition.partition) == partition:
+                self._vectors.add_queries(within)
             else:
                 self._reading.add(partition.partition, [self._entry(record) for record in within])
 
@@ -241,53 +241,42 @@ class TrainingInput:
     @property
     def has_embeddings(self) -> bool:
         """Whether embeddings were fetched that `next_embeddings` has not returned."""
-        return bool(self._fetched)
+        return bool(self._vectors)
+
+    @property
+    def encoder_version(self) -> str | None:
+        """The encoder whose vectors are read; None before the first of them."""
+        return self._vectors.encoder_version
+
+    @property
+    def broken_vectors(self) -> int:
+        """Records of `embeddings` and `queries` that could not be read."""
+        return self._vectors.broken
+
+    @property
+    def other_encoders(self) -> int:
+        """Records of both that are of another encoder."""
+        return self._vectors.other_encoders
 
     def next_embeddings(self) -> list[EmbeddingRecord]:
-        """The embeddings and tombstones that were fetched since the last call, oldest first."""
-        fetched, self._fetched = self._fetched, []
-        return fetched
+        """The embeddings and tombstones that were fetched since the last call, oldest first, queries among them."""
+        return self._vectors.pop()
 
     async def all_embeddings_at_start_read(self) -> bool:
-        """Whether everything was fetched that `embeddings` held at `open`."""
-        return all([await self._position(p) >= self._ends[p] for p in self._embeddings.values()])
+        """Whether everything was fetched that `embeddings` and `queries` held at `open`."""
+        return all([await self._position(p) >= self._ends[p] for p in self._of_vectors()])
 
     @property
     def embeddings_are_current(self) -> bool:
         """Whether `next_embeddings` has returned every embedding that the broker has."""
-        return not self._fetched and all(
-            (end := self._end_as_polled(partition)) is not None and self.embedding_offsets[number] >= end
-            for number, partition in self._embeddings.items()
+        return not self._vectors and all(
+            (end := self._end_as_polled(partition)) is not None and offsets[number] >= end
+            for numbered, offsets in self._vector_places()
+            for number, partition in numbered.items()
         )
 
-    def _add_embeddings(self, records: Iterable[Any]) -> None:
-        for record in records:
-            try:
-                version, item_id = parse_embedding_key(record.key)
-                if self.encoder_version is None and record.value is not None:
-                    self._embedding(record, version, item_id)  # a broken record names no encoder
-                    self.encoder_version = version
-                if version != self.encoder_version:
-                    self.other_encoders += 1
-                    if self.other_encoders == 1:
-                        log.warning("train.other_encoder_ignored", ignored=version, used=self.encoder_version)
-                    continue
-                self._fetched.append(EmbeddingRecord(item_id, self._embedding(record, version, item_id)))
-            except (ValueError, BadMessage) as error:
-                self.broken_vectors += 1
-                log.warning("train.broken_vector", partition=record.partition, offset=record.offset, error=str(error))
-
-    def _embedding(self, record: Any, version: str, item_id: str) -> ItemEmbedding | None:
-        if record.value is None:
-            return None
-        now = produced_at(record.timestamp)
-        embedding = decode(ItemEmbedding, record.value, now=now, max_bytes=self._broker.max_record_bytes)
-        if (embedding.encoder_version, embedding.item_id) != (version, item_id):
-            raise ValueError(f"key {record.key!r} does not belong to item {embedding.item_id!r}")
-        length = np.linalg.norm(np.frombuffer(embedding.vector, "<f4").astype(np.float64))
-        if not abs(length - 1.0) <= UNIT_TOLERANCE:  # also true for NaN
-            raise ValueError(f"vector of item {item_id!r} has the length {length}, not 1")
-        return embedding
+    def _vector_places(self) -> Iterable[tuple[dict[int, TopicPartition], dict[int, int]]]:
+        return ((self._embeddings, self.embedding_offsets), (self._queries, self.query_offsets))
 
     # ---- behaviours ----------------------------------------------------------------------------------------------
 

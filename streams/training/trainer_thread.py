@@ -19,10 +19,11 @@ from schemas.forgotten import ForgottenUser
 from schemas.manifests import TopicOffsets
 from schemas.queries import QueryEmbedding
 from streams.training.feed import FeedBatch
-from streams.training.input import EmbeddingRecord
 from streams.training.scores import ScoreFiles
+from streams.training.vector_records import EmbeddingRecord
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
+from trainer.samples.searches import is_query
 
 if TYPE_CHECKING:  # no command should pay for torch because of its imports
     from trainer.changed_rows import RowsHeld
@@ -81,6 +82,8 @@ class TrainerReads(Protocol):
     """First offset there is of each."""
     embedding_offsets: dict[int, int]
     """Next offset to read of each partition of `embeddings`."""
+    query_offsets: dict[int, int]
+    """Next offset to read of each partition of `queries`; empty if they are not read."""
 
 
 class TrainerThread:
@@ -103,12 +106,14 @@ class TrainerThread:
         self._reads = reads
         self._make_trainer = make_trainer
         self._forgotten = forgotten
+        self._refused_early: list[str] = []
         self._named: set[str] | None = set() if reread_embeddings else None
         self._to_forget: list[str] = []
         self._erased: list[str] = []
         self._begins: dict[int, int] | None = None
         self._copied_at = 0
         self._fits, self._fits_missed = 0, 0
+        self._told_of_searches = False
         self.waits = waits
         self.scores = scores
         self.trainer: OnlineTrainer | None = None
@@ -147,6 +152,7 @@ class TrainerThread:
             enough = stop.is_set() or (due and releases)
             missing = trainer.intake.advance()
         self._tell_of_trees(trainer)
+        self._tell_of_searches(trainer)
         scored = trainer.progress.drain_scores()
         if scored:
             self.last_event_at = reports[-1].last_event_at
@@ -169,6 +175,17 @@ class TrainerThread:
         if missed:
             log.warning("train.trees_not_fitted", why="the newest rows have one label only", rows=trainer.progress.rows)
 
+    def _tell_of_searches(self, trainer: OnlineTrainer) -> None:
+        if self._told_of_searches or not trainer.intake.searched or trainer.config.features.queries:
+            return
+        self._told_of_searches = True
+        log.warning(
+            "train.searches_ignored",
+            events=trainer.intake.searched,
+            why="behaviours say what was searched, and rows do not see it",
+            fix="set MIM_TRAINER__FEATURES__QUERIES=true and train anew",
+        )
+
     def put_embeddings(self) -> None:
         """Give the trainer the embeddings and tombstones that were fetched."""
         for record in self._reads.next_embeddings():
@@ -179,9 +196,14 @@ class TrainerThread:
                 self.waits.resolved(record.item_id)
                 if self.trainer is not None:
                     self.trainer.delete_item(record.item_id)
+                elif is_query(record.item_id):
+                    self._refused_early.append(record.item_id)
                 continue
             if self.trainer is None:
                 self.trainer = self._make_trainer(embedding.encoder_version, embedding.dim, self._reads.partitions)
+                for refused in self._refused_early:  # no record will say again that rows need not wait for it
+                    self.trainer.delete_item(refused)
+                self._refused_early.clear()
             try:
                 if isinstance(embedding, QueryEmbedding):
                     self.trainer.put_query(record.item_id, np.frombuffer(embedding.vector or b"", "<f4"))
@@ -298,14 +320,18 @@ class TrainerThread:
         """Per topic and partition, the next offset to read."""
         assert self.trainer is not None, "nothing was read"
         behaviours = self._within_log(self.trainer.intake.offsets.read_offsets())
-        return {"behaviours": behaviours, "embeddings": self._embedding_offsets()}
+        return {"behaviours": behaviours, "embeddings": self._embedding_offsets(), **self._query_offsets()}
 
     def report_offsets(self) -> TopicOffsets:
         """Per topic and partition, the next offset to read such that everything below it is settled."""
-        return {"behaviours": self.committed_offsets(), "embeddings": self._embedding_offsets()}
+        vectors = {"embeddings": self._embedding_offsets(), **self._query_offsets()}
+        return {"behaviours": self.committed_offsets(), **vectors}
 
     def _within_log(self, offsets: Mapping[int, int]) -> dict[int, int]:
         return {number: max(offsets[number], first) for number, first in self._reads.beginnings.items()}
 
     def _embedding_offsets(self) -> dict[int, int]:
         return dict(self._reads.embedding_offsets)
+
+    def _query_offsets(self) -> TopicOffsets:
+        return {"queries": dict(self._reads.query_offsets)} if self._reads.query_offsets else {}

@@ -61,6 +61,7 @@ async def open_index_context(settings: Settings, encoder: Encoder) -> AsyncItera
             fetch=fetcher.picture,
             config=config,
             max_record_bytes=settings.kafka.max_record_bytes,
+            behaviours_map=settings.record.field_map,
             patience=Patience(config.back_off),
             now=lambda: datetime.now(UTC),
             deletions_kept=timedelta(hours=settings.topics.tombstone_retention_hours),

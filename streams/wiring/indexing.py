@@ -187,7 +187,9 @@ def _fail_with(flow: Flow, keeping: asyncio.Future[None]) -> None:
 
 def _check_topics(settings: Settings) -> None:
     """Check early what Faust would wait for without a log line. Blocking. Raises `Misconfigured`."""
-    partitions = describe_topics(settings.kafka, settings.topics, RIGHTS["index"].topics).partitions
+    partitions = describe_topics(
+        settings.kafka, settings.topics, RIGHTS["index"].needed(queries=settings.index.queries)
+    ).partitions
     items, retries = len(partitions["items"]), len(partitions["items-retry"])
     if items != retries:
         name = settings.topics.full_name

@@ -19,6 +19,8 @@ class Rights:
 
     reads: tuple[TopicName, ...] = ()
     writes: tuple[TopicName, ...] = ()
+    for_queries: tuple[TopicName, ...] = ()
+    """Those of them that it uses only where it handles what users search for."""
     other: str = ""
     """Groups, ids and rights beside those on topics; `<prefix>` is MIM_TOPICS__PREFIX."""
     joins: str = ""
@@ -33,6 +35,10 @@ class Rights:
         """Topics that must be there, in the table's order."""
         return tuple(name for name in TOPICS if name in self.reads or name in self.writes)
 
+    def needed(self, *, queries: bool) -> tuple[TopicName, ...]:
+        """Topics that must be there for a process that handles searches, or does not."""
+        return tuple(name for name in self.topics if queries or name not in self.for_queries)
+
     @property
     def beside_topics(self) -> str:
         """All that it needs of Kafka beside rights on topics."""
@@ -43,8 +49,9 @@ class Rights:
 
 RIGHTS: dict[str, Rights] = {
     "index": Rights(
-        reads=("items", "items-retry", "embeddings"),
-        writes=("embeddings", "items-retry", "dead-letters"),
+        reads=("items", "items-retry", "embeddings", "behaviours"),
+        writes=("embeddings", "items-retry", "dead-letters", "queries"),
+        for_queries=("behaviours", "queries"),
         joins="index",
         redis="read, write",
         milvus="read, write, create collections and aliases",
@@ -56,8 +63,9 @@ RIGHTS: dict[str, Rights] = {
         redis="read, write",
     ),
     "train": Rights(
-        reads=("behaviours", "embeddings", "item-states", "skew", "forgotten", "models"),
+        reads=("behaviours", "embeddings", "queries", "item-states", "skew", "forgotten", "models"),
         writes=("item-states", "skew", "models"),
+        for_queries=("queries",),
         joins="train",
         transactional_id="train",
     ),

@@ -114,9 +114,8 @@ async def serve(settings: Settings, config: ServeConfig) -> None:
         opened.push_async_callback(index.close)
         await index.open()
         features = settings.trainer.features
-        facts = features.model_copy(update={"queries": True})  # a release may read searches whatever is set here
         vector_cache = VectorCache(
-            index, config.cache, encoder_version=version, dim=dim, facts=facts, clock=time.monotonic
+            index, config.cache, encoder_version=version, dim=dim, facts=features, clock=time.monotonic
         )
         skew = SkewLog(
             features.version,

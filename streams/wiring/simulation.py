@@ -28,7 +28,7 @@ from streams.simulation.item_vectors import (
     vectors_of,
 )
 from streams.simulation.run import SimulatedRun, simulate
-from streams.training.input import EmbeddingRecord
+from streams.training.vector_records import EmbeddingRecord
 from streams.wiring.encoder_training import encoder_versions, study_folder
 from streams.wiring.training import trainer_maker
 from trainer.datasets.exposures import Behaviours, behaviours_of

@@ -49,6 +49,8 @@ def topic_problems(spec: TopicSpec, settings: Settings, found: ClusterTopics) ->
 
 
 def _is_enough(key: str, held: str, wanted: str) -> bool:
+    if key == "cleanup.policy":  # a list without order
+        return {one.strip() for one in held.split(",")} == set(wanted.split(","))
     if key not in _AT_LEAST:
         return held == wanted
     if int(held) == _UNLIMITED:

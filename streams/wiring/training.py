@@ -16,7 +16,13 @@ import structlog
 
 from schemas.errors import Misconfigured
 from schemas.manifests import TopicOffsets
-from streams.broker.cluster import TRAINING_TOPICS, ClusterTopics, describe_topics, read_incarnation
+from streams.broker.cluster import (
+    TRAINING_TOPICS,
+    ClusterTopics,
+    describe_topics,
+    read_incarnation,
+    training_topics,
+)
 from streams.broker.forgotten import ForgottenFollower
 from streams.broker.leadership import Leadership
 from streams.broker.topic_follower import TopicFollower
@@ -99,7 +105,12 @@ async def train(settings: Settings, options: TrainOptions) -> dict[str, Any] | N
             report = await _train(settings, options, make_trainer, metrics, stop, None)
             return
         # a wrong address or a topic that is not there is an error at once
-        await asyncio.to_thread(describe_topics, settings.kafka, settings.topics, RIGHTS["train"].topics)
+        await asyncio.to_thread(
+            describe_topics,
+            settings.kafka,
+            settings.topics,
+            RIGHTS["train"].needed(queries=settings.trainer.features.queries),
+        )
         group = settings.topics.group("train")
         leadership = Leadership(
             settings.kafka,
@@ -140,10 +151,10 @@ async def _train(
     found = None
     if leadership is not None or options.from_snapshot:
         found = await asyncio.to_thread(checkpointer.load, options.from_snapshot, anew=start_at is not None)
-    # deletes may have been compacted away since: what is left of `embeddings` is read from its beginning
+    # deletes may have been compacted away since: what is left of vectors is read from its beginning
     outdated = found is not None and _tombstones_gone(settings, found.meta.created_at)
     if found is not None:
-        start_at = {name: parts for name, parts in found.meta.offsets.items() if not outdated or name != "embeddings"}
+        start_at = {name: parts for name, parts in found.meta.offsets.items() if not outdated or name == "behaviours"}
     reads = TrainingInput(
         settings.kafka,
         settings.topics,
@@ -157,6 +168,7 @@ async def _train(
         all_idle_seconds=config.all_idle_seconds,
         open_transaction_seconds=config.open_transaction_seconds,
         bounded=options.until_end,
+        queries=settings.trainer.features.queries,
         clock=time.time,
     )
     scores = _score_files(settings, options)
@@ -204,7 +216,7 @@ def _make_checkpointer(settings: Settings, leadership: Leadership | None) -> Che
     return Checkpointer(
         make_checkpoint_store(settings),
         make_journal_store(settings),
-        read_log=lambda: describe_log(settings),
+        read_log=lambda: _describe_reads(settings),
         config=config,
         encoder_version=settings.train.encoder_version,
         fence=None if leadership is None else leadership.fence,
@@ -344,8 +356,14 @@ def read_offsets(path: Path) -> TopicOffsets:
 
 
 def describe_log(settings: Settings) -> ClusterTopics:
-    """The topics that a trainer reads, as they are now. Blocking; raises as `describe_topics` does."""
+    """The topics that a release is made of, as they are now. Blocking; raises as `describe_topics` does."""
     return describe_topics(settings.kafka, settings.topics, TRAINING_TOPICS)
+
+
+def _describe_reads(settings: Settings) -> ClusterTopics:
+    """The same for a checkpoint, which continues all that its trainer reads."""
+    names = training_topics(queries=settings.trainer.features.queries)
+    return describe_topics(settings.kafka, settings.topics, names)
 
 
 def make_checkpoint_store(settings: Settings) -> CheckpointStore:

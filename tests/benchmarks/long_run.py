@@ -39,8 +39,8 @@ from schemas.behaviours import Behaviour, BehaviourKind
 from schemas.items import ItemEmbedding, SourceOffset
 from streams.stores.artifacts.checkpoints import pack_arrays, unpack_arrays
 from streams.training.feed import Feed
-from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread
+from streams.training.vector_records import EmbeddingRecord
 from trainer.networks.config import CiUBMConfig
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
@@ -88,7 +88,7 @@ class InventedRecords:
         self.events, self.made = events, 0
         self.bounded, self.starts = False, dict.fromkeys(range(PARTITIONS), 0)
         self.beginnings, self.partitions = self.starts, list(range(PARTITIONS))
-        self.embedding_offsets = {0: 0}
+        self.embedding_offsets, self.query_offsets = {0: 0}, dict[int, int]()
         self.embeddings_are_current, self.waits_for_silence = True, False
         self._offsets = [0] * PARTITIONS
         self._merge = PartitionMerge(range(PARTITIONS), room_per_partition=5_000)

@@ -105,6 +105,9 @@ def hostile_records(
     if topic == "embeddings":
         yield from _embeddings(embedding_version)
         return
+    if topic == "queries":
+        yield from _queries(embedding_version)
+        return
     if topic == "item-states":
         yield from _item_states(features or FeatureConfig())
         return
@@ -153,6 +156,28 @@ def _embeddings(version: str) -> Iterator[Hostile]:
         yield Hostile("embeddings", f"{version}:".encode() + key, message("n", b"\0\0\x80\x3f", 1), [], True)
     for vector in (b"\0" * 64, b"\xff" * 64, b"\xff\xff\x7f\x7f" * 16):  # zero, NaN, the largest float
         yield Hostile("embeddings", name, message("n", vector, 16), [], True)
+
+
+def _queries(version: str) -> Iterator[Hostile]:
+    name = "0" * 32
+
+    def message(unit: bytes, dim: int, **more: object) -> bytes:
+        plain = {"query": name, "encoder_version": version, "dim": dim, "vector": base64.b64encode(unit).decode()}
+        return json.dumps(plain | more).encode()
+
+    key = f"{version}:{name}".encode()
+    for number, value in enumerate(VALUES):
+        yield Hostile("queries", key, value, HEADERS[number % len(HEADERS)], True)
+    for odd in KEYS:
+        yield Hostile("queries", odd, message(b"\0\0\x80\x3f", 1), [], True)
+        yield Hostile("queries", odd, None, [], True)
+        yield Hostile("queries", f"{version}:".encode() + odd, message(b"\0\0\x80\x3f", 1), [], True)
+    for vector in (b"\0" * 64, b"\xff" * 64, b"\xff\xff\x7f\x7f" * 16, b"\0" * 63):
+        yield Hostile("queries", key, message(vector, 16), [], True)
+    for other in ({"query": "f" * 32}, {"query": "<b>\x1b[31m"}, {"encoder_version": "another"}, {"schema_version": 9}):
+        yield Hostile("queries", key, message(b"\0\0\x80\x3f", 1, **other), [], True)
+    yield Hostile("queries", f"another:{name}".encode(), None, [], True)
+    yield Hostile("queries", key, message(b"", 16, vector=None, reason="<script>\x1b[31m"), FORGED, False)
 
 
 def _item_states(features: FeatureConfig) -> Iterator[Hostile]:

@@ -12,7 +12,7 @@ from typing import Any
 import faust
 import pytest
 
-from streams.broker.topics import TopicsConfig
+from streams.broker.topics import TopicName, TopicsConfig
 from streams.indexing.app import bind_agents
 from streams.indexing.flow import Flow
 from streams.indexing.take_over import RecentWrites
@@ -52,7 +52,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    which: str,
+    which: TopicName,
     path: ItemPath,
     folder: Path,
     *,
@@ -67,8 +67,7 @@ async def running(
     app = faust.App("test", store="memory://", datadir=str(folder), value_serializer="raw", autodiscover=False)
     bound: dict[str, Any] = {"topics": TopicsConfig(), "is_current": is_current, "on_report": run.reports.append}
     bound |= {"count_partitions": lambda: partitions}
-    items, retries = bind_agents(app, path.context, flow, recent or never, **bound)
-    agent = items if which == "items" else retries
+    agent: Any = bind_agents(app, path.context, flow, recent or never, **bound)[which]
     async with agent.test_context() as context:
         run.agent = context
         stream = context._stream

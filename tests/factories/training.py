@@ -13,11 +13,11 @@ from schemas.forgotten import ForgottenUser
 from streams.broker.forgotten import ForgetUsers
 from streams.runtime.interval import IntervalTimer
 from streams.stores.artifacts.checkpoints import Checkpoint
-from streams.training.input import EmbeddingRecord
 from streams.training.loop import TrainingLoop
 from streams.training.open_transactions import OpenTransactions
 from streams.training.reports import TrainReport, TrainReports
 from streams.training.trainer_thread import TrainerThread
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.samples import DAY0, behaviour, embedding, unit_vector
 from trainer.online.config import TrainerConfig
 from trainer.online.embedding_wait import EmbeddingWait
@@ -43,7 +43,7 @@ class ListedInput:
         self.vectors, self.log, self.size, self.bounded = list(vectors), list(log), size, bounded
         self.reading = PartitionMerge([0], room_per_partition=50)
         self.beginnings, self.embedding_offsets, self.partitions = {0: 0}, {0: 0}, [0]
-        self.starts = {0: 0}
+        self.starts, self.query_offsets = {0: 0}, dict[int, int]()
         self.encoder_version = "e"
         self.broken_vectors = self.other_encoders = 0
         self.fetched = 0

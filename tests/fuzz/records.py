@@ -24,7 +24,7 @@ from streams.indexing.config import IndexConfig
 from streams.indexing.image_retries import _decode
 from streams.indexing.prefetch import decode_batch
 from streams.recording.deleted_items import read_states
-from streams.training.input import TrainingInput
+from streams.training.vector_records import VectorRecords
 from tests.factories.item_path import NOW, ItemPath
 from tests.factories.vector_cache import VERSION, Bench
 from trainer.samples.forgotten import ForgottenUsers
@@ -149,15 +149,15 @@ def _as_others(record: Raw) -> None:
     ForgottenUsers("c", "t").restore(gone.snapshot())
 
     for version in (None, VERSION):
-        trainer: Any = SimpleNamespace(
-            encoder_version=version, other_encoders=0, broken_vectors=0, _fetched=[], _broker=BrokerConfig()
-        )
-        trainer._embedding = lambda *read, of=trainer: TrainingInput._embedding(of, *read)
-        TrainingInput._add_embeddings(trainer, [record])
-        assert trainer.other_encoders + trainer.broken_vectors + len(trainer._fetched) == 1
-        for fetched in trainer._fetched:
-            if fetched.embedding is not None:
-                assert np.isfinite(np.frombuffer(fetched.embedding.vector, "<f4")).all()
+        for queries in (False, True):
+            vectors = VectorRecords(version, max_bytes=BrokerConfig().max_record_bytes)
+            (vectors.add_queries if queries else vectors.add_embeddings)([record])
+            found = vectors.pop()
+            waits = queries and version is None
+            assert vectors.other_encoders + vectors.broken + len(found) == (0 if waits else 1)
+            for fetched in found:
+                if fetched.embedding is not None:
+                    assert np.isfinite(np.frombuffer(fetched.embedding.vector or b"", "<f4")).all()
     _cache().apply(record.key, record.value)
     check: Any = SimpleNamespace(is_current=lambda version: True)
     AnnouncementCheck._decode(check, record)

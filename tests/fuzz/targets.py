@@ -27,6 +27,7 @@ from schemas.forgotten import ForgottenUser
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter, Handled, RequeueHeaders
 from schemas.manifests import ModelManifest, ReleaseNotice
+from schemas.queries import QueryEmbedding, parse_query_key
 from schemas.scoring import ScoreRequest, SimilarRequest
 from streams.broker.records import SourceRecord, read_batch, read_forgotten, read_item_id
 from streams.dead_letters.inbox import DeadLetterIndex
@@ -205,6 +206,7 @@ TARGETS = {
         Target("records", read_everywhere, (), binary=True),
         Target("items-retry", _message(ImageRetry), (BadMessage,)),
         Target("embeddings", _embedding, (BadMessage,)),
+        Target("queries", _message(QueryEmbedding), (BadMessage,)),
         Target("models", _message(ReleaseNotice), (BadMessage,)),
         Target("manifest", ModelManifest.model_validate_json, (ValidationError,)),
         Target("requests", _requests, ()),
@@ -212,6 +214,7 @@ TARGETS = {
         Target("headers", _headers, (), binary=True),
         Target("item-keys", _item_key, (), binary=True),
         Target("embedding-keys", parse_embedding_key, (ValueError,), binary=True),
+        Target("query-keys", parse_query_key, (ValueError,), binary=True),
         Target("item-states", read_state, (), binary=True),
         Target("state-keys", read_state_key, (ValueError,), binary=True),
         Target("skew", read_skew, ()),

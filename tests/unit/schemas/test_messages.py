@@ -20,6 +20,7 @@ from schemas.item_states import ItemState
 from schemas.items import ImageRetry, ItemEmbedding, ItemPublished, embedding_key, parse_embedding_key
 from schemas.letters import DeadLetter
 from schemas.manifests import ReleaseNotice
+from schemas.queries import QueryEmbedding
 from schemas.skew import SkewRecord
 from schemas.times import EARLIEST_EVENT, units_per_second
 from tests.factories.messages import ITEM, NOW, item, read
@@ -29,6 +30,7 @@ SCHEMA_OF_TOPIC = {
     "items": ItemPublished,
     "behaviours": Behaviour,
     "embeddings": ItemEmbedding,
+    "queries": QueryEmbedding,
     "item-states": ItemState,
     "skew": SkewRecord,
     "items-retry": ImageRetry,

@@ -76,7 +76,7 @@ async def test_faust_is_told_what_keeps_records_from_being_lost_and_what_is_set(
     worker._closed = True  # it was never started
     assert worker._isolation_level == "read_committed"
     assert sorted(topic for agent in app.agents.values() for topic in agent.channel.topics) == [
-        "shop.items", "shop.items-retry",
+        "shop.behaviours", "shop.items", "shop.items-retry",
     ]  # fmt: skip
     group = Group(flow)
     group.sizes = {"shop.items": 4, "shop.items-retry": 4}

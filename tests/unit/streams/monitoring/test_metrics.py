@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from schemas.errors import Misconfigured
-from streams.indexing.config import IndexReport, PartitioningReport, RetryReport
+from streams.indexing.config import IndexReport, PartitioningReport, QueryReport, RetryReport
 from streams.monitoring.config import MetricsConfig
 from streams.monitoring.metrics import Metrics, MetricsRole, metrics_server
 from streams.runtime.process import run_until_stopped
@@ -20,8 +20,8 @@ from streams.serving.reports import (
     CacheReport,
     DroppedConnection,
     ModelReport,
-    QueryReport,
     RequestReport,
+    SearchReport,
     StatesReport,
 )
 from streams.stores.histories.deleted_items import SweepReport
@@ -77,6 +77,7 @@ def test_what_an_index_worker_reports_adds_up_in_the_series_of_each_field() -> N
         metrics.record(report)
         metrics.record(RetryReport("given_up", 8, {("image", "image_unavailable"): 1}))
         metrics.record(PartitioningReport(home=29, foreign=31))
+        metrics.record(QueryReport(known=37, encoded=41, refused=43))
     metrics.record(RetryReport("fetched", 1, {}))
     assert series(metrics) == {
         **{f"mim_index_items_total{{{name}}}": 2 * count for name, count in counts.items()},
@@ -90,6 +91,9 @@ def test_what_an_index_worker_reports_adds_up_in_the_series_of_each_field() -> N
         "mim_index_image_retries_total{fetched}": 1,
         "mim_index_placed_total{home}": 58,
         "mim_index_placed_total{foreign}": 62,
+        "mim_index_queries_total{known}": 74,
+        "mim_index_queries_total{encoded}": 82,
+        "mim_index_queries_total{refused}": 86,
     }
 
 
@@ -105,8 +109,8 @@ def test_what_a_server_reports_is_in_the_series_of_each_field_and_a_refused_rele
     metrics.record(ModelReport("damaged", 8, rows_trained=80, seconds=9.0))
     metrics.record(DroppedConnection("slow_head"))
     for outcome in ("hit", "not_in_time", "hit"):
-        metrics.record(QueryReport(outcome, cached=11))
-    metrics.record(QueryReport("encoded", cached=12, seconds=0.125))
+        metrics.record(SearchReport(outcome, cached=11))
+    metrics.record(SearchReport("encoded", cached=12, seconds=0.125))
     assert series(metrics) == {
         "mim_http_request_seconds_count{/v1/score}{200}": 2,
         "mim_http_request_seconds_sum{/v1/score}{200}": 0.02,

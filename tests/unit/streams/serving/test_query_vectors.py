@@ -12,7 +12,7 @@ import pytest
 
 from schemas.errors import EncodingFailed, Reason
 from streams.serving.query_vectors import QueryVectors
-from streams.serving.reports import QueryReport
+from streams.serving.reports import SearchReport
 from tests.factories.searches import PHOTO, Given, HeldEncoder, search_vector
 from tests.factories.serving import open_bench
 from tests.factories.waiting import until
@@ -96,7 +96,7 @@ async def test_what_was_refused_is_tried_again_and_told(make: Make) -> None:
         with pytest.raises(EncodingFailed, match="not a picture"):
             await vectors.get("one", b"no such thing")
     assert len(encoder.encoded) == 2 and len(vectors) == 0
-    assert reports == [QueryReport("refused", 0)] * 2
+    assert reports == [SearchReport("refused", 0)] * 2
     await vectors.get("one", PHOTO)
     assert len(vectors) == 1
 

@@ -16,7 +16,7 @@ from streams.broker.clients import BrokerConfig
 from streams.replay.timeline import Timeline
 from streams.simulation.click_log import click_log
 from streams.simulation.run import simulate
-from streams.training.input import EmbeddingRecord
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.offline_folders import write_stream
 from tests.factories.samples import embedding, unit_vector
 from trainer.datasets.exposures import behaviours_of

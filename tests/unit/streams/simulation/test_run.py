@@ -11,7 +11,7 @@ import pytest
 from schemas.behaviours import Behaviour
 from schemas.errors import Misconfigured
 from streams.simulation.run import HeldVectors, SimulatedRun, simulate
-from streams.training.input import EmbeddingRecord
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.samples import DAY0, behaviour, embedding, small_config
 from trainer.networks.config import LearnerConfig
 from trainer.online.gate import GateConfig

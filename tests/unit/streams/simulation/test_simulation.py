@@ -26,7 +26,7 @@ from streams.replay.timeline import Timeline
 from streams.simulation.click_log import click_log
 from streams.simulation.report import digest_of, document_of, read_run, write_run
 from streams.simulation.run import SERVED, SimulatedRun, simulate
-from streams.training.input import EmbeddingRecord
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.offline_folders import write_stream
 from tests.factories.samples import embedding, unit_vector
 from tests.factories.training import ListedInput, make_loop, make_thread

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import Fenced, Misconfigured, StoreUnavailable
+from streams.broker.cluster import ClusterTopics
 from streams.stores.artifacts.checkpoints import BaseGone, CheckpointStore
 from streams.stores.artifacts.journal import JournalStore
 from streams.training.checkpointing import HARMLESS, learning_config, of_earlier_build
@@ -202,13 +203,19 @@ async def test_a_release_is_preceded_by_its_checkpoint_and_its_journal(
     await trained(make_loop(given, thread))
     assert thread.trainer is not None
     thread.trainer.intake.window.dropped_by_idle = {(0, 7): None}
-    checkpointer = make_checkpointer(tmp_path)
+    given.query_offsets = {0: 3}
+    everything = ClusterTopics(LOG.cluster_id, LOG.topic_ids | {"queries": "q"}, LOG.partitions | {"queries": [0]})
+    checkpointer = make_checkpointer(tmp_path, everything)
     checkpointer.load()
     assert await checkpointer.before_release(thread)
-    assert checkpointer._store.current_id() is not None
+    current = checkpointer._store.current_id()
+    assert current is not None
+    kept_meta = checkpointer._store.load(current).meta
+    assert (kept_meta.topic_ids, kept_meta.offsets["queries"]) == (everything.topic_ids, {0: 3})
     segment = thread.trainer.journal.segment()
     meta = checkpointer._journal.load(segment.name).meta
     assert (meta.begins, meta.ends, meta.fence, meta.rows) == ({0: 17}, {0: 200}, OLD, segment.rows)
+    # a release is rebuilt without queries, whether its trainer read them or not
     assert (meta.cluster_id, meta.topic_ids, meta.dim) == (LOG.cluster_id, LOG.topic_ids, thread.trainer.catalogue.dim)
     assert (meta.root, meta.encoder_version, meta.overtaken) == (segment.root, "e", [(0, 7)])
 

@@ -14,6 +14,7 @@ from streams.training import feed
 from streams.training.feed import Feed
 from tests.factories.samples import behaviour, small_config
 from trainer.samples.partition_merge import Entry
+from trainer.samples.searches import searched
 
 
 class Reads:
@@ -85,6 +86,17 @@ def test_what_has_come_is_given_at_once_and_never_more_than_one_batch(scene: Sce
     scene.reads.add(20)
     assert [len(scene.next().entries) for _ in range(4)] == [8, 8, 4, 0]
     assert scene.waits.asked["i2"] == 2.0 and len(scene.waits.asked) == 20
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_a_query_is_waited_for_since_it_was_searched_where_rows_see_it(scene: Scene, queries: bool) -> None:
+    features = scene.config.features.model_copy(update={"queries": queries})
+    scene.config = scene.config.model_copy(update={"features": features})
+    lamp = behaviour("e", item="i", query_text="a  lamp")
+    scene.reads.log += [Entry(0, 0, 5.0, lamp), Entry(0, 1, 6.0, None), Entry(0, 2, 7.0, behaviour("f", item="j"))]
+    scene.next()
+    wanted = {str(searched("a lamp", None)): 5.0} if queries else {}
+    assert scene.waits.asked == {"i": 5.0, "j": 7.0} | wanted
 
 
 def test_a_bounded_input_is_cut_into_batches_of_one_size_whatever_the_fetches_were(scene: Scene) -> None:

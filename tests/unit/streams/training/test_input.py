@@ -12,6 +12,7 @@ from streams.broker.clients import BrokerConfig
 from streams.broker.topics import TopicsConfig
 from streams.training.input import TrainingInput
 from streams.training.open_transactions import OpenTransactions
+from streams.training.vector_records import VectorRecords
 from tests.factories.fake_consumer import FakeRecord
 from tests.factories.samples import embedding
 from trainer.samples.partition_merge import PartitionMerge
@@ -101,16 +102,13 @@ def test_the_last_partition_to_fall_silent_keeps_the_allowed_lateness_for_longer
 
 @pytest.mark.parametrize("length", [1.0, 0.5, 0.0, float("nan"), 1e38])
 def test_only_an_embedding_that_can_be_used_names_the_encoder(length: float) -> None:
-    reads = TrainingInput(
-        BrokerConfig(), TopicsConfig(), field_map={}, encoder_version=None, open_transaction_seconds=60, clock=Clock(),
-        fetch_max_records=1, buffered_records=1, idle_seconds=5.0, bounded=False, all_idle_seconds=60.0,
-    )  # fmt: skip
+    reads = VectorRecords(None, max_bytes=100_000)
     message = embedding("i1", np.array([0, length], np.float32), version="first")
     garbage = FakeRecord(0, 0, b"zzz:i1", b"{")
-    reads._add_embeddings([garbage, FakeRecord(0, 1, b"first:i1", message.model_dump_json().encode())])
+    reads.add_embeddings([garbage, FakeRecord(0, 1, b"first:i1", message.model_dump_json().encode())])
     usable = length == 1
     assert reads.encoder_version == ("first" if usable else None)
-    assert (reads.broken_vectors, reads.other_encoders) == (1 if usable else 2, 0)
+    assert (reads.broken, reads.other_encoders) == (1 if usable else 2, 0)
 
 
 def test_a_transaction_that_begins_a_partition_is_waited_for_too() -> None:

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured
 from streams.stores.artifacts.checkpoints import Checkpoint
-from streams.training.input import EmbeddingRecord
 from streams.training.reports import NO_COUNTS
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.checkpoints import make_meta
 from tests.factories.samples import DIM
 from tests.factories.training import (

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from schemas.behaviours import BehaviourKind
 from schemas.errors import Fenced
-from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories import training
 from tests.factories.checkpoints import make_checkpointer
 from tests.factories.feeding import through_bytes
@@ -135,6 +135,14 @@ async def test_no_offset_lies_before_what_the_log_still_holds() -> None:
     assert thread.read_offsets() == thread.report_offsets() == {"behaviours": {0: 500}, "embeddings": {0: 9}}
     _, offsets = thread.candidate()
     assert offsets == {"behaviours": {0: 500}, "embeddings": {0: 9}}
+
+
+async def test_offsets_of_queries_are_kept_by_checkpoints_and_reports_where_they_are_read_and_by_no_release() -> None:
+    given, thread = await run_before()
+    given.query_offsets = {0: 4, 1: 2}
+    for offsets in (thread.read_offsets(), thread.report_offsets()):
+        assert offsets["queries"] == {0: 4, 1: 2} and offsets.keys() == {"behaviours", "embeddings", "queries"}
+    assert thread.candidate()[1].keys() == {"behaviours", "embeddings"}
     fresh = make_thread(ListedInput([], []))
     assert fresh.committed_offsets() == {0: 0} and fresh.begins() == {0: 0}
 

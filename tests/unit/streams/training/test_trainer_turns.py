@@ -11,10 +11,11 @@ from structlog.testing import capture_logs
 
 from schemas.errors import Misconfigured
 from streams.training.feed import FeedBatch
-from streams.training.input import EmbeddingRecord
 from streams.training.trainer_thread import TrainerThread, in_thread
+from streams.training.vector_records import EmbeddingRecord
 from tests.factories.samples import behaviour, embedding, unit_vector
 from trainer.samples.partition_merge import Entry
+from trainer.samples.searches import query_item
 
 NOTHING = FeedBatch([], [], frozenset(), False)
 
@@ -25,7 +26,7 @@ class Parts:
     def __init__(self, *, batches: int = 0) -> None:
         self.calls: list[Any] = []
         self.batches, self.due_after, self.refused = batches, 10**9, set[str]()
-        self.stepped = 0
+        self.stepped = self.searched = 0
         self.fetched: list[EmbeddingRecord] = []
         self.has_embeddings = False
         self.partitions = [0, 1]
@@ -137,6 +138,37 @@ def test_a_vector_that_cannot_be_used_is_waited_for_further_and_a_tombstone_is_n
         ("resolved", "i3"), ("delete_item", "i3"),
     ]  # fmt: skip
     assert [(line["event"], line["item_id"]) for line in said] == [("train.broken_vector", "i2")]
+
+
+def test_a_query_refused_before_the_first_vector_is_not_waited_for_later() -> None:
+    parts = Parts()
+    query = query_item("0" * 32)
+    parts.fetched = [EmbeddingRecord(query, None), EmbeddingRecord("i0", None)]
+    parts.thread.put_embeddings()
+    parts.fetched = [vector("i1")]
+    parts.thread.put_embeddings()
+    assert [call for call in parts.calls if call[0] == "delete_item"] == [("delete_item", query)]
+    parts.fetched = [vector("i2")]
+    parts.thread.put_embeddings()
+    assert len([call for call in parts.calls if call[0] == "delete_item"]) == 1
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_searches_that_rows_do_not_see_are_told_once_with_the_setting(queries: bool) -> None:
+    parts = Parts()
+    parts.fetched = [vector("i1")]
+    parts.thread.put_embeddings()
+    parts.config = SimpleNamespace(features=SimpleNamespace(queries=queries))
+    with capture_logs() as logs:
+        parts.run()
+        assert logs == []
+        parts.searched = 3
+        parts.run()
+        parts.searched = 9
+        parts.run()
+    told = [(line["event"], line["log_level"], line["events"]) for line in logs]
+    assert told == ([] if queries else [("train.searches_ignored", "warning", 3)])
+    assert queries or "MIM_TRAINER__FEATURES__QUERIES=true" in logs[0]["fix"]
 
 
 async def test_users_are_forgotten_by_the_next_call_and_named_to_the_store_once() -> None:

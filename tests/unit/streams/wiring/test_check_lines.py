@@ -297,7 +297,7 @@ EVERYTHING = [*GROUPS, "click log", "redis", "behaviour view", "pictures", "enco
     ("roles", "lines", "written"),
     [
         (ROLES, EVERYTHING, ["items", "behaviours"]),
-        (["index"], [*GROUPS, "redis", "behaviour view", "pictures", "encoder", "milvus"], ["items"]),
+        (["index"], [*GROUPS, "redis", "behaviour view", "pictures", "encoder", "milvus"], ["items", "behaviours"]),
         (["record"], [*GROUPS, "redis", "behaviour view", "pictures"], ["items", "behaviours"]),
         (["train"], [*GROUPS, "click log", "pictures", "model", "folders"], ["behaviours"]),
         (["serve"], ["broker", "topics", "redis", "behaviour view", "pictures", "encoder", "milvus", "model"], None),

@@ -42,7 +42,10 @@ def test_a_worker_needs_as_many_partitions_of_retries_as_of_items(monkeypatch: p
 
     monkeypatch.setattr(indexing, "describe_topics", found(2))
     indexing._check_topics(SETTINGS)
-    assert asked == [("items", "embeddings", "items-retry", "dead-letters")]
+    assert asked == [("items", "behaviours", "embeddings", "queries", "items-retry", "dead-letters")]
+    without = SETTINGS.model_copy(update={"index": SETTINGS.index.model_copy(update={"queries": False})})
+    indexing._check_topics(without)
+    assert asked[1:] == [("items", "embeddings", "items-retry", "dead-letters")]
     for retries in (1, 3):
         monkeypatch.setattr(indexing, "describe_topics", found(retries))
         with pytest.raises(WrongAssignment, match=rf"mim\.items has 2 partitions and mim\.items-retry has {retries}"):

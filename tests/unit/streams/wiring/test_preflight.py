@@ -81,7 +81,8 @@ def each_setting() -> list[tuple[TopicSpec, str, str]]:
 
 @pytest.mark.parametrize(("spec", "key", "value"), each_setting(), ids=lambda one: getattr(one, "name", one))
 def test_every_setting_that_a_topic_is_created_with_is_checked(spec: TopicSpec, key: str, value: str) -> None:
-    for worse in ["compact" if value == "delete" else "delete", "compact,delete"] if "policy" in key else ["60000"]:
+    others = [one for one in ("compact", "delete", "compact,delete") if one != value]
+    for worse in others if "policy" in key else ["60000"]:
         if int(value if value.isdigit() else 99_999_999) <= 60_000 and "policy" not in key:
             worse = "1"
         found = with_config(spec.name, **{key: worse})

@@ -61,6 +61,9 @@ def test_a_topic_that_has_one_partition_whatever_the_settings_is_created_anew() 
         ("delete.retention.ms", "101", "100", True),
         ("cleanup.policy", "compact", "compact", True),
         ("cleanup.policy", "delete", "compact", False),
+        ("cleanup.policy", "compact,delete", "compact", False),
+        ("cleanup.policy", "delete,compact", "compact,delete", True),
+        ("cleanup.policy", "compact", "compact,delete", False),
     ],
 )
 def test_a_setting_is_enough_if_it_keeps_as_much(key: str, held: str, wanted: str, enough: bool) -> None:

@@ -252,6 +252,27 @@ async def test_vectors_are_read_again_from_the_beginning_where_deletes_may_be_go
     assert scene.given["TrainerThread"]["reread_embeddings"] is True
 
 
+@pytest.mark.parametrize("queries", [False, True])
+async def test_queries_are_read_where_rows_see_them_and_where_the_checkpoint_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queries: bool
+) -> None:
+    described: list[Any] = []
+    monkeypatch.setattr(training, "describe_topics", lambda *given: described.append(given[-1]) or LOG)
+    features = Settings().trainer.features.model_copy(update={"queries": queries})
+    for age, start in (
+        (timedelta(hours=1), {"behaviours": {0: 7}, "embeddings": {0: 3}, "queries": {0: 2}}),
+        (timedelta(days=30), {"behaviours": {0: 7}}),  # all vectors are read again
+    ):
+        scene = Scene(monkeypatch, tmp_path, snapshot_age=age)
+        assert scene.found is not None
+        scene.found.meta.offsets["queries"] = {0: 2}
+        scene.settings = changed(tmp_path, trainer={"features": features})
+        await scene.train()
+        assert (scene.reads["queries"], scene.reads["start_at"]) == (queries, start)
+        scene.given["TrainingLoop"]["checkpointer"]._read_log()
+    assert described == [("embeddings", "behaviours", *(["queries"] if queries else []))] * 2
+
+
 async def test_a_run_that_releases_nothing_claims_commits_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
