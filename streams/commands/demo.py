@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Run and report; exit status 1 if something does not add up."""
+    from streams.demo.options import DemoOptions
     from streams.demo.report import print_report, write_html
-    from streams.demo.run import DemoOptions, run_demo  # the demo's parts are not needed to print a help text
+    from streams.demo.run import run_demo  # the demo's parts are not needed to print a help text
 
     if not options.report.resolve().parent.is_dir():
         raise Misconfigured(f"--report {options.report}: the folder {options.report.resolve().parent} does not exist")

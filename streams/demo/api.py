@@ -44,10 +44,13 @@ class ServeApi:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def score(self, user_id: str, item_ids: Sequence[str], *, at: int | None = None) -> ScoreResponse:
+    async def score(
+        self, user_id: str, item_ids: Sequence[str], *, at: int | None = None, query_text: str | None = None
+    ) -> ScoreResponse:
         """`POST /v1/score`, as of a second since 1970. Raises `StoreUnavailable` unless it answers as it should."""
-        asked: dict[str, object] = {"user_id": user_id, "item_ids": list(item_ids)}
-        return await self._post("/v1/score", asked if at is None else asked | {"at": at}, ScoreResponse)
+        asked = {"user_id": user_id, "item_ids": list(item_ids), "at": at, "query_text": query_text}
+        given: dict[str, object] = {name: value for name, value in asked.items() if value is not None}
+        return await self._post("/v1/score", given, ScoreResponse)
 
     async def similar(self, item_ids: Sequence[str], *, k: int, include_self: bool) -> list[SimilarResult]:
         """`POST /v1/similar` for several items."""

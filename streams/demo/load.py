@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ class LoadReport:
     latency_ms: list[float] = field(default_factory=list)
     weights: dict[str, int] = field(default_factory=dict)
     """`weights_sha256` -> answers made with it."""
+    searches: Counter[str] = field(default_factory=Counter)
+    """How what was searched entered the answers (`ScoreResponse.query`)."""
     seconds: float = 0.0
     """From the first request to the last."""
 
@@ -43,11 +46,13 @@ class SteadyLoad:
         per_second: float,
         candidates: int,
         seed: int,
+        searches: Sequence[str] = (),
         reached: Callable[[], int | None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`published` may grow while the load runs. `reached` tells the event time of the newest record, which is the
-        moment of each request: by the wall clock all of a log of the past is long ago.
+        """`published` may grow while the load runs; with `searches` each request says one. `reached` tells the event
+        time of the newest record, which is the moment of each request: by the wall clock all of a log of the past is
+        long ago.
         """
         self.report = LoadReport()
         self._api = api
@@ -55,6 +60,7 @@ class SteadyLoad:
         self._published = published
         self._interval = 1.0 / per_second
         self._candidates = candidates
+        self._searches = searches
         self._random = random.Random(seed)
         self._reached = reached
         self._monotonic = monotonic
@@ -80,7 +86,10 @@ class SteadyLoad:
         item_ids = list(dict.fromkeys(self._random.choices(self._published, k=count)))
         sent = self._monotonic()
         try:
-            answer = await self._api.score(self._random.choice(self._users), item_ids, at=self._reached())
+            user, searched = self._random.choice(self._users), None
+            if self._searches:
+                searched = self._random.choice(self._searches)
+            answer = await self._api.score(user, item_ids, at=self._reached(), query_text=searched)
         except PipelineError as error:
             self.report.failures.append(str(error))
             return
@@ -89,4 +98,6 @@ class SteadyLoad:
             self.report.failures.append("the answer does not list the candidates in order")
         elif any(score.probability is None for score in answer.scores):
             self.report.failures.append("the answer lacks probabilities")
+        if answer.query is not None:
+            self.report.searches[answer.query] += 1
         self.report.weights[answer.weights_sha256] = self.report.weights.get(answer.weights_sha256, 0) + 1

@@ -204,6 +204,7 @@ class DemoResult:
                 "sent": self.load.requests,
                 "failed": len(self.load.failures),
                 "per_second": round(self.load.per_second, 2),
+                "searches": dict(self.load.searches),
                 "latency_ms": latency,
             },
             "sample": {"items": self.sample_items, "min_cosine": self.sample_cosine},

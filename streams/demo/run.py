@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from streams.demo.audit import DrawnExposures, announced_items, compare_with_fre
 from streams.demo.display import DemoProgress, show
 from streams.demo.freshness import FreshnessProbe, FreshnessReport, probe_at_rate
 from streams.demo.load import LoadReport, SteadyLoad
+from streams.demo.options import DemoOptions
 from streams.demo.outcome import VARIANTS, DemoResult, Neighbours
 from streams.demo.sample_items import live_items, with_picture
 from streams.replay.sender import Replay, Sent
@@ -40,7 +41,6 @@ from streams.training.reports import ACCOUNTS_FILE
 from streams.training.scores import SCORES_FOLDER, read_scores
 from streams.training.skew_report import read_skew, summary
 from trainer.datasets.exposures import Behaviours
-from trainer.datasets.folder import DataSet
 
 log = structlog.get_logger()
 
@@ -64,21 +64,6 @@ STUCK_SECONDS = 180.0
 SHOWN_ITEMS = 8
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What to run."""
-
-    data: DataSet
-    behaviours: Behaviours
-    pictures: str
-    """What the pictures are, in words."""
-    seed: int
-    broken_share: float
-    requests_per_second: float
-    sample_items: int
-    config_file: Path | None
-
-
 def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Console) -> DemoResult:
     """Run the whole loop in `folder`. Blocking; call it from the main thread.
 
@@ -88,6 +73,8 @@ def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Co
     console.print("starting Kafka, Valkey and Milvus Lite")
     with running_stack(folder / "stack", settings.stack, console=console) as stack:
         values = _values(stack, folder, _free_port(), _release_every(options.behaviours))
+        if options.has_searches and "queries" not in settings.trainer.features.model_fields_set:
+            values["trainer"]["features"] = {"queries": True}
         own = child_settings(settings, values)
         create_topics(own.kafka, own.topics)
         console.print("starting index, record, train and serve")
@@ -231,6 +218,7 @@ class _Run:
                 per_second=self._options.requests_per_second,
                 candidates=20,
                 seed=self._options.seed,
+                searches=self._options.searches,
                 reached=lambda: replay.sent.second,
             )
             self._progress.doing = "replaying"

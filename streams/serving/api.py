@@ -125,7 +125,7 @@ async def score(request: web.Request) -> web.Response:
             past = lookup.items.item_ids[len(candidates) :][-scorer.history_length :]  # without the search
             scored = (model.manifest.release_id, head, now, candidates, past, past_at[-scorer.history_length :])
             values_BF = scorer.features_of(batch)
-            service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)])
+            service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)], query=query.used)
     else:
         probabilities = np.empty(0)
     if deleted:

@@ -25,17 +25,22 @@ class ScoreQuery:
 
     use: QueryUse | None = None
     """None where nothing was searched."""
-    item_id: str = ""
-    """Its name among items."""
+    query: str = ""
+    """Its `QueryId`."""
     text: str | None = None
     vector: Vector | None = None
     """Where it is used."""
+
+    @property
+    def used(self) -> str | None:
+        """The `QueryId` of a search that is used; None for others."""
+        return None if self.vector is None else self.query
 
     def behind(self, items: ItemRows, facts: FactRows) -> tuple[ItemRows, FactRows]:
         """The rows of a request, with the search as the last where it is used."""
         if self.vector is None:
             return items, facts
-        return items.with_row(self.item_id, self.vector), facts.with_unknown()
+        return items.with_row(query_item(self.query), self.vector), facts.with_unknown()
 
 
 NO_QUERY = ScoreQuery()
@@ -56,7 +61,7 @@ class ScoreQueries:
             return PendingQuery(self, NO_QUERY)
         if not reads_queries:
             return PendingQuery(self, ScoreQuery("not_read"))
-        wanted = ScoreQuery("not_in_time", query_item(query), asked.query_text)
+        wanted = ScoreQuery("not_in_time", query, asked.query_text)
         found = self.vectors.begin(asked.query_text, asked.query_image)
         if found is None:
             self.vectors.report("not_in_time")

@@ -74,6 +74,7 @@ class SkewLog:
         probabilities_B: NDArray[np.float64],
         *,
         held_B: NDArray[np.bool_],
+        query: str | None = None,
     ) -> None:
         """Log some of the rows of a request; `values_BF` are the features alone, oldest history first.
 
@@ -92,6 +93,7 @@ class SkewLog:
             targets=[targets[place] for place in places],
             history=list(history),
             history_seconds=list(history_seconds),
+            query=query,
             values=base64.b64encode(np.ascontiguousarray(values_BF[places], "<f4").tobytes()),
             probabilities=probabilities_B[places].tolist(),
         )

@@ -28,10 +28,10 @@ class Logging:
             clock=lambda: self.now,
         )
 
-    def put(self, held_B: np.ndarray = EVEN, *, now: int = 50) -> None:
+    def put(self, held_B: np.ndarray = EVEN, *, now: int = 50, query: str | None = None) -> None:
         """Rows of which the features and the probability tell the item's number."""
         values_BF = np.repeat(np.arange(20.0)[:, None], 2, axis=1).astype(np.float32)
-        self.log.put("r1", HEAD, now, NAMES, ["h"], [40], values_BF, np.arange(20) / 20, held_B=held_B)
+        self.log.put("r1", HEAD, now, NAMES, ["h"], [40], values_BF, np.arange(20) / 20, held_B=held_B, query=query)
 
     @property
     def logged(self) -> list[ServedRows]:
@@ -49,6 +49,12 @@ def test_a_row_is_logged_with_its_own_features_and_probability() -> None:
     assert served.probabilities == [number / 20 for number in numbers]
     assert (served.release_id, served.number, served.before, served.now) == ("r1", 3, 7, 50)
     assert logging.log._came.is_set(), "it is sent at once"
+
+
+def test_a_row_is_logged_with_what_was_searched_and_without_its_words() -> None:
+    logging = Logging()
+    logging.put(query="0" * 32)
+    assert logging.logged[0].query == "0" * 32 and b"query_text" not in logging.log.waiting[0]
 
 
 def test_requests_are_logged_a_tenth_of_a_second_apart_and_one_without_such_items_is_none() -> None:
