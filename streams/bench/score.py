@@ -75,9 +75,9 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         bar.advance(what="asking in turns")
         bodies = system.world.bodies()
         seconds = asyncio.run(_measure(system.routes, bodies, options.requests, bar))
-        system.teach()
+        taught = system.teach()
         bar.advance(what="asking with searches")
-        searched = asyncio.run(_measure_queries(system.routes["system"], bodies, options.requests, bar))
+        searched = asyncio.run(_measure_queries(taught, bodies, options.requests, bar))
     result = summary(seconds) | query_summary(searched)
     result |= {name: getattr(options, name) for name in ("candidates", "history", "items")}
     result |= {"cores": os.cpu_count(), "load_average_before": round(load, 2)}

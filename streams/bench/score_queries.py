@@ -1,6 +1,6 @@
 """What a search adds to a score: the same questions without one, with one whose vector is cached, and with a new one.
 
-All three are asked of the same release, which was taught searches, in turns. New searches are encoded by the default
+All three are asked in turns of one server, whose release was taught searches. New searches are encoded by the default
 encoder; the server waits for each, so that none is scored without.
 """
 

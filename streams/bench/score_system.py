@@ -41,7 +41,7 @@ class ScoreSystem:
         self._plan = world
         self._config_file = config_file
         self._open = ExitStack()
-        self._serving = settings
+        self._values: dict[str, dict[str, Any]] = {}
         self.world: World = draw_world(**world)
         self.routes: dict[str, str] = {}
 
@@ -51,32 +51,40 @@ class ScoreSystem:
             values: dict[str, dict[str, Any]] = stack.endpoints | folders_of(self._folder)
             values["serve"] = {"port": 0, "host": "127.0.0.1", "tokens": [], "query_deadline_ms": _PATIENCE_MS}
             values["encoder"] = EncoderConfig().model_dump()
-            self._serving = settings = child_settings(self._settings, values)
+            self._values, settings = values, child_settings(self._settings, values)
             create_topics(settings.kafka, settings.topics)
             asyncio.run(self._fill(settings))
             environment = child_environment(self._settings, values)
-            serving = self._start(opening, [*child_arguments(self._config_file), "serve"], environment, "streams")
+            serving = self._serve(opening, environment, "serve")
             self.routes["system"] = f"{serving}/v1/score"
             plan = self._folder / "plan.json"
             answer = self._folder / "answer.json"
             answer.write_bytes(asyncio.run(self._first_answer(serving)))
             plan.write_text(json.dumps({"world": self._plan, "answer": str(answer)}))
-            floor = self._start(opening, ["floor", str(plan)], environment, "streams.bench.score_floor")
+            floor = self._start(opening, ["floor", str(plan)], environment, "floor", "streams.bench.score_floor")
             self.routes |= {"inline": f"{floor}/inline", "threads": f"{floor}/threads"}
             self._open = opening.pop_all()
         return self
 
-    def teach(self) -> None:
-        """Promote a release that reads searches, and wait until the server answers with it."""
-        release_id = self._promote(self._serving, queries=True)
-        asyncio.run(self._taken_up(release_id))
+    def teach(self) -> str:
+        """Promote a release that reads searches, and start a server for it; returns where that is asked."""
+        values = self._values | {"trainer": {"features": {"queries": True}}}
+        release_id = self._promote(child_settings(self._settings, values), queries=True)
+        serving = self._serve(self._open, child_environment(self._settings, values), "serve-searches")
+        asyncio.run(self._taken_up(f"{serving}/v1/score", release_id))
+        return f"{serving}/v1/score"
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def _start(self, opening: ExitStack, arguments: Sequence[str], environment: dict[str, str], module: str) -> str:
+    def _serve(self, opening: ExitStack, environment: dict[str, str], name: str) -> str:
+        return self._start(opening, [*child_arguments(self._config_file), "serve"], environment, name, "streams")
+
+    def _start(
+        self, opening: ExitStack, arguments: Sequence[str], environment: dict[str, str], name: str, module: str
+    ) -> str:
         """Start a server and wait until it answers; returns its address."""
-        child = Child(arguments, self._folder / f"{module}.log", environment, module=module)
+        child = Child(arguments, self._folder / f"{name}.log", environment, module=module)
         opening.callback(child.stop)
         asyncio.run(child.ready())
         found = re.search(r'ready".*?(http://[0-9.:]+)|(http://[0-9.:]+).*?ready"', child.log_file.read_text())
@@ -112,10 +120,10 @@ class ScoreSystem:
         models.promote(manifest.release_id, None)
         return manifest.release_id
 
-    async def _taken_up(self, release_id: str) -> None:
+    async def _taken_up(self, url: str, release_id: str) -> None:
         async with asyncio.timeout(_TAKEN_UP_SECONDS), aiohttp.ClientSession() as session:
             while True:
-                async with session.post(self.routes["system"], data=self.world.bodies()[0]) as response:
+                async with session.post(url, data=self.world.bodies()[0]) as response:
                     if (await response.json()).get("release_id") == release_id:
                         return
                 await asyncio.sleep(0.2)

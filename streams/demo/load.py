@@ -23,10 +23,10 @@ class LoadReport:
     latency_ms: list[float] = field(default_factory=list)
     weights: dict[str, int] = field(default_factory=dict)
     """`weights_sha256` -> answers made with it."""
-    searches: Counter[str] = field(default_factory=Counter)
-    """How what was searched entered the answers (`ScoreResponse.query`)."""
     seconds: float = 0.0
     """From the first request to the last."""
+    searches: Counter[str] = field(default_factory=Counter)
+    """How what was searched entered the answers (`ScoreResponse.query`)."""
 
     @property
     def per_second(self) -> float:

@@ -85,8 +85,8 @@ async def open_taught(
 ) -> tuple[Bench, RecordingScorer]:
     """A server with a release that reads searches, or not, and the scorer that records."""
     given = None if encoder is None else Given(encoder) if not hasattr(encoder, "get") else encoder
-    bench = await opened(open_bench, trained or Trained(SEARCH_FEATURES), encoder=given, **config)
     features = SEARCH_FEATURES if reads_queries else FEATURES
+    bench = await opened(open_bench, trained or Trained(features), encoder=given, features=features, **config)
     network = make_network(reads_queries=reads_queries)
     scorer = RecordingScorer(network, make_manifest(1), history_length=3, features=features)
     scorer.batches = []

@@ -147,10 +147,11 @@ class Bench:
     service: ScoringService
     index: InMemoryItemIndex
     models: ModelRegistry
+    features: FeatureConfig = FEATURES
 
     async def serve(self, number: int, bias: float) -> str:
         """Promote a release and take it up."""
-        released = release(self.models, number, bias)
+        released = release(self.models, number, bias, features=self.features.version)
         await self.service.models.refresh()
         return released
 
@@ -176,6 +177,7 @@ async def open_bench() -> AsyncIterator[Open]:
         behaviours: InMemoryBehaviourStore | None = None,
         index: InMemoryItemIndex | None = None,
         encoder: QueryEncoder | None = None,
+        features: FeatureConfig = FEATURES,
         **config: Any,
     ) -> Bench:
         index = index or InMemoryItemIndex(encoder_version=VERSION, dim=DIM)
@@ -199,11 +201,11 @@ async def open_bench() -> AsyncIterator[Open]:
         service = ScoringService(
             config=served,
             vector_cache=VectorCache(
-                index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=SEARCH_FEATURES, clock=clock
+                index, VectorCacheConfig(), encoder_version=VERSION, dim=DIM, facts=features, clock=clock
             ),
-            states=StatesFollower(FEATURES, BrokerConfig(), TopicsConfig(), clock=clock),
+            states=StatesFollower(features, BrokerConfig(), TopicsConfig(), clock=clock),
             skew=SkewLog(
-                FEATURES.version, share=1.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=clock
+                features.version, share=1.0, broker=BrokerConfig(), topics=TopicsConfig(), seed=0, clock=clock
             ),
             index=index,
             behaviours=behaviours,
@@ -211,7 +213,7 @@ async def open_bench() -> AsyncIterator[Open]:
                 models,
                 make_scorer,
                 encoder_version=VERSION,
-                features=FEATURES.version,
+                features=features.version,
                 poll_seconds=0.02,
                 on_report=metrics.record,
             ),
@@ -227,7 +229,7 @@ async def open_bench() -> AsyncIterator[Open]:
         await server.start_server(auto_decompress=False)
         client: TestClient[Any, Any] = TestClient(server)
         clients.append(client)
-        return Bench(client, service, index, models)
+        return Bench(client, service, index, models, features)
 
     yield start
     for client in clients:

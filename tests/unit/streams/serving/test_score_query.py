@@ -85,9 +85,8 @@ async def test_the_same_words_beside_another_photo_are_another_search(open_bench
     assert len({scorer.batches[n].vectors_UV[-1].numpy().tobytes() for n in range(3)}) == 3
 
 
-async def test_words_and_titles_are_compared_whatever_features_the_server_is_set_to(open_bench: Open) -> None:
+async def test_words_and_titles_are_compared(open_bench: Open) -> None:
     bench, scorer = await open_taught(open_bench)
-    assert not bench.service.states.copies.config.queries
     await scores(bench, **BOOTS)
     boot, shoe = scorer.batches[-1].dense_BF.numpy()[:2, -4:]
     assert boot.tolist() == [1, 1, 1, 1] and shoe.tolist() == pytest.approx([1, 2 / 3, 2 / 3, 0])

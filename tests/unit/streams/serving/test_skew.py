@@ -91,8 +91,8 @@ async def test_rows_of_another_state_are_not_compared(scene: Scene) -> None:
 
 
 def swapped(kept: Callable[..., Any]) -> Callable[..., Any]:
-    def features(*given: Any) -> Any:
-        values = kept(*given)
+    def features(*given: Any, **more: Any) -> Any:
+        values = kept(*given, **more)
         place = FEATURES.names.index("takes")
         values[:, [place, place + 1]] = values[:, [place + 1, place]]
         return values
@@ -101,8 +101,8 @@ def swapped(kept: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def other_formula(kept: Callable[..., Any]) -> Callable[..., Any]:
-    def features(*given: Any) -> Any:
-        values = kept(*given)
+    def features(*given: Any, **more: Any) -> Any:
+        values = kept(*given, **more)
         values[:, FEATURES.names.index("takes")] *= 1.01
         return values
 
@@ -110,11 +110,11 @@ def other_formula(kept: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def other_half_life(kept: Callable[..., Any]) -> Callable[..., Any]:
-    def features(*given: Any) -> Any:
+    def features(*given: Any, **more: Any) -> Any:
         before = dict(columns.HALF_LIVES)
         columns.HALF_LIVES["6h"] = 7_200.0
         try:
-            return kept(*given)
+            return kept(*given, **more)
         finally:
             columns.HALF_LIVES.update(before)
 
