@@ -169,6 +169,24 @@ def _read_configs(admin: KafkaAdminClient, full_names: Iterable[str]) -> dict[st
     }
 
 
+def assigned_topics(broker: BrokerConfig, group: str, instance_id: str) -> frozenset[str] | None:
+    """The topics of which a static member of a group has partitions, or may have; None if it has no assignment.
+
+    Blocking. Raises `BrokerUnavailable`.
+    """
+    admin = make_admin(broker)
+    try:
+        with broker_errors(broker):
+            described = admin.describe_groups([group])[group]
+    finally:
+        admin.close()
+    for member in described.get("members") or ():
+        held = member.get("member_assignment")
+        if member.get("group_instance_id") == instance_id and isinstance(held, Mapping):
+            return frozenset(one["topic"] for one in held["assigned_partitions"]) or None
+    return None
+
+
 def remove_member(broker: BrokerConfig, group: str, instance_id: str) -> bool:
     """Remove a static member; False if the group does not have it. Blocking.
 

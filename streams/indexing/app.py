@@ -22,6 +22,7 @@ from streams.broker.header_names import accept_any_names
 from streams.broker.heartbeats import Heartbeats
 from streams.broker.topics import TopicName, TopicsConfig
 from streams.indexing.agents import ImageRetryPool, IsCurrent, ItemPipeline, Report
+from streams.indexing.config import IndexConfig
 from streams.indexing.context import IndexContext
 from streams.indexing.flow import Flow
 from streams.indexing.query_agent import QueryAnnouncer
@@ -228,6 +229,12 @@ def different_partitions(items: str, its: int, retries: str, theirs: int) -> Wro
         f"reads an item and its retries. Give {narrow} as many as {wide} (kafka-topics --alter --topic {narrow} "
         f"--partitions {most}), set MIM_TOPICS__PARTITIONS={most}, and start all workers again"
     )
+
+
+def read_topics(config: IndexConfig, topics: TopicsConfig) -> frozenset[str]:
+    """Full names of the topics that a worker reads."""
+    names: tuple[TopicName, ...] = ("items", "items-retry", *(("behaviours",) if config.queries else ()))
+    return frozenset(map(topics.full_name, names))
 
 
 def bind_agents(

@@ -19,11 +19,11 @@ import structlog
 from encoders.base import Encoder
 from encoders.loading import load_encoder
 from schemas.errors import Unavailable
-from streams.broker.cluster import describe_topics, remove_member
+from streams.broker.cluster import assigned_topics, describe_topics, remove_member
 from streams.broker.log_reader import LogReader
 from streams.center.compare import Overdue, lost_retries
 from streams.center.verify import find_overdue
-from streams.indexing.app import WrongAssignment, create_index_app, different_partitions, run_app
+from streams.indexing.app import WrongAssignment, create_index_app, different_partitions, read_topics, run_app
 from streams.indexing.context import Guard
 from streams.indexing.flow import Flow
 from streams.indexing.slots import Slot
@@ -71,6 +71,7 @@ async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, m
 
         context = await opened.enter_async_context(open_index_context(settings, encoder))
         await _prepare_center(settings, encoder, slot.assert_held)
+        await _leave_if_outdated(settings, slot)
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="mimstream-index-")))
         flow = Flow(check_role=slot.assert_held)
         keeping.add_done_callback(partial(_fail_with, flow))
@@ -95,6 +96,22 @@ async def run_index_worker(settings: Settings, slot_name: str, *, leave: bool, m
             raise
         if leave:
             await _leave(settings, slot)
+
+
+async def _leave_if_outdated(settings: Settings, slot: Slot) -> None:
+    """Leave the group first if this slot joined it for other topics, by another setting or another version.
+
+    A static member that comes back to a group that is stable gets the partitions that it had, and none of a new topic.
+    """
+    group, topics = settings.topics.group("index"), read_topics(settings.index, settings.topics)
+    joined_for = await retry_until_available(
+        lambda: asyncio.to_thread(assigned_topics, settings.kafka, group, slot.instance_id),
+        what="index.group",  # a broker that never had a group yet needs a moment
+        patience=Patience(settings.index.back_off),
+    )
+    if joined_for is not None and joined_for != topics:
+        log.info("index.joins_anew", slot=slot.instance_id, joined_for=sorted(joined_for), topics=sorted(topics))
+        await _leave(settings, slot)
 
 
 async def _leave(settings: Settings, slot: Slot) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +48,7 @@ from streams.training.scores import SCORES_FOLDER, ScoreFiles, write_row_lines
 from streams.training.skew_watch import SkewWatch
 from streams.training.state_publisher import StatePublisher, read_states
 from streams.training.trainer_thread import TrainerThread
+from streams.wiring.offsets_file import read_offsets
 from streams.wiring.rights import RIGHTS
 from trainer.online.embedding_wait import EmbeddingWait
 from trainer.samples.forgotten import ForgottenUsers
@@ -336,23 +336,6 @@ def _describe(loop: TrainingLoop, scored: Sequence[ScoredRows], rows: Path | Non
         "weights_sha256": None if trainer is None else weights_checksum(pack_weights(trainer.candidate().weights)),
         "prequential": prequential_report(ScoredRows.concatenate(list(scored))) if scored else {},
     }
-
-
-def read_offsets(path: Path) -> TopicOffsets:
-    """Offsets of `behaviours` from a JSON file, from a manifest, or from a report. Raises `Misconfigured`.
-
-    A run that begins anew needs every item's vector: the offsets of `embeddings` are not used.
-    """
-    try:
-        held = json.loads(path.read_text())
-        held = held.get("offsets", held)
-        return {"behaviours": {int(number): int(offset) for number, offset in held["behaviours"].items()}}
-    except FileNotFoundError:
-        raise Misconfigured(f"offsets file {path} does not exist (--from-offsets)") from None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Misconfigured(
-            f'{path} (--from-offsets) is not like {{"behaviours": {{"0": 1200, "1": 1170}}}}: {error!r}'
-        ) from None
 
 
 def describe_log(settings: Settings) -> ClusterTopics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import random
 from collections import Counter
@@ -133,3 +134,26 @@ async def test_a_release_of_rows_with_searches_is_rebuilt_and_training_goes_on_f
     assert len(ends) == 6 and {one: committed.get(one, 0) for one in ends} == ends
     done = run_command("train", "--until-end", "--no-release", env=SMALL)
     assert done.returncode == 0 and "train.searches_ignored" in done.stderr + done.stdout
+
+
+async def test_workers_that_come_back_to_read_searches_too_get_their_partitions_at_once(
+    settings: Settings, process: Callable[..., Any]
+) -> None:
+    def start(slot: str, reads: str) -> Any:
+        worker = process("index", "--slot", slot, env={"OMP_NUM_THREADS": "1", "MIM_INDEX__QUERIES": reads})
+        worker.wait_for("index.ready")
+        return worker
+
+    before = [start(slot, "false") for slot in ("a", "b")]
+    await asyncio.sleep(2)  # until the second has its share
+    await produce(settings, behaviours=searching(World().behaviours(300)))
+    after = []
+    for slot, worker in zip(("a", "b"), before, strict=True):
+        assert worker.stop() == 0
+        after.append(start(slot, "true"))
+    await until(lambda: queries(settings), lambda held: len(held) == len(WORDS) + len(PHOTOS) + 1, seconds=20)
+    assert all(worker.output().count("index.joins_anew") == 1 for worker in after)
+    assert after[0].stop() == 0
+    again = start("a", "true")
+    assert "index.joins_anew" not in again.output()
+    assert [worker.stop() for worker in (again, after[1])] == [0, 0]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from schemas.errors import BrokerUnavailable, Misconfigured
-from streams.broker.cluster import ClusterTopics, TopicIncarnation
+from streams.broker import cluster
+from streams.broker.clients import BrokerConfig
+from streams.broker.cluster import ClusterTopics, TopicIncarnation, assigned_topics
 from streams.broker.topics import TopicsConfig
 
 FOUND = ClusterTopics("c1", {"items": "t1"}, {"items": [0, 1]})
@@ -35,3 +39,17 @@ def test_an_incarnation_has_the_full_name_and_needs_both_ids() -> None:
     for incomplete in (replace(FOUND, cluster_id=None), replace(FOUND, topic_ids={})):
         with pytest.raises(BrokerUnavailable):
             incomplete.incarnation(TopicsConfig(), "items")
+
+
+def test_a_member_has_the_topics_of_its_assignment_even_where_it_has_no_partition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def member(instance: str, held: Any) -> dict[str, Any]:
+        return {"group_instance_id": instance, "member_assignment": held}
+
+    given = {"assigned_partitions": [{"topic": "a", "partitions": [1]}, {"topic": "b", "partitions": []}]}
+    members = [member("one", given), member("new", {"assigned_partitions": []}), member("joining", b"")]
+    admin = SimpleNamespace(describe_groups=lambda names: {names[0]: {"members": members}}, close=lambda: None)
+    monkeypatch.setattr(cluster, "make_admin", lambda _: admin)
+    found = [assigned_topics(BrokerConfig(), "g", name) for name in ("one", "new", "joining", "nobody")]
+    assert found == [{"a", "b"}, None, None, None]

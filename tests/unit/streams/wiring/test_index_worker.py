@@ -24,6 +24,7 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], Awaitable[None]]) -> None:
         self.done: list[str] = []
         self.held = 0
+        self.joined_for: frozenset[str] | None = None
         self.leaving: Exception | None = None
         self.keeps: Callable[[], Awaitable[None]] = asyncio.Event().wait  # type: ignore[assignment]
         scene = self
@@ -82,6 +83,7 @@ class Scene:
         for name, stub in (
             ("_check_topics", lambda _: None), ("read_center", nothing), ("_open_slot", opened),
             ("load_encoder", load), ("open_index_context", context), ("_prepare_center", prepare),
+            ("assigned_topics", lambda *_: scene.joined_for),
             ("run_until_stopped", run_until_stopped), ("remove_member", remove),
         ):  # fmt: skip
             monkeypatch.setattr(indexing, name, stub)
@@ -154,3 +156,25 @@ async def test_the_slot_must_be_held_for_a_repair_and_for_every_write(monkeypatc
     scene = Scene(monkeypatch, ends)
     await scene.run()
     assert scene.held >= 2
+
+
+@pytest.mark.parametrize(
+    ("joined_for", "leaves"),
+    [
+        (None, False),
+        ({"mim.items", "mim.items-retry", "mim.behaviours"}, False),
+        ({"mim.items", "mim.items-retry"}, True),
+    ],
+)
+async def test_a_slot_that_had_partitions_of_other_topics_leaves_before_it_joins(
+    monkeypatch: pytest.MonkeyPatch, joined_for: set[str] | None, leaves: bool
+) -> None:
+    async def ends() -> None: ...
+
+    scene = Scene(monkeypatch, ends)
+    scene.joined_for = None if joined_for is None else frozenset(joined_for)
+    await scene.run()
+    left = [one for one in scene.done if one.startswith("leave")]
+    assert left == [f"leave {SETTINGS.topics.group('index')} mim.index-3"] * leaves
+    if leaves:
+        assert scene.done.index("claim") < scene.done.index(left[0]) < scene.done.index("work")

@@ -18,7 +18,8 @@ from streams.monitoring.metrics import Metrics
 from streams.settings import Settings
 from streams.stores.artifacts.registry import in_memory_registry
 from streams.wiring import training
-from streams.wiring.training import TrainOptions, read_offsets, training_folder
+from streams.wiring.offsets_file import read_offsets
+from streams.wiring.training import TrainOptions, training_folder
 from tests.factories.checkpoints import LOG
 from tests.factories.releases import make_manifest
 from tests.factories.samples import DIM
