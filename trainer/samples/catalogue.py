@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from schemas.items import ItemEmbedding
 from trainer.changed_rows import ChangedRows
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.item_facts import FactRows, FactsConfig, facts_of
+from trainer.samples.searches import is_query
 from trainer.state import State, Table, whole_numbers
 
 _UNKNOWN_TIME = np.nan
@@ -46,6 +48,8 @@ class Catalogue:
         self._free: list[int] = []
         self._released = True
         self._digests: dict[int, bytes] = {}
+        self._queries: dict[str, None] = {}
+        """Queries with a vector, in the order of their announcements."""
         self._changed = ChangedRows()
         self._ids, self._contents, self._numbers = [""], [""], [0]
         self._vectors = np.zeros((1024, dim), np.float32)
@@ -155,12 +159,26 @@ class Catalogue:
         self._digests.pop(row, None)
         self._vectors[row], self._has_vector[row] = vector, True
         self._contents[row] = item_id
+        self._queries.pop(item_id, None)
+        self._queries[item_id] = None
+        if len(self._queries) > self._most:
+            self._drop_queries()
+
+    def _drop_queries(self) -> None:
+        """Remove those announced longest ago that nothing names; what is still searched is announced again."""
+        for item_id in list(islice(self._queries, 1 + len(self._queries) // 16)):
+            row = self._rows[item_id]
+            if self._numbers[row] or row in self._retired:
+                self._queries[item_id] = self._queries.pop(item_id)
+            else:
+                self.delete_item(item_id)
 
     def delete_item(self, item_id: str) -> None:
         """Remove the vector of a deleted item; its numbers stay."""
         row = self._rows.get(item_id)
         if row is None:
             return
+        self._queries.pop(item_id, None)
         self._changed.touch(row)
         self._vectors[row] = 0
         self._has_vector[row] = False
@@ -269,6 +287,7 @@ class Catalogue:
         self._restore_facts(state, count)
         self._rows = {item_id: row for row, item_id in enumerate(self._ids) if item_id}
         self._free = [row for row in range(1, count) if not self._ids[row]]
+        self._queries = {one: None for one, row in self._rows.items() if is_query(one) and self._has_vector[row]}
         self._digests.clear()
         self._retired = {}
         if "numbers" in arrays:

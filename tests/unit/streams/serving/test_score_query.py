@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from encoders.base import ItemContent, Prepared
 from encoders.preprocess import ImageLimits, decode_image
 from schemas.errors import Misconfigured
+from schemas.queries import query_id
 from schemas.scoring import ScoreResponse
 from schemas.skew import SkewRecord
 from tests.factories.searches import (
@@ -29,8 +30,13 @@ from tests.factories.searches import (
     search_vector,
 )
 from tests.factories.served_states import AT, ITEMS, Trained, apply
-from tests.factories.serving import FEATURES, SEARCH_FEATURES, Bench, Open, WordEncoder, open_bench
+from tests.factories.serving import SEARCH_FEATURES, Bench, Open, WordEncoder, open_bench
 from tests.factories.waiting import until
+from trainer.features.skew import recomputed, values_of
+from trainer.features.state import TakeColumns
+from trainer.features.states import ItemStates
+from trainer.samples.id_hashes import hash_columns
+from trainer.samples.searches import searched
 
 __all__ = ["open_bench"]
 
@@ -260,13 +266,28 @@ async def test_the_answer_is_as_the_schema_says(open_bench: Open) -> None:
     assert ScoreResponse.model_validate(answer).model_dump(mode="json") == answer and answer["history_length"] == 2
 
 
-async def test_a_search_is_no_part_of_the_history_that_the_trainer_compares(open_bench: Open) -> None:
+async def test_what_is_counted_after_a_search_is_compared_with_the_trainers_own_counts(open_bench: Open) -> None:
     trained = Trained(SEARCH_FEATURES)
-    bench, _ = await open_taught(open_bench, trained=trained)
+    bench, _scorer = await open_taught(open_bench, trained=trained)
+    name = searched(BOOTS["query_text"], None)
+    assert name is not None
+    query, boot = trained.catalogue.number(name), trained.catalogue.number("boot")
+    takes = [np.array(each) for each in ([1, 2], [boot, boot], [5, 9], [901, 902], [False, False], [query, query])]
+    trained.state.add(TakeColumns(*takes), before=10)
     await apply(bench, trained.write(hold=True))
     assert (await scores(bench, trigger_item="lamp", **BOOTS))[0] == "used"
     (value,) = bench.service.skew.waiting
     served = SkewRecord.model_validate_json(value).served
     assert served is not None and served.history == ["shoe", "sofa", "lamp"] and served.history_seconds[-1] == AT
-    assert len(served.values) == 4 * len(served.targets) * len(FEATURES.names)
-    assert "query" not in json.loads(value)["served"]
+    assert served.query == query_id(BOOTS["query_text"], None) and BOOTS["query_text"].encode() not in value
+
+    def states_of(item_ids: Sequence[str]) -> ItemStates:
+        hashes_U2 = np.concatenate([np.zeros((1, 2), np.int64), hash_columns(item_ids)])
+        return trained.state.held_states(hashes_U2, trained.catalogue.facts_by_id(item_ids))
+
+    found = values_of(served, len(SEARCH_FEATURES.names))
+    np.testing.assert_array_equal(found, recomputed(SEARCH_FEATURES, served, states_of))
+    together = found[:, SEARCH_FEATURES.names.index("query together")]
+    assert together[served.targets.index("boot")] == pytest.approx(np.log(3), abs=1e-3) and together.sum() < 1.2
+    other = served.model_copy(update={"query": None})
+    assert not np.array_equal(found, recomputed(SEARCH_FEATURES, other, states_of))

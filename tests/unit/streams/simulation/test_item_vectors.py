@@ -29,7 +29,7 @@ def test_items_have_the_vectors_of_what_they_show_and_one_without_any_content_ha
     text, image = (np.arange(1.0, count + 1)[:, None] * has[:, None] for has in (has_text, has_image))
     about = attribute_columns([None] * count, [None] * count, [None] * count, [()] * count)
     features = ItemFeatures(text.astype(np.float32), image.astype(np.float32), has_text, has_image, **about)
-    np.testing.assert_array_equal(vectors_of(Encoder(), features), np.concatenate([text, image], axis=1))
+    np.testing.assert_array_equal(vectors_of(Encoder().vectors, features), np.concatenate([text, image], axis=1))
 
 
 def test_a_record_is_of_each_item_with_a_vector_and_of_its_own_content(tmp_path: Path) -> None:

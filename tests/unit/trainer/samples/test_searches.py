@@ -124,3 +124,20 @@ def test_a_query_has_a_vector_in_the_catalogue_as_items_have() -> None:
     assert other.digest(number) == catalogue.digest(number)
     with pytest.raises(ValueError, match="shape"):
         catalogue.put_query(name, unit_vector(3, DIM + 1))
+
+
+def test_of_more_queries_than_items_may_have_numbers_those_announced_longest_ago_leave() -> None:
+    names = [searched(f"word {n}", None) or "" for n in range(40)]
+    catalogue = Catalogue(DIM, most_items=10)
+    kept = catalogue.number(names[0])
+    for n, name in enumerate(names):
+        catalogue.put_query(name, unit_vector(n))
+        catalogue.put_query(names[1], unit_vector(1))  # still searched
+    held = [name for name in names if catalogue.holds(name)]
+    assert len(held) <= 12 and {names[0], names[1], *names[-3:]} <= set(held) and names[5] not in held
+    assert catalogue.has_vector(kept)
+    other = Catalogue(DIM, most_items=10)
+    other.restore(through_bytes(catalogue.snapshot()))
+    for n in range(40, 60):
+        other.put_query(searched(f"word {n}", None) or "", unit_vector(n))
+    assert len(other) <= 13 and other.holds(names[0])
