@@ -8,6 +8,7 @@ Letters: B rows, L history, U distinct items of the batch, E id width, V stored 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -104,10 +105,19 @@ class CiUBM(nn.Module):
         self.numbers_width = dense_width + 4 * self._counts_cosines
         if config.trees.count:
             self.trees = BoostedTrees(config.trees.count, config.trees.depth)
+        if config.uses_content:  # last: what the other parts are drawn as does not depend on it
+            self.interest = nn.Linear(vector_width, config.content_width)
+            nn.init.orthogonal_(self.interest.weight)
+            nn.init.zeros_(self.interest.bias)
 
     @property
     def _counts_cosines(self) -> bool:
         return self.config.uses_content and self.config.raw_similarities
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """`load_state_dict`; weights of an earlier build had no space of interest, and keep this one's."""
+        own = {name: one for name, one in self.state_dict().items() if name.startswith("interest.")}
+        self.load_state_dict({**own, **weights})
 
     def content(self, vectors_UV: Tensor, has_vector_U: Tensor) -> Tensor:
         """Projected content of items, unit length, shape (U, C); zero rows for items without a vector."""
@@ -204,10 +214,19 @@ class CiUBM(nn.Module):
         logits_B: Tensor = self.network(batch)[0] if self.training else self(batch)
         return logits_B[:, None]
 
-    def anchor(self, content_UC: Tensor, history_BL: Tensor) -> Tensor:
-        """A user's interest without a target: recency-weighted mean of their content, unit length (B, C)."""
-        weight_BL = _recency(history_BL, self.config.recency_half_life_items) * (history_BL > 0)
-        return F.normalize(weighted_sum(weight_BL, gathered(content_UC, history_BL)), dim=-1)
+    def interest_space(self, vectors_XV: Tensor, has_vector_X: Tensor) -> Tensor:
+        """Items where the contrastive term compares them, unit length, shape (..., C); zero rows without a vector.
+
+        A space of its own: in the one that the click loss projects into the term costs GAUC.
+        """
+        return F.normalize(self.interest(vectors_XV), dim=-1) * has_vector_X[..., None]
+
+    def anchor(self, batch: CtrBatch, rows_P: Tensor) -> Tensor:
+        """Interests of users without a target: recency-weighted means of their histories there, unit length (P, C)."""
+        history_PL = batch.history_BL[rows_P]
+        weight_PL = _recency(history_PL, self.config.recency_half_life_items) * (history_PL > 0)
+        past_PLC = self.interest_space(gathered(batch.vectors_UV, history_PL), batch.has_vector_U[history_PL])
+        return F.normalize(weighted_sum(weight_PL, past_PLC), dim=-1)
 
 
 class Head(nn.Module):

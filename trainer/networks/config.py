@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -146,8 +146,9 @@ class LearnerConfig(BaseModel):
     """Step size of the id table, larger because a row has few steps."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Decoupled weight decay of the dense weights."""
-    contrastive_weight: float = Field(default=0.1, ge=0)
-    """Weight of the contrastive term; 0 switches it off."""
+    contrastive: bool = True
+    """Whether what users take next shapes a space of content interest, against space-time negatives, beside the click
+    loss; it changes no score."""
     temperature: float = Field(default=0.2, gt=0)
     """Temperature of the contrastive term."""
     log_q_strength: float = Field(default=0.5, ge=0, le=1)
@@ -157,3 +158,13 @@ class LearnerConfig(BaseModel):
     releases the weights of the last step."""
     max_gradient_norm: float = Field(default=5.0, gt=0)
     """Dense gradients are scaled down to this norm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_retired(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "contrastive_weight" in values:
+            raise ValueError(
+                "MIM_TRAINER__LEARNER__CONTRASTIVE_WEIGHT is gone: the contrastive term has a space of its own and no "
+                "weight beside the click loss; MIM_TRAINER__LEARNER__CONTRASTIVE=false switches it off"
+            )
+        return values

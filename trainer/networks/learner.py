@@ -64,7 +64,8 @@ class Learner:
     ) -> None:
         self.config = config
         self.model = CiUBM(model_config, vector_width=vector_width, seed=seed, dense_width=dense_width)
-        dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith("id_table")]
+        apart = ("id_table", "interest")
+        dense = [p for name, p in self.model.named_parameters() if p.requires_grad and not name.startswith(apart)]
         self._dense_parameters: list[Tensor] = [*dense]
         # the model as releases have it: dense weights averaged, all else the same
         self._averaged = (
@@ -75,6 +76,12 @@ class Learner:
         self._averaged.id_table = self.model.id_table
         if model_config.trees.count:
             self._averaged.trees = self.model.trees
+        self._interest: torch.optim.Optimizer | None = None
+        if model_config.uses_content:
+            self._averaged.interest = self.model.interest
+            self._interest = torch.optim.AdamW(
+                self.model.interest.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            )
         names = [name for name, one in self.model.named_parameters() if any(one is other for other in dense)]
         self._average: list[Tensor] = [self._averaged.get_parameter(name) for name in names]
         self._steps = 0
@@ -100,20 +107,17 @@ class Learner:
         of the rows in the click loss, 1 by default.
         """
         model, config = self.model, self.config
-        content_UC = model.content(batch.vectors_UV, batch.has_vector_U) if model.config.uses_content else None
-        logits_B, numbers_BX = model.network(batch, content_UC)
+        logits_B, numbers_BX = model.network(batch)
         with torch.no_grad():
             served_B = model.served(logits_B.detach(), numbers_BX)
         if in_time != 1:
             late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
             weights_B = late_B if weights_B is None else weights_B * late_B
-        loss = click_loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
-        contrastive_loss = None
-        if contrastive is not None and content_UC is not None and config.contrastive_weight:
-            contrastive_loss = self._contrastive(batch, content_UC, contrastive)
-            loss = click_loss + config.contrastive_weight * contrastive_loss
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(f"loss is {loss.item()} on a batch of {len(labels_B)} rows")
+        loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
+        contrastive_loss = None if contrastive is None else self._contrastive(batch, contrastive)
+        for name, one in (("loss", loss), ("contrastive term", contrastive_loss)):
+            if one is not None and not torch.isfinite(one):
+                raise NonFiniteLoss(f"{name} is {one.item()} on a batch of {len(labels_B)} rows")
         self._judge_trees(batch, numbers_BX, labels_B, weights_B)
         self._dense.zero_grad(set_to_none=True)
         self._sparse.zero_grad(set_to_none=True)
@@ -121,6 +125,10 @@ class Learner:
         torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
         self._dense.step()
         self._sparse.step()
+        if contrastive_loss is not None and self._interest is not None:
+            self._interest.zero_grad(set_to_none=True)
+            contrastive_loss.backward()  # type: ignore[no-untyped-call]
+            self._interest.step()
         admitted_N = model.id_table.admit(batch.hashes_U2)
         forget_rows(self._sparse, admitted_N)
         self._changed.touch(admitted_N.numpy())
@@ -134,7 +142,7 @@ class Learner:
                 trees.load(forest, float(trees.share) if trees.fitted else model.config.trees.share)
         return LearnReport(
             probabilities_B=torch.sigmoid(served_B.double()).numpy(),
-            loss=float(click_loss.detach()),
+            loss=float(loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
 
@@ -170,13 +178,13 @@ class Learner:
 
     def snapshot(self) -> State:
         """Weights and state of the optimisers."""
-        state = State(values={"dense": {}, "sparse": {}, "steps": self._steps})
+        state = State(values={"dense": {}, "sparse": {}, "interest": {}, "steps": self._steps})
         for index, averaged in enumerate(self._average):
             state.arrays[f"average/{index}"] = _copied(averaged)
         for name, tensor in self.model.state_dict().items():
             if name != _IDS:
                 state.arrays[f"model/{name}"] = _copied(tensor)
-        for which, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
+        for which, optimiser in self._optimisers():
             for index, kept in optimiser.state_dict()["state"].items():
                 numbers = state.values[which].setdefault(str(index), {})
                 for name, value in kept.items():
@@ -205,17 +213,16 @@ class Learner:
         arrays = {name: torch.from_numpy(np.array(array)) for name, array in state.arrays.items()}
         model = {name.removeprefix("model/"): tensor for name, tensor in arrays.items() if name.startswith("model/")}
         try:
-            self.model.load_state_dict(model)
+            self.model.load_weights(model)
         except RuntimeError as error:
             raise ValueError(f"the weights do not fit the model: {error}") from None
         self._steps = state.values["steps"]
-        self._averaged.load_state_dict(model)
+        self._averaged.load_weights(model)
         for place, averaged in enumerate(self._average):
             averaged.copy_(arrays[f"average/{place}"])
         self._changed = ChangedRows()
-        optimisers: tuple[tuple[str, torch.optim.Optimizer], ...] = (("dense", self._dense), ("sparse", self._sparse))
-        for which, optimiser in optimisers:
-            kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values[which].items()}
+        for which, optimiser in self._optimisers():
+            kept: dict[int, dict[str, object]] = {int(i): dict(v) for i, v in state.values.get(which, {}).items()}
             for name, tensor in arrays.items():
                 if name.startswith(f"{which}/"):
                     _, index, key = name.split("/")
@@ -223,13 +230,23 @@ class Learner:
                         kept[int(index)][key] = tensor
             optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
 
-    def _contrastive(self, batch: CtrBatch, content_UC: Tensor, contrastive: ContrastiveBatch) -> Tensor:
-        config = self.config
-        anchor_PC = self.model.anchor(content_UC, batch.history_BL[contrastive.rows_P])
+    def _optimisers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        own = [] if self._interest is None else [("interest", self._interest)]
+        return [("dense", self._dense), ("sparse", self._sparse), *own]
+
+    def _contrastive(self, batch: CtrBatch, contrastive: ContrastiveBatch) -> Tensor | None:
+        """The term, which moves the interest space alone; None where it is off, or the model reads no content."""
+        config, model = self.config, self.model
+        if not config.contrastive or self._interest is None:
+            return None
+
+        def placed(items_X: Tensor) -> Tensor:
+            return model.interest_space(batch.vectors_UV[items_X], batch.has_vector_U[items_X])
+
         return info_nce(
-            anchor_PC,
-            content_UC[contrastive.positives_P],
-            content_UC[contrastive.candidates_K],
+            model.anchor(batch, contrastive.rows_P),
+            placed(contrastive.positives_P),
+            placed(contrastive.candidates_K),
             contrastive.allowed_PK,
             temperature=config.temperature,
             positive_log_q_P=config.log_q_strength * contrastive.positive_log_q_P,

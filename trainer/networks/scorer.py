@@ -28,7 +28,7 @@ def network_of(weights: Mapping[str, Tensor], manifest: ModelManifest) -> CiUBM:
     features = FeatureConfig.model_validate(manifest.config["features"])
     config = CiUBMConfig.model_validate(manifest.config["model"])
     model = CiUBM(config, vector_width=manifest.dim, seed=0, dense_width=dense_width(features))
-    model.load_state_dict(dict(weights))
+    model.load_weights(weights)
     return model.eval()
 
 

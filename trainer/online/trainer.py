@@ -191,7 +191,9 @@ class OnlineTrainer:
         takes = self.intake.takes_until(newest)
         self._remember(takes)
         self._uncounted.add(takes)
-        plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
+        plan = None
+        if self.config.learner.contrastive:
+            plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
         collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment)
         self.intake.note_features(rows)
         self._moment.add(self._uncounted.pop(newest), before=newest)

@@ -82,6 +82,8 @@ class Variants:
                     batch, collated.labels_B, collated.contrastive, in_time=in_time, weights_B=collated.weights_B
                 )
             probabilities[name], losses[name] = report.probabilities_B, report.loss
+            if name == CIUBM and report.contrastive_loss is not None:
+                losses["interest"] = report.contrastive_loss
         return VariantsReport(probabilities, losses)
 
     def items(self) -> Iterator[int]:

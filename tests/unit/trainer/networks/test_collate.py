@@ -12,10 +12,11 @@ import torch.nn.functional as F
 
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
 from trainer.negatives.sampler import ContrastivePlan
+from trainer.networks.ciubm import CiUBM
 from trainer.networks.collate import Collated, collate, dense_columns, newest_first
 from trainer.networks.config import LearnerConfig
 from trainer.networks.learner import Learner
-from trainer.networks.losses import fake_negative_weights, info_nce
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
 from trainer.samples.rows import Impression
 
 PLAN = ContrastivePlan(
@@ -81,30 +82,33 @@ def test_a_batch_on_another_device_has_every_column(batch: Collated) -> None:
 
 @pytest.mark.parametrize("in_time", [1.0, 0.6])
 @pytest.mark.parametrize("weights", [None, [1.0, 0.0, 1.0]])
-def test_the_loss_of_a_step_is_the_weighted_click_loss_and_the_contrastive_term(
+def test_the_weighted_click_loss_moves_the_network_and_the_contrastive_term_a_space_of_its_own(
     batch: Collated, in_time: float, weights: list[float] | None
 ) -> None:
-    config = LearnerConfig(contrastive_weight=0.7, temperature=0.3, log_q_strength=0.4, weight_decay=0.0)
+    config = LearnerConfig(temperature=0.3, log_q_strength=0.4, weight_decay=0.0)
     learner, twin = (Learner(SMALL_MODEL, config, vector_width=DIM, seed=1) for _ in range(2))
     given = None if weights is None else torch.tensor(weights)
     report = learner.step(batch.batch, batch.labels_B, batch.contrastive, in_time=in_time, weights_B=given)
     model, term = twin.model, batch.contrastive
     assert term is not None and report.contrastive_loss is not None
-    content = model.content(batch.batch.vectors_UV, batch.batch.has_vector_U)
-    logits = model(batch.batch, content)
+    content = model.interest_space(batch.batch.vectors_UV, batch.batch.has_vector_U)
+    logits = model(batch.batch)
     weight = torch.ones(3) if given is None else given
     weight = weight * fake_negative_weights(torch.sigmoid(logits), batch.labels_B, in_time)
     click = F.binary_cross_entropy_with_logits(logits, batch.labels_B, weight)
     contrastive = info_nce(
-        model.anchor(content, batch.batch.history_BL[[0, 2]]), content[term.positives_P], content[term.candidates_K],
-        term.allowed_PK, temperature=0.3, positive_log_q_P=0.4 * term.positive_log_q_P,
+        anchors(model, content, batch.batch.history_BL[[0, 2]]), content[term.positives_P],
+        content[term.candidates_K], term.allowed_PK, temperature=0.3, positive_log_q_P=0.4 * term.positive_log_q_P,
         candidate_log_q_K=0.4 * term.candidate_log_q_K,
     )  # fmt: skip
     assert report.loss == pytest.approx(float(click.detach()), rel=1e-5)
     assert report.contrastive_loss == pytest.approx(float(contrastive.detach()), rel=1e-5)
-    (click + 0.7 * contrastive).backward()  # type: ignore[no-untyped-call]
-    dense = {n: p for n, p in model.named_parameters() if not n.startswith("id_table")}
+    click.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in model.interest.parameters())
+    dense = {n: p for n, p in model.named_parameters() if not n.startswith(("id_table", "interest"))}
     torch.nn.utils.clip_grad_norm_(dense.values(), config.max_gradient_norm)
+    contrastive.backward()  # type: ignore[no-untyped-call]
+    dense |= {f"interest.{n}": p for n, p in model.interest.named_parameters()}
     moved = dict(learner.model.named_parameters())
     for name, parameter in dense.items():  # the first step of Adam is its rate against the sign of the gradient
         clear = parameter.grad.abs() > 1e-5  # type: ignore[union-attr]
@@ -113,11 +117,58 @@ def test_the_loss_of_a_step_is_the_weighted_click_loss_and_the_contrastive_term(
         torch.testing.assert_close(step, expected, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("over", [{"contrastive_weight": 0.0}, {}])
-def test_without_weight_or_plan_there_is_no_contrastive_term(batch: Collated, over: dict[str, float]) -> None:
+def anchors(model: CiUBM, content_UC: torch.Tensor, history_PL: torch.Tensor) -> torch.Tensor:
+    """By loops: the mean of each history, half as much for what is `recency_half_life_items` older."""
+    half_life = model.config.recency_half_life_items
+    sums = [
+        sum(content_UC[item] * 2 ** (-age / half_life) for age, item in enumerate(history) if item)
+        for history in history_PL.tolist()
+    ]
+    return F.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)
+
+
+@pytest.mark.parametrize("over", [{"contrastive": False}, {}])
+def test_switched_off_or_without_a_plan_there_is_no_contrastive_term(batch: Collated, over: dict[str, bool]) -> None:
     learner = Learner(SMALL_MODEL, LearnerConfig(**over), vector_width=DIM, seed=1)
     term = batch.contrastive if over else None
+    before = learner.model.interest.weight.detach().clone()
     assert learner.step(batch.batch, batch.labels_B, term).contrastive_loss is None
+    assert torch.equal(learner.model.interest.weight, before)
+
+
+def test_no_score_depends_on_the_contrastive_term(batch: Collated) -> None:
+    one, other = (Learner(SMALL_MODEL, LearnerConfig(contrastive=on), vector_width=DIM, seed=1) for on in (True, False))
+    for _ in range(4):
+        reports = [each.step(batch.batch, batch.labels_B, batch.contrastive) for each in (one, other)]
+        np.testing.assert_array_equal(reports[0].probabilities_B, reports[1].probabilities_B)
+    released = one.released(), other.released()
+    differing = {name for name in released[0] if not torch.equal(released[0][name], released[1][name])}
+    assert differing == {"interest.weight", "interest.bias"}
+    assert torch.equal(released[0]["interest.weight"], one.model.interest.weight)
+
+
+def test_a_term_that_is_not_finite_ends_the_step_before_any_weight_changes(batch: Collated) -> None:
+    learner = Learner(SMALL_MODEL, LearnerConfig(), vector_width=DIM, seed=1)
+    with torch.no_grad():
+        learner.model.interest.bias.fill_(torch.nan)
+    before = {name: one.clone() for name, one in learner.model.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match="contrastive term"):
+        learner.step(batch.batch, batch.labels_B, batch.contrastive)
+    after = learner.model.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items() if name != "interest.bias")
+
+
+def test_weights_and_snapshots_of_before_the_space_of_interest_are_taken_up(batch: Collated) -> None:
+    one, other = (Learner(SMALL_MODEL, LearnerConfig(), vector_width=DIM, seed=1) for _ in range(2))
+    one.step(batch.batch, batch.labels_B, None)
+    state = one.snapshot()
+    del state.values["interest"]
+    for name in [name for name in state.arrays if "interest" in name]:
+        del state.arrays[name]
+    other.restore(state)
+    assert torch.equal(other.model.projection.weight, one.model.projection.weight)
+    assert other.model.interest.weight.any()
+    other.step(batch.batch, batch.labels_B, batch.contrastive)
 
 
 def test_a_restored_learner_takes_the_same_next_steps_as_the_one_it_came_from(batch: Collated) -> None:
