@@ -85,11 +85,11 @@ def query_columns(
     """
     if not known_B.any():
         return np.zeros((len(title_BT), len(QUERY_COLUMNS)), np.float32)
-    words_BT, title_BT = _filled(words_BT), _filled(title_BT)
-    word_BT, of_title_BT = words_BT > 0, title_BT > 0
-    same_BTT = (words_BT[:, :, None] == title_BT[:, None, :]) & word_BT[:, :, None]
-    found_B = same_BTT.any(2).sum(1) / np.maximum(word_BT.sum(1), 1)
-    title_B = same_BTT.any(1).sum(1) / np.maximum(of_title_BT.sum(1), 1)
+    words_TB, title_TB = _filled(words_BT).T.copy(), _filled(title_BT).T.copy()  # rows last: numpy then sums at once
+    word_TB, of_title_TB = words_TB > 0, title_TB > 0
+    same_TTB = (words_TB[:, None] == title_TB) & word_TB[:, None]
+    found_B = same_TTB.any(1).sum(0) / np.maximum(word_TB.sum(0), 1)
+    title_B = same_TTB.any(0).sum(0) / np.maximum(of_title_TB.sum(0), 1)
     columns = np.stack([np.ones(len(title_BT)), found_B, title_B, (found_B == 1) & (title_B == 1)], axis=1)
     return (columns * known_B[:, None]).astype(np.float32)
 
