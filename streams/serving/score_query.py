@@ -10,7 +10,6 @@ import structlog
 from schemas.errors import Misconfigured, Reason, Unprocessable
 from schemas.queries import query_id
 from schemas.scoring import QueryUse, ScoreRequest
-from streams.serving.edge import ApiError
 from streams.serving.query_vectors import QueryVectors, Vector, is_refused
 from trainer.networks.item_rows import ItemRows
 from trainer.samples.item_facts import FactRows
@@ -93,7 +92,7 @@ class PendingQuery:
     async def had(self) -> ScoreQuery:
         """The search as it enters the scores, at the deadline at the latest.
 
-        Raises `ApiError`, 400, for what cannot be encoded, as a picture that is broken or too large.
+        Raises `Unprocessable` for what cannot be encoded, as a picture that is broken or too large.
         """
         task = self._task
         if task is None:
@@ -114,6 +113,6 @@ class PendingQuery:
                 return ScoreQuery("no_encoder")
             if error.reason is Reason.NO_CONTENT:
                 return NO_QUERY  # not a word in it
-            raise ApiError(400, error.reason.value, f"query_image: {error.detail}") from None
+            raise
         except Exception:  # logged where it happened: a score is possible without
             return ScoreQuery("no_encoder")
