@@ -14,7 +14,7 @@ from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
 
-NEEDED = {"logistic": "sklearn"}
+NEEDED = {"logistic": "sklearn", "tfidf-query": "sklearn"}
 """Models that need a package beside the installation."""
 LIVE = "live"
 _ELSEWHERE, _LIVE_ALONE = ("models", "seeds", "labels"), ("seed", "events", "limit", "broken", "against")
