@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from schemas.errors import Misconfigured
 from streams import cli
+from streams.evaluation.study import Study
 from streams.settings import Settings, load_settings
 from streams.wiring.encoder_training import open_study, study_folder
 from streams.wiring.simulation import Simulation, open_simulation
@@ -42,6 +44,17 @@ def test_a_study_that_reads_searches_is_not_resumed_without_them_nor_the_other_w
     assert about.pop("queries") == "off" and json.loads((read.out / "study.json").read_text())["queries"] == "auto"
     (unread.out / "study.json").write_text(json.dumps(about))  # as it was written when no study read searches
     open_study(settings, folder, **GIVEN, queries="off", out=unread.out)
+
+
+@pytest.mark.parametrize("column", ["query_N", "trigger_N"])
+def test_a_folder_in_which_rows_see_something_else_is_another_study(column: str, folder: Path, tmp_path: Path) -> None:
+    study = open_study(load_settings(), folder, **GIVEN, queries="auto", out=tmp_path)
+    recorded = study.recorded
+    changed = replace(recorded, rows=replace(recorded.rows, **{column: getattr(recorded.rows, column)[::-1]}))
+    encoder = json.loads((tmp_path / "study.json").read_text())["encoder"]
+    with pytest.raises(Misconfigured, match="other impressions"):
+        Study(changed, study.protocol, study._make_versions, study.kind, tmp_path, encoder=encoder)
+    Study(recorded, study.protocol, study._make_versions, study.kind, tmp_path, encoder=encoder)
 
 
 def test_a_folder_without_searches_has_one_study_whatever_is_asked_for(tmp_path: Path) -> None:

@@ -224,6 +224,22 @@ def test_words_that_search_and_title_share_rank_by_how_rare_they_are(recorded: R
         model.fit(replace(plain, rows=replace(plain.rows, query_N=None)), None, seed=0, trial={})
 
 
+def test_query_and_trigger_have_the_vectors_of_their_rows_encoder(recorded: Recorded) -> None:
+    data = with_noise(recorded)
+    both = np.concatenate([data.items.vectors_EIV, -data.items.vectors_EIV])
+    items = replace(data.items, vectors_EIV=both, has_vector_EI=np.repeat(data.items.has_vector_EI, 2, axis=0))
+    version_N = np.arange(len(data)) % 2
+    data = replace(data, items=items, rows=replace(data.rows, encoder_N=version_N))
+    assert data.rows.query_N is not None and data.rows.trigger_N is not None
+    rows = np.flatnonzero((data.rows.query_N > 0) & (data.rows.trigger_N > 0))
+    batch = ColumnBatches(data, history_length=3).batch(rows)
+    for place, seen in enumerate((data.rows.query_N, data.rows.trigger_N)):
+        vectors = batch.vectors_UV[batch.history_BL[:, place]].numpy()
+        np.testing.assert_array_equal(vectors, both[version_N[rows], seen[rows]])
+    similar = similarity_features(data)[0]
+    np.testing.assert_allclose(similar, similarity_features(with_noise(recorded))[0], atol=1e-6)
+
+
 def test_rows_that_are_selected_keep_their_query_and_trigger(recorded: Recorded) -> None:
     data = with_noise(recorded)
     chosen = np.array([40, 3, 25])
