@@ -14,7 +14,7 @@ from streams.runtime.extras import require_package
 from streams.runtime.terminal import say
 from streams.settings import Settings
 
-NEEDED = {"logistic": "sklearn"}
+NEEDED = {"logistic": "sklearn", "tfidf-query": "sklearn"}
 """Models that need a package beside the installation."""
 LIVE = "live"
 _ELSEWHERE, _LIVE_ALONE = ("models", "seeds", "labels"), ("seed", "events", "limit", "broken", "against")
@@ -23,6 +23,7 @@ _ELSEWHERE, _LIVE_ALONE = ("models", "seeds", "labels"), ("seed", "events", "lim
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    from trainer.datasets.queries import QUERY_USES
     from trainer.offline.encoder_versions import VECTOR_KINDS
     from trainer.offline.labels import LABEL_KINDS
     from trainer.offline.protocols import PROTOCOLS
@@ -46,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vectors",
         choices=[*VECTOR_KINDS, "bundle"],
         help="which item vectors models get (csft; with --protocol live: bundle, those of MIM_ENCODER__BUNDLE)",
+    )
+    parser.add_argument(
+        "--queries",
+        choices=QUERY_USES,
+        default="auto",
+        help="auto: models see what was searched, and the item looked at just before, where the folder says it "
+        "(default); off: as if it said neither, in the replayed log of --protocol live too",
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of encoders and models (3)")
     parser.add_argument("--neg-type", default="pop", help="which sampled negatives count (default: pop)")
@@ -89,7 +97,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     seeds = options.seeds or 3
     study = open_study(
         settings, options.folder, protocol_name=options.protocol, labels=options.labels or "takes",
-        vectors=options.vectors or "csft", neg_type=options.neg_type, out=options.out,
+        vectors=options.vectors or "csft", neg_type=options.neg_type, queries=options.queries, out=options.out,
     )  # fmt: skip
     with progress_bar("evaluate", trials + len(models) * seeds) as bar:
         scores = run_study(study, models, seeds, advance=bar.advance)
@@ -114,6 +122,7 @@ def _run_live(options: argparse.Namespace, settings: Settings) -> int:
     simulation = open_simulation(
         settings, options.folder, neg_type=options.neg_type, seed=seed, takes=options.events,
         limit=options.limit, broken=options.broken or 0.0, vectors=options.vectors or "bundle",
+        queries=options.queries,
     )  # fmt: skip
     started = time.monotonic()
     with progress_bar("evaluate", simulation.events) as bar:

@@ -14,6 +14,8 @@ from streams.evaluation.figures import Figures
 from streams.evaluation.study import Study, TestScores
 from streams.runtime.plots import as_image
 from trainer.datasets.spans import Span
+from trainer.offline.columns import Recorded
+from trainer.samples.searches import HIDDEN_OF
 
 SHOWN = ("overall", "cold", "under_24h", "under_7d", "never_taken", "without_history")
 _HEAD = ("model", "GAUC", "95 % interval", "unweighted", "AUC", "log-loss", "NE", "seeds")
@@ -54,6 +56,7 @@ def document_of(study: Study, scores: list[TestScores], figures: Figures) -> dic
             },
             "negatives": recorded.drawn_from,
             "left_out": protocol.log.data.left_out,
+            "searches": _searches(recorded),
             "features": list(recorded.rows.dense_names),
         },
         "rows": figures.rows,
@@ -99,6 +102,8 @@ def statements(document: dict[str, Any]) -> list[str]:
         "GAUC: per-user AUC over the whole test span, users with both labels, weighted by impressions. Intervals: "
         "95 %, bootstrap over users of the seed-averaged AUC. Every model had the trials shown below, on one seed.",
     ]
+    if about.get("searches"):
+        lines.append(_read_of_searches(about["searches"]))
     if about.get("left_out"):
         lines.append(f"Of the folder, {about['left_out']}.")
     if document["too_small"]:
@@ -233,6 +238,23 @@ def _judged_by(about: dict[str, Any]) -> str:
         )
     exposures = about["negatives"] or "as the set observed them"
     return f"Labels takes: 1 for a take, 0 for an exposure alone. Exposures that led to nothing: {exposures}."
+
+
+def _searches(recorded: Recorded) -> dict[str, Any] | None:
+    """Distinct queries, and the shares of rows that see one and that see a trigger item; None where none can."""
+    if not recorded.reads_searches:
+        return None
+    rows = recorded.rows
+    shares = [0.0 if column is None else float((column > 0).mean()) for column in (rows.query_N, rows.trigger_N)]
+    return {"queries": recorded.items.queries, "rows_with_query": shares[0], "rows_with_trigger": shares[1]}
+
+
+def _read_of_searches(searches: dict[str, Any]) -> str:
+    return (
+        f"Every model sees what was searched ({searches['queries']:,} distinct queries, "
+        f"{searches['rows_with_query']:.1%} of the impressions; one of {HIDDEN_OF} is hidden) and the item looked at "
+        f"just before ({searches['rows_with_trigger']:.1%}), as the newest of the history."
+    )
 
 
 def _span_words(span: Span) -> str:

@@ -201,8 +201,17 @@ class Study:
     def _claim(self, encoder: Mapping[str, Any]) -> None:
         rows = self.recorded.rows
         digest = hashlib.sha256()
-        for column in (rows.user_N, rows.item_N, rows.second_N, rows.label_N, rows.dense_NF):
-            digest.update(np.ascontiguousarray(column).tobytes())
+        for column in (
+            rows.user_N,
+            rows.item_N,
+            rows.second_N,
+            rows.label_N,
+            rows.dense_NF,
+            rows.query_N,
+            rows.trigger_N,
+        ):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).tobytes())
         about = {
             "format": FORMAT,
             "data": self.protocol.log.data.name,
@@ -214,11 +223,13 @@ class Study:
             "features": list(rows.dense_names),
             "impressions": digest.hexdigest(),
             "exposure_seed": EXPOSURE_SEED,
+            "queries": "auto" if self.recorded.reads_searches else "off",
         }
         about = json.loads(json.dumps(about, default=str))
         path = self.out / "study.json"
         if path.exists():
-            stored = {"labels": "takes"} | json.loads(path.read_text())  # earlier studies did not say so
+            # earlier studies did not say so
+            stored = {"labels": "takes", "queries": "off"} | json.loads(path.read_text())
             differing = [name for name in about if stored.get(name) != about[name]]
             if differing:
                 raise Misconfigured(

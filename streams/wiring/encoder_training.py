@@ -20,7 +20,8 @@ from streams.encoder_training.topic_pairs import topic_pairs
 from streams.evaluation.study import Study
 from streams.settings import Settings
 from trainer.csft.config import CsftConfig, PretrainConfig
-from trainer.datasets.folder import open_data_set
+from trainer.datasets.folder import DataSet, open_data_set
+from trainer.datasets.queries import Queries, QueryUse, has_searches, reads_searches, without_searches
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.columns import read_columns
 from trainer.offline.encoder_versions import REFRESH_EPOCHS, EncoderVersions, VectorKind, for_click_models
@@ -103,12 +104,16 @@ def open_study(
     labels: LabelKind,
     vectors: VectorKind,
     neg_type: str,
+    queries: QueryUse,
     out: Path | None,
 ) -> Study:
     """A study of a data-set folder. Raises `Misconfigured` if it has no interactions, or not the ones to judge by."""
     data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
+    features = settings.trainer.features
+    if queries == "off":
+        data, features = without_searches(data), features.model_copy(update={"queries": False})
     protocol = protocol_of(BehaviourLog.of(data, folder), protocol_name)
     csft, fusion = for_click_models(settings.csft, settings.fusion)
     return Study(
@@ -116,14 +121,14 @@ def open_study(
             protocol,
             folder,
             labels=labels,
-            live=settings.trainer.features,
+            live=features,
             outcomes=settings.index.outcomes,
             step_rows=settings.trainer.batch_rows,
         ),
         protocol,
         lambda: encoder_versions(settings, protocol),
         vectors,
-        out or study_folder(settings, data.name, protocol_name, vectors, labels),
+        out or study_folder(settings, data, protocol_name, vectors, labels),
         encoder={
             "bundle": settings.encoder.bundle,
             "csft": csft.model_dump(mode="json") | {"refresh_epochs": REFRESH_EPOCHS},
@@ -134,20 +139,23 @@ def open_study(
 
 
 def study_folder(
-    settings: Settings, name: str, protocol: ProtocolName, vectors: VectorKind, labels: LabelKind = "takes"
+    settings: Settings, data: DataSet, protocol: ProtocolName, vectors: VectorKind, labels: LabelKind = "takes"
 ) -> Path:
-    """Where a study of the data set of this name is kept, if the user names no folder."""
+    """Where a study of a data set is kept, if the user names no folder; what reads searches has a place of its own."""
     judged_by = "" if labels == "takes" else f"-{labels}"
-    return settings.encoders.cache_folder / "evaluate" / f"{name}-{protocol}-{vectors}{judged_by}"
+    read = "-searches" if reads_searches(data) else ""
+    return settings.encoders.cache_folder / "evaluate" / f"{data.name}-{protocol}-{vectors}{judged_by}{read}"
 
 
 def encoder_versions(settings: Settings, protocol: Protocol) -> EncoderVersions:
     """The encoder versions of a folder's protocol, over the cache of tower features."""
     data = protocol.log.data
     contents = list(contents_of(data, outcomes=settings.index.outcomes))
-    features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
     numbers = FeatureNumbers(data.item_ids, [content_key(content) for content in contents])
-    return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain)
+    queries = Queries.of(data) if has_searches(data) else None
+    contents += [] if queries is None else queries.contents(data)
+    features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
+    return EncoderVersions(protocol, features, numbers, settings.csft, settings.fusion, settings.pretrain, queries)
 
 
 def _read_topics(settings: Settings, *, only_items: bool = False) -> TopicContent:

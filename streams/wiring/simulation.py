@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from encoders.base import query_content
@@ -33,6 +34,7 @@ from streams.wiring.encoder_training import encoder_versions, study_folder
 from streams.wiring.training import trainer_maker
 from trainer.datasets.exposures import Behaviours, behaviours_of
 from trainer.datasets.folder import open_data_set
+from trainer.datasets.queries import Queries, QueryUse, has_searches, without_searches
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.encoder_versions import VectorKind
 from trainer.offline.protocols import protocol_of
@@ -85,23 +87,30 @@ class Simulation:
             )
             return {0: [*records, *self._queries(encoder)]}
         protocol = protocol_of(self.log, "prequential")
-        folder = study_folder(settings, data.name, "prequential", self._vectors)
+        folder = study_folder(settings, data, "prequential", self._vectors)
         versions = stored_vectors(folder, lambda: encoder_versions(settings, protocol), self._vectors, seed)
         starts = (0, *protocol.encoder_stops[1:])
-        return {
-            start: list(
-                embedding_records(data, vectors_ND[1:], hashes, version=self._vectors, outcomes=settings.index.outcomes)
+        searched = self._searched() if settings.trainer.features.queries else []
+        by_second: dict[int, list[EmbeddingRecord]] = {}
+        for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True):
+            items_ND, queries_ND = np.split(vectors_ND[1:], [len(hashes)])
+            of_items = embedding_records(
+                data, items_ND, hashes, version=self._vectors, outcomes=settings.index.outcomes
             )
-            for start, vectors_ND in zip(starts, versions.vectors_EIV, strict=True)
-        }
+            by_second[start] = [*of_items, *query_records(searched, queries_ND[: len(searched)], version=self._vectors)]
+        return by_second
+
+    def _searched(self) -> list[tuple[str | None, bytes | None]]:
+        """Words and photo of each distinct query of the log."""
+        contents = Queries.of(self.log.data).contents(self.log.data)
+        return [(content.title, content.image) for content in contents]
 
     def _queries(self, encoder: FeatureEncoder) -> Iterator[EmbeddingRecord]:
         """Vectors of what was searched, where rows see it."""
-        settings, searches = self._settings, self.log.data.searches
-        if searches is None or not len(searches) or not settings.trainer.features.queries:
+        settings = self._settings
+        queries = self._searched() if settings.trainer.features.queries else []
+        if not queries:
             return
-        places = range(len(searches))
-        queries = list(zip(map(searches.text, places), searches.images(places), strict=True))
         contents = [query_content(text, image) for text, image in queries]
         features = BundleBuilder(settings.encoder, settings.encoders).features(contents)
         yield from query_records(queries, vectors_of(encoder.query_vectors, features), version=encoder.version)
@@ -117,16 +126,27 @@ def open_simulation(
     limit: int | None,
     broken: float,
     vectors: LiveVectors,
+    queries: QueryUse,
 ) -> Simulation:
     """A folder as `mimstream replay` would send it: at most `takes` takes of whole users, and the first `limit` events.
 
-    Raises `Misconfigured` if it has no interactions.
+    Rows see searches where the folder has them, unless MIM_TRAINER__FEATURES__QUERIES says otherwise; with `queries`
+    off neither searches nor trigger items are in the log. Raises `Misconfigured` if it has no interactions.
     """
     data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
+    if queries == "off":
+        data, settings = without_searches(data), _reading_queries(settings, reads=False)
+    elif has_searches(data) and "queries" not in settings.trainer.features.model_fields_set:
+        settings = _reading_queries(settings, reads=True)
     behaviours = behaviours_of(data, seed=seed, events=takes, retakes=True)
     timeline = Timeline(data, behaviours, seed, datetime.now(UTC), broken)
     timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     events = timeline.events if limit is None else min(limit, timeline.events)
     return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors)
+
+
+def _reading_queries(settings: Settings, *, reads: bool) -> Settings:
+    features = settings.trainer.features.model_copy(update={"queries": reads})
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update={"features": features})})

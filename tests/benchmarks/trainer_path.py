@@ -42,7 +42,15 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = load_settings()
     simulation = open_simulation(
-        settings, options.folder, neg_type="pop", seed=0, takes=None, limit=options.limit, broken=0.0, vectors="bundle"
+        settings,
+        options.folder,
+        neg_type="pop",
+        seed=0,
+        takes=None,
+        limit=options.limit,
+        broken=0.0,
+        vectors="bundle",
+        queries="off",
     )
     partitions = settings.topics.partitions
     produced, ends = simulation.timeline.now.timestamp(), dict.fromkeys(range(partitions), 0)

@@ -80,8 +80,12 @@ def behaviours_of(data: DataSet, *, seed: int, events: int | None = None, retake
         data, ts, seed, retakes=retakes, users=users
     )
     given = data.negatives
-    search, negative_search = _beside(rows.search, None if given is None else given.search, negative_row, len(rows))
-    trigger, negative_trigger = _beside(rows.trigger, None if given is None else given.trigger, negative_row, len(rows))
+    search, negative_search = of_rows_beside(
+        rows.search, None if given is None else given.search, negative_row, len(rows)
+    )
+    trigger, negative_trigger = of_rows_beside(
+        rows.trigger, None if given is None else given.trigger, negative_row, len(rows)
+    )
 
     source_row = np.full(len(negative_item), -1)
     if data.negatives is None and len(negative_item):
@@ -293,7 +297,7 @@ def negatives_beside(
     return rows.user[row], item, ts[row], row, number, words
 
 
-def _beside(of_rows: Ints | None, own: Ints | None, row_of_negative: Ints, rows: int) -> tuple[Ints, Ints]:
+def of_rows_beside(of_rows: Ints | None, own: Ints | None, row_of_negative: Ints, rows: int) -> tuple[Ints, Ints]:
     """A column of the interactions and of the negatives: their own, else of the interaction that they stand beside.
 
     A search that only takes had would tell takes from exposures.

@@ -166,6 +166,8 @@ class DataSet:
     """Interactions and exposures that name no user; they are left out."""
     searches: Searches | None = None
     """What users searched for, where the set says it."""
+    searches_unread: bool = False
+    """The files say what was searched or looked at before, and the set was told to leave it out."""
     described: ItemAttributes = NO_ATTRIBUTES
     """Further item columns that are attributes of the items."""
 
@@ -183,7 +185,8 @@ class DataSet:
     @property
     def left_out(self) -> str | None:
         """What the files hold and no run reads, in words; None if there is nothing."""
-        return f"{self.without_user:,} rows without a user are left out" if self.without_user else None
+        found = [f"{self.without_user:,} rows without a user are left out"] if self.without_user else []
+        return " and ".join(found + ["searches and trigger items are not read"] * self.searches_unread) or None
 
     def records(self, start: int, stop: int) -> list[ItemRecord]:
         """Items `start` to `stop` in publish order."""

@@ -141,7 +141,7 @@ class BehaviourLog:
         places = np.unique(of_rows[self.liked & (of_rows >= 0)]).tolist()
         texts = {text: ItemContent(title=text) for place in places if (text := searches.text(place)) is not None}
         images = {
-            _photo(place): ItemContent(image=image)
+            photo_name(place): ItemContent(image=image)
             for place, image in zip(places, searches.images(places), strict=True)
             if image is not None
         }
@@ -170,7 +170,7 @@ class BehaviourLog:
                 occurred_at=datetime.fromtimestamp(ts, UTC),
                 exposure_id=name if take else None,
                 query_text=None if search < 0 or searches is None else searches.text(search),
-                query_image=None if search < 0 else _photo(search),
+                query_image=None if search < 0 else photo_name(search),
                 trigger_item=None if trigger < 0 else ids[trigger],
                 defines_publish=False,
             )
@@ -216,7 +216,7 @@ class BehaviourLog:
         return Questions.of(found)
 
 
-def _photo(place: int) -> bytes:
+def photo_name(place: int) -> bytes:
     """Stands for the photo of a search, so that a log of searches does not hold their pictures."""
     return b"%d" % place
 

@@ -27,6 +27,8 @@ class Takes:
     """Ratings, where the takes are ratings."""
     announces_T: NDArray[np.bool_]
     """The item's publish time was inferred from this take."""
+    query_T: NDArray[np.int64] | None = None
+    """Numbers of what was searched before, 0 for nothing; None where searches are not read."""
 
 
 @dataclass(frozen=True, eq=False)

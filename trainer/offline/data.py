@@ -16,7 +16,7 @@ from trainer.samples.histories import next_takes
 
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
-    """All items; row 0 is padding in every array."""
+    """All items, then all queries; row 0 is padding in every array."""
 
     item_ids: list[str]
     """`item_ids[0]` is empty."""
@@ -31,7 +31,10 @@ class ItemColumns:
     """Attributes known at publish time: standardised, NaN-free, with a flag for each that may be unknown."""
     attribute_names: tuple[str, ...]
     titles: list[str]
-    """Title and text, for language models."""
+    """Title and text, for language models; of a query its words."""
+    queries: int = 0
+    """So many of the last rows are what was searched instead of items: they have a vector, hashes and words, no
+    category and no attributes, and are neither a target nor taken."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -108,6 +111,10 @@ class ImpressionColumns:
     dense_NF: NDArray[np.float32]
     """Features as of the impression, NaN-free."""
     dense_names: tuple[str, ...]
+    query_N: NDArray[np.int64] | None = None
+    """Row of `ItemColumns` of what was searched, 0 for nothing; None where no row has any."""
+    trigger_N: NDArray[np.int64] | None = None
+    """The item that was looked at just before, 0 where that is not known; None where it never is."""
 
     def __len__(self) -> int:
         return len(self.user_N)
@@ -115,7 +122,7 @@ class ImpressionColumns:
     def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> ImpressionColumns:
         """These rows, in this order."""
         columns = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "dense_names"}
-        return replace(self, **{name: column[rows] for name, column in columns.items()})
+        return replace(self, **{name: column[rows] for name, column in columns.items() if column is not None})
 
 
 @dataclass(frozen=True, eq=False)

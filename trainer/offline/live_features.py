@@ -25,9 +25,9 @@ STEP_ROWS = 256
 _ITEMS_AT_ONCE = 4_096
 
 
-def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[str] = ()) -> FactRows:
-    """Facts of a folder's items by item number, as a live trainer has them: without outcomes."""
-    facts = FactRows.empty(config, len(data.item_ids) + 1)
+def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[str] = (), queries: int = 0) -> FactRows:
+    """Facts of a folder's items by item number, as a live trainer has them: without outcomes, none of queries."""
+    facts = FactRows.empty(config, len(data.item_ids) + 1 + queries)
     known = how_published(data)
     for start in range(0, len(data.item_ids), _ITEMS_AT_ONCE):
         for number, record in enumerate(data.records(start, start + _ITEMS_AT_ONCE), start):
@@ -46,7 +46,7 @@ def folder_facts(config: FeatureConfig, data: DataSet, *, outcomes: Collection[s
 
 
 class FixedItems:
-    """Items of a folder, all known from the start."""
+    """Items of a folder and behind them its queries, all known from the start."""
 
     def __init__(self, hashes_I2: NDArray[np.int64], facts: FactRows) -> None:
         self._hashes_I2, self._facts = hashes_I2, facts
@@ -135,6 +135,7 @@ def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> TakeColumns:
         takes.second_T[order],
         order + 1,
         takes.announces_T[order],
+        None if takes.query_T is None else np.where(alone, 0, takes.query_T[order]),
     )
 
 
@@ -154,13 +155,28 @@ def _step(
         seconds_BL = np.where(held_BL, histories.second_T.take(place_BL, mode="clip"), 0)
     else:
         history_BL, seconds_BL = np.zeros(held_BL.shape, np.int64), np.zeros(held_BL.shape, np.int64)
-    numbers_U, places = np.unique(np.concatenate([[0], target_B, history_BL.ravel()]), return_inverse=True)
+    if rows.trigger_N is not None:
+        trigger_B, second_B = rows.trigger_N[chunk], rows.second_N[chunk]
+        history_BL, seconds_BL = _newest(trigger_B, trigger_B, history_BL), _newest(trigger_B, second_B, seconds_BL)
+    query_B = np.zeros(len(chunk), np.int64) if rows.query_N is None else rows.query_N[chunk]
+    numbers_U, places = np.unique(np.concatenate([[0], target_B, query_B, history_BL.ravel()]), return_inverse=True)
+    (target_place_B, query_place_B), places_BL = (
+        places[1 : 1 + 2 * len(chunk)].reshape(2, -1),
+        places[1 + 2 * len(chunk) :],
+    )
     return features(
         state.config,
         state.states(numbers_U),
-        places[1 : 1 + len(chunk)],
-        places[1 + len(chunk) :].reshape(history_BL.shape),
+        target_place_B,
+        places_BL.reshape(history_BL.shape),
         seconds_BL,
         rows.second_N[chunk],
         state.sources(target_B, source_B, source_second_B),
+        query_place_B,
     )
+
+
+def _newest(has_B: NDArray[np.int64], newest_B: NDArray[np.int64], history_BL: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Histories with these as the newest, in place of the oldest, where `has_B` is not 0."""
+    moved_BL = np.concatenate([newest_B[:, None], history_BL[:, :-1]], axis=1)
+    return np.where(has_B[:, None] > 0, moved_BL, history_BL)

@@ -29,6 +29,9 @@ MODELS: dict[str, str] = {
     "flip": "trainer.offline.neural.flip:Flip",
 }
 
+# not run unless named: only folders with searches have what it scores by
+OF_SEARCHES: dict[str, str] = {"tfidf-query": "trainer.offline.query_words:QueryWords"}
+
 # not run unless named
 ABLATIONS: dict[str, str] = {
     "ciubm-without-ids": "trainer.offline.neural.ciubm:WithoutIds",
@@ -42,7 +45,7 @@ ABLATIONS: dict[str, str] = {
 
 def create(name: str) -> CtrModel:
     """A fresh model. Raises `Misconfigured` for an unknown name, listing the known ones."""
-    known = MODELS | ABLATIONS
+    known = MODELS | OF_SEARCHES | ABLATIONS
     if name not in known:
         raise Misconfigured(f"there is no model {name!r}; choose from {', '.join(known)}")
     module, factory = known[name].split(":")

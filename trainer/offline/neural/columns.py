@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.networks.ciubm import CtrBatch
+from trainer.networks.collate import with_query
 from trainer.offline.data import CtrData, history_matrix
 from trainer.offline.tabular import tabular
 
@@ -53,7 +54,7 @@ class ColumnBatches:
         self._named = np.zeros(versions * count, np.bool_)
         self._place = np.zeros(versions * count, np.int64)
         rows = data.rows
-        self._lengths_N = np.minimum(data.histories.lengths(rows.history_start_N, rows.history_stop_N), history_length)
+        self._lengths_N = _lengths(data, history_length)
         self._labels_N = rows.label_N.astype(np.float32)
         self.group_N: NDArray[np.int64] = _numbered(rows.second_N, rows.user_N)
         """Number of the (second, user) of each row: the items shown to one user at one time."""
@@ -64,7 +65,7 @@ class ColumnBatches:
     def batch(self, rows: NDArray[np.int64]) -> CtrBatch:
         """These rows as tensors."""
         columns, items = self.data.rows, self.data.items
-        target_B, history_BL = columns.item_N[rows], history_matrix(self.data, rows, self._length)
+        target_B, history_BL = columns.item_N[rows], seen_history(self.data, rows, self._length)
         if self._versions > 1:
             offset_B = columns.encoder_N[rows] * self._count
             target_B += offset_B
@@ -123,6 +124,26 @@ def _numbered(second_N: NDArray[np.int64], user_N: NDArray[np.int64]) -> NDArray
     changes = (second_N[later_N[0]] != second_N[later_N[1]]) | (user_N[later_N[0]] != user_N[later_N[1]])
     number_N[later_N[0]] = np.cumsum(changes)
     return number_N
+
+
+def seen_history(data: CtrData, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """What models see as the histories of these rows, newest first, 0-padded, as a live trainer makes it.
+
+    A trigger item is the newest of the `length` items; what was searched stands before them and takes no place of one.
+    """
+    history_BL = history_matrix(data, rows, length)
+    if data.rows.trigger_N is not None:
+        history_BL = with_query(history_BL, data.rows.trigger_N[rows])[:, :length]
+    return history_BL if data.rows.query_N is None else with_query(history_BL, data.rows.query_N[rows])
+
+
+def _lengths(data: CtrData, length: int) -> NDArray[np.int64]:
+    """Number of items and queries in each row's `seen_history`."""
+    rows = data.rows
+    lengths_N = np.minimum(data.histories.lengths(rows.history_start_N, rows.history_stop_N), length)
+    if rows.trigger_N is not None:
+        lengths_N = np.minimum(lengths_N + (rows.trigger_N > 0), length)
+    return lengths_N if rows.query_N is None else lengths_N + (rows.query_N > 0)
 
 
 def numbers(data: CtrData, left_out: tuple[str, ...] = ()) -> NDArray[np.float32]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from trainer.offline.data import CtrData, history_matrix
-from trainer.offline.neural.columns import numbers
+from trainer.offline.data import CtrData
+from trainer.offline.neural.columns import numbers, seen_history
 
 RECENT = 3
 """Number of latest history items, as fields and as titles."""
@@ -103,6 +103,6 @@ class Fields:
 
 
 def recent(data: CtrData) -> NDArray[np.int64]:
-    """The latest `RECENT` history items of each row, newest first, 0-padded."""
-    found_NL = history_matrix(data, np.arange(len(data)), RECENT)
+    """The latest `RECENT` history items of each row, newest first, 0-padded; what was searched is the newest."""
+    found_NL = seen_history(data, np.arange(len(data)), RECENT)[:, :RECENT]
     return np.pad(found_NL, ((0, 0), (0, RECENT - found_NL.shape[1])))

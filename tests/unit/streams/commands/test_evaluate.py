@@ -67,11 +67,17 @@ def test_a_model_that_is_unknown_or_lacks_its_package_is_refused_before_any_work
 @pytest.mark.parametrize(
     ("given", "asked", "seeds"),
     [
-        ((), {"protocol_name": "time-split", "labels": "takes", "vectors": "csft", "neg_type": "pop", "out": None}, 3),
+        (
+            (),
+            {"protocol_name": "time-split", "labels": "takes", "vectors": "csft", "neg_type": "pop", "queries": "auto",
+             "out": None},
+            3,
+        ),
         (
             ("--protocol", "cold", "--labels", "ratings", "--vectors", "frozen", "--neg-type", "uni", "--seeds", "5",
-             "--out", "here"),
-            {"protocol_name": "cold", "labels": "ratings", "vectors": "frozen", "neg_type": "uni", "out": Path("here")},
+             "--queries", "off", "--out", "here"),
+            {"protocol_name": "cold", "labels": "ratings", "vectors": "frozen", "neg_type": "uni", "queries": "off",
+             "out": Path("here")},
             5,
         ),
     ],
@@ -118,11 +124,17 @@ def test_a_study_is_of_what_was_asked_for(
 @pytest.mark.parametrize(
     ("given", "asked", "written"),
     [
-        ((), {"seed": 0, "takes": None, "limit": None, "broken": 0.0, "vectors": "bundle", "neg_type": "pop"}, []),
+        (
+            (),
+            {"seed": 0, "takes": None, "limit": None, "broken": 0.0, "vectors": "bundle", "neg_type": "pop",
+             "queries": "auto"},
+            [],
+        ),
         (
             ("--seed", "4", "--events", "50", "--limit", "90", "--broken", "0.5", "--vectors", "frozen", "--neg-type",
-             "uni", "--out", "here", "--against", "before"),
-            {"seed": 4, "takes": 50, "limit": 90, "broken": 0.5, "vectors": "frozen", "neg_type": "uni"},
+             "uni", "--queries", "off", "--out", "here", "--against", "before"),
+            {"seed": 4, "takes": 50, "limit": 90, "broken": 0.5, "vectors": "frozen", "neg_type": "uni",
+             "queries": "off"},
             [Path("here")],
         ),
     ],

@@ -50,7 +50,8 @@ def test_adapters_without_their_package_are_refused_first(command: str, monkeypa
 
 
 def test_every_model_that_needs_a_package_is_listed() -> None:
-    outside = {name for name, where in registry.MODELS.items() if where.split(":")[0].endswith(".linear")}
+    all_models = registry.MODELS | registry.OF_SEARCHES
+    outside = {name for name, where in all_models.items() if where.split(":")[0].endswith((".linear", ".query_words"))}
     assert set(NEEDED) == outside
 
 

@@ -178,7 +178,8 @@ def features_that_know_their_source(stream: Path, monkeypatch: pytest.MonkeyPatc
     for row in np.random.default_rng(0).choice(drawn, 15, replace=False):
         only, others = np.array([row]), np.arange(len(takes.user_T)) != sources.take_N[row]
         own = DrawnFrom(sources.take_N[only], sources.user_N[only], sources.second_N[only])
-        without = type(takes)(**{field.name: getattr(takes, field.name)[others] for field in fields(takes)})
+        columns_of = {field.name: getattr(takes, field.name) for field in fields(takes)}
+        without = type(takes)(**{name: column[others] for name, column in columns_of.items() if column is not None})
         (found,), names = features(
             rows.select(only), histories, takes, items, own if left_out else DrawnFrom.none(1), day_resolution=False
         )
