@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streams.simulation.run import SERVED, SimulatedRun
 from trainer.datasets.spans import BehaviourLog
-from trainer.metrics import buckets, paired_gauc_difference
+from trainer.metrics import buckets, paired_gauc_difference, user_auc
 from trainer.offline.judging import judge
 
 REFERENCE = "ciubm"
@@ -44,9 +44,10 @@ def figures_of(
     other: Mapping[str, NDArray[np.float64]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`figures`: model -> bucket -> auc, gauc, logloss and others; `paired`: GAUC of the reference minus each model,
-    with 95 % intervals over users. `other` holds the scores of another run over the same rows; its models are named
-    `other:...`. Buckets that are too small are None; the serving release is judged from its first row on.
+    """`figures`: model -> bucket -> auc, gauc, list_gauc, logloss and others; `paired`: GAUC of the reference minus each
+    model, with 95 % intervals over users. `list_gauc` is the GAUC of what a user was shown in one second, as a page of
+    answers is. `other` holds the scores of another run over the same rows; its models are named `other:...`. Buckets that
+    are too small are None; the serving release is judged from its first row on.
     """
     rows = run.scored
     scores = dict(rows.scores)
@@ -54,6 +55,8 @@ def figures_of(
         scores |= {f"other:{name}": values for name, values in other.items()}
     _, user = np.unique(rows.user, return_inverse=True)
     user = user.reshape(-1)
+    _, shown = np.unique(np.stack([user, rows.occurred_at]), axis=1, return_inverse=True)
+    shown = shown.reshape(-1)
     figures: dict[str, dict[str, Any]] = {}
     paired: dict[str, dict[str, Any]] = {}
     for name, values in scores.items():
@@ -65,6 +68,7 @@ def figures_of(
             found = judge(user[chosen], labels, values[chosen], calibrated=True)
             if found is not None:
                 del found.figures["calibration"]
+                found.figures["list_gauc"] = user_auc(shown[chosen], labels, values[chosen]).weighted
             figures.setdefault(name, {})[bucket] = None if found is None else found.figures
             if name == base:
                 continue

@@ -20,7 +20,7 @@ from trainer.datasets.spans import BehaviourLog
 from trainer.metrics import ScoredRows, prequential_report
 
 _SCORES, _REPORT = "scores.npz", "report.json"
-_SHOWN = ("auc", "gauc", "logloss")
+_SHOWN = ("auc", "gauc", "list_gauc", "logloss")
 
 
 def document_of(
@@ -96,7 +96,7 @@ def text_of(document: Mapping[str, Any]) -> str:
             continue
         first = next(iter(of.values()))
         lines += ["", f"## {bucket}: {first['impressions']:,} impressions, {first['users']:,} users", ""]
-        lines += ["| model | AUC | GAUC | log-loss | GAUC of the reference minus it |", "|" + " --- |" * 5]
+        lines += ["| model | AUC | GAUC | in lists | log-loss | GAUC of the reference minus it |", "|" + " --- |" * 6]
         gains = {pair.partition("-")[2]: found[bucket] for pair, found in document["paired"].items()}
         for name, found in of.items():
             gain = gains.get(name)

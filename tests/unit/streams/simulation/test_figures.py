@@ -90,3 +90,23 @@ def test_rows_that_differ_in_anything_that_is_compared_have_another_digest() -> 
     )
     digests = [digest_of(one) for one in (rows, replace(rows), *(replace(rows, **change) for change in changed))]
     assert digests[0] == digests[1] and len(set(digests)) == 5
+
+
+def test_lists_are_judged_one_by_one_and_a_list_is_what_one_user_saw_in_one_second() -> None:
+    count = 600
+    place = np.arange(count)
+    user, second = place // 2 % 150, place // 300  # two rows of each user in each second
+    label = place % 2
+    right = np.where(second == 1, label, 1 - label) + 10.0 * second  # wrong within the first second, and right after it
+    run = run_of(
+        count,
+        user=np.array([f"u{n}" for n in user]),
+        occurred_at=second.astype(float),
+        label=label,
+        scores={"ciubm": 1 / (1 + np.exp(5 - right))},
+    )
+    (found,) = figures_of(run, {"all": np.ones(count, bool)})["figures"]["ciubm"].values()
+    assert found["list_gauc"] == pytest.approx(0.5) and found["gauc"] == pytest.approx(0.5)
+    run = replace(run, scored=replace(run.scored, scores={"ciubm": (label + 2.0 * (second == 0)) / 4}))
+    (found,) = figures_of(run, {"all": np.ones(count, bool)})["figures"]["ciubm"].values()
+    assert found["list_gauc"] == 1 and found["gauc"] == pytest.approx(0.75)

@@ -58,7 +58,7 @@ def test_a_document_holds_the_run_and_its_decisions_and_judges_what_served_besid
 
 
 def test_what_was_decided_and_scored_is_told_bucket_by_bucket() -> None:
-    figures = {"auc": 0.6, "gauc": 0.625, "logloss": 0.5, "impressions": 1_200, "users": 1_100}
+    figures = {"auc": 0.6, "gauc": 0.625, "list_gauc": 0.65, "logloss": 0.5, "impressions": 1_200, "users": 1_100}
     gain = {"difference": 0.0125, "low": -0.5, "high": 0.25}
     document = {
         "data": "films", "rows_trained": 12_345, "steps": 1_024, "wall_seconds": 2.5, "training_rows_sha256": "abc",
@@ -69,17 +69,17 @@ def test_what_was_decided_and_scored_is_told_bucket_by_bucket() -> None:
         "paired": {"ciubm-din": {"overall": gain, "few": None, "test": None},
                    "ciubm-other:ciubm-2": {"overall": gain | {"low": -0.25}, "few": None, "test": None}},
     }  # fmt: skip
-    heads = ["", "| model | AUC | GAUC | log-loss | GAUC of the reference minus it |", "|" + " --- |" * 5]
+    heads = ["", "| model | AUC | GAUC | in lists | log-loss | GAUC of the reference minus it |", "|" + " --- |" * 6]
     assert text_of(document).splitlines() == [
         "# films: live", "",
         "- 12,345 rows in 1,024 steps, 2.5 s; rows sha256 abc",
         "- 1 of 3 candidates became current; `served` is what the release in force said of each row",
         "", "## overall: 1,200 impressions, 1,100 users", *heads,
-        "| ciubm | 0.6000 | 0.6250 | 0.5000 |  |",
-        "| din | 0.7000 | 0.6250 | 0.5000 | +0.0125 [-0.5000, +0.2500] |",
-        "| other:ciubm-2 | 0.6000 | 0.6250 | 0.5000 | +0.0125 [-0.2500, +0.2500] |",
+        "| ciubm | 0.6000 | 0.6250 | 0.6500 | 0.5000 |  |",
+        "| din | 0.7000 | 0.6250 | 0.6500 | 0.5000 | +0.0125 [-0.5000, +0.2500] |",
+        "| other:ciubm-2 | 0.6000 | 0.6250 | 0.6500 | 0.5000 | +0.0125 [-0.2500, +0.2500] |",
         "", "## test: 1,200 impressions, 1,100 users", *heads,
-        "| din | 0.6000 | 0.6250 | 0.5000 |  |",
+        "| din | 0.6000 | 0.6250 | 0.6500 | 0.5000 |  |",
     ]  # fmt: skip
 
 
