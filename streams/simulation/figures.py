@@ -44,10 +44,10 @@ def figures_of(
     other: Mapping[str, NDArray[np.float64]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`figures`: model -> bucket -> auc, gauc, list_gauc, logloss and others; `paired`: GAUC of the reference minus each
-    model, with 95 % intervals over users. `list_gauc` is the GAUC of what a user was shown in one second, as a page of
-    answers is. `other` holds the scores of another run over the same rows; its models are named `other:...`. Buckets that
-    are too small are None; the serving release is judged from its first row on.
+    """`figures`: model -> bucket -> auc, gauc, list_gauc, logloss and others; `paired`: GAUC of the reference minus
+    each model, with 95 % intervals over users. `list_gauc` is the GAUC of what a user was shown in one second, as a
+    page of answers is. `other` holds the scores of another run over the same rows; its models are named `other:...`.
+    Buckets that are too small are None; the serving release is judged from its first row on.
     """
     rows = run.scored
     scores = dict(rows.scores)
