@@ -37,7 +37,7 @@ def make_study() -> Any:
     )
     spans = {name: Span(n * DAY, (n + 1) * DAY) for n, name in enumerate(("encode", "train", "validation", "test"))}
     return SimpleNamespace(
-        recorded=SimpleNamespace(rows=rows, facts=facts, labels="takes", drawn_from="drawn"),
+        recorded=SimpleNamespace(rows=rows, facts=facts, labels="takes", drawn_from="drawn", reads_searches=False),
         protocol=SimpleNamespace(
             log=SimpleNamespace(data=SimpleNamespace(name="films", left_out="3 rows")),
             name="time-split",
@@ -99,7 +99,7 @@ def test_a_document_says_of_which_rows_and_vectors_the_figures_are() -> None:
         "spans": {"encode": "01 January 1970", "train": "02 January 1970", "validation": "03 January 1970",
                   "test": "04 January 1970"},
         "rows": {"train": 5, "validation": 4, "test": ROWS, "without_history": 7},
-        "negatives": "drawn", "left_out": "3 rows", "features": ["a", "b"],
+        "negatives": "drawn", "left_out": "3 rows", "searches": None, "features": ["a", "b"],
     }  # fmt: skip
     for name in ("rows", "means", "paired", "calibration", "too_small"):
         assert document[name] == getattr(figures, name) != []

@@ -186,7 +186,7 @@ def test_a_study_that_is_cut_short_has_as_many_seeds_of_each_model() -> None:
     assert len(run_study(told, ["a", "b"], 2, advance=advanced.append)) == 4
     assert done == [("a", 0, {"of": "a"}), ("b", 0, {"of": "b"}), ("a", 1, {"of": "a"}), ("b", 1, {"of": "b"})]
     assert sum(advanced) == 2 + 4
-    assert _file_name("Dense only/2") == "dense-only-2" and set(evaluate.NEEDED) == {"logistic"}
+    assert _file_name("Dense only/2") == "dense-only-2" and set(evaluate.NEEDED) == {"logistic", "tfidf-query"}
 
 
 def test_of_trials_that_are_equally_good_the_first_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
