@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from encoders.base import ItemContent
+from encoders.base import ItemContent, query_content
 from encoders.features import ItemFeatures
 from schemas.errors import Misconfigured
 from streams.encoder_training.csft import PairData
@@ -102,6 +102,6 @@ def _queries(read: TopicContent) -> dict[str | bytes, ItemContent]:
     """The distinct texts and pictures that users searched with, in their order."""
     queries = (query for _, _, event in read.behaviours for query in (event.query_text, event.query_image) if query)
     return {
-        query: ItemContent(title=query) if isinstance(query, str) else ItemContent(image=query)
+        query: query_content(query, None) if isinstance(query, str) else query_content(None, query)
         for query in dict.fromkeys(queries)
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.base import ItemContent
+from encoders.base import ItemContent, query_content
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.csft.health import Questions
 from trainer.csft.pairs import NoPair, Pair, PairMiner, join_all
@@ -139,9 +139,9 @@ class BehaviourLog:
         if searches is None or of_rows is None:
             return {}
         places = np.unique(of_rows[self.liked & (of_rows >= 0)]).tolist()
-        texts = {text: ItemContent(title=text) for place in places if (text := searches.text(place)) is not None}
+        texts = {text: query_content(text, None) for place in places if (text := searches.text(place)) is not None}
         images = {
-            photo_name(place): ItemContent(image=image)
+            photo_name(place): query_content(None, image)
             for place, image in zip(places, searches.images(places), strict=True)
             if image is not None
         }
