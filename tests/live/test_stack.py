@@ -174,8 +174,9 @@ def test_half_written_indexes_do_not_keep_milvus_from_its_rows(stack: RunningSta
     client = MilvusClient(uri=stack.endpoints["milvus"]["uri"], timeout=30)
     client.load_collection("half_index")
     client.close()
-    indexes = list((stack.folder.data("milvus") / "data").rglob("half_index/**/indexes/*.idx"))
-    assert indexes
+    data = stack.folder.data("milvus") / "data"
+    # what is being written anew is not there for a moment
+    indexes = wait_until(lambda: list(data.rglob("half_index/**/indexes/*.idx")), "an index in the folder", 30)
     stack.kill("milvus")  # and the kill came in the middle of writing an index
     for index in indexes:
         if index.exists():
