@@ -21,6 +21,7 @@ from trainer.features.config import FeatureConfig
 from trainer.offline import registry
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.data import CtrData
+from trainer.offline.neural.ciubm import Ciubm
 from trainer.offline.neural.columns import ColumnBatches
 from trainer.offline.neural.flip_rows import RECENT, recent
 from trainer.offline.protocols import ProtocolName, protocol_of
@@ -238,6 +239,46 @@ def test_query_and_trigger_have_the_vectors_of_their_rows_encoder(recorded: Reco
         np.testing.assert_array_equal(vectors, both[version_N[rows], seen[rows]])
     similar = similarity_features(data)[0]
     np.testing.assert_allclose(similar, similarity_features(with_noise(recorded))[0], atol=1e-6)
+
+
+def test_the_query_is_compared_in_the_space_of_its_rows_encoder(recorded: Recorded) -> None:
+    data = with_noise(recorded)
+    turned = np.stack([unit_vector(1_000 + n) for n in range(len(data.items))]) * data.items.has_vector_EI[0, :, None]
+    both = np.stack([data.items.vectors_EIV[0], turned])
+    version_N = np.arange(len(data)) % 2
+    items = replace(data.items, vectors_EIV=both, has_vector_EI=np.repeat(data.items.has_vector_EI, 2, axis=0))
+    data = replace(data, items=items, rows=replace(data.rows, encoder_N=version_N))
+    found, names = similarity_features(data)
+    assert data.rows.query_N is not None
+    expected = (both[version_N, data.rows.item_N] * both[version_N, data.rows.query_N]).sum(1)
+    np.testing.assert_allclose(found[:, names.index("cosine query")], expected, atol=1e-6)
+
+
+def test_ciubm_counts_its_own_cosines_and_reads_the_words_of_searches(recorded: Recorded) -> None:
+    data = with_noise(recorded)
+    similar, names = similarity_features(data)
+    dense, all_names = np.concatenate([data.rows.dense_NF, similar], axis=1), (*data.rows.dense_names, *names)
+    data = replace(data, rows=replace(data.rows, dense_NF=dense, dense_names=all_names))
+    live = [*recorded.rows.dense_names, "has vector"]
+    assert live[-1 - len(QUERY_COLUMNS) : -1] == [*QUERY_COLUMNS]
+    read = ColumnBatches(data, history_length=9, left_out=Ciubm.left_out).dense_NF
+    np.testing.assert_array_equal(read, dense[:, [all_names.index(name) for name in live]])
+
+
+def test_searches_of_held_out_takes_are_counted_for_no_query(tmp_path: Path) -> None:
+    """As pairs of theirs are; they are no more and no less popular for it."""
+    found = {}
+    for name, every in (("none", 1_000), ("third", 3)):
+        folder = write_searching(tmp_path / name)
+        items = pq.read_table(folder / "items.parquet").to_pydict()
+        write(folder, "items", **items, cold_holdout=[int(one[1:]) % every == every - 1 for one in items["item_id"]])
+        found[name] = recorded_of(folder)
+    plain, held = found["none"], found["third"]
+    column = [plain.rows.dense_names.index(name) for name in ("takes", "query together")]
+    np.testing.assert_array_equal(plain.rows.dense_NF[:, column[0]], held.rows.dense_NF[:, column[0]])
+    is_held = held.held_out_N
+    assert plain.rows.dense_NF[is_held, column[1]].any() and not held.rows.dense_NF[is_held, column[1]].any()
+    np.testing.assert_array_equal(plain.rows.dense_NF[~is_held, column[1]], held.rows.dense_NF[~is_held, column[1]])
 
 
 def test_rows_that_are_selected_keep_their_query_and_trigger(recorded: Recorded) -> None:
