@@ -222,11 +222,19 @@ class CiUBM(nn.Module):
         return F.normalize(self.interest(vectors_XV), dim=-1) * has_vector_X[..., None]
 
     def anchor(self, batch: CtrBatch, rows_P: Tensor) -> Tensor:
-        """Interests of users without a target: recency-weighted means of their histories there, unit length (P, C)."""
+        """Interests of users without a target, unit length (P, C): the recency-weighted mean of the stored vectors of a
+        history, placed in that space.
+        """
         history_PL = batch.history_BL[rows_P]
-        weight_PL = _recency(history_PL, self.config.recency_half_life_items) * (history_PL > 0)
-        past_PLC = self.interest_space(gathered(batch.vectors_UV, history_PL), batch.has_vector_U[history_PL])
-        return F.normalize(weighted_sum(weight_PL, past_PLC), dim=-1)
+        # the mean before the projection: one row to project per user, where a history has fifty
+        mean_PV = F.embedding_bag(
+            history_PL,
+            batch.vectors_UV,
+            per_sample_weights=_recency(history_PL, self.config.recency_half_life_items).expand_as(history_PL),
+            mode="sum",
+            padding_idx=0,
+        )
+        return self.interest_space(F.normalize(mean_PV, dim=-1), mean_PV.any(1))
 
 
 class Head(nn.Module):

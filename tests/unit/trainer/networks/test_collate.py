@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
 from trainer.negatives.sampler import ContrastivePlan
-from trainer.networks.ciubm import CiUBM
+from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.collate import Collated, collate, dense_columns, newest_first
 from trainer.networks.config import LearnerConfig
 from trainer.networks.learner import Learner
@@ -97,7 +97,7 @@ def test_the_weighted_click_loss_moves_the_network_and_the_contrastive_term_a_sp
     weight = weight * fake_negative_weights(torch.sigmoid(logits), batch.labels_B, in_time)
     click = F.binary_cross_entropy_with_logits(logits, batch.labels_B, weight)
     contrastive = info_nce(
-        anchors(model, content, batch.batch.history_BL[[0, 2]]), content[term.positives_P],
+        anchors(model, batch.batch, [0, 2]), content[term.positives_P],
         content[term.candidates_K], term.allowed_PK, temperature=0.3, positive_log_q_P=0.4 * term.positive_log_q_P,
         candidate_log_q_K=0.4 * term.candidate_log_q_K,
     )  # fmt: skip
@@ -117,14 +117,15 @@ def test_the_weighted_click_loss_moves_the_network_and_the_contrastive_term_a_sp
         torch.testing.assert_close(step, expected, rtol=1e-2, atol=1e-6)
 
 
-def anchors(model: CiUBM, content_UC: torch.Tensor, history_PL: torch.Tensor) -> torch.Tensor:
+def anchors(model: CiUBM, batch: CtrBatch, rows: list[int]) -> torch.Tensor:
     """By loops: the mean of each history, half as much for what is `recency_half_life_items` older."""
     half_life = model.config.recency_half_life_items
     sums = [
-        sum(content_UC[item] * 2 ** (-age / half_life) for age, item in enumerate(history) if item)
-        for history in history_PL.tolist()
+        sum(batch.vectors_UV[item] * 2 ** (-age / half_life) for age, item in enumerate(history) if item)
+        for history in batch.history_BL[rows].tolist()
     ]
-    return F.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)
+    means = [F.normalize(torch.as_tensor(one), dim=0) for one in sums]
+    return torch.stack([F.normalize(model.interest(mean), dim=0) for mean in means])
 
 
 @pytest.mark.parametrize("over", [{"contrastive": False}, {}])
