@@ -90,7 +90,7 @@ class TextTower:
         widths = [min(-(-len(text) // step) * step, self.model.longest) for text in texts]
         for rows in by_length(widths, alike=alike):
             width = widths[rows[-1]]
-            more = max(0, -(-ALIKE_ROWS // width) - len(rows)) if alike else 0
+            more = max(0, -(-self.model.alike_rows // width) - len(rows)) if alike else 0
             ids, mask = self.padded([texts[row] for row in rows + rows[:1] * more], width)
             with computing(self.device, self._precision):
                 states = self._states(ids, mask)
@@ -148,6 +148,8 @@ class TransformersText:
         self.network: Any = getattr(whole, "text_model", whole).eval().requires_grad_(False).to(device)
         self.width: int = self.network.config.hidden_size
         self.longest: int = _longest(self.network.config.to_dict())
+        self.alike_rows = ALIKE_ROWS
+        """Rows of a pass from which on a row does not depend on the others, to the last bit, on a CPU."""
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(n, L, width) states of token ids."""
