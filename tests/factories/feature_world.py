@@ -28,6 +28,7 @@ class Take:
     event: int
     announces: bool = False
     query: int = 0
+    trigger: int = 0
 
 
 def columns_of(takes: list[Take]) -> TakeColumns:
@@ -39,6 +40,7 @@ def columns_of(takes: list[Take]) -> TakeColumns:
         np.array([take.event for take in takes], np.int64),
         np.array([take.announces for take in takes], bool),
         np.array([take.query for take in takes], np.int64),
+        np.array([take.trigger for take in takes], np.int64),
     )
 
 
@@ -161,17 +163,22 @@ class PlainFeatures:
         for name in config.attributes:
             found |= self._group(name, row.target, history, weights, total, counted, left)
         if config.queries:
-            found |= self._query(row, left, own)
+            asked = [take for take in left if take.query == row.query] if row.query else []
+            found |= self._led_to("query", bool(row.query), asked, row, left, own)
+            newest = history[0] if history else 0
+            after = [take for take in left if take.trigger == newest] if newest else []
+            found |= self._led_to("trigger", bool(newest), after, row, left, own)
         return found | self._together(row.target, history, weights, total, counted, left, own)
 
-    def _query(self, row: Row, left: list[Take], own: list[int]) -> dict[str, float]:
-        asked = [take for take in left if take.query == row.query] if row.query else []
-        count = sum(take.item == row.target for take in asked)
-        usual = len(asked) * len(own) / max(1, len(left) + (row.source != NO_SOURCE))
+    def _led_to(
+        self, name: str, has: bool, after: list[Take], row: Row, left: list[Take], own: list[int]
+    ) -> dict[str, float]:
+        count = sum(take.item == row.target for take in after)
+        usual = len(after) * len(own) / max(1, len(left) + (row.source != NO_SOURCE))
         return {
-            "query together": math.log1p(count),
-            "query share": count / (len(asked) + 2),
-            "query lift": math.log((count + 0.5) / (usual + 0.5)) if row.query else 0.0,
+            f"{name} together": math.log1p(count),
+            f"{name} share": count / (len(after) + 2),
+            f"{name} lift": math.log((count + 0.5) / (usual + 0.5)) if has else 0.0,
         }
 
     def _number(self, name: str, target: int, history: list[int], weights: list[float]) -> dict[str, float]:

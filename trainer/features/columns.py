@@ -21,7 +21,9 @@ from trainer.features.states import (
     DrawnSources,
     ItemStates,
     Scalar,
+    TakeRows,
     distinct,
+    trigger_hash,
 )
 
 _HOUR = 3_600.0
@@ -63,6 +65,7 @@ def features(
     columns += _together(rows, drawn)
     if config.queries:
         columns += _query(rows, np.zeros(len(target_B), np.int64) if query_B is None else query_B, drawn)
+        columns += _trigger(rows, drawn)
     out_FB = np.empty((len(columns), len(target_B)), np.float32)
     for place, column in enumerate(columns):
         out_FB[place] = column
@@ -271,17 +274,34 @@ def _together(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
 
 
 def _query(rows: _Rows, query_B: NDArray[np.int64], drawn: DrawnSources) -> list[Floats]:
-    """How often the target was taken after this search: as a count, as a share of what was, and beyond its usual share.
+    """What was taken after this search."""
+    return _led_to(rows, rows.states.takes, rows.states.hash_U, query_B, drawn)
 
-    A query has a list of partners as an item has; what is not among them was not taken, or rarely.
+
+def _trigger(rows: _Rows, drawn: DrawnSources) -> list[Floats]:
+    """What was taken right after the newest item of the history was looked at, which is the trigger where there is one.
+
+    Unlike pairs of takes this has a direction, and tells a next step from what the same users took at some time.
     """
-    takes, hash_U = rows.states.takes, rows.states.hash_U
-    known_B = query_B > 0
-    target_B1, asked_B1 = hash_U[rows.target_B][:, None], hash_U[query_B][:, None]
-    own_B = ((drawn.partner_BM == asked_B1) & known_B[:, None]).any(1).astype(np.float64)
-    hit_BP = (takes.partner_UP[query_B] == target_B1) * takes.together_UP[query_B].astype(np.float64)
+    triggered = rows.states.triggered
+    assert triggered is not None, "states without triggers"
+    return _led_to(rows, triggered, trigger_hash(rows.states.hash_U), rows.history[rows.row_B, 0], drawn)
+
+
+def _led_to(
+    rows: _Rows, takes: TakeRows, hash_U: NDArray[np.uint32], place_B: NDArray[np.int64], drawn: DrawnSources
+) -> list[Floats]:
+    """How often the target was taken after this: as a count, as a share of what was, and beyond its usual share.
+
+    `place_B` are rows of `takes` and of the hashes that drawn sources name, 0 for none. What led to takes has a list of
+    partners as an item has; what is not among them was not taken, or rarely.
+    """
+    known_B = place_B > 0
+    target_B1, led_B1 = rows.states.hash_U[rows.target_B][:, None], hash_U[place_B][:, None]
+    own_B = ((drawn.partner_BM == led_B1) & known_B[:, None]).any(1).astype(np.float64)
+    hit_BP = (takes.partner_UP[place_B] == target_B1) * takes.together_UP[place_B].astype(np.float64)
     count_B = np.maximum(hit_BP.sum(1) - own_B, 0.0)
-    all_B = np.maximum(takes.takes_U[query_B] - own_B, 0.0)
+    all_B = np.maximum(takes.takes_U[place_B] - own_B, 0.0)
     usual_B = all_B * _own_takes(rows, drawn) / max(rows.states.shared.takes, 1)
     lift_B = np.log((count_B + 0.5) / (usual_B + 0.5))
     return [np.log1p(count_B) * known_B, count_B / (all_B + 2.0) * known_B, lift_B * known_B]

@@ -57,7 +57,8 @@ class FeatureConfig(FactsConfig):
             for name in (one, f"{one} known", f"{one} against history", f"{one} away from history", f"{one} of history")
         )
         groups = (f"{one} {what}" for one in self.groups for what in ("shared", "share", "popularity"))
-        query = ("query together", "query share", "query lift") if self.queries else ()
+        led_to = ("together", "share", "lift")
+        query = tuple(f"{one} {what}" for one in ("query", "trigger") for what in led_to) if self.queries else ()
         return (*user, *item, *(f"category {one}" for one in category), *numbers, *groups, *together, *query)
 
     @property

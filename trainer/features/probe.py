@@ -61,8 +61,8 @@ def probe(config: FeatureConfig) -> list[float]:
     small = {"max_items": 64, "max_users": 64, "remembered_takes": 2 * _TAKES}
     state = FeatureState(config.model_copy(update=small), items)
     n = np.arange(_TAKES)
-    query_T = n % 3 if config.queries else None  # any name can be that of a search
-    takes = TakeColumns(1 + n % _USERS, 1 + n * n % (_ITEMS - 1), _BEGIN + 1_009 * n, 1 + n, n == 3, query_T)
+    led_to = (n % 3, n % 4) if config.queries else ()  # any name can be that of a search, or of a trigger
+    takes = TakeColumns(1 + n % _USERS, 1 + n * n % (_ITEMS - 1), _BEGIN + 1_009 * n, 1 + n, n == 3, *led_to)
     for step in np.split(n, 4):
         state.add(takes.select(step), before=int(takes.second_T[step[-1]]) + 1)
     target_B = np.array([1, 2, 3, _ITEMS, takes.item_T[-2]])

@@ -31,6 +31,7 @@ from trainer.features.states import (
     TakeRows,
     distinct,
     item_hash,
+    trigger_hashes,
 )
 from trainer.features.user_takes import UserTakes
 from trainer.samples.id_hashes import id_hashes
@@ -70,6 +71,8 @@ class TakeColumns:
     """The item's time of publication was inferred from this take, so it is counted nowhere."""
     query_T: NDArray[np.int64] | None = None
     """Numbers of the searches that led to the takes, 0 for none; None where searches are not read."""
+    trigger_T: NDArray[np.int64] | None = None
+    """Numbers of the items that were looked at just before, likewise."""
 
     def __len__(self) -> int:
         return len(self.user_T)
@@ -83,6 +86,7 @@ class TakeColumns:
             self.event_T[rows],
             self.announces_T[rows],
             None if self.query_T is None else self.query_T[rows],
+            None if self.trigger_T is None else self.trigger_T[rows],
         )
 
 
@@ -118,7 +122,11 @@ class FeatureState:
         """What features read of these items, as copies; a number of 0 gives padding."""
         hashes_U2 = self._items.hashes(numbers_U)
         takes = self._rows.rows(self._slots.of(hashes_U2[:, 0]))
-        return ItemStates(item_hash(hashes_U2), self._items.facts(numbers_U), takes, self._shared, self.before)
+        triggered = None
+        if self.config.queries:
+            triggered = self._rows.rows(self._slots.of(trigger_hashes(hashes_U2)[:, 0]))
+        facts = self._items.facts(numbers_U)
+        return ItemStates(item_hash(hashes_U2), facts, takes, self._shared, self.before, triggered)
 
     def sources(
         self, target_B: NDArray[np.int64], source_B: NDArray[np.int64], second_B: NDArray[np.int64]
@@ -138,7 +146,7 @@ class FeatureState:
         short_D = item_hash(self._items.hashes(target_B[drawn]))
         beside_DL = self._users.beside(row_D, short_D, second_B[drawn])
         if self.config.queries:
-            beside_DL = np.column_stack([beside_DL, self._users.queries_of(source_B[drawn].tolist())])
+            beside_DL = np.column_stack([beside_DL, self._users.led_to(source_B[drawn].tolist())])
         partner_BL = np.zeros((len(target_B), beside_DL.shape[1]), np.uint32)
         partner_BL[drawn] = beside_DL
         return DrawnSources(seconds_B, partner_BL)
@@ -170,8 +178,11 @@ class FeatureState:
     def held_states(self, hashes_U2: NDArray[np.int64], facts: FactRows) -> ItemStates:
         """What features read of the items with these hashes, and facts, from the state that is kept."""
         assert self._held is not None, "no state is kept"
-        rows = self._held.rows(hashes_U2[:, 0].tolist(), self._slots.by_key, self._rows)
-        return ItemStates(item_hash(hashes_U2), facts, rows, self._held.shared, self._held.before)
+        held, by_key = self._held, self._slots.by_key
+        rows, triggered = held.rows(hashes_U2[:, 0].tolist(), by_key, self._rows), None
+        if self.config.queries:
+            triggered = held.rows(trigger_hashes(hashes_U2)[:, 0].tolist(), by_key, self._rows)
+        return ItemStates(item_hash(hashes_U2), facts, rows, held.shared, held.before, triggered)
 
     def _keep(self, slots: NDArray[np.int64]) -> None:
         """Called before rows change."""
@@ -198,29 +209,37 @@ class FeatureState:
         if len(counted):
             hashes_T2 = self._items.hashes(counted.item_T)
             short_T = item_hash(hashes_T2)
-            asked = np.flatnonzero(counted.query_T) if counted.query_T is not None else np.zeros(0, np.int64)
-            query_A2 = self._query_hashes(counted.select(asked))
+            led_A, led_A2 = self._led_to(counted)
             take, other = self._users.add(counted.user_T, short_T, counted.second_T)
             self._count_shared(counted.item_T)
-            key_N = np.concatenate([hashes_T2[:, 0], query_A2[:, 0]])
-            self._admit(key_N, np.concatenate([short_T, item_hash(query_A2)]))
+            key_N = np.concatenate([hashes_T2[:, 0], led_A2[:, 0]])
+            self._admit(key_N, np.concatenate([short_T, item_hash(led_A2)]))
             slot_N = self._slots.of(key_N)
             slot_T, slot_A = slot_N[: len(counted)], slot_N[len(counted) :]
             self._keep(slot_N)
             self._count_takes(slot_T, counted.second_T)
-            if len(asked):  # a search is counted as an item is, with what was taken after it
-                self._count_takes(slot_A, counted.second_T[asked])
-                count_pairs(self._rows, slot_A, short_T[asked])
+            if len(led_A):  # a search or a trigger is counted as an item is, with what was taken after it
+                self._count_takes(slot_A, counted.second_T[led_A])
+                count_pairs(self._rows, slot_A, short_T[led_A])
             slots = distinct(np.concatenate([self._count_together(short_T, take, other), slot_N]))
             self._touch(slots)
             changed = self._slots.key_S[slots]
-        queries = item_hash(self._query_hashes(takes)) if takes.query_T is not None else None
-        self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T, queries)
+        queries, triggers = (item_hash(hashes_T2) for hashes_T2 in self._searches_and_triggers(takes))
+        self._users.remember(takes.event_T, takes.user_T, ~takes.announces_T, queries, triggers)
         return changed
 
-    def _query_hashes(self, takes: TakeColumns) -> NDArray[np.int64]:
-        """Hashes of the takes' searches, shape (T, 2), zeros for none."""
-        return np.zeros((0, 2), np.int64) if takes.query_T is None else self._items.hashes(takes.query_T)
+    def _led_to(self, takes: TakeColumns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What led to takes, searches first: places of the takes, and the hashes of a search or trigger each."""
+        both = self._searches_and_triggers(takes)
+        places = [np.flatnonzero(hashes_T2[:, 0]) for hashes_T2 in both]
+        return np.concatenate(places), np.concatenate([one_T2[at] for one_T2, at in zip(both, places, strict=True)])
+
+    def _searches_and_triggers(self, takes: TakeColumns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Hashes of the takes' searches and triggers, shape (T, 2) each, zeros for none."""
+        none_T = np.zeros(len(takes), np.int64)
+        query_T = none_T if takes.query_T is None else takes.query_T
+        trigger_T = none_T if takes.trigger_T is None else takes.trigger_T
+        return self._items.hashes(query_T), trigger_hashes(self._items.hashes(trigger_T))
 
     def _count_shared(self, item_T: NDArray[np.int64]) -> None:
         facts = self._items.facts(item_T)
@@ -307,8 +326,9 @@ class FeatureState:
     def delete(self, item_id: str) -> None:
         """Remove a deleted item's counts; lists of partners lose it in the steps that follow, some lists in each."""
         key = id_hashes(item_id)[0]
-        if key in self._slots.by_key:
-            self._empty(np.array([self._slots.by_key[key]]))
+        as_trigger = int(trigger_hashes(np.array([[key, 0]]))[0, 0])
+        if slots := [self._slots.by_key[one] for one in (key, as_trigger) if one in self._slots.by_key]:
+            self._empty(np.array(slots))
         self._users.delete(short_of(key))
         self._deleted.add(short_of(key))
 

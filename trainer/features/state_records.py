@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from schemas.item_states import MOST_WRITES, ItemState, StateHead, parse_state_key, state_key, state_value
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
-from trainer.features.states import NEVER, ItemStates, SharedCounts, TakeRows, item_hash
+from trainer.features.states import NEVER, ItemStates, SharedCounts, TakeRows, item_hash, trigger_hashes
 from trainer.samples.item_facts import FactRows
 
 Record = tuple[bytes, bytes | None]
@@ -240,7 +240,12 @@ class StateCopies:
 
         An item without a copy was never taken.
         """
-        slot = self._slot
-        slots = np.array([slot.get(key, 0) for key in hashes_U2[:, 0].tolist()], np.int64)
         before = NEVER if self.head is None else self.head.before
-        return ItemStates(item_hash(hashes_U2), facts, self._rows.rows(slots), self._shared, before)
+        takes, triggered = self._of(hashes_U2), None
+        if self.config.queries:
+            triggered = self._of(trigger_hashes(hashes_U2))
+        return ItemStates(item_hash(hashes_U2), facts, takes, self._shared, before, triggered)
+
+    def _of(self, hashes_U2: NDArray[np.int64]) -> TakeRows:
+        slot = self._slot
+        return self._rows.rows(np.array([slot.get(key, 0) for key in hashes_U2[:, 0].tolist()], np.int64))

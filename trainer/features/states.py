@@ -22,6 +22,7 @@ NO_ITEM = np.uint32(0xFFFF_FFFF)
 """Hash of padding; a free place among partners is 0, so neither matches the other."""
 CATEGORY_SLOTS, WORD_SLOTS = 1 << 12, 1 << 14
 _MOST_TAKES = 1 << 53
+_TRIGGER_MIX, _MOST_HASH = np.int64(0x5851_F42D_4C95_7F2D), np.iinfo(np.int64).max
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -136,6 +137,8 @@ class ItemStates:
     shared: SharedCounts
     before: int = NEVER
     """Takes of earlier seconds are counted, others are not."""
+    triggered: TakeRows | None = None
+    """What was taken right after each item was looked at, as if that were an item too; None where it is not read."""
 
     def __len__(self) -> int:
         return len(self.hash_U)
@@ -148,7 +151,7 @@ class DrawnSources:
     second_B: NDArray[np.int64]
     """Second of that take; `NEVER` for a row that was not drawn, or whose take is not counted."""
     partner_BM: NDArray[np.uint32]
-    """`item_hash` of the items, and of the query, that the take was paired with, 0 pads."""
+    """`item_hash` of the items, of the query and of the trigger that the take was paired with, 0 pads."""
 
     @classmethod
     def none(cls, rows: int) -> DrawnSources:
@@ -160,6 +163,20 @@ def item_hash(hashes_U2: NDArray[np.int64]) -> NDArray[np.uint32]:
     """32-bit hashes of items from `trainer.samples.id_hashes`, `NO_ITEM` for padding (zero hashes), never 0."""
     low = np.clip(hashes_U2[:, 0].astype(np.uint32), 1, NO_ITEM - np.uint32(1))
     return np.where((hashes_U2[:, 0] | hashes_U2[:, 1]) != 0, low, NO_ITEM)
+
+
+def trigger_hashes(hashes_U2: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Hashes of items as triggers, under which is counted what is taken right after them; zeros stay zeros."""
+    with np.errstate(over="ignore"):
+        mixed_U2 = (hashes_U2 * _TRIGGER_MIX) & _MOST_HASH
+    return np.where(hashes_U2 == 0, 0, np.maximum(mixed_U2, 1))
+
+
+def trigger_hash(hash_U: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """`item_hash` of `trigger_hashes`, from that of the items: low bits of a product are those of low bits."""
+    with np.errstate(over="ignore"):
+        mixed_U = hash_U * np.uint32(_TRIGGER_MIX & 0xFFFF_FFFF)
+    return np.asarray(np.minimum(np.maximum(mixed_U, np.uint32(1)), NO_ITEM - np.uint32(1)))
 
 
 def firsts(sorted_N: NDArray[np.generic]) -> NDArray[np.bool_]:

@@ -37,6 +37,7 @@ class UserTakes:
         self._event_R = np.zeros(max(1, self._remembered), np.int64)
         self._source_row_R = np.zeros(max(1, self._remembered), np.int64)
         self._query_R = np.zeros(max(1, self._remembered), np.uint32)
+        self._trigger_R = np.zeros(max(1, self._remembered), np.uint32)
         self._next_source = 0
         self._changed_sources = ChangedRows()
 
@@ -74,15 +75,15 @@ class UserTakes:
         event_T: NDArray[np.int64],
         user_T: NDArray[np.int64],
         counted_T: NDArray[np.bool_],
-        query_T: NDArray[np.uint32] | None = None,
+        query_T: NDArray[np.uint32],
+        trigger_T: NDArray[np.uint32],
     ) -> None:
         """Let drawn exposures name these takes; a take that is not counted has nothing to leave out.
 
-        `query_T` are `item_hash`es of what was searched before them.
+        `query_T` and `trigger_T` are `item_hash`es of what was searched and of what was looked at before them.
         """
         kept = slice(max(0, len(event_T) - self._remembered), len(event_T))
         event_T, user_T, counted_T = event_T[kept], user_T[kept], counted_T[kept]
-        query_T = np.zeros(len(event_T), np.uint32) if query_T is None else query_T[kept]
         if not len(event_T):
             return
         place_T = (self._next_source + np.arange(len(event_T))) % self._remembered
@@ -91,7 +92,7 @@ class UserTakes:
                 del self._source[event]
         self._source |= dict(zip(event_T.tolist(), place_T.tolist(), strict=True))
         self._event_R[place_T] = event_T
-        self._query_R[place_T] = query_T
+        self._query_R[place_T], self._trigger_R[place_T] = query_T[kept], trigger_T[kept]
         counted = zip(user_T.tolist(), counted_T.tolist(), strict=True)
         self._source_row_R[place_T] = [self._row[user] if has else _NOT_COUNTED for user, has in counted]
         self._changed_sources.touch(place_T)
@@ -102,10 +103,11 @@ class UserTakes:
         place_D = np.array([self._source.get(event, -1) for event in event_D], np.int64)
         return np.where(place_D < 0, _NOT_COUNTED, self._source_row_R[place_D])
 
-    def queries_of(self, event_D: list[int]) -> NDArray[np.uint32]:
-        """`item_hash` of what was searched before each named take; 0 for none, and for a take that is not known."""
+    def led_to(self, event_D: list[int]) -> NDArray[np.uint32]:
+        """`item_hash` of search and trigger before each named take, shape (D, 2); 0 for a take that is not known."""
         place_D = np.array([self._source.get(event, -1) for event in event_D], np.int64)
-        return np.where(place_D < 0, 0, self._query_R[place_D]).astype(np.uint32)
+        found_D2 = np.stack([self._query_R[place_D], self._trigger_R[place_D]], axis=1)
+        return np.where(place_D[:, None] < 0, np.uint32(0), found_D2)
 
     def beside(
         self, row_D: NDArray[np.int64], item_D: NDArray[np.uint32], second_D: NDArray[np.int64]
@@ -180,7 +182,8 @@ class UserTakes:
         return copied_rows(columns | {"seconds": self._second_VL, "count": self._count_V}, rows)
 
     def _copied_sources(self, places: NDArray[np.int64]) -> Callable[[slice], State]:
-        return copied_rows({"event": self._event_R, "row": self._source_row_R, "query": self._query_R}, places)
+        columns: Arrays = {"event": self._event_R, "row": self._source_row_R}
+        return copied_rows(columns | {"query": self._query_R, "trigger": self._trigger_R}, places)
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
@@ -194,6 +197,7 @@ class UserTakes:
         self._next_source, count = state.values["next_source"], len(arrays["sources.event"])
         self._event_R[:count], self._event_R[count:] = arrays["sources.event"], 0
         self._source_row_R[:count], self._source_row_R[count:] = arrays["sources.row"], 0
-        self._query_R[:count], self._query_R[count:] = arrays.get("sources.query", 0), 0  # earlier builds had none
+        for own_R, name in ((self._query_R, "query"), (self._trigger_R, "trigger")):
+            own_R[:count], own_R[count:] = arrays.get(f"sources.{name}", 0), 0  # earlier builds had none
         places = (np.arange(self._next_source - count, self._next_source) % max(1, self._remembered)).tolist()
         self._source = {int(self._event_R[place]): place for place in places}

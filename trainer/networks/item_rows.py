@@ -90,4 +90,5 @@ class RequestMoment:
         """Nothing is known but which items were taken."""
         size = len(items.hashes_U2)
         facts, takes = FactRows.empty(config, size), TakeRows.empty(config, size)
-        return cls(ItemStates(item_hash(items.hashes_U2), facts, takes, SharedCounts.empty()), [0] * history, 0)
+        states = ItemStates(item_hash(items.hashes_U2), facts, takes, SharedCounts.empty(), triggered=takes)
+        return cls(states, [0] * history, 0)

@@ -29,6 +29,8 @@ class Takes:
     """The item's publish time was inferred from this take."""
     query_T: NDArray[np.int64] | None = None
     """Numbers of what was searched before, 0 for nothing; None where searches are not read."""
+    trigger_T: NDArray[np.int64] | None = None
+    """Numbers of the items that were looked at just before, likewise."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,6 +107,7 @@ def read_columns(
         _ratings(data, folder, taken),
         inferred_from[taken],
         _queries_of(data, queries)[taken] if len(queries) else None,
+        None if data.interactions.trigger is None else data.interactions.trigger[taken] + 1,
     )
     liked_T = None
     if labels == "ratings":

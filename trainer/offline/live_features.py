@@ -135,7 +135,7 @@ def _in_order(takes: Takes, unpaired_I: NDArray[np.bool_]) -> TakeColumns:
         takes.second_T[order],
         order + 1,
         takes.announces_T[order],
-        None if takes.query_T is None else np.where(alone, 0, takes.query_T[order]),
+        *(None if led_T is None else np.where(alone, 0, led_T[order]) for led_T in (takes.query_T, takes.trigger_T)),
     )
 
 

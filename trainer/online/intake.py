@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
+from operator import attrgetter
 
 import numpy as np
 
@@ -54,6 +55,11 @@ class _QueuedTake:
     take: Take
     partition: int
     offset: int
+
+
+_TAKE_COLUMNS = (
+    *("take.second", "take.item", "partition", "offset", "take.event", "take.announces", "take.query", "take.trigger"),
+)
 
 
 class RememberedItems:
@@ -252,7 +258,7 @@ class EventIntake:
         for row in self._ready:
             yield from filter(None, (row.item, row.query, *row.history))
         for queued in self._takes:
-            yield from filter(None, (queued.take.item, queued.take.query))
+            yield from queued.take.numbers
 
     def _add_second(self, events: list[Observed]) -> None:
         taken = (event for event in events if event.behaviour.kind.is_take)
@@ -359,11 +365,10 @@ class EventIntake:
             }
         )
         takes = list(self._takes)
-        places = [
-            (q.take.second, q.take.item, q.partition, q.offset, q.take.event, q.take.announces, q.take.query)
-            for q in takes
-        ]
-        state.arrays["takes"] = np.array(places, np.int64).reshape(-1, 7)
+        columns = attrgetter(*_TAKE_COLUMNS)
+        state.arrays["takes"] = np.array([columns(queued) for queued in takes], np.int64).reshape(
+            -1, len(_TAKE_COLUMNS)
+        )
         state.put_texts("takes.user", (queued.take.user_id for queued in takes))
         state.put("window", self.window.snapshot())
         state.put("join", self._join.snapshot())
@@ -387,10 +392,11 @@ class EventIntake:
         self._ready = deque(unpack_impressions(state.part("ready")))
         self._join.share_moments(self._ready)
         places = state.arrays["takes"]
-        places = np.pad(places, ((0, 0), (0, 7 - places.shape[1])))  # an earlier build knew no searches
+        # an earlier build knew no searches, or no triggers
+        places = np.pad(places, ((0, 0), (0, len(_TAKE_COLUMNS) - places.shape[1])))
         self._takes = deque(
-            _QueuedTake(Take(second, user, item, event, announces=bool(announces), query=query), partition, offset)
-            for (second, item, partition, offset, event, announces, query), user in zip(
+            _QueuedTake(Take(second, user, item, event, bool(announces), *led_to), partition, offset)
+            for (second, item, partition, offset, event, announces, *led_to), user in zip(
                 places.tolist(), state.texts("takes.user"), strict=True
             )
         )

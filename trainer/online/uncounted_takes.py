@@ -33,8 +33,8 @@ class UncountedTakes:
         self._takes += takes
 
     def items(self) -> Iterator[int]:
-        """Numbers of their items and searches."""
-        return (number for take in self._takes for number in (take.item, take.query) if number)
+        """Numbers of their items, searches and triggers."""
+        return (number for take in self._takes for number in take.numbers)
 
     def due(self, most: int) -> int | None:
         """The second before which takes have to be counted now, as more than `most` wait; None if there is none.
@@ -57,6 +57,7 @@ class UncountedTakes:
             whole_numbers(take.event for take in counted),
             np.array([take.announces for take in counted], bool),
             whole_numbers(take.query for take in counted),
+            whole_numbers(take.trigger for take in counted),
         )
 
     def forget(self, user_id: str) -> None:
@@ -77,16 +78,17 @@ class UncountedTakes:
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         numbers, users = state.arrays["takes"], state.texts("user")
-        numbers = np.pad(numbers, ((0, 0), (0, 5 - numbers.shape[1])))  # an earlier build knew no searches
+        numbers = np.pad(numbers, ((0, 0), (0, 6 - numbers.shape[1])))  # an earlier build knew no searches, no triggers
         held = zip(numbers.tolist(), users, strict=True)
         self._takes = [
-            Take(at, user, item, event, announces=bool(a), query=q) for (at, item, event, a, q), user in held
+            Take(at, user, item, event, bool(announces), *led_to)
+            for (at, item, event, announces, *led_to), user in held
         ]
         self._changed = ChangedRows()
 
 
 def _packed(takes: list[Take]) -> State:
-    numbers = [(take.second, take.item, take.event, take.announces, take.query) for take in takes]
-    state = State({"takes": np.array(numbers, np.int64).reshape(-1, 5)})
+    numbers = [(take.second, take.item, take.event, take.announces, take.query, take.trigger) for take in takes]
+    state = State({"takes": np.array(numbers, np.int64).reshape(-1, 6)})
     state.put_texts("user", (take.user_id for take in takes))
     return state

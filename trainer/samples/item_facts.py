@@ -34,8 +34,9 @@ class FactsConfig(BaseModel):
     values_per_item: int = Field(default=16, ge=1, le=64)
     """Most attribute values of an item that are looked at, of each attribute equally many."""
     queries: bool = False
-    """Whether a row sees the search that led to it: its vector as the newest of the history, and which of its words
-    stand in the title. Rows then wait for the vectors of searches, which the topic `queries` holds."""
+    """Whether a row sees the search that led to it: its vector as the newest of the history, which of its words stand
+    in the title, and what was taken after it; and what was taken right after the item that was looked at just before.
+    Rows then wait for the vectors of searches, which the topic `queries` holds."""
 
     @property
     def groups(self) -> tuple[str, ...]:

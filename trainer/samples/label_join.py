@@ -18,7 +18,15 @@ from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
 from trainer.samples.histories import newest_only, place_of
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.numbering import ItemNumbers
-from trainer.samples.rows import RELIABILITY, Impression, Take, pack_impressions, row_bytes, unpack_impressions
+from trainer.samples.rows import (
+    NO_IMPRESSION,
+    RELIABILITY,
+    Impression,
+    Take,
+    pack_impressions,
+    row_bytes,
+    unpack_impressions,
+)
 from trainer.samples.searches import SearchUse, is_hidden, searched
 from trainer.samples.window import Observed
 from trainer.state import State, ragged, unragged, whole_numbers
@@ -308,20 +316,32 @@ class ImpressionJoin:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
                 impression.taken_as = behaviour.kind
-            return self._take(event, item, impression.query)
+            return self._take(event, item, impression)
         known = self._correctable is not None and self._correct(self._correctable, event, item)
         if not known and self._draws is not None and behaviour.exposure_id is None:
             drawn.extend(self._draw(self._draws, event, item))
         return self._take(event, item)
 
-    def _take(self, event: Observed, item: int, query: int = 0) -> Take:
-        """`query` is the search of its exposure, for a take that says none of its own."""
+    def _take(self, event: Observed, item: int, shown: Impression = NO_IMPRESSION) -> Take:
+        """A take that says no search or trigger of its own has those of its exposure."""
         behaviour = event.behaviour
-        hashed = _event_hash(behaviour.event_id)
+        query, trigger = shown.query, 0
         if self._searches is SearchUse.NUMBERED:
             own = searched(behaviour.query_text, behaviour.query_image)
             query = query if own is None else self._catalogue.number(own)
-        return Take(event.second, behaviour.user_id, item, hashed, announces=behaviour.defines_publish, query=query)
+            if behaviour.trigger_item is not None:
+                trigger = self._catalogue.number(behaviour.trigger_item)
+            elif shown.history_seconds and shown.history_seconds[-1] == shown.second:  # takes are of earlier seconds
+                trigger = shown.history[-1]
+        return Take(
+            event.second,
+            behaviour.user_id,
+            item,
+            _event_hash(behaviour.event_id),
+            announces=behaviour.defines_publish,
+            query=query,
+            trigger=trigger,
+        )
 
     def _correct(self, correctable: CorrectableRows, event: Observed, item: int) -> bool:
         """Whether the take has an impression that is not too old for it, whether it changes it or not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,6 +104,13 @@ class Take:
     """Whether the item's time of publication was inferred from it."""
     query: int = 0
     """Number of the search that led to it; 0 without one."""
+    trigger: int = 0
+    """Number of the item that was looked at just before, where searches are numbered; 0 without one."""
+
+    @property
+    def numbers(self) -> Iterator[int]:
+        """Numbers of what it names in the catalogue."""
+        return filter(None, (self.item, self.query, self.trigger))
 
 
 def pack_impressions(impressions: Iterable[Impression], *, features: list[bytes] | None = None) -> State:

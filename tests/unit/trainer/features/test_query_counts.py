@@ -1,4 +1,4 @@
-"""What is taken after a search: counted in steps, against plain loops."""
+"""What is taken after a search, and right after an item: counted in steps, against plain loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.features.state_records import StateCopies, StateWriter
 CONFIG = FeatureConfig(attributes=("genres", "colour"), history_length=8, queries=True)
 PLAIN = FeatureConfig(attributes=("genres", "colour"), history_length=8)
 ITEMS, QUERIES = 30, 4
-NAMES = ("query together", "query share", "query lift")
+NAMES = tuple(f"{one} {what}" for one in ("query", "trigger") for what in ("together", "share", "lift"))
 COLUMNS = [CONFIG.names.index(name) for name in NAMES]
 
 
@@ -29,7 +29,10 @@ def world_of(config: FeatureConfig = CONFIG) -> World:
 def searched_takes(count: int = 300) -> list[Take]:
     rng = np.random.default_rng(3)
     takes = random_takes(count, users=15, items=ITEMS, seconds=900, seed=2)
-    return [replace(take, query=int(ITEMS + rng.integers(1, QUERIES + 1)) * bool(rng.random() < 0.7)) for take in takes]
+    asked = [
+        replace(take, query=int(ITEMS + rng.integers(1, QUERIES + 1)) * bool(rng.random() < 0.7)) for take in takes
+    ]
+    return [replace(take, trigger=int(rng.integers(1, 6)) * bool(rng.random() < 0.6)) for take in asked]
 
 
 def fed(config: FeatureConfig, takes: list[Take], *, step: int = 20) -> FeatureState:
@@ -49,7 +52,8 @@ def rows_of(takes: list[Take]) -> list[Row]:
         target = source.item if drawn else int(rng.integers(1, ITEMS + 1))
         query = source.query if n % 6 == 0 else int(ITEMS + rng.integers(0, QUERIES + 1)) % (ITEMS + QUERIES + 1)
         query = query if query > ITEMS else 0
-        rows.append(Row(target, [1], [5], 1_000, (source.event, source.second) if drawn else (0, 0), query))
+        newest = source.trigger or 1 if n % 2 else int(rng.integers(1, 6))
+        rows.append(Row(target, [newest, 7], [5, 4], 1_000, (source.event, source.second) if drawn else (0, 0), query))
     return rows
 
 
@@ -68,14 +72,18 @@ def test_counts_after_a_search_equal_loops_and_leave_out_the_source_of_a_drawn_r
         row for row in rows if row.source[0] and row.query == next(t.query for t in takes if t.event == row.source[0])
     ]
     assert len([row for row in drawn_from_same if row.query]) > 10
-    assert (found[:, 0] > 0).sum() > 50 and not found[[n for n, row in enumerate(rows) if not row.query]].any()
+    assert (found[:, 0] > 0).sum() > 50 and not found[[n for n, row in enumerate(rows) if not row.query], :3].any()
+    assert (found[:, 3] > 0).sum() > 50
+    of_trigger = {take.event: take.trigger for take in takes}
+    assert len([row for row in rows if row.source[0] and of_trigger[row.source[0]] == row.history[0]]) > 10
 
 
 def test_searches_change_no_other_feature_and_no_pair_of_items() -> None:
     takes = searched_takes()
     rows = rows_of(takes)
     with_queries = features_of(fed(CONFIG, takes), rows)
-    without = features_of(fed(PLAIN, [replace(take, query=0) for take in takes]), [replace(r, query=0) for r in rows])
+    plain = [replace(take, query=0, trigger=0) for take in takes]
+    without = features_of(fed(PLAIN, plain), [replace(row, query=0) for row in rows])
     kept = [place for place in range(len(CONFIG.names)) if place not in COLUMNS]
     np.testing.assert_array_equal(with_queries[:, kept], without)
 
@@ -98,16 +106,27 @@ def test_a_state_goes_on_after_a_restart_and_servers_count_the_same() -> None:
         copies.apply(key, value)
     world = world_of()
     numbers = np.arange(ITEMS + QUERIES + 1)
-    theirs = copies.states(world.hashes(numbers), world.facts(numbers)).takes
-    assert theirs.takes_U[ITEMS + 1 :].all()
-    for name, column in vars(whole.states(numbers).takes).items():
-        np.testing.assert_array_equal(getattr(theirs, name), column)
+    theirs, ours = copies.states(world.hashes(numbers), world.facts(numbers)), whole.states(numbers)
+    assert theirs.takes.takes_U[ITEMS + 1 :].all()
+    assert ours.triggered is not None and ours.triggered.takes_U.astype(bool).tolist() == [0 < n < 6 for n in numbers]
+    for one, other in ((theirs.takes, ours.takes), (theirs.triggered, ours.triggered)):
+        for name, column in vars(other).items():
+            np.testing.assert_array_equal(getattr(one, name), column)
+
+
+def test_a_deleted_item_is_no_trigger_any_more() -> None:
+    state = fed(CONFIG, searched_takes())
+    row = Row(target=8, history=[3], seconds=[5], now=1_000)
+    before = features_of(state, [row])[0, CONFIG.names.index("trigger share")]
+    state.delete("i3")
+    after = features_of(state, [row])[0, CONFIG.names.index("trigger share")]
+    assert before > 0 and after == 0
 
 
 def test_a_snapshot_of_before_searches_names_none() -> None:
-    takes = [replace(take, query=0) for take in searched_takes()]
+    takes = [replace(take, query=0, trigger=0) for take in searched_takes()]
     state = fed(PLAIN, takes).snapshot()
-    del state.part("users").arrays["sources.query"]
+    del state.part("users").arrays["sources.query"], state.part("users").arrays["sources.trigger"]
     restored = FeatureState(PLAIN, world_of(PLAIN))
     restored.restore(through_bytes(state))
     np.testing.assert_array_equal(features_of(restored, rows_of(takes)), features_of(fed(PLAIN, takes), rows_of(takes)))

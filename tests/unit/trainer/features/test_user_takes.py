@@ -15,7 +15,8 @@ def taken(takes: UserTakes, *pairs: tuple[int, int]) -> None:
 
 
 def remember(takes: UserTakes, *events: int) -> None:
-    takes.remember(np.array(events), np.full(len(events), 5), np.ones(len(events), bool))
+    none = np.zeros(len(events), np.uint32)
+    takes.remember(np.array(events), np.full(len(events), 5), np.ones(len(events), bool), none, none)
 
 
 def test_the_newest_takes_are_remembered_also_where_more_come_at_once_and_one_comes_again() -> None:

@@ -116,8 +116,8 @@ def test_the_query_is_the_newest_of_the_history_for_the_network_and_no_part_of_i
     np.testing.assert_array_equal(after.batch.vectors_UV[after.batch.history_BL[0, 0]].numpy(), unit_vector(9))
     width, dense = len(plain.config.features.names), after.batch.dense_BF.numpy()
     np.testing.assert_array_equal(dense[:, :width], before.batch.dense_BF[:, :width])
-    np.testing.assert_array_equal(dense[:, width : width + 3], [[0, 0, 0], [0, 0, 0]])  # nothing was taken after it
-    assert dense.shape[1] == width + 3 + 1 + len(QUERY_COLUMNS)
+    np.testing.assert_array_equal(dense[:, width : width + 6], np.zeros((2, 6)))  # nothing was taken after it
+    assert dense.shape[1] == width + 6 + 1 + len(QUERY_COLUMNS)
     np.testing.assert_allclose(dense[:, width + 4 :], [[1, 1 / 2, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
 
 
