@@ -114,6 +114,21 @@ def test_a_state_goes_on_after_a_restart_and_servers_count_the_same() -> None:
             np.testing.assert_array_equal(getattr(one, name), column)
 
 
+def test_a_state_that_is_kept_keeps_what_was_taken_after_triggers() -> None:
+    takes, world, numbers = searched_takes(), world_of(), np.arange(ITEMS + 1)
+    state = fed(CONFIG, takes[:100])
+    then = state.states(numbers).triggered
+    state.hold()
+    state.add(columns_of(takes[100:]), before=takes[-1].second + 1)
+    kept, now = (
+        state.held_states(world.hashes(numbers), world.facts(numbers)).triggered,
+        state.states(numbers).triggered,
+    )
+    assert then is not None and kept is not None and now is not None
+    assert then.takes_U.tolist() == kept.takes_U.tolist() != now.takes_U.tolist()
+    np.testing.assert_array_equal(kept.together_UP, then.together_UP)
+
+
 def test_a_deleted_item_is_no_trigger_any_more() -> None:
     state = fed(CONFIG, searched_takes())
     row = Row(target=8, history=[3], seconds=[5], now=1_000)

@@ -19,12 +19,16 @@ WORDS = [f"word{n} i" for n in range(5)]
 
 
 def searching(impressions: int, *, partitions: int = 1) -> list[list[Behaviour]]:
-    """A log in which most exposures say what was searched."""
+    """A log in which most exposures say what was searched, and many what was looked at before."""
     logs = click_log(impressions, partitions=partitions, late_takes=7)
-    return [
-        [event.model_copy(update={"query_text": WORDS[n % 6] if n % 6 < 5 else None}) for n, event in enumerate(log)]
-        for log in logs
-    ]
+
+    def led_to(n: int) -> dict[str, str | None]:
+        return {
+            "query_text": WORDS[n % 6] if n % 6 < 5 else None,
+            "trigger_item": f"i{n // 3 % 4}" if n % 5 < 3 else None,
+        }
+
+    return [[event.model_copy(update=led_to(n)) for n, event in enumerate(log)] for log in logs]
 
 
 def query(words: str) -> str:
@@ -118,7 +122,7 @@ def test_the_query_is_the_newest_of_the_history_for_the_network_and_no_part_of_i
     np.testing.assert_array_equal(dense[:, :width], before.batch.dense_BF[:, :width])
     np.testing.assert_array_equal(dense[:, width : width + 6], np.zeros((2, 6)))  # nothing was taken after it
     assert dense.shape[1] == width + 6 + 1 + len(QUERY_COLUMNS)
-    np.testing.assert_allclose(dense[:, width + 4 :], [[1, 1 / 2, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(dense[:, width + 7 :], [[1, 1 / 2, 1 / 3, 0], [0, 0, 0, 0]], rtol=1e-6)
 
 
 def test_a_history_without_any_query_is_left_as_it_is() -> None:

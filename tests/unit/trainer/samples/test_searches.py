@@ -90,6 +90,23 @@ def test_rows_keep_of_a_search_what_their_reader_wants() -> None:
     assert (row.query_text, row.query) == (None, 0) and catalogue.named == 1
 
 
+def test_a_take_without_a_search_or_trigger_of_its_own_has_those_of_its_exposure() -> None:
+    catalogue = Catalogue(DIM)
+    join = ImpressionJoin(catalogue, history_length=3, attribution_seconds=9, max_users=9, searches=SearchUse.NUMBERED)
+    shown = behaviour("x", user="u2", item="a", query_text="red shoe", trigger_item="b")
+    other = behaviour("y", user="u2", item="c")
+    takes = [behaviour(f"t{name}", "click", user="u2", item=name, second=1) for name in "ac"]
+    takes.append(behaviour("t", "click", user="u2", item="a", second=1, query_text="hat", trigger_item="c"))
+    first, second, own = (
+        [*join.add_second([Observed(0, n, 0, event) for n, event in enumerate((shown, other))])],
+        join.add_second([Observed(0, 2 + n, 1, event) for n, event in enumerate(takes[:2])]),
+        join.add_second([Observed(0, 4, 1, takes[2])])[0],
+    )
+    assert not first
+    named = [[catalogue.item_id(number) for number in take.numbers] for take in (*second, own)]
+    assert named == [["a", searched("red shoe", None), "b"], ["c"], ["a", searched("hat", None), "c"]]
+
+
 def test_one_search_in_twenty_is_hidden_and_all_rows_of_it_alike() -> None:
     hidden = [is_hidden(f"u{user}", second) for user in range(100) for second in range(100)]
     assert sum(hidden) == pytest.approx(len(hidden) / HIDDEN_OF, rel=0.2)
