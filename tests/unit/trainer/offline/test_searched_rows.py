@@ -28,7 +28,10 @@ from trainer.offline.protocols import ProtocolName, protocol_of
 from trainer.offline.similarities import similarity_features
 from trainer.samples.searches import QUERY_COLUMNS
 
-OF_FEATURES = ("query together", "query share", "query lift")
+OF_FEATURES = (
+    *("query together", "query share", "query lift"),
+    *("trigger together", "trigger share", "trigger lift"),
+)
 
 
 def recorded_of(folder: Path, *, off: bool = False, name: ProtocolName = "time-split") -> Recorded:
