@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 from aiokafka.errors import KafkaError
 
-from encoders.base import Encoder, ItemContent
+from encoders.base import Encoder, ItemContent, query_content
 from schemas.errors import Unavailable
 from schemas.items import ItemEmbedding, ItemPublished, parse_embedding_key
 from schemas.letters import DeadLetter
+from schemas.queries import QueryEmbedding, query_id
 from streams.stores.artifacts.registry import folder_registry
 from streams.stores.histories.client import make_redis
 from streams.stores.histories.redis_store import RedisBehaviourStore
@@ -155,6 +156,26 @@ def look_at_announcements(world: World, truth: Items) -> Findings:
     found.add_any("the last announcement of items is not of their newest content", wrong)
     alive = [item_id for item_id in truth.gone if last.get(item_id) is not None]
     found.add_any("the last announcement of deleted items is not a tombstone", alive)
+    return found
+
+
+def look_at_queries(world: World, truth: Behaviours, encoder: Encoder) -> Findings:
+    """Everything that was searched has its vector in `queries`, the same in every copy."""
+    found = Findings()
+    announced: dict[str, set[bytes | None]] = {}
+    for records in world.logs["queries"].records.values():
+        for record in records:
+            message = QueryEmbedding.model_validate_json(record.value or b"")
+            announced.setdefault(message.query, set()).add(message.vector)
+    wanted = {str(query_id(words, None)): words for words in truth.searched}
+    found.add_any("searches have no vector", sorted(wanted[query] for query in wanted.keys() - announced.keys()))
+    held = sorted(wanted.keys() & announced.keys())
+    if held:
+        fresh = encoder.encode_queries([encoder.prepare(query_content(wanted[query], None)) for query in held])
+        right = {query: row.astype("<f4").tobytes() for query, row in zip(held, fresh, strict=True)}
+        wrong = [wanted[query] for query in held if announced[query] != {right[query]}]
+        found.add_any("vectors of searches are not those of their words, or differ between copies", wrong)
+    found.figures = {"searches": len(wanted)}
     return found
 
 
@@ -308,9 +329,9 @@ async def look_at_serving(world: World, truth: Items, users: Sequence[str]) -> F
                     found.add(f"the server finds deleted items, or nothing: {answer.status} {near & truth.gone}")
         current = folder_registry(world.settings.models).current()
         if current is not None and ids:
-            body = {"user_id": users[0], "item_ids": [*ids, *gone]}
+            body = {"user_id": users[0], "item_ids": [*ids, *gone], "query_text": "a thing on shelf 1"}
             async with session.post("/v1/score", json=body) as answer:
                 text = await answer.text()
-                if answer.status != 200 or current.release_id not in text:
+                if answer.status != 200 or current.release_id not in text or '"query":"used"' not in text:
                     found.add(f"the server does not score with {current.release_id}: {answer.status} {text[:200]}")
     return found

@@ -104,6 +104,8 @@ class Behaviours:
     rows: list[Row] = field(default_factory=list)
     """In training order."""
     accepted_takes: int = 0
+    searched: set[str] = field(default_factory=set)
+    """What anybody searched for."""
 
 
 def expected_behaviours(log: Mapping[int, Sequence[Logged]]) -> Behaviours:
@@ -122,6 +124,8 @@ def expected_behaviours(log: Mapping[int, Sequence[Logged]]) -> Behaviours:
             if event is None:
                 found.broken[record.partition, record.offset] = record.value
                 continue
+            if "query_text" in event:
+                found.searched.add(event["query_text"])
             user, event_id, is_take = event["user_id"], event["event_id"], event["kind"] != "exposure"
             at = datetime.fromisoformat(event["occurred_at"]).timestamp()
             if (user, event_id) in seen_by_recorder:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+import numpy as np
+
 from schemas.behaviours import Behaviour
 from schemas.items import ItemEmbedding, parse_embedding_key
+from schemas.queries import QueryEmbedding
 from tests.faults.oracle import Logged, good_behaviour
 from tests.faults.scenario import PARTITIONS
 from tests.faults.world import Log
 from trainer.online.config import TrainerConfig
 from trainer.online.trainer import OnlineTrainer
+from trainer.samples.searches import query_item
 
 
 class Standing(NamedTuple):
@@ -30,7 +34,7 @@ class Reference:
         self._read: dict[tuple[str, int], int] = {}
         self.after: dict[int, Standing] = {0: Standing(0, "")}
 
-    def follow(self, embeddings: Log, behaviours: Log) -> None:
+    def follow(self, embeddings: Log, queries: Log, behaviours: Log) -> None:
         """Take in what is new in the log and learn from what is settled."""
         for record in self._new(embeddings):
             version, item_id = parse_embedding_key(record.key or b"")
@@ -47,6 +51,10 @@ class Reference:
         trainer = self._trainer
         if trainer is None:
             return
+        for record in self._new(queries):
+            found = QueryEmbedding.model_validate_json(record.value or b"")
+            assert found.vector is not None, "rounds search for nothing that cannot be encoded"
+            trainer.put_query(query_item(found.query), np.frombuffer(found.vector, "<f4"))
         for record in self._new(behaviours):
             event = good_behaviour(record)
             if event is None:

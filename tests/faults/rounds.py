@@ -234,7 +234,7 @@ class _Round:
             items = expected_items(world.logs["items"].records)
             behaviours = expected_behaviours(world.logs["behaviours"].records)
             reference: Reference = self._reference()
-            reference.follow(world.logs["embeddings"], world.logs["behaviours"])
+            reference.follow(world.logs["embeddings"], world.logs["queries"], world.logs["behaviours"])
             together = Findings()
             for found in (
                 checks.look_at_log(world),
@@ -243,6 +243,7 @@ class _Round:
                 await checks.look_at_histories(world, behaviours),
                 await checks.look_at_center(world, items, self._encoder),
                 checks.look_at_announcements(world, items),
+                checks.look_at_queries(world, behaviours, self._encoder),
                 checks.look_at_letters(world, items, behaviours),
                 look_at_releases(world, reference),
                 await checks.look_at_serving(world, items, USERS),

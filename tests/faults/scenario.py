@@ -253,16 +253,27 @@ class _Round:
                 broken = rng.choice((b"{", b'{"event_id": "x"}', b'{"kind": "glance"}'))
                 found.append(Sending("behaviours", user.encode(), broken + b" " * (self._events % 7)))
             elif what < 0.14:
-                found.append(self._event("exposure", user, item, second - 200))
+                found.append(self._event("exposure", user, item, second - 200, **self._before()))
             elif what < 0.24:
-                found.append(self._event("exposure", user, item, at - rng.random() * 10))
+                found.append(self._event("exposure", user, item, at - rng.random() * 10, **self._before()))
             else:
-                exposure = self._event("exposure", user, item, at)
+                exposure = self._event("exposure", user, item, at, **self._before())
                 found.append(exposure)
                 if rng.random() < 0.4:
                     event = json.loads(exposure.value or b"")
                     take = self._event("click", user, item, at + 1 + rng.random() * 8, exposure_id=event["event_id"])
                     found.insert(len(found) - rng.choice((0, 0, 1)), take)
+        return found
+
+    def _before(self) -> dict[str, str]:
+        """What led to an exposure: words that many search for, words that nobody searched for yet, an item, nothing."""
+        rng, found = self._rng, {}
+        what = rng.random()
+        if what < 0.3:
+            new = f"words {self._number} {self._events}"
+            found["query_text"] = new if what < 0.1 else f"a thing on shelf {rng.randrange(8)}"
+        if rng.random() < 0.2:
+            found["trigger_item"] = rng.choice(STABLE)
         return found
 
     def _event(self, kind: str, user: str, item: str, second: float, **more: str) -> Sending:

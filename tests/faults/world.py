@@ -98,6 +98,7 @@ class World:
                 "time_negatives": 8,
                 "release_every_rows": 64,
                 "model": {"id_rows": 256},
+                "features": {"queries": True},
             },
             "gate": {"trial_rows": 16, "gauc_margin": 1, "log_loss_margin": 99, "min_takes": 1_000_000},
             "serve": {
@@ -114,7 +115,7 @@ class World:
         self.ends: dict[str, dict[int, int]] = {"items": {}, "behaviours": {}}
         """Offset after the newest acknowledged record, by topic and partition."""
         self.acknowledged: dict[str, list[Logged]] = {"items": [], "behaviours": []}
-        self.logs = {name: Log(name) for name in ("items", "behaviours", "embeddings", "dead-letters")}
+        self.logs = {name: Log(name) for name in ("items", "behaviours", "embeddings", "queries", "dead-letters")}
         self.letters_from: dict[str, dict[int, int]] = {}
         """Where the dead letters that count begin, by the topic of their records and partition."""
         self.lives = 0

@@ -35,6 +35,25 @@ def acknowledged_before_write() -> None:
     item_streams.index_batch = acknowledge_first  # type: ignore[assignment]
 
 
+def search_acknowledged_before_announced() -> None:
+    """The index worker acknowledges what was searched, and announces its vectors a moment later."""
+    from streams.indexing.query_agent import QueryAnnouncer
+
+    announce = QueryAnnouncer._announce
+    under_way = set()
+
+    async def later(self: QueryAnnouncer, *given: Any) -> None:
+        await asyncio.sleep(1.0)
+        await announce(self, *given)
+
+    async def announce_later(self: QueryAnnouncer, *given: Any) -> None:
+        task = asyncio.ensure_future(later(self, *given))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    QueryAnnouncer._announce = announce_later  # type: ignore[method-assign]
+
+
 def bank_not_in_snapshot() -> None:
     """A trainer that goes on from a snapshot has an empty memory bank."""
     from trainer.negatives.memory_bank import TakeBank
@@ -133,6 +152,9 @@ BUGS = {
         acknowledged_before_write,
         "kill index",
         ("missing from the center", "not the newest published", "deleted items are in"),
+    ),
+    "search acknowledged before announced": Bug(
+        search_acknowledged_before_announced, "kill index", ("searches have no vector",)
     ),
     "bank not in snapshot": Bug(
         bank_not_in_snapshot,
