@@ -151,7 +151,7 @@ async def _broker(settings: Settings) -> str:
 
 
 async def _topics(settings: Settings, roles: Sequence[Role]) -> str:
-    specs = specs_of(roles)
+    specs = specs_of(roles, settings)
     names = [spec.name for spec in specs]
     found = await asyncio.to_thread(
         describe_topics, settings.kafka, settings.topics, names, with_configs=True, missing_ok=True

@@ -88,8 +88,11 @@ def right_problems(roles: Iterable[Role], settings: Settings, found: ClusterTopi
     """What this login may not do with a topic that it sees, and a role has to."""
     problems: list[Problem] = []
     for role in roles:
+        used = _used(role, settings)
         for right, names in (("READ", RIGHTS[role].reads), ("WRITE", RIGHTS[role].writes)):
-            lacking = [name for name in names if name in found.rights and right not in found.rights[name]]
+            lacking = [
+                name for name in names if name in used and name in found.rights and right not in found.rights[name]
+            ]
             if lacking:
                 topics = ", ".join(settings.topics.full_name(name) for name in lacking)
                 problems.append(
@@ -120,7 +123,12 @@ def unseen(names: Iterable[TopicName], settings: Settings, found: ClusterTopics)
     return told
 
 
-def specs_of(roles: Iterable[Role]) -> list[TopicSpec]:
-    """The topics of these roles, in the table's order."""
-    needed = {name for role in roles for name in RIGHTS[role].topics}
+def specs_of(roles: Iterable[Role], settings: Settings) -> list[TopicSpec]:
+    """The topics of these roles under their settings, in the table's order."""
+    needed = {name for role in roles for name in _used(role, settings)}
     return [spec for spec in TOPICS.values() if spec.name in needed]
+
+
+def _used(role: Role, settings: Settings) -> tuple[TopicName, ...]:
+    handles_searches = {"index": settings.index.queries, "train": settings.trainer.features.queries}
+    return RIGHTS[role].needed(queries=handles_searches.get(role, True))

@@ -150,7 +150,7 @@ def test_a_right_that_a_role_lacks_is_told_for_that_role_alone() -> None:
     assert "may not write mim.skew" in what
     assert right_problems(["csft"], SETTINGS, found) == []
     assert right_problems(rights.ROLES, SETTINGS, cluster(rights={})) == []  # the broker does not say
-    assert {spec.name for spec in specs_of(["serve"])} == {"embeddings", "item-states", "skew", "models"}
+    assert {spec.name for spec in specs_of(["serve"], SETTINGS)} == {"embeddings", "item-states", "skew", "models"}
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "volatile-ttl", "allkeys-lru", "allkeys-random", "volatile-lfu"])

@@ -18,6 +18,7 @@ from streams.wiring import preflight
 from streams.wiring.preflight import _CheckFailed, _CheckUnknown, picture_sizes
 from streams.wiring.rights import RIGHTS, ROLES, Rights, rights_table
 from streams.wiring.topic_checks import _is_enough, right_problems, specs_of, topic_problems, unseen
+from trainer.features.config import FeatureConfig
 
 SETTINGS = Settings()
 
@@ -112,11 +113,22 @@ def test_each_right_that_is_lacking_is_named_with_its_topics_and_its_role() -> N
 
 def test_the_topics_of_roles_come_once_in_the_order_of_the_table() -> None:
     order = list(TOPICS)
-    for roles in (ROLES, ["serve", "train"], ["train", "serve"]):
-        names = [spec.name for spec in specs_of(roles)]  # type: ignore[arg-type]
+    for roles in (ROLES, ["serve", "index"], ["index", "serve"]):
+        names = [spec.name for spec in specs_of(roles, SETTINGS)]  # type: ignore[arg-type]
         assert names == [
             name for name in order if any(name in RIGHTS[role].reads + RIGHTS[role].writes for role in roles)
         ]
+
+
+def test_who_handles_no_searches_needs_no_topic_of_theirs() -> None:
+    reading = SETTINGS.trainer.model_copy(update={"features": FeatureConfig(queries=True)})
+    found = cluster(rights={name: frozenset({"READ", "WRITE"}) - {"READ"} for name in TOPICS})
+    for settings, asked in ((SETTINGS, False), (SETTINGS.model_copy(update={"trainer": reading}), True)):
+        assert ("queries" in {spec.name for spec in specs_of(["train"], settings)}) is asked
+        assert ("mim.queries" in str(right_problems(["train"], settings, found))) is asked
+    alone = SETTINGS.model_copy(update={"index": SETTINGS.index.model_copy(update={"queries": False})})
+    assert {"queries", "behaviours"} & {spec.name for spec in specs_of(["index"], SETTINGS)}
+    assert not {"queries", "behaviours"} & {spec.name for spec in specs_of(["index"], alone)}
 
 
 def test_only_topics_that_are_asked_about_are_told_as_unseen() -> None:
@@ -148,7 +160,7 @@ def test_rights_beside_topics_are_told_with_the_prefix_of_this_cluster() -> None
 
 async def topics(monkeypatch: pytest.MonkeyPatch, found: ClusterTopics, *roles: Any) -> str:
     def describe(_: Any, __: Any, names: list[str], *, with_configs: bool, missing_ok: bool) -> ClusterTopics:
-        assert with_configs and missing_ok and names == [spec.name for spec in specs_of(roles)]
+        assert with_configs and missing_ok and names == [spec.name for spec in specs_of(roles, SETTINGS)]
         return found
 
     monkeypatch.setattr(preflight, "describe_topics", describe)
