@@ -107,12 +107,15 @@ def open_study(
     queries: QueryUse,
     out: Path | None,
 ) -> Study:
-    """A study of a data-set folder. Raises `Misconfigured` if it has no interactions, or not the ones to judge by."""
+    """A study of a data-set folder. MIM_TRAINER__FEATURES__QUERIES=false is as `queries` off.
+
+    Raises `Misconfigured` if it has no interactions, or not the ones to judge by.
+    """
     data = open_data_set(folder, neg_type=neg_type, attributes=("cold_holdout",))
     if not len(data.interactions):
         raise Misconfigured(f"data set {folder} has no interactions, so there is nothing to evaluate")
     features = settings.trainer.features
-    if queries == "off":
+    if queries == "off" or ("queries" in features.model_fields_set and not features.queries):
         data, features = without_searches(data), features.model_copy(update={"queries": False})
     protocol = protocol_of(BehaviourLog.of(data, folder), protocol_name)
     csft, fusion = for_click_models(settings.csft, settings.fusion)

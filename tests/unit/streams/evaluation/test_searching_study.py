@@ -46,6 +46,12 @@ def test_a_study_that_reads_searches_is_not_resumed_without_them_nor_the_other_w
     open_study(settings, folder, **GIVEN, queries="off", out=unread.out)
 
 
+def test_the_setting_that_switches_searches_off_does_so_in_studies_too(folder: Path, tmp_path: Path) -> None:
+    settings = load_settings(given=["MIM_TRAINER__FEATURES__QUERIES=false"])
+    study = open_study(settings, folder, **GIVEN, queries="auto", out=tmp_path)
+    assert not study.recorded.reads_searches and study.recorded.rows.dense_names == FeatureConfig().names
+
+
 @pytest.mark.parametrize("column", ["query_N", "trigger_N"])
 def test_a_folder_in_which_rows_see_something_else_is_another_study(column: str, folder: Path, tmp_path: Path) -> None:
     study = open_study(load_settings(), folder, **GIVEN, queries="auto", out=tmp_path)
