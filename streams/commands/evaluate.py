@@ -52,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--queries",
         choices=QUERY_USES,
         default="auto",
-        help="auto: models see what was searched, and the item looked at just before, where the folder says it "
-        "and MIM_TRAINER__FEATURES__QUERIES does not say false (default); off: as if it said neither, in the replayed log of --protocol live too",
+        help="auto: models see what was searched, and the item looked at just before, where the folder says it and "
+        "MIM_TRAINER__FEATURES__QUERIES does not say false (default); off: as if it said neither, in the replayed log "
+        "of --protocol live too",
     )
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of encoders and models (3)")
     parser.add_argument("--neg-type", default="pop", help="which sampled negatives count (default: pop)")
