@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     EncodedBytes,
     Field,
+    FiniteFloat,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
@@ -79,6 +80,9 @@ def _fine_units_to_seconds(value: object) -> object:
         return number / unit if unit and unit > 1_000 else value
     return value
 
+
+Price = Annotated[FiniteFloat, Field(ge=0)]
+"""An amount of money, in the shop's unit."""
 
 UtcTime = Annotated[AwareDatetime, BeforeValidator(_fine_units_to_seconds), AfterValidator(_in_the_calendar)]
 """A time with a zone: ISO 8601 text with an offset, or a number since 1970 in UTC (seconds; ms beyond 2e10, us beyond

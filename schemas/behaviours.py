@@ -7,11 +7,14 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Base64, EventId, ItemId, Message, UserId, UtcTime
+from schemas.base import Base64, EventId, ItemId, Message, Price, UserId, UtcTime
 from schemas.versions import SchemaVersion
 
 MAX_QUERY_CHARACTERS = 1_000
 """Characters of a search."""
+MAX_PIECES = 1_000_000
+MAX_VALUE = 1e12
+"""What a take counts as at most."""
 
 
 class BehaviourKind(StrEnum):
@@ -51,6 +54,10 @@ class Behaviour(Message):
     """The photo of the search that led here, base64 in JSON."""
     trigger_item: ItemId | None = None
     """The item viewed just before."""
+    price: Price | None = None
+    """For a take: what one piece costs."""
+    qty: int | None = Field(default=None, ge=1, le=MAX_PIECES)
+    """For a take: how many pieces; 1 where it does not say."""
     defines_publish: bool = False
     """Whether the item's `published_at` was inferred from this behaviour, so that its age here is unknown."""
     drawn_from: EventId | None = None
@@ -58,6 +65,11 @@ class Behaviour(Message):
     from. Features of the exposure do not count that take."""
     drawn_at: UtcTime | None = None
     """Event time of that take."""
+
+    @property
+    def value(self) -> float:
+        """What the take is worth: its price times its pieces; 0 where it does not say."""
+        return min((self.price or 0.0) * (self.qty or 1), MAX_VALUE)
 
     @model_validator(mode="after")
     def _source_has_a_time(self) -> Self:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.attributes import Attributes, PublishedAtIs, words_of
-from schemas.base import Base64, EncoderVersion, ItemId, Message, UtcTime, is_identifier
+from schemas.base import Base64, EncoderVersion, ItemId, Message, Price, UtcTime, is_identifier
 from schemas.versions import SchemaVersion
-
-Price = Annotated[FiniteFloat, Field(ge=0)]
 
 TEXT_BYTES = 400_000
 """Room that the fields of an item take beside its picture: all at their longest, escaped in JSON."""

@@ -70,6 +70,11 @@ class ItemScore(Message):
     """Predicted probability of a take; null if it cannot be scored."""
     has_vector: bool
     """Whether content was used; false for an item without a row in the center."""
+    kinds: dict[str, float | None] | None = None
+    """Predicted probability of a cart or purchase, and of a purchase, where the release tells them apart; a purchase
+    counts as a cart, and both as a take."""
+    score: float | None = None
+    """The probabilities by MIM_SERVE__KIND_WEIGHTS, where that is set."""
 
 
 class ScoreResponse(Message):
@@ -89,6 +94,8 @@ class ScoreResponse(Message):
     """Number of the user's takes that were known."""
     query: QueryUse | None = None
     """How the search entered the scores; null where nothing was searched."""
+    kinds_missing: list[str] = Field(default_factory=list)
+    """Kinds that MIM_SERVE__KIND_WEIGHTS weighs and the release does not tell apart: no `score` has them."""
 
 
 class SimilarRequest(RequestBody):

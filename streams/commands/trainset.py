@@ -54,6 +54,7 @@ def _write_parquet(path: Path, rows: Sequence[TrainingRow]) -> None:
         "item_id": pa.array([row.item for row in rows], pa.string()),
         "occurred_at": pa.array([row.second for row in rows], pa.timestamp("s", tz="UTC")),
         "label": pa.array([row.label for row in rows], pa.int8()),
+        "taken_as": pa.array([row.taken_as and row.taken_as.value for row in rows], pa.string()),
         "correction": pa.array([row.correction for row in rows], pa.bool_()),
         "history": pa.array([row.history for row in rows], pa.list_(pa.string())),
         "history_seconds": pa.array([row.history_seconds for row in rows], pa.list_(pa.int64())),

@@ -41,6 +41,7 @@ from streams.training.reports import ACCOUNTS_FILE
 from streams.training.scores import SCORES_FOLDER, read_scores
 from streams.training.skew_report import read_skew, summary
 from trainer.datasets.exposures import Behaviours
+from trainer.datasets.kinds import kinds_told_apart
 
 log = structlog.get_logger()
 
@@ -75,6 +76,9 @@ def run_demo(options: DemoOptions, settings: Settings, folder: Path, console: Co
         values = _values(stack, folder, _free_port(), _release_every(options.behaviours))
         if options.has_searches and "queries" not in settings.trainer.features.model_fields_set:
             values["trainer"]["features"] = {"queries": True}
+        kinds = kinds_told_apart(options.data)
+        if kinds and "kinds" not in settings.trainer.model.model_fields_set:
+            values["trainer"]["model"] = settings.trainer.model.model_dump(exclude_unset=True) | {"kinds": kinds}
         own = child_settings(settings, values)
         create_topics(own.kafka, own.topics)
         console.print("starting index, record, train and serve")

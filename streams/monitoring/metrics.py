@@ -216,6 +216,7 @@ class Metrics:
         waiting = self._gauge("mim_train_waiting_items", "Items whose vector the head of the stream waits for")
         given_up = self._gauge("mim_train_given_up_items", "Items whose vector was not waited for any longer")
         corrected = self._gauge("mim_train_corrected_rows", "Rows that a late take has corrected, by what", "what")
+        takes = self._gauge("mim_train_takes", "Takes learned, a purchase as cart and click too", "kind", "when")
         too_late = self._gauge("mim_train_takes_too_late", "Takes that come too late for the exposure that they name")
         transactions = self._gauge("mim_train_open_transactions", "Partitions held up by a producer's transaction")
         forgotten_ids = self._gauge("mim_train_forgotten_ids", "Event ids forgotten early for want of memory")
@@ -239,6 +240,9 @@ class Metrics:
             given_up.set(report.given_up)
             corrected.labels("label").set(report.corrected)
             corrected.labels("kind").set(report.upgraded)
+            for kind, (on_time, late_ones) in report.takes.items():
+                takes.labels(kind, "in_time").set(on_time)
+                takes.labels(kind, "late").set(late_ones)
             too_late.set(report.takes_too_late)
             for kind, count in report.kinds.items():
                 kinds.labels(kind).set(count)

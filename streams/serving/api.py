@@ -16,7 +16,7 @@ be); neighbours and items are read from the center itself. Queries are encoded i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from schemas.base import MAX_ID_CHARACTERS, Message, is_identifier
 from schemas.errors import Misconfigured, PipelineError
 from schemas.scoring import ItemView, Neighbour, ScoreRequest, SimilarRequest, SimilarResponse, SimilarResult
-from streams.serving.config import ServeConfig
+from streams.serving.config import KindName, ServeConfig
 from streams.serving.connections import Connections
 from streams.serving.edge import ApiError, edge, read_body, refuse_parameters
 from streams.serving.forward_passes import ForwardPasses
@@ -114,6 +114,7 @@ async def score(request: web.Request) -> web.Response:
     head = copies.held_head if service.skew.chooses(copies.held_head) else None
     past_at = [*seconds, *(now for _ in seen_last)]
     moment = RequestMoment(states, past_at, now, has_query=query.vector is not None, query_text=query.text)
+    kinds = model.scorer.kinds
     if candidates:
         scorer = model.scorer
         batch, probabilities = await service.passes.run(
@@ -125,33 +126,53 @@ async def score(request: web.Request) -> web.Response:
             past = lookup.items.item_ids[len(candidates) :][-scorer.history_length :]  # without the search
             scored = (model.manifest.release_id, head, now, candidates, past, past_at[-scorer.history_length :])
             values_BF = scorer.features_of(batch)
-            service.skew.put(*scored, values_BF, probabilities, held_B=held_U[: len(candidates)], query=query.used)
+            service.skew.put(
+                *scored, values_BF, probabilities[:, 0], held_B=held_U[: len(candidates)], query=query.used
+            )
     else:
-        probabilities = np.empty(0)
+        probabilities = np.empty((0, 1 + len(kinds)))
     if deleted:
         probabilities[[number for number, item_id in enumerate(candidates) if item_id in deleted]] = np.nan
     return _answer(
         orjson.dumps(  # built by hand, since its validation would cost a fifth of a request; a NaN becomes null
             {
-                "scores": _scores(probabilities, lookup.items),
+                "scores": _scores(probabilities, lookup.items, kinds, service.config.kind_weights),
                 "left_out": [item_id for item_id in asked.item_ids if item_id in left_out],
                 "release_id": model.manifest.release_id,
                 "weights_sha256": model.manifest.weights_sha256,
                 "encoder_version": model.manifest.encoder_version,
                 "history_length": len(history),
                 "query": query.use,
+                **_missing(kinds, service.config.kind_weights),
             }
         )
     )
 
 
-def _scores(probabilities: NDArray[np.float64], items: ItemRows) -> list[dict[str, object]]:
+def _scores(
+    probabilities: NDArray[np.float64], items: ItemRows, kinds: Sequence[str], weights: Mapping[KindName, float]
+) -> list[dict[str, object]]:
     has_vector = items.has_vector_U[1 : len(probabilities) + 1].tolist()
-    rows = zip(items.item_ids, probabilities.tolist(), has_vector, strict=False)  # the history follows
-    return [
+    rows = zip(items.item_ids, probabilities[:, 0].tolist(), has_vector, strict=False)  # the history follows
+    scores: list[dict[str, object]] = [
         {"item_id": item_id, "probability": probability, "has_vector": has_vector}
         for item_id, probability, has_vector in rows
     ]
+    if kinds:
+        for one, further in zip(scores, probabilities[:, 1:].tolist(), strict=True):
+            one["kinds"] = dict(zip(kinds, further, strict=True))
+    if weights:
+        by_kind = {str(kind): weight for kind, weight in weights.items()}
+        combined = probabilities @ np.array([by_kind.get(kind, 0.0) for kind in ("click", *kinds)])
+        for one, score in zip(scores, combined.tolist(), strict=True):
+            one["score"] = score
+    return scores
+
+
+def _missing(kinds: Sequence[str], weights: Mapping[KindName, float]) -> dict[str, list[str]]:
+    """The kinds that are weighed and that no release output tells apart, if any."""
+    missing: list[str] = [kind for kind in weights if kind not in ("click", *kinds)]
+    return {"kinds_missing": missing} if missing else {}
 
 
 async def similar(request: web.Request) -> web.Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field_validator
 
 MIN_TOKEN_CHARACTERS = 16
 
@@ -20,6 +22,9 @@ class VectorCacheConfig(BaseModel):
     """How long it is remembered that the center does not hold an item."""
     warm_up: bool = False
     """Fill the cache at start by reading `embeddings` from its beginning."""
+
+
+KindName = Literal["click", "cart", "purchase"]
 
 
 class ServeConfig(BaseModel):
@@ -65,6 +70,9 @@ class ServeConfig(BaseModel):
     """How often to look for a newer release; a notice on `models` makes it look at once."""
     load_encoder_at_start: bool = False
     """Load the encoder before the first text or picture is asked about, rather than then."""
+    kind_weights: dict[KindName, FiniteFloat] = Field(default_factory=dict)
+    """What the kinds of takes count in `score`, the sum of their probabilities with these weights, as JSON:
+    `{"click": 1, "cart": 3, "purchase": 10}`, where a click stands for any take. Empty: answers have no `score`."""
     skew_share: float = Field(default=0.05, ge=0, le=1)
     """Share of requests of which up to 4 rows are logged to the topic `skew` (features, items and times of the history,
     answers; no user), at most ten a second; only at states of which the trainer says that it compares."""

@@ -40,6 +40,11 @@ class ScoringModel(Protocol):
         ...
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of takes that have outputs of their own, beside that of any take."""
+        ...
+
+    @property
     def reads_queries(self) -> bool:
         """Whether it was taught what users search."""
         ...
@@ -51,7 +56,7 @@ class ScoringModel(Protocol):
         ...
 
     def probabilities(self, batch: Any) -> NDArray[np.float64]:
-        """Probability of each candidate."""
+        """Probability of each candidate, and those of `kinds`, shape (candidates, 1 + K)."""
         ...
 
     def features_of(self, batch: Any) -> NDArray[np.float32]:
@@ -183,7 +188,7 @@ class ModelWatcher:
             return Refusal("damaged", str(error))
         except Exception as error:  # whatever a damaged release does, the model before goes on serving
             return Refusal("damaged", f"release {release_id} cannot be built: {error!r}")
-        if tried.shape != (1,) or not np.isfinite(tried).all():
+        if tried.shape != (1, 1 + len(scorer.kinds)) or not np.isfinite(tried).all():
             return Refusal("damaged", f"release {release_id} answers {tried!r}")
         return ServedModel(scorer, manifest)
 

@@ -46,7 +46,8 @@ class SimulatedReleases:
                 return
             assert self._candidate is not None, "it is in shadow evaluation"
             trainer.shadow = None
-            self._conclude(self._candidate, judge(shadow.compared, self._config, against=shadow.against))
+            rows, kinds = shadow.compared, shadow.compared_kinds
+            self._conclude(self._candidate, judge(rows, self._config, against=shadow.against, kinds=kinds))
         if not trainer.release_due():
             return
         made = trainer.candidate()
@@ -72,7 +73,7 @@ class SimulatedReleases:
         seen_B = np.array([not row.correction for row in rows])
         scores_B = np.full(len(rows), np.nan)
         if self._scorer is not None:
-            scores_B = self._scorer.probabilities(batch)
+            scores_B = self._scorer.probabilities(batch)[:, 0]
         self._scores.append(scores_B[seen_B])
 
     @property

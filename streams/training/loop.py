@@ -241,6 +241,7 @@ class TrainingLoop:
             offsets=thread.report_offsets(),
             corrected=0 if trainer is None else trainer.progress.corrected,
             upgraded=0 if trainer is None else trainer.progress.upgraded,
+            takes={} if trainer is None else trainer.progress.taken.snapshot(),
             takes_too_late=0 if trainer is None else trainer.intake.takes_too_late,
             steps=0 if trainer is None else trainer.progress.steps,
             rows_trained=0 if trainer is None else trainer.progress.rows,

@@ -68,8 +68,9 @@ class PromotionGate:
         bad = not_finite(candidate.weights)
         if not more_rows and trainer.stand_in is not None:
             stand_in = trainer.stand_in
+            rows, kinds = stand_in.compared, stand_in.compared_kinds
             decision = await asyncio.to_thread(
-                judge, stand_in.compared, self._config, against=stand_in.against, not_finite=bad
+                judge, rows, self._config, against=stand_in.against, kinds=kinds, not_finite=bad
             )
             await self._conclude(manifest, decision)
             return
@@ -122,7 +123,8 @@ class PromotionGate:
         shadow = trainer.shadow
         if shadow is None:
             return
-        decision = await asyncio.to_thread(judge, shadow.compared, self._config, against=shadow.against)
+        rows, kinds = shadow.compared, shadow.compared_kinds
+        decision = await asyncio.to_thread(judge, rows, self._config, against=shadow.against, kinds=kinds)
         decision = await self._keep(shadow.candidate, decision)
         trainer.shadow = None  # only now: a store that is away is asked again
         await self._publisher.carry_out(shadow.candidate, decision)

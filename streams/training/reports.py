@@ -53,6 +53,8 @@ class TrainReport:
     """Rows learned as not taken that a late take has corrected: rows, but no events of their own."""
     upgraded: int = 0
     """Rows learned as taken that a later take of a more reliable kind has corrected; likewise no events."""
+    takes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By kind, the takes of it or a more reliable one that were learned: known in time, and late."""
     takes_too_late: int = 0
     """Takes that name an exposure which is too old for them, or not known (any more): they correct nothing."""
     steps: int = 0

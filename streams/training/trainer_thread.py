@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import structlog
 
+from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured
 from schemas.forgotten import ForgottenUser
 from schemas.manifests import TopicOffsets
@@ -113,7 +114,7 @@ class TrainerThread:
         self._begins: dict[int, int] | None = None
         self._copied_at = 0
         self._fits, self._fits_missed = 0, 0
-        self._told_of_searches = False
+        self._told_of_searches = self._told_of_kinds = False
         self.waits = waits
         self.scores = scores
         self.trainer: OnlineTrainer | None = None
@@ -153,6 +154,7 @@ class TrainerThread:
             missing = trainer.intake.advance()
         self._tell_of_trees(trainer)
         self._tell_of_searches(trainer)
+        self._tell_of_kinds(trainer)
         scored = trainer.progress.drain_scores()
         if scored:
             self.last_event_at = reports[-1].last_event_at
@@ -184,6 +186,20 @@ class TrainerThread:
             events=trainer.intake.searched,
             why="behaviours say what was searched, and rows do not see it",
             fix="set MIM_TRAINER__FEATURES__QUERIES=true and train anew",
+        )
+
+    def _tell_of_kinds(self, trainer: OnlineTrainer) -> None:
+        known = {BehaviourKind.CLICK, *map(BehaviourKind, trainer.config.model.kinds)}
+        seen = [kind for kind in trainer.intake.kinds if BehaviourKind(kind).is_take]
+        unread = [kind for kind in seen if kind not in known]
+        if self._told_of_kinds or not unread or len(seen) < 2:
+            return
+        self._told_of_kinds = True
+        log.warning(
+            "train.kinds_ignored",
+            kinds=sorted(unread),
+            why="behaviours tell kinds of takes apart, and the click model has one output for all",
+            fix="set MIM_TRAINER__MODEL__KINDS to them and train anew",
         )
 
     def put_embeddings(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,6 +34,7 @@ from streams.wiring.encoder_training import encoder_versions, study_folder
 from streams.wiring.training import trainer_maker
 from trainer.datasets.exposures import Behaviours, behaviours_of
 from trainer.datasets.folder import open_data_set
+from trainer.datasets.kinds import kinds_told_apart
 from trainer.datasets.queries import Queries, QueryUse, has_searches, without_searches
 from trainer.datasets.spans import BehaviourLog
 from trainer.offline.encoder_versions import VectorKind
@@ -140,11 +141,19 @@ def open_simulation(
         data, settings = without_searches(data), _reading_queries(settings, reads=False)
     elif has_searches(data) and "queries" not in settings.trainer.features.model_fields_set:
         settings = _reading_queries(settings, reads=True)
+    kinds = kinds_told_apart(data)
+    if kinds and "kinds" not in settings.trainer.model.model_fields_set:
+        settings = _with_kinds(settings, kinds)
     behaviours = behaviours_of(data, seed=seed, events=takes, retakes=True)
     timeline = Timeline(data, behaviours, seed, datetime.now(UTC), broken)
     timeline.refuse_field_maps(settings.index.field_map, settings.record.field_map)
     events = timeline.events if limit is None else min(limit, timeline.events)
     return Simulation(BehaviourLog.of(data, folder), behaviours, timeline, events, settings, vectors)
+
+
+def _with_kinds(settings: Settings, kinds: Sequence[str]) -> Settings:
+    model = settings.trainer.model.model_copy(update={"kinds": tuple(kinds)})
+    return settings.model_copy(update={"trainer": settings.trainer.model_copy(update={"model": model})})
 
 
 def _reading_queries(settings: Settings, *, reads: bool) -> Settings:

@@ -84,6 +84,7 @@ class PlainScorer:
 
     history_length = 3
     reads_queries = False
+    kinds: tuple[str, ...] = ()
 
     def __init__(self, bias: float) -> None:
         self.bias = bias
@@ -106,7 +107,7 @@ class PlainScorer:
             else self.bias
             for item in items.item_ids[:candidates]
         ]
-        return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)))
+        return 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)[:, None]))
 
     def features_of(self, batch: Asked) -> NDArray[np.float32]:
         return np.zeros((batch[1], len(FEATURES.names)), np.float32)

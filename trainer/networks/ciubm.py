@@ -126,15 +126,22 @@ class CiUBM(nn.Module):
 
     def forward(self, batch: CtrBatch, content_UC: Tensor | None = None) -> Tensor:
         """Logits as they are served, shape (B,): the network's, averaged with those of the trees once there are any."""
-        return self.served(*self.network(batch, content_UC))
+        logits_B, numbers_BX, _ = self.network(batch, content_UC)
+        return self.served(logits_B, numbers_BX)
+
+    def probabilities(self, batch: CtrBatch) -> Tensor:
+        """What is served, float64, shape (B, 1 + K): whether it is taken, and the further outputs of `kinds`."""
+        logits_B, numbers_BX, steps_BK = self.network(batch)
+        return reached(self.served(logits_B, numbers_BX), steps_BK)
 
     def served(self, logits_B: Tensor, numbers_BX: Tensor) -> Tensor:
         """`forward`, from the output of `network`."""
         return self.trees.mixed(logits_B, numbers_BX) if self.config.trees.count else logits_B
 
-    def network(self, batch: CtrBatch, content_UC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The network's own logits, shape (B,), and what the trees read, shape (B, X): the dense features and summaries
-        of the stored vectors' cosines. `content_UC` is the output of `content`, where the caller has it already.
+    def network(self, batch: CtrBatch, content_UC: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's own logits, shape (B,); what the trees read, shape (B, X): the dense features and summaries of
+        the stored vectors' cosines; and the logits from each of the `kinds` to the next, shape (B, K). `content_UC` is
+        the output of `content`, where the caller has it already.
         """
         config = self.config
         ids_UE = self.id_table(dropped_ids(batch.hashes_U2, config.id_dropout if self.training else 0.0))
@@ -155,8 +162,8 @@ class CiUBM(nn.Module):
             parts.insert(0, ids_UE.index_select(0, batch.target_B))
         if config.target_content and content_UC is not None:
             parts.append(content_UC.index_select(0, batch.target_B))
-        logits_B: Tensor = self.head(torch.cat(parts, dim=1))
-        return logits_B, torch.cat([batch.dense_BF, cosines_BX], dim=1).detach()
+        logits_B, steps_BK = self.head(torch.cat(parts, dim=1))
+        return logits_B, torch.cat([batch.dense_BF, cosines_BX], dim=1).detach(), steps_BK
 
     def numbers(self, batch: CtrBatch) -> Tensor:
         """What the trees read, as `network` returns it, without a network."""
@@ -243,16 +250,22 @@ class Head(nn.Module):
     def __init__(self, config: CiUBMConfig, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.kinds = len(config.kinds)
         layers: list[nn.Module] = [CrossLayers(width, layers=config.cross_layers, rank=config.cross_rank)]
         for size in config.hidden:
             layers += [nn.Linear(width, size), nn.PReLU(), nn.Dropout(config.dropout)]
             width = size
-        self.network = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.network = nn.Sequential(*layers, nn.Linear(width, 1 + self.kinds))
 
-    def forward(self, input_BX: Tensor) -> Tensor:
-        """Logits, shape (B,)."""
-        logits_B: Tensor = self.network(self.norm(input_BX)).squeeze(1)
-        return logits_B
+    def forward(self, input_BX: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of a take, shape (B,), and of each further kind given the one before, shape (B, K)."""
+        logits_BO = self.network(self.norm(input_BX))
+        return logits_BO[:, 0], logits_BO[:, 1:]
+
+
+def reached(logits_B: Tensor, steps_BK: Tensor) -> Tensor:
+    """Probabilities as `trainer.networks.losses.log_reached` has them, and that of `logits_B` first, (B, 1 + K)."""
+    return torch.sigmoid(torch.cat([logits_B[:, None], steps_BK], dim=1).double()).cumprod(1)
 
 
 _PIECES = 3

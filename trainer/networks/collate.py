@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from schemas.behaviours import BehaviourKind
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
 from trainer.features.state import FeatureState
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.networks.ciubm import CtrBatch
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
+from trainer.samples.rows import RELIABILITY, Impression
 from trainer.samples.searches import QUERY_COLUMNS, query_columns, words_of_searches
+
+_WORTH = 0.1, 10.0
+"""Least and greatest weight of a take by its value."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,31 @@ class ContrastiveBatch:
 
 
 @dataclass(frozen=True)
+class KindTargets:
+    """Labels of the outputs of further kinds.
+
+    An impression is a row of each output once as it was resolved, and once more as taken in those that a late take
+    reaches; in all others a correction weighs 0.
+    """
+
+    labels_BK: Tensor
+    """float32: whether the row was taken in this kind or a more reliable one."""
+    weights_BK: Tensor
+    """float32."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Impression], kinds: Sequence[str]) -> KindTargets:
+        """The labels of some rows."""
+        rank_1K = torch.tensor([[RELIABILITY[BehaviourKind(kind)] for kind in kinds]])
+        level_B1 = torch.tensor([[row.level] for row in rows])
+        before_B1 = torch.tensor([[row.level_before] for row in rows])
+        first_B1 = torch.tensor([[not row.correction] for row in rows])
+        labels_BK = level_B1 >= rank_1K
+        new_BK = labels_BK & (before_B1 < rank_1K)
+        return cls(labels_BK.float(), (first_B1 | new_BK).float())
+
+
+@dataclass(frozen=True)
 class Collated:
     """A batch of impressions as tensors, with the item numbers of its distinct items."""
 
@@ -43,6 +72,22 @@ class Collated:
     weights_B: Tensor | None = None
     """Weight of each row in the click loss; None where all weigh 1. A correction of the kind alone weighs 0, because
     its impression was learned as taken before."""
+    kinds: KindTargets | None = None
+    """What the outputs of further kinds learn; None where there are none."""
+
+
+def weighed_by_value(collated: Collated, rows: Sequence[Impression], *, usual: float, power: float) -> Collated:
+    """With takes of the last output weighed by (value / `usual`) to the power of `power`; 1 where no value is known."""
+    values_B = torch.tensor([row.value for row in rows], dtype=torch.float64)
+    known_B = (values_B > 0) & (usual > 0)
+    worth_B = torch.where(known_B, (values_B / max(usual, 1e-12)).clamp_min(1e-12) ** power, 1.0)
+    worth_B = worth_B.clamp(*_WORTH).float()
+    if collated.kinds is None:
+        worth_B = torch.where(collated.labels_B > 0, worth_B, 1.0)
+        return replace(collated, weights_B=worth_B if collated.weights_B is None else collated.weights_B * worth_B)
+    kinds, weights_BK = collated.kinds, collated.kinds.weights_BK.clone()
+    weights_BK[:, -1] *= torch.where(kinds.labels_BK[:, -1] > 0, worth_B, 1.0)
+    return replace(collated, kinds=replace(kinds, weights_BK=weights_BK))
 
 
 def dense_width(config: FeatureConfig) -> int:
@@ -90,8 +135,10 @@ def collate(
     *,
     history_length: int,
     moment: FeatureState | None = None,
+    kinds: Sequence[str] = (),
 ) -> Collated:
     """Rows and plan as tensors. `moment` is the state that the rows' features are of; by default nothing was taken yet.
+    `kinds` are those that have outputs of their own.
 
     Features that a row has already are kept, as of a correction or of a row that waited; others are noted in the row.
     """
@@ -125,8 +172,9 @@ def collate(
     labels_B = torch.tensor([row.label for row in rows], dtype=torch.float32)
     upgrades = [row.upgrade for row in rows]
     weights_B = 1.0 - torch.tensor(upgrades, dtype=torch.float32) if any(upgrades) else None
+    targets = KindTargets.of(rows, kinds) if kinds else None
     if plan is None:
-        return Collated(batch, labels_B, None, distinct_U, weights_B)
+        return Collated(batch, labels_B, None, distinct_U, weights_B, targets)
     p = q + len(plan.positives)
     contrastive = ContrastiveBatch(
         rows_P=torch.from_numpy(plan.rows),
@@ -136,7 +184,7 @@ def collate(
         positive_log_q_P=torch.from_numpy(plan.positive_log_q),
         candidate_log_q_K=torch.from_numpy(plan.log_q),
     )
-    return Collated(batch, labels_B, contrastive, distinct_U, weights_B)
+    return Collated(batch, labels_B, contrastive, distinct_U, weights_B, targets)
 
 
 def _features_of(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class TreesConfig(BaseModel):
@@ -89,10 +89,20 @@ class CiUBMConfig(BaseModel):
     """Rank of their matrices."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units dropped in training."""
+    kinds: tuple[Literal["cart", "purchase"], ...] = ()
+    """Further outputs, in this order: the probability that an impression is put into the cart (or bought), and that it
+    is bought. A purchase counts as a cart, and both as a take. Without any there is one output, whether it is taken."""
     recency_half_life_items: float = Field(default=8.0, gt=0)
     """Age in items at which a history item counts half in the recent similarity and the contrastive anchor."""
     trees: TreesConfig = Field(default_factory=TreesConfig)
     """Boosted trees beside the network."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_rise(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if list(kinds) not in ([], ["cart"], ["purchase"], ["cart", "purchase"]):
+            raise ValueError("name cart, purchase, or both in this order, each once")
+        return kinds
 
     @property
     def attends(self) -> bool:
@@ -156,6 +166,10 @@ class LearnerConfig(BaseModel):
     average_steps: float = Field(default=50.0, ge=0)
     """Half-life, in steps, of the running average of the dense weights that releases are made of (Polyak averaging); 0
     releases the weights of the last step."""
+    value_weight: float = Field(default=0.0, ge=0, le=1)
+    """How much takes count by what they are worth (`price` times `qty` of behaviours), in the last of the outputs
+    MIM_TRAINER__MODEL__KINDS, or in the only one: by (value / usual value) to the power of this, from .1 to 10. Above 0
+    that output ranks by value, and is no probability any more."""
     max_gradient_norm: float = Field(default=5.0, gt=0)
     """Dense gradients are scaled down to this norm."""
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.networks.attention import TargetAttention
-from trainer.networks.ciubm import CiUBM, CtrBatch
+from trainer.networks.ciubm import CiUBM, CtrBatch, reached
 from trainer.networks.numeric import KNOTS, NumericEmbedding
 
 # deprecated without a successor that runs where there is neither an interpreter to hold nor a compiler
@@ -38,7 +38,7 @@ class CompiledCiUBM:
                 self._call(*example)
 
     def probabilities(self, batch: CtrBatch) -> Tensor:
-        """Shape (B,), float64. Raises `ValueError` unless all rows share one history."""
+        """As `CiUBM.probabilities`, shape (B, 1 + K). Raises `ValueError` unless all rows share one history."""
         if len(batch.history_BL) != 1:
             raise ValueError(f"the batch has {len(batch.history_BL)} histories, expected one that all rows share")
         with torch.inference_mode():
@@ -69,7 +69,7 @@ class _OneUser(nn.Module):
         dense_BF: Tensor,
         category_U: Tensor,
     ) -> Tensor:
-        """Probabilities, shape (B,), float64."""
+        """Probabilities, shape (B, 1 + K), float64."""
         config, model = self.config, self.model
         ids_UE = model.id_table(hashes_U2)
         if config.categories:
@@ -116,10 +116,10 @@ class _OneUser(nn.Module):
                 parts.append(3 * _summaries(learned_BL, held_L, held_B1, weights_L2))
             if config.target_content:
                 parts.append(target_BC)
-        logits_B = model.head(torch.cat(parts, dim=1))
+        logits_B, steps_BK = model.head(torch.cat(parts, dim=1))
         if self.trees is not None:
             logits_B = torch.lerp(logits_B, self.trees(torch.cat(numbers, dim=1)), self.trees.share)
-        return torch.sigmoid(logits_B.double())
+        return reached(logits_B, steps_BK)
 
 
 class _NumericTable(nn.Module):

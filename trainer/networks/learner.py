@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.changed_rows import ChangedRows
-from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch
-from trainer.networks.collate import ContrastiveBatch
+from trainer.networks.ciubm import DENSE_FEATURES, CiUBM, CtrBatch, reached
+from trainer.networks.collate import ContrastiveBatch, KindTargets
 from trainer.networks.config import CiUBMConfig, LearnerConfig
-from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce
+from trainer.networks.losses import NonFiniteLoss, fake_negative_weights, info_nce, log_reached, outcome_loss
 from trainer.networks.row_adam import RowAdam
 from trainer.networks.trees import TreesReport, TreeWindow
 from trainer.state import State, Table
@@ -28,6 +28,8 @@ class LearnReport:
 
     probabilities_B: NDArray[np.float64]
     """Predictions before training on these rows."""
+    kinds_BK: NDArray[np.float64]
+    """Those of the outputs of further kinds."""
     loss: float
     contrastive_loss: float | None
 
@@ -98,30 +100,34 @@ class Learner:
         labels_B: Tensor,
         contrastive: ContrastiveBatch | None,
         *,
-        in_time: float = 1.0,
+        in_time: Sequence[float] = (),
         weights_B: Tensor | None = None,
+        kinds: KindTargets | None = None,
     ) -> LearnReport:
         """Score the batch with the current weights, then train on it. Raises `NonFiniteLoss` before any weight changes.
 
-        `in_time` is the share of takes that arrive before their impression counts as not taken; `weights_B` are weights
-        of the rows in the click loss, 1 by default.
+        `in_time` is the share of takes that arrive before their impression counts as not taken, and then that of each
+        further kind, 1 by default; `weights_B` are weights of the rows in the click loss, 1 by default. A model with
+        further kinds needs their targets.
         """
         model, config = self.model, self.config
-        logits_B, numbers_BX = model.network(batch)
+        logits_B, numbers_BX, steps_BK = model.network(batch)
         with torch.no_grad():
             served_B = model.served(logits_B.detach(), numbers_BX)
-        if in_time != 1:
-            late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time)
+        if in_time and in_time[0] != 1:
+            late_B = fake_negative_weights(torch.sigmoid(logits_B), labels_B, in_time[0])
             weights_B = late_B if weights_B is None else weights_B * late_B
         loss = F.binary_cross_entropy_with_logits(logits_B, labels_B, weights_B)
+        kinds_loss = None if kinds is None else self._kinds_loss(served_B, steps_BK, kinds, in_time[1:])
         contrastive_loss = None if contrastive is None else self._contrastive(batch, contrastive)
-        for name, one in (("loss", loss), ("contrastive term", contrastive_loss)):
+        parts = (("loss", loss), ("loss of further kinds", kinds_loss), ("contrastive term", contrastive_loss))
+        for name, one in parts:
             if one is not None and not torch.isfinite(one):
                 raise NonFiniteLoss(f"{name} is {one.item()} on a batch of {len(labels_B)} rows")
         self._judge_trees(batch, numbers_BX, labels_B, weights_B)
         self._dense.zero_grad(set_to_none=True)
         self._sparse.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if kinds_loss is None else loss + kinds_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._dense_parameters, config.max_gradient_norm)
         self._dense.step()
         self._sparse.step()
@@ -142,6 +148,7 @@ class Learner:
                 trees.load(forest, float(trees.share) if trees.fitted else model.config.trees.share)
         return LearnReport(
             probabilities_B=torch.sigmoid(served_B.double()).numpy(),
+            kinds_BK=reached(served_B, steps_BK.detach())[:, 1:].numpy(),
             loss=float(loss.detach()),
             contrastive_loss=None if contrastive_loss is None else float(contrastive_loss.detach()),
         )
@@ -151,7 +158,7 @@ class Learner:
         """Weigh the trees by what serves best beside averaged weights: those of the last step gain from any mean."""
         if self._tree_rows is None or not self.model.trees.fitted or self._steps % _JUDGED_EVERY:
             return
-        logits_B, _ = self._averaged.network(batch)
+        logits_B, _, _ = self._averaged.network(batch)
         share = self._tree_rows.share.judge(logits_B, self.model.trees(numbers_BX), labels_B, weights_B)
         self.model.trees.share.copy_(share)
 
@@ -233,6 +240,13 @@ class Learner:
     def _optimisers(self) -> list[tuple[str, torch.optim.Optimizer]]:
         own = [] if self._interest is None else [("interest", self._interest)]
         return [("dense", self._dense), ("sparse", self._sparse), *own]
+
+    def _kinds_loss(self, served_B: Tensor, steps_BK: Tensor, kinds: KindTargets, in_time: Sequence[float]) -> Tensor:
+        log_p_BK, weights_BK = log_reached(served_B, steps_BK), kinds.weights_BK
+        if in_time:
+            share_K = torch.tensor(in_time, dtype=torch.float32)
+            weights_BK = weights_BK * fake_negative_weights(log_p_BK.exp(), kinds.labels_BK, share_K)
+        return outcome_loss(log_p_BK, kinds.labels_BK, weights_BK)
 
     def _contrastive(self, batch: CtrBatch, contrastive: ContrastiveBatch) -> Tensor | None:
         """The term, which moves the interest space alone; None where it is off, or the model reads no content."""

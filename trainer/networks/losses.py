@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -102,7 +103,7 @@ def triplet(query_PD: Tensor, positive_PD: Tensor, negative_PD: Tensor, allowed_
     return hinge
 
 
-def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float) -> Tensor:
+def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float | Tensor) -> Tensor:
     """Weights of rows whose takes may be late: a row not taken counts (1 - p) / (1 - in_time p), a take counts 1.
 
     The share `in_time` of takes arrives while its impression waits; the others make a row not taken first and a row
@@ -115,3 +116,24 @@ def fake_negative_weights(probability_B: Tensor, label_B: Tensor, in_time: float
     """
     p_B = probability_B.detach()
     return torch.where(label_B > 0, torch.ones_like(p_B), (1 - p_B) / (1 - in_time * p_B).clamp_min(1e-6))
+
+
+def log_reached(logits_B: Tensor, steps_BK: Tensor) -> Tensor:
+    """log p_k of further outcomes, shape (B, K): p_k = p_(k-1) sigmoid(step_k), where p_0 is that of `logits_B`.
+
+    All are probabilities over impressions, so that none is learned from takes alone, and none exceeds the one before.
+    Each is a function of its own step: p_(k-1) gets no gradient from it, so a rare outcome never moves a frequent one.
+
+    Source: ESMM (Ma et al., SIGIR 2018, arXiv 1804.07931), equation 1, with pCTR held fixed.
+    """
+    log_steps_BK = F.logsigmoid(steps_BK)
+    before_BK = torch.cat([F.logsigmoid(logits_B)[:, None], log_steps_BK[:, :-1]], dim=1).cumsum(1)
+    return before_BK.detach() + log_steps_BK
+
+
+def outcome_loss(log_p_BK: Tensor, labels_BK: Tensor, weights_BK: Tensor) -> Tensor:
+    """Weighted binary cross-entropy of probabilities given as logarithms: summed over K, the mean over rows."""
+    not_BK = torch.log(-torch.expm1(log_p_BK.clamp(max=-1e-6)))
+    loss_BK = -(labels_BK * log_p_BK + (1 - labels_BK) * not_BK)
+    total: Tensor = (loss_BK * weights_BK).mean(0).sum()
+    return total

@@ -72,6 +72,11 @@ class Scorer:
         return self._history_length
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of takes that have outputs of their own, beside that of any take."""
+        return self._model.config.kinds
+
+    @property
     def reads_queries(self) -> bool:
         """Whether it was taught what was searched."""
         return self.features.queries
@@ -83,7 +88,7 @@ class Scorer:
         says that there is one. The user's side is encoded once for all candidates. Without a `moment` nothing is known
         of the items' takes.
         """
-        return self.probabilities(self.prepare(items, candidates, moment))
+        return self.probabilities(self.prepare(items, candidates, moment))[:, 0]
 
     def features_of(self, batch: CtrBatch) -> NDArray[np.float32]:
         """The features of the moment that go into the network, shape (candidates, F)."""
@@ -119,11 +124,13 @@ class Scorer:
         )
 
     def probabilities(self, batch: CtrBatch) -> NDArray[np.float64]:
-        """The forward pass alone; where all rows share one history, without the interpreter."""
+        """The forward pass alone: whether each is taken, then the further `kinds`, shape (candidates, 1 + K). Where all
+        rows share one history it runs without the interpreter.
+        """
         if len(batch.history_BL) == 1:
             return self._compiled.probabilities(batch).numpy()
         with torch.inference_mode():
-            return torch.sigmoid(self._model(batch).double()).numpy()
+            return self._model.probabilities(batch).numpy()
 
     @cached_property
     def _compiled(self) -> CompiledCiUBM:

@@ -52,3 +52,8 @@ class TrainerConfig(JoinConfig):
     """The network."""
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     """Optimisers and losses."""
+
+    @property
+    def learns_kinds(self) -> bool:
+        """Whether it matters as what a row was taken, and what that was worth."""
+        return bool(self.model.kinds or self.learner.value_weight)

@@ -16,7 +16,7 @@ it is not the serving one and is kept, and a candidate that is worse than both i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -77,6 +77,16 @@ NO_ROWS = ComparedRows(
 
 
 @dataclass(frozen=True)
+class ComparedKind:
+    """The rows that say something of one further kind of take: impressions, and late takes of them."""
+
+    kind: str
+    label: NDArray[np.int64]
+    candidate: NDArray[np.float64]
+    serving: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Opponents:
     """The releases that a candidate is compared with."""
 
@@ -89,9 +99,15 @@ class Opponents:
 
 
 def judge(
-    rows: ComparedRows, config: GateConfig, *, against: Opponents | None, not_finite: Collection[str] = ()
+    rows: ComparedRows,
+    config: GateConfig,
+    *,
+    against: Opponents | None,
+    kinds: Sequence[ComparedKind] = (),
+    not_finite: Collection[str] = (),
 ) -> PromotionDecision:
     """Decide about a candidate. `against` are the releases that scored `rows` beside it, None if there were none.
+    `kinds` are those that candidate and serving release both predict.
 
     `not_finite` names what of the candidate is no finite number; that refuses even a first release.
     Re-takes take part in the calibration alone: who buys soap again says little about a model.
@@ -113,6 +129,8 @@ def judge(
         elif len(rows):
             best = _compare_order(rows, config, against, figures, reasons, remarks)
             _compare_level(rows, config, figures, reasons, remarks)
+            for one in kinds:
+                _compare_kind(one, config, figures, reasons, remarks)
     return PromotionDecision(
         passed=not reasons,
         reasons=reasons,
@@ -237,6 +255,29 @@ def _compare_level(
         reasons.append(f"{outside}; the serving release predicts {theirs:.2f}")
     else:
         remarks.append(f"{outside}, but the serving release is farther off with {theirs:.2f}")
+
+
+def _compare_kind(
+    one: ComparedKind, config: GateConfig, figures: dict[str, float | None], reasons: list[str], remarks: list[str]
+) -> None:
+    """Whether a further kind is predicted worse than by the serving release. How many of its takes are still to come is
+    not known yet, so that their level is not judged.
+    """
+    takes = int(one.label.sum())
+    if takes < config.min_takes:
+        remarks.append(f"{takes} takes of kind {one.kind}, a comparison needs {config.min_takes}")
+        return
+    if not np.isfinite(one.candidate).all():
+        reasons.append(f"scores of kind {one.kind} are not finite")
+        return
+    ours, theirs = _losses(one.label, one.candidate), _losses(one.label, one.serving)
+    figures |= {f"{one.kind}_logloss": float(ours.mean()), f"serving_{one.kind}_logloss": float(theirs.mean())}
+    behind, chance = float((ours - theirs).mean()), 1.96 * float((ours - theirs).std()) / math.sqrt(len(ours))
+    if behind > config.log_loss_margin * float(theirs.mean()) and behind > chance:
+        reasons.append(
+            f"log-loss of kind {one.kind} {ours.mean():.4f} against {theirs.mean():.4f} of the serving release, more "
+            f"than {config.log_loss_margin:.1%} above"
+        )
 
 
 def _losses(label: NDArray[np.int64], probability: NDArray[np.float64]) -> NDArray[np.float64]:

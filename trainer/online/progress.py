@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.behaviours import BehaviourKind
 from trainer.metrics import DAY, ScoredRows
 from trainer.negatives.sampler import ContrastivePlan
+from trainer.online.kinds import KindCounts, RecentKinds, TakesByKind
 from trainer.online.prequential import RecentScores
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
+from trainer.samples.rows import Impression, learned_as
 from trainer.state import State
 
 _NUMBERS = (
-    *("taken_in_time", "corrected", "upgraded", "steps", "rows"),
+    *("taken_in_time", "corrected", "steps", "rows"),
     *("rows_at_release", "event_at_release", "first_event_at", "last_event_at"),
 )
+_LATER_NUMBERS = ("upgraded", "values", "valued")
+"""Those that an earlier build did not count."""
+_USUAL_OF = 10_000
+"""How many takes with a value the usual one is about the mean of."""
 
 
 class TrainProgress:
     """Grows by `add`, a batch at a time; `begin_next` marks where a candidate was taken."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, kinds: Sequence[str] = (), *, learns_kinds: bool = False) -> None:
+        """`kinds` are those that have outputs of their own; `learns_kinds` is as the configuration has it."""
         self._catalogue = catalogue
+        self._learns_kinds = learns_kinds
         self.steps = 0
         """Optimiser steps taken."""
         self.rows = 0
@@ -43,6 +52,11 @@ class TrainProgress:
         self._rows_sha256 = ""
         self._scored: list[ScoredRows] = []
         self._recent = RecentScores()
+        self._recent_kinds = RecentKinds(kinds)
+        self.taken = TakesByKind()
+        """The takes of each kind that were learned from."""
+        self.values = self.valued = 0.0
+        """Sum of the values of the last takes that have one, older ones less, and how many these are."""
 
     def add(
         self,
@@ -50,10 +64,11 @@ class TrainProgress:
         plan: ContrastivePlan | None,
         scores: Mapping[str, NDArray[np.float64]],
         *,
+        kinds_BK: NDArray[np.float64] | None = None,
         dense_BF: NDArray[np.float32] | None = None,
     ) -> None:
-        """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each, and `dense_BF`
-        the numeric inputs.
+        """Count a step made from these rows; `scores` are what each variant had predicted, (B,) each, `kinds_BK` those
+        of the real model's further kinds, and `dense_BF` the numeric inputs.
         """
         self.steps += 1
         self.rows += len(rows)
@@ -62,6 +77,13 @@ class TrainProgress:
         self.corrected += corrections
         self.upgraded += upgrades
         self.taken_in_time += sum(row.label for row in rows) - corrections - upgrades
+        self.taken.add(rows)
+        for row in rows:
+            if row.label and row.value:
+                kept = 1 - 1 / _USUAL_OF
+                self.values, self.valued = self.values * kept + row.value, self.valued * kept + 1
+        if kinds_BK is not None:
+            self._recent_kinds.add(rows, kinds_BK)
         self._rows_sha256 = self._chained(rows, plan, dense_BF)
         if self.first_event_at is None:
             self.first_event_at = self.event_at_release = rows[0].second
@@ -81,10 +103,11 @@ class TrainProgress:
         self, rows: list[Impression], plan: ContrastivePlan | None, dense_BF: NDArray[np.float32] | None
     ) -> str:
         lines = [self._rows_sha256]
+        learned = partial(learned_as, kinds=self._learns_kinds)
         if dense_BF is not None:
             lines.append(hashlib.sha256(np.ascontiguousarray(dense_BF, "<f4").tobytes()).hexdigest())
         for row in rows:
-            lines.append(f"{row.event_id}\t{row.user_id}\t{self._catalogue.item_id(row.item)}\t{row.label}")
+            lines.append(f"{row.event_id}\t{row.user_id}\t{self._catalogue.item_id(row.item)}\t{learned(row)}")
         if plan is not None:
             lines.append("\t".join(["negatives", *(self._catalogue.item_id(int(item)) for item in plan.candidates)]))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -111,10 +134,18 @@ class TrainProgress:
         """Rows scored before they were learned from: all but corrections."""
         return self.rows - self.corrected - self.upgraded
 
+    def in_time(self, kinds: Sequence[str] = ()) -> tuple[float, ...]:
+        """Shares of the takes learned from so far that came before their impression counted as not taken: of all takes,
+        then of each of `kinds`.
+        """
+        shares = (self.taken[BehaviourKind(kind)].in_time for kind in kinds)
+        of_all = KindCounts(self.taken_in_time, self.corrected).in_time
+        return (of_all, *shares)
+
     @property
-    def in_time(self) -> float:
-        """Share of the takes learned from so far that came before their impression counted as not taken."""
-        return 1.0 if not self.corrected else self.taken_in_time / (self.taken_in_time + self.corrected)
+    def usual_value(self) -> float:
+        """About the mean value of the last takes that have one; 0 before the first."""
+        return self.values / self.valued if self.valued else 0.0
 
     @property
     def rows_sha256(self) -> str:
@@ -138,7 +169,7 @@ class TrainProgress:
 
     def metrics(self) -> dict[str, float | None]:
         """Running prequential metrics over the newest rows."""
-        return self._recent.metrics()
+        return self._recent.metrics() | self._recent_kinds.metrics()
 
     def drain_scores(self) -> list[ScoredRows]:
         """Scores made since the last call, one table per step."""
@@ -148,17 +179,24 @@ class TrainProgress:
     def forget(self, user_id: str) -> None:
         """Remove a user's rows from the running metrics; what was learned from them stays learned."""
         self._recent.forget(user_id)
+        self._recent_kinds.forget(user_id)
 
     def snapshot(self) -> State:
         """Everything but the scores that were not drained."""
-        state = State(values={name: getattr(self, name) for name in _NUMBERS} | {"rows_sha256": self._rows_sha256})
+        numbers = {name: getattr(self, name) for name in (*_NUMBERS, *_LATER_NUMBERS)}
+        state = State(values={**numbers, "rows_sha256": self._rows_sha256, "taken": self.taken.snapshot()})
         state.put("recent", self._recent.snapshot())
+        state.put("recent_kinds", self._recent_kinds.snapshot())
         return state
 
     def restore(self, state: State) -> None:
         """Return to the state of `snapshot`."""
         for name in _NUMBERS:
-            setattr(self, name, state.values.get(name, 0) if name == "upgraded" else state.values[name])
+            setattr(self, name, state.values[name])
+        for name in _LATER_NUMBERS:
+            setattr(self, name, state.values.get(name, 0))
+        self.taken.restore(state.values.get("taken", {}))
         self._rows_sha256 = state.values["rows_sha256"]
         self._recent.restore(state.part("recent"))
+        self._recent_kinds.restore(state.part("recent_kinds") if "recent_kinds" in state.values else None)
         self._scored = []

@@ -14,7 +14,8 @@ from schemas.errors import Misconfigured
 from schemas.manifests import ModelManifest
 from trainer.networks.ciubm import CiUBM, CtrBatch
 from trainer.networks.scorer import network_of
-from trainer.online.gate import NO_ROWS, ComparedRows, Opponents
+from trainer.online.gate import NO_ROWS, ComparedKind, ComparedRows, Opponents
+from trainer.online.kinds import KindScores
 from trainer.samples.rows import Impression
 from trainer.state import State, whole_numbers
 
@@ -51,6 +52,11 @@ class ShadowEvaluation:
         self.against = Opponents(serves, serves if best is None else best[1].release_id, max(behind, 0))
         """The releases that the candidate is compared with."""
         self._models = {"candidate": _built(candidate), "serving": _built(serving)}
+        outputs = [self._models[name].config.kinds for name in ("candidate", "serving")]
+        self._kinds = tuple(kind for kind in outputs[0] if kind in outputs[1])
+        self._outputs_2K = [[1 + of.index(kind) for kind in self._kinds] for of in outputs]
+        self._kind_tables: list[KindScores] = []
+        """Each has the scores of the candidate and then those of the serving release."""
         if best is not None:
             self._models["best"] = _built(best)
         ends = [manifest.last_event_at for _, manifest in (candidate, serving)]
@@ -64,7 +70,13 @@ class ShadowEvaluation:
         if self.complete or not unseen_B.any():
             return
         with torch.inference_mode():
-            scores = {name: torch.sigmoid(model(batch).double()).numpy() for name, model in self._models.items()}
+            outputs = {name: model.probabilities(batch).numpy() for name, model in self._models.items()}
+        scores = {name: values_BO[:, 0] for name, values_BO in outputs.items()}
+        if self._kinds:
+            both = [outputs[name][:, own] for name, own in zip(("candidate", "serving"), self._outputs_2K, strict=True)]
+            of_kinds = KindScores.of(rows, self._kinds, np.concatenate(both, axis=1))
+            after_B = np.array([row.second > self._learned_until for row in rows])
+            self._kind_tables.append(of_kinds.where(after_B))
         table = ComparedRows(
             user=np.array([row.user_id for row in rows]),
             label=np.array([row.label for row in rows], np.int64),
@@ -89,8 +101,21 @@ class ShadowEvaluation:
             **{name: np.concatenate([getattr(table, name) for table in self._tables]) for name in ("user", *_COLUMNS)}
         )
 
+    @property
+    def compared_kinds(self) -> list[ComparedKind]:
+        """The same of each kind that candidate and serving release both predict."""
+        if not self._kind_tables:
+            return []
+        rows, found = KindScores.joined(self._kind_tables), []
+        for place, kind in enumerate(self._kinds):
+            said = rows.where(rows.new[:, place])
+            ours, theirs = said.scores[:, place], said.scores[:, len(self._kinds) + place]
+            found.append(ComparedKind(kind, said.labels[:, place].astype(np.int64), ours, theirs))
+        return found
+
     def forget(self, user_id: str) -> None:
         """Remove a user's rows; as many others are scored instead."""
+        self._kind_tables = [table.where(table.user != user_id) for table in self._kind_tables]
         tables = (table.where(table.user != user_id) for table in self._tables)
         self._tables = deque(table for table in tables if len(table))
 
@@ -104,6 +129,8 @@ class ShadowEvaluation:
         state.put_texts("user", rows.user.tolist())
         for name in _COLUMNS:
             state.arrays[name] = getattr(rows, name)
+        if self._kind_tables:
+            state.put("kinds", KindScores.joined(self._kind_tables).snapshot())
         return state
 
     def restore(self, state: State) -> None:
@@ -113,6 +140,7 @@ class ShadowEvaluation:
             raise ValueError(f"scores of {of}, not of {ours}")
         arrays = {"best": state.arrays["serving"]} | state.arrays  # versions before had two releases
         columns = {name: arrays[name] for name in _COLUMNS} | {"user": np.array(state.texts("user"), np.str_)}
+        self._kind_tables = [KindScores.restored(state.part("kinds"))] if "kinds" in state.values else []
         ends = np.cumsum(state.arrays["lengths"]).tolist()
         self._tables = deque(
             ComparedRows(**{name: column[start:end].copy() for name, column in columns.items()})

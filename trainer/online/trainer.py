@@ -25,7 +25,7 @@ from trainer.features.states import ItemStates
 from trainer.negatives.memory_bank import SpaceTimeMemory
 from trainer.negatives.sampler import SpaceTimeSampler, TakeCounts
 from trainer.networks.ciubm import CtrBatch
-from trainer.networks.collate import collate
+from trainer.networks.collate import collate, weighed_by_value
 from trainer.networks.trees import TreesReport
 from trainer.online.config import TrainerConfig
 from trainer.online.intake import EventIntake
@@ -102,9 +102,9 @@ class OnlineTrainer:
         self.catalogue = Catalogue(dim, config.features, most_items=most_items)
         self.intake = EventIntake(config, self.catalogue, partitions)
         """Events on their way to rows, and the counts and offsets of all that were read."""
-        self.progress = TrainProgress(self.catalogue)
+        self.progress = TrainProgress(self.catalogue, config.model.kinds, learns_kinds=config.learns_kinds)
         """What was learned from so far."""
-        self.journal = Journal()
+        self.journal = Journal(kinds=config.learns_kinds)
         """Which rows, negatives and vectors the next candidate adds."""
         self.shadow: ShadowEvaluation | None = None
         """A candidate and the serving release that score the same rows; changes nothing of what is learned."""
@@ -191,19 +191,23 @@ class OnlineTrainer:
         takes = self.intake.takes_until(newest)
         self._remember(takes)
         self._uncounted.add(takes)
+        kinds, learner = self.config.model.kinds, self.config.learner
         plan = None
-        if self.config.learner.contrastive:
+        if learner.contrastive:
             plan = self._sampler.plan(rows, self._memory, self._take_counts, self.catalogue, self._rng)
-        collated = collate(rows, plan, self.catalogue, history_length=self.config.history_length, moment=self._moment)
+        length, moment = self.config.history_length, self._moment
+        collated = collate(rows, plan, self.catalogue, history_length=length, moment=moment, kinds=kinds)
+        if learner.value_weight:
+            collated = weighed_by_value(collated, rows, usual=self.progress.usual_value, power=learner.value_weight)
         self.intake.note_features(rows)
         self._moment.add(self._uncounted.pop(newest), before=newest)
-        report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time)
+        report = self._variants.step(collated, self.catalogue, in_time=self.progress.in_time(kinds))
         for observer in (*self._evaluations, *self.observers):
             observer.observe(rows, collated.batch)
         dense_BF = collated.batch.dense_BF.numpy()
         self.journal.record(self.progress.steps, rows, plan, collated.items_U, self.catalogue, dense_BF)
         self.intake.trained(rows)
-        self.progress.add(rows, plan, report.probabilities, dense_BF=dense_BF)
+        self.progress.add(rows, plan, report.probabilities, kinds_BK=report.kinds_BK, dense_BF=dense_BF)
         return StepReport(rows=len(rows), losses=report.losses, last_event_at=newest)
 
     def _count_beyond(self, waiting: Sequence[Impression]) -> None:

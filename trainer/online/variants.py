@@ -32,6 +32,8 @@ class VariantsReport:
     probabilities: dict[str, NDArray[np.float64]]
     """(B,) predictions made before learning from these rows."""
     losses: dict[str, float]
+    kinds_BK: NDArray[np.float64]
+    """(B, K) those of the real model's further kinds."""
 
 
 class Variants:
@@ -69,22 +71,30 @@ class Variants:
         """A copy of the real model's weights as a release has them."""
         return self._learners[CIUBM].released()
 
-    def step(self, collated: Collated, catalogue: Catalogue, *, in_time: float) -> VariantsReport:
+    def step(self, collated: Collated, catalogue: Catalogue, *, in_time: Sequence[float]) -> VariantsReport:
         """Score the batch, then learn from it. Raises `NonFiniteLoss`; `in_time` is as `Learner.step` has it."""
         probabilities: dict[str, NDArray[np.float64]] = {}
         losses: dict[str, float] = {}
+        kinds_BK = np.zeros((len(collated.labels_B), 0))
         for name, learner in self._learners.items():
             batch = collated.batch
             if name == SHUFFLED and self._shuffle is not None:
                 batch = replace(batch, **self._shuffle.vectors(collated.items_U, catalogue))
             with self._own_torch_rng():
                 report = learner.step(
-                    batch, collated.labels_B, collated.contrastive, in_time=in_time, weights_B=collated.weights_B
+                    batch,
+                    collated.labels_B,
+                    collated.contrastive,
+                    in_time=in_time,
+                    weights_B=collated.weights_B,
+                    kinds=collated.kinds,
                 )
             probabilities[name], losses[name] = report.probabilities_B, report.loss
-            if name == CIUBM and report.contrastive_loss is not None:
-                losses["interest"] = report.contrastive_loss
-        return VariantsReport(probabilities, losses)
+            if name == CIUBM:
+                kinds_BK = report.kinds_BK
+                if report.contrastive_loss is not None:
+                    losses["interest"] = report.contrastive_loss
+        return VariantsReport(probabilities, losses, kinds_BK)
 
     def items(self) -> Iterator[int]:
         """Numbers of the items that the variants hold."""

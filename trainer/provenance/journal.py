@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.samples.catalogue import Catalogue
-from trainer.samples.rows import Impression
+from trainer.samples.rows import Impression, learned_as
 from trainer.state import State, ragged, unragged, whole_numbers
 from trainer.tables import Slots
 
@@ -87,6 +87,8 @@ class Segment:
     archive: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
     """Digest -> vector, for all of `vectors`."""
     leaves: list[Leaf] = field(default_factory=list)
+    kinds: bool = False
+    """Whether the hash of a row says as what it was taken, and what that was worth."""
 
     @property
     def rows(self) -> int:
@@ -124,7 +126,7 @@ class Segment:
         """As arrays and values; vectors of the archive are not among them."""
         names = sorted({name for step in self.steps for name in step.negatives or ()})
         number = {name: i for i, name in enumerate(names)}
-        state = State(values={"first_row": self.first_row, "first_step": self.first_step})
+        state = State(values={"first_row": self.first_row, "first_step": self.first_step, "kinds": self.kinds})
         state.arrays["places"] = np.concatenate([np.zeros((0, 3), np.int64), *(step.places for step in self.steps)])
         state.arrays["labels"] = np.concatenate([np.zeros(0, np.int64), *(step.labels for step in self.steps)])
         kept = [step.features for step in self.steps if step.features is not None]
@@ -176,6 +178,7 @@ class Segment:
         return Segment(
             first_row=state.values["first_row"],
             first_step=state.values["first_step"],
+            kinds=state.values.get("kinds", False),
             steps=steps,
             vectors=[VectorUse(*use) for use in uses],
             leaves=[
@@ -194,23 +197,26 @@ def root_of(leaves: Iterable[Leaf], negatives: bytes, vectors: bytes) -> str:
 def row_text(
     event_id: str,
     item: str,
-    label: int,
+    learned: str,
     history: Sequence[str],
     seconds: Sequence[int],
     features_F: NDArray[np.float32] = NO_FEATURES,
 ) -> bytes:
-    """What a row's hash covers beside its user: event, item, label, the history with its times, and the features."""
+    """What a row's hash covers beside its user: event, item, what it was learned as, the history with its times, and
+    the features.
+    """
     past = "\t".join(history)
-    text = f"{event_id}\t{item}\t{label}\t{past}\t{','.join(map(str, seconds))}\n".encode()
+    text = f"{event_id}\t{item}\t{learned}\t{past}\t{','.join(map(str, seconds))}\n".encode()
     return text + np.ascontiguousarray(features_F, "<f4").tobytes()
 
 
 class Journal:
     """The segment that is being written; `cut` begins the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, kinds: bool = False) -> None:
         self._archive: Slots[tuple[bytes, NDArray[np.float32]]] = Slots()
-        self._begin(Segment())
+        self._kinds = kinds
+        self._begin(Segment(kinds=kinds))
 
     def _begin(self, segment: Segment) -> None:
         self._segment = segment
@@ -239,7 +245,8 @@ class Journal:
             features_F = NO_FEATURES if features_BF is None else features_BF[place]
             history = [catalogue.item_id(item) for item in row.history]
             item = catalogue.item_id(row.item)
-            text = row_text(row.event_id, item, row.label, history, row.history_seconds, features_F)
+            learned = learned_as(row, kinds=self._kinds)
+            text = row_text(row.event_id, item, learned, history, row.history_seconds, features_F)
             self._leaves.setdefault(row.user_id, Leaf()).add(text)
         for number in items_U.tolist():
             self._record_vector(step, number, catalogue)
@@ -258,7 +265,7 @@ class Journal:
     def cut(self, *, rows: int, steps: int) -> Segment:
         """What was written; the next segment begins after `rows` rows and `steps` steps."""
         done = self.segment()
-        self._begin(Segment(first_row=rows, first_step=steps))
+        self._begin(Segment(first_row=rows, first_step=steps, kinds=self._kinds))
         return done
 
     def snapshot(self) -> State:
@@ -270,7 +277,8 @@ class Journal:
         users, seen = list(self._leaves), dict(self._seen)
         state = State()
         state.put_table("archive.", self._archive.table(_packed_vectors))
-        state.put("segment", State(values={"first_row": now.first_row, "first_step": now.first_step}))
+        values = {"first_row": now.first_row, "first_step": now.first_step, "kinds": now.kinds}
+        state.put("segment", State(values=values))
         state.later(lambda: _packed(segment, users, seen))
         return state
 

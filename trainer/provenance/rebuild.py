@@ -14,12 +14,12 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.behaviours import Behaviour
+from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.provenance.journal import NO_FEATURES, Leaf, Segment, StepRows, VectorUse, row_text
 from trainer.samples.catalogue import Catalogue, vector_digest
 from trainer.samples.exposure_draws import DrawnBefore
 from trainer.samples.join_rules import JoinRules
-from trainer.samples.rows import Impression
+from trainer.samples.rows import Impression, learned_as
 
 Place = tuple[int, int, int]
 """Partition, offset, and the running number of an exposure that was drawn there (0 for one of the log)."""
@@ -44,6 +44,10 @@ class TrainingRow:
     """Numeric inputs; an earlier build kept none."""
     negatives: list[str] | None
     """Negatives of the row's step; None for a row that is no take, or a step without."""
+    taken_as: BehaviourKind | None = None
+    """The most reliable kind of take of it that was known."""
+    learned: str = ""
+    """What the row's hash says of its take."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ class Rebuild:
                     history_seconds=row.history_seconds,
                     features=tuple(features_F.tolist()),
                     negatives=step.negatives if row.label else None,
+                    taken_as=row.taken_as,
+                    learned=learned_as(row, kinds=self._segment.kinds),
                 )
 
     def verify(self, root: str) -> RebuildResult:
@@ -136,7 +142,7 @@ class Rebuild:
         leaves: dict[str, Leaf] = {}
         for row in self.rows():
             features_F = np.array(row.features, np.float32)
-            text = row_text(row.event_id, row.item, row.label, row.history, row.history_seconds, features_F)
+            text = row_text(row.event_id, row.item, row.learned, row.history, row.history_seconds, features_F)
             leaves.setdefault(row.user_id, Leaf()).add(text)
         gone = Counter(self._erased.values())
         kept = Counter((leaf.digest, leaf.rows) for leaf in self._segment.leaves)

@@ -292,7 +292,7 @@ class ImpressionJoin:
         """The exposure of a take that answers none, and those drawn beside it."""
         items, seconds = self._history_of(event.behaviour.user_id)
         own = self._impression(event, item, items, seconds, retaken=item in items)
-        own.draw, own.label, own.taken_as = 1, 1, event.behaviour.kind
+        own.draw, own.label, own.taken_as, own.value = 1, 1, event.behaviour.kind, event.behaviour.value
         self._name(own)
         beside = []
         for number, source in enumerate(draws.draw(event, fits=self._is_named), 2):
@@ -315,7 +315,7 @@ class ImpressionJoin:
         if impression is not None:
             impression.label = 1
             if impression.taken_as is None or RELIABILITY[behaviour.kind] > RELIABILITY[impression.taken_as]:
-                impression.taken_as = behaviour.kind
+                impression.taken_as, impression.value = behaviour.kind, behaviour.value
             return self._take(event, item, impression)
         known = self._correctable is not None and self._correct(self._correctable, event, item)
         if not known and self._draws is not None and behaviour.exposure_id is None:
@@ -364,8 +364,9 @@ class ImpressionJoin:
             draw=0,
             label=1,
             taken_as=behaviour.kind,
+            value=behaviour.value,
             correction=True,
-            upgrade=late.label == 1,
+            taken_before=late.taken_as if late.label else None,
             exposure_id=late.shown_as,
         )
         self._corrections.append(corrected)

@@ -45,6 +45,8 @@ class Impression:
     label: int = 0
     taken_as: BehaviourKind | None = None
     """The most reliable kind of take of it so far."""
+    value: float = 0.0
+    """What that take was worth, price times pieces; 0 where it does not say."""
     query_text: str | None = None
     query_image: bytes | None = None
     """The search that led here, if any, as far as the reader of the rows wants it."""
@@ -54,8 +56,8 @@ class Impression:
     """Whether this repeats an impression that was resolved before, because of a late take: as taken, or as taken in a
     more reliable way. Its id and offset are then those of the late take. It is no impression of its own: what counts
     impressions passes it over."""
-    upgrade: bool = False
-    """For a correction: whether the impression was resolved as taken already, so that only `taken_as` is new."""
+    taken_before: BehaviourKind | None = None
+    """For a correction: as what the impression was resolved before, where it was taken already."""
     exposure_id: str = ""
     """For a correction: the id of the exposure that it repeats."""
     draw: int = 0
@@ -72,6 +74,21 @@ class Impression:
         return self.exposure_id or self.event_id
 
     @property
+    def upgrade(self) -> bool:
+        """Whether only `taken_as` is new of a correction: its impression was resolved as taken already."""
+        return self.taken_before is not None
+
+    @property
+    def level(self) -> int:
+        """Rank of the take in `RELIABILITY`: a purchase counts as a cart and as a click too. 0 if it was not taken."""
+        return RELIABILITY[self.taken_as or BehaviourKind.CLICK] if self.label else 0
+
+    @property
+    def level_before(self) -> int:
+        """For a correction: the `level` that its impression was resolved with before."""
+        return RELIABILITY[self.taken_before] if self.taken_before is not None else 0
+
+    @property
     def own_event(self) -> bool:
         """Whether the row stands for an event of the log: no correction of another row, and not drawn."""
         return not self.correction and not self.draw
@@ -79,6 +96,11 @@ class Impression:
 
 NO_IMPRESSION = Impression("", 0, 0, 0, "", 0, (), (), retaken=False, defines_publish=False)
 """What a free row of a table holds."""
+
+
+def learned_as(row: Impression, *, kinds: bool) -> str:
+    """What the hash of a row says of its take; with `kinds`, where a model learns them or what they are worth."""
+    return f"{row.level_before}-{row.level}-{row.value!r}" if kinds else str(row.label)
 
 
 def row_bytes(row: Impression) -> int:
@@ -121,6 +143,7 @@ def pack_impressions(impressions: Iterable[Impression], *, features: list[bytes]
     state = State()
     state.arrays["label"] = whole_numbers(row.label for row in rows)
     state.arrays["taken_as"] = whole_numbers(-1 if row.taken_as is None else RELIABILITY[row.taken_as] for row in rows)
+    state.arrays["value"] = np.array([row.value for row in rows], np.float64)
     kept = [row.moment.features for row in rows] if features is None else features
     state.later(lambda: _pack_exposures(rows, kept))
     return state
@@ -132,7 +155,8 @@ def _pack_exposures(rows: list[Impression], features: list[bytes]) -> State:
     for name in ("partition", "offset", "second", "item", "query", "draw", "drawn_from", "drawn_second"):
         state.arrays[name] = whole_numbers(getattr(row, name) for row in rows)
     state.put_bytes("features", features)
-    for name in ("retaken", "defines_publish", "correction", "upgrade"):
+    state.arrays["level_before"] = whole_numbers(row.level_before for row in rows)
+    for name in ("retaken", "defines_publish", "correction"):
         state.arrays[name] = np.array([getattr(row, name) for row in rows], bool)
     state.arrays.update(ragged("history", (row.history for row in rows)).arrays)
     state.arrays.update(ragged("history_seconds", (row.history_seconds for row in rows)).arrays)
@@ -149,7 +173,9 @@ def unpack_impressions(state: State) -> list[Impression]:
     """Inverse of `pack_impressions`; what an earlier build packed lacks the columns that it did not have."""
     arrays = state.arrays
     none = np.zeros(len(arrays["item"]), np.int64)
-    upgrades, draws = arrays.get("upgrade", none), arrays.get("draw", none)
+    # an earlier build did not say as what an impression was taken before, but that it was
+    levels, draws = arrays.get("level_before", arrays.get("upgrade", none)), arrays.get("draw", none)
+    values = arrays.get("value", none)
     sources, source_seconds = arrays.get("drawn_from", none), arrays.get("drawn_second", none)
     queries = arrays.get("query", none)
     features = state.pieces("features") if "features.ends" in arrays else [b""] * len(none)
@@ -174,7 +200,8 @@ def unpack_impressions(state: State) -> list[Impression]:
             query_text=texts[i],
             query_image=images[i] if arrays["has_image"][i] else None,
             correction=bool(arrays["correction"][i]),
-            upgrade=bool(upgrades[i]),
+            taken_before=_KINDS[int(levels[i])] if levels[i] else None,
+            value=float(values[i]),
             exposure_id=exposures[i],
             query=int(queries[i]),
             draw=int(draws[i]),

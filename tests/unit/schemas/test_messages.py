@@ -132,7 +132,7 @@ OPTIONAL_OF_ITEMS = [
 ]
 OPTIONAL_OF_BEHAVIOURS = [
     *("schema_version", "exposure_id", "query_text", "query_image", "trigger_item", "defines_publish"),
-    *("drawn_from", "drawn_at"),
+    *("drawn_from", "drawn_at", "price", "qty"),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.behaviours import BehaviourKind
 from schemas.errors import Misconfigured, StoreUnavailable
 from streams.center.compare import CenterReport, Finding
 from streams.commands import (
@@ -218,7 +219,9 @@ SUMMARY = {
     "rows_tree_sha256": "ab" * 32, "verified": True, "problems": [],
 }  # fmt: skip
 ROWS = [
-    TrainingRow(5, (1, 7), "e1", "u1", "i1", 60, 1, False, ("i2", "i3"), (10, 20), (0.5, 1.0), ["i4"]),
+    TrainingRow(
+        5, (1, 7), "e1", "u1", "i1", 60, 1, False, ("i2", "i3"), (10, 20), (0.5, 1.0), ["i4"], BehaviourKind.CART
+    ),
     TrainingRow(5, (2, 8), "e2", "u2", "i2", 61, 0, True, (), (), (), None),
 ]
 
@@ -257,7 +260,7 @@ def test_rows_that_are_not_those_that_were_trained_end_with_1(
     first, second = pq.read_table(file).to_pylist()
     assert first == {
         "step": 5, "partition": 1, "offset": 7, "event_id": "e1", "user_id": "u1", "item_id": "i1",
-        "occurred_at": datetime(1970, 1, 1, 0, 1, tzinfo=UTC), "label": 1, "correction": False,
+        "occurred_at": datetime(1970, 1, 1, 0, 1, tzinfo=UTC), "label": 1, "taken_as": "cart", "correction": False,
         "history": ["i2", "i3"], "history_seconds": [10, 20], "negatives": ["i4"],
     }  # fmt: skip
     assert second["correction"] is True and second["negatives"] is None and second["history"] == []

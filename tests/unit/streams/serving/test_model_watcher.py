@@ -77,11 +77,11 @@ class Scene:
         bias = float(weights["bias"]) if "bias" in weights else None
         if bias is None:
             raise RuntimeError("no bias")
-        answers = {-1.0: np.array([np.nan]), -2.0: np.array([0.5, 0.5])}
+        answers = {-1.0: np.array([[np.nan]]), -2.0: np.array([[0.5, 0.5]])}
         plain = make_scorer(weights, manifest)
         if bias not in answers:
             return plain
-        return SimpleNamespace(prepare=lambda *_: None, probabilities=lambda _: answers[bias])
+        return SimpleNamespace(kinds=(), prepare=lambda *_: None, probabilities=lambda _: answers[bias])
 
     @property
     def serving(self) -> str | None:

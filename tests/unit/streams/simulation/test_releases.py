@@ -133,7 +133,7 @@ class Halves:
     """A scorer that gives row n of a batch the probability 1 / (n + 2)."""
 
     def probabilities(self, batch: int) -> np.ndarray:
-        return 1 / np.arange(2.0, batch + 2.0)
+        return 1 / np.arange(2.0, batch + 2.0)[:, None]
 
 
 def test_a_row_that_is_learned_once_more_is_neither_scored_nor_counted_again() -> None:

@@ -36,7 +36,8 @@ def test_a_report_has_each_figure_where_it_belongs() -> None:
     late = SimpleNamespace(by_partition={0: 6}, newest=["an event"])
     window = SimpleNamespace(ids_dropped=7)
     intake = SimpleNamespace(counts=counts, kinds=Counter(click=8), late=late, takes_too_late=9, window=window)
-    progress = SimpleNamespace(corrected=10, upgraded=11, steps=12, rows=13, rows_sha256="abc")
+    taken = SimpleNamespace(snapshot=lambda: {"cart": (15, 16)})
+    progress = SimpleNamespace(taken=taken, corrected=10, upgraded=11, steps=12, rows=13, rows_sha256="abc")
     thread: Any = SimpleNamespace(
         trainer=SimpleNamespace(intake=intake, progress=progress, trees="some"),
         report_offsets=lambda: {"behaviours": {0: 14}}, last_event_at=15,
@@ -53,9 +54,10 @@ def test_a_report_has_each_figure_where_it_belongs() -> None:
     report = loop.report()
     assert report == TrainReport(
         accounts=report.accounts, kinds={"click": 8}, late_by_partition={0: 6}, late_events=("an event",),
-        offsets={"behaviours": {0: 14}}, corrected=10, upgraded=11, takes_too_late=9, steps=12, rows_trained=13,
-        rows_sha256="abc", releases=17, refused=18, held=19, release_id="r20", not_serving="why", last_event_at=15,
-        waiting_for=2, given_up=16, ids_forgotten=7, open_transactions=21, broken_vectors=22, other_encoders=23,
+        offsets={"behaviours": {0: 14}}, corrected=10, upgraded=11, takes={"cart": (15, 16)}, takes_too_late=9,
+        steps=12, rows_trained=13, rows_sha256="abc", releases=17, refused=18, held=19, release_id="r20",
+        not_serving="why", last_event_at=15, waiting_for=2, given_up=16, ids_forgotten=7, open_transactions=21,
+        broken_vectors=22, other_encoders=23,
         prequential={"auc": 0.5}, updated_at=24.0, trees="some",
     )  # type: ignore[arg-type]  # fmt: skip
     assert report.accounts == {"received": 21, "trained": 1, "late": 2, "duplicate": 3, "dead_lettered": 4,

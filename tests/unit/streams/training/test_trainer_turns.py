@@ -20,6 +20,10 @@ from trainer.samples.searches import query_item
 NOTHING = FeedBatch([], [], frozenset(), False)
 
 
+def configured(*, queries: bool = False, kinds: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(features=SimpleNamespace(queries=queries), model=SimpleNamespace(kinds=kinds))
+
+
 class Parts:
     """A trainer of `batches`, its input and its waits; `calls` are what they were asked for, in order."""
 
@@ -33,6 +37,8 @@ class Parts:
         self.at_last_rows = False
         self.shadow: Any = None
         self.intake = self.window = self.progress = self
+        self.kinds: dict[str, int] = {}
+        self.config = configured()
         self.forgotten: Any = SimpleNamespace(
             erases=lambda user, partition, offset: user == "gone", add=lambda user: user.user_id == "u1"
         )
@@ -158,7 +164,7 @@ def test_searches_that_rows_do_not_see_are_told_once_with_the_setting(queries: b
     parts = Parts()
     parts.fetched = [vector("i1")]
     parts.thread.put_embeddings()
-    parts.config = SimpleNamespace(features=SimpleNamespace(queries=queries))
+    parts.config = configured(queries=queries)
     with capture_logs() as logs:
         parts.run()
         assert logs == []
@@ -169,6 +175,32 @@ def test_searches_that_rows_do_not_see_are_told_once_with_the_setting(queries: b
     told = [(line["event"], line["log_level"], line["events"]) for line in logs]
     assert told == ([] if queries else [("train.searches_ignored", "warning", 3)])
     assert queries or "MIM_TRAINER__FEATURES__QUERIES=true" in logs[0]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "kinds", "told"),
+    [
+        (("exposure", "click"), (), []),
+        (("exposure", "purchase"), (), []),
+        (("exposure", "click", "purchase", "cart"), (), ["cart", "purchase"]),
+        (("click", "cart", "purchase"), ("purchase",), ["cart"]),
+        (("click", "cart", "purchase"), ("cart", "purchase"), []),
+    ],
+)
+def test_kinds_of_takes_that_have_no_output_are_told_once_with_the_setting(
+    seen: tuple[str, ...], kinds: tuple[str, ...], told: list[str]
+) -> None:
+    parts = Parts()
+    parts.fetched = [vector("i1")]
+    parts.thread.put_embeddings()
+    parts.config = configured(kinds=kinds)
+    with capture_logs() as logs:
+        parts.run()
+        parts.kinds = dict.fromkeys(seen, 1)
+        parts.run()
+        parts.run()
+    assert [line["kinds"] for line in logs if line["event"] == "train.kinds_ignored"] == ([told] if told else [])
+    assert not told or "MIM_TRAINER__MODEL__KINDS" in logs[-1]["fix"]
 
 
 async def test_users_are_forgotten_by_the_next_call_and_named_to_the_store_once() -> None:

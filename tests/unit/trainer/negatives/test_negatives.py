@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.behaviours import BehaviourKind
 from tests.factories.samples import DAY0, make_catalogue
 from trainer.negatives.memory_bank import SpaceTimeMemory, TakeBank
 from trainer.negatives.sampler import ContrastivePlan, SpaceTimeSampler, TakeCounts
@@ -202,7 +203,12 @@ def test_space_is_drawn_from_the_window_and_time_from_the_bank_each_to_its_numbe
 
 def test_a_positive_without_a_vector_is_none_and_one_without_a_past_needs_a_search(catalogue: Catalogue) -> None:
     catalogue.delete_item("i5")
-    batch = [impression(5), impression(7, history=()), impression(9, label=0), replace(impression(10), upgrade=True)]
+    batch = [
+        impression(5),
+        impression(7, history=()),
+        impression(9, label=0),
+        replace(impression(10), taken_before=BehaviourKind.CLICK),
+    ]
     batch.append(impression(11))
     memory, counts = make_memory(), TakeCounts(9.0)
     for needs, rows in ((True, [4]), (False, [1, 4])):

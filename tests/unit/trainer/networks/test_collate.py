@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from schemas.behaviours import BehaviourKind
 from tests.factories.samples import DIM, SMALL_MODEL, make_catalogue
 from trainer.negatives.sampler import ContrastivePlan
 from trainer.networks.ciubm import CiUBM, CtrBatch
@@ -60,7 +61,7 @@ def test_every_place_of_a_batch_leads_to_its_item(batch: Collated) -> None:
 
 
 def test_an_upgrade_weighs_nothing_beside_rows_that_weigh_one() -> None:
-    rows = [*ROWS, row(3, (), 1, correction=True, upgrade=True), row(3, (), 1, correction=True)]
+    rows = [*ROWS, row(3, (), 1, correction=True, taken_before=BehaviourKind.CLICK), row(3, (), 1, correction=True)]
     collated = collate(rows, None, make_catalogue(12), history_length=3)
     assert collated.weights_B is not None and collated.weights_B.tolist() == [1, 1, 1, 0, 1]
 
@@ -88,7 +89,7 @@ def test_the_weighted_click_loss_moves_the_network_and_the_contrastive_term_a_sp
     config = LearnerConfig(temperature=0.3, log_q_strength=0.4, weight_decay=0.0)
     learner, twin = (Learner(SMALL_MODEL, config, vector_width=DIM, seed=1) for _ in range(2))
     given = None if weights is None else torch.tensor(weights)
-    report = learner.step(batch.batch, batch.labels_B, batch.contrastive, in_time=in_time, weights_B=given)
+    report = learner.step(batch.batch, batch.labels_B, batch.contrastive, in_time=(in_time,), weights_B=given)
     model, term = twin.model, batch.contrastive
     assert term is not None and report.contrastive_loss is not None
     content = model.interest_space(batch.batch.vectors_UV, batch.batch.has_vector_U)

@@ -141,7 +141,7 @@ def test_trees_are_part_of_the_answer_and_of_a_release_but_teach_the_network_not
     for step in range(1, 5):
         trees = learner.model.trees
         with torch.no_grad():
-            logits, numbers = alone.model.network(collated.batch)
+            logits, numbers, _ = alone.model.network(collated.batch)
             expected = torch.lerp(logits, trees(numbers), trees.share) if step > 2 else logits
             assert step != 3 or trees.share == 0.5
         report, other = (each.step(collated.batch, collated.labels_B, None) for each in (learner, alone))
@@ -188,7 +188,7 @@ def test_trees_get_the_weights_of_the_rows_and_the_seed_of_the_learner(weights: 
     kept = through_bytes(learner.snapshot()).part("trees")
     assert kept.values["seed"] == 5 and kept.arrays["rows.weight"].tolist() == (weights or [1.0] * 12)
     assert kept.arrays["rows.label"].tolist() == collated.labels_B.tolist()
-    learner.step(collated.batch, collated.labels_B, None, in_time=0.5, weights_B=given)
+    learner.step(collated.batch, collated.labels_B, None, in_time=(0.5,), weights_B=given)
     late = through_bytes(learner.snapshot()).part("trees").arrays["rows.weight"][12:]
     taken, before = collated.labels_B.numpy() > 0, np.array(weights or [1.0] * 12)
     assert (late[taken] == before[taken]).all() and (late[~taken] < before[~taken]).all() and late.min() > 0
@@ -211,7 +211,7 @@ def test_trees_are_weighed_beside_the_averaged_weights_every_eighth_step(monkeyp
         released = CiUBM(config, vector_width=DIM, seed=1)
         released.load_state_dict(learner.released())
         with torch.no_grad():
-            expected, numbers = released.eval().network(collated.batch)
+            expected, numbers, _ = released.eval().network(collated.batch)
         before = len(judged)
         learner.step(collated.batch, collated.labels_B, None)
         assert len(judged) - before == (step in (8, 16))

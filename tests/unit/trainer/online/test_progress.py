@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from schemas.behaviours import BehaviourKind
 from tests.factories.feeding import through_bytes
 from tests.factories.samples import DAY0, embedding, make_catalogue
 from trainer.metrics import DAY, ScoredRows, auc, log_loss
 from trainer.online.prequential import RecentScores
 from trainer.online.progress import TrainProgress
 from trainer.samples.rows import Impression
+
+CLICK, CART = BehaviourKind.CLICK, BehaviourKind.CART
 
 
 def row(second: int, item: int = 1, *, user: str = "u", label: int = 0, **more: Any) -> Impression:
@@ -27,21 +30,24 @@ def learn(progress: TrainProgress, rows: list[Impression], first: float = 0.1) -
 
 def test_corrections_and_upgrades_are_rows_but_no_impressions_of_their_own() -> None:
     progress = TrainProgress(make_catalogue(3))
-    late, upgrade = {"label": 1, "correction": True}, {"label": 1, "correction": True, "upgrade": True}
+    late, upgrade = (
+        {"label": 1, "correction": True},
+        {"label": 1, "correction": True, "taken_as": CART, "taken_before": CLICK},
+    )
     learn(progress, [row(0, label=1), row(1, **late), row(2), row(3, **upgrade), row(4, label=1), row(5, label=1)])
     assert (progress.rows, progress.steps, progress.corrected, progress.upgraded) == (6, 1, 1, 1)
-    assert progress.taken_in_time == 3 and progress.in_time == 3 / 4
+    assert progress.taken_in_time == 3 and progress.in_time() == (3 / 4,)
     learn(progress, [row(1, **late)])
     (scored,) = progress.drain_scores()
     np.testing.assert_allclose(scored.scores["ciubm"], [0.1, 0.12, 0.14, 0.15])
     assert scored.label.tolist() == [1, 0, 1, 1] and (scored.occurred_at - DAY0).tolist() == [0, 2, 4, 5]
     assert progress.scored == len(scored.label)
-    assert progress.drain_scores() == [] and progress.in_time == 3 / 5
+    assert progress.drain_scores() == [] and progress.in_time() == (3 / 5,)
 
 
 def test_a_span_of_training_is_told_by_its_newest_row_and_begins_anew_after_a_candidate() -> None:
     progress, again = TrainProgress(make_catalogue(3)), TrainProgress(make_catalogue(3))
-    assert (progress.seconds_since_release, progress.first_event_at, progress.in_time) == (0, None, 1.0)
+    assert (progress.seconds_since_release, progress.first_event_at, progress.in_time()) == (0, None, (1.0,))
     learn(progress, [row(10), row(20)])
     learn(progress, [row(21), row(5, label=1, correction=True)])  # the last row is not the newest
     assert (progress.first_event_at, progress.last_event_at) == (DAY0 + 10, DAY0 + 21)

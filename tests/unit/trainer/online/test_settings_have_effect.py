@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ OTHER: Mapping[str, dict[str, Any]] = {
     "cross_rank": {"cross_rank": 3},
     "dropout": {"dropout": 0.5},
     "recency_half_life_items": {"recency_half_life_items": 1.0},
+    "kinds": {"kinds": ("cart", "purchase")},
     "trees": {"trees": {"count": 0}},
 }
 """Another value of each field, beside what it needs to count."""
@@ -61,7 +62,7 @@ TREES: Mapping[str, Any] = {
 """Another value of each field of the trees."""
 
 
-def make_batch(catalogue: Catalogue) -> Collated:
+def make_batch(catalogue: Catalogue, kinds: Sequence[str]) -> Collated:
     """Takes and exposures of users with histories of several lengths, against negatives."""
     rng = np.random.default_rng(0)
     rows = []
@@ -73,17 +74,17 @@ def make_batch(catalogue: Catalogue) -> Collated:
     for n in range(1, 20):
         memory.add(Take(DAY0 + n, "", n))
     plan = SpaceTimeSampler(space=8, time=8).plan(rows, memory, TakeCounts(1e6), catalogue, rng)
-    return collate(rows, plan, catalogue, history_length=4)
+    return collate(rows, plan, catalogue, history_length=4, kinds=kinds)
 
 
 def learned(model: CiUBMConfig) -> tuple[set[str], np.ndarray]:
     """Names of weights that never had a gradient in five steps, and the predictions of each."""
-    batch = make_batch(make_catalogue(20))
+    batch = make_batch(make_catalogue(20), model.kinds)
     learner = Learner(model, LearnerConfig(), vector_width=DIM, seed=0)
     silent = {name for name, parameter in learner.model.named_parameters() if parameter.requires_grad}
     predictions = []
     for _ in range(5):
-        report = learner.step(batch.batch, batch.labels_B, batch.contrastive)
+        report = learner.step(batch.batch, batch.labels_B, batch.contrastive, kinds=batch.kinds)
         predictions.append(report.probabilities_B)
         for name, parameter in learner.model.named_parameters():
             if parameter.grad is not None and parameter.grad.to_dense().any():

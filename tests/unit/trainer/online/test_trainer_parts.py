@@ -61,12 +61,14 @@ def test_takes_are_counted_and_remembered_up_to_the_last_row_of_the_batch_and_wi
 def test_the_learner_gets_the_share_in_time_the_weights_of_rows_and_histories_of_the_set_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given: list[tuple[float, int, int]] = []
+    given: list[tuple[Any, int, int]] = []
     honest = Learner.step
 
-    def watched(self: Learner, batch: Any, labels: Any, contrastive: Any, *, in_time: float, weights_B: Any) -> Any:
+    def watched(
+        self: Learner, batch: Any, labels: Any, contrastive: Any, *, in_time: Any, weights_B: Any, kinds: Any
+    ) -> Any:
         given.append((in_time, batch.history_BL.shape[1], 0 if weights_B is None else int((weights_B == 0).sum())))
-        return honest(self, batch, labels, contrastive, in_time=in_time, weights_B=weights_B)
+        return honest(self, batch, labels, contrastive, in_time=in_time, weights_B=weights_B, kinds=kinds)
 
     monkeypatch.setattr(Learner, "step", watched)
     trainer = make_trainer(small_config(batch_rows=4, history_length=3))
@@ -85,11 +87,11 @@ def test_the_learner_gets_the_share_in_time_the_weights_of_rows_and_histories_of
     trainer.intake.finish()
     trainer.intake.advance()
     while True:
-        shares.append(trainer.progress.in_time)
+        shares.append(trainer.progress.in_time())
         if trainer.step() is None:
             break
         trainer.intake.advance()
-    assert [share for share, _, _ in given] == shares[:-1] and min(shares) < 1
+    assert [share for share, _, _ in given] == shares[:-1] and min(shares) < (1.0,)
     assert max(width for _, width, _ in given) == 3
     assert sum(zero for _, _, zero in given) == trainer.progress.upgraded > 0
 

@@ -238,8 +238,8 @@ def test_hashes_are_those_that_releases_snapshots_and_erasures_were_kept_with() 
     assert id_hash("event-17") == 6958542774133541185
     assert vector_digest("c", np.array([1, -2], np.float32)).hex() == "1797dfe8418b087aff0decf1e6a26efa"
     leaf = Leaf()
-    leaf.add(row_text("e", "i", 1, ["a", "b"], [7, 8]))
-    leaf.add(row_text("f", "j", 0, [], []))
+    leaf.add(row_text("e", "i", "1", ["a", "b"], [7, 8]))
+    leaf.add(row_text("f", "j", "0", [], []))
     assert (leaf.digest.hex(), leaf.rows) == ("b80727fd03186f70b04611501b74f8e2995a1e404cb9e6cc294b013dbe742f9a", 2)
     segment = Segment(first_row=3, vectors=[VectorUse(1, "i", b"d", "c", 1.0)], leaves=[leaf])
     segment.steps = steps_against(["a", "b"], None).steps

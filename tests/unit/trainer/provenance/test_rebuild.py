@@ -211,7 +211,7 @@ def test_a_rebuild_is_complete_when_every_row_is_there_or_known_to_be_erased_dra
 
 def leaf_of(row: TrainingRow) -> Leaf:
     leaf = Leaf()
-    leaf.add(row_text(row.event_id, row.item, row.label, row.history, row.history_seconds))
+    leaf.add(row_text(row.event_id, row.item, str(row.label), row.history, row.history_seconds))
     return leaf
 
 

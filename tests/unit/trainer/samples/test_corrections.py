@@ -167,7 +167,7 @@ def trained_with(purchases: bool) -> OnlineTrainer:
 
 def test_an_upgrade_is_a_row_but_no_second_impression() -> None:
     trainer = trained_with(purchases=True)
-    assert (trainer.progress.upgraded, trainer.progress.corrected, trainer.progress.in_time) == (1, 0, 1.0)
+    assert (trainer.progress.upgraded, trainer.progress.corrected, trainer.progress.in_time()) == (1, 0, (1.0,))
     assert trainer.progress.rows == 41 and is_balanced(trainer.intake.counts)
     assert sum(map(len, trainer.progress.drain_scores())) == 40
 
@@ -304,7 +304,7 @@ def test_rows_of_an_earlier_build_unpack_without_the_columns_of_this_one() -> No
     line = correcting()
     line.second(0, behaviour("x1", item="a"))
     state = pack_impressions(line.end())
-    for name in ("upgrade", "draw", "exposure_id.bytes", "exposure_id.ends"):
+    for name in ("level_before", "value", "draw", "exposure_id.bytes", "exposure_id.ends"):
         del state.arrays[name]
     (row,) = unpack_impressions(state)
     assert (row.upgrade, row.draw, row.shown_as) == (False, 0, "x1")

@@ -148,7 +148,8 @@ def rows_of_all_fields() -> list[Impression]:
     full = Impression(
         event_id="e", partition=1, offset=2, second=3, user_id="u", item=4, history=(5, 6), history_seconds=(7, 8),
         retaken=True, defines_publish=True, label=1, taken_as=BehaviourKind.CART, query_text="words",
-        query_image=b"photo", query=12, correction=True, upgrade=True, exposure_id="x", draw=9,
+        query_image=b"photo", query=12, correction=True, value=13.5, taken_before=BehaviourKind.CLICK,
+        exposure_id="x", draw=9,
         drawn_from=10, drawn_second=11, moment=Moment(b"four"),
     )  # fmt: skip
     bare = Impression("f", 0, 0, 0, "v", 1, (), (), False, False)

@@ -38,7 +38,7 @@ def test_trees_learn_from_the_newest_rows_and_share_the_answer_with_the_same_net
     np.testing.assert_allclose(network.trees.trimmed().value_TL.numpy(), forest.value_TL, atol=1e-6)
     asked = ColumnBatches(test, history_length=50, left_out=Ciubm.left_out).batch(np.arange(200))
     with torch.no_grad():
-        logits, numbers = bare.network(asked)
+        logits, numbers, _ = bare.network(asked)
         expected = torch.sigmoid((0.5 * logits + 0.5 * network.trees(numbers)).double()).numpy()
     np.testing.assert_allclose(model.predict(test), expected, atol=1e-6)
     np.testing.assert_allclose(alone.predict(test), torch.sigmoid(logits.double()).numpy(), atol=1e-6)
