@@ -46,6 +46,7 @@ def document_of(
         "accounts": asdict(run.counts),
         "releases": [one.model_dump(mode="json") for one in run.decisions],
         "prequential": prequential_report(plain),
+        "kinds": dict(run.kinds),
         **figures_of(run, spans_of(run, log), other=None if other is None else other[1], seed=seed),
     }
 
@@ -89,6 +90,9 @@ def text_of(document: Mapping[str, Any]) -> str:
         f"- {sum(one['passed'] for one in document['releases'])} of {len(document['releases'])} candidates became "
         f"current; `{SERVED}` is what the release in force said of each row",
     ]
+    if document["kinds"]:
+        told = (f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in document["kinds"].items())
+        lines += ["", f"Kinds of takes, the model that learns, newest rows: {', '.join(told)}"]
     buckets = list(next(iter(document["figures"].values())))
     for bucket in buckets:
         of = {name: found[bucket] for name, found in document["figures"].items() if found[bucket] is not None}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 
@@ -46,6 +46,8 @@ class SimulatedRun:
     steps: int
     counts: EventCounts
     decisions: Sequence[PromotionDecision]
+    kinds: Mapping[str, float | None] = field(default_factory=dict)
+    """Running metrics of the further kinds of takes at the end."""
 
 
 class HeldVectors:
@@ -151,6 +153,7 @@ def simulate(
         steps=trainer.progress.steps,
         counts=trainer.intake.counts,
         decisions=releases.decisions,
+        kinds=trainer.progress.kind_metrics(),
     )
 
 

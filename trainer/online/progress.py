@@ -169,7 +169,11 @@ class TrainProgress:
 
     def metrics(self) -> dict[str, float | None]:
         """Running prequential metrics over the newest rows."""
-        return self._recent.metrics() | self._recent_kinds.metrics()
+        return self._recent.metrics() | self.kind_metrics()
+
+    def kind_metrics(self) -> dict[str, float | None]:
+        """Those of the further kinds of takes alone."""
+        return self._recent_kinds.metrics()
 
     def drain_scores(self) -> list[ScoredRows]:
         """Scores made since the last call, one table per step."""

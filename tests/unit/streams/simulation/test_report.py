@@ -62,7 +62,7 @@ def test_what_was_decided_and_scored_is_told_bucket_by_bucket() -> None:
     gain = {"difference": 0.0125, "low": -0.5, "high": 0.25}
     document = {
         "data": "films", "rows_trained": 12_345, "steps": 1_024, "wall_seconds": 2.5, "training_rows_sha256": "abc",
-        "releases": [{"passed": True}, {"passed": False}, {"passed": False}],
+        "releases": [{"passed": True}, {"passed": False}, {"passed": False}], "kinds": {},
         "figures": {"ciubm": {"overall": figures, "few": None, "test": None},
                     "din": {"overall": figures | {"auc": 0.7}, "few": None, "test": figures},
                     "other:ciubm-2": {"overall": figures, "few": None, "test": None}},
@@ -70,6 +70,8 @@ def test_what_was_decided_and_scored_is_told_bucket_by_bucket() -> None:
                    "ciubm-other:ciubm-2": {"overall": gain | {"low": -0.25}, "few": None, "test": None}},
     }  # fmt: skip
     heads = ["", "| model | AUC | GAUC | in lists | log-loss | GAUC of the reference minus it |", "|" + " --- |" * 6]
+    kinds = text_of(document | {"kinds": {"cart_auc": 0.75, "cart_calibration": None}}).splitlines()[4:6]
+    assert kinds == ["", "Kinds of takes, the model that learns, newest rows: cart_auc 0.7500, cart_calibration -"]
     assert text_of(document).splitlines() == [
         "# films: live", "",
         "- 12,345 rows in 1,024 steps, 2.5 s; rows sha256 abc",
