@@ -36,12 +36,12 @@ from schemas.behaviours import Behaviour, BehaviourKind  # noqa: E402
 from schemas.items import ItemEmbedding  # noqa: E402
 from streams.stores.artifacts.artifact_store import FolderArtifactStore  # noqa: E402
 from streams.stores.artifacts.checkpoints import CheckpointMeta, CheckpointStore  # noqa: E402
-from trainer.features.state import TakeColumns  # noqa: E402
+from trainer.features.take_columns import TakeColumns  # noqa: E402
 from trainer.online.config import TrainerConfig  # noqa: E402
 from trainer.online.trainer import OnlineTrainer  # noqa: E402
 from trainer.samples.id_hashes import hash_columns  # noqa: E402
-from trainer.samples.label_join import _UserHistory  # noqa: E402
 from trainer.samples.rows import Take  # noqa: E402
+from trainer.samples.user_history import UserHistory  # noqa: E402
 from trainer.state import State  # noqa: E402
 
 DIM, VERSION = 128, "bench.1"
@@ -69,7 +69,7 @@ class World:
         lengths = self.rng.integers(5, 51, self.users)
         for user, length in enumerate(lengths.tolist()):
             taken = tuple(dict.fromkeys(self.rng.integers(1, self.items + 1, length).tolist()))  # each item once
-            history = _UserHistory(f"user-{user}", taken, (self.second,) * len(taken), user)
+            history = UserHistory(f"user-{user}", taken, (self.second,) * len(taken), user)
             join._histories[history.user] = join._history_rows.add(history)
         join._take_number = self.users
         size = max(self.items, self.users)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
+from trainer.features.take_columns import TakeColumns
 from trainer.samples.id_hashes import hash_columns
 from trainer.samples.item_facts import FactRows, facts_of
 

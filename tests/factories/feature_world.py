@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.features.config import HALF_LIVES, RECENT, FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
 from trainer.features.states import item_hash
+from trainer.features.take_columns import TakeColumns
 from trainer.samples.id_hashes import hash_columns
 from trainer.samples.item_facts import FactRows, facts_of
 

@@ -16,8 +16,9 @@ from tests.factories.fake_consumer import FakeRecord
 from tests.factories.samples import DAY0, behaviour
 from tests.factories.serving import DIM, FEATURES, Bench, Open, row
 from trainer.features.config import FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
 from trainer.features.state_records import Record, StateWriter
+from trainer.features.take_columns import TakeColumns
 from trainer.networks.collate import collate
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.rows import Impression

@@ -14,7 +14,8 @@ from trainer.datasets.exposures import PUBLISHED_AT_IS, how_published
 from trainer.datasets.folder import DataSet
 from trainer.features.columns import features
 from trainer.features.config import FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
+from trainer.features.take_columns import TakeColumns
 from trainer.offline.as_of import DrawnFrom, Takes
 from trainer.offline.data import Histories, ImpressionColumns
 from trainer.offline.event_index import EventIndex

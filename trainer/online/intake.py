@@ -12,7 +12,7 @@ of training never depends on when embeddings came.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from operator import attrgetter
@@ -21,6 +21,7 @@ import numpy as np
 
 from schemas.behaviours import Behaviour
 from trainer.online.config import TrainerConfig
+from trainer.online.remembered_items import RememberedItems
 from trainer.samples.catalogue import Catalogue
 from trainer.samples.join_rules import JoinRules
 from trainer.samples.late_events import LateEvent, LateEvents
@@ -60,37 +61,6 @@ class _QueuedTake:
 _TAKE_COLUMNS = (
     *("take.second", "take.item", "partition", "offset", "take.event", "take.announces", "take.query", "take.trigger"),
 )
-
-
-class RememberedItems:
-    """The newest `most` of some item ids. Forgetting one costs a wait for its vector, and changes no row."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._items: dict[str, None] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __contains__(self, item_id: str) -> bool:
-        return item_id in self._items
-
-    def add(self, item_id: str) -> None:
-        """Add an id as the newest."""
-        self._items.pop(item_id, None)
-        self._items[item_id] = None
-        if len(self._items) > self._most:
-            del self._items[next(iter(self._items))]
-
-    def discard(self, item_id: str) -> None:
-        """Remove an id, if it is there."""
-        self._items.pop(item_id, None)
-
-    def restore(self, items: Iterable[str]) -> None:
-        """Hold these ids, oldest first."""
-        self._items.clear()
-        for item_id in items:
-            self.add(item_id)
 
 
 class EventIntake:

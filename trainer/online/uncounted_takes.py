@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.changed_rows import ChangedRows
-from trainer.features.state import TakeColumns
+from trainer.features.take_columns import TakeColumns
 from trainer.samples.id_hashes import hash_columns
 from trainer.samples.rows import Take
 from trainer.state import State, Table, whole_numbers

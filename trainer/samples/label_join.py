@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 
 from schemas.behaviours import Behaviour, BehaviourKind
 from trainer.samples.corrections import CorrectableRows
 from trainer.samples.exposure_draws import Draws, ExposureDraws, nothing_ahead
-from trainer.samples.histories import newest_only, place_of
+from trainer.samples.histories import newest_only
 from trainer.samples.id_hashes import id_hashes
 from trainer.samples.numbering import ItemNumbers
 from trainer.samples.rows import (
@@ -28,34 +27,10 @@ from trainer.samples.rows import (
     unpack_impressions,
 )
 from trainer.samples.searches import SearchUse, is_hidden, searched
+from trainer.samples.user_history import UserHistory, packed_histories
 from trainer.samples.window import Observed
-from trainer.state import State, ragged, unragged, whole_numbers
+from trainer.state import State, unragged
 from trainer.tables import Slots
-
-
-class _UserHistory(NamedTuple):
-    user: str
-    items: tuple[int, ...] = ()
-    seconds: tuple[int, ...] = ()
-    used: int = -1
-    """Running number of its newest take."""
-
-    def with_take(self, take: Take, number: int, *, length: int, once: bool) -> _UserHistory:
-        """With a take, the newest so far; `once`: it replaces the item's former one."""
-        items, seconds = list(self.items), list(self.seconds)
-        _, former = place_of(items, seconds, take.item, take.second) if once else (None, None)
-        if former is not None:
-            del items[former], seconds[former]
-        newest = (*items, take.item)[-length:], (*seconds, take.second)[-length:]
-        return _UserHistory(self.user, *newest, number)
-
-    def only(self, places: list[int]) -> _UserHistory:
-        """With these places alone."""
-        items, seconds = tuple(self.items[at] for at in places), tuple(self.seconds[at] for at in places)
-        return self._replace(items=items, seconds=seconds)
-
-
-_FREE = _UserHistory("")
 
 
 class ImpressionJoin:
@@ -88,7 +63,7 @@ class ImpressionJoin:
         self._attribution = attribution_seconds
         self._max_users = max_users
         self._histories: OrderedDict[str, int] = OrderedDict()
-        self._history_rows: Slots[_UserHistory] = Slots()
+        self._history_rows: Slots[UserHistory] = Slots()
         self._take_number = 0
         self._once = items_once
         self._waiting: deque[Impression] = deque()
@@ -185,7 +160,7 @@ class ImpressionJoin:
     def snapshot(self) -> State:
         """Histories, each with the number of its newest take, and unresolved impressions, the oldest first."""
         state = State()
-        state.put_table("", self._history_rows.table(_packed, user_column="users"))
+        state.put_table("", self._history_rows.table(packed_histories, user_column="users"))
         state.put("waiting", pack_impressions(self._waiting))
         state.values |= {"too_late": self.too_late, "next_take": self._take_number}
         if self._correctable is not None:
@@ -199,7 +174,7 @@ class ImpressionJoin:
         users, items, seconds = state.texts("users"), unragged("items", state), unragged("seconds", state)
         used = state.arrays.get("used", np.arange(len(users))).tolist()  # an earlier build wrote them in their order
         histories = zip(users, map(tuple, items), map(tuple, seconds), used, strict=True)
-        rows = [None if one[-1] < 0 else _UserHistory(*one) for one in histories]
+        rows = [None if one[-1] < 0 else UserHistory(*one) for one in histories]
         self._history_rows = Slots(rows)
         # the newest number may be that of a user who was forgotten since
         self._take_number = state.values.get("next_take", max(used, default=-1) + 1)
@@ -385,22 +360,13 @@ class ImpressionJoin:
         self._take_number += 1
         row = self._histories.get(user)
         if row is None:
-            self._histories[user] = self._history_rows.add(_UserHistory(user, (take.item,), (take.second,), number))
+            self._histories[user] = self._history_rows.add(UserHistory(user, (take.item,), (take.second,), number))
             if len(self._histories) > self._max_users:
                 self._history_rows.pop(self._histories.popitem(last=False)[1])  # the user inactive for longest
             return
         self._histories.move_to_end(user)
         history = self._history_rows[row]
         self._history_rows[row] = history.with_take(take, number, length=self._length, once=self._once)
-
-
-def _packed(rows: Sequence[_UserHistory | None]) -> State:
-    kept = [row or _FREE for row in rows]
-    state = State({"used": whole_numbers(row.used for row in kept)})
-    state.put_texts("users", (row.user for row in kept))
-    state.add(ragged("items", [row.items for row in kept]))
-    state.add(ragged("seconds", [row.seconds for row in kept]))
-    return state
 
 
 def _event_hash(event_id: str) -> int:

@@ -33,8 +33,8 @@ from tests.factories.served_states import AT, ITEMS, Trained, apply
 from tests.factories.serving import SEARCH_FEATURES, Bench, Open, WordEncoder, open_bench
 from tests.factories.waiting import until
 from trainer.features.skew import recomputed, values_of
-from trainer.features.state import TakeColumns
 from trainer.features.states import ItemStates
+from trainer.features.take_columns import TakeColumns
 from trainer.samples.id_hashes import hash_columns
 from trainer.samples.searches import searched
 

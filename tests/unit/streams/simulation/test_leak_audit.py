@@ -21,8 +21,9 @@ from tests.factories.offline_folders import write_stream
 from tests.factories.samples import embedding, unit_vector
 from trainer.datasets.exposures import behaviours_of
 from trainer.datasets.folder import open_data_set
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
 from trainer.features.states import DrawnSources
+from trainer.features.take_columns import TakeColumns
 from trainer.networks.config import CiUBMConfig
 from trainer.online import trainer as online
 from trainer.online.config import TrainerConfig

@@ -15,8 +15,9 @@ from tests.factories.offline_folders import START, write, write_stream
 from trainer.datasets.folder import open_data_set
 from trainer.datasets.spans import BehaviourLog
 from trainer.features.config import FeatureConfig
-from trainer.features.state import FeatureState, TakeColumns
+from trainer.features.state import FeatureState
 from trainer.features.states import DrawnSources
+from trainer.features.take_columns import TakeColumns
 from trainer.offline import live_features, simple
 from trainer.offline.columns import Recorded, read_columns
 from trainer.offline.labels import LABEL_KINDS, LabelKind

@@ -3,7 +3,8 @@ from __future__ import annotations
 from tests.factories.feeding import finish, is_balanced, observe_all, pump, through_bytes
 from tests.factories.samples import DAY0, behaviour, make_trainer, small_config
 from trainer.online.config import TrainerConfig
-from trainer.online.intake import EventIntake, RememberedItems
+from trainer.online.intake import EventIntake
+from trainer.online.remembered_items import RememberedItems
 from trainer.samples.catalogue import Catalogue
 
 

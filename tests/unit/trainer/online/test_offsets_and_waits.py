@@ -8,7 +8,7 @@ import pytest
 
 from tests.factories.feeding import finish, is_balanced, observe_all, pump, through_bytes
 from tests.factories.samples import DAY0, behaviour, click_log, embedding, make_trainer, small_config
-from trainer.online.intake import RememberedItems
+from trainer.online.remembered_items import RememberedItems
 from trainer.online.trainer import OnlineTrainer
 from trainer.samples.rows import Impression
 
